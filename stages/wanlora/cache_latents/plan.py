@@ -1,0 +1,252 @@
+"""What there is to encode: clip and prompt keys, less the rows that are committed.
+
+Owns: the way from manifests and a model folder to keys and provenances. Encodes nothing.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from wanlora import manifest
+from wanlora.clips import SourceHashes, load_clip, read_source_hashes, source_sha256
+from wanlora.config import CacheLatentsConfig
+from wanlora.core.buckets import latent_shape, problem_with
+from wanlora.core.fingerprint import difference, fingerprint
+from wanlora.errors import MediaError, StoreError
+from wanlora.manifest import Clip
+from wanlora.progress import bar
+from wanlora.store import index, objects
+from wanlora.store.schema import Kind
+from wanlora.wan import encoders
+from wanlora.wan.variants import Variant
+
+SOURCES = "sources.json"
+WEIGHTS = "weights.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A clip that cannot be used, and why; `code` as in `MediaError`."""
+
+    code: str
+    clip_id: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyedClip:
+    """A clip and its key in the store."""
+
+    clip: Clip
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that the manifests ask for, and what of it is not in the store yet.
+
+    Attributes:
+        clips: All usable clips, in the manifests' order.
+        failures: Clips that cannot be used.
+        changed_sources: Source files that are not what they were when the manifest was written.
+        prompts: Prompt key to cleaned text, of all captions and of the prompts training needs.
+        captions: How many captions the clips have in all.
+        missing_clips: To encode: one clip a key, those of one bucket together.
+        missing_prompts: To encode: prompt key to text.
+    """
+
+    clips: tuple[KeyedClip, ...]
+    failures: tuple[Failure, ...]
+    changed_sources: tuple[str, ...]
+    prompts: Mapping[str, str]
+    captions: int
+    missing_clips: tuple[KeyedClip, ...]
+    missing_prompts: Mapping[str, str]
+    latents_provenance: Mapping[str, Any]
+    text_provenance: Mapping[str, Any]
+
+    @property
+    def num_bytes(self) -> int:
+        """Raw size of what is missing; prompts are taken to have a token for 3 bytes."""
+        item = np.dtype(self.latents_provenance["store_dtype"]).itemsize
+        channels = int(self.latents_provenance["z_dim"])
+        latents = sum(prod(latent_shape(c.clip.bucket, channels)) for c in self.missing_clips)
+        tokens = sum(min(512, 1 + len(t.encode()) // 3) for t in self.missing_prompts.values())
+        return int(item * (latents + tokens * int(self.text_provenance["text_dim"])))
+
+
+@dataclass(frozen=True, slots=True)
+class Hashes:
+    """Hashes of files by path, size and mtime, so that a second run reads no big file again."""
+
+    sources: SourceHashes
+    weights: SourceHashes
+
+    @classmethod
+    def read(cls, cache: Path) -> "Hashes":
+        """What earlier runs left in the cache folder."""
+        return cls(read_source_hashes(cache / SOURCES), read_source_hashes(cache / WEIGHTS))
+
+    def write(self, cache: Path) -> None:
+        """Leave them to the next run.
+
+        Raises:
+            StoreError: The cache folder cannot be written.
+        """
+        for name, known in ((SOURCES, self.sources), (WEIGHTS, self.weights)):
+            objects.put(cache, name, json.dumps(dict(known), sort_keys=True, indent=0).encode())
+
+
+def make(
+    config: CacheLatentsConfig,
+    *,
+    folder: Path,
+    variant: Variant,
+    device: torch.device,
+    hashes: Hashes,
+) -> Plan:
+    """Read the manifests, hash sources and weights, and find what is not committed.
+
+    Raises:
+        ManifestError: A manifest cannot be used.
+        StoreVersionError: The cache belongs to another release.
+    """
+    found = manifest.read_all(config.manifest)
+    index.has_store(config.cache)
+    latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
+    clips, failures, changed = _keyed(found, hashes)
+    wanted = [prompt for keyed in clips for prompt in keyed.clip.prompts]
+    wanted += ["", variant.negative_prompt, *config.validation_prompts]
+    prompts = {encoders.prompt_key(text): encoders.clean_prompt(text) for text in wanted}
+    there = {
+        kind: index.committed_keys(config.cache, kind, fingerprint(provenance))
+        for kind, provenance in _by_kind(latents_provenance, text_provenance)
+    }
+    missing = {keyed.key: keyed for keyed in clips if keyed.key not in there["latents"]}
+    return Plan(
+        clips=tuple(clips),
+        failures=tuple(failures),
+        changed_sources=tuple(changed),
+        prompts=prompts,
+        captions=sum(len(keyed.clip.prompts) for keyed in clips),
+        missing_clips=tuple(sorted(missing.values(), key=lambda keyed: keyed.clip.bucket)),
+        missing_prompts={k: text for k, text in prompts.items() if k not in there["text"]},
+        latents_provenance=latents_provenance,
+        text_provenance=text_provenance,
+    )
+
+
+def _by_kind(
+    latents: Mapping[str, Any], text: Mapping[str, Any]
+) -> tuple[tuple[Kind, Mapping[str, Any]], ...]:
+    return (("latents", latents), ("text", text))
+
+
+def _provenances(
+    config: CacheLatentsConfig, folder: Path, device: torch.device, hashes: Hashes
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    def hash_file(path: Path) -> str:
+        return source_sha256(path, hashes.weights)
+
+    log.info("hashing the encoders in %s", folder)
+    return (
+        encoders.vae_provenance(
+            folder,
+            dtype=getattr(torch, config.vae_dtype),
+            tf32=has_tf32(device) and config.tf32,
+            store_dtype=config.store.dtype,
+            transform_revision=manifest.TRANSFORM_REVISION,
+            hash_file=hash_file,
+        ),
+        encoders.text_provenance(
+            folder,
+            dtype=getattr(torch, config.text_dtype),
+            store_dtype=config.store.dtype,
+            hash_file=hash_file,
+        ),
+    )
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether a device can round to TF32 at all (NVIDIA since Ampere, compute capability 8.0)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _keyed(
+    clips: Sequence[Clip], hashes: Hashes
+) -> tuple[list[KeyedClip], list[Failure], list[str]]:
+    """Give every usable clip its key; list the others, and the sources that have changed."""
+    keyed, failures, changed = [], [], set()
+    with bar(total=len(clips), description="hash", unit="clip") as progress:
+        for clip in clips:
+            progress.update(1)
+            try:
+                _check_size(clip)
+                digest = _source_sha256(clip, hashes)
+            except MediaError as error:
+                failures.append(Failure(error.code, clip.clip_id, str(error)))
+                continue
+            if clip.source_sha256 not in (None, digest):
+                changed.add(clip.source)
+            keyed.append(KeyedClip(clip, manifest.clip_key(clip, digest)))
+    return keyed, failures, sorted(changed)
+
+
+def _source_sha256(clip: Clip, hashes: Hashes) -> str:
+    """Hash a source; one that is gone is known by its manifest, and may be cached already."""
+    try:
+        return source_sha256(clip.path, hashes.sources)
+    except MediaError as error:
+        if error.code != "missing" or clip.source_sha256 is None:
+            raise
+        return clip.source_sha256
+
+
+def _check_size(clip: Clip) -> None:
+    """Refuse a size that the VAE cannot take; a plain .npz line may have none (0x0x0).
+
+    Raises:
+        MediaError: What is wrong with the file, or bad_size.
+    """
+    if problem := problem_with(clip.bucket):
+        load_clip(clip)  # says what is wrong with the file itself, if anything is
+        raise MediaError("bad_size", f"{clip.path}: {problem}")
+
+
+def note_other_generations(cache: Path, plan: Plan) -> None:
+    """Say how encodings of other weights or settings in this cache differ from this run's."""
+    for kind, wanted in _by_kind(plan.latents_provenance, plan.text_provenance):
+        for other, provenance in index.provenances(cache, kind).items():
+            if other != fingerprint(wanted):
+                fields = "; ".join(difference(provenance, wanted))
+                log.info("the cache also has %s of another encoder (%s)", kind, fields)
+
+
+def check_disk(cache: Path, num_bytes: int) -> None:
+    """Refuse to start what cannot be finished.
+
+    Raises:
+        StoreError: The disk has less room than the encodings need.
+    """
+    there = next(folder for folder in _upwards(cache) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if free < num_bytes:
+        raise StoreError(
+            f"{cache} needs about {num_bytes / 1e9:.2f} GB more, and its disk has "
+            f"{free / 1e9:.2f} GB free; free some, or choose another folder with --cache"
+        )
+
+
+def _upwards(path: Path) -> Iterable[Path]:
+    absolute = path.absolute()
+    return (absolute, *absolute.parents)

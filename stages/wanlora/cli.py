@@ -1,0 +1,247 @@
+"""The command line: flags to config, config to stage, result to text or JSON, errors to exit codes.
+
+Owns: the only `print`. A stage is imported inside its command, so `--help` needs no torch. Flags
+are made from the fields of `config` that are marked with `Flag`; nothing is described twice.
+"""
+
+import importlib
+import inspect
+import json
+import logging
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import asdict
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+
+from wanlora import __version__
+from wanlora.config import COMMANDS, Flag, Settings, load
+from wanlora.errors import WanloraError
+
+STAGES = {
+    "demo": "wanlora.demo",
+    "prepare": "wanlora.prepare",
+    "verify": "wanlora.verify",
+    "cache-latents": "wanlora.cache_latents",
+    "inspect": "wanlora.inspect_cache",
+    "train": "wanlora.train",
+    "sample": "wanlora.sample",
+}
+
+EXAMPLES = {
+    "demo": ["wanlora demo", "wanlora demo --output-dir /tmp/demo"],
+    "prepare": [
+        "wanlora prepare videos/ --output data/processed",
+        "wanlora prepare videos/ --captions captions.csv --val-fraction 0.1",
+        "wanlora prepare videos/ --num-frames 49 --height 480 --width 480 --mode head",
+    ],
+    "verify": [
+        "wanlora verify data/processed",
+        "wanlora verify data/processed/train.jsonl --limit 5",
+    ],
+    "cache-latents": [
+        "wanlora cache-latents",
+        "wanlora cache-latents --manifest data/processed/train.jsonl --dry-run",
+        "wanlora cache-latents --model micro --cache cache/",
+    ],
+    "inspect": ["wanlora inspect cache/", "wanlora inspect cache/ --verify --json"],
+    "train": [
+        "wanlora train --cache cache/ --output-dir outputs/run",
+        "wanlora train --cache cache/ --max-steps 50 --gradient-accumulation-steps 4",
+        "wanlora train --cache cache/ --output-dir outputs/run --resume",
+        "wanlora train --cache cache/ --set lora.rank=16 --set lora.targets=attention",
+    ],
+    "sample": [
+        'wanlora sample --adapter outputs/run --prompt "A person clapping their hands"',
+        'wanlora sample --prompt "A person walking" --model micro',
+        'wanlora sample --adapter outputs/run --prompt "A person sitting" --num-videos 10 '
+        "--output-dir outputs/sitting",
+    ],
+}  # fmt: skip
+
+# Hidden spellings: underscores, as in the scripts this replaces, and their name for --adapter.
+SYNONYMS = {"lora-weights": "adapter"}
+
+
+def _normalize(option: str) -> str:
+    name = option.replace("_", "-")
+    return SYNONYMS.get(name, name)
+
+
+app = typer.Typer(
+    name="wanlora",
+    context_settings={"token_normalize_func": _normalize},
+    help="LoRA adapters for Wan 2.1: encode every clip once, train only the DiT ever after.\n\n"
+    "videos -> [bold]prepare[/] -> manifest -> [bold]cache-latents[/] -> store -> "
+    "[bold]train[/] -> adapter -> [bold]sample[/] -> mp4",
+    epilog="Start with: wanlora demo",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    app()
+
+
+def _parameter(name: str, annotation: Any, info: Any, default: Any = None) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    if default is ...:
+        return inspect.Parameter(name, kind, annotation=Annotated[annotation, info])
+    return inspect.Parameter(name, kind, annotation=Annotated[annotation, info], default=default)
+
+
+_COMMON = [
+    _parameter(
+        "config_file",
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE.toml", show_default=False, help="Settings from a TOML file."
+        ),
+    ),
+    _parameter(
+        "sets",
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            show_default=False,
+            help="Any setting by its dotted name; see docs/configuration.md.",
+        ),
+    ),
+    _parameter(
+        "as_json", bool, typer.Option("--json", help="Print the result as JSON."), default=False
+    ),
+]
+
+
+def _add_command(name: str, config_type: type[Settings]) -> None:
+    """Make a command of a config model: its docstring, flagged fields, and the common flags."""
+
+    def command(**given: Any) -> None:
+        file, sets, as_json = (given.pop(key) for key in ("config_file", "sets", "as_json"))
+        flags = {key: value for key, value in given.items() if value not in (None, [], False)}
+        raise typer.Exit(
+            _guarded(
+                lambda: _run(
+                    name, load(config_type, file=file, sets=sets or (), flags=flags), as_json
+                )
+            )
+        )
+
+    parameters = [*_arguments_and_flags(config_type), *_COMMON]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__doc__ = config_type.__doc__
+    examples = "\n\n".join(["[bold]Examples[/]", *EXAMPLES[name]])
+    app.command(name, epilog=examples)(command)
+
+
+def _arguments_and_flags(config_type: type[Settings]) -> list[inspect.Parameter]:
+    parameters = []
+    for name, field in config_type.model_fields.items():
+        flag = next((item for item in field.metadata if isinstance(item, Flag)), None)
+        if flag is None:
+            continue
+        kind, many = _value_kind(field.annotation)
+        info: dict[str, Any] = {"help": field.description, "show_default": False}
+        if not field.is_required() and field.default not in (None, ()):
+            info["show_default"] = _shown(field.default)
+        if kind != "FLAG":
+            info["metavar"] = kind
+        annotation: Any = list[str] | None if many else str | None
+        if flag.argument:
+            info["metavar"] = name.upper() + ("..." if many else "")
+            if field.is_required():
+                annotation = list[str]
+                parameters.append(_parameter(name, annotation, typer.Argument(**info), ...))
+                continue
+            parameters.append(_parameter(name, annotation, typer.Argument(**info)))
+            continue
+        names = flag.names or (f"--{name.replace('_', '-')}",)
+        if kind == "FLAG":
+            parameters.append(
+                _parameter(name, bool, typer.Option(names[0], help=info["help"]), False)
+            )
+            continue
+        parameters.append(_parameter(name, annotation, typer.Option(*names, **info)))
+    return parameters
+
+
+def _value_kind(annotation: Any) -> tuple[str, bool]:
+    """Name a field's type for the help, and say whether it takes several values."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is tuple:
+        return _value_kind(get_args(annotation)[0])[0], True
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation))), False
+    names = {bool: "FLAG", int: "INT", float: "FLOAT", Path: "PATH"}
+    return names.get(annotation, "TEXT"), False
+
+
+def _shown(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _run(name: str, config: Settings, as_json: bool) -> int:
+    """Run a stage and print what it returns."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("wanlora").setLevel(logging.INFO)
+    stage = importlib.import_module(STAGES[name])
+    result = stage.run(config)
+    if as_json:
+        print(json.dumps(asdict(result), indent=2, default=_jsonable))
+    else:
+        print("\n".join(result.lines()))
+    return int(result.exit_code)
+
+
+def _guarded(action: Callable[[], int]) -> int:
+    """Turn what a user can cause into a message and an exit code; let a bug show its traceback."""
+    try:
+        return action()
+    except WanloraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno not in (28, 30, 122):  # no space, read-only, quota: the user's to mend
+            raise
+        print(f"error: {error.filename or 'disk'}: {error.strerror}", file=sys.stderr)
+        return 1
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Enum):
+        return value.value
+    raise TypeError(f"{type(value).__name__} in a result")
+
+
+for _name, _config_type in COMMANDS.items():
+    _add_command(_name, _config_type)

@@ -1,0 +1,133 @@
+"""A line of a manifest to the pixels that the VAE is fed.
+
+Owns: `load_clip`, the one way pixels are made, and the PyTorch data set over it. Stage one and
+`verify` read through it; stage two never does.
+Dimensions: b clips, t frames, c = 3 channels, h height, w width in px.
+"""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import TypedDict
+
+import torch
+from jaxtyping import Float32, UInt8
+from torch.utils.data import Dataset
+
+from wanlora import manifest
+from wanlora.core.buckets import problem_with
+from wanlora.errors import ManifestError, MediaError
+from wanlora.manifest import Clip
+from wanlora.media import npz
+from wanlora.media.decode import iter_frames
+from wanlora.media.source import (
+    SourceHashes,
+    read_source_hashes,
+    source_sha256,
+    write_source_hashes,
+)
+from wanlora.media.transform import resize_and_crop
+
+__all__ = [
+    "Batch",
+    "ClipDataset",
+    "Item",
+    "SourceHashes",
+    "collate_fn",
+    "load_clip",
+    "read_source_hashes",
+    "source_sha256",
+    "to_signed",
+    "write_source_hashes",
+]
+
+
+class Item(TypedDict):
+    """One clip of a `ClipDataset`."""
+
+    frames: torch.Tensor
+    prompt: str
+    clip_id: str
+    activity: str
+
+
+class Batch(TypedDict):
+    """Several clips of one size."""
+
+    frames: torch.Tensor
+    prompts: list[str]
+    clip_ids: list[str]
+    activities: list[str]
+
+
+def load_clip(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
+    """Load a clip exactly as the VAE will see it, before `to_signed`.
+
+    Raises:
+        MediaError: The source cannot be used, or is not what the manifest says.
+    """
+    if clip.kind == "npz":
+        frames = npz.read(clip.path)
+        if frames.shape[:3] != tuple(clip.bucket):
+            found = "x".join(map(str, frames.shape[:3]))
+            raise MediaError("bad_size", f"{clip.path}: expected {clip.bucket}, found {found}")
+        return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
+    if problem := problem_with(clip.bucket):
+        raise MediaError("bad_size", f"clip {clip.clip_id}: {problem}")
+    aspect = Fraction(clip.transform.get("sample_aspect", "1"))
+    pixels = torch.empty(clip.num_frames, 3, clip.height, clip.width, dtype=torch.uint8)
+    cut = iter_frames(clip.path, start_s=clip.start_s, fps=clip.fps, num_frames=clip.num_frames)
+    for k, frame in enumerate(cut):
+        pixels[k : k + 1] = resize_and_crop(
+            frame[None], height=clip.height, width=clip.width, sample_aspect=aspect
+        )
+    return pixels
+
+
+def to_signed(frames: UInt8[torch.Tensor, "*shape"]) -> Float32[torch.Tensor, "*shape"]:
+    """Map 0..255 to [-1, 1]: `x / 127.5 - 1`, in float32."""
+    return frames.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+class ClipDataset(Dataset[Item]):
+    """The clips of a manifest as tensors: `frames` float32 `[T, C, H, W]` in [-1, 1].
+
+    Args:
+        path: A manifest, or a folder with train.jsonl.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.clips = manifest.read_all([Path(path)])
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> Item:
+        clip = self.clips[index]
+        return {
+            "frames": to_signed(load_clip(clip)),
+            "prompt": clip.prompt,
+            "clip_id": clip.clip_id,
+            "activity": clip.activity,
+        }
+
+
+def collate_fn(items: Sequence[Item]) -> Batch:
+    """Stack clips of one size: `frames` float32 `[B, T, C, H, W]`.
+
+    Raises:
+        ManifestError: The clips differ in size.
+    """
+    shapes = {tuple(item["frames"].shape): item["clip_id"] for item in items}
+    if len(shapes) > 1:
+        found = "; ".join(f"{clip_id}: {list(shape)}" for shape, clip_id in shapes.items())
+        raise ManifestError(
+            f"clips of different sizes cannot share a batch ({found}); use batch_size=1, or "
+            "prepare them at one size with --short drop"
+        )
+    return {
+        "frames": torch.stack([item["frames"] for item in items]),
+        "prompts": [item["prompt"] for item in items],
+        "clip_ids": [item["clip_id"] for item in items],
+        "activities": [item["activity"] for item in items],
+    }

@@ -1,0 +1,64 @@
+"""Clip sizes that Wan's VAE and patches can take, and the latent shapes they become.
+
+Owns: the arithmetic of frames, height and width. Knows nothing of files or models.
+Source: AutoencoderKLWan (x8 in space, x4 in time, the first frame alone) and
+WanTransformer3DModel (patch 1 x 2 x 2).
+"""
+
+from typing import NamedTuple
+
+SPATIAL_FACTOR = 8
+TEMPORAL_FACTOR = 4
+PATCH = (1, 2, 2)
+SIZE_MULTIPLE = SPATIAL_FACTOR * PATCH[1]
+
+
+class Bucket(NamedTuple):
+    """Frames, height and width of a clip. Only clips of one bucket can share a batch."""
+
+    num_frames: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.num_frames}x{self.height}x{self.width}"
+
+
+def problem_with(bucket: Bucket) -> str | None:
+    """Say why Wan cannot take this size, or None when it can.
+
+    The VAE drops the frames past 4k+1 and floors odd sizes without a word, so both are refused.
+    """
+    frames, height, width = bucket
+    if frames < 1 or (frames - 1) % TEMPORAL_FACTOR:
+        below = max(1, frames - (frames - 1) % TEMPORAL_FACTOR)
+        return (
+            f"{frames} frames; expected 4k+1 (the VAE would silently drop the rest): "
+            f"use {below} or {below + TEMPORAL_FACTOR}"
+        )
+    for name, value in (("height", height), ("width", width)):
+        if value < SIZE_MULTIPLE or value % SIZE_MULTIPLE:
+            below = max(SIZE_MULTIPLE, value - value % SIZE_MULTIPLE)
+            return (
+                f"{name} {value} px; expected a multiple of {SIZE_MULTIPLE}: "
+                f"use {below} or {below + SIZE_MULTIPLE}"
+            )
+    return None
+
+
+def latent_shape(bucket: Bucket, channels: int = 16) -> tuple[int, int, int, int]:
+    """Shape `C F H W` of the latents of one clip; 81x480x832 gives (16, 21, 60, 104)."""
+    assert problem_with(bucket) is None, bucket
+    frames, height, width = bucket
+    return (
+        channels,
+        1 + (frames - 1) // TEMPORAL_FACTOR,
+        height // SPATIAL_FACTOR,
+        width // SPATIAL_FACTOR,
+    )
+
+
+def num_tokens(bucket: Bucket) -> int:
+    """Length of the transformer's sequence; 81x480x832 gives 32,760."""
+    _, frames, height, width = latent_shape(bucket)
+    return (frames // PATCH[0]) * (height // PATCH[1]) * (width // PATCH[2])

@@ -1,0 +1,99 @@
+"""Flow matching: a clip between data and noise, and what the transformer must say there.
+
+Owns: sigma densities, the shift, the mixture, the velocity target and the loss.
+Legend: B batch, C channels, F latent frames, H W latent size. sigma in [0, 1], 1 = pure noise.
+Source: Esser et al. 2024 (SD3), sections 2 and 3.1; diffusers FlowMatchEulerDiscreteScheduler.
+"""
+
+import math
+from collections.abc import Callable
+from statistics import NormalDist
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+NUM_TRAIN_TIMESTEPS = 1000.0
+
+
+def logit_normal(u: float) -> float:
+    """Quantile of logit-normal(0, 1): sigmoid(Phi^-1(u)). SD3 eq. 19 with m = 0, s = 1."""
+    return 1.0 / (1.0 + math.exp(-NormalDist().inv_cdf(u)))
+
+
+def mode(u: float, scale: float = 1.29) -> float:
+    """Quantile of SD3's mode density: 1 - u - s(cos^2(pi u / 2) - 1 + u). SD3 eq. 20."""
+    return 1.0 - u - scale * (math.cos(math.pi * u / 2) ** 2 - 1.0 + u)
+
+
+SAMPLERS: dict[str, Callable[[float], float]] = {
+    "logit_normal": logit_normal,
+    "uniform": lambda u: u,
+    "mode": mode,
+}
+
+
+def shift_sigma(sigma: float, shift: float) -> float:
+    """Move sigma towards noise, once: shift s / (1 + (shift - 1) s). SD3 eq. 23."""
+    return shift * sigma / (1.0 + (shift - 1.0) * sigma)
+
+
+def sigma_of(u: float, *, sampler: str, shift: float) -> float:
+    """Sigma of a uniform draw: its quantile in the sampler's density, then the shift.
+
+    Args:
+        u: In (0, 1).
+        sampler: A key of `SAMPLERS`.
+        shift: Above 0; 1 leaves sigma as it is, 3 is Wan's at 480p.
+    """
+    return shift_sigma(SAMPLERS[sampler](u), shift)
+
+
+def _bsmntw(sigma: float) -> float:
+    """Bell around 0.5, mean about 1 over uniform timesteps (DiffSynth-Studio's training weight)."""
+    t = sigma * NUM_TRAIN_TIMESTEPS
+
+    def bell(x: float) -> float:
+        return math.exp(-2.0 * ((x - 500.0) / NUM_TRAIN_TIMESTEPS) ** 2)
+
+    floor = bell(NUM_TRAIN_TIMESTEPS)
+    # Mean of the bell over [0, 1000], so that the weight does not rescale the learning rate.
+    mean = math.sqrt(math.pi / 2) * math.erf(math.sqrt(0.5)) - floor
+    return (bell(t) - floor) / mean
+
+
+WEIGHTINGS: dict[str, Callable[[float], float]] = {
+    "none": lambda _sigma: 1.0,
+    "bsmntw": _bsmntw,
+    "sigma_sqrt": lambda sigma: sigma**-2.0,  # diffusers compute_loss_weighting_for_sd3
+}
+
+
+def mix(
+    latents: Float[Tensor, "b c f h w"],
+    noise: Float[Tensor, "b c f h w"],
+    sigmas: Float[Tensor, " b"],
+) -> Float[Tensor, "b c f h w"]:
+    """Noisy latents (1 - s) x0 + s noise, in fp32; cast to the transformer's type afterwards."""
+    s = sigmas.view(-1, 1, 1, 1, 1)
+    return (1.0 - s) * latents + s * noise
+
+
+def velocity_target(
+    latents: Float[Tensor, "b c f h w"], noise: Float[Tensor, "b c f h w"]
+) -> Float[Tensor, "b c f h w"]:
+    """What the transformer predicts: d x_s / d s = noise - x0."""
+    return noise - latents
+
+
+def timesteps(sigmas: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """1000 sigma in float32: bf16 would be off by up to 2, truncation by up to 1."""
+    assert sigmas.dtype == torch.float32, sigmas.dtype
+    return NUM_TRAIN_TIMESTEPS * sigmas
+
+
+def loss_per_clip(
+    prediction: Float[Tensor, "b c f h w"], target: Float[Tensor, "b c f h w"]
+) -> Float[Tensor, " b"]:
+    """Mean squared error of each clip, in fp32."""
+    return (prediction.float() - target).square().mean(dim=(1, 2, 3, 4))

@@ -1,0 +1,146 @@
+"""A cut of a video to upright RGB frames at a given rate.
+
+Owns: which frame is taken. Output k is the frame on screen at start + k/fps, the last one with
+pts <= that time; frames are repeated or left out, never blended, and time is never warped.
+Dimensions: t frames, h height, w width in px.
+"""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+from jaxtyping import UInt8
+
+from wanlora.errors import MediaError
+from wanlora.media import probe
+
+MAX_ROUNDING_S = Fraction(1, 2000)
+"""Matroska rounds timestamps to 1 ms; half of that is the most a timestamp may be late."""
+
+SEEK_BACK_S = (0.0, 2.0, 10.0)
+
+
+def decode(
+    path: Path, *, start_s: float, fps: float, num_frames: int
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """Decode a cut into one array, rotated upright; pixels keep the file's size and aspect.
+
+    Args:
+        path: The video.
+        start_s: Seconds after the first frame of the video.
+        fps: Frames a second of the output.
+        num_frames: Frames of the output.
+
+    Raises:
+        MediaError: The file cannot be read, a frame of the cut is damaged (corrupt_at), or the
+            video ends before the cut does (too_short).
+    """
+    return np.stack(list(iter_frames(path, start_s=start_s, fps=fps, num_frames=num_frames)))
+
+
+def iter_frames(
+    path: Path, *, start_s: float, fps: float, num_frames: int
+) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    """Decode like `decode`, a frame at a time: a 4K cut would be gigabytes at once."""
+    assert start_s >= 0
+    assert num_frames >= 1
+    with probe.open_video(path) as (container, stream):
+        first = probe.first_frame(path, container, stream)
+        targets = target_ticks(
+            probe.time_base(stream), start_s=start_s, fps=fps, num_frames=num_frames
+        )
+        targets = [probe.pts_of(first) + ticks for ticks in targets]
+        picked: VideoFrame | None = None
+        picture: UInt8[np.ndarray, "h w 3"] | None = None
+        for frame in _pick(path, container, stream, first, targets):
+            if picture is None or frame is not picked:
+                probe.require_intact(path, stream, frame, since=first)
+                picked, picture = frame, _upright(path, frame)
+            yield picture
+
+
+def target_ticks(time_base: Fraction, *, start_s: float, fps: float, num_frames: int) -> list[int]:
+    """Times of the output frames in ticks after the first frame, rounded down.
+
+    A timestamp is the true time rounded to the time base, so one that is late by up to half a tick
+    (and at most half a millisecond) still counts as on time.
+    """
+    rate = Fraction(fps).limit_denominator(1001)  # 23.976023976 is 24000/1001
+    late = min(time_base / 2, MAX_ROUNDING_S)
+    start = Fraction(start_s) + late
+    return [int((start + k / rate) // time_base) for k in range(num_frames)]
+
+
+def num_outputs(span_s: float, fps: float) -> int:
+    """How many frames at `fps` a span holds, each with its whole period inside the span."""
+    return int(span_s * fps + 1e-3)
+
+
+def _pick(
+    path: Path,
+    container: InputContainer,
+    stream: VideoStream,
+    first: VideoFrame,
+    targets: list[int],
+) -> Iterator[VideoFrame]:
+    """Yield, for every target, the last frame with pts <= target."""
+    done = 0
+    shown: VideoFrame | None = None
+    previous: VideoFrame | None = None
+    for frame in _frames_from(path, container, stream, first, targets[0]):
+        while shown is not None and probe.pts_of(frame) > targets[done]:
+            yield shown
+            done += 1
+            if done == len(targets):
+                return
+        previous, shown = shown, frame
+    assert shown is not None
+    gap = probe.pts_of(shown) - probe.pts_of(previous) if previous is not None else 0
+    end = probe.pts_of(shown) + probe.frame_ticks(shown, stream, fallback=gap)
+    while done < len(targets) and targets[done] < end:
+        yield shown
+        done += 1
+    if done < len(targets):
+        unit = float(probe.time_base(stream))
+        begin = probe.pts_of(first)
+        raise MediaError(
+            "too_short",
+            f"{path}: the cut ends at {(targets[-1] - begin) * unit:.3f} s, the video at "
+            f"{(end - begin) * unit:.3f} s; has it changed? Run wanlora prepare again",
+        )
+
+
+def _frames_from(
+    path: Path,
+    container: InputContainer,
+    stream: VideoStream,
+    first: VideoFrame,
+    target: int,
+) -> Iterator[VideoFrame]:
+    """Yield frames from one with pts <= target on, seeking as near to the target as possible.
+
+    A seek goes by decoding time, or by a sparse index, and may land too late: then seek further
+    back, and at last read from the start.
+    """
+    for back_s in SEEK_BACK_S:
+        ticks = target - int(Fraction(back_s) / probe.time_base(stream))
+        if ticks <= probe.pts_of(first):
+            break
+        container.seek(ticks, stream=stream, backward=True)
+        frames = probe.read_frames(path, container, stream)
+        frame = next(frames, None)
+        if frame is not None and probe.pts_of(frame) <= target:
+            yield frame
+            yield from frames
+            return
+    with probe.open_video(path) as (fresh, fresh_stream):
+        yield from probe.read_frames(path, fresh, fresh_stream)
+
+
+def _upright(path: Path, frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+    pixels = frame.to_ndarray(format="rgb24", threads=1)
+    return np.ascontiguousarray(np.rot90(pixels, k=probe.quarter_turns(path, frame)))

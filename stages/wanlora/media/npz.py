@@ -1,0 +1,62 @@
+"""Clips that are already cut: .npz files of uint8 frames, `(T, H, W, 3)`.
+
+Owns: what such a file must hold. Dimensions: t frames, h height, w width in px.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from wanlora.core import npz
+from wanlora.core.buckets import Bucket, problem_with
+from wanlora.errors import MediaError
+
+
+def read_size(path: Path) -> Bucket:
+    """Size of the clip in an .npz, from its header alone.
+
+    Raises:
+        MediaError: missing; bad_npz for a wrong container, key, type or layout; bad_size for a
+            size that Wan's VAE would silently cut.
+    """
+    try:
+        with path.open("rb") as file:
+            header = npz.read_header(file)
+    except FileNotFoundError:
+        raise MediaError("missing", f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise MediaError("bad_npz", f"{path}: {error}") from None
+    if problem := npz.layout_problem(header):
+        raise MediaError("bad_npz", f"{path}: {problem}")
+    bucket = Bucket(*header.shape[:3])
+    if problem := problem_with(bucket):
+        raise MediaError("bad_size", f"{path}: {problem}")
+    return bucket
+
+
+def read(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
+    """Read the frames of a clip: array `frames`, else the only one; pickles are never opened.
+
+    Raises:
+        MediaError: As `read_size`, and bad_npz when the data are damaged.
+    """
+    bucket = read_size(path)
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            frames: np.ndarray = archive[npz.frames_key(archive.files)]
+    except Exception as error:  # zlib, zipfile, EOF: a damaged member raises any of them
+        if isinstance(error, MemoryError):
+            raise
+        raise MediaError("bad_npz", f"{path} is damaged: {error}") from None
+    assert frames.shape[:3] == tuple(bucket)
+    return frames
+
+
+def read_checked(path: Path) -> Bucket:
+    """Read all of a clip to see that it is whole, and say its size.
+
+    Raises:
+        MediaError: As `read`.
+    """
+    return Bucket(*read(path).shape[:3])

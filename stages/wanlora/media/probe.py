@@ -1,0 +1,281 @@
+"""Open a video, walk its frames with every check, and say what it is.
+
+Owns: the time axis (0 is the presentation time of the first frame the decoder gives), what counts
+as a broken file, and the one way frames are read. Must not know: clips, manifests, captions.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import av
+from av.container import InputContainer
+from av.video.frame import VideoFrame
+from av.video.stream import VideoStream
+
+from wanlora.errors import MediaError
+
+HDR_TRANSFERS = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
+MIN_DECODED_SHARE = 0.95
+"""Decoded span over the header's duration; a truncated file decodes what is left without error."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a video's headers and first frame say; sizes as displayed, after rotation.
+
+    Attributes:
+        rotation: Quarter turns counter-clockwise that make the coded frame upright.
+        sample_aspect: Width over height of one displayed pixel.
+        hdr: Name of the HDR transfer function, or None.
+        duration_s: Length of the video by the header, or None.
+    """
+
+    width: int
+    height: int
+    rotation: int
+    sample_aspect: Fraction
+    codec: str
+    hdr: str | None
+    interlaced: bool
+    duration_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What decoding every frame of a video shows.
+
+    Attributes:
+        span_s: From the first frame to the end of the last one.
+        fps: Mean frames a second between the first and the last frame.
+        longest_gap_s: Longest time between two frames.
+    """
+
+    info: VideoInfo
+    num_frames: int
+    span_s: float
+    fps: float
+    longest_gap_s: float
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """Open a file and its best video stream, to be decoded by one thread.
+
+    Raises:
+        MediaError: missing, unreadable or no_video.
+    """
+    try:
+        container = av.open(str(path))
+    except FileNotFoundError:
+        raise MediaError("missing", f"{path}: there is no such file") from None
+    except (av.FFmpegError, OSError) as error:
+        size = path.stat().st_size if path.is_file() else 0
+        raise MediaError(
+            "unreadable", f"{path} ({size:,} bytes) is no video that FFmpeg can open: {error}"
+        ) from None
+    with container:
+        stream = container.streams.best("video")
+        if not isinstance(stream, VideoStream):
+            raise MediaError("no_video", f"{path} has no video stream")
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def probe(path: Path) -> VideoInfo:
+    """Read headers and the first frame.
+
+    Raises:
+        MediaError: As `open_video`, and unreadable or corrupt_at for the first frame.
+    """
+    with open_video(path) as (container, stream):
+        frame = first_frame(path, container, stream)
+        return _info(path, container, stream, frame)
+
+
+def scan(path: Path) -> Scan:
+    """Decode every frame once, and measure.
+
+    Raises:
+        MediaError: As `open_video`; corrupt_at when a frame does not decode cleanly; truncated when
+            the file ends before 95 % of the header's duration.
+    """
+    with open_video(path) as (container, stream):
+        count, gap = 0, 0
+        first: VideoFrame | None = None
+        last: VideoFrame | None = None
+        try:
+            for frame in read_frames(path, container, stream):
+                require_intact(path, stream, frame, since=first)
+                if last is not None:
+                    gap = max(gap, pts_of(frame) - pts_of(last))
+                first, last, count = first or frame, frame, count + 1
+        except MediaError as damage:
+            if damage.code == "corrupt_at":
+                _require_packets_to_the_end(path)
+            raise
+        if first is None or last is None:
+            raise MediaError("unreadable", f"{path} has a video stream without a single frame")
+        info = _info(path, container, stream, first)
+        unit = time_base(stream)
+        ticks = pts_of(last) - pts_of(first)
+        end = ticks + frame_ticks(last, stream, fallback=ticks // max(1, count - 1))
+    span_s = float(end * unit)
+    _require_whole(path, span_s, info.duration_s)
+    fps = (count - 1) / float(ticks * unit) if ticks else 0.0
+    return Scan(info, count, span_s, fps, float(gap * unit))
+
+
+def read_frames(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
+    """Yield frames in presentation order from where the container stands.
+
+    Raises:
+        MediaError: corrupt_at when decoding fails or time runs backwards; unreadable when frames
+            have no timestamps or change their size.
+    """
+    last: VideoFrame | None = None
+    frames = container.decode(stream)
+    while True:
+        try:
+            frame = next(frames, None)
+        except (av.FFmpegError, OSError) as error:
+            at = 0.0 if last is None else seconds(last, stream)
+            raise MediaError(
+                "corrupt_at", f"{path}: decoding stops after timestamp {at:.3f} s: {error}"
+            ) from None
+        if frame is None:
+            return
+        _require_order(path, stream, frame, last)
+        last = frame
+        yield frame
+
+
+def first_frame(path: Path, container: InputContainer, stream: VideoStream) -> VideoFrame:
+    """Decode the first frame, whose timestamp is the start of the time axis."""
+    for frame in read_frames(path, container, stream):
+        return frame
+    raise MediaError("unreadable", f"{path} has a video stream without a single frame")
+
+
+def require_intact(
+    path: Path, stream: VideoStream, frame: VideoFrame, *, since: VideoFrame | None
+) -> None:
+    """Refuse a frame that the decoder patched up: FFmpeg conceals bit rot and only flags it."""
+    if frame.is_corrupt:
+        at = 0.0 if since is None else seconds(frame, stream) - seconds(since, stream)
+        raise MediaError("corrupt_at", f"{path}: the frame at {at:.3f} s is damaged")
+
+
+def pts_of(frame: VideoFrame) -> int:
+    """Presentation time in ticks of the time base; `read_frames` checked that it is there."""
+    assert frame.pts is not None
+    return frame.pts
+
+
+def time_base(stream: VideoStream) -> Fraction:
+    """Seconds a tick."""
+    assert stream.time_base is not None, "FFmpeg gives every stream it demuxes a time base"
+    return stream.time_base
+
+
+def seconds(frame: VideoFrame, stream: VideoStream) -> float:
+    """Presentation time of a frame on the file's own clock."""
+    return float(pts_of(frame) * time_base(stream))
+
+
+def frame_ticks(frame: VideoFrame, stream: VideoStream, *, fallback: int) -> int:
+    """How long a frame is shown; files that do not say give the fallback, else the mean rate."""
+    rate = stream.average_rate
+    nominal = round(1 / (rate * time_base(stream))) if rate else 1
+    return frame.duration or fallback or nominal
+
+
+def quarter_turns(path: Path, frame: VideoFrame) -> int:
+    """Quarter turns counter-clockwise (0 to 3) that show a frame upright.
+
+    Raises:
+        MediaError: unreadable, for a display matrix that is no quarter turn.
+    """
+    if frame.rotation % 90:
+        raise MediaError(
+            "unreadable",
+            f"{path}: its display matrix turns frames by {frame.rotation} degrees; expected a "
+            "multiple of 90: encode the video upright first",
+        )
+    return int(frame.rotation // 90) % 4
+
+
+def _info(
+    path: Path, container: InputContainer, stream: VideoStream, frame: VideoFrame
+) -> VideoInfo:
+    turns = quarter_turns(path, frame)
+    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    height, width = frame.height, frame.width
+    if turns % 2:
+        aspect, height, width = 1 / aspect, width, height
+    return VideoInfo(
+        width=width,
+        height=height,
+        rotation=turns,
+        sample_aspect=aspect,
+        codec=stream.codec_context.name,
+        hdr=HDR_TRANSFERS.get(stream.codec_context.color_trc),
+        interlaced=frame.interlaced_frame,
+        duration_s=_header_duration_s(container, stream),
+    )
+
+
+def _header_duration_s(container: InputContainer, stream: VideoStream) -> float | None:
+    """Duration of the video by the header, not of its sound where the file tells them apart."""
+    if stream.duration:
+        return float(stream.duration * time_base(stream))
+    if tag := stream.metadata.get("DURATION"):  # Matroska, "00:00:02.400000000"
+        hours, minutes, secs = tag.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(secs)
+    return container.duration / av.time_base if container.duration else None
+
+
+def _require_order(
+    path: Path, stream: VideoStream, frame: VideoFrame, last: VideoFrame | None
+) -> None:
+    if frame.pts is None:
+        raise MediaError(
+            "unreadable", f"{path}: frames have no timestamps; remux it, for example to mp4"
+        )
+    if last is None:
+        return
+    if frame.pts < pts_of(last):
+        raise MediaError(
+            "corrupt_at",
+            f"{path}: time runs backwards from {seconds(last, stream):.3f} s to "
+            f"{seconds(frame, stream):.3f} s; remux it, or cut it in two",
+        )
+    if (frame.width, frame.height) != (last.width, last.height):
+        raise MediaError(
+            "unreadable",
+            f"{path}: frames change from {last.width}x{last.height} to "
+            f"{frame.width}x{frame.height} at {seconds(frame, stream):.3f} s; cut it in two",
+        )
+
+
+def _require_packets_to_the_end(path: Path) -> None:
+    """Tell a file that was cut off, inside a frame, from one that is damaged inside."""
+    with open_video(path) as (container, stream):
+        try:
+            times = [p.pts for p in container.demux(stream) if p.pts is not None]
+        except (av.FFmpegError, OSError):
+            return
+        if times:
+            span_s = float((max(times) - min(times)) * time_base(stream))
+            _require_whole(path, span_s, _header_duration_s(container, stream))
+
+
+def _require_whole(path: Path, span_s: float, expected_s: float | None) -> None:
+    if expected_s and span_s < MIN_DECODED_SHARE * expected_s:
+        raise MediaError(
+            "truncated",
+            f"{path}: the header promises {expected_s:.2f} s, but its frames end after "
+            f"{span_s:.2f} s; copy or download it again",
+        )

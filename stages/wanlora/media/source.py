@@ -1,0 +1,62 @@
+"""Identity of a source file: the sha256 of its bytes, remembered between runs.
+
+Owns: the hash and its memory by (path, size, mtime). Imports no torch, so that the processes that
+check videos start quickly.
+"""
+
+import hashlib
+import json
+from collections.abc import MutableMapping
+from pathlib import Path
+
+from wanlora.errors import MediaError
+from wanlora.files import write_atomic
+
+SourceHashes = MutableMapping[str, tuple[int, int, str]]
+"""Absolute path to (size in bytes, mtime in ns, hex sha256)."""
+
+
+def source_sha256(path: Path, known: SourceHashes | None = None) -> str:
+    """Hex sha256 of a file's bytes, remembered by (path, size, mtime).
+
+    Args:
+        path: The file.
+        known: Hashes from before; this one is added.
+
+    Raises:
+        MediaError: missing.
+    """
+    try:
+        stat = path.stat()
+        stamp = (stat.st_size, stat.st_mtime_ns)
+        entry = known.get(str(path)) if known is not None else None
+        if entry is not None and tuple(entry[:2]) == stamp:
+            return entry[2]
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise MediaError("missing", f"{path}: there is no such file") from None
+    except OSError as error:
+        raise MediaError("unreadable", f"{path}: {error}") from None
+    if known is not None:
+        known[str(path)] = (*stamp, digest)
+    return digest
+
+
+def read_source_hashes(file: Path) -> dict[str, tuple[int, int, str]]:
+    """Hashes that `write_source_hashes` left; none when the file is missing or damaged.
+
+    It only saves time, so a damaged one is made again rather than refused.
+    """
+    try:
+        entries = json.loads(file.read_text())
+        return {
+            path: (int(size), int(mtime), str(sha)) for path, (size, mtime, sha) in entries.items()
+        }
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def write_source_hashes(file: Path, known: SourceHashes) -> None:
+    """Remember hashes for the next run."""
+    write_atomic(file, json.dumps(dict(known), sort_keys=True, indent=0).encode())

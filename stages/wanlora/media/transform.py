@@ -1,0 +1,53 @@
+"""Frames of any size to frames of a clip's size: cover, then crop the centre.
+
+Owns: the pixel rules of resizing; a change of them is a new `manifest.TRANSFORM_REVISION`.
+Dimensions: t frames, c = 3 channels, h height, w width in px.
+"""
+
+from fractions import Fraction
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch.nn.functional import interpolate
+
+
+def resize_and_crop(
+    frames: UInt8[np.ndarray, "t hh ww 3"],
+    *,
+    height: int,
+    width: int,
+    sample_aspect: Fraction = Fraction(1),
+) -> UInt8[torch.Tensor, "t 3 h w"]:
+    """Scale until the clip is covered, bicubic with antialias on uint8, and crop the centre.
+
+    Antialias matters: without it, or by area, fine texture aliases 7 to 50 times worse.
+
+    Args:
+        frames: Decoded frames.
+        height: Of the clip, px.
+        width: Of the clip, px.
+        sample_aspect: Width over height of one pixel of `frames`; squares come out.
+    """
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    size = cover_size(
+        pixels.shape[2], pixels.shape[3], height=height, width=width, sample_aspect=sample_aspect
+    )
+    if size != tuple(pixels.shape[2:]):
+        pixels = interpolate(pixels, size=size, mode="bicubic", antialias=True)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    return pixels[:, :, top : top + height, left : left + width].contiguous()
+
+
+def cover_size(
+    frame_height: int,
+    frame_width: int,
+    *,
+    height: int,
+    width: int,
+    sample_aspect: Fraction = Fraction(1),
+) -> tuple[int, int]:
+    """Smallest size (height, width) in the frame's displayed proportions that covers the clip."""
+    displayed_width = frame_width * sample_aspect
+    scale = max(Fraction(height, frame_height), width / displayed_width)
+    return max(height, round(frame_height * scale)), max(width, round(displayed_width * scale))

@@ -1,0 +1,1 @@
+"""The world that the embedded micro model lives in."""

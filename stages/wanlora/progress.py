@@ -1,0 +1,49 @@
+"""Progress with rate and ETA: a bar on a terminal, a plain line every 30 s elsewhere.
+
+Owns: how long work is shown. Writes to stderr only; knows nothing of the work.
+"""
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+LINE_EVERY_S = 30.0
+
+
+class _Lines:
+    """Turn tqdm's carriage returns into whole lines, for logs and pipes."""
+
+    def write(self, text: str) -> int:
+        text = text.strip("\r\n ")
+        if text:
+            sys.stderr.write(text + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def bar(*, total: int, description: str, unit: str, done: int = 0) -> "tqdm[Any]":
+    """Open a progress bar; use as a context manager and call `.update(n)` and `.set_postfix_str`.
+
+    Args:
+        total: How many units there are in all.
+        description: What is being done, a word or two.
+        unit: Name of one unit, for the rate.
+        done: Units finished before this process started; they do not enter the rate.
+    """
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        initial=done,
+        desc=description,
+        unit=unit,
+        file=sys.stderr if terminal else _Lines(),
+        mininterval=0.1 if terminal else LINE_EVERY_S,
+        maxinterval=10.0 if terminal else 2 * LINE_EVERY_S,
+        ascii=None if terminal else True,
+        dynamic_ncols=terminal,
+        smoothing=0.1,
+        leave=True,
+    )

@@ -1,0 +1,209 @@
+"""`wanlora sample`: prompts to mp4, from the base model or with an adapter.
+
+Owns: which videos are made, what they are called, and the record beside each. Loads the adapter
+with diffusers' own loader, so what it shows is what any diffusers user gets.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wanlora import __version__, progress
+from wanlora.config import DEFAULT_MODEL, SampleConfig
+from wanlora.core.buckets import Bucket, problem_with
+from wanlora.errors import ConfigError
+from wanlora.files import write_atomic
+from wanlora.media import mp4
+from wanlora.wan import pipeline as wan
+from wanlora.wan.adapter import AdapterFile, read_adapter
+from wanlora.wan.device import pick
+from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_tokenizer, num_prompt_tokens
+from wanlora.wan.variants import PIPELINE, Variant, resolve, variant_of
+from wanlora.wan.weights import file_sha256
+
+logger = logging.getLogger(__name__)
+
+_SLUG_LENGTH = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One video to make: its prompt, its seed, its file."""
+
+    prompt: str
+    seed: int
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        """The JSON beside it."""
+        return self.path.with_suffix(".json")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """What was made, with which weights."""
+
+    videos: list[str]
+    model: str
+    adapter: str | None
+
+    @property
+    def exit_code(self) -> int:
+        """Always 0: a video that cannot be made stops the command."""
+        return 0
+
+    def lines(self) -> list[str]:
+        """Say where the videos are."""
+        what = f"{self.model} with {self.adapter}" if self.adapter else f"{self.model}, no adapter"
+        return [f"{len(self.videos)} video(s) from {what}:", *(f"  {file}" for file in self.videos)]
+
+
+def run(config: SampleConfig) -> SampleResult:
+    """Make every video asked for; what can be refused is refused before anything is loaded.
+
+    Raises:
+        WanloraError: A setting, the device, the model or the adapter does not do.
+    """
+    videos = plan(config)
+    adapter = read_adapter(config.adapter) if config.adapter else None
+    model = config.model or (adapter and adapter.provenance.get("model")) or DEFAULT_MODEL
+    device = pick(config.device, model)
+    folder = resolve(model, PIPELINE)
+    settings = video_settings(config, variant_of(folder))
+    _check_lengths(folder, [*config.prompt, settings.negative_prompt])
+    pipeline = wan.load_pipeline(folder, dtype=_dtype(config.dtype, device), device=device)
+    if adapter:
+        wan.load_adapter(pipeline, adapter, scale=config.scale)
+    made_with = _provenance(config, model, adapter, settings, device)
+    total = len(videos) * settings.steps
+    with progress.bar(total=total, description="sample", unit="step") as bar:
+        for number, video in enumerate(videos):
+            bar.set_postfix_str(f"video {number + 1}/{len(videos)}", refresh=False)
+            frames = wan.generate(
+                pipeline, video.prompt, settings, seed=video.seed, on_step=lambda: bar.update(1)
+            )
+            _write(video, frames, config.fps, made_with)
+    return SampleResult(
+        videos=[str(video.path) for video in videos],
+        model=model,
+        adapter=str(adapter.path) if adapter else None,
+    )
+
+
+def plan(config: SampleConfig) -> list[Video]:
+    """List the videos: `num_videos` for each prompt, with seeds seed, seed + 1, ...
+
+    Raises:
+        ConfigError: A file exists and may not be replaced, or one name stands for many videos.
+    """
+    pairs = [
+        (prompt, config.seed + index)
+        for prompt in config.prompt
+        for index in range(config.num_videos)
+    ]
+    if config.output is not None:
+        if len(pairs) > 1:
+            raise ConfigError(
+                f"--output {config.output} names one file for {len(pairs)} videos; use --output-dir"
+            )
+        if config.output.suffix.lower() != ".mp4":
+            raise ConfigError(f"--output {config.output}: expected a name ending in .mp4")
+        videos = [Video(*pairs[0], path=config.output)]
+    else:
+        videos = [
+            Video(prompt, seed, config.output_dir / f"{number:03d}-{slug(prompt)}-seed{seed}.mp4")
+            for number, (prompt, seed) in enumerate(pairs)
+        ]
+    existing = [str(video.path) for video in videos if video.path.exists()]
+    if existing and not config.overwrite:
+        more = f" and {len(existing) - 3} more" if len(existing) > 3 else ""
+        raise ConfigError(
+            f"{', '.join(existing[:3])}{more} would be replaced; pass --overwrite, or another "
+            "--output-dir"
+        )
+    return videos
+
+
+def slug(prompt: str) -> str:
+    """Shorten a prompt to a part of a file name: lower-case words joined by hyphens."""
+    words = re.sub(r"[^\w]+", "-", prompt.lower()).strip("-_")
+    return words[:_SLUG_LENGTH].strip("-_") or "empty"
+
+
+def video_settings(config: SampleConfig, variant: Variant) -> wan.VideoSettings:
+    """Complete the settings with the variant's defaults.
+
+    Raises:
+        ConfigError: Wan cannot take the size; diffusers would round it in silence.
+    """
+    defaults = wan.VideoSettings(
+        num_frames=variant.num_frames,
+        height=variant.height,
+        width=variant.width,
+        steps=variant.steps,
+        guidance_scale=variant.guidance_scale,
+        negative_prompt=variant.negative_prompt,
+    )
+    given = {
+        name: value for name in asdict(defaults) if (value := getattr(config, name)) is not None
+    }
+    settings = replace(defaults, **given)
+    if problem := problem_with(Bucket(settings.num_frames, settings.height, settings.width)):
+        raise ConfigError(f"cannot sample {problem}")
+    return settings
+
+
+def _check_lengths(folder: Path, prompts: Sequence[str]) -> None:
+    """Refuse a prompt whose end the text encoder would never see."""
+    tokenizer = load_tokenizer(folder)
+    for prompt in prompts:
+        if (tokens := num_prompt_tokens(tokenizer, prompt)) > MAX_SEQUENCE_LENGTH:
+            raise ConfigError(
+                f"the prompt {prompt[:60]!r}... has {tokens} tokens; Wan reads at most "
+                f"{MAX_SEQUENCE_LENGTH} and would ignore the rest: shorten it"
+            )
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+
+
+def _provenance(
+    config: SampleConfig,
+    model: str,
+    adapter: AdapterFile | None,
+    settings: wan.VideoSettings,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Record what all videos of this command share: enough to make them again."""
+    return {
+        "model": model,
+        "adapter": str(adapter.path) if adapter else None,
+        "adapter_sha256": file_sha256(adapter.path) if adapter else None,
+        "scale": config.scale if adapter else None,
+        **asdict(settings),
+        "fps": config.fps,
+        "device": str(device),
+        "dtype": str(_dtype(config.dtype, device)).removeprefix("torch."),
+        "versions": {"wanlora": __version__, **wan.versions()},
+    }
+
+
+def _write(video: Video, frames: Any, fps: float, made_with: dict[str, Any]) -> None:
+    """Write the record first, so that a video never stands without one."""
+    record = {"prompt": video.prompt, "seed": video.seed, **made_with}
+    video.path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    write_atomic(video.record, text.encode())
+    mp4.write(
+        video.path, frames, fps=fps, metadata={"title": video.prompt, "comment": json.dumps(record)}
+    )

@@ -1,0 +1,94 @@
+"""Zarr arrays of a segment, in memory and out of it.
+
+Owns: dtypes, chunks, shards and codecs; with reader.py the only code that calls zarr. Every codec
+is a core Zarr v3 codec, so that tensorstore and zarrs read the same bytes.
+Legend: N = rows of the segment; the rest as in schema.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import zarr
+from google_crc32c import value as crc32c_of
+from jaxtyping import Shaped
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
+from zarr.storage import MemoryStore
+
+from wanlora.store import schema
+from wanlora.store.schema import Kind
+
+TOKEN_CHUNK = 64
+"""Tokens in a chunk of embeddings. Zarr omits all-zero chunks, so padding costs nothing."""
+
+DIMENSIONS = {
+    "latent": ("clip", "channel", "frame", "height", "width"),
+    "embedding": ("prompt", "token", "channel"),
+    "length": ("prompt",),
+}
+
+
+def crc32c(row: Shaped[np.ndarray, "..."]) -> int:
+    """CRC-32C of a row's bytes, little-endian, C order."""
+    return int(crc32c_of(row.astype(row.dtype.newbyteorder("<"), copy=False).tobytes()))
+
+
+def build(
+    kind: Kind, rows: list[Shaped[np.ndarray, "..."]], commit: Mapping[str, Any]
+) -> list[tuple[str, bytes]]:
+    """Encode a segment in memory.
+
+    Args:
+        kind: What the rows are.
+        rows: Latents `[C, F, H, W]` each, or prompt_embeds `[L, D]` each, of the stored dtype.
+        commit: Attributes of the commit record.
+
+    Returns:
+        Names and bytes in the order to write them: shards, arrays, commit record.
+    """
+    objects: dict[str, Any] = {}
+    store = MemoryStore(objects)
+    if kind == "latents":
+        _write(store, "latent", np.stack(rows), chunk=rows[0].shape, fill=np.nan)
+    else:
+        padded = np.zeros((len(rows), schema.MAX_TOKENS, rows[0].shape[1]), rows[0].dtype)
+        for slot, row in zip(padded, rows, strict=True):
+            slot[: len(row)] = row
+        _write(store, "embedding", padded, chunk=(TOKEN_CHUNK, padded.shape[2]), fill=0)
+        lengths = np.array([len(row) for row in rows], np.uint16)
+        _write(store, "length", lengths, chunk=(), fill=0)
+    # zarr adds an empty group document above the arrays; ours is the commit record, and comes last.
+    objects.pop(schema.GROUP, None)
+    built = {name: buffer.to_bytes() for name, buffer in objects.items()}
+    documents = {name for name in built if name.endswith(schema.GROUP)}
+    ordered = [*sorted(built.keys() - documents), *sorted(documents)]
+    return [(name, built[name]) for name in ordered] + [
+        (schema.GROUP, schema.group_document(commit))
+    ]
+
+
+def _write(
+    store: MemoryStore,
+    name: str,
+    values: Shaped[np.ndarray, "n ..."],
+    *,
+    chunk: tuple[int, ...],
+    fill: float,
+) -> None:
+    array = zarr.create_array(
+        store,
+        name=name,
+        shape=values.shape,
+        chunks=(1, *chunk) if chunk else values.shape,
+        shards=values.shape,
+        dtype=values.dtype,
+        fill_value=fill,
+        serializer=BytesCodec(endian="little"),
+        compressors=[
+            BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=values.dtype.itemsize),
+            Crc32cCodec(),
+        ],
+        dimension_names=DIMENSIONS[name],
+        zarr_format=3,
+    )
+    array[...] = values

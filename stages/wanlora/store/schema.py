@@ -1,0 +1,115 @@
+"""Names, attributes and versions of the store: format version 1 (docs/store-format.md).
+
+Owns: the layout as text and JSON. Must not know: files, arrays.
+Legend: C, F, H, W = channels, frames, height, width of latents; D = width of prompt_embeds.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from wanlora.core.fingerprint import SHORT
+from wanlora.errors import StoreError, StoreVersionError
+
+FORMAT = "wanlora-cache"
+VERSION = 1
+STORE = "store.zarr"
+VIEWS = "views"
+GROUP = "zarr.json"
+"""A group's document; of a segment it is the commit record, written last."""
+
+Kind = Literal["latents", "text"]
+KINDS: tuple[Kind, ...] = ("latents", "text")
+ROW_ARRAY: dict[Kind, str] = {"latents": "latent", "text": "embedding"}
+"""Array of each kind that holds the rows; checksums in the commit record are filed under it."""
+
+MAX_TOKENS = 512
+"""Rows of the padded prompt embedding that Wan's transformer consumes."""
+
+
+def short(fingerprint: str) -> str:
+    """Part of a fingerprint that stands in a path; the whole one is in every commit record."""
+    return fingerprint[:SHORT]
+
+
+def fingerprint_key(kind: Kind, fingerprint: str) -> str:
+    """Key of the group that holds everything made by one encoder with one set of settings."""
+    return f"{STORE}/{kind}/{short(fingerprint)}"
+
+
+def segments_key(kind: Kind, fingerprint: str, shape: tuple[int, ...]) -> str:
+    """Key of the group whose children are segments of rows of this shape.
+
+    Args:
+        kind: What the rows are.
+        fingerprint: Of the encoder.
+        shape: Of a row: (C, F, H, W), or (512, D), which has no level of its own.
+    """
+    key = fingerprint_key(kind, fingerprint)
+    return f"{key}/{'x'.join(map(str, shape))}" if kind == "latents" else key
+
+
+def shape_of(segments: str) -> tuple[int, ...]:
+    """Shape (C, F, H, W) from the name of a bucket's group."""
+    return tuple(int(size) for size in segments.rsplit("/", 1)[-1].split("x"))
+
+
+def groups_above(
+    kind: Kind, fingerprint: str, provenance: Mapping[str, Any], shape: tuple[int, ...]
+) -> list[tuple[str, bytes]]:
+    """Documents of the groups above a segment, outermost first.
+
+    Without them a plain Zarr client would see an empty store. Their bytes depend on nothing but
+    the arguments, so writers that race write the same.
+    """
+    groups = {
+        STORE: {"format": FORMAT, "version": VERSION},
+        f"{STORE}/{kind}": None,
+        fingerprint_key(kind, fingerprint): {"kind": kind, "provenance": dict(provenance)},
+    }
+    groups.setdefault(segments_key(kind, fingerprint, shape), None)
+    return [(f"{key}/{GROUP}", group_document(own)) for key, own in groups.items()]
+
+
+def group_document(own: Mapping[str, Any] | None) -> bytes:
+    """Zarr v3 document of a group whose attribute `wanlora` is `own`."""
+    document = {
+        "zarr_format": 3,
+        "node_type": "group",
+        "attributes": {} if own is None else {"wanlora": own},
+    }
+    return json.dumps(document, sort_keys=True, indent=1, allow_nan=False).encode()
+
+
+def own_attributes(document: bytes, key: str) -> dict[str, Any]:
+    """Read the attribute `wanlora` of a group's document.
+
+    Raises:
+        StoreError: It is not the document of a group of ours.
+    """
+    try:
+        own = json.loads(document)["attributes"]["wanlora"]
+    except (ValueError, KeyError, TypeError):
+        own = None
+    if not isinstance(own, dict):
+        raise StoreError(
+            f"{key} is damaged or not part of a latent cache: expected a Zarr group with an "
+            "attribute 'wanlora'; choose another folder with --cache, or delete that file's "
+            "folder and run wanlora cache-latents again"
+        )
+    return own
+
+
+def check_version(own: Mapping[str, Any], key: str, *, name: str = FORMAT) -> None:
+    """Refuse a format or version that this release does not know.
+
+    Raises:
+        StoreVersionError: Names the file, what was found and what is known.
+    """
+    found = own.get("format", name), own.get("version")
+    if found != (name, VERSION):
+        raise StoreVersionError(
+            f"{key} is {found[0]!r} version {found[1]!r}; this wanlora reads and writes {name!r} "
+            f"version {VERSION}: install the release that wrote it, or choose another folder with "
+            "--cache and run wanlora cache-latents"
+        )

@@ -1,0 +1,173 @@
+"""Views: which clips, with which captions, stage two trains on.
+
+Owns: `CACHE/views/<name>.jsonl`, a header line, then a line a clip. A view is derived from the
+manifest and the keys alone, so writers that race write the same bytes.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from wanlora.core.buckets import Bucket
+from wanlora.core.fingerprint import canonical_json
+from wanlora.errors import StoreError
+from wanlora.store import objects, schema
+
+FORMAT = "wanlora-view"
+
+
+@dataclass(frozen=True, slots=True)
+class ViewClip:
+    """A clip: its latents' key, the keys of its captions, and what it is sorted by."""
+
+    clip_id: str
+    key: str
+    bucket: Bucket
+    prompts: tuple[str, ...]
+    activity: str
+    split: str
+    source_group: str
+
+
+@dataclass(frozen=True, slots=True)
+class ViewPrompt:
+    """A prompt that previews show, and the key of its embedding."""
+
+    prompt: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """Header and clips. `latents` and `text` are whole fingerprints of the provenances.
+
+    `name` and `sha256` come from the file and are not written into it.
+    """
+
+    latents: str
+    text: str
+    latents_provenance: Mapping[str, Any]
+    text_provenance: Mapping[str, Any]
+    model: str
+    variant: str
+    shift: float
+    empty_prompt: str
+    negative_prompt: str
+    validation_prompts: tuple[ViewPrompt, ...]
+    clips: tuple[ViewClip, ...]
+    name: str = field(default="", compare=False)
+    sha256: str = field(default="", compare=False)
+
+    def prompt_keys(self) -> list[str]:
+        """Keys of all prompts the view needs, each once, sorted."""
+        keys = {key for clip in self.clips for key in clip.prompts}
+        keys |= {self.empty_prompt, self.negative_prompt}
+        return sorted(keys | {prompt.key for prompt in self.validation_prompts})
+
+
+def write_view(cache: Path, name: str, view: View) -> View:
+    """Publish a view whole, in place of the one of that name.
+
+    Returns:
+        The view with its name and sha256.
+    """
+    header = {
+        "format": FORMAT,
+        "version": schema.VERSION,
+        "latents": view.latents,
+        "text": view.text,
+        "latents_provenance": dict(view.latents_provenance),
+        "text_provenance": dict(view.text_provenance),
+        "model": view.model,
+        "variant": view.variant,
+        "shift": view.shift,
+        "empty_prompt": view.empty_prompt,
+        "negative_prompt": view.negative_prompt,
+        "validation_prompts": [
+            {"prompt": prompt.prompt, "key": prompt.key} for prompt in view.validation_prompts
+        ],
+    }
+    lines = [header] + [
+        {
+            "clip_id": clip.clip_id,
+            "key": clip.key,
+            "bucket": list(clip.bucket),
+            "prompts": list(clip.prompts),
+            "activity": clip.activity,
+            "split": clip.split,
+            "source_group": clip.source_group,
+        }
+        for clip in sorted(view.clips, key=lambda clip: clip.clip_id)
+    ]
+    data = "".join(f"{canonical_json(line)}\n" for line in lines).encode()
+    objects.put(cache, _key(name), data)
+    return replace(view, name=name, sha256=hashlib.sha256(data).hexdigest())
+
+
+def read_view(cache: Path, name: str) -> View:
+    """Read a view; attributes this release does not know are ignored.
+
+    Raises:
+        StoreError: There is no such view, or it is damaged; names the views there are.
+        StoreVersionError: It has another version.
+    """
+    path = str(cache / _key(name))
+    data = objects.get(cache, _key(name))
+    if data is None:
+        others = ", ".join(view_names(cache)) or "none"
+        raise StoreError(
+            f"no view {name!r} in {cache} (there are: {others}); make it with: "
+            f"wanlora cache-latents --cache {cache} --view {name}"
+        )
+    try:
+        header, *lines = [json.loads(line) for line in data.decode().splitlines()]
+        schema.check_version(header, path, name=FORMAT)
+        view = _parse(header, lines)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{path} is damaged ({type(error).__name__}: {error}); make it again with: "
+            f"wanlora cache-latents --cache {cache} --view {name}"
+        ) from error
+    return replace(view, name=name, sha256=hashlib.sha256(data).hexdigest())
+
+
+def view_names(cache: Path) -> list[str]:
+    """Names of the views of a cache, sorted."""
+    names = objects.files(cache, schema.VIEWS)
+    return [name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl")]
+
+
+def _key(name: str) -> str:
+    return f"{schema.VIEWS}/{name}.jsonl"
+
+
+def _parse(header: Mapping[str, Any], lines: list[Mapping[str, Any]]) -> View:
+    return View(
+        latents=header["latents"],
+        text=header["text"],
+        latents_provenance=header["latents_provenance"],
+        text_provenance=header["text_provenance"],
+        model=header["model"],
+        variant=header["variant"],
+        shift=float(header["shift"]),
+        empty_prompt=header["empty_prompt"],
+        negative_prompt=header["negative_prompt"],
+        validation_prompts=tuple(
+            ViewPrompt(item["prompt"], item["key"]) for item in header["validation_prompts"]
+        ),
+        clips=tuple(
+            ViewClip(
+                clip_id=line["clip_id"],
+                key=line["key"],
+                bucket=Bucket(*line["bucket"]),
+                prompts=tuple(line["prompts"]),
+                activity=line["activity"],
+                split=line["split"],
+                source_group=line["source_group"],
+            )
+            for line in lines
+        ),
+    )

@@ -1,0 +1,204 @@
+"""Write segments: many writers at once, killed at any instruction, never a wrong row.
+
+Owns: the commit order. Groups above first, then a segment's shards, its arrays' documents, and
+last its group document, the commit record. Nothing is ever appended to, resized or rewritten.
+Legend: as in schema.
+"""
+
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Float64
+
+from wanlora.core.fingerprint import fingerprint as fingerprint_of
+from wanlora.errors import StoreError
+from wanlora.store import arrays, objects, schema
+from wanlora.store.schema import Kind
+
+log = logging.getLogger(__name__)
+
+NormalEquations = tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k 3"]]
+
+
+class SegmentWriter:
+    """Buffers rows of one kind and shape, and publishes them as immutable segments.
+
+    Leaving the context publishes what is buffered, on success, error and Ctrl-C alike.
+
+    Args:
+        cache: Cache folder.
+        kind: What the rows are.
+        provenance: Of the encoder; its fingerprint stands in the path.
+        shape: Of a row: (C, F, H, W), or (512, D).
+        dtype: Stored type, float16 or float32.
+        rows: Most rows in a segment.
+        max_bytes: Most raw bytes in a segment; a single larger row is a segment of its own.
+        max_seconds: Most seconds of work in a segment: what a kill can cost.
+        writer: What to record of this process beside the rows, for people to read.
+    """
+
+    def __init__(
+        self,
+        cache: Path,
+        *,
+        kind: Kind,
+        provenance: Mapping[str, Any],
+        shape: tuple[int, ...],
+        dtype: str,
+        rows: int,
+        max_bytes: int,
+        max_seconds: float,
+        writer: Mapping[str, Any] | None = None,
+    ) -> None:
+        assert kind == "latents" or shape[0] == schema.MAX_TOKENS, shape
+        self.fingerprint = fingerprint_of(provenance)
+        self._cache = cache
+        self._kind: Kind = kind
+        self._provenance = dict(provenance)
+        self._shape = shape
+        self._dtype = np.dtype(dtype)
+        self._limits = rows, max_bytes, max_seconds
+        self._writer = {"wanlora": version("wanlora"), "host": socket.gethostname()} | dict(
+            writer or {}
+        )
+        self._groups_written = False
+        self._seen: set[str] = set()
+        self._since = time.monotonic()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._keys: list[str] = []
+        self._rows: list[np.ndarray] = []
+        self._sources: list[Any] = []
+        self._rgb: list[NormalEquations] = []
+        self._num_bytes = 0
+
+    def add(
+        self,
+        key: str,
+        array: Float[np.ndarray, "..."],
+        *,
+        source: Mapping[str, Any] | str | None = None,
+        rgb: NormalEquations | None = None,
+    ) -> None:
+        """Buffer a row, and publish a segment when a limit is reached.
+
+        A key that this writer has already seen is skipped: equal keys mean equal rows.
+
+        Args:
+            key: Clip key or prompt key.
+            array: Latents `[C, F, H, W]`, or prompt_embeds `[L, D]` with 1 <= L <= 512.
+            source: Where the row comes from, for people to read: the clip's cut, or the prompt.
+            rgb: Normal equations of this row (`core.latent_rgb.normal_equations`).
+
+        Raises:
+            StoreError: A value is not finite once it has the stored type, or the disk refuses.
+        """
+        if key in self._seen:
+            return
+        row = self._stored(key, array)
+        limit_rows, limit_bytes, limit_s = self._limits
+        if self._rows and self._num_bytes + row.nbytes > limit_bytes:
+            self.flush()
+        self._keys.append(key)
+        self._rows.append(row)
+        self._sources.append(source)
+        self._rgb += [rgb] if rgb is not None else []
+        self._num_bytes += row.nbytes
+        self._seen.add(key)
+        if len(self._rows) >= limit_rows or time.monotonic() - self._since >= limit_s:
+            self.flush()
+
+    def _stored(self, key: str, array: Float[np.ndarray, "..."]) -> np.ndarray:
+        """Cast a row to the stored type; it is a copy, C-ordered."""
+        if self._kind == "latents":
+            assert array.shape == self._shape, (array.shape, self._shape)
+        else:
+            assert array.shape[1:] == self._shape[1:], (array.shape, self._shape)
+            assert 1 <= len(array) <= self._shape[0], array.shape
+        with np.errstate(over="ignore"):  # what overflows is counted below
+            row = array.astype(self._dtype, order="C", copy=True)
+        if bad := int(np.count_nonzero(~np.isfinite(row))):
+            raise StoreError(
+                f"{self._kind} row {key}: {bad} of {row.size} values are not finite as "
+                f"{self._dtype} (largest before the cast: {np.abs(array).max():g}); the encoder's "
+                "weights or dtype are wrong, or store with --set store.dtype=float32"
+            )
+        return row
+
+    def flush(self) -> None:
+        """Publish what is buffered; it is kept, to be tried again, when the disk refuses."""
+        if self._rows:
+            self._write_groups()
+            parent = schema.segments_key(self._kind, self.fingerprint, self._shape)
+            segment = f"{parent}/{secrets.token_hex(8)}"
+            for name, data in arrays.build(self._kind, self._rows, self._commit()):
+                objects.put(self._cache, f"{segment}/{name}", data)
+            self._clear()
+        self._since = time.monotonic()
+
+    def _commit(self) -> dict[str, Any]:
+        commit: dict[str, Any] = {
+            "kind": "segment",
+            "version": schema.VERSION,
+            "fingerprint": self.fingerprint,
+            "count": len(self._keys),
+            "keys": self._keys,
+            "crc32c": {schema.ROW_ARRAY[self._kind]: [arrays.crc32c(row) for row in self._rows]},
+            "sources" if self._kind == "latents" else "prompts": self._sources,
+            "writer": self._writer | {"pid": os.getpid(), "time": int(time.time())},
+        }
+        if self._rgb:
+            gram = np.sum([gram for gram, _ in self._rgb], axis=0)
+            cross = np.sum([cross for _, cross in self._rgb], axis=0)
+            commit["latent_rgb"] = {"gram": gram.tolist(), "cross": cross.tolist()}
+        return commit
+
+    def _write_groups(self) -> None:
+        """Make the groups above the first segment, unless they are there.
+
+        Raises:
+            StoreVersionError: The store belongs to another version.
+        """
+        if self._groups_written:
+            return
+        for key, document in schema.groups_above(
+            self._kind, self.fingerprint, self._provenance, self._shape
+        ):
+            there = objects.get(self._cache, key)
+            if there is None:
+                objects.put(self._cache, key, document)
+            elif key == f"{schema.STORE}/{schema.GROUP}":
+                path = str(self._cache / key)
+                schema.check_version(schema.own_attributes(there, path), path)
+        self._groups_written = True
+
+    def close(self) -> None:
+        """Publish what is buffered."""
+        self.flush()
+
+    def __enter__(self) -> "SegmentWriter":  # noqa: PYI034  (beartype refuses Self here)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.flush()
+            return
+        try:
+            self.flush()
+        except StoreError as second:  # the first error says more
+            log.warning("%d encoded rows were lost: %s", len(self._rows), second)

@@ -1,0 +1,146 @@
+"""From a view and a store to micro-batches, read ahead of the step.
+
+Owns: which clips, sigmas, noise and prompts a slot of a step gets. Everything is a function of
+(seed, step, slot); a rank takes its slice of the slots. Legend: B micro-batch, C F H W latents,
+L tokens (512), D text width.
+"""
+
+from collections import deque
+from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from wanlora.core import flow
+from wanlora.core.buckets import Bucket
+from wanlora.core.order import Order
+from wanlora.core.rng import Stream, generator, normal, uniform
+from wanlora.store.reader import StoreReader
+from wanlora.store.views import ViewClip
+
+READ_THREADS = 2
+
+
+class MicroBatch(NamedTuple):
+    """What one forward pass needs, on the CPU."""
+
+    clip_ids: tuple[str, ...]
+    latents: Float[Tensor, "b c f h w"]
+    noise: Float[Tensor, "b c f h w"]
+    sigmas: Float[Tensor, " b"]
+    weights: Float[Tensor, " b"]
+    prompt_embeds: Float[Tensor, "b l d"]
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """What decides the content of every slot of every step.
+
+    Args:
+        reader: The open store.
+        clips: The clips of each bucket, in the view's order.
+        order: Which clips make up the global batch of a step.
+        seed: The run's seed.
+        sampler: A key of `flow.SAMPLERS`.
+        shift: Shift of sigma.
+        weighting: A key of `flow.WEIGHTINGS`.
+        caption_dropout: Chance of the empty prompt.
+        empty_prompt: Key of the empty prompt.
+        sequence_length: Rows the prompt embeddings are padded to (512: part of the model).
+    """
+
+    reader: StoreReader
+    clips: dict[Bucket, list[ViewClip]]
+    order: Order
+    seed: int
+    sampler: str
+    shift: float
+    weighting: str
+    caption_dropout: float
+    empty_prompt: str
+    sequence_length: int
+
+    def read(self, step: int, slots: Sequence[int]) -> MicroBatch:
+        """Assemble the micro-batch of some slots of a step's global batch."""
+        bucket, indices = self.order.batch(step)
+        clips = [self.clips[bucket][indices[slot]] for slot in slots]
+        latents = [self.reader.latents(clip.key).astype(np.float32) for clip in clips]
+        sigmas = [self.sigma(step, slot) for slot in slots]
+        return MicroBatch(
+            clip_ids=tuple(clip.clip_id for clip in clips),
+            latents=torch.from_numpy(np.stack(latents)),
+            noise=torch.from_numpy(
+                np.stack(
+                    [
+                        normal(self.seed, Stream.NOISE, step, slot, array.shape)
+                        for slot, array in zip(slots, latents, strict=True)
+                    ]
+                )
+            ),
+            sigmas=torch.tensor(sigmas, dtype=torch.float32),
+            weights=torch.tensor(
+                [flow.WEIGHTINGS[self.weighting](sigma) for sigma in sigmas], dtype=torch.float32
+            ),
+            prompt_embeds=torch.stack(
+                [
+                    self.padded_prompt(self._prompt_key(clip, step, slot))
+                    for clip, slot in zip(clips, slots, strict=True)
+                ]
+            ),
+        )
+
+    def sigma(self, step: int, slot: int) -> float:
+        """Noise level of a slot."""
+        u = uniform(self.seed, Stream.SIGMA, step, slot)
+        return flow.sigma_of(u, sampler=self.sampler, shift=self.shift)
+
+    def describe(self, step: int, slot: int) -> str:
+        """Name a slot's clip and sigma, for messages."""
+        bucket, indices = self.order.batch(step)
+        return f"{self.clips[bucket][indices[slot]].clip_id} at sigma {self.sigma(step, slot):.3f}"
+
+    def padded_prompt(self, key: str) -> Float[Tensor, "l d"]:
+        """Prompt embeddings of a key, zero past their length: what the transformer reads."""
+        rows = self.reader.prompt_embeds(key)
+        padded = np.zeros((self.sequence_length, rows.shape[1]), np.float32)
+        padded[: len(rows)] = rows
+        return torch.from_numpy(padded)
+
+    def _prompt_key(self, clip: ViewClip, step: int, slot: int) -> str:
+        """The clip's caption, one of several by a draw, or the empty prompt by another."""
+        draws = generator(self.seed, Stream.DROPOUT, step, slot)
+        if draws.random() < self.caption_dropout:
+            return self.empty_prompt
+        return clip.prompts[int(draws.integers(len(clip.prompts)))]
+
+
+def read_ahead(
+    source: BatchSource, plan: Sequence[tuple[int, tuple[int, ...]]], *, depth: int
+) -> Generator["Future[MicroBatch]"]:
+    """Yield the micro-batches of a plan in order, up to `depth` of them being read meanwhile.
+
+    Threads, not processes: reading a clip is a few milliseconds of decompression without the GIL.
+
+    Args:
+        source: Where micro-batches come from.
+        plan: A (step, slots) for each micro-batch.
+        depth: Micro-batches in flight.
+    """
+    pending: deque[Future[MicroBatch]] = deque()
+    todo = iter(plan)
+    with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read-ahead") as pool:
+        try:
+            for step, slots in todo:
+                pending.append(pool.submit(source.read, step, slots))
+                if len(pending) > depth:
+                    yield pending.popleft()
+            while pending:
+                yield pending.popleft()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,138 @@
+"""fp32 master weights of a bf16 adapter, and the optimizer that moves them.
+
+Owns: the only place where adapter weights change. The transformer computes with adapters in the
+base's type; a bf16 adapter would swallow an update of 5e-5 to a weight of 0.02, and eight
+micro-batches summed in bf16 cost 0.33 % of the gradient against 0.08 %.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from wanlora.errors import CheckpointError
+
+
+class Masters:
+    """fp32 copies of adapter parameters with fp32 gradients; an identity, so a class.
+
+    Args:
+        adapter: Adapter parameters of the transformer by name; kept, and written to by `publish`.
+    """
+
+    def __init__(self, adapter: Mapping[str, torch.nn.Parameter]) -> None:
+        self._adapter = dict(adapter)
+        self.parameters = {
+            name: torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True))
+            for name, parameter in self._adapter.items()
+        }
+        for master in self.parameters.values():
+            master.grad = torch.zeros_like(master)
+
+    def accumulate(self) -> None:
+        """Add the adapter's gradients to the masters' and clear them; after each backward."""
+        for name, parameter in self._adapter.items():
+            if parameter.grad is not None:
+                _gradient(self.parameters[name]).add_(parameter.grad)
+                parameter.grad = None
+
+    def sum_over_ranks(self) -> None:
+        """Sum the gradients of all ranks in one all-reduce of a flat fp32 tensor."""
+        gradients = [_gradient(master) for master in self.parameters.values()]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, part in zip(
+            gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True
+        ):
+            gradient.copy_(part.view_as(gradient))
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Clip the global L2 norm once a step, and return what it was; 0 = only measure."""
+        return torch.nn.utils.clip_grad_norm_(
+            self.parameters.values(), max_norm if max_norm > 0 else torch.inf
+        )
+
+    def zero_grad(self) -> None:
+        """Start the next step's sum."""
+        for master in self.parameters.values():
+            _gradient(master).zero_()
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Copy the masters into the adapter, rounded to its type; after each optimizer step."""
+        for name, parameter in self._adapter.items():
+            parameter.copy_(self.parameters[name])
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take masters from a checkpoint, and publish them.
+
+        Raises:
+            CheckpointError: A tensor is missing, unknown or of another shape.
+        """
+        _check_same(
+            {name: tuple(master.shape) for name, master in self.parameters.items()},
+            {name: tuple(tensor.shape) for name, tensor in tensors.items()},
+        )
+        for name, master in self.parameters.items():
+            master.copy_(tensors[name])
+        self.publish()
+
+
+def optimizer_state(
+    masters: Masters, optimizer: torch.optim.Optimizer
+) -> dict[str, dict[str, Tensor]]:
+    """Optimizer tensors by parameter name, so that a checkpoint does not depend on an order."""
+    return {name: optimizer.state[master] for name, master in masters.parameters.items()}
+
+
+def load_optimizer_state(
+    masters: Masters,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Take an optimizer's tensors from a checkpoint.
+
+    Raises:
+        CheckpointError: A parameter's state is missing or of another shape.
+    """
+    _check_same(
+        {name: tuple(master.shape) for name, master in masters.parameters.items()},
+        {name: tuple(part["exp_avg"].shape) for name, part in state.items() if "exp_avg" in part},
+    )
+    for name, master in masters.parameters.items():
+        optimizer.state[master] = {
+            key: value.to(master.device) if value.dim() else value
+            for key, value in state[name].items()
+        }
+
+
+def _gradient(master: torch.nn.Parameter) -> Tensor:
+    assert master.grad is not None
+    return master.grad
+
+
+def _check_same(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]]
+) -> None:
+    missing = sorted(expected.keys() - found.keys())
+    unknown = sorted(found.keys() - expected.keys())
+    reshaped = sorted(k for k in expected.keys() & found.keys() if expected[k] != found[k])
+    problems = [
+        *_listed("missing", missing),
+        *_listed("not of this adapter", unknown),
+        *_listed(
+            "of another shape",
+            [f"{k} (found {found[k]}, expected {expected[k]})" for k in reshaped],
+        ),
+    ]
+    if problems:
+        raise CheckpointError("; ".join(problems))
+
+
+def _listed(what: str, names: Iterable[str]) -> list[str]:
+    names = list(names)
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"{len(names)} tensors {what}: {', '.join(names[:3])}{more}"] if names else []

@@ -1,0 +1,128 @@
+"""Load clips exactly as stage one will, and list what could not be used and why.
+
+Owns: the check between preparing and encoding. Loads through `clips.load_clip` and changes nothing.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wanlora import manifest
+from wanlora.clips import load_clip, to_signed
+from wanlora.config import VerifyConfig
+from wanlora.errors import MediaError
+from wanlora.manifest import Clip
+from wanlora.progress import bar
+
+SHOWN = 10
+"""Clips shown line by line; --json has them all."""
+
+
+@dataclass(frozen=True)
+class LoadedClip:
+    """A clip that can be encoded: shape `[1, T, C, H, W]`, smallest and largest value."""
+
+    clip_id: str
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FailedClip:
+    """A clip that stage one would leave out."""
+
+    clip_id: str
+    source: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """Outcome of loading clips.
+
+    Attributes:
+        total: Clips in the manifests; more than were loaded when there is a limit.
+    """
+
+    total: int
+    loaded: tuple[LoadedClip, ...]
+    failed: tuple[FailedClip, ...]
+    buckets: dict[str, int]
+    manifests: tuple[str, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 when a clip failed."""
+        return 3 if self.failed else 0
+
+    def lines(self) -> list[str]:
+        """Shape, value range and prompt of the first clips; every failure; the next command."""
+        lines = [
+            f"{clip.clip_id}  {list(clip.shape)}  [{clip.low:.2f}, {clip.high:.2f}]  "
+            f"{clip.prompts[0]!r}" + _more_captions(clip)
+            for clip in self.loaded[:SHOWN]
+        ]
+        if len(self.loaded) > SHOWN:
+            lines.append(f"... and {len(self.loaded) - SHOWN:,} more clips")
+        lines += [f"FAILED {clip.code}: {clip.clip_id}: {clip.message}" for clip in self.failed]
+        tried = len(self.loaded) + len(self.failed)
+        sizes = ", ".join(f"{bucket} {count}" for bucket, count in self.buckets.items())
+        lines.append(f"{len(self.loaded):,} of {tried:,} clips load ({sizes or 'none'})")
+        if tried < self.total:
+            lines.append(f"{self.total - tried:,} clips were not tried (--limit)")
+        if self.failed:
+            codes = Counter(clip.code for clip in self.failed)
+            reasons = ", ".join(f"{code} {count}" for code, count in sorted(codes.items()))
+            lines.append(f"{len(self.failed):,} clips would be left out: {reasons}")
+        elif self.loaded:
+            names = " ".join(f"--manifest {path}" for path in self.manifests)
+            lines.append(f"next: wanlora cache-latents {names}")
+        return lines
+
+
+def run(config: VerifyConfig) -> VerifyResult:
+    """Load the clips of manifests.
+
+    Raises:
+        ManifestError: A manifest cannot be read.
+    """
+    everything = manifest.read_all(config.manifests)
+    chosen = _first_of_each(config) if config.limit else everything
+    loaded: list[LoadedClip] = []
+    failed: list[FailedClip] = []
+    with bar(total=len(chosen), description="loading", unit="clip") as progress:
+        for clip in chosen:
+            try:
+                loaded.append(_load(clip))
+            except MediaError as error:
+                failed.append(FailedClip(clip.clip_id, clip.source, error.code, str(error)))
+            progress.update(1)
+    return VerifyResult(
+        total=len(everything),
+        loaded=tuple(loaded),
+        failed=tuple(failed),
+        buckets=dict(Counter("x".join(_size(clip.shape)) for clip in loaded).most_common()),
+        manifests=tuple(map(str, config.manifests)),
+    )
+
+
+def _first_of_each(config: VerifyConfig) -> Sequence[Clip]:
+    return [clip for path in config.manifests for clip in manifest.read_all([path])[: config.limit]]
+
+
+def _load(clip: Clip) -> LoadedClip:
+    frames = load_clip(clip)
+    low, high = to_signed(frames.aminmax().min[None]), to_signed(frames.aminmax().max[None])
+    return LoadedClip(clip.clip_id, (1, *frames.shape), low.item(), high.item(), clip.prompts)
+
+
+def _size(shape: tuple[int, ...]) -> tuple[str, str, str]:
+    _, frames, _, height, width = shape
+    return str(frames), str(height), str(width)
+
+
+def _more_captions(clip: LoadedClip) -> str:
+    return f" (+{len(clip.prompts) - 1} captions)" if len(clip.prompts) > 1 else ""

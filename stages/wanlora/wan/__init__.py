@@ -1,0 +1,1 @@
+"""Wan through diffusers, peft and transformers: the only code that imports them."""

@@ -1,0 +1,88 @@
+"""Where to compute. Hours of silent CPU work help nobody, so a real model never falls back to one.
+
+Owns: the rule for `--device`. Knows which model is small enough for a CPU, nothing of its weights.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+
+from wanlora.errors import DeviceError, ModelError
+from wanlora.wan.variants import MICRO, variant_of
+
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")
+
+
+def pick(device: str, model: str) -> torch.device:
+    """Turn `--device` into a device that works.
+
+    `auto` takes CUDA, then Apple's MPS, then the CPU; the last only for the micro model. A device
+    named outright is taken, or refused when it does not work: never replaced by another.
+
+    Args:
+        device: auto, cpu, cuda, cuda:N or mps.
+        model: The `--model` value; `micro` or a folder of that size may run on the CPU.
+
+    Raises:
+        DeviceError: Names the driver, torch's CUDA build, and what to do.
+    """
+    if device != "auto":
+        return _checked(torch.device(device))
+    if torch.cuda.is_available():
+        return _checked(torch.device("cuda"))
+    if torch.backends.mps.is_available():
+        return _checked(torch.device("mps"))
+    if _is_micro(model):
+        return torch.device("cpu")
+    raise DeviceError(
+        f"no usable accelerator for {model}: {_explain()}. On a CPU this model takes hours a "
+        "step; pass --device cpu if that is what you want, or try --model micro"
+    )
+
+
+def _checked(device: torch.device) -> torch.device:
+    """Return the device if it can compute; a driver can be there and the kernels not."""
+    if device.type == "cpu":
+        return device
+    try:
+        torch.ones(2, device=device).sum().item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DeviceError(f"device {device} does not work ({reason}): {_explain()}") from None
+    return device
+
+
+def _is_micro(model: str) -> bool:
+    if model == MICRO:
+        return True
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        return False
+    try:
+        return variant_of(folder).name == MICRO
+    except ModelError:
+        return False
+
+
+def _explain() -> str:
+    """Say what is installed and what is missing for CUDA."""
+    driver = _driver()
+    build = torch.version.cuda
+    found = f"NVIDIA driver {driver or 'not found'}, torch {torch.__version__} built " + (
+        f"for CUDA {build}" if build else "without CUDA"
+    )
+    if build is None:
+        return f"{found}; install a CUDA build of torch from https://pytorch.org/get-started"
+    if driver is None:
+        return f"{found}; install the NVIDIA driver"
+    return f"{found}; update the driver, or install a torch built for an older CUDA"
+
+
+def _driver() -> str | None:
+    try:
+        text = _DRIVER_FILE.read_text(encoding="utf-8")
+    except OSError:
+        return None
+    match = re.search(r"\b(\d+\.\d+(?:\.\d+)?)\b", text)
+    return match.group(1) if match else "of unknown version"

@@ -1,0 +1,154 @@
+"""Prompts to frames through diffusers' own WanPipeline and its own LoRA loader.
+
+Owns: loading the pipeline in the right types, and one video's worth of settings. Never imported by
+training. Legend: t frames, h w height and width.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import peft
+import torch
+import transformers
+from diffusers import AutoencoderKLWan, WanPipeline
+from jaxtyping import UInt8
+
+from wanlora.errors import ModelError
+from wanlora.wan.adapter import AdapterFile, check_adapter_fits
+from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_text_encoder, load_vae
+from wanlora.wan.transformer import load_transformer
+
+_ADAPTER_NAME = "wanlora"
+
+
+@dataclass(frozen=True, slots=True)
+class VideoSettings:
+    """What one video is made with, beside its prompt and seed.
+
+    Attributes:
+        num_frames: Frames, 4k+1.
+        height: Height in px.
+        width: Width in px.
+        steps: Denoising steps.
+        guidance_scale: Classifier-free guidance; 1 or less means none.
+        negative_prompt: What to avoid.
+    """
+
+    num_frames: int
+    height: int
+    width: int
+    steps: int
+    guidance_scale: float
+    negative_prompt: str
+
+
+def load_pipeline(folder: Path, *, dtype: torch.dtype, device: torch.device) -> WanPipeline:
+    """Load every part of a WanPipeline with all its weights checked.
+
+    The VAE is fp32, as everywhere; the transformer has `dtype`; the text encoder is bf16 on an
+    accelerator and fp32 on the CPU, so that there `WanPipeline.from_pretrained(folder)` without
+    further settings gives the same video, bit for bit.
+
+    Args:
+        folder: A whole model folder.
+        dtype: Type of the transformer.
+        device: Where to compute.
+
+    Raises:
+        ModelError: A part cannot be loaded.
+    """
+    text_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    transformer = load_transformer(folder, dtype=dtype, device=device)
+    vae: AutoencoderKLWan = load_vae(folder, dtype=torch.float32, device=device, tf32=True)
+    encoder = load_text_encoder(folder, dtype=text_dtype, device=device)
+    try:
+        pipeline = WanPipeline.from_pretrained(
+            folder,
+            transformer=transformer,
+            vae=vae,
+            text_encoder=encoder.model,
+            tokenizer=encoder.tokenizer,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"cannot load a WanPipeline from {folder}: {error}") from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def load_adapter(pipeline: WanPipeline, adapter: AdapterFile, *, scale: float) -> None:
+    """Put an adapter into a pipeline with diffusers' loader.
+
+    Args:
+        pipeline: From `load_pipeline`.
+        adapter: From `read_adapter`.
+        scale: Strength; 1 = as trained, 0 = the base model.
+
+    Raises:
+        AdapterError: It was made for another model.
+    """
+    check_adapter_fits(adapter, pipeline.transformer)
+    pipeline.load_lora_weights(
+        str(adapter.path.parent), weight_name=adapter.path.name, adapter_name=_ADAPTER_NAME
+    )
+    pipeline.set_adapters([_ADAPTER_NAME], [scale])
+
+
+def generate(
+    pipeline: WanPipeline,
+    prompt: str,
+    settings: VideoSettings,
+    *,
+    seed: int,
+    on_step: Callable[[], object] = lambda: None,
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """Make one video, equal to what `WanPipeline` gives for this prompt and seed.
+
+    The noise comes from `torch.Generator("cpu").manual_seed(seed)`: the same on every device.
+    Frames are rounded to 8 bits as diffusers' image processor does.
+
+    Args:
+        pipeline: From `load_pipeline`.
+        prompt: What to show.
+        settings: Size, steps and guidance.
+        seed: Seed of this video's noise.
+        on_step: Called after each denoising step.
+    """
+
+    def after_step(_pipeline: object, _step: int, _t: object, values: dict[str, object]) -> object:
+        on_step()
+        return values
+
+    frames: np.ndarray = pipeline(
+        prompt=prompt,
+        negative_prompt=settings.negative_prompt,
+        num_frames=settings.num_frames,
+        height=settings.height,
+        width=settings.width,
+        num_inference_steps=settings.steps,
+        guidance_scale=settings.guidance_scale,
+        generator=torch.Generator("cpu").manual_seed(seed),
+        max_sequence_length=MAX_SEQUENCE_LENGTH,
+        callback_on_step_end=after_step,
+        output_type="np",
+    ).frames[0]
+    if not np.isfinite(frames).all():
+        raise ModelError(
+            f"the video for {prompt!r} holds NaN: the model's or the adapter's weights are wrong, "
+            "or --set dtype overflows (use bfloat16 or float32)"
+        )
+    pixels: np.ndarray = np.rint(frames * 255).astype(np.uint8)
+    return pixels
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that a video's pixels depend on."""
+    return {
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "peft": peft.__version__,
+    }

@@ -1,0 +1,41 @@
+"""Stage two's model: the DiT alone, frozen, in the types diffusers means it to have.
+
+Owns: loading the transformer. Must not import a pipeline, the VAE or the text encoder: training
+runs where only `transformer/` exists.
+"""
+
+from pathlib import Path
+
+import torch
+from diffusers import WanTransformer3DModel
+
+from wanlora.errors import ModelError
+from wanlora.wan.weights import check_loading, hide_bars_without_terminal
+
+
+def load_transformer(
+    folder: Path, *, dtype: torch.dtype, device: torch.device
+) -> WanTransformer3DModel:
+    """Load the transformer, frozen and in eval mode.
+
+    It is cast while loading and never afterwards: `.to(bfloat16)` on a loaded model would also cast
+    the modules that diffusers keeps in fp32 (rope, time embedder, scale_shift_table, affine norms).
+
+    Args:
+        folder: Model folder that holds `transformer/`.
+        dtype: Type of the base; bfloat16 on a GPU.
+        device: Where to compute.
+
+    Raises:
+        ModelError: The folder is missing or its weights do not fit their configuration.
+    """
+    part = folder / "transformer"
+    hide_bars_without_terminal()
+    try:
+        transformer, info = WanTransformer3DModel.from_pretrained(
+            part, torch_dtype=dtype, output_loading_info=True, local_files_only=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelError(f"cannot load the transformer in {part}: {error}") from error
+    check_loading(info, part)
+    return transformer.to(device).eval().requires_grad_(requires_grad=False)

@@ -1,0 +1,313 @@
+"""The Wan models this project knows, and where their weights are on this machine.
+
+Owns: the table of variants, telling a folder's variant, and turning `--model` into a folder.
+Must not know: torch or diffusers; training asks this file for a model before it loads anything.
+"""
+
+import logging
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from wanlora.errors import ModelError
+from wanlora.wan.weights import read_json, weight_files
+
+MICRO = "micro"
+MICRO_REVISION = 1
+"""Raise it with any change to what `wan/micro.py` writes: a built folder is never rebuilt."""
+
+TRANSFORMER = ("transformer",)
+ENCODERS = ("vae", "text_encoder", "tokenizer")
+PIPELINE = (*ENCODERS, "transformer", "scheduler")
+
+CACHE_HOME = "WANLORA_CACHE_HOME"
+"""Environment variable: where the embedded model is built, instead of the user's cache folder."""
+
+# wan_shared_cfg.sample_neg_prompt of the original Wan2.1 code.
+_NEGATIVE_PROMPT = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，"
+    "低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，"
+    "毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
+)
+
+# diffusers' AutoencoderKLWan defaults, equal to the constants of Wan2.1's wan/modules/vae.py.
+_WAN_MEAN = (
+    -0.7571, -0.7089, -0.9113, 0.1075, -0.1745, 0.9653, -0.1517, 1.5508,
+    0.4134, -0.0715, 0.5517, -0.3632, -0.1922, -0.9497, 0.2503, -0.2921,
+)  # fmt: skip
+_WAN_STD = (
+    2.8184, 1.4541, 2.3275, 2.6558, 1.2196, 1.7708, 2.6052, 2.0743,
+    3.2687, 2.1526, 2.8652, 1.5579, 1.6382, 1.1253, 2.8251, 1.9160,
+)  # fmt: skip
+
+# Measured once over raw latents of 96 clips: colour gradients, moving squares, a little noise.
+_MICRO_MEAN = (
+    0.0193, -0.299, -0.2927, -0.2084, -0.2648, -0.3848, -0.0111, 0.393,
+    -0.155, 0.287, -0.2873, 0.0141, -0.7761, 0.1058, -0.1049, -0.1949,
+)  # fmt: skip
+_MICRO_STD = (
+    0.4432, 0.3816, 0.6406, 0.5617, 0.5724, 0.5822, 0.5254, 0.5068,
+    0.2957, 0.5224, 0.4092, 0.3748, 0.5787, 0.3763, 0.4338, 0.5986,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One row of the table: architecture, sampling defaults and what sane weights look like.
+
+    Attributes:
+        latents_mean: Per-channel mean of the raw latents; latents = (raw - mean) / std.
+        shift: Shift of sigma in training and sampling at the default size.
+        min_psnr_db: Least PSNR of decode(encode(frames)); None = not checked.
+        channel_std_range: Where the spread of each latent channel must lie; None = not checked.
+        max_base_loss: Greatest loss of the base on real pairs, as a fraction of the velocity
+            target's power; None = not checked.
+    """
+
+    name: str
+    num_layers: int
+    num_attention_heads: int
+    attention_head_dim: int
+    ffn_dim: int
+    text_dim: int
+    z_dim: int
+    latents_mean: tuple[float, ...]
+    latents_std: tuple[float, ...]
+    shift: float
+    num_frames: int
+    height: int
+    width: int
+    steps: int
+    guidance_scale: float
+    negative_prompt: str
+    min_psnr_db: float | None
+    channel_std_range: tuple[float, float] | None
+    max_base_loss: float | None
+    max_sequence_length: int = 512
+
+
+# Recipe: configurations of the released models. The thresholds of the micro model are None while
+# its weights are random: it can neither reconstruct nor predict.
+VARIANTS: dict[str, Variant] = {
+    "t2v-1.3b": Variant(
+        name="t2v-1.3b", num_layers=30, num_attention_heads=12, attention_head_dim=128,
+        ffn_dim=8960, text_dim=4096, z_dim=16, latents_mean=_WAN_MEAN, latents_std=_WAN_STD,
+        shift=3.0, num_frames=81, height=480, width=832, steps=50, guidance_scale=5.0,
+        negative_prompt=_NEGATIVE_PROMPT, min_psnr_db=25.0, channel_std_range=(0.3, 3.0),
+        max_base_loss=0.5,
+    ),
+    "t2v-14b": Variant(
+        name="t2v-14b", num_layers=40, num_attention_heads=40, attention_head_dim=128,
+        ffn_dim=13824, text_dim=4096, z_dim=16, latents_mean=_WAN_MEAN, latents_std=_WAN_STD,
+        shift=3.0, num_frames=81, height=480, width=832, steps=50, guidance_scale=5.0,
+        negative_prompt=_NEGATIVE_PROMPT, min_psnr_db=25.0, channel_std_range=(0.3, 3.0),
+        max_base_loss=0.5,
+    ),
+    "micro": Variant(
+        name="micro", num_layers=5, num_attention_heads=4, attention_head_dim=32,
+        ffn_dim=384, text_dim=64, z_dim=16, latents_mean=_MICRO_MEAN, latents_std=_MICRO_STD,
+        shift=3.0, num_frames=17, height=64, width=64, steps=20, guidance_scale=3.0,
+        negative_prompt="", min_psnr_db=None, channel_std_range=None, max_base_loss=None,
+    ),
+}  # fmt: skip
+
+
+def resolve(model: str, subfolders: Sequence[str]) -> Path:
+    """Find the folder of a model that holds the sub-folders asked for, and nothing more.
+
+    Args:
+        model: `micro`, a local diffusers folder, or a hub id (downloaded at most once).
+        subfolders: Which parts are needed: `TRANSFORMER`, `ENCODERS` or `PIPELINE`.
+
+    Raises:
+        ModelError: The folder does not exist or is incomplete, or the hub cannot be reached.
+    """
+    if model == MICRO:
+        folder = _micro_folder()
+    elif Path(model).expanduser().is_dir():
+        folder = Path(model).expanduser().resolve()
+    elif _looks_like_hub_id(model):
+        return _download(model, subfolders)
+    else:
+        known = " (did you mean micro?)" if model.strip().lower() == MICRO else ""
+        raise ModelError(
+            f"no model folder at {model}{known}; expected micro, a folder in diffusers' layout, "
+            "or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+        )
+    if missing := _missing(folder, subfolders):
+        raise ModelError(
+            f"the model in {folder} is incomplete: missing {', '.join(missing)}; expected a folder "
+            "in diffusers' layout, as saved by WanPipeline.save_pretrained"
+        )
+    return folder
+
+
+def variant_of(folder: Path) -> Variant:
+    """Tell which row of the table a model folder is, from the configurations it holds.
+
+    The transformer decides; a folder with only the encoders is the first row that shares them
+    (Wan's T2V models all do). Every configuration present must agree with the row.
+
+    Raises:
+        ModelError: No row matches; lists what was found and the rows.
+    """
+    found = _found(folder)
+    if not found:
+        raise ModelError(
+            f"{folder} holds no transformer/config.json, vae/config.json or "
+            "text_encoder/config.json; expected a folder in diffusers' layout"
+        )
+    for row in VARIANTS.values():
+        if all(_expected(row)[key] == value for key, value in found.items()):
+            return row
+    rows = "\n".join(
+        f"  {row.name}: {_text({key: _expected(row)[key] for key in found})}"
+        for row in VARIANTS.values()
+    )
+    raise ModelError(
+        f"the model in {folder} is none of the known variants\n  found: {_text(found)}\n{rows}"
+    )
+
+
+def cache_home() -> Path:
+    """Folder for what this project builds for itself: $WANLORA_CACHE_HOME, or the user's cache."""
+    chosen = os.environ.get(CACHE_HOME)
+    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("wanlora")
+
+
+def _micro_folder() -> Path:
+    """Build the embedded model on first use, in a process of its own.
+
+    Building needs the VAE and text encoder classes, which a training process must never import.
+    """
+    folder = cache_home() / f"{MICRO}-{MICRO_REVISION}"
+    if folder.is_dir():
+        return folder
+    logging.getLogger(__name__).info("building the embedded model in %s", folder)
+    command = [sys.executable, "-m", "wanlora.wan.micro", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if result.returncode or not folder.is_dir():
+        raise ModelError(
+            f"could not build the embedded model in {folder}; set {CACHE_HOME} to a folder that "
+            f"can be written\n{result.stderr.strip()[-2000:]}"
+        )
+    return folder
+
+
+def _looks_like_hub_id(model: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model) is not None
+
+
+def _download(model: str, subfolders: Sequence[str]) -> Path:
+    """Fetch only the needed parts of a hub repository, or find them already fetched."""
+    import huggingface_hub  # noqa: PLC0415  (a second to import, and only hub ids need it)
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    patterns = ["model_index.json"]
+    for name in subfolders:
+        patterns += [f"{name}/*.{kind}" for kind in ("json", "safetensors", "model")]
+    include = " ".join(f"'{name}/*'" for name in subfolders)
+    command = f"hf download {model} --include model_index.json {include} --local-dir FOLDER"
+    advice = f"on a machine with access run\n  {command}\nthen pass --model FOLDER"
+    try:
+        folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
+    except GatedRepoError:
+        raise ModelError(f"{model} is gated: accept its terms, then `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"{model} is neither a local folder nor a model on the hub (or it needs "
+            "`hf auth login`); is the name mistyped?"
+        ) from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(
+            f"{model} is not a local folder and the hub cannot be reached ({reason}); {advice}"
+        ) from None
+    if missing := _missing(folder, subfolders):
+        raise ModelError(
+            f"{model} is not wholly downloaded: missing {', '.join(missing)} in {folder}; {advice}"
+        )
+    return folder
+
+
+def _missing(folder: Path, subfolders: Sequence[str]) -> list[str]:
+    return [item for name in subfolders for item in _missing_in(folder / name)]
+
+
+def _missing_in(part: Path) -> list[str]:
+    """List what a sub-folder lacks: the folder, its configuration, or files of weights."""
+    name = part.name
+    if not part.is_dir():
+        return [f"{name}/"]
+    if name == "tokenizer":
+        known = ("tokenizer.json", "spiece.model")
+        return [] if any((part / file).is_file() for file in known) else [f"{name}/{known[0]}"]
+    config = "scheduler_config.json" if name == "scheduler" else "config.json"
+    missing = [] if (part / config).is_file() else [f"{name}/{config}"]
+    if name == "scheduler":
+        return missing
+    try:
+        files = weight_files(part)
+    except ModelError:
+        return [*missing, f"{name}/*.safetensors"]
+    return missing + [f"{name}/{file.name}" for file in files if not file.is_file()]
+
+
+def _found(folder: Path) -> dict[str, Any]:
+    """Collect what identifies a variant from the configurations in a folder."""
+    found: dict[str, Any] = {}
+    wanted = {
+        "transformer": ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim",
+                        "text_dim", "in_channels", "out_channels"),
+        "vae": ("z_dim", "latents_mean", "latents_std"),
+        "text_encoder": ("d_model",),
+    }  # fmt: skip
+    for part, names in wanted.items():
+        file = folder / part / "config.json"
+        if not file.is_file():
+            continue
+        config = read_json(file)
+        found |= {
+            f"{part}.{name}": tuple(value) if isinstance(value, list) else value
+            for name in names
+            if (value := config.get(name)) is not None
+        }
+        if not any(key.startswith(f"{part}.") for key in found):
+            raise ModelError(f"{file} is not the configuration of a Wan {part}")
+    return found
+
+
+def _expected(row: Variant) -> dict[str, Any]:
+    return {
+        "transformer.num_layers": row.num_layers,
+        "transformer.num_attention_heads": row.num_attention_heads,
+        "transformer.attention_head_dim": row.attention_head_dim,
+        "transformer.ffn_dim": row.ffn_dim,
+        "transformer.text_dim": row.text_dim,
+        "transformer.in_channels": row.z_dim,
+        "transformer.out_channels": row.z_dim,
+        "vae.z_dim": row.z_dim,
+        "vae.latents_mean": row.latents_mean,
+        "vae.latents_std": row.latents_std,
+        "text_encoder.d_model": row.text_dim,
+    }
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"{key}={value if not isinstance(value, tuple) else f'({value[0]}, ...)'}"
+        for key, value in values.items()
+    )

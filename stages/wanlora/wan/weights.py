@@ -1,0 +1,97 @@
+"""Files of weights in a model folder: which are read, their hashes, and whether all arrived.
+
+Owns: nothing of any model; shared by the encoders and the transformer, which never meet.
+"""
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wanlora.core.fingerprint import fingerprint
+from wanlora.errors import ModelError
+
+HashFile = Callable[[Path], str]
+"""Hex sha256 of a file; a caller may give one that remembers by path, size and mtime."""
+
+_CHUNK_BYTES = 1 << 22
+
+
+def weight_files(part: Path) -> list[Path]:
+    """List the weight files that `from_pretrained` reads from a sub-folder, sorted by name.
+
+    Raises:
+        ModelError: There are none.
+    """
+    for stem in ("diffusion_pytorch_model", "model"):
+        index = part / f"{stem}.safetensors.index.json"
+        if index.is_file():
+            return [part / name for name in sorted(set(read_json(index)["weight_map"].values()))]
+        single = part / f"{stem}.safetensors"
+        if single.is_file():
+            return [single]
+    raise ModelError(f"{part} holds no .safetensors weights")
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object, or say which file is not one."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"cannot read {file}: {error}") from None
+    if not isinstance(value, dict):
+        raise ModelError(f"{file} holds a {type(value).__name__}; expected an object")
+    return value
+
+
+def check_loading(info: Mapping[str, Any], part: Path) -> None:
+    """Refuse a model whose weights did not all load; the libraries only warn.
+
+    Args:
+        info: What `from_pretrained(..., output_loading_info=True)` returned beside the model.
+        part: The sub-folder it was loaded from.
+
+    Raises:
+        ModelError: Weights are missing, left over or of another shape; names the first few.
+    """
+    kinds = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
+    problems = [f"{len(info[kind])} {kind}: {_first(info[kind])}" for kind in kinds if info[kind]]
+    if problems:
+        raise ModelError(
+            f"the weights in {part} do not fit their configuration: {'; '.join(problems)}; "
+            "download the folder again"
+        )
+
+
+def weights_sha256(part: Path, hash_file: HashFile | None = None) -> str:
+    """Name a sub-folder's weights: the file's sha256, or that of the shards' digests in order."""
+    digests = [(hash_file or file_sha256)(file) for file in weight_files(part)]
+    return digests[0] if len(digests) == 1 else fingerprint(digests)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file, streamed."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _first(keys: Any, limit: int = 3) -> str:
+    names = sorted(str(key) for key in keys)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def hide_bars_without_terminal() -> None:
+    """Keep the libraries' loading bars out of logs and pipes."""
+    if sys.stderr.isatty():
+        return
+    import diffusers.utils.logging  # noqa: PLC0415  (this file is used before any model is)
+    import transformers.utils.logging  # noqa: PLC0415
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,70 @@
+"""Stage two never meets the encoders, and help needs no torch."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.support import cli
+
+FORBIDDEN = (
+    "transformers.models.umt5.modeling_umt5",
+    "diffusers.models.autoencoders.autoencoder_kl_wan",
+    "diffusers.pipelines",
+    "wanlora.wan.encoders",
+    "wanlora.wan.pipeline",
+    "wanlora.media",
+    "wanlora.clips",
+    "av",
+)
+PROBE = """
+import json, sys
+from wanlora.cli import main
+sys.argv = ["wanlora", *json.loads(sys.argv[1])]
+try:
+    main()
+except SystemExit as end:
+    code = end.code
+print(json.dumps({"code": code, "modules": sorted(sys.modules)}))
+"""
+
+
+def _modules_after(*arguments):
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps([str(a) for a in arguments])],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert not result["code"], done.stdout + done.stderr
+    return set(result["modules"])
+
+
+def test_a_training_process_imports_no_encoder_and_needs_only_the_transformer(
+    micro_folder, cache_fp16, tmp_path
+):
+    model = tmp_path / "only-the-transformer"
+    shutil.copytree(micro_folder / "transformer", model / "transformer")
+    modules = _modules_after(
+        "train", "--cache", cache_fp16, "--output-dir", tmp_path / "run", "--max-steps", 2,
+        "--model", model, "--device", "cpu",
+    )  # fmt: skip
+    assert "diffusers.models.transformers.transformer_wan" in modules
+    assert not modules & set(FORBIDDEN)
+
+
+def test_stage_one_needs_only_the_encoders(micro_folder, npz_manifest, tmp_path):
+    model = tmp_path / "only-the-encoders"
+    for part in ("vae", "text_encoder", "tokenizer"):
+        shutil.copytree(micro_folder / part, model / part)
+    cli.run(
+        "cache-latents", "--manifest", npz_manifest, "--cache", tmp_path / "cache",
+        "--model", model, "--device", "cpu",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("sample", "--help")])
+def test_help_imports_neither_torch_nor_diffusers(arguments):
+    modules = _modules_after(*arguments)
+    assert not modules & {"torch", "diffusers", "transformers", "peft", "zarr", "numpy", "av"}

@@ -1,0 +1,114 @@
+"""A killed run continues bit for bit."""
+
+import json
+import random
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support import cli
+
+STEPS = 12
+ARGUMENTS = (
+    "--max-steps", STEPS, "--batch-size", 2, "--gradient-accumulation-steps", 2,
+    "--learning-rate", 1e-3, "--save-steps", 2, "--seed", 3, "--set", "caption_dropout=0.3",
+    "--set", "lora.rank=4", "--set", "optimizer.warmup_steps=3", "--set", "keep_checkpoints=0",
+    "--set", "optimizer.schedule=cosine",
+)  # fmt: skip
+
+
+def _metrics(run_dir: Path) -> list[dict]:
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _learned(rows):
+    return [(row["step"], row["loss"], row["lr"], row["grad_norm"]) for row in rows]
+
+
+def _kill_after(num_steps: int, *arguments):
+    """Start a run and send SIGKILL once it has logged that many steps."""
+    process = cli.start(*arguments)
+    run_dir = Path(arguments[arguments.index("--output-dir") + 1])
+    deadline = time.monotonic() + 240
+    while len(_metrics(run_dir)) < num_steps and process.poll() is None:
+        assert time.monotonic() < deadline, "the run did not get there"
+        time.sleep(0.005)
+    time.sleep(random.Random(num_steps).random() * 0.05)
+    process.kill()
+    process.wait()
+
+
+def test_a_run_killed_twice_ends_with_the_same_bits(cache_fp16, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    cli.run("train", "--cache", cache_fp16, "--output-dir", whole, *ARGUMENTS)
+    train = ("train", "--cache", cache_fp16, "--output-dir", killed, *ARGUMENTS)
+    _kill_after(3, *train)
+    _kill_after(8, *train, "--resume")
+    done = cli.run(*train, "--resume")
+
+    assert "continuing from" in done.stderr
+    assert _learned(_metrics(killed)) == _learned(_metrics(whole))
+    assert len(_metrics(whole)) == STEPS
+    name = "pytorch_lora_weights.safetensors"
+    assert (killed / name).read_bytes() == (whole / name).read_bytes()
+    for step in (2, 6, STEPS):
+        states = [
+            torch.load(run / "checkpoints" / f"step-{step:06d}" / "optimizer.pt")
+            for run in (whole, killed)
+        ]
+        for parameter, tensors in states[0].items():
+            for key, tensor in tensors.items():
+                assert torch.equal(tensor, states[1][parameter][key]), (step, parameter, key)
+
+
+def test_a_finished_run_is_neither_overwritten_nor_trained_again(cache_fp16, tmp_path):
+    arguments = (
+        "train", "--cache", cache_fp16, "--output-dir", tmp_path / "run", "--max-steps", 2,
+        "--set", "lora.rank=2",
+    )  # fmt: skip
+    cli.run(*arguments)
+    before = (tmp_path / "run" / "pytorch_lora_weights.safetensors").read_bytes()
+    assert "already holds a run" in cli.refuses(*arguments)
+    again = cli.invoke(*arguments, "--resume")
+    assert again.exit_code == 0, again.output
+    assert "nothing was trained" in again.output
+    message = cli.refuses(*arguments, "--resume", "--set", "lora.alpha=9")
+    assert "lora.alpha: found <absent>, wanted 9.0" in message
+    assert (tmp_path / "run" / "pytorch_lora_weights.safetensors").read_bytes() == before
+
+
+def test_a_checkpoint_with_a_missing_tensor_is_refused_by_name(cache_fp16, tmp_path):
+    import safetensors.torch
+
+    run_dir = tmp_path / "run"
+    arguments = (
+        "train", "--cache", cache_fp16, "--output-dir", run_dir, "--set", "lora.rank=2",
+    )  # fmt: skip
+    assert cli.invoke(*arguments, "--max-steps", 1).exit_code == 0
+    file = run_dir / "checkpoints" / "step-000001" / "pytorch_lora_weights.safetensors"
+    with safetensors.safe_open(file, "pt") as opened:
+        header = opened.metadata()
+    tensors = safetensors.torch.load_file(file)
+    lost = min(tensors)
+    del tensors[lost]
+    safetensors.torch.save_file(tensors, file, header)
+    message = cli.refuses(*arguments, "--max-steps", 2, "--resume")
+    assert f"1 tensors missing: {lost.removeprefix('transformer.')}" in message
+    assert "Remove that folder" in message
+
+
+@pytest.mark.parametrize("victim", ["optimizer.pt", "state.json"])
+def test_a_truncated_checkpoint_file_is_refused(cache_fp16, tmp_path, victim):
+    run_dir = tmp_path / "run"
+    arguments = (
+        "train", "--cache", cache_fp16, "--output-dir", run_dir, "--set", "lora.rank=2",
+    )  # fmt: skip
+    assert cli.invoke(*arguments, "--max-steps", 1).exit_code == 0
+    file = run_dir / "checkpoints" / "step-000001" / victim
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    message = cli.refuses(*arguments, "--max-steps", 2, "--resume")
+    assert "cannot be continued" in message

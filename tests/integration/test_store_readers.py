@@ -1,0 +1,135 @@
+"""Clients that know nothing of this project read the store, equal to our own reader."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorstore
+import zarr
+
+from tests.support.stores import build_store, open_rows, open_store, row_of, segment_writer
+from wanlora.core.buckets import Bucket
+from wanlora.store.reader import StoreReader
+
+DOC = Path(__file__).parents[2] / "docs" / "store-format.md"
+BUCKETS = (Bucket(17, 64, 64), Bucket(9, 32, 48))
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readers") / "cache"
+    build_store(folder, num_clips=7, buckets=BUCKETS, rows=3)
+    return folder
+
+
+def segments(cache: Path) -> dict[str, tuple]:
+    return {
+        segment.key.removeprefix("store.zarr/"): (kind, segment)
+        for kind in ("latents", "text")
+        for segment in open_rows(cache, kind).segments
+    }
+
+
+def test_a_plain_client_lists_every_committed_array_from_the_root(cache):
+    found = dict(zarr.open_group(cache / "store.zarr", mode="r").members(max_depth=None))
+    listed = {path for path, node in found.items() if isinstance(node, zarr.Array)}
+    wanted = set()
+    for key, (kind, _) in segments(cache).items():
+        names = ["latent"] if kind == "latents" else ["embedding", "length"]
+        wanted |= {f"{key}/{name}" for name in names}
+    assert listed == wanted
+    for path in listed:
+        assert len(found[path].metadata.dimension_names) == found[path].ndim
+
+
+def test_groups_above_segments_do_not_depend_on_the_writer(cache, tmp_path):
+    build_store(tmp_path, num_clips=4, buckets=BUCKETS[::-1], rows=1)
+    above = [
+        path.relative_to(cache)
+        for path in cache.rglob("zarr.json")
+        if b'"count"' not in (data := path.read_bytes()) and b'"array"' not in data
+    ]
+    assert len(above) == 3 + 2 + 2
+    for path in above:
+        assert (tmp_path / path).read_bytes() == (cache / path).read_bytes()
+
+
+@pytest.mark.parametrize("client", ["zarr", "tensorstore"])
+def test_every_row_reads_equal_in_another_client(cache, client):
+    def read(path: Path) -> np.ndarray:
+        if client == "zarr":
+            return zarr.open_array(path, mode="r")[...]
+        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}
+        return tensorstore.open(spec, read=True).result().read().result()
+
+    num_rows = 0
+    for key, (kind, segment) in segments(cache).items():
+        reader = open_rows(cache, kind)
+        values = read(cache / "store.zarr" / key / ("latent" if kind == "latents" else "embedding"))
+        assert values.dtype == np.float16
+        lengths = None if kind == "latents" else read(cache / "store.zarr" / key / "length")
+        for i, row_key in enumerate(segment.row_keys):
+            ours = reader.read(row_key)
+            if lengths is None:
+                assert np.array_equal(values[i], ours)
+            else:
+                assert np.array_equal(values[i, : lengths[i]], ours)
+                assert not values[i, lengths[i] :].any()
+            num_rows += 1
+    assert num_rows == 7 + 7
+
+
+def test_padding_of_prompts_is_not_stored(tmp_path):
+    with segment_writer(tmp_path, "text", rows=8) as writer:
+        for i in range(8):
+            writer.add(f"{i}", np.random.default_rng(i).standard_normal((20, 32)))
+    raw = 8 * 20 * 32 * 2
+    (shard,) = (path for path in tmp_path.rglob("embedding/c/0/0/0"))
+    assert (
+        shard.stat().st_size < 1.3 * raw + 8 * 8 * 16 + 8 * 100
+    )  # 512/20 = 25 times more if it were
+
+
+def test_float32_is_kept_as_it_is(tmp_path):
+    row = row_of("latents", "k", dtype="float32")
+    with segment_writer(tmp_path, "latents", dtype="float32") as writer:
+        writer.add("k", row)
+    assert np.array_equal(open_rows(tmp_path, "latents").read("k"), row)
+
+
+def test_normal_equations_of_latent_rgb_add_up_over_segments(tmp_path):
+    view = build_store(tmp_path, num_clips=1)
+    rng = np.random.default_rng(0)
+    pairs = [(rng.random((17, 17)), rng.random((17, 3))) for _ in range(5)]
+    with segment_writer(tmp_path, "latents", rows=2) as writer:
+        for i, pair in enumerate(pairs):
+            writer.add(f"{i}", row_of("latents", f"{i}"), rgb=pair)
+    gram, cross = StoreReader.of_view(tmp_path, view).latent_rgb()
+    np.testing.assert_allclose(gram, sum(pair[0] for pair in pairs), rtol=1e-12)
+    np.testing.assert_allclose(cross, sum(pair[1] for pair in pairs), rtol=1e-12)
+
+
+def test_the_digest_changes_with_the_index_and_with_nothing_else(cache, tmp_path):
+    assert open_store(cache).digest == open_store(cache).digest
+    build_store(tmp_path, num_clips=2)
+    before = open_store(tmp_path).digest
+    with segment_writer(tmp_path, "latents") as writer:
+        writer.add("new", row_of("latents", "new"))
+    assert open_store(tmp_path).digest != before
+
+
+def test_the_documentation_reads_the_store_as_printed(cache, monkeypatch):
+    monkeypatch.chdir(cache.parent)
+    blocks = re.findall(r"```python\n(.*?)```", DOC.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 3
+    found = {}
+    for block in blocks:
+        exec(compile(block, str(DOC), "exec"), found)
+        if "first_clip" in found:
+            assert found.pop("first_clip").shape in {(16, 5, 8, 8), (16, 3, 4, 6)}
+        if "first_prompt" in found:
+            assert found.pop("first_prompt").shape == (512, 32)
+    first = found["view"].clips[0]
+    assert np.array_equal(found["latents"], row_of("latents", first.key, bucket=first.bucket))
+    assert np.array_equal(found["prompt_embeds"], row_of("text", first.prompts[0]))

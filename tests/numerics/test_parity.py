@@ -1,0 +1,147 @@
+"""Stage one and stage two together do what a plain one-stage loop does.
+
+The reference below is written from the papers and the libraries alone: it decodes, encodes, mixes,
+predicts and updates in one process, step by step, and shares with the package only the first
+values of the adapter.
+"""
+
+import html
+import json
+import math
+import re
+from pathlib import Path
+from statistics import NormalDist
+
+import ftfy
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from transformers import AutoTokenizer, UMT5EncoderModel
+
+from tests.support import cli
+from wanlora.wan import adapter
+
+STEPS, ACCUMULATION, RATE, WARMUP, SEED = 12, 2, 1e-3, 4, 11
+
+
+def _encode_frames(vae, npz: Path):
+    frames = np.load(npz)["frames"]
+    pixels = torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1.0
+    mean = torch.tensor(vae.config.latents_mean).view(1, -1, 1, 1, 1)
+    std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+    with torch.no_grad():
+        return (vae.encode(pixels[None]).latent_dist.mode() - mean) / std
+
+
+def _encode_prompt(tokenizer, encoder, text: str):
+    cleaned = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    cleaned = re.sub(r"\s+", " ", cleaned).strip()
+    tokens = tokenizer(
+        [cleaned], padding="max_length", max_length=512, truncation=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        states = encoder(tokens.input_ids, tokens.attention_mask).last_hidden_state
+    length = int(tokens.attention_mask.sum())
+    embeds = torch.zeros_like(states)
+    embeds[:, :length] = states[:, :length]
+    return embeds
+
+
+def _draws(stream: int, step: int, slot: int):
+    return np.random.Generator(np.random.Philox(key=[SEED, stream], counter=[0, 0, step, slot]))
+
+
+def one_stage(folder: Path, manifest: Path, dtype: torch.dtype):
+    """Train as the usual loop does: VAE and text encoder again for every clip at every step."""
+    vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae").eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder").eval()
+    dit = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
+    dit.eval().requires_grad_(requires_grad=False)
+    shape = adapter.LoraShape(rank=4, alpha=8)
+    adapted = adapter.add_adapter(dit, shape, seed=SEED)
+    first = adapter.initial_values(adapted, SEED)
+    masters = {name: first[name].clone().requires_grad_() for name in adapted}
+    with torch.no_grad():
+        for name, parameter in adapted.items():
+            parameter.copy_(masters[name])
+    optimizer = torch.optim.AdamW(masters.values(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
+
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    num_clips, batch = len(lines), ACCUMULATION
+    losses = []
+    for step in range(STEPS):
+        slot_losses = []
+        for slot in range(batch):
+            position = step * batch + slot
+            order = _draws(4, position // num_clips, 1).permutation(num_clips)
+            line = lines[order[position % num_clips]]
+            x0 = _encode_frames(vae, manifest.parent / line["npz"])
+            embeds = _encode_prompt(tokenizer, encoder, line["prompt"])
+
+            u = _draws(1, step, slot).random()
+            t = 1 / (1 + math.exp(-NormalDist().inv_cdf(u)))
+            s = torch.tensor(3 * t / (1 + 2 * t), dtype=torch.float32)
+            noise = torch.from_numpy(
+                _draws(0, step, slot).standard_normal(tuple(x0.shape[1:]), dtype=np.float32)
+            )[None]
+            noisy = (1 - s) * x0 + s * noise
+            velocity = dit(noisy.to(dtype), (1000 * s)[None], embeds.to(dtype), return_dict=False)[
+                0
+            ]
+            loss = ((velocity.float() - (noise - x0)) ** 2).mean()
+            (loss / batch).backward()
+            for name, parameter in adapted.items():
+                gradient = parameter.grad.float()
+                held = masters[name].grad
+                masters[name].grad = gradient if held is None else held + gradient
+                parameter.grad = None
+            slot_losses.append(loss.item())
+        torch.nn.utils.clip_grad_norm_(masters.values(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min(1.0, (step + 1) / (WARMUP + 1))
+        optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            for name, parameter in adapted.items():
+                parameter.copy_(masters[name])
+        losses.append(float(np.mean(slot_losses)))
+    return losses, {name: master.detach() for name, master in masters.items()}
+
+
+def two_stage(cache: Path, run_dir: Path, dtype: str):
+    cli.run(
+        "train", "--cache", cache, "--output-dir", run_dir, "--max-steps", STEPS, "--seed", SEED,
+        "--gradient-accumulation-steps", ACCUMULATION, "--learning-rate", RATE,
+        "--set", f"optimizer.warmup_steps={WARMUP}", "--set", "lora.rank=4",
+        "--set", "lora.alpha=8", "--set", f"dtype={dtype}",
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    tensors = safetensors.torch.load_file(run_dir / "pytorch_lora_weights.safetensors")
+    return [row["loss"] for row in rows], {
+        name.removeprefix("transformer."): tensor for name, tensor in tensors.items()
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cached_training_equals_one_stage_training_bit_for_bit(
+    micro_folder, npz_manifest, cache_fp32, tmp_path, dtype
+):
+    expected, masters = one_stage(micro_folder, npz_manifest, getattr(torch, dtype))
+    losses, tensors = two_stage(cache_fp32, tmp_path / "run", dtype)
+    assert losses == expected
+    assert tensors.keys() == masters.keys()
+    for name, master in masters.items():
+        assert torch.equal(tensors[name], master), name
+
+
+def test_the_default_float16_cache_stays_within_its_rounding(
+    micro_folder, npz_manifest, cache_fp16, tmp_path
+):
+    expected, _ = one_stage(micro_folder, npz_manifest, torch.float32)
+    losses, _ = two_stage(cache_fp16, tmp_path / "run", "float32")
+    assert losses[0] == pytest.approx(expected[0], rel=1e-4)
+    assert losses == pytest.approx(expected, rel=1e-3)
+    assert losses != expected

@@ -1,0 +1,56 @@
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wanlora.core.buckets import Bucket
+from wanlora.core.order import Order, num_steps
+
+BUCKETS = [Bucket(frames, 16, 16) for frames in (1, 5, 9, 17)]
+sizes = st.dictionaries(st.sampled_from(BUCKETS), st.integers(1, 30), min_size=1)
+
+
+@given(sizes=sizes, batch_size=st.integers(1, 9), seed=st.integers(0, 2**63 - 1))
+@settings(max_examples=60, deadline=None)
+def test_every_bucket_shows_each_clip_once_an_epoch(sizes, batch_size, seed):
+    order = Order(sizes, batch_size=batch_size, seed=seed)
+    streams: dict[Bucket, list[int]] = {}
+    for step in range(40):
+        batch = order.batch(step)
+        assert len(batch.indices) == batch_size
+        streams.setdefault(batch.bucket, []).extend(batch.indices)
+    for bucket, stream in streams.items():
+        size = sizes[bucket]
+        for start in range(0, len(stream) - size + 1, size):
+            assert sorted(stream[start : start + size]) == list(range(size))
+        assert (
+            max(Counter(stream).values()) - min(Counter(stream).values()) <= 1 or len(stream) < size
+        )
+
+
+@given(sizes=sizes, batch_size=st.integers(1, 9), step=st.integers(0, 60))
+@settings(max_examples=60, deadline=None)
+def test_a_step_is_the_same_whichever_steps_were_asked_for_before(sizes, batch_size, step):
+    fresh = Order(sizes, batch_size=batch_size, seed=1)
+    used = Order(dict(reversed(sizes.items())), batch_size=batch_size, seed=1)
+    for other in (step + 3, 0, step // 2):
+        used.batch(other)
+    assert fresh.batch(step) == used.batch(step)
+
+
+def test_buckets_come_up_in_proportion_to_their_size():
+    order = Order({BUCKETS[0]: 300, BUCKETS[1]: 100}, batch_size=2, seed=4)
+    drawn = Counter(order.batch(step).bucket for step in range(2000))
+    assert abs(drawn[BUCKETS[0]] / 2000 - 0.75) < 0.04
+
+
+def test_epochs_differ_and_seeds_differ():
+    order = Order({BUCKETS[0]: 50}, batch_size=50, seed=0)
+    assert order.batch(0).indices != order.batch(1).indices
+    assert order.batch(0).indices != Order({BUCKETS[0]: 50}, batch_size=50, seed=1).batch(0).indices
+
+
+def test_steps_are_rounded_up_to_show_every_clip():
+    assert num_steps(10, batch_size=4, num_epochs=1) == 3
+    assert num_steps(8000, batch_size=8, num_epochs=10) == 10000
+    assert num_steps(1, batch_size=8, num_epochs=0.1) == 1

@@ -1,0 +1,65 @@
+"""The command line, in its own process as a user runs it, or in this one where that is enough."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from typer.testing import CliRunner, Result
+
+from wanlora.cli import app
+
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "PYTHONWARNINGS": "default",
+    "COLUMNS": "200",
+}
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "wanlora", *map(str, arguments)]
+
+
+def run(
+    *arguments: object, cwd: Path | None = None, exit_code: int = 0, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in its own process and require its exit code."""
+    done = subprocess.run(
+        command(*arguments),
+        cwd=cwd,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == exit_code, (
+        f"wanlora {' '.join(map(str, arguments))}: exit code {done.returncode}, expected "
+        f"{exit_code}\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}"
+    )
+    return done
+
+
+def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+    """Start a command that a test is going to kill."""
+    return subprocess.Popen(
+        command(*arguments),
+        cwd=cwd,
+        env=os.environ | ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def invoke(*arguments: object) -> Result:
+    """Run a command in this process: for refusals, which need no process of their own."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refuses(*arguments: object, exit_code: int = 1) -> str:
+    """Run a command that must be refused with a message and no traceback; return the message."""
+    result = invoke(*arguments)
+    assert isinstance(result.exception, SystemExit | None), repr(result.exception)
+    assert result.exit_code == exit_code, result.output
+    assert "Traceback" not in result.output
+    return " ".join(result.output.split())

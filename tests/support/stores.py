@@ -1,0 +1,112 @@
+"""Small real stores, whose rows are functions of their keys: any row can be checked anywhere."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from wanlora.core.buckets import Bucket, latent_shape
+from wanlora.core.fingerprint import fingerprint, sha256_text
+from wanlora.store.index import segments_of
+from wanlora.store.reader import RowReader, StoreReader
+from wanlora.store.schema import Kind
+from wanlora.store.views import View, ViewClip, ViewPrompt, write_view
+from wanlora.store.writer import SegmentWriter
+
+BUCKET = Bucket(17, 64, 64)
+TEXT_DIM = 32
+PROVENANCE = {
+    "latents": {
+        "kind": "latents",
+        "vae_sha256": "ab" * 32,
+        "latents_mean": [0.0] * 16,
+        "latents_std": [1.0] * 16,
+        "tf32": False,
+    },
+    "text": {"kind": "text", "text_encoder_sha256": "cd" * 32, "text_dim": 32},
+}
+FINGERPRINT = {kind: fingerprint(value) for kind, value in PROVENANCE.items()}
+
+
+def row_of(kind: Kind, key: str, *, bucket: Bucket = BUCKET, dtype: str = "float16") -> np.ndarray:
+    """The one right row of a key: latents [16, F, H, W], or prompt_embeds [L, D]."""
+    rng = np.random.default_rng(list(hashlib.sha256(key.encode()).digest()))
+    shape = latent_shape(bucket) if kind == "latents" else (int(rng.integers(1, 513)), TEXT_DIM)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def segment_writer(
+    cache: Path, kind: Kind, *, bucket: Bucket = BUCKET, dtype: str = "float16", rows: int = 32
+) -> SegmentWriter:
+    """A writer of rows as `row_of` makes them."""
+    return SegmentWriter(
+        cache,
+        kind=kind,
+        provenance=PROVENANCE[kind],
+        shape=latent_shape(bucket) if kind == "latents" else (512, TEXT_DIM),
+        dtype=dtype,
+        rows=rows,
+        max_bytes=2**27,
+        max_seconds=120.0,
+    )
+
+
+def write_rows(
+    cache: Path, kind: Kind, keys: Iterable[str], *, bucket: Bucket = BUCKET, rows: int = 32
+) -> None:
+    """Write and commit the right rows of these keys."""
+    with segment_writer(cache, kind, bucket=bucket, rows=rows) as writer:
+        for key in keys:
+            writer.add(key, row_of(kind, key, bucket=bucket), source=None)
+
+
+def open_rows(cache: Path, kind: Kind) -> RowReader:
+    """A reader of one kind; a store with nothing committed reads as empty."""
+    return RowReader(cache, kind, segments_of(cache, kind, FINGERPRINT[kind]))
+
+
+def open_store(cache: Path) -> StoreReader:
+    """A reader of both kinds."""
+    return StoreReader(cache, latents=FINGERPRINT["latents"], text=FINGERPRINT["text"])
+
+
+def build_store(
+    cache: Path, *, num_clips: int = 6, buckets: tuple[Bucket, ...] = (BUCKET,), rows: int = 4
+) -> View:
+    """Write a store and its view `default`; clip i is of bucket i mod len(buckets)."""
+    clips = [
+        ViewClip(
+            clip_id=f"clip-{i:03d}",
+            key=sha256_text(f"clip {i}"),
+            bucket=buckets[i % len(buckets)],
+            prompts=(sha256_text(f"prompt {i % 4}"),),
+            activity=("walking", "running")[i % 2],
+            split="val" if i == num_clips - 1 else "train",
+            source_group=f"video-{i // 2}",
+        )
+        for i in range(num_clips)
+    ]
+    view = View(
+        latents=FINGERPRINT["latents"],
+        text=FINGERPRINT["text"],
+        latents_provenance=PROVENANCE["latents"],
+        text_provenance=PROVENANCE["text"],
+        model="micro",
+        variant="micro",
+        shift=3.0,
+        empty_prompt=sha256_text(""),
+        negative_prompt=sha256_text("blurry"),
+        validation_prompts=(ViewPrompt("a walk", sha256_text("a walk")),),
+        clips=tuple(clips),
+    )
+    write_rows(cache, "text", view.prompt_keys(), rows=rows)
+    for bucket in buckets:
+        keys = [clip.key for clip in clips if clip.bucket == bucket]
+        write_rows(cache, "latents", keys, bucket=bucket, rows=rows)
+    return write_view(cache, "default", view)
+
+
+def segment_folders(cache: Path, kind: Kind) -> list[Path]:
+    """Folders of committed segments."""
+    return [cache / segment.key for segment in open_rows(cache, kind).segments]

@@ -1,0 +1,140 @@
+"""Finding videos and their captions in the layouts people have."""
+
+import json
+
+import pytest
+
+from wanlora.captions import find
+from wanlora.errors import ManifestError
+
+
+def make(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    return folder
+
+
+def prompts(found):
+    return {source.path.name: source.prompts for source in found.sources}
+
+
+def test_sidecars_and_activities_from_folders(tmp_path):
+    make(tmp_path, "walk/a.mp4", "clap/b.MOV", "clap/.hidden.mp4", "clap/notes.pdf")
+    (tmp_path / "walk/a.txt").write_text("\ufeff a person walks\n", encoding="utf-8")
+    (tmp_path / "clap/b.txt").write_text("a person claps")
+    found = find([tmp_path], None)
+    assert prompts(found) == {"b.MOV": ("a person claps",), "a.mp4": ("a person walks",)}
+    assert [source.activity for source in found.sources] == ["clap", "walk"]
+    assert found.failures == []
+
+
+def test_a_video_without_a_caption_is_listed(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    (tmp_path / "a.txt").write_text("x")
+    (tmp_path / "c.txt").write_text("  \n")
+    found = find([tmp_path], None)
+    assert [(f.code, f.path) for f in found.failures] == [
+        ("no_caption", str(tmp_path / "b.mp4")),
+        ("no_caption", str(tmp_path / "c.mp4")),
+    ]
+
+
+TABLES = {
+    "metadata.jsonl": '{"file_name": "sub/a.mp4", "text": "one, two"}\n{"file_name": "b.mp4", '
+    '"text": "three", "label": 7}\n',
+    "metadata.csv": 'video,prompt,label\nsub/a.mp4,"one, two",\nb.mp4,three,7\n',
+    "list.json": json.dumps(
+        [
+            {"path": "sub/a.mp4", "cap": ["one, two"]},
+            {"path": "b.mp4", "caption": "three", "class": "7"},
+        ]
+    ),
+    "object.json": json.dumps(
+        {"sub/a.mp4": "one, two", "b.mp4": {"caption": "three", "activity": "7"}}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_layout_says_the_same(tmp_path, name):
+    make(tmp_path, "sub/a.mp4", "b.mp4")
+    (tmp_path / name).write_text(TABLES[name])
+    found = find([tmp_path], None if name.startswith("metadata") else tmp_path / name)
+    assert prompts(found) == {"a.mp4": ("one, two",), "b.mp4": ("three",)}
+    assert {s.path.name: s.activity for s in found.sources} == {"a.mp4": "sub", "b.mp4": "7"}
+
+
+def test_table_paths_may_be_relative_to_the_table_or_to_a_given_folder(tmp_path):
+    make(tmp_path / "raw", "a.mp4", "b.mp4")
+    table = tmp_path / "captions.csv"
+    table.write_text(f"path,caption\nraw/a.mp4,one\n{tmp_path}/raw/b.mp4,two\n")
+    assert prompts(find([tmp_path / "raw"], table)) == {"a.mp4": ("one",), "b.mp4": ("two",)}
+    table.write_text("path,caption\na.mp4,one\nb.mp4,two\n")
+    assert prompts(find([tmp_path / "raw"], table)) == {"a.mp4": ("one",), "b.mp4": ("two",)}
+
+
+def test_rows_of_one_video_are_several_captions(tmp_path):
+    make(tmp_path, "a.mp4")
+    (tmp_path / "metadata.csv").write_text("file,text\na.mp4,one\na.mp4,two\na.mp4,one\n")
+    assert prompts(find([tmp_path], None)) == {"a.mp4": ("one", "two")}
+
+
+def test_rows_about_missing_or_other_files_are_counted(tmp_path):
+    make(tmp_path, "in/a.mp4", "out/b.mp4")
+    table = tmp_path / "captions.csv"
+    table.write_text("path,caption\nin/a.mp4,one\nout/b.mp4,two\nin/gone.mp4,three\n")
+    found = find([tmp_path / "in"], table)
+    assert [(f.code, f.path) for f in found.failures] == [
+        ("missing", str(tmp_path / "in/gone.mp4"))
+    ]
+    assert found.rows_elsewhere == 1
+
+
+def test_an_explicit_table_is_believed_alone(tmp_path):
+    make(tmp_path, "a.mp4")
+    (tmp_path / "a.txt").write_text("old words")
+    (tmp_path / "new.csv").write_text("path,caption\na.mp4,new words\n")
+    assert prompts(find([tmp_path], tmp_path / "new.csv")) == {"a.mp4": ("new words",)}
+
+
+def test_a_single_file_needs_no_folder(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "a.txt").write_text("x")
+    assert [s.path.name for s in find([tmp_path / "a.mp4"], None).sources] == ["a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "holds no video; looked for .*mp4"),
+        ({"a.mp4": ""}, "none of 1 source files has a caption"),
+        ({"a.mp4": "", "a.txt": "x", "metadata.csv": "path,text\na.mp4,y\n"}, "another in a meta"),
+        ({"a.mp4": "", "metadata.csv": "path,text\na.mp4,y,z\n"}, r"csv:2: more fields"),
+        ({"a.mp4": "", "metadata.csv": 'path,text\na.mp4,"y\n'}, "not CSV"),
+        ({"a.mp4": "", "metadata.csv": "name,words\na.mp4,y\n"}, r"csv:2: no path; .*name, words"),
+        ({"a.mp4": "", "metadata.csv": "path,text,cap\na.mp4,x,y\n"}, "caption|disagree"),
+        ({"a.mp4": "", "metadata.jsonl": "{"}, r"metadata\.jsonl:1: not JSON"),
+        (
+            {"a.mp4": "", "metadata.csv": "path,text,label\na.mp4,x,run\na.mp4,y,walk\n"},
+            "activity 'walk' disagrees with 'run'",
+        ),
+    ],
+)
+def test_what_cannot_be_understood_is_refused(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ManifestError, match=message):
+        find([tmp_path], None)
+
+
+def test_missing_inputs_are_named(tmp_path):
+    make(tmp_path, "a.mp4")
+    with pytest.raises(ManifestError, match=r"no video or folder at .*nowhere"):
+        find([tmp_path / "nowhere"], None)
+    with pytest.raises(ManifestError, match=r"no captions file at .*none\.csv"):
+        find([tmp_path], tmp_path / "none.csv")
+    (tmp_path / "words.xlsx").write_text("")
+    with pytest.raises(ManifestError, match=r"expected \.jsonl, \.json or \.csv"):
+        find([tmp_path], tmp_path / "words.xlsx")

@@ -1,0 +1,75 @@
+"""What a video is, and which files are refused with which code."""
+
+from fractions import Fraction
+
+import pytest
+
+from tests.support import videos
+from wanlora.errors import MediaError
+from wanlora.media import probe
+
+
+def test_real_videos_are_measured_as_they_are():
+    real = videos.real_videos()
+    bikes = probe.scan(real["bikes"])
+    assert (bikes.num_frames, bikes.info.width, bikes.info.height) == (250, 640, 272)
+    assert bikes.span_s == pytest.approx(10.0)
+    assert bikes.fps == pytest.approx(25.0)
+    carphone = probe.scan(real["carphone_pristine"])
+    assert carphone.info.sample_aspect == Fraction(128, 117)
+    assert carphone.fps == pytest.approx(30000 / 1001)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.avi", "a.ts"])
+def test_every_container_gives_the_same_span(tmp_path, name):
+    codec = "mpeg4" if name.endswith("avi") else "libx264"
+    path = videos.write_video(tmp_path / name, num_frames=40, codec=codec)
+    scan = probe.scan(path)
+    assert scan.num_frames == 40
+    assert scan.span_s == pytest.approx(1.6, abs=1e-3)
+    assert scan.fps == pytest.approx(25)
+
+
+def test_sound_that_outlasts_the_video_does_not_look_like_truncation(tmp_path):
+    for name in ("a.mp4", "a.mkv"):
+        path = videos.write_video(tmp_path / name, audio=True)
+        assert probe.scan(path).span_s == pytest.approx(2.4, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("code", "write"),
+    [
+        ("no_video", videos.write_audio),
+        ("unreadable", videos.write_text),
+        ("truncated", videos.write_truncated),
+        ("corrupt_at", videos.write_bit_rotten),
+        ("unreadable", lambda path: path.touch() or path),
+        ("missing", lambda path: path),
+    ],
+)
+def test_broken_files_are_refused_with_a_code_and_their_name(tmp_path, code, write):
+    path = write(tmp_path / "bad.mp4")
+    with pytest.raises(MediaError, match=r"bad\.mp4") as raised:
+        probe.scan(path)
+    assert raised.value.code == code
+
+
+def test_rotation_swaps_the_size_and_inverts_the_sample_aspect(tmp_path):
+    path = videos.write_video(
+        tmp_path / "a.mp4", height=160, width=96, clockwise=90, sample_aspect=Fraction(2)
+    )
+    info = probe.probe(path)
+    assert (info.height, info.width, info.rotation) == (160, 96, 3)
+    assert info.sample_aspect == Fraction(1, 2)
+
+
+@pytest.mark.parametrize(("transfer", "name"), [(videos.PQ, "PQ"), (videos.HLG, "HLG")])
+def test_hdr_is_recognized(tmp_path, transfer, name):
+    path = videos.write_video(tmp_path / "a.mp4", transfer=transfer)
+    assert name in (probe.probe(path).hdr or "")
+
+
+def test_the_longest_gap_of_a_variable_rate_is_found(tmp_path):
+    times = [*range(0, 1000, 40), *range(1500, 2500, 40)]
+    path = videos.write_video(tmp_path / "a.mkv", num_frames=50, times_ms=times)
+    assert probe.scan(path).longest_gap_s == pytest.approx(0.54)
