@@ -86,8 +86,7 @@ def find(given: Sequence[Path], captions: Path | None) -> Found:
     paths = _sources_in(given)
     tables = [captions] if captions is not None else _metadata_beside(given, paths)
     notes, absent, elsewhere = _collect(tables, given, set(paths))
-    if captions is None:
-        _read_sidecars(paths, notes)
+    unreadable = _read_sidecars(paths, notes) if captions is None else {}
     sources, failures = [], absent
     for path in paths:
         note = notes.get(path, _Notes())
@@ -95,9 +94,8 @@ def find(given: Sequence[Path], captions: Path | None) -> Found:
             activity = note.activity or path.parent.name
             sources.append(Source(path, tuple(note.prompts), activity, note.group))
         else:
-            failures.append(
-                Failure("no_caption", f"{path}: {_where_captions(captions)}", str(path))
-            )
+            reason = unreadable.get(path) or _where_captions(captions)
+            failures.append(Failure("no_caption", f"{path}: {reason}", str(path)))
     if not sources:
         raise ManifestError(
             f"none of {len(paths)} source files has a caption: {_where_captions(captions)}"
@@ -239,7 +237,9 @@ def _agreed(
     return value if value is not None else before
 
 
-def _read_sidecars(paths: Iterable[Path], notes: dict[Path, _Notes]) -> None:
+def _read_sidecars(paths: Iterable[Path], notes: dict[Path, _Notes]) -> dict[Path, str]:
+    """Add the captions of .txt files; what is wrong with those that cannot be read comes back."""
+    problems: dict[Path, str] = {}
     for path in paths:
         sidecar = path.with_suffix(".txt")
         if sidecar == path or not sidecar.is_file():
@@ -247,7 +247,8 @@ def _read_sidecars(paths: Iterable[Path], notes: dict[Path, _Notes]) -> None:
         try:
             text = sidecar.read_text(encoding="utf-8-sig").strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise ManifestError(f"caption {sidecar} cannot be read as UTF-8: {error}") from None
+            problems[path] = f"{sidecar.name} cannot be read as UTF-8: {error}"
+            continue
         note = notes.setdefault(path, _Notes())
         if note.prompts and text and text not in note.prompts:
             raise ManifestError(
@@ -257,6 +258,7 @@ def _read_sidecars(paths: Iterable[Path], notes: dict[Path, _Notes]) -> None:
             )
         if text:
             note.prompts[text] = None
+    return problems
 
 
 def _where_captions(captions: Path | None) -> str:

@@ -22,7 +22,7 @@ from wanlora.files import write_atomic
 from wanlora.media import mp4
 from wanlora.wan import pipeline as wan
 from wanlora.wan.adapter import AdapterFile, read_adapter
-from wanlora.wan.device import pick
+from wanlora.wan.device import base_dtype, pick
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_tokenizer, num_prompt_tokens
 from wanlora.wan.variants import PIPELINE, Variant, resolve, variant_of
 from wanlora.wan.weights import file_sha256
@@ -78,7 +78,7 @@ def run(config: SampleConfig) -> SampleResult:
     folder = resolve(model, PIPELINE)
     settings = video_settings(config, variant_of(folder))
     _check_lengths(folder, [*config.prompt, settings.negative_prompt])
-    pipeline = wan.load_pipeline(folder, dtype=_dtype(config.dtype, device), device=device)
+    pipeline = wan.load_pipeline(folder, dtype=base_dtype(config.dtype, device), device=device)
     if adapter:
         wan.load_adapter(pipeline, adapter, scale=config.scale)
     made_with = _provenance(config, model, adapter, settings, device)
@@ -121,7 +121,8 @@ def plan(config: SampleConfig) -> list[Video]:
             Video(prompt, seed, config.output_dir / f"{number:03d}-{slug(prompt)}-seed{seed}.mp4")
             for number, (prompt, seed) in enumerate(pairs)
         ]
-    existing = [str(video.path) for video in videos if video.path.exists()]
+    files = [file for video in videos for file in (video.path, video.record)]
+    existing = [str(file) for file in files if file.exists()]
     if existing and not config.overwrite:
         more = f" and {len(existing) - 3} more" if len(existing) > 3 else ""
         raise ConfigError(
@@ -171,12 +172,6 @@ def _check_lengths(folder: Path, prompts: Sequence[str]) -> None:
             )
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
-
-
 def _provenance(
     config: SampleConfig,
     model: str,
@@ -193,7 +188,7 @@ def _provenance(
         **asdict(settings),
         "fps": config.fps,
         "device": str(device),
-        "dtype": str(_dtype(config.dtype, device)).removeprefix("torch."),
+        "dtype": str(base_dtype(config.dtype, device)).removeprefix("torch."),
         "versions": {"wanlora": __version__, **wan.versions()},
     }
 

@@ -117,6 +117,10 @@ def test_an_existing_video_is_replaced_only_when_told(tmp_path, micro_home):
     with pytest.raises(ConfigError, match="--overwrite"):
         sample.run(config(tmp_path, output=file))
     assert file.read_bytes() == b"precious"
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"other\.json would be replaced"):
+        sample.run(config(tmp_path, output=tmp_path / "other.mp4"))
+    (tmp_path / "other.json").unlink()
     result = sample.run(config(tmp_path, output=file, overwrite=True))
     assert result.videos == [str(file)]
     assert file.stat().st_size > 1000

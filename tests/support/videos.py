@@ -141,6 +141,20 @@ def write_bit_rotten(path: Path) -> Path:
     return path
 
 
+def write_stream_copy(path: Path, source: Path, *, start_s: float) -> Path:
+    """Cut at the key frame before a time, as `ffmpeg -ss ... -c copy` does: timestamps stay."""
+    with av.open(str(source)) as reader, av.open(str(path), "w") as writer:
+        stream = reader.streams.video[0]
+        copy = writer.add_stream_from_template(stream)
+        assert stream.time_base is not None
+        reader.seek(int(start_s / stream.time_base), stream=stream)
+        for packet in reader.demux(stream):
+            if packet.dts is not None:
+                packet.stream = copy
+                writer.mux(packet)
+    return path
+
+
 def write_npz(
     path: Path,
     *,

@@ -34,7 +34,9 @@ def test_a_video_without_a_caption_is_listed(tmp_path):
     make(tmp_path, "a.mp4", "b.mp4", "c.mp4")
     (tmp_path / "a.txt").write_text("x")
     (tmp_path / "c.txt").write_text("  \n")
+    (tmp_path / "b.txt").write_bytes("größer".encode("latin-1"))
     found = find([tmp_path], None)
+    assert "b.txt cannot be read as UTF-8" in found.failures[0].message
     assert [(f.code, f.path) for f in found.failures] == [
         ("no_caption", str(tmp_path / "b.mp4")),
         ("no_caption", str(tmp_path / "c.mp4")),

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support import videos
 from wanlora.errors import MediaError
-from wanlora.media import probe
+from wanlora.media import decode, probe
 
 
 def test_real_videos_are_measured_as_they_are():
@@ -34,6 +34,15 @@ def test_sound_that_outlasts_the_video_does_not_look_like_truncation(tmp_path):
     for name in ("a.mp4", "a.mkv"):
         path = videos.write_video(tmp_path / name, audio=True)
         assert probe.scan(path).span_s == pytest.approx(2.4, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", ["cut.mp4", "cut.mkv"])
+def test_a_video_cut_without_encoding_starts_late_and_is_whole(tmp_path, name):
+    source = videos.write_video(tmp_path / "a.mp4", num_frames=100, gop=30)
+    path = videos.write_stream_copy(tmp_path / name, source, start_s=1.3)
+    assert probe.scan(path).span_s == pytest.approx(2.8, abs=1e-3)
+    frames = decode.decode(path, start_s=1, fps=25, num_frames=3)
+    assert [videos.number_in(frame) for frame in frames] == [55, 56, 57]
 
 
 @pytest.mark.parametrize(

@@ -223,18 +223,26 @@ def _info(
         codec=stream.codec_context.name,
         hdr=HDR_TRANSFERS.get(stream.codec_context.color_trc),
         interlaced=frame.interlaced_frame,
-        duration_s=_header_duration_s(container, stream),
+        duration_s=_header_duration_s(container, stream, seconds(frame, stream)),
     )
 
 
-def _header_duration_s(container: InputContainer, stream: VideoStream) -> float | None:
-    """Duration of the video by the header, not of its sound where the file tells them apart."""
+def _header_duration_s(
+    container: InputContainer, stream: VideoStream, first_s: float
+) -> float | None:
+    """Seconds from the first frame to the end of the video, not of its sound, by the header.
+
+    Matroska's durations count from the file's zero, and a video that was cut without encoding it
+    again starts later: `first_s`, the timestamp of its first frame.
+    """
     if stream.duration:
         return float(stream.duration * time_base(stream))
     if tag := stream.metadata.get("DURATION"):  # Matroska, "00:00:02.400000000"
         hours, minutes, secs = tag.split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(secs)
-    return container.duration / av.time_base if container.duration else None
+        return int(hours) * 3600 + int(minutes) * 60 + float(secs) - first_s
+    if not container.duration:
+        return None
+    return (container.duration + (container.start_time or 0)) / av.time_base - first_s
 
 
 def _require_order(
@@ -268,8 +276,9 @@ def _require_packets_to_the_end(path: Path) -> None:
         except (av.FFmpegError, OSError):
             return
         if times:
-            span_s = float((max(times) - min(times)) * time_base(stream))
-            _require_whole(path, span_s, _header_duration_s(container, stream))
+            first_s = float(min(times) * time_base(stream))
+            span_s = float(max(times) * time_base(stream)) - first_s
+            _require_whole(path, span_s, _header_duration_s(container, stream, first_s))
 
 
 def _require_whole(path: Path, span_s: float, expected_s: float | None) -> None:

@@ -10,7 +10,6 @@ Legend: A is `rank in_features`, B is `out_features rank`; the update is (alpha 
 import hashlib
 import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from peft import LoraConfig
 from wanlora.core.rng import Stream, generator
 from wanlora.errors import AdapterError, NonFiniteError
 from wanlora.files import write_atomic
+from wanlora.wan.targets import preset_pattern, target_names
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 PREFIX = "transformer."
@@ -34,18 +34,6 @@ PROVENANCE_PREFIX = "wanlora."
 _NAME = "default"
 _ALIGNMENT_BYTES = 64
 _LORA_HEADER = "lora_adapter_metadata"
-_ATTENTION = r"blocks\.\d+\.(attn1|attn2)\.(to_q|to_k|to_v|to_out\.0)"
-_FFN = r"blocks\.\d+\.ffn\.net\.(0\.proj|2)"
-_CONDITION = (
-    r"condition_embedder\.(time_embedder\.linear_[12]|time_proj|text_embedder\.linear_[12])"
-)
-
-# proj_out, the head, is left out: ComfyUI's loader refuses it.
-PRESETS: dict[str, str] = {
-    "attention": _ATTENTION,
-    "attention+ffn": f"{_ATTENTION}|{_FFN}",
-    "all-linear": f"{_ATTENTION}|{_FFN}|{_CONDITION}",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,41 +76,6 @@ class AdapterFile:
 # --- in the model ---
 
 
-def target_names(transformer: torch.nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """List the linear modules that `targets` stands for.
-
-    Args:
-        transformer: The model to look in.
-        targets: A preset's name; a regex that must match a whole module name; or a list of names
-            or ends of names (`to_q`, `ffn.net.2`), each of which must match.
-
-    Raises:
-        AdapterError: Something asked for matches no linear module (peft would ignore it).
-    """
-    linears = [
-        name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)
-    ]
-    if isinstance(targets, str):
-        try:
-            pattern = re.compile(PRESETS.get(targets, targets))
-        except re.error as error:
-            raise AdapterError(f"targets {targets!r} is not a regex: {error}") from None
-        found = [name for name in linears if pattern.fullmatch(name)]
-        if not found:
-            raise AdapterError(_no_match(f"targets {targets!r}", linears))
-        return found
-    if not targets:
-        raise AdapterError(_no_match("an empty list of targets", linears))
-    matches = {
-        target: {name for name in linears if name == target or name.endswith(f".{target}")}
-        for target in targets
-    }
-    if missing := [target for target, names in matches.items() if not names]:
-        raise AdapterError(_no_match(f"target {', '.join(map(repr, missing))}", linears))
-    wanted = set().union(*matches.values())
-    return [name for name in linears if name in wanted]
-
-
 def add_adapter(
     transformer: WanTransformer3DModel, shape: LoraShape, *, seed: int
 ) -> dict[str, torch.nn.Parameter]:
@@ -146,7 +99,7 @@ def add_adapter(
     config = LoraConfig(
         r=shape.rank,
         lora_alpha=_plain_number(shape.alpha),
-        target_modules=_preset(shape.targets) or names,
+        target_modules=preset_pattern(shape.targets) or names,
         lora_dropout=0.0,
         use_rslora=shape.rslora,
         use_dora=shape.dora,
@@ -257,7 +210,7 @@ def lora_metadata(shape: LoraShape, modules: Iterable[str]) -> dict[str, Any]:
     metadata = {
         "r": shape.rank,
         "lora_alpha": _plain_number(shape.alpha),
-        "target_modules": _preset(shape.targets) or sorted(set(modules)),
+        "target_modules": preset_pattern(shape.targets) or sorted(set(modules)),
     }
     metadata |= {"use_rslora": True} if shape.rslora else {}
     metadata |= {"use_dora": True} if shape.dora else {}
@@ -367,18 +320,6 @@ def _in_fixed_order(data: bytes) -> bytes:
     header = json.dumps(json.loads(data[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % _ALIGNMENT_BYTES)
     return len(header).to_bytes(8, "little") + header + data[end:]
-
-
-def _preset(targets: str | Sequence[str]) -> str | None:
-    return PRESETS.get(targets) if isinstance(targets, str) else None
-
-
-def _no_match(what: str, names: Iterable[str]) -> str:
-    known = sorted({re.sub(r"^blocks\.\d+\.", "blocks.N.", name) for name in names})
-    return (
-        f"{what} matches no linear module of the transformer; its linear modules are: "
-        f"{', '.join(known)}. Presets: {', '.join(PRESETS)}"
-    )
 
 
 def _plain_number(value: float) -> float | int:

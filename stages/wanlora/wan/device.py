@@ -36,9 +36,16 @@ def pick(device: str, model: str) -> torch.device:
     if _is_micro(model):
         return torch.device("cpu")
     raise DeviceError(
-        f"no usable accelerator for {model}: {_explain()}. On a CPU this model takes hours a "
-        "step; pass --device cpu if that is what you want, or try --model micro"
+        f"no usable accelerator for {model}: {_explain()}. On a CPU this would take many hours; "
+        "pass --device cpu if that is what you want, or try --model micro"
     )
+
+
+def base_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Turn a dtype setting into the transformer's type: auto is bf16, but fp32 on a CPU."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def _checked(device: torch.device) -> torch.device:

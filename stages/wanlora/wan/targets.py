@@ -1,0 +1,72 @@
+"""Which modules of the transformer an adapter sits on.
+
+Owns: the presets, and the rule that everything asked for must match. Knows nothing of LoRA.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from wanlora.errors import AdapterError
+
+_ATTENTION = r"blocks\.\d+\.(attn1|attn2)\.(to_q|to_k|to_v|to_out\.0)"
+_FFN = r"blocks\.\d+\.ffn\.net\.(0\.proj|2)"
+_CONDITION = (
+    r"condition_embedder\.(time_embedder\.linear_[12]|time_proj|text_embedder\.linear_[12])"
+)
+
+# proj_out, the head, is left out: ComfyUI's loader refuses it.
+PRESETS: dict[str, str] = {
+    "attention": _ATTENTION,
+    "attention+ffn": f"{_ATTENTION}|{_FFN}",
+    "all-linear": f"{_ATTENTION}|{_FFN}|{_CONDITION}",
+}
+
+
+def target_names(transformer: torch.nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """List the linear modules that `targets` stands for.
+
+    Args:
+        transformer: The model to look in.
+        targets: A preset's name; a regex that must match a whole module name; or a list of names
+            or ends of names (`to_q`, `ffn.net.2`), each of which must match.
+
+    Raises:
+        AdapterError: Something asked for matches no linear module (peft would ignore it).
+    """
+    linears = [
+        name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)
+    ]
+    if isinstance(targets, str):
+        try:
+            pattern = re.compile(PRESETS.get(targets, targets))
+        except re.error as error:
+            raise AdapterError(f"targets {targets!r} is not a regex: {error}") from None
+        found = [name for name in linears if pattern.fullmatch(name)]
+        if not found:
+            raise AdapterError(_no_match(f"targets {targets!r}", linears))
+        return found
+    if not targets:
+        raise AdapterError(_no_match("an empty list of targets", linears))
+    matches = {
+        target: {name for name in linears if name == target or name.endswith(f".{target}")}
+        for target in targets
+    }
+    if missing := [target for target, names in matches.items() if not names]:
+        raise AdapterError(_no_match(f"target {', '.join(map(repr, missing))}", linears))
+    wanted = set().union(*matches.values())
+    return [name for name in linears if name in wanted]
+
+
+def preset_pattern(targets: str | Sequence[str]) -> str | None:
+    """Give the regex of a preset; None when `targets` is no preset's name."""
+    return PRESETS.get(targets) if isinstance(targets, str) else None
+
+
+def _no_match(what: str, names: Iterable[str]) -> str:
+    known = sorted({re.sub(r"^blocks\.\d+\.", "blocks.N.", name) for name in names})
+    return (
+        f"{what} matches no linear module of the transformer; its linear modules are: "
+        f"{', '.join(known)}. Presets: {', '.join(PRESETS)}"
+    )
