@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One torch thread per process is fastest on shared cores; tests run one process a core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test test-slow check fmt setup clean
+.PHONY: check-real bench-store demo test test-slow check fmt docs setup clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wanlora needs Python 3.11 or newer; run: make PYTHON=python3.12 ...")'
@@ -34,6 +34,18 @@ check: setup
 fmt: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup
+	$(BIN)/python docs/configuration.py
+
+# On a machine with the real weights, or to download them: make check-real MODEL=folder-or-hub-id
+MODEL ?= Wan-AI/Wan2.1-T2V-1.3B-Diffusers
+check-real: setup
+	$(BIN)/python bench/check_real.py --model $(MODEL)
+
+bench-store: setup
+	$(BIN)/python bench/store.py
+	$(BIN)/python bench/stage_one.py
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

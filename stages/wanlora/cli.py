@@ -4,19 +4,24 @@ Owns: the only `print`. A stage is imported inside its command, so `--help` need
 are made from the fields of `config` that are marked with `Flag`; nothing is described twice.
 """
 
+import errno
 import importlib
 import inspect
 import json
 import logging
+import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
 
 from wanlora import __version__
 from wanlora.config import COMMANDS, Flag, Settings, load
@@ -37,18 +42,28 @@ EXAMPLES = {
     "prepare": [
         "wanlora prepare videos/ --output data/processed",
         "wanlora prepare videos/ --captions captions.csv --val-fraction 0.1",
+        "wanlora prepare videos/ --dry-run --html plan.html",
         "wanlora prepare videos/ --num-frames 49 --height 480 --width 480 --mode head",
+        'wanlora prepare videos/ --buckets --caption-prefix "ohwx dog,"',
     ],
     "verify": [
         "wanlora verify data/processed",
         "wanlora verify data/processed/train.jsonl --limit 5",
+        "wanlora verify data/processed --html outputs/clips.html",
     ],
     "cache-latents": [
         "wanlora cache-latents",
         "wanlora cache-latents --manifest data/processed/train.jsonl --dry-run",
         "wanlora cache-latents --model micro --cache cache/",
     ],
-    "inspect": ["wanlora inspect cache/", "wanlora inspect cache/ --verify --json"],
+    "inspect": [
+        "wanlora inspect cache/",
+        "wanlora inspect cache/ --verify --json",
+        "wanlora inspect cache/ --html outputs/cache.html",
+        "wanlora inspect cache/ --repair --manifest data/processed",
+        "wanlora inspect cache/ --gc --dry-run",
+        "wanlora inspect cache/ --decode walk-1f2e3d4c-000000",
+    ],
     "train": [
         "wanlora train --cache cache/ --output-dir outputs/run",
         "wanlora train --cache cache/ --max-steps 50 --gradient-accumulation-steps 4",
@@ -63,6 +78,14 @@ EXAMPLES = {
     ],
 }  # fmt: skip
 
+# Errors of the disk that a person can mend; any other is a bug and shows its traceback.
+USERS_TO_MEND = frozenset(
+    {
+        errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC,
+        errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG, errno.EMFILE, errno.EIO,
+    }
+)  # fmt: skip
+
 # Hidden spellings: underscores, as in the scripts this replaces, and their name for --adapter.
 SYNONYMS = {"lora-weights": "adapter"}
 
@@ -70,6 +93,22 @@ SYNONYMS = {"lora-weights": "adapter"}
 def _normalize(option: str) -> str:
     name = option.replace("_", "-")
     return SYNONYMS.get(name, name)
+
+
+class _Command(TyperCommand):
+    """A command some of whose options may stand alone (`Flag(bare=...)`)."""
+
+    bare: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({})
+    """Option to the value it stands for alone, and the values that may follow it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given = []
+        for word, following in zip(args, [*args[1:], ""], strict=True):
+            given.append(word)
+            alone, values = self.bare.get(word, ("", ()))
+            if alone and following not in values:
+                given.append(alone)
+        return super().parse_args(ctx, given)
 
 
 app = typer.Typer(
@@ -152,7 +191,22 @@ def _add_command(name: str, config_type: type[Settings]) -> None:
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = config_type.__doc__
     examples = "\n\n".join(["[bold]Examples[/]", *EXAMPLES[name]])
-    app.command(name, epilog=examples)(command)
+    bare = _bare_options(config_type)
+    kind = type("_Command", (_Command,), {"bare": bare}) if bare else None
+    app.command(name, cls=kind, epilog=examples)(command)
+
+
+def _bare_options(config_type: type[Settings]) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Options that may stand alone: the value that then counts, and those that may follow."""
+    return {
+        f"--{name.replace('_', '-')}": (
+            flag.bare,
+            tuple(_value_kind(field.annotation)[0].split("|")),
+        )
+        for name, field in config_type.model_fields.items()
+        for flag in field.metadata
+        if isinstance(flag, Flag) and flag.bare
+    }
 
 
 def _arguments_and_flags(config_type: type[Settings]) -> list[inspect.Parameter]:
@@ -162,14 +216,12 @@ def _arguments_and_flags(config_type: type[Settings]) -> list[inspect.Parameter]
         if flag is None:
             continue
         kind, many = _value_kind(field.annotation)
-        info: dict[str, Any] = {"help": field.description, "show_default": False}
-        if not field.is_required() and field.default not in (None, ()):
-            info["show_default"] = _shown(field.default)
+        info: dict[str, Any] = {"help": _help(field), "show_default": False}
         if kind != "FLAG":
             info["metavar"] = kind
         annotation: Any = list[str] | None if many else str | None
         if flag.argument:
-            info["metavar"] = name.upper() + ("..." if many else "")
+            del info["metavar"]  # typer names an argument itself
             if field.is_required():
                 annotation = list[str]
                 parameters.append(_parameter(name, annotation, typer.Argument(**info), ...))
@@ -182,6 +234,8 @@ def _arguments_and_flags(config_type: type[Settings]) -> list[inspect.Parameter]
                 _parameter(name, bool, typer.Option(names[0], help=info["help"]), False)
             )
             continue
+        if field.is_required():
+            info["help"] += " \\[required]"
         parameters.append(_parameter(name, annotation, typer.Option(*names, **info)))
     return parameters
 
@@ -198,21 +252,41 @@ def _value_kind(annotation: Any) -> tuple[str, bool]:
     return names.get(annotation, "TEXT"), False
 
 
-def _shown(default: Any) -> str:
-    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+def _help(field: FieldInfo) -> str:
+    """Describe a setting, with its default: typer's own would be the absence of the flag."""
+    # A bracket would be taken for markup.
+    text = str(field.description).replace("None = ", "without it: ").replace("[", "\\[")
+    default = field.default
+    if field.is_required() or default is None or default is False or default in ((), ""):
+        return text
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{text} \\[default: {shown}]"
 
 
 def _run(name: str, config: Settings, as_json: bool) -> int:
-    """Run a stage and print what it returns."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("wanlora").setLevel(logging.INFO)
+    """Run a stage and print what it returns; of several processes, the first one speaks."""
+    speaks = os.environ.get("RANK", "0") == "0"
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain())
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("wanlora").setLevel(logging.INFO if speaks else logging.ERROR)
     stage = importlib.import_module(STAGES[name])
     result = stage.run(config)
+    if not speaks:
+        return int(result.exit_code)
     if as_json:
         print(json.dumps(asdict(result), indent=2, default=_jsonable))
     else:
         print("\n".join(result.lines()))
     return int(result.exit_code)
+
+
+class _Plain(logging.Formatter):
+    """Notes as they are; warnings and worse by their name."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
 
 
 def _guarded(action: Callable[[], int]) -> int:
@@ -225,13 +299,14 @@ def _guarded(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except (PermissionError, NotADirectoryError, IsADirectoryError) as error:
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
     except OSError as error:
-        if error.errno not in (28, 30, 122):  # no space, read-only, quota: the user's to mend
+        if error.errno not in USERS_TO_MEND:
             raise
-        print(f"error: {error.filename or 'disk'}: {error.strerror}", file=sys.stderr)
+        print(
+            f"error: {error.filename or 'disk'}: {error.strerror}; check that path, its "
+            "permissions and the disk's free space, then run the command again",
+            file=sys.stderr,
+        )
         return 1
 
 

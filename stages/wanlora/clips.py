@@ -5,11 +5,12 @@ Owns: `load_clip`, the one way pixels are made, and the PyTorch data set over it
 Dimensions: b clips, t frames, c = 3 channels, h height, w width in px.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TypedDict
 
+import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
 from torch.utils.data import Dataset
@@ -18,7 +19,7 @@ from wanlora import manifest
 from wanlora.core.buckets import problem_with
 from wanlora.errors import ManifestError, MediaError
 from wanlora.manifest import Clip
-from wanlora.media import npz
+from wanlora.media import image, npz
 from wanlora.media.decode import iter_frames
 from wanlora.media.source import (
     SourceHashes,
@@ -74,14 +75,28 @@ def load_clip(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
         return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
     if problem := problem_with(clip.bucket):
         raise MediaError("bad_size", f"clip {clip.clip_id}: {problem}")
-    aspect = Fraction(clip.transform.get("sample_aspect", "1"))
     pixels = torch.empty(clip.num_frames, 3, clip.height, clip.width, dtype=torch.uint8)
-    cut = iter_frames(clip.path, start_s=clip.start_s, fps=clip.fps, num_frames=clip.num_frames)
-    for k, frame in enumerate(cut):
+    for k, frame in enumerate(_source_frames(clip)):
         pixels[k : k + 1] = resize_and_crop(
-            frame[None], height=clip.height, width=clip.width, sample_aspect=aspect
+            frame[None], height=clip.height, width=clip.width, sample_aspect=sample_aspect(clip)
         )
     return pixels
+
+
+def sample_aspect(clip: Clip) -> Fraction:
+    """Width over height of one pixel of the source, upright."""
+    return Fraction(clip.transform.get("sample_aspect", "1"))
+
+
+def _source_frames(clip: Clip) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+    if clip.kind == "images":
+        if clip.num_frames != 1:
+            raise MediaError("bad_size", f"clip {clip.clip_id}: an image is one frame")
+        yield image.read(clip.path)[0]
+        return
+    yield from iter_frames(
+        clip.path, start_s=clip.start_s, fps=clip.fps, num_frames=clip.num_frames
+    )
 
 
 def to_signed(frames: UInt8[torch.Tensor, "*shape"]) -> Float32[torch.Tensor, "*shape"]:

@@ -16,7 +16,7 @@ from typing import Any
 from wanlora import progress
 from wanlora.config import DemoConfig
 from wanlora.errors import RunError
-from wanlora.files import write_atomic
+from wanlora.files import require_folder, write_atomic
 from wanlora.media import mp4
 from wanlora.micro import world
 
@@ -66,6 +66,7 @@ def run(config: DemoConfig) -> DemoResult:
         RunError: The folder already holds a demo, or a command failed.
     """
     root = config.output_dir
+    require_folder(root, flag="--output-dir")
     if (root / "run").exists():
         raise RunError(f"{root} already holds a demo: remove it, or choose another --output-dir")
     _draw_videos(root / "videos", config.seed)

@@ -23,6 +23,10 @@ class DeviceError(WanloraError):
     """The device asked for is missing, or is too slow for the model."""
 
 
+class OutputError(WanloraError):
+    """A result cannot be written where it was asked for."""
+
+
 class ManifestError(WanloraError):
     """A manifest or caption file cannot be used as it is."""
 
@@ -38,6 +42,10 @@ class MediaError(WanloraError):
     def __reduce__(self) -> tuple[type["MediaError"], tuple[str, str]]:
         """Survive the trip back from a decode process."""
         return type(self), (self.code, str(self))
+
+
+class LostProcessError(MediaError):
+    """The process that held a file died or hung; another run may fare better with it."""
 
 
 MEDIA_ERROR_CODES = frozenset(

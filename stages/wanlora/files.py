@@ -4,8 +4,35 @@ Owns: the temporary name, fsync and rename. A temporary name starts with a dot a
 `.partial`, so that no reader takes it for the file.
 """
 
+import json
 import os
 from pathlib import Path
+from typing import Any
+
+from wanlora.errors import OutputError
+
+
+def require_folder(path: Path, *, flag: str) -> None:
+    """Refuse a folder that could not be made or written, before hours of work go into it.
+
+    Writes nothing itself.
+
+    Args:
+        path: Folder that will be made, with its parents, once there is something to put into it.
+        flag: Option that names it, for the message.
+
+    Raises:
+        OutputError: A file is in the way, or the folder may not be written.
+    """
+    absolute = path.absolute()
+    there = next(part for part in (absolute, *absolute.parents) if os.path.lexists(part))
+    if not there.is_dir():
+        problem = f"{there} is {'a file' if there.is_file() else 'no folder'}"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        problem = f"{there} may not be written by this user, or its disk is read-only"
+    else:
+        return
+    raise OutputError(f"cannot write into {path}: {problem}; choose another folder with {flag}")
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -42,3 +69,8 @@ def fsync_dir(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace a JSON file as `write_atomic` does."""
+    write_atomic(path, (json.dumps(value, allow_nan=False) + "\n").encode())

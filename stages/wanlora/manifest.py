@@ -27,6 +27,7 @@ TRANSFORM_REVISION = 1
 
 DEFAULT_FPS = 16.0
 TRAIN, VAL = "train", "val"
+KINDS = ("video", "npz", "images")
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class Clip:
         clip_id: Unique in a manifest; from the source and the cut, not from the prompt.
         source: Path as written in the line.
         source_sha256: Hash of the source's bytes; None until somebody has read them.
+        kind: A video to cut, a clip already cut (npz), or a still image (images).
         source_group: Clips of one group never stand on both sides of the split.
         start_s: Seconds from the source's first frame to the clip's.
         fps: Frames a second of the clip.
@@ -52,7 +54,7 @@ class Clip:
     source: str
     source_sha256: str | None
     source_group: str
-    kind: Literal["video", "npz"]
+    kind: Literal["video", "npz", "images"]
     start_s: float
     fps: float
     num_frames: int
@@ -181,8 +183,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _own_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
     """Read a line that `write` wrote; a person may have edited it since."""
     values = {name: _checked(row, name, kinds, where) for name, kinds in _FIELDS.items()}
-    if values["kind"] not in ("video", "npz"):
-        raise ManifestError(f"{where}: kind {values['kind']!r}; expected video or npz")
+    if values["kind"] not in KINDS:
+        raise ManifestError(f"{where}: kind {values['kind']!r}; expected one of {', '.join(KINDS)}")
     if values["start_s"] < 0 or not 0 < values["fps"] < float("inf"):
         raise ManifestError(
             f"{where}: start_s {values['start_s']}, fps {values['fps']}; "

@@ -4,46 +4,62 @@
     metrics.jsonl                        one object a step
     pytorch_lora_weights.safetensors     the newest adapter, where diffusers looks for it
     checkpoints/step-000500/             what resume needs
+    best/  ema/                          the adapter of the best validation; its moving average
+    validation.jsonl                     one object a validation
+    validation_base.json                 the base model's losses on the validation panels
 
 Owns: names, atomic publication, and the choice of what to resume. Must not know what is inside a
 checkpoint. Killed at any instruction, every file and checkpoint is whole or not there.
 """
 
 import json
+import logging
 import os
 import shutil
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import tomli_w
+from filelock import FileLock, Timeout
 
 from wanlora.core.fingerprint import difference
 from wanlora.errors import RunError
-from wanlora.files import fsync_dir, write_atomic
+from wanlora.files import fsync_dir, require_folder, write_atomic
 
 ADAPTER_NAME = "pytorch_lora_weights.safetensors"
 CONFIG_NAME = "config.toml"
 METRICS_NAME = "metrics.jsonl"
+VALIDATION_NAME = "validation.jsonl"
+BASE_LOSSES_NAME = "validation_base.json"
+BEST_NAME = "best"
+EMA_NAME = "ema"
 CHECKPOINTS_NAME = "checkpoints"
+LOCK_NAME = ".lock"
+
+logger = logging.getLogger(__name__)
 
 # Settings that may change when a run continues: they decide how far or how it runs, not what it is.
 FREE_ON_RESUME = frozenset(
     {
         "max_steps", "num_epochs", "save_steps", "keep_checkpoints", "resume", "device",
         "gradient_checkpointing", "prefetch_batches", "output_dir", "cache", "allow_untrained_base",
+        "local_copy", "save_every_epoch", "trackers", "previews", "validation", "deterministic",
     }
 )  # fmt: skip
 
 
 def open_run(run_dir: Path, settings: Mapping[str, Any], *, resume: bool) -> Path | None:
-    """Make or check a run's folder, and return the checkpoint to continue from, if any.
+    """Check a run's folder, and return the checkpoint to continue from, if any. Writes nothing.
 
     Raises:
         RunError: The folder holds a run and `resume` was not asked for, or it holds a run of other
             settings.
+        OutputError: The folder cannot be written.
     """
+    require_folder(run_dir, flag="--output-dir")
     checkpoint = newest_checkpoint(run_dir)
     if not resume and (checkpoint or (run_dir / ADAPTER_NAME).exists()):
         raise RunError(
@@ -53,7 +69,7 @@ def open_run(run_dir: Path, settings: Mapping[str, Any], *, resume: bool) -> Pat
         )
     config_path = run_dir / CONFIG_NAME
     if checkpoint and config_path.exists():
-        recorded = tomllib.loads(config_path.read_text())
+        recorded = _read_settings(config_path)
         differing = difference(_identity(recorded), _identity(_without_none(settings)))
         if differing:
             raise RunError(
@@ -61,9 +77,52 @@ def open_run(run_dir: Path, settings: Mapping[str, Any], *, resume: bool) -> Pat
                 + "\n  ".join(differing)
                 + "\nuse the settings found there, or start anew in another --output-dir"
             )
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomic(config_path, tomli_w.dumps(_without_none(settings)).encode())
     return checkpoint
+
+
+@contextmanager
+def begin_run(
+    run_dir: Path,
+    settings: Mapping[str, Any],
+    facts: Mapping[str, str],
+    *,
+    checkpoint: Path | None,
+) -> Iterator[None]:
+    """Make a run's folder, record its settings, and keep other processes out of it meanwhile.
+
+    Args:
+        run_dir: The run's folder.
+        settings: What config.toml says.
+        facts: Where the run comes from: comments at the head of config.toml, so that the file can
+            be given to --config again.
+        checkpoint: What `open_run` found; loading a model takes a while since.
+
+    Raises:
+        RunError: Another process trains in this folder, or did so since it was checked.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / LOCK_NAME)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunError(
+            f"another process is training in {run_dir}: wait for it to end, or choose another "
+            "--output-dir"
+        ) from None
+    except NotImplementedError:
+        logger.warning("%s cannot be locked: see to it that no other process uses it", run_dir)
+    try:
+        if newest_checkpoint(run_dir) != checkpoint:
+            raise RunError(
+                f"another process has trained in {run_dir} since this one started: add --resume to "
+                "continue its run, or choose another --output-dir"
+            )
+        head = "".join(f"# {name}: {value}\n" for name, value in facts.items())
+        text = head + tomli_w.dumps(_without_none(settings))
+        write_atomic(run_dir / CONFIG_NAME, text.encode())
+        yield
+    finally:
+        lock.release()
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
@@ -98,10 +157,7 @@ def publish_checkpoint(
     temporary.mkdir()
     try:
         write(temporary)
-        for file in temporary.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        fsync_dir(temporary)
+        _fsync_tree(temporary)
         if final.exists():  # the same step again, after a resume
             shutil.rmtree(final)
         temporary.rename(final)
@@ -118,18 +174,46 @@ def publish_checkpoint(
     return final
 
 
-def append_metrics(run_dir: Path, row: Mapping[str, Any]) -> None:
-    """Add one step's figures; a line torn by a kill is cut off by the next resume."""
-    with (run_dir / METRICS_NAME).open("a") as file:
+def append_row(run_dir: Path, name: str, row: Mapping[str, Any]) -> None:
+    """Add a line to metrics.jsonl or validation.jsonl; a resume cuts off one torn by a kill."""
+    with (run_dir / name).open("a") as file:
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
 
-def truncate_metrics(run_dir: Path, num_steps: int) -> None:
-    """Forget the steps that a resumed run will do again, and a line torn by a kill."""
-    path = run_dir / METRICS_NAME
+def read_rows(run_dir: Path, name: str) -> list[dict[str, Any]]:
+    """Whole lines of metrics.jsonl or validation.jsonl; none when there is no such file."""
+    path = run_dir / name
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    kept = [line for line in lines[:num_steps] if line.endswith("\n")]
-    write_atomic(path, "".join(kept).encode())
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def forget_after(run_dir: Path, num_steps: int) -> None:
+    """Drop what a resumed run will do again: metrics and validations past its checkpoint."""
+    for name, last in ((METRICS_NAME, num_steps - 1), (VALIDATION_NAME, num_steps)):
+        if (run_dir / name).exists():
+            kept = [row for row in read_rows(run_dir, name) if row["step"] <= last]
+            text = "".join(json.dumps(row) + "\n" for row in kept)
+            write_atomic(run_dir / name, text.encode())
+
+
+def _fsync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            fsync_dir(path)
+        else:
+            with path.open("rb") as opened:
+                os.fsync(opened.fileno())
+    fsync_dir(folder)
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RunError(
+            f"{path} is not TOML ({error}), so it cannot be told whether this run may be "
+            "continued: restore it, or start anew in another --output-dir"
+        ) from None
 
 
 def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`wanlora sample`: prompts to mp4, from the base model or with an adapter.
+"""`wanlora sample`: prompts to mp4, with an adapter or without; or saved latents to mp4.
 
 Owns: which videos are made, what they are called, and the record beside each. Loads the adapter
 with diffusers' own loader, so what it shows is what any diffusers user gets.
@@ -17,14 +17,21 @@ import torch
 from wanlora import __version__, progress
 from wanlora.config import DEFAULT_MODEL, SampleConfig
 from wanlora.core.buckets import Bucket, problem_with
-from wanlora.errors import ConfigError
-from wanlora.files import write_atomic
+from wanlora.errors import ConfigError, ModelError
+from wanlora.files import require_folder, write_atomic
 from wanlora.media import mp4
 from wanlora.wan import pipeline as wan
 from wanlora.wan.adapter import AdapterFile, read_adapter
 from wanlora.wan.device import base_dtype, pick
-from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_tokenizer, num_prompt_tokens
-from wanlora.wan.variants import PIPELINE, Variant, resolve, variant_of
+from wanlora.wan.encoders import (
+    MAX_SEQUENCE_LENGTH,
+    decode_latents,
+    load_tokenizer,
+    load_vae,
+    num_prompt_tokens,
+)
+from wanlora.wan.saved_latents import SavedLatents, find_latents, read_latents
+from wanlora.wan.variants import PIPELINE, VARIANTS, Variant, resolve, variant_of
 from wanlora.wan.weights import file_sha256
 
 logger = logging.getLogger(__name__)
@@ -71,6 +78,8 @@ def run(config: SampleConfig) -> SampleResult:
     Raises:
         WanloraError: A setting, the device, the model or the adapter does not do.
     """
+    if config.latents:
+        return _decode(config, config.latents)
     videos = plan(config)
     adapter = read_adapter(config.adapter) if config.adapter else None
     model = config.model or (adapter and adapter.provenance.get("model")) or DEFAULT_MODEL
@@ -102,6 +111,7 @@ def plan(config: SampleConfig) -> list[Video]:
 
     Raises:
         ConfigError: A file exists and may not be replaced, or one name stands for many videos.
+        OutputError: The folder cannot be written.
     """
     pairs = [
         (prompt, config.seed + index)
@@ -121,14 +131,7 @@ def plan(config: SampleConfig) -> list[Video]:
             Video(prompt, seed, config.output_dir / f"{number:03d}-{slug(prompt)}-seed{seed}.mp4")
             for number, (prompt, seed) in enumerate(pairs)
         ]
-    files = [file for video in videos for file in (video.path, video.record)]
-    existing = [str(file) for file in files if file.exists()]
-    if existing and not config.overwrite:
-        more = f" and {len(existing) - 3} more" if len(existing) > 3 else ""
-        raise ConfigError(
-            f"{', '.join(existing[:3])}{more} would be replaced; pass --overwrite, or another "
-            "--output-dir"
-        )
+    _check_new(config, videos)
     return videos
 
 
@@ -159,6 +162,63 @@ def video_settings(config: SampleConfig, variant: Variant) -> wan.VideoSettings:
     if problem := problem_with(Bucket(settings.num_frames, settings.height, settings.width)):
         raise ConfigError(f"cannot sample {problem}")
     return settings
+
+
+def _check_new(config: SampleConfig, videos: Sequence[Video]) -> None:
+    """Refuse a folder that cannot be written, and to replace a video or its record unasked."""
+    flag = "--output" if config.output is not None else "--output-dir"
+    for folder in {video.path.parent for video in videos}:
+        require_folder(folder, flag=flag)
+    files = [file for video in videos for file in (video.path, video.record)]
+    existing = [str(file) for file in files if file.exists()]
+    if existing and not config.overwrite:
+        more = f" and {len(existing) - 3} more" if len(existing) > 3 else ""
+        raise ConfigError(
+            f"{', '.join(existing[:3])}{more} would be replaced; pass --overwrite, or another "
+            "--output-dir"
+        )
+
+
+def _decode(config: SampleConfig, source: Path) -> SampleResult:
+    """Decode saved latents with the VAE of the model they are of."""
+    saved = [read_latents(file) for file in find_latents(source)]
+    videos = [_video_of(item, config.output_dir) for item in saved]
+    _check_new(config, videos)
+    models = {item.facts["model"] for item in saved}
+    if config.model is None and len(models) > 1:
+        raise ConfigError(
+            f"{source} holds latents of {', '.join(sorted(models))}: pass one model's"
+        )
+    model = config.model or models.pop()
+    device = pick(config.device, model)
+    folder = resolve(model, ["vae"])
+    for item in saved:
+        _check_same_latents(item, model, variant_of(folder))
+    vae = load_vae(folder, dtype=torch.float32, device=device, tf32=True)
+    with progress.bar(total=len(saved), description="decode", unit="video") as bar:
+        for item, video in zip(saved, videos, strict=True):
+            frames = decode_latents(vae, item.latents[None])[0].cpu().numpy()
+            made_with = {"latents": str(item.path), **item.facts, "versions": wan.versions()}
+            _write(video, frames, config.fps, made_with)
+            bar.update()
+    return SampleResult(videos=[str(video.path) for video in videos], model=model, adapter=None)
+
+
+def _video_of(item: SavedLatents, folder: Path) -> Video:
+    prompt, seed = item.facts["prompt"], item.facts["seed"]
+    name = f"{item.path.parent.name}-{item.path.stem}-{slug(prompt)}-seed{seed}.mp4"
+    return Video(prompt, int(seed), folder / name)
+
+
+def _check_same_latents(item: SavedLatents, model: str, variant: Variant) -> None:
+    """Refuse latents that this VAE would decode to nonsense."""
+    made_by = VARIANTS.get(item.facts["variant"])
+    wanted = (variant.z_dim, variant.latents_mean, variant.latents_std)
+    if made_by is None or (made_by.z_dim, made_by.latents_mean, made_by.latents_std) != wanted:
+        raise ModelError(
+            f"{item.path} holds latents of {item.facts['variant']} ({item.facts['model']}), which "
+            f"the VAE of {model} ({variant.name}) does not read: pass --model of their own"
+        )
 
 
 def _check_lengths(folder: Path, prompts: Sequence[str]) -> None:
@@ -195,7 +255,7 @@ def _provenance(
 
 def _write(video: Video, frames: Any, fps: float, made_with: dict[str, Any]) -> None:
     """Write the record first, so that a video never stands without one."""
-    record = {"prompt": video.prompt, "seed": video.seed, **made_with}
+    record = {**made_with, "prompt": video.prompt, "seed": video.seed}
     video.path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
     write_atomic(video.record, text.encode())

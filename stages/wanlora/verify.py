@@ -3,16 +3,21 @@
 Owns: the check between preparing and encoding. Loads through `clips.load_clip` and changes nothing.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from wanlora import manifest
 from wanlora.clips import load_clip, to_signed
 from wanlora.config import VerifyConfig
 from wanlora.errors import MediaError
 from wanlora.manifest import Clip
+from wanlora.plan import sheet
+from wanlora.plan.survey import Plan, survey
 from wanlora.progress import bar
+from wanlora.wan.tokens import TokenCounts, count_tokens
 
 SHOWN = 10
 """Clips shown line by line; --json has them all."""
@@ -45,12 +50,14 @@ class VerifyResult:
 
     Attributes:
         total: Clips in the manifests; more than were loaded when there is a limit.
+        plan: What the clips that load are, and what encoding them costs.
     """
 
     total: int
     loaded: tuple[LoadedClip, ...]
     failed: tuple[FailedClip, ...]
     buckets: dict[str, int]
+    plan: Plan
     manifests: tuple[str, ...]
 
     @property
@@ -59,7 +66,7 @@ class VerifyResult:
         return 3 if self.failed else 0
 
     def lines(self) -> list[str]:
-        """Shape, value range and prompt of the first clips; every failure; the next command."""
+        """The first clips, every failure, the plan of the clips that load, the next command."""
         lines = [
             f"{clip.clip_id}  {list(clip.shape)}  [{clip.low:.2f}, {clip.high:.2f}]  "
             f"{clip.prompts[0]!r}" + _more_captions(clip)
@@ -68,6 +75,7 @@ class VerifyResult:
         if len(self.loaded) > SHOWN:
             lines.append(f"... and {len(self.loaded) - SHOWN:,} more clips")
         lines += [f"FAILED {clip.code}: {clip.clip_id}: {clip.message}" for clip in self.failed]
+        lines += [f"{name:<11} {text}" for name, text in self.plan.rows()] if self.loaded else []
         tried = len(self.loaded) + len(self.failed)
         sizes = ", ".join(f"{bucket} {count}" for bucket, count in self.buckets.items())
         lines.append(f"{len(self.loaded):,} of {tried:,} clips load ({sizes or 'none'})")
@@ -78,8 +86,8 @@ class VerifyResult:
             reasons = ", ".join(f"{code} {count}" for code, count in sorted(codes.items()))
             lines.append(f"{len(self.failed):,} clips would be left out: {reasons}")
         elif self.loaded:
-            names = " ".join(f"--manifest {path}" for path in self.manifests)
-            lines.append(f"next: wanlora cache-latents {names}")
+            names = [word for path in self.manifests for word in ("--manifest", str(path))]
+            lines.append(f"next: {shlex.join(['wanlora', 'cache-latents', *names])}")
         return lines
 
 
@@ -99,12 +107,20 @@ def run(config: VerifyConfig) -> VerifyResult:
                 loaded.append(_load(clip))
             except MediaError as error:
                 failed.append(FailedClip(clip.clip_id, clip.source, error.code, str(error)))
+                progress.set_postfix_str(f"{len(failed)} errors", refresh=False)
             progress.update(1)
+    names = {clip.clip_id for clip in loaded}
+    usable = [clip for clip in chosen if clip.clip_id in names]
+    tokens = count_tokens(config.model, (text for clip in usable for text in clip.prompts))
+    plan = survey(usable, tokens.counts, tokenizer=tokens.tokenizer)
+    if config.html is not None:
+        _write_sheet(config.html, usable, failed, plan, tokens)
     return VerifyResult(
         total=len(everything),
         loaded=tuple(loaded),
         failed=tuple(failed),
         buckets=dict(Counter("x".join(_size(clip.shape)) for clip in loaded).most_common()),
+        plan=plan,
         manifests=tuple(map(str, config.manifests)),
     )
 
@@ -126,3 +142,14 @@ def _size(shape: tuple[int, ...]) -> tuple[str, str, str]:
 
 def _more_captions(clip: LoadedClip) -> str:
     return f" (+{len(clip.prompts) - 1} captions)" if len(clip.prompts) > 1 else ""
+
+
+def _write_sheet(
+    path: Path, clips: list[Clip], failed: list[FailedClip], plan: Plan, tokens: TokenCounts
+) -> None:
+    left = [sheet.Left(clip.source, clip.code, clip.message) for clip in failed]
+    with bar(total=len(clips), description="contact sheet", unit="clip") as progress:
+        sheet.write(
+            path, clips, left, plan, tokens.counts, title="wanlora verify",
+            step=lambda: progress.update(1),
+        )  # fmt: skip

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support import cli
 from tests.support.models import micro_folder, micro_home, temporary_copy  # noqa: F401
 from wanlora import cache_latents, clips, manifest
-from wanlora.cache_latents import encode
+from wanlora.cache_latents import encode, pipeline
 from wanlora.config import CacheLatentsConfig, InspectConfig
 from wanlora.core.latent_rgb import solve
-from wanlora.errors import ManifestError, ModelError, StoreError
+from wanlora.errors import DeviceError, ManifestError, ModelError, StoreError
 from wanlora.inspect_cache import run as inspect
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view
@@ -71,7 +72,9 @@ def changed(config: CacheLatentsConfig, **changes: object) -> CacheLatentsConfig
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often each encoder was loaded and used."""
-    counts = dict.fromkeys(("encode_latents", "encode_prompts", "load_vae", "load_text_encoder"), 0)
+    counts = dict.fromkeys(
+        ("encode_posterior", "encode_prompts", "load_vae", "load_text_encoder"), 0
+    )
     for name in counts:
         original = getattr(encoders, name)
 
@@ -128,7 +131,11 @@ def test_an_edited_caption_encodes_one_prompt_and_a_copied_clip_nothing(config, 
     shutil.copy(data / "clip0.npz", data / "clip3.npz")
     write_manifest(data, ("a green star moving up", *CAPTIONS[1:], CAPTIONS[0]))
     result = cache_latents.run(config)
-    assert (encoded["encode_latents"], encoded["encode_prompts"], encoded["load_vae"]) == (0, 1, 0)
+    assert (encoded["encode_posterior"], encoded["encode_prompts"], encoded["load_vae"]) == (
+        0,
+        1,
+        0,
+    )
     assert (result.clips, result.clips_encoded, result.duplicate_clips) == (4, 0, 1)
     assert result.prompts_encoded == 1
 
@@ -197,7 +204,7 @@ def test_a_source_that_is_gone_stays_usable_once_it_is_cached(config, data):
 
 @pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])
 def test_a_stopped_run_keeps_what_it_encoded_and_goes_on_from_there(config, monkeypatch, how):
-    original, calls = encoders.encode_latents, []
+    original, calls = encoders.encode_posterior, []
 
     def stopping(*args: object) -> torch.Tensor:
         calls.append(1)
@@ -207,7 +214,7 @@ def test_a_stopped_run_keeps_what_it_encoded_and_goes_on_from_there(config, monk
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args)
 
-    monkeypatch.setattr(encoders, "encode_latents", stopping)
+    monkeypatch.setattr(encoders, "encode_posterior", stopping)
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         cache_latents.run(config)
@@ -273,14 +280,69 @@ def test_a_disk_that_is_too_small_is_refused_before_any_work(config, monkeypatch
     assert set(encoded.values()) == {0}
 
 
-def test_decoding_runs_ahead_only_so_far(data, monkeypatch):
+def test_decoding_runs_ahead_only_so_far_and_keeps_the_order():
     started = []
-    monkeypatch.setattr(encode, "_decode", started.append)
-    keyed = [encode.KeyedClip(clip=i, key=str(i)) for i in range(20)]
-    decoded = encode._decode_ahead(keyed, workers=2)
-    assert next(decoded)[0].clip == 0
+    ahead = pipeline.Ahead(started.append, range(20), threads=2, depth=3)
+    results = iter(ahead)
+    assert next(results) == (0, None)
     assert len(started) <= 3
-    assert [item[0].clip for item in decoded] == list(range(1, 20))
+    assert [item for item, _ in results] == list(range(1, 20))
+    assert sorted(started) == list(range(20))
+    ahead.close()
+
+
+def test_the_queue_is_bounded_by_bytes_and_by_threads():
+    assert pipeline.depth([97_000_000] * 50, threads=4, max_bytes=2**30) == 8
+    assert pipeline.depth([97_000_000] * 50, threads=4, max_bytes=3 * 10**8) == 3
+    assert pipeline.depth([97_000_000], threads=4, max_bytes=1) == 1
+
+
+def test_out_of_memory_says_what_to_change_and_keeps_what_is_encoded(config, monkeypatch):
+    original, calls = encoders.encode_posterior, []
+
+    def full(*args: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return original(*args)
+
+    monkeypatch.setattr(encoders, "encode_posterior", full)
+    with pytest.raises(DeviceError, match=r"encoding clip clip.* of 5x32x32 .*vae_dtype=bfloat16"):
+        cache_latents.run(config)
+    assert inspect(InspectConfig(cache=config.cache)).clips == 2
+
+
+def test_an_error_while_writing_behind_the_encoder_stops_the_run(config, monkeypatch):
+    def broken(*args: object) -> None:
+        raise StoreError("the disk broke")
+
+    monkeypatch.setattr(encode, "_write", broken)
+    with pytest.raises(StoreError, match="the disk broke"):
+        cache_latents.run(config)
+    assert not (config.cache / "views").exists()
+
+
+def test_log_variances_and_rounded_latents_are_stored_on_request(config, micro_folder):  # noqa: F811
+    store = config.store.model_copy(update={"logvar": True, "latent_mantissa_bits": 7})
+    cache_latents.run(config)
+    assert cache_latents.run(changed(config, store=store)).clips_encoded == 3  # its own generation
+    view = read_view(config.cache, "default")
+    assert view.latents_provenance["posterior"] == "mode+logvar"
+    reader = StoreReader.of_view(config.cache, view)
+    cpu = torch.device("cpu")
+    vae = encoders.load_vae(micro_folder, dtype=torch.float32, device=cpu, tf32=False)
+    found = {clip.clip_id: clip for clip in view.clips}
+    for clip in manifest.read_all(config.manifest):
+        frames = clips.load_clip(clip).permute(1, 0, 2, 3)[None]
+        raw = vae.encode(clips.to_signed(frames)).latent_dist
+        std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
+        wanted = (raw.logvar - 2 * std.log())[0].detach().numpy()
+        logvar = reader.logvar(found[clip.clip_id].key)
+        np.testing.assert_allclose(logvar, wanted, rtol=2**-8 + 2**-11, atol=1e-4)
+        latents = reader.latents(found[clip.clip_id].key)
+        assert not (latents.view(np.uint16) & 0b111).any()  # 10 bits of mantissa, 7 are left
+        exact = encoders.encode_latents(vae, frames)[0].numpy()
+        np.testing.assert_allclose(latents, exact, rtol=2**-8 + 2**-11, atol=1e-4)
 
 
 def test_float32_storage_is_another_fingerprint(config):
@@ -290,3 +352,18 @@ def test_float32_storage_is_another_fingerprint(config):
     assert (result.clips_encoded, result.prompts_encoded) == (3, 4)
     reader = StoreReader.of_view(config.cache, read_view(config.cache, "default"))
     assert reader.latents(read_view(config.cache, "default").clips[0].key).dtype == np.float32
+
+
+def test_two_uncoordinated_runs_at_once_leave_one_whole_cache(config, data):
+    arguments = ("cache-latents", "--manifest", data, "--cache", config.cache, "--model", "micro",
+                 "--device", "cpu", "--set", "store.clips_per_segment=1")  # fmt: skip
+    runs = [cli.start(*arguments) for _ in range(2)]
+    assert [run.wait(timeout=300) for run in runs] == [0, 0]
+    found = inspect(InspectConfig(cache=config.cache, verify="full"))
+    assert (found.clips, found.prompts, found.invalid, found.exit_code) == (3, 3, [], 0)
+    again = cache_latents.run(changed(config, validation_prompts=()))
+    assert (again.clips_encoded, again.prompts_encoded) == (0, 0)
+    inspect(InspectConfig(cache=config.cache, gc=True, gc_min_age_h=0))
+    clean = inspect(InspectConfig(cache=config.cache, verify="full"))
+    assert (clean.clips, clean.invalid) == (3, [])
+    assert sum(row["rows"] for row in clean.fingerprints) == 6

@@ -13,7 +13,7 @@ from wanlora import manifest, prepare, verify
 from wanlora.clips import load_clip
 from wanlora.config import PrepareConfig, VerifyConfig
 from wanlora.errors import ConfigError, ManifestError, MediaError
-from wanlora.prepare.check import survive
+from wanlora.prepare.pool import survive
 
 SMALL = {"num_frames": 17, "height": 48, "width": 80, "workers": 1, "val_fraction": 0.0}
 
@@ -47,7 +47,9 @@ def test_real_videos_become_clips_that_load(tmp_path):
         (raw / name / f"{name}.mp4").symlink_to(path)
         captioned(raw / name / f"{name}.mp4", f"a video of {name}")
     output = tmp_path / "data" / "processed"
-    result = prepared(raw, output, num_frames=49, height=96, width=160, val_fraction=0.3)
+    result = prepared(
+        raw, output, num_frames=49, height=96, width=160, val_fraction=0.4, seed=2, scenes="allow"
+    )
     assert result.buckets == {"49x96x160": 5}
     assert result.activities == {"bigbuckbunny": 1, "bikes": 3, "carphone_pristine": 1}
     assert (result.sources, result.failed, result.exit_code) == (3, 0, 0)
@@ -72,8 +74,8 @@ def test_the_summary_counts_everything_and_names_the_next_command(tmp_path):
     assert "6 found, 4 used" in text
     assert "8 (2.0 a source)" in text
     assert "train 6, val 2" in text
-    assert "17x48x80 8" in text
-    assert "clap 4, walk 4" in text
+    assert "bucket      17x48x80  8 clips, 75 tokens each" in text
+    assert "activity    clap  4 clips of 2 sources" in text
     assert "no_caption 1, unreadable 1" in text
     assert result.lines()[-1] == f"next: wanlora verify {tmp_path / 'out'}"
     assert result.exit_code == 3
@@ -134,17 +136,18 @@ def test_the_number_of_workers_changes_no_byte(tmp_path):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
-def test_a_file_that_kills_its_process_fails_alone(tmp_path):
-    paths = [tmp_path / name for name in ("a", "die1", "b", "c", "die2", "d")]
+def test_a_file_that_kills_or_hangs_its_process_fails_alone(tmp_path):
+    paths = [tmp_path / name for name in ("a", "die1", "b", "hang", "die2", "slow")]
     for path in paths:
         path.write_bytes(b"12345")
-    found = dict(survive(crashing_work.size_or_die, paths, workers=2))
+    found = dict(survive(crashing_work.size_or_die, paths, workers=2, stall_s=2))
     assert set(found) == set(paths)
     for path in paths:
         outcome = found[path]
-        if "die" in path.name:
+        if "die" in path.name or "hang" in path.name:
             assert isinstance(outcome, MediaError)
             assert outcome.code == "unreadable"
+            assert ("killed" if "die" in path.name else "hung for 2 s") in str(outcome)
         else:
             assert outcome == 5
 
@@ -258,7 +261,7 @@ def test_a_group_pattern_without_a_group_is_a_usage_error(tmp_path):
 def test_nothing_usable_is_refused_and_an_old_manifest_stays(tmp_path):
     prepared(dataset(tmp_path / "raw", 1), tmp_path / "out")
     captioned(videos.write_text(tmp_path / "bad.mp4"))
-    with pytest.raises(ManifestError, match=r"not one clip .*unreadable 1.*errors\.jsonl"):
+    with pytest.raises(ManifestError, match=r"(?s)not one clip .*unreadable 1.*errors\.jsonl"):
         prepared(tmp_path / "bad.mp4", tmp_path / "out")
     assert errors_of(tmp_path / "out") == {"bad.mp4": "unreadable"}
     assert len(manifest.read_all([tmp_path / "out"])) == 2

@@ -60,9 +60,13 @@ def test_a_run_killed_twice_ends_with_the_same_bits(cache_fp16, tmp_path):
             torch.load(run / "checkpoints" / f"step-{step:06d}" / "optimizer.pt")
             for run in (whole, killed)
         ]
-        for parameter, tensors in states[0].items():
+        for parameter, tensors in states[0]["parameters"].items():
             for key, tensor in tensors.items():
-                assert torch.equal(tensor, states[1][parameter][key]), (step, parameter, key)
+                assert torch.equal(tensor, states[1]["parameters"][parameter][key]), (
+                    step,
+                    parameter,
+                    key,
+                )
 
 
 def test_a_finished_run_is_neither_overwritten_nor_trained_again(cache_fp16, tmp_path):

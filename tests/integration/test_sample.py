@@ -7,8 +7,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from diffusers import WanPipeline
 
+from tests.support.diffusers_video import plain_diffusers
 from tests.support.models import random_tensors
 from wanlora import sample
 from wanlora.config import SampleConfig
@@ -34,17 +34,11 @@ def run_folder(micro_folder, tmp_path_factory):
     return folder
 
 
-def plain_diffusers(micro_folder, adapter=None, seed=0) -> np.ndarray:
-    """What a diffusers user gets, as 8-bit frames."""
-    pipeline = WanPipeline.from_pretrained(micro_folder)
-    if adapter:
-        pipeline.load_lora_weights(str(adapter))
-    pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(
-        PROMPT, num_frames=9, height=32, width=48, num_inference_steps=3, guidance_scale=3.0,
-        generator=torch.Generator("cpu").manual_seed(seed), output_type="pil",
-    ).frames[0]  # fmt: skip
-    return np.stack([np.asarray(image) for image in images])
+def theirs(micro_folder, adapter=None, seed=0) -> np.ndarray:
+    return plain_diffusers(
+        micro_folder, PROMPT, adapter, seed=seed, num_frames=9, height=32, width=48,
+        num_inference_steps=3, guidance_scale=3.0,
+    )  # fmt: skip
 
 
 def ours(micro_folder, adapter=None, seed=0, scale=1.0) -> np.ndarray:
@@ -60,12 +54,12 @@ def config(tmp_path, **values) -> SampleConfig:
 
 
 def test_the_base_model_gives_plain_diffusers_video(micro_folder):
-    assert np.array_equal(ours(micro_folder, seed=3), plain_diffusers(micro_folder, seed=3))
+    assert np.array_equal(ours(micro_folder, seed=3), theirs(micro_folder, seed=3))
 
 
 def test_an_adapter_gives_plain_diffusers_video_and_not_the_bases(micro_folder, run_folder):
     adapted = ours(micro_folder, run_folder)
-    assert np.array_equal(adapted, plain_diffusers(micro_folder, run_folder))
+    assert np.array_equal(adapted, theirs(micro_folder, run_folder))
     base = ours(micro_folder)
     assert np.abs(adapted.astype(int) - base).mean() > 1
     assert np.array_equal(ours(micro_folder, run_folder, scale=0.0), base)

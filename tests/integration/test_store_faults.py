@@ -253,3 +253,63 @@ def test_half_written_files_lie_outside_the_store(tmp_path, monkeypatch):
     for path in seen:
         assert (tmp_path / "store.zarr") not in path.parents
         assert (tmp_path / "views") not in path.parents
+
+
+NO_ROOM = """
+import resource, signal, sys
+from pathlib import Path
+from tests.support.stores import row_of, segment_writer
+from wanlora.errors import StoreError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with_room = Path(sys.argv[1])
+writer = segment_writer(with_room, "latents", rows=2)
+for key in "ab":
+    writer.add(key, row_of("latents", key))
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+writer.add("c", row_of("latents", "c"))
+try:
+    writer.add("d", row_of("latents", "d"))
+except StoreError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+writer.close()
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 100, 3000, 15000])
+def test_a_write_cut_short_leaves_no_wrong_row_and_can_be_tried_again(tmp_path, limit):
+    """The kernel refuses the rest of a file: at once, in a document, in a shard."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_ROOM, str(tmp_path), str(limit)],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    assert "cannot write" in done.stdout
+    assert "File too large" in done.stdout
+    assert check_rows(tmp_path, "latents") == set("abcd")
+    assert not list((tmp_path / ".partial").iterdir())
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    options = ["-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if mount is None or subprocess.run([mount, *options], capture_output=True).returncode:
+        pytest.skip("this process may not mount a file system")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_an_error_that_says_so_and_what_was_committed_stays(tiny_disk):
+    cache = tiny_disk / "cache"
+    keys = [f"{i:064x}" for i in range(40)]
+    with pytest.raises(StoreError, match=r"cannot write .*No space left on device.*--cache"):
+        write_rows(cache, "latents", keys, rows=2)
+    valid = check_rows(cache, "latents")
+    assert 4 <= len(valid) < 40
+    assert len(valid) % 2 == 0
+    assert not list((cache / ".partial").iterdir())

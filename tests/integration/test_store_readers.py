@@ -1,6 +1,8 @@
 """Clients that know nothing of this project read the store, equal to our own reader."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import zarr
 
 from tests.support.stores import build_store, open_rows, open_store, row_of, segment_writer
 from wanlora.core.buckets import Bucket
+from wanlora.store.arrays import DIMENSIONS
 from wanlora.store.reader import StoreReader
 
 DOC = Path(__file__).parents[2] / "docs" / "store-format.md"
@@ -80,6 +83,54 @@ def test_every_row_reads_equal_in_another_client(cache, client):
     assert num_rows == 7 + 7
 
 
+ZARRS = """
+import sys, json
+from pathlib import Path
+import numpy as np
+import zarr
+import zarrs
+zarr.config.set({"codec_pipeline.path": "zarrs.ZarrsCodecPipeline"})
+out = Path(sys.argv[2])
+root = zarr.open_group(sys.argv[1], mode="r")
+for path, node in root.members(max_depth=None):
+    if isinstance(node, zarr.Array):
+        assert "Zarrs" in type(node._async_array.codec_pipeline).__name__
+        np.save(out / (path.replace("/", "+") + ".npy"), node[...])
+"""
+
+
+def test_zarrs_reads_every_array_bit_for_bit(cache, tmp_path):
+    """In a process of its own: zarrs takes the place of zarr-python's codecs."""
+    pytest.importorskip("zarrs", reason="zarrs is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", ZARRS, str(cache / "store.zarr"), str(tmp_path)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    num_rows = 0
+    for key, (kind, segment) in segments(cache).items():
+        folder = key.replace("/", "+")
+        reader = open_rows(cache, kind)
+        name = "latent" if kind == "latents" else "embedding"
+        values = np.load(tmp_path / f"{folder}+{name}.npy")
+        for i, row_key in enumerate(segment.row_keys):
+            ours = reader.read(row_key)
+            assert np.array_equal(values[i, : len(ours)], ours)
+            assert not values[i, len(ours) :].any()
+            num_rows += 1
+    assert num_rows == 7 + 7
+
+
+def test_xarray_opens_a_segment_with_its_dimensions(cache):
+    xarray = pytest.importorskip("xarray", reason="xarray is not installed")
+    for key, (kind, segment) in segments(cache).items():
+        data = xarray.open_zarr(cache / "store.zarr" / key, consolidated=False, chunks=None)
+        name = "latent" if kind == "latents" else "embedding"
+        assert data[name].dims == DIMENSIONS[name]
+        ours = open_rows(cache, kind).read(segment.row_keys[0])
+        assert np.array_equal(data[name].values[0, : len(ours)], ours)
+
+
 def test_padding_of_prompts_is_not_stored(tmp_path):
     with segment_writer(tmp_path, "text", rows=8) as writer:
         for i in range(8):
@@ -122,12 +173,14 @@ def test_the_digest_changes_with_the_index_and_with_nothing_else(cache, tmp_path
 def test_the_documentation_reads_the_store_as_printed(cache, monkeypatch):
     monkeypatch.chdir(cache.parent)
     blocks = re.findall(r"```python\n(.*?)```", DOC.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     found = {}
     for block in blocks:
         exec(compile(block, str(DOC), "exec"), found)
         if "first_clip" in found:
             assert found.pop("first_clip").shape in {(16, 5, 8, 8), (16, 3, 4, 6)}
+        if "channel_spread" in found:
+            assert found.pop("channel_spread").shape == (16,)
         if "first_prompt" in found:
             assert found.pop("first_prompt").shape == (512, 32)
     first = found["view"].clips[0]

@@ -54,3 +54,14 @@ def test_steps_are_rounded_up_to_show_every_clip():
     assert num_steps(10, batch_size=4, num_epochs=1) == 3
     assert num_steps(8000, batch_size=8, num_epochs=10) == 10000
     assert num_steps(1, batch_size=8, num_epochs=0.1) == 1
+
+
+def test_balanced_every_activity_comes_once_a_round_and_its_clips_once_an_epoch():
+    activities = ["walk"] * 6 + ["sit"] * 3 + ["clap"]
+    order = Order({BUCKETS[0]: 10}, batch_size=3, seed=2, activities={BUCKETS[0]: activities})
+    batches = [order.batch(step).indices for step in range(12)]
+    for batch in batches:
+        assert sorted(activities[i] for i in batch) == ["clap", "sit", "walk"]
+    walks = [i for batch in batches for i in batch if activities[i] == "walk"]
+    assert sorted(walks[:6]) == sorted(walks[6:]) == list(range(6))
+    assert walks[:6] != walks[6:]

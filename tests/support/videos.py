@@ -9,11 +9,41 @@ from pathlib import Path
 import av
 import numpy as np
 
+QUIET = {"libx265": {"x265-params": "log-level=none"}}
+
 NUMBER_BITS = 10
 PQ, HLG = 16, 18
 UNIT = 0x10000
 # tkhd matrices (a b u c d v x y w) that turn the coded picture clockwise; QuickTime: x' = ax + cy.
 _CLOCKWISE = {0: (1, 0, 0, 1), 90: (0, 1, -1, 0), 180: (-1, 0, 0, -1), 270: (0, -1, 1, 0)}
+
+# Every kind of file that has an encoder here: name, encoder, and how it is set up.
+KINDS = {
+    "h264.mp4": ("libx264", {}),
+    "h264-b4-gop250.mp4": ("libx264", {"b_frames": 4, "gop": 250}),
+    "h264.mkv": ("libx264", {}),
+    "h264.mov": ("libx264", {}),
+    "h264.ts": ("libx264", {}),
+    "h264.avi": ("libx264", {"b_frames": 4, "gop": 250}),
+    "hevc.mp4": ("libx265", {}),
+    "hevc-10-bit.mkv": ("libx265", {"pix_fmt": "yuv420p10le"}),
+    "av1.mp4": ("libsvtav1", {"b_frames": 0}),
+    "av1.webm": ("libsvtav1", {"b_frames": 0}),
+    "vp8.webm": ("libvpx", {"b_frames": 0}),
+    "vp9.webm": ("libvpx-vp9", {"b_frames": 0}),
+    "mpeg4.avi": ("mpeg4", {}),
+    "mpeg4.mp4": ("mpeg4", {}),
+    "mpeg2.mpg": ("mpeg2video", {}),
+    "mpeg2.ts": ("mpeg2video", {}),
+    "mpeg1.mpg": ("mpeg1video", {}),
+    "mjpeg.avi": ("mjpeg", {"pix_fmt": "yuvj420p", "b_frames": 0}),
+    "prores.mov": ("prores_ks", {"pix_fmt": "yuv422p10le", "b_frames": 0}),
+    "ffv1.mkv": ("ffv1", {"pix_fmt": "yuv444p10le", "b_frames": 0}),
+    "wmv2.wmv": ("wmv2", {"b_frames": 0}),
+    "flv1.flv": ("flv1", {"b_frames": 0}),
+    "h263.3gp": ("h263", {"height": 96, "width": 128, "b_frames": 0}),
+    "gif.gif": ("gif", {"pix_fmt": "rgb8", "b_frames": 0}),
+}  # fmt: skip
 
 
 def real_videos() -> dict[str, Path]:
@@ -66,6 +96,8 @@ def write_video(
     codec: str = "libx264",
     pix_fmt: str = "yuv420p",
     audio: bool = False,
+    mirrored: bool = False,
+    interlaced: bool = False,
 ) -> Path:
     """Write numbered frames; height and width are those of the upright picture.
 
@@ -75,6 +107,8 @@ def write_video(
         clockwise: Degrees by which a player has to turn the coded picture (mp4 and mov).
         transfer: Transfer function to tag, for example `PQ`.
         audio: Add a silent sound stream that lasts twice as long.
+        mirrored: Store left and right swapped, and a display matrix that swaps them back.
+        interlaced: Store fields.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     turned = clockwise in (90, 270)
@@ -84,6 +118,10 @@ def write_video(
         stream.pix_fmt = pix_fmt
         context = stream.codec_context
         context.max_b_frames, context.gop_size, context.thread_count = b_frames, gop, 1
+        if codec in QUIET:
+            stream.options = QUIET[codec]
+        if interlaced:
+            context.flags |= 1 << 18 | 1 << 29  # interlaced DCT and motion estimation
         if sample_aspect is not None:
             context.sample_aspect_ratio = sample_aspect
         if transfer is not None:
@@ -93,7 +131,8 @@ def write_video(
         sound = container.add_stream("aac", rate=8000) if audio else None
         for number in range(num_frames):
             upright = numbered_frame(number, height=height, width=width)
-            coded = np.ascontiguousarray(np.rot90(upright, k=clockwise // 90))
+            coded = np.rot90(upright, k=clockwise // 90)
+            coded = np.ascontiguousarray(coded[:, ::-1] if mirrored else coded)
             frame = av.VideoFrame.from_ndarray(coded, format="rgb24")
             if times_ms is not None:
                 frame.pts, frame.time_base = times_ms[number], Fraction(1, 1000)
@@ -101,8 +140,63 @@ def write_video(
         container.mux(stream.encode())
         if sound is not None:
             _silence(container, sound, seconds=2 * num_frames / fps)
-    if clockwise:
-        _turn(path, clockwise)
+    if clockwise or mirrored:
+        _turn(path, clockwise, mirrored=mirrored)
+    return path
+
+
+def write_two_streams(path: Path, *, large_first: bool) -> Path:
+    """A small stream of black frames beside a large default one of numbered frames."""
+    sizes = [(96, 160), (48, 64)] if large_first else [(48, 64), (96, 160)]
+    with av.open(str(path), "w") as container:
+        streams = []
+        for height, width in sizes:
+            stream = container.add_stream("libx264", rate=25)
+            stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
+            stream.codec_context.thread_count = 1
+            if height == 96:
+                stream.disposition = av.stream.Disposition.default
+            streams.append(stream)
+        for number in range(60):
+            for stream, (height, width) in zip(streams, sizes, strict=True):
+                pixels = numbered_frame(number if height == 96 else 0, height=height, width=width)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        for stream in streams:
+            container.mux(stream.encode())
+    return path
+
+
+def write_edit_list(path: Path, *, skip: int, **video) -> Path:
+    """An mp4 whose edit list starts at a later frame, as a phone's trim does."""
+    write_video(path, **video)
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 4
+    version, count = data[at], struct.unpack_from(">I", data, at + 4)[0]
+    assert (version, count) == (0, 1)
+    duration, begin = struct.unpack_from(">ii", data, at + 8)
+    timescale = struct.unpack_from(">I", data, data.index(b"mdhd") + 16)[0]
+    movie = struct.unpack_from(">I", data, data.index(b"mvhd") + 16)[0]
+    skipped_s = Fraction(skip) / Fraction(video.get("fps", 25)).limit_denominator(1001)
+    struct.pack_into(
+        ">ii", data, at + 8, duration - int(skipped_s * movie), begin + int(skipped_s * timescale)
+    )
+    path.write_bytes(data)
+    return path
+
+
+def write_scenes(path: Path, lengths: Sequence[int], *, fps: float = 25) -> Path:
+    """Scenes of coloured blocks that drift, each of its own colours."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
+        stream.height, stream.width, stream.pix_fmt = 96, 160, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for scene, length in enumerate(lengths):
+            draws = np.random.default_rng(scene)
+            blocks = draws.integers(0, 256, (3, 9, 3), np.uint8).repeat(32, 0).repeat(40, 1)
+            for number in range(length):
+                pixels = np.ascontiguousarray(blocks[:, number % 200 : number % 200 + 160])
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
     return path
 
 
@@ -184,12 +278,14 @@ def _silence(container: av.container.OutputContainer, stream: av.AudioStream, *,
     container.mux(stream.encode())
 
 
-def _turn(path: Path, clockwise: int) -> None:
+def _turn(path: Path, clockwise: int, *, mirrored: bool) -> None:
     """Write a display matrix into the track header, as a phone does."""
     data = bytearray(path.read_bytes())
     header = data.index(b"tkhd") + 4
     assert data[header] == 0, "version 0 of tkhd"
     a, b, c, d = _CLOCKWISE[clockwise]
+    if mirrored:  # swap first, then turn
+        a, b = -a, -b
     matrix = (a * UNIT, b * UNIT, 0, c * UNIT, d * UNIT, 0, 0, 0, 1 << 30)
     struct.pack_into(">9i", data, header + 40, *matrix)
     path.write_bytes(data)

@@ -68,6 +68,82 @@ def test_every_table_layout_says_the_same(tmp_path, name):
     assert {s.path.name: s.activity for s in found.sources} == {"a.mp4": "sub", "b.mp4": "7"}
 
 
+LAYOUTS = {
+    "musubi": {"list.jsonl": '{"video_path": "sub/a.mp4", "caption": "one"}\n'
+               '{"video_path": "b.mp4", "caption": "two"}\n'},
+    "hugging face": {"metadata.jsonl": '{"file_name": "sub/a.mp4", "text": "one"}\n'
+                     '{"file_name": "b.mp4", "text": "two"}\n'},
+    "diffsynth": {"metadata.csv": "video,prompt\nsub/a.mp4,one\nb.mp4,two\n"},
+    "finetrainers lists": {"videos.txt": "sub/a.mp4\nb.mp4\n", "prompt.txt": "one\ntwo\n"},
+    "finetrainers csv": {"dataset.csv": "caption,video_file\none,sub/a.mp4\ntwo,b.mp4\n"},
+    "diffusion-pipe": {"sub/captions.json": '{"a.mp4": ["one"]}', "b.txt": "two"},
+    "fastvideo": {"videos2caption.json": '[{"path": "sub/a.mp4", "cap": ["one"]},'
+                  ' {"path": "b.mp4", "cap": ["two"]}]'},
+    "sidecars": {"sub/a.txt": "one", "b.txt": "two"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_the_layouts_of_other_trainers_are_read_as_they_are(tmp_path, name):
+    make(tmp_path, "sub/a.mp4", "b.mp4")
+    for file, text in LAYOUTS[name].items():
+        (tmp_path / file).write_text(text)
+    found = find([tmp_path], tmp_path / "list.jsonl" if name == "musubi" else None)
+    assert prompts(found) == {"a.mp4": ("one",), "b.mp4": ("two",)}
+    assert found.failures == []
+
+
+def test_fastvideo_rows_leave_out_the_folder_of_the_videos(tmp_path):
+    make(tmp_path, "videos/a.mp4")
+    (tmp_path / "videos2caption.json").write_text('[{"path": "a.mp4", "cap": ["one", "two"]}]')
+    assert prompts(find([tmp_path], None)) == {"a.mp4": ("one", "two")}
+
+
+def test_lists_of_different_lengths_are_refused(tmp_path):
+    make(tmp_path, "a.mp4")
+    (tmp_path / "videos.txt").write_text("a.mp4\n")
+    (tmp_path / "prompts.txt").write_text("one\ntwo\n")
+    with pytest.raises(ManifestError, match=r"videos\.txt has 1 lines and prompts\.txt has 2"):
+        find([tmp_path], None)
+
+
+def test_a_list_of_videos_without_captions_is_not_a_table(tmp_path):
+    make(tmp_path, "a.mp4")
+    (tmp_path / "videos.txt").write_text("a.mp4\n")
+    (tmp_path / "a.txt").write_text("x")
+    assert prompts(find([tmp_path], None)) == {"a.mp4": ("x",)}
+    with pytest.raises(ManifestError, match=r"no prompts\.txt or"):
+        find([tmp_path], tmp_path / "videos.txt")
+
+
+def test_a_column_may_name_the_side_of_the_split(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    table = tmp_path / "metadata.csv"
+    table.write_text("path,text,split\na.mp4,x,Validation\nb.mp4,x,train\nc.mp4,x,\n")
+    assert [s.split for s in find([tmp_path], None).sources] == ["val", "train", None]
+    table.write_text("path,text,split\na.mp4,x,later\n")
+    with pytest.raises(ManifestError, match=r"csv:2: split 'later'; expected one of train"):
+        find([tmp_path], None)
+
+
+def test_images_count_in_folders_of_their_own_or_when_a_row_names_them(tmp_path):
+    make(tmp_path, "stills/a.jpg", "stills/b.PNG", "films/c.mp4", "films/c.jpg", "films/d.webp")
+    for name in ("stills/a", "stills/b", "films/c"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    found = find([tmp_path], None)
+    assert set(prompts(found)) == {"a.jpg", "b.PNG", "c.mp4"}
+    assert (found.images_unused, found.failures) == (2, [])
+    (tmp_path / "films/metadata.csv").write_text("image,text\nd.webp,a still\n")
+    assert "d.webp" in prompts(find([tmp_path], None))
+
+
+def test_among_images_alone_one_without_a_caption_is_listed(tmp_path):
+    make(tmp_path, "a.jpg", "b.jpg")
+    (tmp_path / "a.txt").write_text("x")
+    found = find([tmp_path], None)
+    assert [(f.code, f.path) for f in found.failures] == [("no_caption", str(tmp_path / "b.jpg"))]
+
+
 def test_table_paths_may_be_relative_to_the_table_or_to_a_given_folder(tmp_path):
     make(tmp_path / "raw", "a.mp4", "b.mp4")
     table = tmp_path / "captions.csv"
@@ -110,7 +186,7 @@ def test_a_single_file_needs_no_folder(tmp_path):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "holds no video; looked for .*mp4"),
+        ({}, "holds no video or image; looked for .*mp4"),
         ({"a.mp4": ""}, "none of 1 source files has a caption"),
         ({"a.mp4": "", "a.txt": "x", "metadata.csv": "path,text\na.mp4,y\n"}, "another in a meta"),
         ({"a.mp4": "", "metadata.csv": "path,text\na.mp4,y,z\n"}, r"csv:2: more fields"),

@@ -12,7 +12,7 @@ def test_flag_beats_set_beats_file_beats_default(tmp_path):
     )
     assert (config.seed, config.save_steps, config.batch_size) == (5, 20, 3)
     assert (config.lora.rank, config.lora.alpha) == (16, 8.0)
-    assert config.learning_rate == 1e-4
+    assert config.num_epochs == 10
 
 
 def test_an_unknown_key_is_refused_with_the_known_ones():

@@ -1,29 +1,60 @@
-"""Cutting and splitting."""
+"""Where a video is cut: every mode, scenes, short ones, lengths."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from wanlora.prepare.cuts import Cut, cuts, held_out, unique_ids
+from wanlora.prepare.cuts import Cut, Rules, Scene, cuts, unique_ids
+
+RULES = {
+    "num_frames": 81, "fps": 16.0, "mode": "chunk", "stride": 40, "count": 4, "short": "trim",
+    "min_frames": 17, "bucketed": False,
+}  # fmt: skip
 
 
-def cut(available, **changes):
-    settings = {"num_frames": 81, "fps": 16.0, "mode": "chunk", "short": "trim", "min_frames": 17}
-    return cuts(available, **(settings | changes))
+def cut(*scenes, **changes):
+    """Scenes given as numbers of frames lie one after the other, with a pause of a second."""
+    start, found = 0.0, []
+    for available in scenes:
+        found.append(Scene(start, available))
+        start += available / 16 + 1
+    return cuts(found, Rules(**(RULES | changes)))
 
 
 def test_chunks_lie_end_to_end_and_never_overlap():
-    found = cut(250)
-    assert found == [Cut(0.0, 81), Cut(81 / 16, 81), Cut(162 / 16, 81)]
+    assert cut(250) == [Cut(0.0, 81), Cut(81 / 16, 81), Cut(162 / 16, 81)]
 
 
 def test_head_takes_the_first_clip_only():
     assert cut(250, mode="head") == [Cut(0.0, 81)]
+    assert cut(50, 100, 200, mode="head") == [Cut(50 / 16 + 1, 81)]
+    assert cut(20, 50, mode="head") == [Cut(20 / 16 + 1, 49)]
+
+
+def test_middle_takes_the_middle_of_the_longest_scene():
+    assert cut(281, mode="middle") == [Cut(100 / 16, 81)]
+    assert cut(20, 101, mode="middle") == [Cut(20 / 16 + 1 + 10 / 16, 81)]
+    assert cut(51, mode="middle") == [Cut(1 / 16, 49)]
+
+
+def test_slide_takes_a_clip_every_stride():
+    assert [c.start_s * 16 for c in cut(250, mode="slide")] == [0, 40, 80, 120, 160]
+    assert len(cut(250, mode="slide", stride=1)) == 170
+
+
+def test_uniform_spreads_its_clips_from_the_start_to_the_end():
+    assert [c.start_s * 16 for c in cut(381, mode="uniform")] == [0, 100, 200, 300]
+    assert cut(381, mode="uniform", count=1) == [Cut(0.0, 81)]
+    assert [c.start_s * 16 for c in cut(83, mode="uniform", count=10)] == [0, 1, 2]
+    assert len(cut(90, 90, mode="uniform", count=2)) == 2
 
 
 @pytest.mark.parametrize(
     ("available", "kept"), [(80, 77), (81, 81), (17, 17), (20, 17), (16, None), (0, None)]
 )
-def test_short_videos_are_trimmed_to_4k_plus_1(available, kept):
-    assert cut(available) == ([] if kept is None else [Cut(0.0, kept)])
+@pytest.mark.parametrize("mode", ["chunk", "head", "slide", "uniform"])
+def test_short_videos_are_trimmed_to_4k_plus_1(available, kept, mode):
+    assert cut(available, mode=mode) == ([] if kept is None else [Cut(0.0, kept)])
 
 
 def test_short_videos_are_dropped_on_request():
@@ -31,27 +62,32 @@ def test_short_videos_are_dropped_on_request():
     assert cut(81, short="drop") == [Cut(0.0, 81)]
 
 
-GROUPS = {f"{activity}{k}": activity for activity in "abcd" for k in range(25)}
+def test_buckets_of_length_are_few():
+    assert {cut(n, bucketed=True)[0].num_frames for n in range(17, 200)} == {17, 33, 49, 65, 81}
 
 
-def test_the_split_is_a_function_of_seed_and_names():
-    first = held_out(GROUPS, val_fraction=0.12, seed=0)
-    again = held_out(dict(reversed(GROUPS.items())), val_fraction=0.12, seed=0)
-    assert first == again
-    assert first != held_out(GROUPS, val_fraction=0.12, seed=1)
+def test_every_scene_is_cut_on_its_own():
+    assert cut(100, 10, 40) == [Cut(0.0, 81), Cut(100 / 16 + 10 / 16 + 2, 37)]
 
 
-def test_the_split_has_the_share_asked_for_in_every_activity():
-    found = held_out(GROUPS, val_fraction=0.12, seed=0)
-    assert len(found) == 12
-    assert all(sum(GROUPS[group] == activity for group in found) == 3 for activity in "abcd")
-
-
-def test_the_split_never_leaves_training_empty_nor_validation_when_two_groups_exist():
-    assert held_out({"a": "x"}, val_fraction=0.9, seed=0) == set()
-    assert len(held_out({"a": "x", "b": "x"}, val_fraction=0.01, seed=0)) == 1
-    assert len(held_out({"a": "x", "b": "x"}, val_fraction=0.99, seed=0)) == 1
-    assert held_out(GROUPS, val_fraction=0.0, seed=0) == set()
+@given(
+    st.lists(st.integers(0, 300), min_size=1, max_size=4),
+    st.sampled_from(["chunk", "head", "middle", "slide", "uniform"]),
+    st.sampled_from([17, 49, 81]),
+    st.integers(1, 90),
+)
+def test_no_clip_leaves_its_scene(lengths, mode, num_frames, stride):
+    found = cut(*lengths, mode=mode, num_frames=num_frames, stride=stride)
+    starts = [sum(lengths[:i]) + 16 * i for i in range(len(lengths))]
+    for clip in found:
+        first = round(clip.start_s * 16)
+        assert clip.num_frames % 4 == 1
+        assert any(
+            start <= first and first + clip.num_frames <= start + length
+            for start, length in zip(starts, lengths, strict=True)
+        )
+    assert len(set(found)) == len(found)
+    assert bool(found) == any(length >= 17 for length in lengths)
 
 
 def test_equal_names_are_numbered():

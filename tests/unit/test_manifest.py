@@ -123,7 +123,7 @@ def test_a_bad_line_is_refused_by_file_and_line(tmp_path, row, message):
         ({"start_s": -1}, "start_s >= 0"),
         ({"num_frames": "17"}, "num_frames is '17'; expected int"),
         ({"height": True}, "height is True"),
-        ({"kind": "images"}, "expected video or npz"),
+        ({"kind": "film"}, "expected one of video, npz, images"),
     ],
 )
 def test_an_edited_line_is_checked(tmp_path, changes, message):

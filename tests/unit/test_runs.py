@@ -3,7 +3,7 @@ import json
 import pytest
 
 from wanlora import runs
-from wanlora.errors import RunError
+from wanlora.errors import OutputError, RunError
 
 
 def _publish(run_dir, step, keep=0):
@@ -12,21 +12,62 @@ def _publish(run_dir, step, keep=0):
     )
 
 
+def _run(run_dir, settings, step):
+    checkpoint = runs.open_run(run_dir, settings, resume=False)
+    with runs.begin_run(run_dir, settings, {}, checkpoint=checkpoint):
+        _publish(run_dir, step)
+
+
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
-    runs.open_run(tmp_path, {"seed": 0}, resume=False)
-    _publish(tmp_path, 5)
+    _run(tmp_path, {"seed": 0}, 5)
     with pytest.raises(RunError, match=r"already holds a run .*step-000005.*--resume"):
         runs.open_run(tmp_path, {"seed": 0}, resume=False)
     assert runs.open_run(tmp_path, {"seed": 0}, resume=True).name == "step-000005"
 
 
 def test_a_run_of_other_settings_is_refused_field_by_field(tmp_path):
-    runs.open_run(tmp_path, {"seed": 0, "lora": {"rank": 4}, "max_steps": 5}, resume=False)
-    _publish(tmp_path, 5)
+    _run(tmp_path, {"seed": 0, "lora": {"rank": 4}, "max_steps": 5}, 5)
     with pytest.raises(RunError, match=r"lora\.rank: found 4, wanted 8"):
         runs.open_run(tmp_path, {"seed": 0, "lora": {"rank": 8}, "max_steps": 9}, resume=True)
     longer = {"seed": 0, "lora": {"rank": 4}, "max_steps": 9}
     assert runs.open_run(tmp_path, longer, resume=True)
+
+
+def test_checking_a_folder_writes_nothing(tmp_path):
+    assert runs.open_run(tmp_path / "new" / "run", {"seed": 0}, resume=False) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_belongs_to_one_process_and_then_to_the_next(tmp_path):
+    with runs.begin_run(tmp_path / "run", {"seed": 0}, {}, checkpoint=None):
+        with (
+            pytest.raises(RunError, match="another process is training in"),
+            runs.begin_run(tmp_path / "run", {"seed": 1}, {}, checkpoint=None),
+        ):
+            pass
+        _publish(tmp_path / "run", 5)
+    assert "seed = 0" in (tmp_path / "run" / "config.toml").read_text()
+    with (
+        pytest.raises(RunError, match=r"another process has trained in .* since this one started"),
+        runs.begin_run(tmp_path / "run", {"seed": 1}, {}, checkpoint=None),
+    ):
+        pass
+    checkpoint = runs.newest_checkpoint(tmp_path / "run")
+    with runs.begin_run(tmp_path / "run", {"seed": 1}, {}, checkpoint=checkpoint):
+        assert "seed = 1" in (tmp_path / "run" / "config.toml").read_text()
+
+
+def test_settings_damaged_by_hand_are_refused_by_name(tmp_path):
+    _run(tmp_path, {"seed": 0}, 5)
+    (tmp_path / "config.toml").write_text("seed = ")
+    with pytest.raises(RunError, match=r"config\.toml is not TOML"):
+        runs.open_run(tmp_path, {"seed": 0}, resume=True)
+
+
+def test_a_file_in_the_way_of_a_run_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"file is a file; choose another folder with --output-d"):
+        runs.open_run(tmp_path / "file" / "run", {}, resume=False)
 
 
 def test_a_checkpoint_that_fails_while_written_is_not_seen_and_leaves_the_last_one(tmp_path):
@@ -50,9 +91,9 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
 
 def test_metrics_of_steps_to_be_done_again_and_torn_lines_are_forgotten(tmp_path):
     for step in range(4):
-        runs.append_metrics(tmp_path, {"step": step})
+        runs.append_row(tmp_path, runs.METRICS_NAME, {"step": step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
-    runs.truncate_metrics(tmp_path, 3)
+    runs.forget_after(tmp_path, 3)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]

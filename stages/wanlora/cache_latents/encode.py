@@ -1,17 +1,18 @@
 """The two encoders at work, one after the other, each row written as soon as it is there.
 
-Owns: the loops over prompts and clips, decoding ahead of them, and the check of the VAE. Whatever
-ends a loop early, what it has encoded is published.
+Owns: the loops over prompts and clips, and the check of the VAE. Whatever ends a loop early, what
+it has encoded is published.
 Legend: t frames, c channels, f latent frames, h w height and width.
 """
 
 import gc
 import logging
-from collections import deque
-from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
+from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from itertools import groupby
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,11 @@ import torch
 from diffusers import AutoencoderKLWan
 from jaxtyping import Float, UInt8
 
+from wanlora.cache_latents.pipeline import Ahead, Behind, depth, explaining_memory
 from wanlora.cache_latents.plan import Failure, KeyedClip, Plan
 from wanlora.clips import load_clip
 from wanlora.config import CacheLatentsConfig
-from wanlora.core.buckets import latent_shape
+from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.latent_rgb import normal_equations
 from wanlora.core.quality import psnr
 from wanlora.errors import MediaError, ModelError
@@ -37,6 +39,21 @@ from wanlora.wan.variants import Variant
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedClips:
+    """How the loop over clips went.
+
+    Attributes:
+        failures: Why a clip could not be decoded, by clip key.
+        seconds: From the first clip to the last, without loading the VAE.
+        stall: Share of it that the encoder waited for decoded clips.
+    """
+
+    failures: dict[str, Failure]
+    seconds: float
+    stall: float
+
+
 def encode_prompts(
     config: CacheLatentsConfig, plan: Plan, *, folder: Path, device: torch.device
 ) -> list[str]:
@@ -46,7 +63,11 @@ def encode_prompts(
         The prompts whose end was cut off because they have over 512 tokens.
     """
     dtype = getattr(torch, config.text_dtype)
-    encoder = encoders.load_text_encoder(folder, dtype=dtype, device=device)
+    with explaining_memory(
+        "loading the text encoder", "free the device (UMT5-XXL takes 11.4 GB in bfloat16)",
+        "encode the prompts on the CPU first: --device cpu with the same --manifest",
+    ):  # fmt: skip
+        encoder = encoders.load_text_encoder(folder, dtype=dtype, device=device)
     text_dim = int(plan.text_provenance["text_dim"])
     truncated = []
     with (
@@ -68,44 +89,101 @@ def encode_prompts(
 
 def encode_clips(
     config: CacheLatentsConfig, plan: Plan, *, folder: Path, variant: Variant, device: torch.device
-) -> dict[str, Failure]:
+) -> EncodedClips:
     """Load the VAE, encode the missing clips, write them, and free it.
 
-    Returns:
-        Why a clip could not be decoded, by clip key.
+    Decoding starts before the VAE is loaded, and goes on while clips are encoded; so does writing.
 
     Raises:
         ModelError: The VAE cannot give back the first clip; no latents have been written then.
+        DeviceError: Out of memory; says what to change.
     """
-    vae = encoders.load_vae(
-        folder, dtype=getattr(torch, config.vae_dtype), device=device, tf32=config.tf32
-    )
-    to_check: Variant | None = _to_check(config, variant)
     failures: dict[str, Failure] = {}
-    channels = int(plan.latents_provenance["z_dim"])
-    with (
-        closing(_decode_ahead(plan.missing_clips, config.decode_workers)) as decoded,
-        bar(total=len(plan.missing_clips), description="latents", unit="clip") as progress,
-    ):
-        for bucket, group in groupby(decoded, key=lambda item: item[0].clip.bucket):
-            shape = latent_shape(bucket, channels)
-            with _writer(config, "latents", plan.latents_provenance, shape, device) as writer:
-                for keyed, frames in group:
-                    progress.update(1)
-                    if isinstance(frames, MediaError):
-                        failures[keyed.key] = Failure(frames.code, keyed.clip.clip_id, str(frames))
-                        continue
-                    latents = encoders.encode_latents(vae, frames.permute(1, 0, 2, 3)[None])
-                    pixels = frames.permute(0, 2, 3, 1).numpy()
-                    if to_check is not None:
-                        check_vae(vae, latents, pixels, variant=to_check, clip=keyed.clip)
-                        to_check = None
-                    row = latents[0].cpu().numpy()
-                    rgb = normal_equations(row, pixels)
-                    writer.add(keyed.key, row, source=_source(keyed.clip), rgb=rgb)
-    del vae
+    with closing(_decode_ahead(config, plan.missing_clips, device)) as decoded:
+        with explaining_memory("loading the VAE", "free the device", "set vae_dtype=bfloat16"):
+            vae = encoders.load_vae(
+                folder, dtype=getattr(torch, config.vae_dtype), device=device, tf32=config.tf32
+            )
+        encode = _Encode(config, vae, _to_check(config, variant))
+        started = time.monotonic()
+        with bar(total=len(plan.missing_clips), description="latents", unit="clip") as progress:
+            for bucket, group in groupby(decoded, key=lambda item: item[0].clip.bucket):
+                with _latents_writer(config, plan, bucket, device) as writer, Behind() as behind:
+                    for keyed, frames in group:
+                        if isinstance(frames, MediaError):
+                            clip_id = keyed.clip.clip_id
+                            failures[keyed.key] = Failure(frames.code, clip_id, str(frames))
+                        else:
+                            behind.do(_write, writer, keyed, *encode(keyed.clip, frames))
+                        stall = decoded.waited_s / max(time.monotonic() - started, 1e-9)
+                        progress.set_postfix_str(f"encoder waits {stall:.0%}", refresh=False)
+                        progress.update(1)
+        seconds = time.monotonic() - started
+    del vae, encode
     _free_memory()
-    return failures
+    return EncodedClips(failures, seconds, min(1.0, decoded.waited_s / max(seconds, 1e-9)))
+
+
+class _Encode:
+    """The VAE on one clip after the other; the first is also decoded back and checked."""
+
+    def __init__(
+        self, config: CacheLatentsConfig, vae: AutoencoderKLWan, to_check: Variant | None
+    ) -> None:
+        self._vae = vae
+        self._logvar = config.store.logvar
+        self._to_check = to_check
+
+    def __call__(
+        self, clip: Clip, frames: UInt8[torch.Tensor, "t 3 h w"]
+    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+        """Latents and, if wanted, log-variances `[C, F, H, W]`, and the frames `[T, H, W, 3]`."""
+        pixels = frames.permute(0, 2, 3, 1).numpy()
+        with explaining_memory(
+            f"encoding clip {clip.clip_id} of {clip.bucket}",
+            "stop what else uses the device", "set vae_dtype=bfloat16 (half the memory)",
+            "prepare smaller or shorter clips",
+        ):  # fmt: skip
+            latents, logvar = encoders.encode_posterior(self._vae, frames.permute(1, 0, 2, 3)[None])
+            if self._to_check is not None:
+                check_vae(self._vae, latents, pixels, variant=self._to_check, clip=clip)
+                self._to_check = None
+        spread = logvar[0].cpu().numpy() if self._logvar else None
+        return latents[0].cpu().numpy(), spread, pixels
+
+
+def _write(
+    writer: SegmentWriter,
+    keyed: KeyedClip,
+    latents: np.ndarray,
+    logvar: np.ndarray | None,
+    pixels: np.ndarray,
+) -> None:
+    """Add a row; runs in the write thread, with the fit to RGB, compression and fsync."""
+    rgb = normal_equations(latents, pixels)
+    writer.add(keyed.key, latents, source=_source(keyed.clip), rgb=rgb, logvar=logvar)
+
+
+def _decode_ahead(
+    config: CacheLatentsConfig, clips: Sequence[KeyedClip], device: torch.device
+) -> Ahead[KeyedClip, "torch.Tensor | MediaError"]:
+    def work(keyed: KeyedClip) -> torch.Tensor | MediaError:
+        frames = _decode(keyed.clip)
+        pinned = device.type == "cuda" and isinstance(frames, torch.Tensor)
+        return frames.pin_memory() if pinned else frames  # type: ignore[union-attr]
+
+    sizes = [3 * prod(keyed.clip.bucket) for keyed in clips]
+    threads = config.decode_workers
+    most = depth(sizes, threads=threads, max_bytes=config.decode_bytes)
+    return Ahead(work, clips, threads=threads, depth=most)
+
+
+def _latents_writer(
+    config: CacheLatentsConfig, plan: Plan, bucket: Bucket, device: torch.device
+) -> SegmentWriter:
+    shape = latent_shape(bucket, int(plan.latents_provenance["z_dim"]))
+    bits = config.store.latent_mantissa_bits
+    return _writer(config, "latents", plan.latents_provenance, shape, device, mantissa_bits=bits)
 
 
 def _to_check(config: CacheLatentsConfig, variant: Variant) -> Variant | None:
@@ -157,25 +235,6 @@ def check_vae(
         )
 
 
-def _decode_ahead(
-    clips: Sequence[KeyedClip], workers: int
-) -> Generator[tuple[KeyedClip, UInt8[torch.Tensor, "t 3 h w"] | MediaError], None, None]:
-    """Decode clips in order, in threads, at most `workers` + 1 of them ahead of the encoder."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-    ahead: deque[tuple[KeyedClip, Future[torch.Tensor | MediaError]]] = deque()
-    todo = iter(clips)
-    try:
-        while True:
-            while len(ahead) <= workers and (keyed := next(todo, None)) is not None:
-                ahead.append((keyed, pool.submit(_decode, keyed.clip)))
-            if not ahead:
-                return
-            keyed, future = ahead.popleft()
-            yield keyed, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 def _decode(clip: Clip) -> torch.Tensor | MediaError:
     try:
         return load_clip(clip)
@@ -189,6 +248,8 @@ def _writer(
     provenance: Any,
     shape: tuple[int, ...],
     device: torch.device,
+    *,
+    mantissa_bits: int | None = None,
 ) -> SegmentWriter:
     store = config.store
     return SegmentWriter(
@@ -200,6 +261,7 @@ def _writer(
         rows=store.clips_per_segment,
         max_bytes=store.segment_bytes,
         max_seconds=store.segment_s,
+        mantissa_bits=mantissa_bits,
         writer={"model": config.model, "device": str(device), "torch": str(torch.__version__)},
     )
 
@@ -208,10 +270,12 @@ def _source(clip: Clip) -> dict[str, Any]:
     """Where a row comes from, for people who look at a commit record."""
     return {
         "clip_id": clip.clip_id,
-        "path": clip.source,
+        "path": str(clip.path),
+        "kind": clip.kind,
         "start_s": clip.start_s,
         "fps": clip.fps,
         "bucket": list(clip.bucket),
+        "transform": clip.transform,
     }
 
 

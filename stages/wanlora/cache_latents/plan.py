@@ -16,10 +16,11 @@ import numpy as np
 import torch
 
 from wanlora import manifest
-from wanlora.clips import SourceHashes, load_clip, read_source_hashes, source_sha256
+from wanlora.clips import SourceHashes, load_clip, source_sha256
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.buckets import latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
+from wanlora.core.location import Location, Url
 from wanlora.errors import MediaError, StoreError
 from wanlora.manifest import Clip
 from wanlora.progress import bar
@@ -81,6 +82,7 @@ class Plan:
         item = np.dtype(self.latents_provenance["store_dtype"]).itemsize
         channels = int(self.latents_provenance["z_dim"])
         latents = sum(prod(latent_shape(c.clip.bucket, channels)) for c in self.missing_clips)
+        latents *= 1 + ("logvar" in self.latents_provenance["posterior"])
         tokens = sum(min(512, 1 + len(t.encode()) // 3) for t in self.missing_prompts.values())
         return int(item * (latents + tokens * int(self.text_provenance["text_dim"])))
 
@@ -93,11 +95,11 @@ class Hashes:
     weights: SourceHashes
 
     @classmethod
-    def read(cls, cache: Path) -> "Hashes":
-        """What earlier runs left in the cache folder."""
-        return cls(read_source_hashes(cache / SOURCES), read_source_hashes(cache / WEIGHTS))
+    def read(cls, cache: Location) -> "Hashes":
+        """What earlier runs left in the cache; a damaged file is made again, not refused."""
+        return cls(_parse_hashes(cache, SOURCES), _parse_hashes(cache, WEIGHTS))
 
-    def write(self, cache: Path) -> None:
+    def write(self, cache: Location) -> None:
         """Leave them to the next run.
 
         Raises:
@@ -107,21 +109,30 @@ class Hashes:
             objects.put(cache, name, json.dumps(dict(known), sort_keys=True, indent=0).encode())
 
 
+def _parse_hashes(cache: Location, name: str) -> dict[str, tuple[int, int, str]]:
+    try:
+        entries = json.loads(objects.get(cache, name) or b"{}")
+        return {
+            path: (int(size), int(mtime), str(sha)) for path, (size, mtime, sha) in entries.items()
+        }
+    except (ValueError, TypeError, AttributeError):
+        return {}
+
+
 def make(
     config: CacheLatentsConfig,
+    found: Sequence[Clip],
     *,
     folder: Path,
     variant: Variant,
     device: torch.device,
     hashes: Hashes,
 ) -> Plan:
-    """Read the manifests, hash sources and weights, and find what is not committed.
+    """Hash the sources of the clips found and the weights, and find what is not committed.
 
     Raises:
-        ManifestError: A manifest cannot be used.
         StoreVersionError: The cache belongs to another release.
     """
-    found = manifest.read_all(config.manifest)
     index.has_store(config.cache)
     latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
     clips, failures, changed = _keyed(found, hashes)
@@ -166,6 +177,8 @@ def _provenances(
             tf32=has_tf32(device) and config.tf32,
             store_dtype=config.store.dtype,
             transform_revision=manifest.TRANSFORM_REVISION,
+            mantissa_bits=config.store.latent_mantissa_bits,
+            logvar=config.store.logvar,
             hash_file=hash_file,
         ),
         encoders.text_provenance(
@@ -223,7 +236,7 @@ def _check_size(clip: Clip) -> None:
         raise MediaError("bad_size", f"{clip.path}: {problem}")
 
 
-def note_other_generations(cache: Path, plan: Plan) -> None:
+def note_other_generations(cache: Location, plan: Plan) -> None:
     """Say how encodings of other weights or settings in this cache differ from this run's."""
     for kind, wanted in _by_kind(plan.latents_provenance, plan.text_provenance):
         for other, provenance in index.provenances(cache, kind).items():
@@ -232,12 +245,14 @@ def note_other_generations(cache: Path, plan: Plan) -> None:
                 log.info("the cache also has %s of another encoder (%s)", kind, fields)
 
 
-def check_disk(cache: Path, num_bytes: int) -> None:
-    """Refuse to start what cannot be finished.
+def check_disk(cache: Location, num_bytes: int) -> None:
+    """Refuse to start what cannot be finished; an object store has no end that could be asked for.
 
     Raises:
         StoreError: The disk has less room than the encodings need.
     """
+    if isinstance(cache, Url):
+        return
     there = next(folder for folder in _upwards(cache) if folder.exists())
     free = shutil.disk_usage(there).free
     if free < num_bytes:

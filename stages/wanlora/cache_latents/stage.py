@@ -5,6 +5,7 @@ most a segment, and a second run encodes nothing that is there.
 """
 
 import logging
+import shlex
 import signal
 import threading
 import time
@@ -14,12 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+from wanlora import manifest
 from wanlora.cache_latents import encode
 from wanlora.cache_latents import plan as planning
+from wanlora.cache_latents.encode import EncodedClips
 from wanlora.cache_latents.plan import Failure, Hashes, KeyedClip, Plan
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.fingerprint import fingerprint
 from wanlora.errors import ManifestError
+from wanlora.files import require_folder
 from wanlora.store import objects, schema
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, ViewPrompt, write_view
@@ -45,6 +49,7 @@ class CacheResult:
         prompts_encoded: Likewise, prompts.
         prompts_cached: Likewise.
         shared_captions: Captions that share a row with another caption.
+        encoder_stall: Share of the time that the VAE waited for decoded clips.
         num_bytes: Bytes added to the store (of a dry run: an estimate).
         failures: Clips that are not in the view, and why.
         truncated_prompts: Prompts encoded by this run that lost their end: over 512 tokens.
@@ -65,6 +70,7 @@ class CacheResult:
     num_bytes: int
     seconds: float
     seconds_per_clip: float
+    encoder_stall: float = 0.0
     failures: list[Failure] = field(default_factory=list)
     truncated_prompts: list[str] = field(default_factory=list)
     changed_sources: list[str] = field(default_factory=list)
@@ -87,7 +93,11 @@ class CacheResult:
         if self.dry_run:
             lines.append(f"about {self.num_bytes / 1e6:.2f} MB; nothing was written (--dry-run)")
         else:
-            pace = f", {self.seconds_per_clip:.2f} s a clip" if self.clips_encoded else ""
+            pace = (
+                f", {self.seconds_per_clip:.2f} s a clip, encoder waited {self.encoder_stall:.0%}"
+                if self.clips_encoded
+                else ""
+            )
             lines.append(f"{self.num_bytes / 1e6:.2f} MB written in {self.seconds:.1f} s{pace}")
             lines.append(f"view {self.view!r}: {self.clips} clips")
         lines += _listed(
@@ -112,17 +122,23 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         ManifestError: A manifest cannot be used, or none of its clips can.
         ModelError: The model folder is incomplete, or its weights are wrong.
         DeviceError: The model is too large for what this machine has.
-        StoreError: The cache cannot be written, or the disk is too small.
+        OutputError: The cache folder cannot be written.
+        StoreError: An object of the cache cannot be written, or the disk is too small.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was encoded is kept.
     """
     started = time.monotonic()
+    if isinstance(config.cache, Path):
+        require_folder(config.cache, flag="--cache")
+    found = manifest.read_all(config.manifest)  # before a model is downloaded
     device = pick(config.device, config.model)
     folder = resolve(config.model, ENCODERS)
     variant = variant_of(folder)
     hashes = Hashes.read(config.cache)
-    plan = planning.make(config, folder=folder, variant=variant, device=device, hashes=hashes)
+    plan = planning.make(
+        config, found, folder=folder, variant=variant, device=device, hashes=hashes
+    )
     if not plan.clips:
-        raise ManifestError(_nothing_left(plan.failures))
+        raise ManifestError(_nothing_left(config, plan.failures))
     planning.note_other_generations(config.cache, plan)
     if config.dry_run:
         return _result(config, plan, seconds=time.monotonic() - started, view_sha256="")
@@ -130,20 +146,17 @@ def run(config: CacheLatentsConfig) -> CacheResult:
     hashes.write(config.cache)
     before = objects.num_bytes(config.cache, schema.STORE)
     truncated: list[str] = []
-    undecoded: dict[str, Failure] = {}
+    clips = EncodedClips({}, 0.0, 0.0)
     with _stopped_cleanly():
         if plan.missing_prompts:
             truncated = encode.encode_prompts(config, plan, folder=folder, device=device)
-        encoding = time.monotonic()
         if plan.missing_clips:
-            undecoded = encode.encode_clips(
-                config, plan, folder=folder, variant=variant, device=device
-            )
-        encoding = time.monotonic() - encoding
+            clips = encode.encode_clips(config, plan, folder=folder, variant=variant, device=device)
+    undecoded = clips.failures
     kept = [keyed for keyed in plan.clips if keyed.key not in undecoded]
     failures = [*plan.failures, *_failures(plan.clips, undecoded)]
     if not kept:
-        raise ManifestError(_nothing_left(failures))
+        raise ManifestError(_nothing_left(config, failures))
     view = _publish(config, plan, kept, folder=folder, variant=variant)
     return _result(
         config,
@@ -155,7 +168,7 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         view_sha256=view.sha256,
         num_bytes=objects.num_bytes(config.cache, schema.STORE) - before,
         seconds=time.monotonic() - started,
-        encoding_s=encoding,
+        encoding=clips,
     )
 
 
@@ -214,10 +227,11 @@ def _failures(clips: Sequence[KeyedClip], undecoded: Mapping[str, Failure]) -> l
     ]
 
 
-def _nothing_left(failures: Sequence[Failure]) -> str:
+def _nothing_left(config: CacheLatentsConfig, failures: Sequence[Failure]) -> str:
     shown = [f"[{f.code}] {f.clip_id}: {f.message}" for f in failures]
     lines = ["no clip of the manifests can be used", *_listed(shown, "clips failed")]
-    return "\n".join([*lines, "look at them with: wanlora verify MANIFEST"])
+    command = shlex.join(["wanlora", "verify", *map(str, config.manifest)])
+    return "\n".join([*lines, f"look at them with: {command}"])
 
 
 def _result(
@@ -231,7 +245,7 @@ def _result(
     undecoded: int = 0,
     truncated: Sequence[str] = (),
     num_bytes: int | None = None,
-    encoding_s: float = 0.0,
+    encoding: EncodedClips | None = None,
 ) -> CacheResult:
     clips = plan.clips if kept is None else kept
     encoded = len(plan.missing_clips) - undecoded
@@ -251,7 +265,8 @@ def _result(
         shared_captions=plan.captions - len(captions),
         num_bytes=plan.num_bytes if num_bytes is None else num_bytes,
         seconds=round(seconds, 3),
-        seconds_per_clip=round(encoding_s / encoded, 4) if encoded else 0.0,
+        seconds_per_clip=round(encoding.seconds / encoded, 4) if encoding and encoded else 0.0,
+        encoder_stall=round(encoding.stall, 4) if encoding else 0.0,
         failures=list(plan.failures if failures is None else failures),
         truncated_prompts=list(truncated),
         changed_sources=list(plan.changed_sources),
@@ -260,8 +275,9 @@ def _result(
 
 
 def _next_command(config: CacheLatentsConfig) -> str:
-    view = "" if config.view == "default" else f" --view {config.view}"
-    return f"wanlora train --cache {config.cache}{view} --output-dir outputs/run"
+    view = [] if config.view == "default" else ["--view", config.view]
+    words = ["wanlora", "train", "--cache", str(config.cache), *view]
+    return shlex.join([*words, "--output-dir", "outputs/run"])
 
 
 def _saved(number: int, what: str) -> str:

@@ -2,11 +2,12 @@
 
 Owns: the order of training. A global batch holds one bucket. Each bucket has its own stream: its
 epoch permutations end to end, cut into full global batches, the remainder running on into the next
-epoch. Which bucket comes next is a draw in proportion to its number of clips.
+epoch. Which bucket comes next is a draw in proportion to its number of clips. Balanced, a stream is
+made of rounds instead: every activity once a round, each activity's clips in its own permutations.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from wanlora.core.rng import Stream, generator
 
 # Slot of the bucket draw; permutations use 1 + the bucket's rank, so the two never share a counter.
 _BUCKET_SLOT = 0
+_ROUND = 2**31 - 1  # group number of the order of activities within a round
 
 
 class GlobalBatch(NamedTuple):
@@ -33,9 +35,18 @@ class Order:
         sizes: Number of clips of each bucket; the mapping's own order does not matter.
         batch_size: Clips in a global batch.
         seed: The run's seed.
+        activities: Activity of each clip of each bucket, to balance them; None = every clip once
+            an epoch.
     """
 
-    def __init__(self, sizes: Mapping[Bucket, int], *, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        sizes: Mapping[Bucket, int],
+        *,
+        batch_size: int,
+        seed: int,
+        activities: Mapping[Bucket, Sequence[str]] | None = None,
+    ) -> None:
         assert sizes, "no clips"
         assert min(sizes.values()) >= 1, sizes
         self._buckets = sorted(sizes)
@@ -44,7 +55,12 @@ class Order:
         self._seed = seed
         self._choices: list[tuple[int, int]] = []  # (bucket rank, batches of it before), by step
         self._taken = [0] * len(self._buckets)
-        self._permutation = lru_cache(maxsize=2 * len(self._buckets))(self._draw_permutation)
+        self._groups = [
+            _members(activities[bucket]) if activities else [list(range(sizes[bucket]))]
+            for bucket in self._buckets
+        ]
+        num_groups = sum(len(groups) for groups in self._groups)
+        self._permutation = lru_cache(maxsize=4 * num_groups + 4)(self._draw_permutation)
 
     def batch(self, step: int) -> GlobalBatch:
         """Global batch of a step, counted from 0."""
@@ -53,13 +69,22 @@ class Order:
             self._choices.append((rank, self._taken[rank]))
             self._taken[rank] += 1
         rank, earlier = self._choices[step]
-        size = self._sizes[rank]
         first = earlier * self._batch_size
         indices = tuple(
-            int(self._permutation(rank, position // size)[position % size])
-            for position in range(first, first + self._batch_size)
+            self._clip(rank, position) for position in range(first, first + self._batch_size)
         )
         return GlobalBatch(self._buckets[rank], indices)
+
+    def _clip(self, rank: int, position: int) -> int:
+        """Clip at a position of a bucket's stream."""
+        groups = self._groups[rank]
+        turn, place = divmod(position, len(groups))
+        group = (
+            int(self._permutation(rank, len(groups), turn, _ROUND)[place]) if len(groups) > 1 else 0
+        )
+        members = groups[group]
+        epoch, place = divmod(turn, len(members))
+        return members[int(self._permutation(rank, len(members), epoch, group)[place])]
 
     def _draw_bucket(self, step: int) -> int:
         if len(self._buckets) == 1:
@@ -69,9 +94,18 @@ class Order:
         return int(np.searchsorted(edges, u, side="right").clip(max=len(self._buckets) - 1))
 
     def _draw_permutation(
-        self, rank: int, epoch: int
+        self, rank: int, size: int, epoch: int, group: int
     ) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        return generator(self._seed, Stream.ORDER, epoch, 1 + rank).permutation(self._sizes[rank])
+        slot = 1 + rank + (group << 32)
+        return generator(self._seed, Stream.ORDER, epoch, slot).permutation(size)
+
+
+def _members(activities: Sequence[str]) -> list[list[int]]:
+    """Indices of each activity, by its name."""
+    return [
+        [index for index, activity in enumerate(activities) if activity == name]
+        for name in sorted(set(activities))
+    ]
 
 
 def num_steps(num_clips: int, *, batch_size: int, num_epochs: float) -> int:

@@ -10,10 +10,16 @@ from typing import Any
 
 from wanlora.errors import ManifestError
 
-PATH_NAMES = ("video", "video_path", "file_name", "path", "file", "clip", "npz", "frames_path")
+PATH_NAMES = (
+    "video", "video_path", "video_file", "file_name", "path", "file", "clip", "npz", "frames_path",
+    "image", "image_path",
+)  # fmt: skip
 CAPTION_NAMES = ("prompt", "caption", "text", "cap")
 ACTIVITY_NAMES = ("activity", "label", "class")
 GROUP_NAMES = ("source_group", "group")
+SPLIT_NAMES = ("split",)
+SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
+          "test": "val"}  # fmt: skip
 
 
 def json_object(line: str, where: str) -> dict[str, Any]:
@@ -60,6 +66,20 @@ def text_in(row: Mapping[str, Any], names: Sequence[str], where: str) -> str | N
     """An optional text or number under one of several names, as text."""
     value = _value(row, names, where)
     return str(value) if isinstance(value, int | float | str) else None
+
+
+def split_in(row: Mapping[str, Any], where: str) -> str | None:
+    """The side of the split that a person chose: train or val, or None.
+
+    Raises:
+        ManifestError: It is another word.
+    """
+    value = text_in(row, SPLIT_NAMES, where)
+    if value is None:
+        return None
+    if value.strip().lower() not in SPLITS:
+        raise ManifestError(f"{where}: split {value!r}; expected one of {', '.join(SPLITS)}")
+    return SPLITS[value.strip().lower()]
 
 
 def _value(row: Mapping[str, Any], names: Sequence[str], where: str) -> Any:

@@ -17,11 +17,16 @@ from jaxtyping import UInt8
 
 from wanlora.errors import MediaError
 from wanlora.media import probe
+from wanlora.media.orientation import orientation
 
 MAX_ROUNDING_S = Fraction(1, 2000)
 """Matroska rounds timestamps to 1 ms; half of that is the most a timestamp may be late."""
 
 SEEK_BACK_S = (0.0, 2.0, 10.0)
+
+UNSEEKABLE_FORMATS = frozenset({"mpeg"})
+"""An MPEG program stream stamps few frames, and after a seek FFmpeg guesses the others wrong by up
+to three frames; it is read from its start."""
 
 
 def decode(
@@ -123,16 +128,18 @@ def _frames_from(
 ) -> Iterator[VideoFrame]:
     """Yield frames from one with pts <= target on, seeking as near to the target as possible.
 
-    A seek goes by decoding time, or by a sparse index, and may land too late: then seek further
-    back, and at last read from the start.
+    A seek goes by decoding time, or by a sparse index, and may land too late, or between two key
+    frames, where frames lack what they refer to: then seek further back, and at last read from
+    the start.
     """
-    for back_s in SEEK_BACK_S:
+    seekable = container.format.name not in UNSEEKABLE_FORMATS
+    for back_s in SEEK_BACK_S if seekable else ():
         ticks = target - int(Fraction(back_s) / probe.time_base(stream))
         if ticks <= probe.pts_of(first):
             break
         container.seek(ticks, stream=stream, backward=True)
         frames = probe.read_frames(path, container, stream)
-        frame = next(frames, None)
+        frame = _first_key_frame(frames)
         if frame is not None and probe.pts_of(frame) <= target:
             yield frame
             yield from frames
@@ -141,6 +148,15 @@ def _frames_from(
         yield from probe.read_frames(path, fresh, fresh_stream)
 
 
+def _first_key_frame(frames: Iterator[VideoFrame]) -> VideoFrame | None:
+    """Skip what comes before the first key frame; None when there is none or it cannot be read."""
+    try:
+        return next((frame for frame in frames if frame.key_frame), None)
+    except MediaError:  # reading from further back may fare better, or says what is wrong
+        return None
+
+
 def _upright(path: Path, frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+    turns, mirrored = orientation(path, frame)
     pixels = frame.to_ndarray(format="rgb24", threads=1)
-    return np.ascontiguousarray(np.rot90(pixels, k=probe.quarter_turns(path, frame)))
+    return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if mirrored else pixels, k=turns))

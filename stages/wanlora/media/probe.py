@@ -4,10 +4,11 @@ Owns: the time axis (0 is the presentation time of the first frame the decoder g
 as a broken file, and the one way frames are read. Must not know: clips, manifests, captions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -16,6 +17,8 @@ from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
 from wanlora.errors import MediaError
+from wanlora.media import scenes
+from wanlora.media.orientation import orientation
 
 HDR_TRANSFERS = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
 MIN_DECODED_SHARE = 0.95
@@ -28,6 +31,7 @@ class VideoInfo:
 
     Attributes:
         rotation: Quarter turns counter-clockwise that make the coded frame upright.
+        mirrored: Whether left and right are swapped before it is turned.
         sample_aspect: Width over height of one displayed pixel.
         hdr: Name of the HDR transfer function, or None.
         duration_s: Length of the video by the header, or None.
@@ -36,6 +40,7 @@ class VideoInfo:
     width: int
     height: int
     rotation: int
+    mirrored: bool
     sample_aspect: Fraction
     codec: str
     hdr: str | None
@@ -51,6 +56,7 @@ class Scan:
         span_s: From the first frame to the end of the last one.
         fps: Mean frames a second between the first and the last frame.
         longest_gap_s: Longest time between two frames.
+        cuts_s: Times of the first frames of new scenes, from the first frame of the video.
     """
 
     info: VideoInfo
@@ -58,6 +64,7 @@ class Scan:
     span_s: float
     fps: float
     longest_gap_s: float
+    cuts_s: tuple[float, ...] = ()
 
 
 @contextmanager
@@ -95,37 +102,68 @@ def probe(path: Path) -> VideoInfo:
         return _info(path, container, stream, frame)
 
 
-def scan(path: Path) -> Scan:
+def scan(
+    path: Path,
+    *,
+    detector: scenes.Detector = "none",
+    alive: Callable[[], None] = lambda: None,
+) -> Scan:
     """Decode every frame once, and measure.
+
+    Args:
+        path: The video.
+        detector: What looks for scene cuts.
+        alive: Called after every frame.
 
     Raises:
         MediaError: As `open_video`; corrupt_at when a frame does not decode cleanly; truncated when
             the file ends before 95 % of the header's duration.
     """
+    cuts = scenes.finder(detector)
     with open_video(path) as (container, stream):
-        count, gap = 0, 0
+        times: list[int] = []
         first: VideoFrame | None = None
         last: VideoFrame | None = None
-        try:
-            for frame in read_frames(path, container, stream):
-                require_intact(path, stream, frame, since=first)
-                if last is not None:
-                    gap = max(gap, pts_of(frame) - pts_of(last))
-                first, last, count = first or frame, frame, count + 1
-        except MediaError as damage:
-            if damage.code == "corrupt_at":
-                _require_packets_to_the_end(path)
-            raise
+        interlaced = False
+        for frame in _whole_frames(path, container, stream, alive):
+            alive()
+            if cuts is not None:
+                cuts.add(frame)
+            interlaced |= frame.interlaced_frame
+            times.append(pts_of(frame))
+            first, last = first or frame, frame
         if first is None or last is None:
             raise MediaError("unreadable", f"{path} has a video stream without a single frame")
-        info = _info(path, container, stream, first)
+        info = replace(_info(path, container, stream, first), interlaced=interlaced)
         unit = time_base(stream)
-        ticks = pts_of(last) - pts_of(first)
-        end = ticks + frame_ticks(last, stream, fallback=ticks // max(1, count - 1))
+        ticks = times[-1] - times[0]
+        end = ticks + frame_ticks(last, stream, fallback=ticks // max(1, len(times) - 1))
     span_s = float(end * unit)
     _require_whole(path, span_s, info.duration_s)
-    fps = (count - 1) / float(ticks * unit) if ticks else 0.0
-    return Scan(info, count, span_s, fps, float(gap * unit))
+    return Scan(
+        info,
+        num_frames=len(times),
+        span_s=span_s,
+        fps=(len(times) - 1) / float(ticks * unit) if ticks else 0.0,
+        longest_gap_s=float(max((b - a for a, b in pairwise(times)), default=0) * unit),
+        cuts_s=tuple(float((times[i] - times[0]) * unit) for i in cuts.found()) if cuts else (),
+    )
+
+
+def _whole_frames(
+    path: Path, container: InputContainer, stream: VideoStream, alive: Callable[[], None]
+) -> Iterator[VideoFrame]:
+    """Yield every frame; one that is damaged is refused, as truncated when the file ends there."""
+    first: VideoFrame | None = None
+    try:
+        for frame in read_frames(path, container, stream):
+            require_intact(path, stream, frame, since=first)
+            first = first or frame
+            yield frame
+    except MediaError as damage:
+        if damage.code == "corrupt_at":
+            _require_packets_to_the_end(path, alive)
+        raise
 
 
 def read_frames(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
@@ -147,9 +185,26 @@ def read_frames(path: Path, container: InputContainer, stream: VideoStream) -> I
             ) from None
         if frame is None:
             return
+        _mend_time(frame, last, timeless=container.format.name == "avi")
         _require_order(path, stream, frame, last)
         last = frame
         yield frame
+
+
+def _mend_time(frame: VideoFrame, last: VideoFrame | None, *, timeless: bool) -> None:
+    """Give a frame the time that its container does not.
+
+    An AVI has no presentation times, and FFmpeg's guess is wrong with B-frames. But a packet's
+    place is its decoding time, and frames leave the decoder in the order in which they are shown, a
+    constant delay later. The last ones come when no packet is left; then an MPEG program stream
+    repeats an old time.
+    """
+    if timeless and frame.dts is not None:
+        frame.pts = frame.dts
+    elif frame.dts is None and last is not None:
+        stale = frame.pts is None or frame.pts <= pts_of(last)
+        if timeless or stale:
+            frame.pts = pts_of(last) + max(1, frame.duration)
 
 
 def first_frame(path: Path, container: InputContainer, stream: VideoStream) -> VideoFrame:
@@ -192,25 +247,10 @@ def frame_ticks(frame: VideoFrame, stream: VideoStream, *, fallback: int) -> int
     return frame.duration or fallback or nominal
 
 
-def quarter_turns(path: Path, frame: VideoFrame) -> int:
-    """Quarter turns counter-clockwise (0 to 3) that show a frame upright.
-
-    Raises:
-        MediaError: unreadable, for a display matrix that is no quarter turn.
-    """
-    if frame.rotation % 90:
-        raise MediaError(
-            "unreadable",
-            f"{path}: its display matrix turns frames by {frame.rotation} degrees; expected a "
-            "multiple of 90: encode the video upright first",
-        )
-    return int(frame.rotation // 90) % 4
-
-
 def _info(
     path: Path, container: InputContainer, stream: VideoStream, frame: VideoFrame
 ) -> VideoInfo:
-    turns = quarter_turns(path, frame)
+    turns, mirrored = orientation(path, frame)
     aspect = Fraction(stream.sample_aspect_ratio or 1)
     height, width = frame.height, frame.width
     if turns % 2:
@@ -219,6 +259,7 @@ def _info(
         width=width,
         height=height,
         rotation=turns,
+        mirrored=mirrored,
         sample_aspect=aspect,
         codec=stream.codec_context.name,
         hdr=HDR_TRANSFERS.get(stream.codec_context.color_trc),
@@ -268,11 +309,15 @@ def _require_order(
         )
 
 
-def _require_packets_to_the_end(path: Path) -> None:
+def _require_packets_to_the_end(path: Path, alive: Callable[[], None]) -> None:
     """Tell a file that was cut off, inside a frame, from one that is damaged inside."""
     with open_video(path) as (container, stream):
         try:
-            times = [p.pts for p in container.demux(stream) if p.pts is not None]
+            times = []
+            for packet in container.demux(stream):
+                alive()
+                if packet.pts is not None:
+                    times.append(packet.pts)
         except (av.FFmpegError, OSError):
             return
         if times:

@@ -6,22 +6,27 @@ check videos start quickly.
 
 import hashlib
 import json
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
 from wanlora.errors import MediaError
 from wanlora.files import write_atomic
 
+BLOCK_BYTES = 4 * 2**20
+
 SourceHashes = MutableMapping[str, tuple[int, int, str]]
 """Absolute path to (size in bytes, mtime in ns, hex sha256)."""
 
 
-def source_sha256(path: Path, known: SourceHashes | None = None) -> str:
+def source_sha256(
+    path: Path, known: SourceHashes | None = None, *, alive: Callable[[], None] = lambda: None
+) -> str:
     """Hex sha256 of a file's bytes, remembered by (path, size, mtime).
 
     Args:
         path: The file.
         known: Hashes from before; this one is added.
+        alive: Called after every few megabytes.
 
     Raises:
         MediaError: missing.
@@ -32,8 +37,12 @@ def source_sha256(path: Path, known: SourceHashes | None = None) -> str:
         entry = known.get(str(path)) if known is not None else None
         if entry is not None and tuple(entry[:2]) == stamp:
             return entry[2]
+        running = hashlib.sha256()
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            while block := file.read(BLOCK_BYTES):
+                running.update(block)
+                alive()
+        digest = running.hexdigest()
     except FileNotFoundError:
         raise MediaError("missing", f"{path}: there is no such file") from None
     except OSError as error:

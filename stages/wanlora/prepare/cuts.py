@@ -1,13 +1,16 @@
-"""Where a video is cut, and which videos are held out. Pure values.
+"""Where a video is cut. Pure values.
 
-Owns: the modes chunk and head, trimming of short videos, and the split by group.
+Owns: the modes chunk, head, middle, slide and uniform, and the trimming of short scenes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from wanlora.core.aspect import bucketed_length
 from wanlora.core.buckets import TEMPORAL_FACTOR
-from wanlora.core.fingerprint import sha256_text
+
+Mode = Literal["chunk", "head", "middle", "slide", "uniform"]
 
 
 class Cut(NamedTuple):
@@ -17,62 +20,51 @@ class Cut(NamedTuple):
     num_frames: int
 
 
-def cuts(
-    available: int,
-    *,
-    num_frames: int,
-    fps: float,
-    mode: Literal["chunk", "head"],
-    short: Literal["trim", "drop"],
-    min_frames: int,
-) -> list[Cut]:
-    """Cut a video end to end into clips, or take its head; none when it is too short.
+class Scene(NamedTuple):
+    """A part of a video without a scene cut, and the frames it holds at the clip's fps."""
 
-    Args:
-        available: Frames that the video holds at `fps`.
+    start_s: float
+    available: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """How to cut.
+
+    Attributes:
         num_frames: Frames of a clip, 4k+1.
         fps: Frames a second of a clip.
-        mode: chunk: as many clips as fit; head: the first.
-        short: What to do with a video shorter than a clip: its longest 4k+1 frames, or nothing.
+        stride: slide: frames from one clip's start to the next.
+        count: uniform: clips of a video.
+        short: What to do with a scene shorter than a clip: its longest 4k+1 frames, or nothing.
         min_frames: Shortest trimmed clip.
+        bucketed: Trim to 17, 33, 49 ... frames instead of any 4k+1.
     """
-    if available >= num_frames:
-        count = available // num_frames if mode == "chunk" else 1
-        return [Cut(index * num_frames / fps, num_frames) for index in range(count)]
-    trimmed = available - (available - 1) % TEMPORAL_FACTOR
-    if short == "drop" or available < 1 or trimmed < min_frames:
-        return []
-    return [Cut(0.0, trimmed)]
+
+    num_frames: int
+    fps: float
+    mode: Mode
+    stride: int
+    count: int
+    short: Literal["trim", "drop"]
+    min_frames: int
+    bucketed: bool = False
 
 
-def held_out(activity_of: Mapping[str, str], *, val_fraction: float, seed: int) -> set[str]:
-    """Choose the groups for validation: a share of all, spread evenly over activities.
+def cuts(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
+    """Cut a video into clips, none across two scenes; none at all when every scene is too short."""
+    return sorted(_MODES[rules.mode](scenes, rules))
 
-    The groups of an activity are ordered by sha256(seed, group); the i-th of n stands at
-    (i + 1/2) / n, and the first `val_fraction` of all groups in that order are held out. So a
-    group's place depends on neither the order of files nor their number on disk. With two groups
-    or more and a fraction above 0 at least one is held out; one always stays for training.
 
-    Args:
-        activity_of: Activity of each group.
-        val_fraction: Share of groups, 0 for none.
-        seed: Of the order.
-    """
-    if val_fraction <= 0 or len(activity_of) < 2:
-        return set()
-    draws = {group: sha256_text(f"{seed}:{group}") for group in activity_of}
-    places: list[tuple[float, str, str]] = []
-    for activity in sorted(set(activity_of.values())):
-        members = sorted(
-            (group for group in activity_of if activity_of[group] == activity),
-            key=lambda group: draws[group],
-        )
-        places += [
-            ((index + 0.5) / len(members), draws[group], group)
-            for index, group in enumerate(members)
-        ]
-    count = min(max(1, round(val_fraction * len(places))), len(places) - 1)
-    return {group for _, _, group in sorted(places)[:count]}
+def trimmed(available: int, rules: Rules) -> int:
+    """Frames of the clip that a scene shorter than a clip gives; 0 for none."""
+    if rules.short == "drop" or available < 1:
+        return 0
+    if rules.bucketed:
+        length = bucketed_length(available, rules.num_frames)
+    else:
+        length = available - (available - 1) % TEMPORAL_FACTOR
+    return length if length >= rules.min_frames else 0
 
 
 def unique_ids(names: Sequence[str]) -> list[str]:
@@ -83,3 +75,80 @@ def unique_ids(names: Sequence[str]) -> list[str]:
         seen[name] = seen.get(name, 0) + 1
         unique.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
     return unique
+
+
+def _chunk(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
+    """End to end in every scene."""
+    return _stepped(scenes, rules, rules.num_frames)
+
+
+def _slide(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
+    """Every `stride` frames in every scene; clips overlap when that is less than a clip."""
+    return _stepped(scenes, rules, rules.stride)
+
+
+def _stepped(scenes: Sequence[Scene], rules: Rules, step: int) -> list[Cut]:
+    found = []
+    for scene in scenes:
+        if scene.available < rules.num_frames:
+            found += _short(scene, rules)
+            continue
+        offsets = range(0, scene.available - rules.num_frames + 1, step)
+        found += [_cut(scene, offset, rules) for offset in offsets]
+    return found
+
+
+def _head(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
+    """The first scene that is long enough, from its start; else the longest, trimmed."""
+    for scene in scenes:
+        if scene.available >= rules.num_frames:
+            return [_cut(scene, 0, rules)]
+    return _short(_longest(scenes), rules)
+
+
+def _middle(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
+    """The middle of the longest scene."""
+    scene = _longest(scenes)
+    length = min(rules.num_frames, scene.available)
+    if length < rules.num_frames:
+        length = trimmed(scene.available, rules)
+    if not length:
+        return []
+    offset = (scene.available - length) // 2
+    return [Cut(scene.start_s + offset / rules.fps, length)]
+
+
+def _uniform(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
+    """`count` clips, their starts spread evenly over every start that is possible."""
+    starts = [
+        (scene, offset)
+        for scene in scenes
+        for offset in range(scene.available - rules.num_frames + 1)
+    ]
+    if not starts:
+        return _short(_longest(scenes), rules)
+    last, gaps = len(starts) - 1, max(1, rules.count - 1)
+    places = sorted({(2 * k * last + gaps) // (2 * gaps) for k in range(rules.count)})
+    return [_cut(*starts[place], rules) for place in places]
+
+
+def _cut(scene: Scene, offset: int, rules: Rules) -> Cut:
+    return Cut(scene.start_s + offset / rules.fps, rules.num_frames)
+
+
+def _short(scene: Scene, rules: Rules) -> list[Cut]:
+    length = trimmed(scene.available, rules)
+    return [Cut(scene.start_s, length)] if length else []
+
+
+def _longest(scenes: Sequence[Scene]) -> Scene:
+    return max(scenes, key=lambda scene: scene.available)
+
+
+_MODES: dict[Mode, Callable[[Sequence[Scene], Rules], list[Cut]]] = {
+    "chunk": _chunk,
+    "head": _head,
+    "middle": _middle,
+    "slide": _slide,
+    "uniform": _uniform,
+}

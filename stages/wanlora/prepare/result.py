@@ -1,8 +1,9 @@
-"""What stage zero says when it is done: counts, notes and the next command.
+"""What stage zero says when it is done: counts, the plan, notes and the next command.
 
-Owns: `PrepareResult`. Every number is counted, nothing is estimated.
+Owns: `PrepareResult` and its notes. What is counted about clips stands in `plan.survey`.
 """
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,18 +12,40 @@ from wanlora import manifest
 from wanlora.captions import Failure, Found
 from wanlora.config import PrepareConfig
 from wanlora.manifest import Clip
+from wanlora.plan.survey import Plan
+
+LISTED = 20
+"""Failures that a dry run shows; --json has all of them."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A clip of the plan."""
+
+    clip_id: str
+    source: str
+    kind: str
+    start_s: float
+    bucket: str
+    activity: str
+    split: str
+    prompts: tuple[str, ...]
+    tokens: int
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What stage zero made; every number is counted, nothing is estimated.
+    """What stage zero made.
 
     Attributes:
         sources: Source files with a caption or a row; those that failed are among them.
         errors: Number of failed sources by code.
+        dropped: Every failed source.
         warnings: Number of clips by kind of warning.
         video_s: Length of all usable videos at their own speed.
         clips_s: Length of all clips.
+        planned: Every clip; only of a dry run, which writes no manifest.
     """
 
     output: str
@@ -32,13 +55,17 @@ class PrepareResult:
     train: int
     val: int
     errors: dict[str, int]
+    dropped: tuple[Failure, ...]
     warnings: dict[str, int]
     buckets: dict[str, int]
     activities: dict[str, int]
     video_s: float
     clips_s: float
+    plan: Plan
+    planned: tuple[Planned, ...]
     notes: tuple[str, ...]
     max_error_rate: float
+    dry_run: bool
 
     @property
     def exit_code(self) -> int:
@@ -48,32 +75,44 @@ class PrepareResult:
     def lines(self) -> list[str]:
         """Summary table, and the next command."""
         used = self.sources - self.failed
-        errors = (
-            f"{counts(self.errors)}  (see {self.output}/errors.jsonl)" if self.errors else "none"
-        )
         table = [
             ("sources", f"{self.sources} found, {used} used"),
             ("clips", f"{self.clips} ({self.clips / used:.1f} a source)"),
             ("split", f"train {self.train}, val {self.val}"),
             ("length", f"{self.clips_s:.1f} s in clips, of {self.video_s:.1f} s"),
-            ("buckets", counts(self.buckets)),
-            ("activities", counts(self.activities)),
-            ("not used", errors),
+            *self.plan.rows(),
+            ("not used", self._not_used()),
+            *(("", f"{failure.code}: {failure.message}") for failure in self._listed()),
         ]
         table += [("warnings", counts(self.warnings))] if self.warnings else []
         table += [("note", note) for note in self.notes]
-        return [
-            *(f"{name:<11}{text}" for name, text in table),
-            f"next: wanlora verify {self.output}",
-        ]
+        following = (
+            "dry run: no manifest was written; the same command without --dry-run checks no "
+            "file again"
+            if self.dry_run
+            else f"next: wanlora verify {shlex.quote(self.output)}"
+        )
+        return [*(f"{name:<11} {text}" for name, text in table), following]
+
+    def _not_used(self) -> str:
+        if not self.errors:
+            return "none"
+        where = "" if self.dry_run else f"  (see {self.output}/errors.jsonl)"
+        return counts(self.errors) + where
+
+    def _listed(self) -> tuple[Failure, ...]:
+        """The first failures of a dry run, which writes no errors.jsonl."""
+        return self.dropped[:LISTED] if self.dry_run else ()
 
 
 def summarize(
     config: PrepareConfig,
     found: Found,
-    clips: list[Clip],
+    clips: Sequence[Clip],
     failures: Sequence[Failure],
     video_s: float,
+    plan: Plan,
+    token_counts: Mapping[str, int],
 ) -> PrepareResult:
     """Count what was made."""
     splits = Counter(clip.split for clip in clips)
@@ -81,38 +120,82 @@ def summarize(
     return PrepareResult(
         output=str(config.output),
         sources=len(found.sources) + len(found.failures),
-        failed=len(failures),
+        failed=len({failure.path for failure in failures}),
         clips=len(clips),
         train=splits[manifest.TRAIN],
         val=splits[manifest.VAL],
         errors=dict(sorted(Counter(failure.code for failure in failures).items())),
+        dropped=tuple(failures),
         warnings=dict(sorted(warnings.items())),
-        buckets=dict(Counter(str(clip.bucket) for clip in clips).most_common()),
-        activities=dict(sorted(Counter(clip.activity for clip in clips).items())),
+        buckets=plan.buckets,
+        activities={name: row.clips for name, row in plan.activities.items()},
         video_s=round(video_s, 3),
-        clips_s=round(sum(clip.num_frames / clip.fps for clip in clips), 3),
-        notes=tuple(_notes(config, found, clips)),
+        clips_s=plan.length_s,
+        plan=plan,
+        planned=tuple(_planned(clip, token_counts) for clip in clips) if config.dry_run else (),
+        notes=tuple(notes(config, found, clips)),
         max_error_rate=config.max_error_rate,
+        dry_run=config.dry_run,
     )
 
 
-def _notes(config: PrepareConfig, found: Found, clips: list[Clip]) -> list[str]:
-    notes = []
+def notes(config: PrepareConfig, found: Found, clips: Sequence[Clip]) -> list[str]:
+    """What a person should know that no number says."""
+    said = []
     if found.rows_elsewhere:
-        notes.append(
+        said.append(
             f"{found.rows_elsewhere} caption rows name files outside the given sources; not used"
         )
-    if config.val_fraction > 0 and all(clip.split == manifest.TRAIN for clip in clips):
-        notes.append("no validation split: all clips come from one source group")
-    no_group = sum(any(w.startswith("no_group") for w in clip.warnings) for clip in clips)
-    if no_group and config.val_fraction > 0:
-        notes.append(
-            f"{no_group} .npz clips have no source group: two clips of one video may stand on both "
-            "sides of the split; name it in a column source_group or with --set group_pattern=REGEX"
+    if found.images_unused:
+        said.append(
+            f"{found.images_unused} images beside videos or without a caption are not used; name "
+            "them in a captions table, or put them in a folder of their own"
         )
-    return notes
+    if config.val_fraction > 0:
+        said += _split_notes(config, clips)
+    return said
 
 
 def counts(numbers: Mapping[str, int]) -> str:
     """`a 1, b 2` for people."""
     return ", ".join(f"{name} {count}" for name, count in numbers.items())
+
+
+def _split_notes(config: PrepareConfig, clips: Sequence[Clip]) -> list[str]:
+    said = []
+    sides: dict[str, set[str]] = {}
+    for clip in clips:
+        sides.setdefault(clip.activity, set()).add(clip.split)
+    without = sorted(name for name, found in sides.items() if manifest.VAL not in found)
+    if without == sorted(sides):
+        said.append(
+            f"no validation split: no source group drew under {config.val_fraction:g}; raise "
+            "--val-fraction, or name some in a column split=val"
+        )
+    elif without:
+        said.append(
+            f"no validation clip for {', '.join(without)}: raise --val-fraction, or name some in "
+            "a column split=val"
+        )
+    no_group = sum(any(w.startswith("no_group") for w in clip.warnings) for clip in clips)
+    if no_group:
+        said.append(
+            f"{no_group} .npz clips have no source group: two clips of one video may stand on both "
+            "sides of the split; name it in a column source_group or with --set group_pattern=REGEX"
+        )
+    return said
+
+
+def _planned(clip: Clip, token_counts: Mapping[str, int]) -> Planned:
+    return Planned(
+        clip_id=clip.clip_id,
+        source=clip.source,
+        kind=clip.kind,
+        start_s=clip.start_s,
+        bucket=str(clip.bucket),
+        activity=clip.activity,
+        split=clip.split,
+        prompts=clip.prompts,
+        tokens=max(token_counts[text] for text in clip.prompts),
+        warnings=clip.warnings,
+    )

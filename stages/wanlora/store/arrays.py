@@ -8,14 +8,16 @@ Legend: N = rows of the segment; the rest as in schema.
 from collections.abc import Mapping
 from typing import Any
 
+import numcodecs
 import numpy as np
 import zarr
 from google_crc32c import value as crc32c_of
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
-from zarr.storage import MemoryStore
+from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
-from wanlora.store import schema
+from wanlora.core.location import Location, Url
+from wanlora.store import remote, schema
 from wanlora.store.schema import Kind
 
 TOKEN_CHUNK = 64
@@ -23,6 +25,7 @@ TOKEN_CHUNK = 64
 
 DIMENSIONS = {
     "latent": ("clip", "channel", "frame", "height", "width"),
+    "logvar": ("clip", "channel", "frame", "height", "width"),
     "embedding": ("prompt", "token", "channel"),
     "length": ("prompt",),
 }
@@ -33,15 +36,41 @@ def crc32c(row: Shaped[np.ndarray, "..."]) -> int:
     return int(crc32c_of(row.astype(row.dtype.newbyteorder("<"), copy=False).tobytes()))
 
 
+def open_array(root: Location, key: str) -> "zarr.Array[Any]":
+    """Open an array for reading, wherever it is kept."""
+    if isinstance(root, Url):
+        store: Any = ObjectStore(remote.open_store(root), read_only=True)
+        return zarr.open_array(store, path=key, mode="r", zarr_format=3)
+    segment, _, name = key.rpartition("/")
+    return zarr.open_array(
+        LocalStore(root / segment, read_only=True), path=name, mode="r", zarr_format=3
+    )
+
+
+def round_mantissa(row: Float[np.ndarray, "..."], bits: int) -> Float[np.ndarray, "..."]:
+    """Round to nearest with fewer bits of mantissa, so that the rest compresses away.
+
+    Done before storing, for a codec that rounds would be unknown to most Zarr clients.
+    """
+    codec = numcodecs.BitRound(keepbits=bits)
+    rounded: np.ndarray = codec.decode(codec.encode(row)).reshape(row.shape)
+    return rounded
+
+
 def build(
-    kind: Kind, rows: list[Shaped[np.ndarray, "..."]], commit: Mapping[str, Any]
+    kind: Kind,
+    rows: list[Shaped[np.ndarray, "..."]],
+    commit: Mapping[str, Any],
+    *,
+    logvars: list[Shaped[np.ndarray, "..."]] | None = None,
 ) -> list[tuple[str, bytes]]:
     """Encode a segment in memory.
 
     Args:
         kind: What the rows are.
         rows: Latents `[C, F, H, W]` each, or prompt_embeds `[L, D]` each, of the stored dtype.
-        commit: Attributes of the commit record.
+        commit: Attributes of the commit record; `sizes`, bytes of each other object, is added.
+        logvars: Log-variances of the latents, shaped like them.
 
     Returns:
         Names and bytes in the order to write them: shards, arrays, commit record.
@@ -50,6 +79,8 @@ def build(
     store = MemoryStore(objects)
     if kind == "latents":
         _write(store, "latent", np.stack(rows), chunk=rows[0].shape, fill=np.nan)
+        if logvars:
+            _write(store, "logvar", np.stack(logvars), chunk=rows[0].shape, fill=np.nan)
     else:
         padded = np.zeros((len(rows), schema.MAX_TOKENS, rows[0].shape[1]), rows[0].dtype)
         for slot, row in zip(padded, rows, strict=True):
@@ -62,9 +93,9 @@ def build(
     built = {name: buffer.to_bytes() for name, buffer in objects.items()}
     documents = {name for name in built if name.endswith(schema.GROUP)}
     ordered = [*sorted(built.keys() - documents), *sorted(documents)]
-    return [(name, built[name]) for name in ordered] + [
-        (schema.GROUP, schema.group_document(commit))
-    ]
+    sizes = {name: len(built[name]) for name in ordered}
+    record = schema.group_document({**commit, "sizes": sizes})
+    return [*((name, built[name]) for name in ordered), (schema.GROUP, record)]
 
 
 def _write(

@@ -7,11 +7,11 @@ commit record does not exist, and everything else can be worked out from the rec
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from wanlora.core.fingerprint import difference
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
+from wanlora.core.location import Location
 from wanlora.errors import StaleStoreError, StoreError
 from wanlora.store import objects, schema
 from wanlora.store.schema import Kind
@@ -37,6 +37,14 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Damaged:
+    """A commit record that cannot be used: key of the segment's group, and a line for people."""
+
+    key: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """Where one row lies, and its checksum."""
 
@@ -45,7 +53,7 @@ class Row:
     crc32c: int
 
 
-def has_store(cache: Path) -> bool:
+def has_store(cache: Location) -> bool:
     """Whether a cache folder holds a store, of a version this release knows.
 
     Raises:
@@ -59,7 +67,7 @@ def has_store(cache: Path) -> bool:
     return True
 
 
-def open_store(cache: Path) -> None:
+def open_store(cache: Location) -> None:
     """Check that a cache folder holds a store of a version this release knows.
 
     Raises:
@@ -73,7 +81,7 @@ def open_store(cache: Path) -> None:
         )
 
 
-def provenances(cache: Path, kind: Kind) -> dict[str, dict[str, Any]]:
+def provenances(cache: Location, kind: Kind) -> dict[str, dict[str, Any]]:
     """Every whole fingerprint of a kind that the store has, with its provenance."""
     found = {}
     for name in objects.folders(cache, f"{schema.STORE}/{kind}"):
@@ -93,11 +101,11 @@ def provenances(cache: Path, kind: Kind) -> dict[str, dict[str, Any]]:
     return found
 
 
-def scan(cache: Path, kind: Kind, fingerprint: str) -> tuple[list[Segment], list[str]]:
+def scan(cache: Location, kind: Kind, fingerprint: str) -> tuple[list[Segment], list[Damaged]]:
     """Read the commit records under a fingerprint.
 
     Returns:
-        Segments in the order of their ids, and a line for each record that cannot be used.
+        Segments in the order of their ids, and the records that cannot be used.
 
     Raises:
         StoreVersionError: A record of another version.
@@ -106,19 +114,17 @@ def scan(cache: Path, kind: Kind, fingerprint: str) -> tuple[list[Segment], list
     parents = [top]
     if kind == "latents":
         parents = [f"{top}/{name}" for name in objects.folders(cache, top)]
+    keys = [f"{parent}/{name}" for parent in parents for name in objects.folders(cache, parent)]
     segments, invalid = [], []
-    for parent in parents:
-        for name in objects.folders(cache, parent):
-            key = f"{parent}/{name}"
-            document = objects.get(cache, f"{key}/{schema.GROUP}")
-            if document is None:  # not committed
-                continue
-            try:
-                segments.append(_segment(document, key, kind, fingerprint))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                invalid.append(
-                    f"{cache / key}: damaged commit record ({type(error).__name__}: {error})"
-                )
+    documents = objects.get_many(cache, [f"{key}/{schema.GROUP}" for key in keys])
+    for key, document in zip(keys, documents, strict=True):
+        if document is None:  # not committed
+            continue
+        try:
+            segments.append(_segment(document, key, kind, fingerprint))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            what = f"damaged commit record ({type(error).__name__}: {error})"
+            invalid.append(Damaged(key, f"{cache / key}: {what}"))
     return sorted(segments, key=lambda segment: segment.name), invalid
 
 
@@ -134,7 +140,7 @@ def _segment(document: bytes, key: str, kind: Kind, fingerprint: str) -> Segment
     return Segment(key, kind, keys, sums, own)
 
 
-def segments_of(cache: Path, kind: Kind, fingerprint: str) -> list[Segment]:
+def segments_of(cache: Location, kind: Kind, fingerprint: str) -> list[Segment]:
     """Scan, and refuse a store with damaged commit records.
 
     Raises:
@@ -144,8 +150,9 @@ def segments_of(cache: Path, kind: Kind, fingerprint: str) -> list[Segment]:
     if invalid:
         raise StoreError(
             f"{len(invalid)} damaged commit records in {cache / schema.STORE}:\n"
-            + "\n".join(f"  {line}" for line in invalid[:3])
-            + f"\ndelete these folders and run: wanlora cache-latents --cache {cache}"
+            + "\n".join(f"  {line}" for line in [damaged.message for damaged in invalid[:3]])
+            + f"\nmend it with: wanlora inspect {cache} --repair; or delete these folders and run: "
+            f"wanlora cache-latents --cache {cache}"
         )
     return segments
 
@@ -159,13 +166,13 @@ def rows_of(segments: Iterable[Segment]) -> dict[str, Row]:
     return rows
 
 
-def committed_keys(cache: Path, kind: Kind, fingerprint: str) -> set[str]:
+def committed_keys(cache: Location, kind: Kind, fingerprint: str) -> set[str]:
     """Keys of all rows that are committed under a fingerprint."""
     return {key for segment in segments_of(cache, kind, fingerprint) for key in segment.row_keys}
 
 
 def require_fingerprint(
-    cache: Path, kind: Kind, fingerprint: str, wanted: Mapping[str, Any] | None
+    cache: Location, kind: Kind, fingerprint: str, wanted: Mapping[str, Any] | None
 ) -> None:
     """Refuse a store that has nothing made with these weights and settings.
 

@@ -1,32 +1,51 @@
-"""Objects of a cache folder: atomic put, get and listing.
+"""Objects of a cache: atomic put, get, listing and removal, in a folder or in an object store.
 
-Owns: every write under a cache folder. An object is a key (`/` between names) under a root; it is
-whole or absent, whatever happens to the machine. Must not know: Zarr, segments, views. Another
-place to keep objects (S3) means another set of these functions.
+Owns: every write of a cache. An object is a key (`/` between names) under a root; it is whole or
+absent, whatever happens to the machine. Must not know: Zarr, segments, views. A root that is a URL
+is the business of `remote`, with the same promises.
 """
 
 import os
+import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
+from wanlora.core.location import Location, Url
 from wanlora.errors import StoreError
 from wanlora.files import fsync_dir, publish
+from wanlora.store import remote
 
 PARTIAL = ".partial"
 """Folder of half-written files, beside the store and the views: no reader ever looks into it."""
 
+REQUESTS = 16
+"""Requests at once to an object store."""
 
-def put(root: Path, key: str, data: bytes) -> None:
+
+class Entry(NamedTuple):
+    """An object's size, and when it was written (seconds since 1970)."""
+
+    num_bytes: int
+    written: float
+
+
+def put(root: Location, key: str, data: bytes) -> None:
     """Write an object: it appears whole, and stays through a power cut, or not at all.
 
-    Temporary file, fsync, rename, fsync of the folder: the order that a journalled file system
-    needs for both promises.
+    In a folder: temporary file, fsync, rename, fsync of the folder, the order that a journalled
+    file system needs for both promises.
 
     Raises:
-        StoreError: The disk is full, read-only or broken; names the path.
+        StoreError: The disk is full, read-only or broken, or the object store refuses; names it.
     """
+    if isinstance(root, Url):
+        remote.put(root, key, data)
+        return
     target = root / key
     temporary = root / PARTIAL / uuid.uuid4().hex
     with _naming("write", target):
@@ -41,12 +60,14 @@ def put(root: Path, key: str, data: bytes) -> None:
             raise
 
 
-def get(root: Path, key: str) -> bytes | None:
+def get(root: Location, key: str) -> bytes | None:
     """Read an object, or None when there is none.
 
     Raises:
         StoreError: It exists and cannot be read; names the path.
     """
+    if isinstance(root, Url):
+        return remote.get(root, key)
     path = root / key
     with _naming("read", path):
         try:
@@ -55,32 +76,82 @@ def get(root: Path, key: str) -> bytes | None:
             return None
 
 
-def folders(root: Path, key: str) -> list[str]:
+def get_many(root: Location, keys: Sequence[str]) -> Iterator[bytes | None]:
+    """Read objects in order; many requests at once where each is a round trip."""
+    if not isinstance(root, Url):
+        yield from (get(root, key) for key in keys)
+        return
+    with ThreadPoolExecutor(REQUESTS, thread_name_prefix="get") as pool:
+        yield from pool.map(lambda key: get(root, key), keys)
+
+
+def folders(root: Location, key: str) -> list[str]:
     """Names of the folders directly under a key, sorted; none when it does not exist."""
-    path = root / key
-    with _naming("list", path):
-        try:
-            with os.scandir(path) as entries:
-                return sorted(entry.name for entry in entries if entry.is_dir())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+    if isinstance(root, Url):
+        return remote.names(root, key)[0]
+    with _scanned(root / key) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir())
 
 
-def files(root: Path, key: str) -> list[str]:
+def files(root: Location, key: str) -> list[str]:
     """Names of the objects directly under a key, sorted; none when it does not exist."""
-    path = root / key
-    with _naming("list", path):
-        try:
-            with os.scandir(path) as entries:
-                return sorted(entry.name for entry in entries if entry.is_file())
-        except (FileNotFoundError, NotADirectoryError):
-            return []
+    if isinstance(root, Url):
+        return remote.names(root, key)[1]
+    with _scanned(root / key) as entries:
+        return sorted(entry.name for entry in entries if entry.is_file())
 
 
-def num_bytes(root: Path, key: str) -> int:
-    """Sum of the sizes of all objects under a key."""
+def listing(root: Location, key: str) -> dict[str, Entry]:
+    """Every object under a key, by its key."""
+    if isinstance(root, Url):
+        return {name: Entry(*found) for name, found in remote.listing(root, key).items()}
+    found = {}
     with _naming("list", root / key):
-        return sum(path.stat().st_size for path in (root / key).rglob("*") if path.is_file())
+        for folder, _, names in os.walk(root / key):
+            for name in names:
+                path = Path(folder) / name
+                with suppress(FileNotFoundError):  # another process removed it
+                    stat = path.stat()
+                    found[path.relative_to(root).as_posix()] = Entry(stat.st_size, stat.st_mtime)
+    return found
+
+
+def num_bytes(root: Location, key: str) -> int:
+    """Sum of the sizes of all objects under a key."""
+    return sum(entry.num_bytes for entry in listing(root, key).values())
+
+
+def remove(root: Location, key: str) -> None:
+    """Remove an object for good; one that is not there is none.
+
+    Raises:
+        StoreError: The disk or the object store refuses.
+    """
+    if isinstance(root, Url):
+        remote.remove(root, [key])
+        return
+    with _naming("remove", root / key):
+        (root / key).unlink(missing_ok=True)
+        if (root / key).parent.is_dir():
+            fsync_dir((root / key).parent)
+
+
+def remove_tree(root: Location, key: str) -> None:
+    """Remove every object under a key, and their folder.
+
+    Raises:
+        StoreError: The disk or the object store refuses.
+    """
+    if isinstance(root, Url):
+        remote.remove(root, list(remote.listing(root, key)))
+        return
+    with _naming("remove", root / key), suppress(FileNotFoundError):
+        shutil.rmtree(root / key)
+
+
+def age_s(entry: Entry) -> float:
+    """Seconds since an object was written."""
+    return time.time() - entry.written
 
 
 def make_folder(folder: Path) -> None:
@@ -90,6 +161,18 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     fsync_dir(folder.parent)
+
+
+@contextmanager
+def _scanned(path: Path) -> Iterator[Iterator["os.DirEntry[str]"]]:
+    with _naming("list", path):
+        try:
+            entries = os.scandir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            yield iter(())
+            return
+        with entries:
+            yield entries
 
 
 @contextmanager

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import zarr
 from jaxtyping import Float, Float64, UInt16
-from zarr.storage import LocalStore
 
+from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, MissingRowsError, StoreError
-from wanlora.store import arrays, index, schema
+from wanlora.store import arrays, index, remote, schema
+from wanlora.store.copying import LocalCopy
 from wanlora.store.index import Row, Segment
 from wanlora.store.schema import Kind
 from wanlora.store.views import View
@@ -29,7 +30,7 @@ FIRST = 5
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    values: "zarr.Array[Any]"
+    values: Mapping[str, "zarr.Array[Any]"]
     lengths: UInt16[np.ndarray, " n"] | None
 
 
@@ -37,16 +38,25 @@ class RowReader:
     """Rows of one kind under one fingerprint.
 
     Args:
-        cache: Cache folder.
+        cache: Cache folder or URL.
         kind: What the rows are.
         segments: Where they lie (`index.segments_of` of a fingerprint).
+        copy: Segments are fetched whole into it on first use, and read from there.
     """
 
-    def __init__(self, cache: Path, kind: Kind, segments: Sequence[Segment]) -> None:
+    def __init__(
+        self,
+        cache: Location,
+        kind: Kind,
+        segments: Sequence[Segment],
+        copy: LocalCopy | None = None,
+    ) -> None:
         self.segments = segments
         self.rows = index.rows_of(segments)
         self._cache = cache
         self._kind = kind
+        self._copy = copy
+        self._records = {segment.key: segment for segment in segments}
         self._opened: dict[str, _Opened] = {}
         self._lock = threading.Lock()
 
@@ -58,6 +68,21 @@ class RowReader:
             CorruptRowError: Its bytes are not those that were written; names the key.
             StoreError: The disk refuses.
         """
+        return self._read(key, schema.ROW_ARRAY[self._kind])
+
+    def read_logvar(self, key: str) -> Float[np.ndarray, "c f h w"] | None:
+        """Log-variances beside a clip's latents, None where none are stored. Raises likewise."""
+        row = self.rows.get(key)
+        if row is not None and schema.LOGVAR not in self.checksums(row.segment):
+            return None
+        return self._read(key, schema.LOGVAR)
+
+    def checksums(self, segment: str) -> Mapping[str, Sequence[int]]:
+        """CRC-32C of each row of a segment, by array."""
+        sums: Mapping[str, Sequence[int]] = self._records[segment].record["crc32c"]
+        return sums
+
+    def _read(self, key: str, name: str) -> Float[np.ndarray, "..."]:
         row = self.rows.get(key)
         if row is None:
             raise MissingRowsError(
@@ -65,57 +90,73 @@ class RowReader:
                 f"wanlora cache-latents --cache {self._cache}"
             )
         try:
-            values = self._values(row)
+            return self._checked(key, row, name)
+        except CorruptRowError:
+            if self._copy is None:
+                raise
+        self._copy.forget(row.segment)  # perhaps only the copy is damaged: fetch it again
+        with self._lock:
+            self._opened.pop(row.segment, None)
+        return self._checked(key, row, name)
+
+    def _checked(self, key: str, row: Row, name: str) -> Float[np.ndarray, "..."]:
+        try:
+            values = self._values(row, name)
+        except StoreError:
+            raise
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
                 raise StoreError(f"cannot read {self._cache / row.segment}: {error}") from error
             raise self._corrupt(key, row, "an object is missing") from error
         except Exception as error:  # whatever a codec says of damaged bytes
+            if remote.is_refusal(error):
+                raise StoreError(f"cannot read {self._cache / row.segment}: {error}") from error
             raise self._corrupt(key, row, f"{type(error).__name__}: {error}") from error
         found = arrays.crc32c(values)
-        if found != row.crc32c:
-            reason = f"its checksum is {found:08x}, expected {row.crc32c:08x}"
+        expected = int(self.checksums(row.segment)[name][row.row])
+        if found != expected:
+            reason = f"its checksum is {found:08x}, expected {expected:08x}"
             raise self._corrupt(key, row, reason)
         return values
 
-    def _values(self, row: Row) -> Float[np.ndarray, "..."]:
+    def _values(self, row: Row, name: str) -> Float[np.ndarray, "..."]:
         opened = self._open(row.segment)
+        values = opened.values[name]
         if opened.lengths is None:
-            return np.asarray(opened.values[row.row])
+            return np.asarray(values[row.row])
         length = int(opened.lengths[row.row])
         if length == 0:
             raise ValueError("its length is 0")
-        return np.asarray(opened.values[row.row, :length])
+        return np.asarray(values[row.row, :length])
 
     def _open(self, segment: str) -> _Opened:
         with self._lock:
             if segment in self._opened:
                 return self._opened[segment]
+        home = self._cache if self._copy is None else self._copy.fetch(segment)
         lengths = None
         if self._kind == "text":
-            lengths = np.asarray(self._array(segment, "length")[...])
-        opened = _Opened(self._array(segment, schema.ROW_ARRAY[self._kind]), lengths)
+            lengths = np.asarray(arrays.open_array(home, f"{segment}/length")[...])
+        names = self.checksums(segment)
+        opened = _Opened(
+            {name: arrays.open_array(home, f"{segment}/{name}") for name in names}, lengths
+        )
         with self._lock:
             return self._opened.setdefault(segment, opened)
 
-    def _array(self, segment: str, name: str) -> "zarr.Array[Any]":
-        store = LocalStore(self._cache / segment, read_only=True)
-        return zarr.open_array(store, path=name, mode="r", zarr_format=3)
-
     def _corrupt(self, key: str, row: Row, reason: str) -> CorruptRowError:
+        source = self.source(row)
         return CorruptRowError(
-            f"{self._kind} row {key}{self._source(row)} is damaged ({reason}); delete "
-            f"{self._cache / row.segment} and run wanlora cache-latents --cache {self._cache} to "
-            "encode its rows again"
+            f"{self._kind} row {key}{'' if source is None else f' of {source}'} is damaged "
+            f"({reason}); encode it again with: wanlora inspect {self._cache} --repair; or delete "
+            f"{self._cache / row.segment} and run: wanlora cache-latents --cache {self._cache}"
         )
 
-    def _source(self, row: Row) -> str:
-        for segment in self.segments:
-            if segment.key == row.segment:
-                sources = segment.record.get("sources") or segment.record.get("prompts") or []
-                if row.row < len(sources) and sources[row.row] is not None:
-                    return f" of {sources[row.row]}"
-        return ""
+    def source(self, row: Row) -> Any:
+        """What the commit record says of a row: the clip's cut, or the prompt; None of neither."""
+        record = self._records[row.segment].record
+        sources = record.get("sources") or record.get("prompts") or []
+        return sources[row.row] if row.row < len(sources) else None
 
 
 class StoreReader:
@@ -129,6 +170,8 @@ class StoreReader:
         text: Whole fingerprint of the prompt embeddings.
         latents_provenance: What the fingerprint stands for, to explain a refusal.
         text_provenance: Likewise.
+        local_copy: Folder that segments are copied into on first use and read from; for a cache
+            that is far away.
 
     Raises:
         StoreError: There is no store.
@@ -138,23 +181,29 @@ class StoreReader:
 
     def __init__(
         self,
-        cache: Path,
+        cache: Location,
         *,
         latents: str,
         text: str,
         latents_provenance: Mapping[str, Any] | None = None,
         text_provenance: Mapping[str, Any] | None = None,
+        local_copy: Path | None = None,
     ) -> None:
         index.open_store(cache)
         index.require_fingerprint(cache, "latents", latents, latents_provenance)
         index.require_fingerprint(cache, "text", text, text_provenance)
         self._cache = cache
-        self._latents = RowReader(cache, "latents", index.segments_of(cache, "latents", latents))
-        self._text = RowReader(cache, "text", index.segments_of(cache, "text", text))
+        copy = None if local_copy is None else LocalCopy(cache, local_copy)
+        self._latents = RowReader(
+            cache, "latents", index.segments_of(cache, "latents", latents), copy
+        )
+        self._text = RowReader(cache, "text", index.segments_of(cache, "text", text), copy)
         self.digest = _digest((self._latents.rows, self._text.rows))
 
     @classmethod
-    def of_view(cls, cache: Path, view: View) -> "StoreReader":
+    def of_view(
+        cls, cache: Location, view: View, *, local_copy: Path | None = None
+    ) -> "StoreReader":
         """Open what a view names, and check that every row of it is there.
 
         Raises:
@@ -166,6 +215,7 @@ class StoreReader:
             text=view.text,
             latents_provenance=view.latents_provenance,
             text_provenance=view.text_provenance,
+            local_copy=local_copy,
         )
         reader.require(view)
         return reader
@@ -199,6 +249,10 @@ class StoreReader:
     def latents(self, key: str) -> Float[np.ndarray, "c f h w"]:
         """Normalised latents of a clip, in the stored dtype. Raises as `RowReader.read`."""
         return self._latents.read(key)
+
+    def logvar(self, key: str) -> Float[np.ndarray, "c f h w"] | None:
+        """Log-variances of a clip's latents, None where none are stored. Raises likewise."""
+        return self._latents.read_logvar(key)
 
     def prompt_embeds(self, key: str) -> Float[np.ndarray, "l d"]:
         """Embedding of a prompt without its padding, in the stored dtype. Raises likewise."""

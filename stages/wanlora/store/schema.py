@@ -23,6 +23,9 @@ KINDS: tuple[Kind, ...] = ("latents", "text")
 ROW_ARRAY: dict[Kind, str] = {"latents": "latent", "text": "embedding"}
 """Array of each kind that holds the rows; checksums in the commit record are filed under it."""
 
+LOGVAR = "logvar"
+"""Optional array beside `latent`: log-variances of the posterior, in units of the latents."""
+
 MAX_TOKENS = 512
 """Rows of the padded prompt embedding that Wan's transformer consumes."""
 

@@ -8,11 +8,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from wanlora.core.buckets import Bucket
 from wanlora.core.fingerprint import canonical_json
+from wanlora.core.location import Location
 from wanlora.errors import StoreError
 from wanlora.store import objects, schema
 
@@ -68,7 +68,7 @@ class View:
         return sorted(keys | {prompt.key for prompt in self.validation_prompts})
 
 
-def write_view(cache: Path, name: str, view: View) -> View:
+def write_view(cache: Location, name: str, view: View) -> View:
     """Publish a view whole, in place of the one of that name.
 
     Returns:
@@ -107,7 +107,7 @@ def write_view(cache: Path, name: str, view: View) -> View:
     return replace(view, name=name, sha256=hashlib.sha256(data).hexdigest())
 
 
-def read_view(cache: Path, name: str) -> View:
+def read_view(cache: Location, name: str) -> View:
     """Read a view; attributes this release does not know are ignored.
 
     Raises:
@@ -134,7 +134,7 @@ def read_view(cache: Path, name: str) -> View:
     return replace(view, name=name, sha256=hashlib.sha256(data).hexdigest())
 
 
-def view_names(cache: Path) -> list[str]:
+def view_names(cache: Location) -> list[str]:
     """Names of the views of a cache, sorted."""
     names = objects.files(cache, schema.VIEWS)
     return [name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl")]

@@ -12,7 +12,6 @@ import socket
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from jaxtyping import Float, Float64
 
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
+from wanlora.core.location import Location
 from wanlora.errors import StoreError
 from wanlora.store import arrays, objects, schema
 from wanlora.store.schema import Kind
@@ -43,12 +43,13 @@ class SegmentWriter:
         rows: Most rows in a segment.
         max_bytes: Most raw bytes in a segment; a single larger row is a segment of its own.
         max_seconds: Most seconds of work in a segment: what a kill can cost.
+        mantissa_bits: Round rows to so many bits of mantissa; None keeps all.
         writer: What to record of this process beside the rows, for people to read.
     """
 
     def __init__(
         self,
-        cache: Path,
+        cache: Location,
         *,
         kind: Kind,
         provenance: Mapping[str, Any],
@@ -57,6 +58,7 @@ class SegmentWriter:
         rows: int,
         max_bytes: int,
         max_seconds: float,
+        mantissa_bits: int | None = None,
         writer: Mapping[str, Any] | None = None,
     ) -> None:
         assert kind == "latents" or shape[0] == schema.MAX_TOKENS, shape
@@ -67,6 +69,7 @@ class SegmentWriter:
         self._shape = shape
         self._dtype = np.dtype(dtype)
         self._limits = rows, max_bytes, max_seconds
+        self._mantissa_bits = mantissa_bits
         self._writer = {"wanlora": version("wanlora"), "host": socket.gethostname()} | dict(
             writer or {}
         )
@@ -79,6 +82,7 @@ class SegmentWriter:
         self._keys: list[str] = []
         self._rows: list[np.ndarray] = []
         self._sources: list[Any] = []
+        self._logvars: list[np.ndarray] = []
         self._rgb: list[NormalEquations] = []
         self._num_bytes = 0
 
@@ -89,6 +93,7 @@ class SegmentWriter:
         *,
         source: Mapping[str, Any] | str | None = None,
         rgb: NormalEquations | None = None,
+        logvar: Float[np.ndarray, "c f h w"] | None = None,
     ) -> None:
         """Buffer a row, and publish a segment when a limit is reached.
 
@@ -99,6 +104,7 @@ class SegmentWriter:
             array: Latents `[C, F, H, W]`, or prompt_embeds `[L, D]` with 1 <= L <= 512.
             source: Where the row comes from, for people to read: the clip's cut, or the prompt.
             rgb: Normal equations of this row (`core.latent_rgb.normal_equations`).
+            logvar: Log-variances of the latents; of every row of this writer or of none.
 
         Raises:
             StoreError: A value is not finite once it has the stored type, or the disk refuses.
@@ -106,14 +112,18 @@ class SegmentWriter:
         if key in self._seen:
             return
         row = self._stored(key, array)
+        spread = [] if logvar is None else [self._stored(key, logvar)]
+        num_bytes = row.nbytes + sum(each.nbytes for each in spread)
         limit_rows, limit_bytes, limit_s = self._limits
-        if self._rows and self._num_bytes + row.nbytes > limit_bytes:
+        if self._rows and self._num_bytes + num_bytes > limit_bytes:
             self.flush()
         self._keys.append(key)
         self._rows.append(row)
         self._sources.append(source)
+        self._logvars += spread
+        assert len(self._logvars) in (0, len(self._rows)), "logvar for some rows only"
         self._rgb += [rgb] if rgb is not None else []
-        self._num_bytes += row.nbytes
+        self._num_bytes += num_bytes
         self._seen.add(key)
         if len(self._rows) >= limit_rows or time.monotonic() - self._since >= limit_s:
             self.flush()
@@ -127,6 +137,8 @@ class SegmentWriter:
             assert 1 <= len(array) <= self._shape[0], array.shape
         with np.errstate(over="ignore"):  # what overflows is counted below
             row = array.astype(self._dtype, order="C", copy=True)
+            if self._mantissa_bits is not None:
+                row = arrays.round_mantissa(row, self._mantissa_bits)
         if bad := int(np.count_nonzero(~np.isfinite(row))):
             raise StoreError(
                 f"{self._kind} row {key}: {bad} of {row.size} values are not finite as "
@@ -141,7 +153,8 @@ class SegmentWriter:
             self._write_groups()
             parent = schema.segments_key(self._kind, self.fingerprint, self._shape)
             segment = f"{parent}/{secrets.token_hex(8)}"
-            for name, data in arrays.build(self._kind, self._rows, self._commit()):
+            built = arrays.build(self._kind, self._rows, self._commit(), logvars=self._logvars)
+            for name, data in built:
                 objects.put(self._cache, f"{segment}/{name}", data)
             self._clear()
         self._since = time.monotonic()
@@ -157,6 +170,8 @@ class SegmentWriter:
             "sources" if self._kind == "latents" else "prompts": self._sources,
             "writer": self._writer | {"pid": os.getpid(), "time": int(time.time())},
         }
+        if self._logvars:
+            commit["crc32c"][schema.LOGVAR] = [arrays.crc32c(row) for row in self._logvars]
         if self._rgb:
             gram = np.sum([gram for gram, _ in self._rgb], axis=0)
             cross = np.sum([cross for _, cross in self._rgb], axis=0)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wanlora.core import flow
-from wanlora.core.buckets import Bucket
+from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket
 from wanlora.core.order import Order
 from wanlora.core.rng import Stream, generator, normal, uniform
 from wanlora.store.reader import StoreReader
@@ -69,16 +69,16 @@ class BatchSource:
         """Assemble the micro-batch of some slots of a step's global batch."""
         bucket, indices = self.order.batch(step)
         clips = [self.clips[bucket][indices[slot]] for slot in slots]
-        latents = [self.reader.latents(clip.key).astype(np.float32) for clip in clips]
+        latents = [self.latents(clip) for clip in clips]
         sigmas = [self.sigma(step, slot) for slot in slots]
         return MicroBatch(
             clip_ids=tuple(clip.clip_id for clip in clips),
-            latents=torch.from_numpy(np.stack(latents)),
+            latents=torch.stack(latents),
             noise=torch.from_numpy(
                 np.stack(
                     [
-                        normal(self.seed, Stream.NOISE, step, slot, array.shape)
-                        for slot, array in zip(slots, latents, strict=True)
+                        normal(self.seed, Stream.NOISE, step, slot, tuple(tensor.shape))
+                        for slot, tensor in zip(slots, latents, strict=True)
                     ]
                 )
             ),
@@ -93,6 +93,11 @@ class BatchSource:
                 ]
             ),
         )
+
+    def latents(self, clip: ViewClip) -> Float[Tensor, "c f h w"]:
+        """Latents of a clip in fp32; of its first frames where its bucket has fewer than cached."""
+        frames = 1 + (clip.bucket.num_frames - 1) // TEMPORAL_FACTOR
+        return torch.from_numpy(self.reader.latents(clip.key)[:, :frames].astype(np.float32))
 
     def sigma(self, step: int, slot: int) -> float:
         """Noise level of a slot."""

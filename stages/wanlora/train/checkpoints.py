@@ -1,4 +1,4 @@
-"""What resume needs: adapter masters, optimizer tensors, and the step. Nothing else has state.
+"""What resume needs: adapter masters, optimizer tensors, the step, and what was best so far.
 
 Owns: the files inside a checkpoint folder. Noise, sigma, dropout and order are functions of
 (seed, step, slot), so no generator or loader state is saved.
@@ -8,6 +8,7 @@ import json
 import logging
 import pickle
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ import torch
 
 from wanlora.core.fingerprint import difference
 from wanlora.errors import AdapterError, CheckpointError
-from wanlora.runs import ADAPTER_NAME
-from wanlora.train.masters import Masters, load_optimizer_state, optimizer_state
+from wanlora.runs import ADAPTER_NAME, EMA_NAME
+from wanlora.train.masters import Masters, MovingAverage
+from wanlora.train.optimizers import load_state, state_of
 from wanlora.wan.adapter import read_adapter
 
 VERSION = 1
@@ -27,11 +29,29 @@ OPTIMIZER_NAME = "optimizer.pt"
 logger = logging.getLogger(__name__)
 
 
+@dataclass
+class Progress:
+    """How far a run is.
+
+    Attributes:
+        step: Steps done: the step that comes next.
+        best_step: Steps done at the best validation; None before the first.
+        best_loss: Its held-out loss.
+        stale: Validations since then.
+    """
+
+    step: int = 0
+    best_step: int | None = None
+    best_loss: float | None = None
+    stale: int = 0
+
+
 def write_state(
     folder: Path,
     *,
-    step: int,
+    progress: Progress,
     identity: Mapping[str, Any],
+    facts: Mapping[str, Any],
     masters: Masters,
     optimizer: torch.optim.Optimizer,
 ) -> None:
@@ -39,16 +59,18 @@ def write_state(
 
     Args:
         folder: Hidden folder that becomes the checkpoint.
-        step: Steps done: the step that comes next.
+        progress: How far the run is.
         identity: What the run trains on; a resume with another is refused.
-        masters: The master weights, whose order names the optimizer's state.
+        facts: Where it came from; recorded, not compared.
+        masters: The master weights, whose names are the optimizer's.
         optimizer: The optimizer over them.
     """
-    torch.save(optimizer_state(masters, optimizer), folder / OPTIMIZER_NAME)
+    torch.save(state_of(optimizer, masters.parameters), folder / OPTIMIZER_NAME)
     state = {
         "version": VERSION,
-        "step": step,
+        "progress": asdict(progress),
         "identity": dict(identity),
+        "facts": dict(facts),
         # Normal streams are not promised across numpy versions (NEP 19).
         "numpy": np.__version__,
         "torch": torch.__version__,
@@ -61,9 +83,10 @@ def load(
     *,
     identity: Mapping[str, Any],
     masters: Masters,
+    average: MovingAverage | None,
     optimizer: torch.optim.Optimizer,
-) -> int:
-    """Take masters and optimizer tensors from a checkpoint and return the step that comes next.
+) -> Progress:
+    """Take masters, their average and optimizer tensors from a checkpoint.
 
     Raises:
         CheckpointError: A file or tensor is missing or damaged, or the checkpoint was trained on
@@ -71,18 +94,17 @@ def load(
     """
     try:
         state = json.loads((folder / STATE_NAME).read_text())
-        if state["version"] != VERSION:
-            raise CheckpointError(f"its version is {state['version']}, expected {VERSION}")
-        _check_identity(state["identity"], identity)
+        _check_identity(state, identity)
         _warn_of_versions(state)
-        tensors = read_adapter(folder / ADAPTER_NAME).tensors
-        masters.load(tensors)
+        masters.load(read_adapter(folder / ADAPTER_NAME).tensors)
+        if average:
+            average.load(read_adapter(folder / EMA_NAME).tensors)
         saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
-        load_optimizer_state(masters, optimizer, saved)
-        return int(state["step"])
+        load_state(optimizer, masters.parameters, saved)
+        return Progress(**state["progress"])
     except (
         CheckpointError, AdapterError, OSError, ValueError, KeyError, RuntimeError, EOFError,
-        pickle.UnpicklingError,
+        TypeError, pickle.UnpicklingError,
     ) as error:  # fmt: skip
         raise CheckpointError(
             f"checkpoint {folder} cannot be continued: {error}. Remove that folder to continue "
@@ -90,8 +112,10 @@ def load(
         ) from error
 
 
-def _check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    differing = difference(found, wanted)
+def _check_identity(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    if state["version"] != VERSION:
+        raise CheckpointError(f"its version is {state['version']}, expected {VERSION}")
+    differing = difference(state["identity"], wanted)
     if differing:
         raise CheckpointError("it was trained on something else:\n  " + "\n  ".join(differing))
 

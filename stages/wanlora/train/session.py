@@ -1,31 +1,38 @@
 """Everything a run needs before its first step: refusals first, cheap ones before dear ones.
 
-Owns: the order of checks and what is built from which setting. The loop itself is in `loop`.
+Owns: the order of checks, and what is built from which setting. The loop itself is in `loop`.
 Must not import the VAE, the text encoder, any pipeline or any video code.
 """
 
+import json
 import logging
-from dataclasses import dataclass, replace
+import os
+from dataclasses import dataclass
 from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import PartialState
 
-from wanlora import manifest, runs
+from wanlora import __version__, runs
 from wanlora.config import TrainConfig
-from wanlora.core import flow
-from wanlora.core.buckets import Bucket
-from wanlora.core.fingerprint import difference
-from wanlora.core.order import Order, num_steps
-from wanlora.core.rng import Stream, normal
-from wanlora.errors import ConfigError, ModelError, StaleStoreError, StoreError
-from wanlora.store.reader import StoreReader
-from wanlora.store.views import View, ViewClip, read_view
+from wanlora.core.buckets import Bucket, latent_shape, num_tokens
+from wanlora.core.order import num_steps
+from wanlora.errors import AdapterError, CheckpointError, ConfigError, DeviceError, ModelError
+from wanlora.store import index
+from wanlora.store.views import read_view
 from wanlora.train import checkpoints
 from wanlora.train.batches import BatchSource, MicroBatch
-from wanlora.train.masters import Masters
+from wanlora.train.checkpoints import Progress
+from wanlora.train.data import Data, open_data
+from wanlora.train.git import git_commit
+from wanlora.train.masters import Masters, MovingAverage
+from wanlora.train.optimizers import make_optimizer
+from wanlora.train.predict import predict
+from wanlora.train.validation import losses, make_panel
 from wanlora.wan import adapter as lora
 from wanlora.wan import device as devices
 from wanlora.wan.transformer import load_transformer
@@ -40,24 +47,37 @@ logger = logging.getLogger(__name__)
 class Session:
     """What the loop moves.
 
-    `slots` are this rank's slots of a global batch, a tuple for each micro-batch; steps run from
-    `first_step` up to, not including, `end_step`.
+    Attributes:
+        slots: This rank's slots of a global batch, a tuple for each micro-batch.
+        end_step: Steps run up to, not including, this one.
+        identity: What a checkpoint is compared with before it is continued.
+        facts: Where the adapter comes from; written into its header.
+        base_losses: The base's losses by panel, measured once.
     """
 
     transformer: Any
+    variant: Variant
+    shape: lora.LoraShape
     masters: Masters
+    average: MovingAverage | None
     optimizer: torch.optim.Optimizer
-    source: BatchSource
+    data: Data
     ranks: PartialState
     device: torch.device
     dtype: torch.dtype
     global_batch: int
     slots: tuple[tuple[int, ...], ...]
-    first_step: int
+    progress: Progress
     end_step: int
+    checkpoint: Path | None
     identity: dict[str, Any]
-    shape: lora.LoraShape
-    model: str
+    facts: dict[str, str]
+    base_losses: dict[str, list[list[float]]]
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return bool(self.ranks.is_main_process)
 
 
 def open_session(config: TrainConfig) -> Session:
@@ -66,21 +86,33 @@ def open_session(config: TrainConfig) -> Session:
     Raises:
         WanloraError: The run is impossible or pointless as asked for.
     """
-    view = _select_clips(read_view(config.cache, config.view), config)
+    index.open_store(config.cache)
+    view = read_view(config.cache, config.view)  # refused, if at all, before a model is downloaded
     model = config.model or view.model
     device = devices.pick(config.device, model)
     folder = resolve(model, ["transformer"])
     variant = variant_of(folder)
-    _check_encodings(view, variant, config)
-    reader = StoreReader.of_view(config.cache, view)
+    data = open_data(config, variant)
+    if config.deterministic:
+        _be_deterministic()
     ranks = PartialState(cpu=device.type == "cpu")
     global_batch = config.batch_size * config.gradient_accumulation_steps
     slots = _slots(config.batch_size, global_batch, ranks)
-    source = _batch_source(config, view, variant, reader, global_batch)
+    end_step = config.max_steps or num_steps(
+        len(data.clips), batch_size=global_batch, num_epochs=config.num_epochs
+    )
+    if config.optimizer.warmup_steps >= end_step:
+        logger.warning(
+            "the warm-up of %d steps is not over in a run of %d: the learning rate never reaches "
+            "its peak (--set optimizer.warmup_steps=%d)",
+            config.optimizer.warmup_steps, end_step, end_step // 10,
+        )  # fmt: skip
+    identity = data.identity(variant)
+    facts = _facts(config, data, model, identity)
     checkpoint = _open_run(config, ranks)
 
     device = ranks.device if ranks.num_processes > 1 else device
-    dtype = _dtype(config.dtype, device)
+    dtype = devices.base_dtype(config.dtype, device)
     transformer = load_transformer(folder, dtype=dtype, device=device)
     shape = lora.LoraShape(
         rank=config.lora.rank,
@@ -92,6 +124,8 @@ def open_session(config: TrainConfig) -> Session:
     adapter = lora.add_adapter(transformer, shape, seed=config.seed)
     masters = Masters(adapter)
     masters.load(lora.initial_values(adapter, config.seed))
+    if config.init_adapter and not checkpoint:
+        _start_from(config.init_adapter, shape, transformer, masters)
     if config.gradient_checkpointing:
         # Nothing in a block draws random numbers, so their state need not be saved and restored.
         transformer.enable_gradient_checkpointing(
@@ -100,122 +134,41 @@ def open_session(config: TrainConfig) -> Session:
             )
         )
     if ranks.is_main_process:
-        _say_what_is_resident(transformer, masters, dtype, device)
-    optimizer = _optimizer(config, masters)
-    identity = {
-        "view_sha256": view.sha256,
-        "latents": view.latents,
-        "text": view.text,
-        "variant": variant.name,
-    }
-    first_step = 0
+        _say_what_is_resident(transformer, masters, dtype, device, ranks.num_processes)
+    average = MovingAverage(masters, config.ema_decay) if config.ema_decay else None
+    optimizer = make_optimizer(masters.parameters.values(), config.optimizer, config.learning_rate)
     if checkpoint:
-        first_step = checkpoints.load(
-            checkpoint, identity=identity, masters=masters, optimizer=optimizer
+        progress = checkpoints.load(
+            checkpoint, identity=identity, masters=masters, average=average, optimizer=optimizer
         )
-        logger.info("continuing from %s: step %d comes next", checkpoint, first_step)
-    elif variant.max_base_loss is not None and not config.allow_untrained_base:
-        _check_base(transformer, source, variant.max_base_loss, device, dtype)
+        logger.info("continuing from %s: step %d comes next", checkpoint, progress.step)
+    else:
+        progress = Progress()
+        if config.resume:
+            logger.info("%s holds no checkpoint to resume: starting at step 0", config.output_dir)
+        _try_largest_bucket(transformer, data.source, config.batch_size, variant, device, dtype)
+        if variant.max_base_loss is not None and not config.allow_untrained_base:
+            _check_base(transformer, data, variant.max_base_loss, device, dtype)
     return Session(
         transformer=transformer,
+        variant=variant,
+        shape=shape,
         masters=masters,
+        average=average,
         optimizer=optimizer,
-        source=source,
+        data=data,
         ranks=ranks,
         device=device,
         dtype=dtype,
         global_batch=global_batch,
         slots=slots,
-        first_step=first_step,
-        end_step=config.max_steps
-        or num_steps(len(view.clips), batch_size=global_batch, num_epochs=config.num_epochs),
+        progress=progress,
+        end_step=end_step,
+        checkpoint=checkpoint,
         identity=identity,
-        shape=shape,
-        model=model,
+        facts=facts,
+        base_losses=_read_base_losses(config.output_dir, ranks),
     )
-
-
-def predict(
-    transformer: Any, batch: MicroBatch, device: torch.device, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the transformer on a micro-batch; return its prediction and the velocity target.
-
-    Mixing and target are fp32; the transformer's inputs are cast to its type, the timestep stays
-    float32. No autocast: it would demote the modules that diffusers keeps in fp32.
-    """
-    latents, noise, sigmas = (
-        tensor.to(device, non_blocking=True)
-        for tensor in (batch.latents, batch.noise, batch.sigmas)
-    )
-    prediction = transformer(
-        hidden_states=flow.mix(latents, noise, sigmas).to(dtype),
-        timestep=flow.timesteps(sigmas),
-        encoder_hidden_states=batch.prompt_embeds.to(device, dtype, non_blocking=True),
-        return_dict=False,
-    )[0]
-    return prediction, flow.velocity_target(latents, noise)
-
-
-def _select_clips(view: View, config: TrainConfig) -> View:
-    """Narrow a view to the split and manifests asked for."""
-    wanted = (
-        {clip.clip_id for clip in manifest.read_all(config.manifest)} if config.manifest else None
-    )
-    known = {clip.clip_id for clip in view.clips}
-    if wanted is not None and (absent := sorted(wanted - known)):
-        raise StoreError(
-            f"{len(absent)} clips of the manifest are not in view {config.view!r} of "
-            f"{config.cache}: {', '.join(absent[:3])}{' ...' if len(absent) > 3 else ''}. Run: "
-            f"wanlora cache-latents --cache {config.cache} "
-            + " ".join(f"--manifest {path}" for path in config.manifest)
-        )
-    chosen = tuple(
-        clip
-        for clip in view.clips
-        if clip.split == config.split and (wanted is None or clip.clip_id in wanted)
-    )
-    if not chosen:
-        splits = sorted({clip.split for clip in view.clips})
-        raise StoreError(
-            f"view {config.view!r} of {config.cache} has no clips of split {config.split!r} to "
-            f"train on; it has {len(view.clips)} clips, of splits: {', '.join(splits) or 'none'}"
-        )
-    return replace(view, clips=chosen)
-
-
-def _by_bucket(view: View) -> dict[Bucket, list[ViewClip]]:
-    buckets: dict[Bucket, list[ViewClip]] = {}
-    for clip in view.clips:
-        buckets.setdefault(clip.bucket, []).append(clip)
-    return buckets
-
-
-def _check_encodings(view: View, variant: Variant, config: TrainConfig) -> None:
-    """Compare what the latents and embeddings were made with to what this transformer reads."""
-    wanted: dict[str, dict[str, Any]] = {
-        "latents": {
-            "z_dim": variant.z_dim,
-            "latents_mean": list(variant.latents_mean),
-            "latents_std": list(variant.latents_std),
-            "normalized": True,
-        },
-        "text": {
-            "text_dim": variant.text_dim,
-            "max_sequence_length": variant.max_sequence_length,
-        },
-    }
-    recorded = {"latents": view.latents_provenance, "text": view.text_provenance}
-    found = {
-        kind: {name: recorded[kind].get(name) for name in fields} for kind, fields in wanted.items()
-    }
-    if differing := difference(found, wanted):
-        raise StaleStoreError(
-            f"view {config.view!r} of {config.cache} was encoded with {view.model}, which is not "
-            f"what {variant.name} reads:\n  "
-            + "\n  ".join(differing)
-            + f"\nencode it again: wanlora cache-latents --cache {config.cache} --model "
-            f"{config.model or view.model}"
-        )
 
 
 def _slots(batch_size: int, global_batch: int, ranks: PartialState) -> tuple[tuple[int, ...], ...]:
@@ -234,27 +187,8 @@ def _slots(batch_size: int, global_batch: int, ranks: PartialState) -> tuple[tup
     )
 
 
-def _batch_source(
-    config: TrainConfig, view: View, variant: Variant, reader: StoreReader, global_batch: int
-) -> BatchSource:
-    clips = _by_bucket(view)
-    sizes = {bucket: len(members) for bucket, members in clips.items()}
-    return BatchSource(
-        reader=reader,
-        clips=clips,
-        order=Order(sizes, batch_size=global_batch, seed=config.seed),
-        seed=config.seed,
-        sampler=config.flow.sampler,
-        shift=config.flow.shift or view.shift,
-        weighting=config.flow.weighting,
-        caption_dropout=config.caption_dropout,
-        empty_prompt=view.empty_prompt,
-        sequence_length=variant.max_sequence_length,
-    )
-
-
 def _open_run(config: TrainConfig, ranks: PartialState) -> Path | None:
-    """Let the main process make the folder; every rank then continues from the same checkpoint."""
+    """Let the main process check the folder; every rank then continues from one checkpoint."""
     checkpoint = None
     if ranks.is_main_process:
         checkpoint = runs.open_run(
@@ -266,31 +200,71 @@ def _open_run(config: TrainConfig, ranks: PartialState) -> Path | None:
     return runs.newest_checkpoint(config.output_dir)
 
 
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+def _read_base_losses(run_dir: Path, ranks: PartialState) -> dict[str, list[list[float]]]:
+    """Base losses kept by an earlier start of this run, the same on every rank."""
+    path = run_dir / runs.BASE_LOSSES_NAME
+    known = [json.loads(path.read_text()) if ranks.is_main_process and path.exists() else {}]
+    if ranks.num_processes > 1:
+        dist.broadcast_object_list(known)
+    return dict(known[0])
 
 
-def _optimizer(config: TrainConfig, masters: Masters) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(
-        # LambdaLR needs initial_lr to start anywhere but at step 0.
-        [{"params": list(masters.parameters.values()), "initial_lr": config.learning_rate}],
-        lr=config.learning_rate,
-        betas=(config.optimizer.beta1, config.optimizer.beta2),
-        eps=config.optimizer.eps,
-        weight_decay=config.optimizer.weight_decay,
-    )
+def _be_deterministic() -> None:
+    # Read when cuBLAS starts; without it deterministic matrix products are refused on a GPU.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(mode=True)
+    torch.backends.cudnn.benchmark = False
+
+
+def _start_from(path: Path, shape: lora.LoraShape, transformer: Any, masters: Masters) -> None:
+    """Begin with the weights of another adapter, of the same shape."""
+    adapter = lora.read_adapter(path)
+    lora.check_adapter_fits(adapter, transformer)
+    wanted = lora.lora_metadata(shape, (name.partition(".lora_")[0] for name in masters.parameters))
+    differing = [
+        f"{key}: found {adapter.metadata[key]}, wanted {value}"
+        for key, value in wanted.items()
+        if not key.endswith("target_modules") and adapter.metadata.get(key, value) != value
+    ]
+    try:
+        if differing:
+            raise CheckpointError("; ".join(differing))
+        masters.load(adapter.tensors)
+    except CheckpointError as error:
+        raise AdapterError(
+            f"init_adapter {adapter.path} is not of this run's shape: {error}. Set lora.rank, "
+            "lora.alpha and lora.targets as it was trained"
+        ) from None
+
+
+def _facts(config: TrainConfig, data: Data, model: str, identity: dict[str, Any]) -> dict[str, str]:
+    """Where the adapter comes from. No clock: an equal run writes an equal file."""
+    versions = {name: metadata.version(name) for name in ("torch", "diffusers", "peft", "numpy")}
+    commit = git_commit(Path.cwd())
+    return {
+        "model": model,
+        "wanlora": __version__,
+        **versions,
+        **({"git_commit": commit} if commit else {}),
+        **{key: str(value) for key, value in identity.items()},
+        "store_digest": data.source.reader.digest,
+        "seed": str(config.seed),
+    }
 
 
 def _say_what_is_resident(
-    transformer: Any, masters: Masters, dtype: torch.dtype, device: torch.device
+    transformer: Any,
+    masters: Masters,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_processes: int,
 ) -> None:
     trainable = sum(master.numel() for master in masters.parameters.values())
     frozen = sum(p.numel() for p in transformer.parameters()) - trainable
     logger.info(
-        "on %s: transformer %s parameters, frozen, %s; adapter %s trainable parameters (%.2f %%), "
-        "fp32 masters; no VAE, no text encoder",
+        "%d process%s on %s: transformer %s parameters, frozen, %s; adapter %s trainable "
+        "parameters (%.2f %%), fp32 masters; no VAE, no text encoder",
+        num_processes, "es, one" if num_processes > 1 else "",
         device, _count(frozen), str(dtype).removeprefix("torch."), _count(trainable),
         100 * trainable / frozen,
     )  # fmt: skip
@@ -303,40 +277,55 @@ def _count(number: int) -> str:
     return str(number)
 
 
-@torch.no_grad()
-def _check_base(
+def _try_largest_bucket(
     transformer: Any,
     source: BatchSource,
-    max_base_loss: float,
+    batch_size: int,
+    variant: Variant,
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
+    """Run the dearest micro-batch once, forward and backward, so that memory runs out now."""
+    bucket: Bucket = max(source.clips, key=num_tokens)
+    shape = (batch_size, *latent_shape(bucket, variant.z_dim))
+    batch = MicroBatch(
+        ("",) * batch_size, torch.zeros(shape), torch.ones(shape), torch.full((batch_size,), 0.5),
+        torch.ones(batch_size), torch.zeros(batch_size, source.sequence_length, variant.text_dim),
+    )  # fmt: skip
+    try:
+        prediction, _ = predict(transformer, batch, device, dtype)
+        torch.autograd.backward(prediction.float().square().mean())
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"out of memory on {device} with the largest bucket ({bucket}, {num_tokens(bucket):,} "
+            f"tokens, batch_size {batch_size}): {str(error).splitlines()[0]} What would help, in "
+            "this order: --batch-size 1 with more --gradient-accumulation-steps; --set "
+            "gradient_checkpointing=true; clips of fewer frames or pixels "
+            "(wanlora prepare --num-frames 49 ...)"
+        ) from None
+    finally:
+        for parameter in transformer.parameters():
+            parameter.grad = None
+
+
+def _check_base(
+    transformer: Any, data: Data, max_base_loss: float, device: torch.device, dtype: torch.dtype
+) -> None:
     """Refuse a base that predicts no better than chance: wrong or half-loaded weights.
 
-    Loss over target power on fixed (clip, sigma, noise) triples; 1 is what predicting zero gives.
+    Loss over target power on fixed pairs; noise - latents has power 1 + mean(latents^2), and
+    predicting zero gives 1.
     """
-    members = [clip for bucket in sorted(source.clips) for clip in source.clips[bucket]]
-    loss = power = 0.0
-    for pair in range(BASE_CHECK_PAIRS):
-        clip = members[pair % len(members)]
-        latents = torch.from_numpy(source.reader.latents(clip.key)).float()[None]
-        noise = torch.from_numpy(
-            normal(source.seed, Stream.VALIDATION, 0, pair, tuple(latents.shape))
-        )
-        sigma = flow.sigma_of(
-            (pair + 0.5) / BASE_CHECK_PAIRS, sampler=source.sampler, shift=source.shift
-        )
-        batch = MicroBatch(
-            (clip.clip_id,), latents, noise, torch.tensor([sigma]), torch.ones(1),
-            source.padded_prompt(clip.prompts[0])[None],
-        )  # fmt: skip
-        prediction, target = predict(transformer, batch, device, dtype)
-        loss += float(flow.loss_per_clip(prediction, target).sum())
-        power += float(target.square().mean())
-    if not loss / power < max_base_loss:
+    panel = make_panel("train", data.clips, data.source, num_clips=2, num_sigmas=4)
+    assert panel
+    found = losses(panel, transformer, data.source, device=device, dtype=dtype).mean()
+    power = 1.0 + sum(
+        float(data.source.latents(clip).square().mean()) for clip in panel.clips
+    ) / len(panel.clips)
+    if not found / power < max_base_loss:
         raise ModelError(
             f"the base model predicts no better than chance: its loss on {BASE_CHECK_PAIRS} fixed "
-            f"pairs is {loss / power:.2f} of the target's power, expected under {max_base_loss}. "
+            f"pairs is {found / power:.2f} of the target's power, expected under {max_base_loss}. "
             "Its weights are probably incomplete or of another model; to train it all the same: "
             "--set allow_untrained_base=true"
         )

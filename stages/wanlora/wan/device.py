@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from wanlora.errors import DeviceError, ModelError
-from wanlora.wan.variants import MICRO, variant_of
+from wanlora.errors import DeviceError
+from wanlora.wan.variants import MICRO, local_folder, variant_of
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
@@ -26,6 +26,7 @@ def pick(device: str, model: str) -> torch.device:
 
     Raises:
         DeviceError: Names the driver, torch's CUDA build, and what to do.
+        ModelError: There is no such model, so that the device is not what is wrong.
     """
     if device != "auto":
         return _checked(torch.device(device))
@@ -33,7 +34,7 @@ def pick(device: str, model: str) -> torch.device:
         return _checked(torch.device("cuda"))
     if torch.backends.mps.is_available():
         return _checked(torch.device("mps"))
-    if _is_micro(model):
+    if is_small(model):
         return torch.device("cpu")
     raise DeviceError(
         f"no usable accelerator for {model}: {_explain()}. On a CPU this would take many hours; "
@@ -52,6 +53,11 @@ def _checked(device: torch.device) -> torch.device:
     """Return the device if it can compute; a driver can be there and the kernels not."""
     if device.type == "cpu":
         return device
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(
+            f"device mps does not work: it is for Apple's GPUs, and torch {torch.__version__} "
+            "finds none here; leave --device out, or name another"
+        )
     try:
         torch.ones(2, device=device).sum().item()
     except (RuntimeError, AssertionError) as error:
@@ -60,16 +66,14 @@ def _checked(device: torch.device) -> torch.device:
     return device
 
 
-def _is_micro(model: str) -> bool:
-    if model == MICRO:
-        return True
-    folder = Path(model).expanduser()
-    if not folder.is_dir():
-        return False
-    try:
-        return variant_of(folder).name == MICRO
-    except ModelError:
-        return False
+def is_small(model: str) -> bool:
+    """Whether a model is the micro one, or a folder of its size. Downloads nothing.
+
+    Raises:
+        ModelError: It is neither a known name, nor a model's folder, nor a hub id.
+    """
+    folder = local_folder(model)
+    return model == MICRO or (folder is not None and variant_of(folder).name == MICRO)
 
 
 def _explain() -> str:

@@ -76,12 +76,26 @@ def load_vae(
     return vae.to(device).eval().requires_grad_(requires_grad=False)
 
 
-@torch.no_grad()
 def encode_latents(
     vae: AutoencoderKLWan,
     frames: UInt8[torch.Tensor, "b 3 t h w"] | Float[torch.Tensor, "b 3 t h w"],
 ) -> Float32[torch.Tensor, "b c f h_8 w_8"]:
     """Encode frames to normalised latents: (posterior mode - latents_mean) / latents_std.
+
+    See `encode_posterior`.
+    """
+    return encode_posterior(vae, frames)[0]
+
+
+@torch.no_grad()
+def encode_posterior(
+    vae: AutoencoderKLWan,
+    frames: UInt8[torch.Tensor, "b 3 t h w"] | Float[torch.Tensor, "b 3 t h w"],
+) -> tuple[Float32[torch.Tensor, "b c f h_8 w_8"], Float32[torch.Tensor, "b c f h_8 w_8"]]:
+    """Encode frames to normalised latents, and the log-variance of the posterior around them.
+
+    latents = (mode - latents_mean) / latents_std; scaling by 1 / std scales the variance by its
+    square, so logvar = raw logvar - 2 ln std (not the mean's affine map).
 
     One clip at a time, so that the values do not depend on the batch; normalised in fp32.
 
@@ -98,17 +112,18 @@ def encode_latents(
     if vae.use_tiling or vae.use_slicing:
         raise ModelError("the VAE tiles or slices, which changes latents; call disable_tiling()")
     mean, std = _latent_statistics(vae)
-    latents = []
+    latents, logvars = [], []
     for clip in torch.split(frames, 1):
-        pixels = clip.to(vae.device)
+        pixels = clip.to(vae.device, non_blocking=True)
         if not pixels.is_floating_point():
             pixels = pixels.float() / 127.5 - 1
-        raw = vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float()
-        latents.append((raw - mean) / std)
+        posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
+        latents.append((posterior.mode().float() - mean) / std)
+        logvars.append(posterior.logvar.float() - 2 * std.log())
     result = torch.cat(latents)
     if not torch.isfinite(result).all():
         raise ModelError("the VAE returned NaN or infinite latents; use vae_dtype = float32")
-    return result
+    return result, torch.cat(logvars)
 
 
 @torch.no_grad()
@@ -136,6 +151,8 @@ def vae_provenance(
     tf32: bool,
     store_dtype: str,
     transform_revision: int,
+    mantissa_bits: int | None = None,
+    logvar: bool = False,
     hash_file: HashFile | None = None,
 ) -> dict[str, Any]:
     """Describe everything that decides a latent's value; its fingerprint names the segments.
@@ -146,6 +163,8 @@ def vae_provenance(
         tf32: Whether TF32 convolutions were allowed (only fp32 knows them).
         store_dtype: Type of the stored latents, for example float16.
         transform_revision: `manifest.TRANSFORM_REVISION`: the pixel rules.
+        mantissa_bits: What the stored latents are rounded to; None = not rounded.
+        logvar: Whether the log-variances are stored too.
         hash_file: Hex sha256 of a file; give one that caches by path, size and mtime.
     """
     part = folder / "vae"
@@ -156,12 +175,13 @@ def vae_provenance(
         "z_dim": config["z_dim"],
         "latents_mean": list(config["latents_mean"]),
         "latents_std": list(config["latents_std"]),
-        "posterior": "mode",
+        "posterior": "mode+logvar" if logvar else "mode",
         "normalized": True,
         "tiling": False,
         "compute_dtype": _dtype_name(dtype),
         "tf32": tf32 and dtype == torch.float32,
         "store_dtype": store_dtype,
+        "mantissa_bits": mantissa_bits,
         "transform_revision": transform_revision,
     }
 

@@ -4,6 +4,7 @@ Owns: the table of variants, telling a folder's variant, and turning `--model` i
 Must not know: torch or diffusers; training asks this file for a model before it loads anything.
 """
 
+import difflib
 import logging
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any
 import platformdirs
 
 from wanlora.errors import ModelError
+from wanlora.wan.hub import check_room
 from wanlora.wan.weights import read_json, weight_files
 
 MICRO = "micro"
@@ -129,24 +131,36 @@ def resolve(model: str, subfolders: Sequence[str]) -> Path:
     Raises:
         ModelError: The folder does not exist or is incomplete, or the hub cannot be reached.
     """
-    if model == MICRO:
-        folder = _micro_folder()
-    elif Path(model).expanduser().is_dir():
-        folder = Path(model).expanduser().resolve()
-    elif _looks_like_hub_id(model):
+    folder = _micro_folder() if model == MICRO else local_folder(model)
+    if folder is None:
         return _download(model, subfolders)
-    else:
-        known = " (did you mean micro?)" if model.strip().lower() == MICRO else ""
-        raise ModelError(
-            f"no model folder at {model}{known}; expected micro, a folder in diffusers' layout, "
-            "or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-        )
     if missing := _missing(folder, subfolders):
         raise ModelError(
             f"the model in {folder} is incomplete: missing {', '.join(missing)}; expected a folder "
             "in diffusers' layout, as saved by WanPipeline.save_pretrained"
         )
     return folder
+
+
+def local_folder(model: str) -> Path | None:
+    """Folder that a `--model` value names; None for `micro` and for a hub id.
+
+    Raises:
+        ModelError: It is none of the three.
+    """
+    folder = Path(model).expanduser()
+    if model == MICRO:
+        return None
+    if folder.is_dir():
+        return folder.resolve()
+    if _looks_like_hub_id(model):
+        return None
+    near = difflib.get_close_matches(model.strip().lower(), [MICRO], cutoff=0.75)
+    known = " (did you mean micro?)" if near else ""
+    raise ModelError(
+        f"no model folder at {model}{known}; expected micro, a folder in diffusers' layout, "
+        "or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    )
 
 
 def variant_of(folder: Path) -> Variant:
@@ -223,6 +237,7 @@ def _download(model: str, subfolders: Sequence[str]) -> Path:
     command = f"hf download {model} --include model_index.json {include} --local-dir FOLDER"
     advice = f"on a machine with access run\n  {command}\nthen pass --model FOLDER"
     try:
+        check_room(model, patterns)
         folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
     except GatedRepoError:
         raise ModelError(f"{model} is gated: accept its terms, then `hf auth login`") from None

@@ -1,29 +1,28 @@
 """Which videos there are, and what they show, in the words of people.
 
-Owns: finding source files in folders, and captions in .txt sidecars, JSONL, JSON and CSV. Opens no
-video. What a column may be called stands in `core.rows`.
+Owns: finding source files in folders, and their captions in .txt sidecars and tables. Opens no
+video. How tables are read stands in `captions.tables`, what a column may be called in `core.rows`.
 """
 
-import csv
-import io
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from wanlora.captions import tables
 from wanlora.core import rows
 from wanlora.errors import ManifestError
 
 VIDEO_SUFFIXES = frozenset(
     {
         ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".ts", ".mts", ".m2ts",
-        ".mpg", ".mpeg", ".3gp", ".ogv",
+        ".mpg", ".mpeg", ".m2v", ".vob", ".3gp", ".ogv", ".gif", ".mxf", ".asf", ".divx",
     }
 )  # fmt: skip
-SOURCE_SUFFIXES = VIDEO_SUFFIXES | {".npz"}
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+CLIP_SUFFIXES = VIDEO_SUFFIXES | {".npz"}
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+SOURCE_SUFFIXES = CLIP_SUFFIXES | IMAGE_SUFFIXES
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +34,14 @@ class Source:
         prompts: Captions in the order found.
         activity: A column of that meaning, else the name of the folder.
         group: A column of that meaning, else None.
+        split: train or val, when a column says so.
     """
 
     path: Path
     prompts: tuple[str, ...]
     activity: str
     group: str | None
+    split: str | None
 
 
 class Failure(NamedTuple):
@@ -53,11 +54,20 @@ class Failure(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Sources sorted by path, those that cannot be used, and how many rows name other files."""
+    """What there is to work on.
+
+    Attributes:
+        sources: Sorted by path.
+        failures: Those that cannot be used.
+        rows_elsewhere: Number of rows about files that were not asked for.
+        images_unused: Number of images that stand beside videos, or have no caption among sources
+            that have: thumbnails more often than data.
+    """
 
     sources: list[Source]
     failures: list[Failure]
     rows_elsewhere: int
+    images_unused: int
 
 
 @dataclass(slots=True)
@@ -67,13 +77,15 @@ class _Notes:
     prompts: dict[str, None] = field(default_factory=dict)  # a set that keeps the order
     activity: str | None = None
     group: str | None = None
+    split: str | None = None
 
 
 def find(given: Sequence[Path], captions: Path | None) -> Found:
     """Find sources and their captions.
 
     With a captions file, it alone is believed. Without one, each source has a .txt beside it, or
-    rows in a metadata.jsonl or metadata.csv of a folder searched.
+    rows in a table (`tables.NAMES`) of a folder searched. An image counts when a row names it, or
+    when no video lies in its folder.
 
     Args:
         given: Folders, searched to the bottom, or single files.
@@ -84,80 +96,43 @@ def find(given: Sequence[Path], captions: Path | None) -> Found:
             disagree about one file.
     """
     paths = _sources_in(given)
-    tables = [captions] if captions is not None else _metadata_beside(given, paths)
-    notes, absent, elsewhere = _collect(tables, given, set(paths))
-    unreadable = _read_sidecars(paths, notes) if captions is None else {}
-    sources, failures = [], absent
+    found_tables = [captions] if captions is not None else _tables_beside(given, paths)
+    notes, absent, elsewhere = _collect(found_tables, given, set(paths))
+    beside = {p for p in _images_beside_videos(paths) if p not in notes} - set(
+        map(_absolute, given)
+    )
+    unreadable: dict[Path, str] = {}
+    if captions is None:
+        unreadable = _read_sidecars((p for p in paths if p not in beside), notes)
+    sources, silent = [], []
     for path in paths:
         note = notes.get(path, _Notes())
         if note.prompts:
             activity = note.activity or path.parent.name
-            sources.append(Source(path, tuple(note.prompts), activity, note.group))
-        else:
-            reason = unreadable.get(path) or _where_captions(captions)
-            failures.append(Failure("no_caption", f"{path}: {reason}", str(path)))
+            sources.append(Source(path, tuple(note.prompts), activity, note.group, note.split))
+        elif path not in beside:
+            silent.append(path)
     if not sources:
-        raise ManifestError(
-            f"none of {len(paths)} source files has a caption: {_where_captions(captions)}"
-        )
-    return Found(sources, sorted(failures, key=lambda failure: failure.path), elsewhere)
+        reason = next(iter(unreadable.values()), _where_captions(captions))
+        raise ManifestError(f"none of {len(paths)} source files has a caption: {reason}")
+    films = any(not _is_image(source.path) for source in sources)
+    thumbnails = [p for p in silent if films and _is_image(p) and p not in unreadable]
+    failures = absent + [
+        Failure("no_caption", f"{p}: {unreadable.get(p) or _where_captions(captions)}", str(p))
+        for p in silent
+        if p not in thumbnails
+    ]
+    failures.sort(key=lambda failure: failure.path)
+    return Found(sources, failures, elsewhere, len(beside) + len(thumbnails))
 
 
-def read_table(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (`file:line`, row) of a JSONL, JSON or CSV file.
-
-    Raises:
-        ManifestError: The file is missing or is not what its suffix says.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise ManifestError(f"no captions file at {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"captions file {path} cannot be read: {error}") from None
-    readers = {".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv}
-    if path.suffix.lower() not in readers:
-        raise ManifestError(f"captions file {path}: expected .jsonl, .json or .csv")
-    return readers[path.suffix.lower()](path, text)
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def _read_jsonl(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield f"{path}:{number}", rows.json_object(line, f"{path}:{number}")
-
-
-def _read_json(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Read a list of rows, or an object from path to caption(s) or row."""
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ManifestError(f"{path} is not JSON: {error}") from None
-    if isinstance(content, dict):
-        content = [
-            {"path": key, **(value if isinstance(value, dict) else {"caption": value})}
-            for key, value in content.items()
-        ]
-    if not isinstance(content, list):
-        raise ManifestError(f"{path}: expected a list of rows or an object, found {content!r:.60}")
-    for number, row in enumerate(content, start=1):
-        if not isinstance(row, dict):
-            raise ManifestError(f"{path}: row {number} is {row!r:.60}; expected an object")
-        yield f"{path}: row {number}", row
-
-
-def _read_csv(path: Path, text: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    reader = csv.DictReader(io.StringIO(text), strict=True)
-    try:
-        for row in reader:
-            where = f"{path}:{reader.line_num}"
-            if None in row:
-                raise ManifestError(
-                    f"{where}: more fields than the header has; quote a caption that holds commas"
-                )
-            yield where, row
-    except csv.Error as error:
-        raise ManifestError(f"{path}:{reader.line_num}: not CSV: {error}") from None
+def _images_beside_videos(paths: Sequence[Path]) -> set[Path]:
+    folders = {path.parent for path in paths if not _is_image(path)}
+    return {path for path in paths if _is_image(path) and path.parent in folders}
 
 
 def _sources_in(given: Sequence[Path]) -> list[Path]:
@@ -168,7 +143,7 @@ def _sources_in(given: Sequence[Path]) -> list[Path]:
             inside = set(_files_under(path, SOURCE_SUFFIXES))
             if not inside:
                 known = " ".join(sorted(SOURCE_SUFFIXES))
-                raise ManifestError(f"{path} holds no video; looked for {known}")
+                raise ManifestError(f"{path} holds no video or image; looked for {known}")
             found |= inside
         elif path.is_file():
             found.add(path)
@@ -185,30 +160,29 @@ def _files_under(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:
                 yield Path(root, name)
 
 
-def _metadata_beside(given: Sequence[Path], paths: Sequence[Path]) -> list[Path]:
-    """The metadata files in the folders given, in those below, and beside single files."""
+def _tables_beside(given: Sequence[Path], paths: Sequence[Path]) -> list[Path]:
+    """The tables in the folders given, in those below, and beside single files."""
     folders = {path.parent for path in paths}
     for path in map(_absolute, given):
         if path.is_dir():
             folders.add(path)
             folders |= {f for source in paths for f in source.parents if f.is_relative_to(path)}
-    return sorted(
-        folder / name for folder in folders for name in METADATA_NAMES if (folder / name).is_file()
-    )
+    return sorted(table for folder in folders for table in tables.in_folder(folder))
 
 
 def _collect(
-    tables: Sequence[Path], given: Sequence[Path], paths: set[Path]
+    found_tables: Sequence[Path], given: Sequence[Path], paths: set[Path]
 ) -> tuple[dict[Path, _Notes], list[Failure], int]:
     """Gather what tables say; apart, rows about files that are missing or not asked for."""
     notes: dict[Path, _Notes] = {}
     absent: dict[str, Failure] = {}
     elsewhere = 0
     folders = [path for path in map(_absolute, given) if path.is_dir()]
-    for table in tables:
-        for where, row in read_table(table):
+    for table in found_tables:
+        for where, row in tables.read(table):
             name = rows.path_in(row, where)
-            candidates = [_absolute(base / name) for base in (table.parent, *folders)]
+            bases = (table.parent, *folders, table.parent / "videos")  # FastVideo's rows omit it
+            candidates = [_absolute(base / name) for base in bases]
             path = next((c for c in candidates if c in paths), None)
             if path is not None:
                 _add(notes.setdefault(path, _Notes()), row, where)
@@ -224,6 +198,10 @@ def _add(note: _Notes, row: Mapping[str, Any], where: str) -> None:
     note.prompts.update(dict.fromkeys(rows.captions_in(row, where)))
     note.activity = _agreed(note.activity, row, rows.ACTIVITY_NAMES, where)
     note.group = _agreed(note.group, row, rows.GROUP_NAMES, where)
+    split = rows.split_in(row, where)
+    if note.split is not None and split not in (None, note.split):
+        raise ManifestError(f"{where}: split {split} disagrees with another row of this file")
+    note.split = split or note.split
 
 
 def _agreed(
@@ -265,7 +243,7 @@ def _where_captions(captions: Path | None) -> str:
     if captions is not None:
         return f"no caption in {captions}; each row needs a path and a caption"
     return (
-        "no caption; put one in a .txt of the same name beside the video, in a metadata.jsonl or "
+        "no caption; put one in a .txt of the same name beside it, in a metadata.jsonl or "
         "metadata.csv in its folder, or in a file given by --captions"
     )
 

@@ -1,0 +1,240 @@
+"""FLOPs of a training step, counted from the transformer's shape, and the peaks of GPUs.
+
+Owns: the arithmetic of one clip's forward and backward pass, and published peaks of GPUs. Counts
+what a matrix unit does: matrix products, attention and the patch convolution, two FLOPs for a
+multiply-add, as `torch.utils.flop_counter` does with a fused attention kernel, whose backward pass
+is 2.5 forward passes (five products for two). Elementwise work is not counted.
+Source of the shapes: diffusers WanTransformer3DModel.
+"""
+
+import math
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from wanlora.core.buckets import PATCH
+
+# Dense bf16 peaks with fp32 accumulation, in FLOP/s; vendors' headline figures are often twice
+# these (2:4 sparsity). From NVIDIA's data sheets of each card (H100, H200, B200, A100, L40S, L4,
+# A10, RTX A6000, RTX 6000 Ada), its Ampere, Ada and Blackwell architecture white papers (GeForce),
+# and AMD's data sheets (MI250X: both dies; MI300X).
+PEAK_FLOPS: dict[str, float] = {
+    "B200": 2250e12,
+    "H200": 989.4e12,
+    "H200 NVL": 835.5e12,
+    "GH200": 989.4e12,
+    "H100": 989.4e12,
+    "H100 NVL": 835.5e12,
+    "H100 PCIe": 756.5e12,
+    "A100": 312e12,
+    "A10": 125e12,
+    "L40S": 362.05e12,
+    "L40": 181.05e12,
+    "L4": 121e12,
+    "RTX A6000": 154.8e12,
+    "RTX 6000 Ada": 364.25e12,
+    "RTX 5090": 209.5e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+    "MI250X": 383e12,
+    "MI300X": 1307.4e12,
+}
+
+Recompute = Literal["none", "full"]
+
+
+@dataclass(frozen=True, slots=True)
+class TransformerShape:
+    """What of a WanTransformer3DModel's configuration decides its FLOPs.
+
+    The default values are those of every Wan 2.1 text-to-video model.
+    """
+
+    num_layers: int
+    num_attention_heads: int
+    attention_head_dim: int
+    ffn_dim: int
+    text_dim: int
+    in_channels: int = 16
+    freq_dim: int = 256
+    num_text_tokens: int = 512
+
+    @property
+    def width(self) -> int:
+        """Features of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+
+@dataclass(slots=True)
+class Parts:
+    """FLOPs by where they are spent."""
+
+    self_attention: float = 0.0
+    cross_attention: float = 0.0
+    frozen_linears: float = 0.0
+    lora: float = 0.0
+
+    @property
+    def total(self) -> float:
+        """All of them."""
+        return self.self_attention + self.cross_attention + self.frozen_linears + self.lora
+
+
+@dataclass(slots=True)
+class StepFlops:
+    """FLOPs of one clip in one training step.
+
+    Attributes:
+        forward: The forward pass.
+        backward: The backward pass, without recomputation.
+        recompute: What gradient checkpointing does a second time.
+    """
+
+    forward: Parts = field(default_factory=Parts)
+    backward: Parts = field(default_factory=Parts)
+    recompute: float = 0.0
+
+    @property
+    def model(self) -> float:
+        """What the mathematics needs: forward and backward. MFU counts this and no more."""
+        return self.forward.total + self.backward.total
+
+    @property
+    def total(self) -> float:
+        """What is computed, recomputation included."""
+        return self.model + self.recompute
+
+
+def step_flops(
+    shape: TransformerShape,
+    num_tokens: int,
+    *,
+    rank: int,
+    adapted: Collection[str],
+    recompute: Recompute = "none",
+) -> StepFlops:
+    """Count one clip's training step.
+
+    A frozen linear of T tokens costs 2 T in out forward, and as much backward if its input depends
+    on anything trained. A LoRA costs 2 T r (in + out) forward; backward that for the gradients of A
+    and B, 2 T r out between them, and 2 T r in if its input needs a gradient. Attention of Q
+    queries on K keys of width d costs 4 Q K d forward and 10 Q K d backward.
+
+    Args:
+        shape: The transformer.
+        num_tokens: Tokens of the clip (`buckets.num_tokens`).
+        rank: Of the LoRA.
+        adapted: Names of the adapted modules, as `blocks.0.attn1.to_q`.
+        recompute: full: gradient checkpointing of every block.
+    """
+    counter = _Counter(shape, num_tokens, rank, frozenset(adapted))
+    counter.model()
+    step = counter.step
+    if recompute == "full":
+        step.recompute = counter.in_blocks
+    return step
+
+
+class _Counter:
+    """Walks the forward pass once, knowing of each value whether it needs a gradient."""
+
+    def __init__(
+        self, shape: TransformerShape, num_tokens: int, rank: int, adapted: frozenset[str]
+    ) -> None:
+        self.shape, self.num_tokens, self.rank, self.adapted = shape, num_tokens, rank, adapted
+        self.step = StepFlops()
+        self.in_blocks = 0.0
+
+    def model(self) -> None:
+        shape, width = self.shape, self.shape.width
+        patch = shape.in_channels * math.prod(PATCH)
+        # The patch convolution is frozen and so is what it reads.
+        self.step.forward.frozen_linears += 2.0 * self.num_tokens * patch * width
+
+        condition = "condition_embedder"
+        time = self.linear(f"{condition}.time_embedder.linear_1", 1, shape.freq_dim, width, False)
+        time = self.linear(f"{condition}.time_embedder.linear_2", 1, width, width, time)
+        modulation = self.linear(f"{condition}.time_proj", 1, width, 6 * width, time)
+        tokens = shape.num_text_tokens
+        text = self.linear(
+            f"{condition}.text_embedder.linear_1", tokens, shape.text_dim, width, False
+        )
+        text = self.linear(f"{condition}.text_embedder.linear_2", tokens, width, width, text)
+
+        before = self.step.forward.total
+        hidden = False
+        for index in range(shape.num_layers):
+            hidden = self.block(f"blocks.{index}", hidden, modulation, text)
+        self.in_blocks = self.step.forward.total - before
+        self.linear("proj_out", self.num_tokens, width, patch, hidden or time)
+
+    def block(self, name: str, hidden: bool, modulation: bool, text: bool) -> bool:
+        tokens, width = self.num_tokens, self.shape.width
+        hidden |= modulation  # scale and shift before, gate after
+        hidden |= self.attention(f"{name}.attn1", hidden, hidden, tokens)
+        hidden |= self.attention(f"{name}.attn2", hidden, text, self.shape.num_text_tokens)
+        inner = self.linear(f"{name}.ffn.net.0.proj", tokens, width, self.shape.ffn_dim, hidden)
+        return hidden | self.linear(f"{name}.ffn.net.2", tokens, self.shape.ffn_dim, width, inner)
+
+    def attention(self, name: str, hidden: bool, context: bool, num_keys: int) -> bool:
+        """Projections and attention; `attn1` attends to the clip, `attn2` to the text."""
+        tokens, width = self.num_tokens, self.shape.width
+        query = self.linear(f"{name}.to_q", tokens, width, width, hidden)
+        key = self.linear(f"{name}.to_k", num_keys, width, width, context)
+        value = self.linear(f"{name}.to_v", num_keys, width, width, context)
+        kind = "self_attention" if name.endswith("attn1") else "cross_attention"
+        product = 2.0 * tokens * num_keys * width
+        _add(self.step.forward, kind, 2 * product)
+        needed = query or key or value
+        _add(self.step.backward, kind, 5 * product if needed else 0.0)
+        return self.linear(f"{name}.to_out.0", tokens, width, width, needed)
+
+    def linear(self, name: str, tokens: int, inputs: int, outputs: int, needed: bool) -> bool:
+        """Count a linear module, and say whether its output needs a gradient."""
+        cost = 2.0 * tokens * inputs * outputs
+        self.step.forward.frozen_linears += cost
+        self.step.backward.frozen_linears += cost if needed else 0.0
+        if name not in self.adapted:
+            return needed
+        down, up = 2.0 * tokens * inputs * self.rank, 2.0 * tokens * self.rank * outputs
+        self.step.forward.lora += down + up
+        self.step.backward.lora += 2 * up + down + (down if needed else 0.0)
+        return True
+
+
+def _add(parts: Parts, name: str, flops: float) -> None:
+    setattr(parts, name, getattr(parts, name) + flops)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 peak of a GPU in FLOP/s by the longest name that fits; None when not known.
+
+    A slice of a GPU (MIG), a laptop's and a cut-down card have names that hold a faster one's.
+
+    Args:
+        device_name: From `torch.cuda.get_device_name`, as `NVIDIA H100 80GB HBM3`.
+    """
+    if re.search(r"\b(MIG|Laptop|Max-Q|Mobile)\b", device_name):
+        return None
+    return next((PEAK_FLOPS[name] for name in _by_length() if _names(name, device_name)), None)
+
+
+def mfu(flops: float, seconds: float, device_name: str) -> float | None:
+    """Model FLOPs utilisation: flops / seconds / peak, in [0, 1]; None when no peak is known.
+
+    Args:
+        flops: `StepFlops.model` of the clips that this device had in the step.
+        seconds: The step's time.
+        device_name: See `peak_flops`.
+    """
+    peak = peak_flops(device_name)
+    return None if peak is None or seconds <= 0 else flops / seconds / peak
+
+
+def _by_length() -> Iterator[str]:
+    return iter(sorted(PEAK_FLOPS, key=len, reverse=True))
+
+
+def _names(name: str, device_name: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b(?! (D|Ti|SUPER)\b)", device_name) is not None

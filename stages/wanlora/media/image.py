@@ -1,0 +1,68 @@
+"""Still images: clips of one frame.
+
+Owns: which image files are read and how they become upright RGB.
+Dimensions: h height, w width in px.
+"""
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from wanlora.errors import MediaError
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What an image file holds; size upright.
+
+    Attributes:
+        alpha: Whether it has transparency, which is shown on white.
+    """
+
+    width: int
+    height: int
+    alpha: bool
+
+
+def read(path: Path) -> UInt8[np.ndarray, "1 h w 3"]:
+    """Read an image as a clip of one frame: upright by its EXIF tag, transparency on white.
+
+    Raises:
+        MediaError: missing or unreadable.
+    """
+    return np.asarray(_load(path)[0])[None].copy()
+
+
+def read_checked(path: Path) -> Picture:
+    """Read all of an image to see that it is whole, and say what it is.
+
+    Raises:
+        MediaError: As `read`.
+    """
+    image, alpha = _load(path)
+    return Picture(image.width, image.height, alpha)
+
+
+def _load(path: Path) -> tuple[Image.Image, bool]:
+    """Decode to upright RGB, and say whether it was transparent."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a decompression bomb, a damaged EXIF block
+            with Image.open(path) as file:
+                upright = ImageOps.exif_transpose(file)
+                if "A" not in upright.getbands() and "transparency" not in upright.info:
+                    return upright.convert("RGB"), False
+                ground = Image.new("RGBA", upright.size, "white")
+                return Image.alpha_composite(ground, upright.convert("RGBA")).convert("RGB"), True
+    except FileNotFoundError:
+        raise MediaError("missing", f"{path}: there is no such file") from None
+    except Exception as error:  # a damaged image raises any of OSError, SyntaxError, struct.error
+        if isinstance(error, MemoryError):
+            raise
+        raise MediaError("unreadable", f"{path} is no image that can be read: {error}") from None

@@ -1,0 +1,44 @@
+"""Which way up a frame is: the display matrix of its file.
+
+Owns: the meaning of that matrix, mirrors included.
+"""
+
+import struct
+from pathlib import Path
+from typing import Any
+
+from av.sidedata.sidedata import Type as SideDataType
+from av.video.frame import VideoFrame
+
+from wanlora.errors import MediaError
+
+
+def orientation(path: Path, frame: VideoFrame) -> tuple[int, bool]:
+    """How to show a frame upright: swap left and right if told, then turn counter-clockwise.
+
+    A display matrix (a b; c d) maps coded (x, y) to (ax + cy, bx + dy). A clockwise turn by t has
+    c = -sin t, d = cos t, and a determinant below 0 means a swap before it.
+
+    Returns:
+        Quarter turns (0 to 3), and whether to swap left and right first.
+
+    Raises:
+        MediaError: unreadable, for a display matrix that is no quarter turn.
+    """
+    held: Any = frame.side_data  # typed as a mapping of names, which it is not
+    side = held.get(SideDataType.DISPLAYMATRIX)
+    if side is None:
+        return 0, False
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side))
+    turns = {(0, 1): 0, (-1, 0): 3, (0, -1): 2, (1, 0): 1}.get((_sign(c), _sign(d)))
+    if turns is None or bool(a) == bool(b):
+        raise MediaError(
+            "unreadable",
+            f"{path}: its display matrix turns frames by {frame.rotation} degrees; expected a "
+            "multiple of 90: encode the video upright first",
+        )
+    return turns, a * d - b * c < 0
+
+
+def _sign(value: int) -> int:
+    return (value > 0) - (value < 0)

@@ -1,0 +1,1 @@
+"""What a set of clips is, what it will cost, and how it looks, before any GPU is used."""

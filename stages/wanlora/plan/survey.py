@@ -1,0 +1,234 @@
+"""What a set of clips is and what encoding it will cost.
+
+Owns: the counts that `prepare --dry-run` and `verify` print. Everything is counted from the
+clips; what is predicted or estimated says so.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from wanlora import manifest
+from wanlora.core.buckets import Bucket, latent_shape, num_tokens, problem_with
+from wanlora.core.near_duplicates import similar_pairs
+from wanlora.manifest import Clip
+
+MAX_TOKENS = 512
+
+BYTES_PER_VALUE = 2
+TEXT_DIM = 4096
+"""UMT5-XXL's width; text is stored trimmed, a caption once."""
+
+FULL_CLIP = Bucket(81, 480, 832)
+H100_S_PER_CLIP = (0.6, 1.9)
+"""Predicted, not measured: 163.7 TFLOP of VAE for a full clip, from bfloat16 at a high kernel rate
+to float32 with TF32 at a low one."""
+
+SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Captions:
+    """What is said about the clips.
+
+    Attributes:
+        unique: Different captions.
+        tokenizer: Folder of the tokenizer that counted; None when the counts are estimates.
+        longest: Tokens of the longest caption.
+        over_limit: Clips with a caption of more than 512 tokens, and how many it has.
+        near_duplicates: Pairs of different captions that share 80 % of their words or more.
+        shared: Captions that stand at clips of more than one source.
+    """
+
+    unique: int
+    tokenizer: str | None
+    longest: int
+    over_limit: tuple[tuple[str, int], ...]
+    near_duplicates: tuple[tuple[str, str, float], ...]
+    shared: int
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Share of one activity."""
+
+    clips: int
+    sources: int
+    train: int
+    val: int
+    length_s: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be trained on, and what encoding it costs.
+
+    Attributes:
+        frames: Number of frames of all clips.
+        tokens: Length of the transformer's sequence, by bucket.
+        duplicate_sources: Files of equal content, in groups.
+        cache_bytes: Estimated size of the store: latents and trimmed text in float16.
+        encode_s: Predicted seconds of stage one on an H100, from and to.
+    """
+
+    clips: int
+    frames: int
+    length_s: float
+    buckets: dict[str, int]
+    tokens: dict[str, int]
+    activities: dict[str, Activity]
+    captions: Captions
+    duplicate_sources: tuple[tuple[str, ...], ...]
+    cache_bytes: int
+    encode_s: tuple[float, float]
+
+    def rows(self) -> list[tuple[str, str]]:
+        """Name and text of every line of the plan."""
+        table = [
+            ("frames", f"{self.frames:,} in {self.clips:,} clips, {self.length_s:,.1f} s"),
+            *(
+                ("bucket", f"{name}  {count:,} clips, {self.tokens[name]:,} tokens each")
+                for name, count in self.buckets.items()
+            ),
+            *(("activity", _activity_line(name, row)) for name, row in self.activities.items()),
+            ("balance", self._balance()),
+            *self._caption_rows(),
+        ]
+        table += [("same bytes", " = ".join(group)) for group in self.duplicate_sources[:SHOWN]]
+        table += _rest("same bytes", len(self.duplicate_sources))
+        low, high = self.encode_s
+        table += [
+            ("cache", f"about {human_bytes(self.cache_bytes)} (estimated: float16 latents, text)"),
+            ("stage one", f"{human_s(low)} to {human_s(high)} on an H100 (predicted)"),
+        ]
+        return table
+
+    def _balance(self) -> str:
+        sizes = sorted(row.clips for row in self.activities.values())
+        if len(sizes) < 2:
+            return "one activity"
+        return f"largest activity {sizes[-1] / sizes[0]:.1f} times the smallest"
+
+    def _caption_rows(self) -> list[tuple[str, str]]:
+        found = self.captions
+        about, how = ("", "") if found.tokenizer else ("about ", ", estimated: no tokenizer here")
+        rows = [
+            (
+                "captions",
+                f"{found.unique:,} different, {found.shared:,} of them at several sources; the "
+                f"longest has {about}{found.longest} of {MAX_TOKENS} tokens{how}",
+            )
+        ]
+        for clip_id, tokens in found.over_limit[:SHOWN]:
+            rows.append(("too long", f"{clip_id}: {about}{tokens} tokens, cut at {MAX_TOKENS}"))
+        rows += _rest("too long", len(found.over_limit))
+        for a, b, similarity in found.near_duplicates[:SHOWN]:
+            rows.append(("nearly same", f"{similarity:.0%}: {a!r:.60} ~ {b!r:.60}"))
+        return rows + _rest("nearly same", len(found.near_duplicates))
+
+
+def survey(
+    clips: Sequence[Clip], token_counts: Mapping[str, int], *, tokenizer: str | None
+) -> Plan:
+    """Count.
+
+    Args:
+        clips: Of one or several manifests.
+        token_counts: Tokens of every caption.
+        tokenizer: What counted them; None when they are estimates.
+    """
+    usable = [clip for clip in clips if problem_with(clip.bucket) is None]
+    values = sum(_latent_values(clip.bucket) for clip in usable)
+    share = values / _latent_values(FULL_CLIP)
+    texts = {text for clip in clips for text in clip.prompts}
+    text_values = sum(min(token_counts[text], MAX_TOKENS) for text in texts) * TEXT_DIM
+    buckets = Counter(clip.bucket for clip in usable).most_common()
+    return Plan(
+        clips=len(clips),
+        frames=sum(clip.num_frames for clip in clips),
+        length_s=round(sum(clip.num_frames / clip.fps for clip in clips), 3),
+        buckets={str(bucket): count for bucket, count in buckets},
+        tokens={str(bucket): num_tokens(bucket) for bucket, _ in buckets},
+        activities=_activities(clips),
+        captions=_captions(clips, token_counts, tokenizer),
+        duplicate_sources=_duplicates(clips),
+        cache_bytes=BYTES_PER_VALUE * (values + text_values),
+        encode_s=(round(H100_S_PER_CLIP[0] * share, 1), round(H100_S_PER_CLIP[1] * share, 1)),
+    )
+
+
+def human_bytes(count: float) -> str:
+    """`4.8 MB`, in powers of 1000."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def human_s(seconds: float) -> str:
+    """`40 s`, `12 min` or `3.5 h`."""
+    if seconds < 120:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+
+
+def _latent_values(bucket: Bucket) -> int:
+    channels, frames, height, width = latent_shape(bucket)
+    return channels * frames * height * width
+
+
+def _activities(clips: Sequence[Clip]) -> dict[str, Activity]:
+    members: dict[str, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        members[clip.activity].append(clip)
+    return {
+        name: Activity(
+            clips=len(own),
+            sources=len({clip.source for clip in own}),
+            train=sum(clip.split == manifest.TRAIN for clip in own),
+            val=sum(clip.split == manifest.VAL for clip in own),
+            length_s=round(sum(clip.num_frames / clip.fps for clip in own), 3),
+        )
+        for name, own in sorted(members.items())
+    }
+
+
+def _captions(
+    clips: Sequence[Clip], token_counts: Mapping[str, int], tokenizer: str | None
+) -> Captions:
+    sources: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        for text in clip.prompts:
+            sources[text].add(clip.source_sha256 or clip.source)
+    texts = sorted(sources)
+    over = [(clip.clip_id, max(token_counts[text] for text in clip.prompts)) for clip in clips]
+    return Captions(
+        unique=len(texts),
+        tokenizer=tokenizer,
+        longest=max((token_counts[text] for text in texts), default=0),
+        over_limit=tuple((clip_id, tokens) for clip_id, tokens in over if tokens > MAX_TOKENS),
+        near_duplicates=tuple(
+            (texts[i], texts[j], round(s, 3)) for i, j, s in similar_pairs(texts)
+        ),
+        shared=sum(len(found) > 1 for found in sources.values()),
+    )
+
+
+def _duplicates(clips: Sequence[Clip]) -> tuple[tuple[str, ...], ...]:
+    sources: dict[str, dict[str, None]] = defaultdict(dict)
+    for clip in clips:
+        if clip.source_sha256 is not None:
+            sources[clip.source_sha256][clip.source] = None
+    return tuple(tuple(found) for found in sources.values() if len(found) > 1)
+
+
+def _activity_line(name: str, row: Activity) -> str:
+    return (
+        f"{name}  {row.clips:,} clips of {row.sources:,} sources, {row.length_s:,.1f} s, "
+        f"train {row.train:,}, val {row.val:,}"
+    )
+
+
+def _rest(name: str, count: int) -> list[tuple[str, str]]:
+    return [(name, f"... and {count - SHOWN:,} more (--json has all)")] if count > SHOWN else []

@@ -1,0 +1,129 @@
+"""What was found in each file, remembered as it is found, so that a killed run continues.
+
+Owns: OUTPUT/.prepare-scan.jsonl. An entry counts while the file has the size and time it had, and
+was checked the same way. It only saves time: a torn or unknown line is checked again.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import av
+
+from wanlora.core.buckets import Bucket
+from wanlora.errors import LostProcessError, MediaError
+from wanlora.media.image import Picture
+from wanlora.media.probe import Scan, VideoInfo
+from wanlora.media.scenes import Detector
+from wanlora.prepare.check import Checked
+
+NAME = ".prepare-scan.jsonl"
+REVISION = 1
+"""Stands for everything that `check` does; another revision's entries are made again."""
+
+
+class Journal:
+    """Entries from before, and an open file for new ones.
+
+    Args:
+        folder: Where the journal lies; made when it is missing.
+        detector: Which scene detector is used.
+    """
+
+    def __init__(self, folder: Path, detector: Detector) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._how = [REVISION, av.__version__, detector]
+        self._known = _read(folder / NAME)
+        self._stamps: dict[Path, list[int] | None] = {}
+        self._file = (folder / NAME).open("a", encoding="utf-8")
+        self._file.write("\n")  # ends the torn line of a killed run
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def recall(self, paths: Sequence[Path]) -> dict[Path, Checked | MediaError]:
+        """What is known of files that have not changed since; all stamps are taken now."""
+        found = {}
+        for path in paths:
+            self._stamps[path] = _stamp(path)
+            entry = self._known.get(str(path))
+            if entry and entry["how"] == self._how and entry["stamp"] == self._stamps[path]:
+                found[path] = _outcome(entry)
+        return found
+
+    def note(self, path: Path, outcome: Checked | MediaError) -> None:
+        """Remember an outcome at once; not that of a process that was lost."""
+        stamp = self._stamps[path]
+        if stamp is None or isinstance(outcome, LostProcessError):
+            return
+        entry = {"path": str(path), "stamp": stamp, "how": self._how, **_entry(outcome)}
+        self._file.write(json.dumps(entry) + "\n")
+        self._file.flush()
+
+
+def _read(path: Path) -> dict[str, dict[str, Any]]:
+    known = {}
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    except FileNotFoundError:
+        return {}
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            _outcome(entry)
+            known[entry["path"]] = entry
+        except (ValueError, KeyError, TypeError):  # torn by a kill, or of another release
+            continue
+    return known
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _entry(outcome: Checked | MediaError) -> dict[str, Any]:
+    if isinstance(outcome, MediaError):
+        return {"error": [outcome.code, str(outcome)]}
+    content = outcome.content
+    if isinstance(content, Bucket):
+        return {"sha256": outcome.sha256, "npz": list(content)}
+    kind = "video" if isinstance(content, Scan) else "image"
+    return {"sha256": outcome.sha256, kind: _plain(asdict(content))}
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _plain(v) if isinstance(v, dict) else str(v) if isinstance(v, Fraction) else v
+        for key, v in values.items()
+    }
+
+
+def _outcome(entry: dict[str, Any]) -> Checked | MediaError:
+    if "error" in entry:
+        return MediaError(*entry["error"])
+    if "npz" in entry:
+        return Checked(entry["sha256"], Bucket(*entry["npz"]))
+    if "image" in entry:
+        return Checked(entry["sha256"], Picture(**entry["image"]))
+    values = dict(entry["video"])
+    info = values.pop("info")
+    info = VideoInfo(**{**info, "sample_aspect": Fraction(info["sample_aspect"])})
+    return Checked(
+        entry["sha256"], Scan(**{**values, "info": info, "cuts_s": tuple(values["cuts_s"])})
+    )

@@ -1,0 +1,254 @@
+"""From a checked source to its clips.
+
+Owns: which source is refused, which warnings a clip carries, its size, name and record. Where a
+video is cut stands in `cuts`.
+"""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from wanlora import manifest
+from wanlora.captions import Source
+from wanlora.config import PrepareConfig
+from wanlora.core.aspect import nearest_size
+from wanlora.core.buckets import Bucket
+from wanlora.errors import MediaError
+from wanlora.manifest import Clip
+from wanlora.media.decode import num_outputs
+from wanlora.media.image import Picture
+from wanlora.media.probe import Scan
+from wanlora.prepare.check import Checked
+from wanlora.prepare.cuts import Cut, Rules, Scene, cuts
+
+FPS_SLACK = 0.01
+"""23.976 counts as 24 and 15.99 as 16, with a warning: one frame in a hundred or fewer repeats."""
+
+LARGE_UPSCALE = 1.5
+
+
+def clips_of(
+    source: Source, checked: Checked, config: PrepareConfig, pattern: re.Pattern[str] | None
+) -> list[Clip]:
+    """Make the clips of one source.
+
+    Raises:
+        MediaError: hdr, low_fps or too_short.
+    """
+    content = checked.content
+    if isinstance(content, Bucket):
+        return [_npz_clip(source, checked.sha256, content, config, pattern)]
+    if isinstance(content, Picture):
+        return [_image_clip(source, checked.sha256, content, config)]
+    _require_usable(source.path, content, config)
+    scenes = scenes_of(content, config)
+    found = cuts(scenes, rules_of(config))
+    if not found:
+        raise _too_short(source.path, content, scenes, config)
+    return [_video_clip(source, checked.sha256, content, cut, config) for cut in found]
+
+
+def rules_of(config: PrepareConfig) -> Rules:
+    """What the settings say about cutting."""
+    return Rules(
+        num_frames=config.num_frames,
+        fps=config.fps,
+        mode=config.mode,
+        stride=config.stride or max(1, config.num_frames // 2),
+        count=config.count,
+        short=config.short,
+        min_frames=config.min_frames,
+        bucketed=config.buckets,
+    )
+
+
+def scenes_of(scan: Scan, config: PrepareConfig) -> list[Scene]:
+    """Parts of a video without a cut; all of it when clips may cross cuts."""
+    inner = () if config.scenes == "allow" else scan.cuts_s
+    bounds = [0.0, *inner, scan.span_s]
+    return [Scene(start, num_outputs(end - start, config.fps)) for start, end in pairwise(bounds)]
+
+
+def _video_clip(source: Source, sha256: str, scan: Scan, cut: Cut, config: PrepareConfig) -> Clip:
+    info = scan.info
+    height, width = _size(info.width * info.sample_aspect, info.height, config)
+    return Clip(
+        clip_id=_clip_id(source.path, sha256, cut.start_s),
+        source=manifest.written_path(source.path, config.output),
+        source_sha256=sha256,
+        source_group=source.group or sha256[:16],
+        kind="video",
+        start_s=cut.start_s,
+        fps=config.fps,
+        num_frames=cut.num_frames,
+        height=height,
+        width=width,
+        prompts=_prompts(source, config),
+        activity=source.activity,
+        split=manifest.TRAIN,
+        orig=_orig(scan),
+        transform={
+            "resize": "bicubic-antialias",
+            "crop": "center",
+            "sample_aspect": str(info.sample_aspect),
+        },
+        warnings=_warnings(scan, cut, height, width, config),
+        path=source.path,
+    )
+
+
+def _image_clip(source: Source, sha256: str, picture: Picture, config: PrepareConfig) -> Clip:
+    """A still image is a clip of one frame."""
+    height, width = _size(Fraction(picture.width), picture.height, config)
+    warnings = _upscaled(picture.width, picture.height, Fraction(1), height, width)
+    warnings += ["alpha: transparent parts become white"] if picture.alpha else []
+    return Clip(
+        clip_id=_clip_id(source.path, sha256, 0.0),
+        source=manifest.written_path(source.path, config.output),
+        source_sha256=sha256,
+        source_group=source.group or sha256[:16],
+        kind="images",
+        start_s=0.0,
+        fps=config.fps,
+        num_frames=1,
+        height=height,
+        width=width,
+        prompts=_prompts(source, config),
+        activity=source.activity,
+        split=manifest.TRAIN,
+        orig={"width": picture.width, "height": picture.height},
+        transform={"resize": "bicubic-antialias", "crop": "center", "sample_aspect": "1"},
+        warnings=tuple(warnings),
+        path=source.path,
+    )
+
+
+def _npz_clip(
+    source: Source,
+    sha256: str,
+    bucket: Bucket,
+    config: PrepareConfig,
+    pattern: re.Pattern[str] | None,
+) -> Clip:
+    """Take a clip that is already cut as it is: its size is its own."""
+    match = pattern.search(source.path.stem) if pattern else None
+    return Clip(
+        clip_id=_clip_id(source.path, sha256, 0.0),
+        source=manifest.written_path(source.path, config.output),
+        source_sha256=sha256,
+        source_group=source.group or (match.group(1) if match else sha256[:16]),
+        kind="npz",
+        start_s=0.0,
+        fps=config.fps,
+        num_frames=bucket.num_frames,
+        height=bucket.height,
+        width=bucket.width,
+        prompts=_prompts(source, config),
+        activity=source.activity,
+        split=manifest.TRAIN,
+        orig={},
+        transform={},
+        warnings=() if source.group or match else ("no_group: other clips of its video unknown",),
+        path=source.path,
+    )
+
+
+def _require_usable(path: Path, scan: Scan, config: PrepareConfig) -> None:
+    if scan.info.hdr and not config.allow_hdr:
+        raise MediaError(
+            "hdr",
+            f"{path} is HDR, {scan.info.hdr}; nothing here tone-maps it and it would look flat: "
+            "convert it to BT.709, or take it as it is with --set allow_hdr=true",
+        )
+    if scan.fps < config.fps * (1 - FPS_SLACK) and not config.allow_low_fps:
+        raise MediaError(
+            "low_fps",
+            f"{path} has {scan.fps:.3f} frames a second; expected at least {config.fps:g}, or "
+            "frames would repeat: lower --fps, or take it with --set allow_low_fps=true",
+        )
+
+
+def _too_short(
+    path: Path, scan: Scan, scenes: Sequence[Scene], config: PrepareConfig
+) -> MediaError:
+    shortest = config.num_frames if config.short == "drop" else config.min_frames
+    longest = max(scene.available for scene in scenes)
+    part = f"the longest of its {len(scenes)} scenes has" if len(scenes) > 1 else "it has"
+    return MediaError(
+        "too_short",
+        f"{path} lasts {scan.span_s:.2f} s; {part} {longest} frames at {config.fps:g} fps; "
+        f"expected at least {shortest}",
+    )
+
+
+def _size(display_width: Fraction, display_height: int, config: PrepareConfig) -> tuple[int, int]:
+    if not config.buckets:
+        return config.height, config.width
+    return nearest_size(display_width, display_height, area=config.height * config.width)
+
+
+def _prompts(source: Source, config: PrepareConfig) -> tuple[str, ...]:
+    """Captions with the trigger words in front; two that become equal are one."""
+    prefix = config.caption_prefix.strip()
+    return tuple(
+        dict.fromkeys(
+            text if not prefix or text.startswith(prefix) else f"{prefix} {text}"
+            for text in source.prompts
+        )
+    )
+
+
+def _warnings(
+    scan: Scan, cut: Cut, height: int, width: int, config: PrepareConfig
+) -> tuple[str, ...]:
+    """What a person may want to know about a clip that is used all the same, `kind: detail`."""
+    info = scan.info
+    end_s = cut.start_s + cut.num_frames / config.fps
+    crossed = [f"{at:.2f} s" for at in scan.cuts_s if cut.start_s < at < end_s]
+    warnings = []
+    if cut.num_frames < config.num_frames:
+        warnings.append(
+            f"trimmed: {cut.num_frames} of {config.num_frames} frames, it lasts {scan.span_s:.2f} s"
+        )
+    if crossed:
+        warnings.append(f"scene_cut: inside the clip, at {', '.join(crossed)} of the video")
+    if scan.fps < config.fps:
+        warnings.append(f"low_fps: frames repeat, {scan.fps:.3f} of {config.fps:g} a second")
+    elif scan.longest_gap_s > 2 / config.fps:
+        warnings.append(f"gap: frames repeat, the longest stands {scan.longest_gap_s:.3f} s")
+    warnings += _upscaled(info.width, info.height, info.sample_aspect, height, width)
+    if info.interlaced:
+        warnings.append("interlaced: fields are not separated")
+    if info.hdr:
+        warnings.append(f"hdr: {info.hdr}, not tone-mapped")
+    return tuple(warnings)
+
+
+def _upscaled(
+    source_width: int, source_height: int, sample_aspect: Fraction, height: int, width: int
+) -> list[str]:
+    factor = max(height / source_height, float(width / (source_width * sample_aspect)))
+    if factor <= LARGE_UPSCALE:
+        return []
+    return [f"upscaled: {factor:.1f} times from {source_width}x{source_height}"]
+
+
+def _orig(scan: Scan) -> dict[str, Any]:
+    return {
+        "width": scan.info.width,
+        "height": scan.info.height,
+        "fps": round(scan.fps, 6),
+        "num_frames": scan.num_frames,
+        "duration_s": round(scan.span_s, 6),
+        "codec": scan.info.codec,
+        "rotation": 90 * scan.info.rotation,
+    }
+
+
+def _clip_id(path: Path, sha256: str, start_s: float) -> str:
+    """Name for people, then what makes it stable: the source's bytes and the start in ms."""
+    stem = re.sub(r"[^\w.-]+", "-", path.stem)
+    return f"{stem}-{sha256[:8]}-{round(start_s * 1000):06d}"

@@ -1,0 +1,81 @@
+"""Clips to .npz files in the layout of plain data sets: `frames` uint8 `(T, H, W, 3)`.
+
+Owns: OUTPUT/clips and the manifests of such clips, for those who want the pixels themselves.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from wanlora.clips import load_clip
+from wanlora.errors import MediaError
+from wanlora.files import partial_path, publish
+from wanlora.manifest import Clip
+from wanlora.media import npz
+from wanlora.media.source import source_sha256
+
+FOLDER = "clips"
+
+
+def materialize(
+    clips: Sequence[Clip], output: Path, *, step: Callable[[], object]
+) -> tuple[list[Clip], list[tuple[Clip, MediaError]]]:
+    """Write every clip's frames, exactly as stage one would load them, and describe the files.
+
+    A file that is there already and has the right size is kept: a killed run continues. Its name
+    holds the source's hash, the start and the size, so it is of the same cut.
+
+    Args:
+        clips: Of any kind.
+        output: The manifest's folder.
+        step: Called after each clip.
+
+    Returns:
+        The clips with kind npz and their files, and those that failed.
+    """
+    folder = output / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    made, failed = [], []
+    for clip in clips:
+        path = folder / f"{clip.clip_id}-{clip.bucket}-{clip.fps:g}fps.npz"
+        try:
+            if not _is_there(path, clip):
+                _write(path, clip)
+            made.append(_described(clip, path))
+        except MediaError as error:
+            failed.append((clip, error))
+        step()
+    return made, failed
+
+
+def _described(clip: Clip, path: Path) -> Clip:
+    return replace(
+        clip,
+        kind="npz",
+        source=f"{FOLDER}/{path.name}",
+        source_sha256=source_sha256(path),
+        start_s=0.0,
+        transform={},
+        orig={**clip.orig, "source": clip.source, "start_s": clip.start_s},
+        path=path.absolute(),
+    )
+
+
+def _is_there(path: Path, clip: Clip) -> bool:
+    try:
+        return npz.read_size(path) == clip.bucket
+    except MediaError:
+        return False
+
+
+def _write(path: Path, clip: Clip) -> None:
+    frames = load_clip(clip).permute(0, 2, 3, 1).contiguous().numpy()
+    temporary = partial_path(path)
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, frames=frames)
+        publish(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,143 @@
+"""Work on files in processes, any of which may crash or hang without stopping the others.
+
+Owns: the processes, what each is holding, and the patience with it. Imports no torch: these
+processes must start quickly.
+"""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, TypeVar
+
+from wanlora.errors import LostProcessError, MediaError
+
+T = TypeVar("T")
+Alive = Callable[[], None]
+"""Called by work between two steps: proof that it has not hung."""
+
+HEARTBEAT_S = 0.5
+_ALIVE = "alive"
+
+
+@dataclass(slots=True)
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    path: Path | None = None
+    heard_s: float = 0.0
+
+
+def survive(
+    work: Callable[[Path, Alive], T], paths: Sequence[Path], *, workers: int, stall_s: float
+) -> Iterator[tuple[Path, T | MediaError]]:
+    """Map over files as they become ready; a file that kills or hangs its process fails alone.
+
+    Args:
+        work: What to do with a file.
+        paths: Files.
+        workers: Processes; 0 = one a core. 1 = this process, which is not protected.
+        stall_s: A process that has said nothing for so long is killed.
+    """
+    if workers == 1:
+        yield from ((path, work(path, _nothing)) for path in paths)
+        return
+    waiting = list(reversed(paths))
+    pool = [_start(work) for _ in range(min(workers or num_cores(), len(paths)))]
+    try:
+        for worker in pool:
+            _give(worker, waiting)
+        while any(worker.path for worker in pool):
+            for index, worker in enumerate(pool):
+                path, outcome = worker.path, _outcome(worker, stall_s)
+                if path is None or outcome is None:
+                    continue
+                worker.path = None
+                if isinstance(outcome, LostProcessError):
+                    _stop(worker)
+                    pool[index] = _start(work)
+                _give(pool[index], waiting)
+                yield path, outcome
+            wait([worker.pipe for worker in pool if worker.path], timeout=HEARTBEAT_S)
+    finally:
+        for worker in pool:
+            _stop(worker)
+
+
+def num_cores() -> int:
+    """Cores this process may use, which is fewer than the machine's in many containers."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _outcome(worker: _Worker, stall_s: float) -> Any:
+    """What a worker made of its file; None while it is at it, or has none."""
+    if worker.path is None:
+        return None
+    try:
+        while worker.pipe.poll():
+            message = worker.pipe.recv()
+            worker.heard_s = time.monotonic()
+            if message != _ALIVE:
+                return message
+    except (EOFError, OSError):
+        return LostProcessError(
+            "unreadable", f"{worker.path}: decoding it killed the process that did it"
+        )
+    if time.monotonic() - worker.heard_s > stall_s:
+        return LostProcessError(
+            "unreadable", f"{worker.path}: decoding it has hung for {stall_s:g} s"
+        )
+    return None
+
+
+def _start(work: Callable[[Path, Alive], T]) -> _Worker:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _give(worker: _Worker, waiting: list[Path]) -> None:
+    if waiting:
+        worker.path, worker.heard_s = waiting.pop(), time.monotonic()
+        with suppress(OSError):  # it died while idle: the next look at it will say so
+            worker.pipe.send(worker.path)
+
+
+def _stop(worker: _Worker) -> None:
+    worker.process.kill()
+    worker.process.join()
+    worker.pipe.close()
+
+
+def _serve(pipe: Connection, work: Callable[[Path, Alive], T]) -> None:
+    """Body of a process: files in, outcomes out, until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    with suppress(EOFError, OSError):
+        while True:
+            path = pipe.recv()
+            pipe.send(work(path, _heart(pipe)))
+
+
+def _heart(pipe: Connection) -> Alive:
+    last_s = time.monotonic()
+
+    def beat() -> None:
+        nonlocal last_s
+        if time.monotonic() - last_s > HEARTBEAT_S:
+            last_s = time.monotonic()
+            pipe.send(_ALIVE)
+
+    return beat
+
+
+def _nothing() -> None:
+    pass

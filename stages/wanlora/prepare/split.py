@@ -1,0 +1,47 @@
+"""Which videos are held out. Pure values.
+
+Owns: the split by source group.
+"""
+
+from collections.abc import Iterable, Mapping
+
+from wanlora.core.fingerprint import sha256_text
+from wanlora.manifest import TRAIN, VAL
+
+
+def draw(group: str, seed: int) -> float:
+    """A number in [0, 1) that depends on nothing but the seed and the group's name."""
+    return int(sha256_text(f"{seed}:{group}")[:13], 16) / 16**13
+
+
+def held_out(
+    groups: Iterable[str],
+    *,
+    val_fraction: float,
+    seed: int,
+    chosen: Mapping[str, str] | None = None,
+) -> set[str]:
+    """Choose the groups for validation: those whose draw is under `val_fraction`.
+
+    A group's side depends on no other group, so a video that is added, removed or renamed never
+    moves another from training to validation or back (which would leak), and every activity has
+    the same share in expectation. The price is that a few videos may give no validation at all.
+    One group always stays for training: the one with the largest draw.
+
+    Args:
+        groups: Names of source groups.
+        val_fraction: Share held out; 0 for none.
+        seed: Of the draws.
+        chosen: Groups whose side a person named, train or val; they are not drawn.
+    """
+    chosen = chosen or {}
+    names = set(groups)
+    held = {
+        name
+        for name in names
+        if chosen.get(name, VAL if draw(name, seed) < val_fraction else TRAIN) == VAL
+    }
+    if held == names:
+        drawn = [name for name in held if name not in chosen]
+        held -= {max(drawn, key=lambda name: draw(name, seed))} if drawn else set()
+    return held

@@ -1,0 +1,1 @@
+"""HTML pages for people: self-contained files that need no network."""

@@ -1,0 +1,156 @@
+"""One builder for every HTML page: text escaped, tables sortable, pictures inside the file.
+
+Owns: the look of a page and the escaping. Knows nothing of clips, caches or runs: it takes text,
+numbers and arrays. A page loads nothing from anywhere (its policy forbids it), so it can be mailed
+or archived. Dimensions: h height, w width in px.
+"""
+
+import base64
+import html
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+POLICY = (
+    "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
+    "script-src 'unsafe-inline'"
+)
+
+JPEG_QUALITY = 80
+
+
+class Raw(str):
+    """Markup, put into a page as it is; any other text is escaped."""
+
+    __slots__ = ()
+
+
+class Keyed(NamedTuple):
+    """A cell that sorts by something else than what it shows."""
+
+    shown: object
+    key: float
+
+
+def escape(value: object) -> Raw:
+    """Text to markup; markup stays what it is, None is nothing."""
+    if isinstance(value, Raw):
+        return value
+    return Raw("" if value is None else html.escape(str(value)))
+
+
+def page(title: str, sections: Sequence[str], *, script: str = "") -> str:
+    """Build a whole page.
+
+    Args:
+        title: In the tab and at the top.
+        sections: From `section`, `table`, `facts` and so on; plain text becomes a paragraph.
+        script: JavaScript of this page, run after that of the sortable tables.
+    """
+    body = "\n".join(
+        part if isinstance(part, Raw) else f"<p>{escape(part)}</p>" for part in sections
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style></head>\n"
+        f"<body><main><h1>{escape(title)}</h1>\n{body}\n</main>\n"
+        f"<script>{_SORT}{script}</script></body></html>\n"
+    )
+
+
+def section(heading: str, *parts: str) -> Raw:
+    """A heading and what stands under it; plain text becomes a paragraph."""
+    body = "\n".join(p if isinstance(p, Raw) else f"<p>{escape(p)}</p>" for p in parts)
+    return Raw(f"<section><h2>{escape(heading)}</h2>\n{body}</section>")
+
+
+def facts(values: Mapping[str, object]) -> Raw:
+    """Name and value, one below the other."""
+    items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in values.items())
+    return Raw(f"<dl>{items}</dl>")
+
+
+def table(
+    headers: Sequence[str], rows: Iterable[Sequence[object]], *, sortable: bool = True
+) -> Raw:
+    """Build a table; a click on a heading sorts by it, numbers as numbers.
+
+    Args:
+        headers: Names of the columns.
+        rows: Cells; text is escaped unless it is `Raw`; numbers stand to the right.
+        sortable: Whether a click sorts.
+    """
+    head = "".join(f"<th>{escape(name)}</th>" for name in headers)
+    body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    kind = ' class="sortable"' if sortable else ""
+    return Raw(
+        f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>{body}</tbody></table></div>"
+    )
+
+
+def image(pixels: UInt8[np.ndarray, "h w 3"], *, alt: str = "", quality: int = JPEG_QUALITY) -> Raw:
+    """A picture as a JPEG inside the page."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=quality)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    height, width = pixels.shape[:2]
+    return Raw(
+        f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" '
+        f'loading="lazy" alt="{escape(alt)}">'
+    )
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Keyed):
+        return f'<td class="number" data-sort="{value.key}">{escape(value.shown)}</td>'
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return f"<td>{escape(value)}</td>"
+    shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
+    return f'<td class="number" data-sort="{value}">{shown}</td>'
+
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: light-dark(#1d2433, #e5e9f0); --soft: light-dark(#5b6577, #9aa5b8);
+  --line: light-dark(#d9dee7, #39414f); --ground: light-dark(#ffffff, #161a21); --band: light-dark(#f4f6f9, #1e242d); }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--ground); color: var(--ink);
+  font: 14px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
+main { max-width: 1500px; margin: 0 auto; padding: 24px; }
+h1 { font-size: 22px; margin: 0 0 12px; } h2 { font-size: 17px; margin: 28px 0 8px; }
+p { margin: 6px 0; max-width: 90ch; } code, .code { font-family: ui-monospace, monospace; font-size: 12.5px; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; margin: 8px 0; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
+th, td { text-align: left; vertical-align: top; padding: 6px 10px; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; white-space: nowrap; position: sticky; top: 0; background: var(--ground); }
+tbody tr:hover { background: var(--band); } .number { text-align: right; font-variant-numeric: tabular-nums; }
+.sortable th { cursor: pointer; } .sortable th::after { content: " \\2195"; opacity: .4; }
+.sortable th[data-order="up"]::after { content: " \\2191"; opacity: 1; }
+.sortable th[data-order="down"]::after { content: " \\2193"; opacity: 1; }
+img, video { max-width: 100%; height: auto; border-radius: 4px; display: inline-block; }
+.strip { display: flex; gap: 4px; } .strip img { flex: none; max-width: none; } .soft { color: var(--soft); }
+.warn { color: light-dark(#9a5b00, #f0b35a); } .bad { color: light-dark(#b3261e, #ff8a80); }
+"""  # noqa: E501
+
+_SORT = """
+for (const table of document.querySelectorAll("table.sortable")) {
+  const value = cell => { const text = cell.dataset.sort ?? cell.textContent.trim();
+    const number = Number(text); return text !== "" && !Number.isNaN(number) ? number : text.toLowerCase(); };
+  table.querySelectorAll("th").forEach((head, column) => head.addEventListener("click", () => {
+    const up = head.dataset.order !== "up"; const body = table.tBodies[0];
+    table.querySelectorAll("th").forEach(other => delete other.dataset.order);
+    head.dataset.order = up ? "up" : "down";
+    const rows = [...body.rows].map(row => [value(row.cells[column]), row]);
+    rows.sort(([a], [b]) => typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) * (up ? 1 : -1)
+      : typeof a === "number" ? -1 : 1);
+    body.append(...rows.map(([, row]) => row));
+  }));
+}
+"""  # noqa: E501

@@ -1,0 +1,230 @@
+"""The run's README.md: a Hugging Face model card that says what the adapter is and how to use it.
+
+Owns: the text. A pure function of plain values; what they are is decided where the run is opened.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from wanlora.config import TrainConfig
+from wanlora.train.session import Session
+
+CARD_NAME = "README.md"
+PIPELINE_TAG = "text-to-video"
+TAGS = ("lora", "text-to-video", "wan", "wanlora", "diffusers")
+
+
+def model_card(facts: Mapping[str, Any]) -> str:
+    """Write the card.
+
+    Args:
+        facts: What is known; anything but `name` and `model` may be absent.
+
+            - name, model, variant: the run's name, the base's id or folder, its row;
+            - step, end_step, epochs, seed, trainable_parameters, precision;
+            - num_clips, activities (names to numbers of clips), buckets (names to numbers),
+              view, view_sha256, instance_prompt;
+            - settings: names and values to list;
+            - loss: last smoothed training loss; best, final: lines of validation.jsonl;
+            - example_prompt, num_frames, height, width;
+            - provenance: versions, fingerprints, store_digest, git_commit, ...
+    """
+    parts = [
+        f"---\n{_front_matter(facts)}\n---",
+        f"# {facts['name']}",
+        _what(facts),
+        _section("Use", _usage(facts)),
+        _section("Data", _data(facts)),
+        _section("Training", _table(_training(facts)), _validation(facts)),
+        _section("Provenance", _table(facts.get("provenance", {}))),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def card_facts(
+    config: TrainConfig, session: Session, validation: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Gather what `model_card` says from a run and its last held-out validation."""
+    clips, view = session.data.clips, session.data.view
+    buckets = Counter(clip.bucket for clip in clips)
+    bucket = max(buckets, key=lambda bucket: buckets[bucket])
+    return {
+        "name": config.output_dir.resolve().name,
+        "model": session.facts["model"],
+        "variant": session.variant.name,
+        "step": session.progress.step,
+        "end_step": session.end_step,
+        "epochs": session.progress.step * session.global_batch / len(clips),
+        "seed": config.seed,
+        "trainable_parameters": sum(p.numel() for p in session.masters.parameters.values()),
+        "precision": str(session.dtype).removeprefix("torch."),
+        "num_clips": len(clips),
+        "activities": dict(sorted(Counter(clip.activity for clip in clips).items())),
+        "buckets": {str(size): count for size, count in sorted(buckets.items())},
+        "view": view.name,
+        "view_sha256": view.sha256,
+        "settings": {
+            "rank": session.shape.rank,
+            "alpha": session.shape.alpha,
+            "targets": session.shape.targets,
+            "learning rate": session.optimizer.param_groups[0]["initial_lr"],
+            "optimizer": config.optimizer.name,
+            "global batch": session.global_batch,
+            "sigma": f"{config.flow.sampler}, shift {session.data.source.shift:g}",
+        },
+        "final": validation,
+        "num_frames": bucket.num_frames,
+        "height": bucket.height,
+        "width": bucket.width,
+        "provenance": session.facts,
+    }
+
+
+def _front_matter(facts: Mapping[str, Any]) -> str:
+    """YAML that the hub accepts: a base model there must be a repository's id, not a folder."""
+    model = str(facts["model"])
+    prompt = facts.get("instance_prompt")
+    data = ModelCardData(
+        base_model=model if _is_hub_id(model) else None,
+        library_name="diffusers",
+        pipeline_tag=PIPELINE_TAG,
+        tags=list(TAGS),
+        **({"instance_prompt": prompt} if prompt else {}),
+    )
+    return str(data.to_yaml())
+
+
+def _what(facts: Mapping[str, Any]) -> str:
+    number = facts.get("trainable_parameters")
+    size = f" of {number / 1e6:.3g} M parameters" if number else ""
+    model = str(facts["model"])
+    shown = f"[{model}](https://huggingface.co/{model})" if _is_hub_id(model) else f"`{model}`"
+    return (
+        f"A LoRA adapter{size} for the video model {shown}, trained with wanlora on cached "
+        "latents. The file is in diffusers' own layout."
+    )
+
+
+def _usage(facts: Mapping[str, Any]) -> str:
+    prompt = facts.get("example_prompt") or facts.get("instance_prompt") or "..."
+    size = [f"{key}={facts[key]}" for key in ("num_frames", "height", "width") if key in facts]
+    call = ", ".join([_quoted(prompt), *size])
+    with_diffusers = [
+        "```python",
+        "import torch",
+        "from diffusers import AutoencoderKLWan, WanPipeline",
+        "from diffusers.utils import export_to_video",
+        "",
+        f"model = {_quoted(facts['model'])}",
+        'vae = AutoencoderKLWan.from_pretrained(model, subfolder="vae", torch_dtype=torch.float32)',
+        "pipeline = WanPipeline.from_pretrained(model, vae=vae, torch_dtype=torch.bfloat16)",
+        'pipeline.load_lora_weights("FOLDER")  # this one',
+        'pipeline.to("cuda")',
+        f"video = pipeline({call}).frames[0]",
+        'export_to_video(video, "video.mp4", fps=16)',
+        "```",
+        "",
+        "or",
+        "",
+    ]
+    with_wanlora = [
+        "```sh",
+        f"wanlora sample --adapter FOLDER --prompt {_shell_quoted(prompt)}",
+        "```",
+    ]
+    # The embedded model has a name only here.
+    return "\n".join(with_wanlora if facts["model"] == "micro" else with_diffusers + with_wanlora)
+
+
+def _data(facts: Mapping[str, Any]) -> str:
+    rows = {
+        "clips": facts.get("num_clips"),
+        "sizes": _counts(facts.get("buckets")),
+        "activities": _counts(facts.get("activities")),
+        "view": facts.get("view"),
+        "view sha256": facts.get("view_sha256"),
+    }
+    return _table(rows)
+
+
+def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
+    step, end = facts.get("step"), facts.get("end_step")
+    return {
+        "steps": f"{step:,} of {end:,}" if step is not None and end and step != end else step,
+        "epochs": facts.get("epochs"),
+        "variant": facts.get("variant"),
+        "precision": facts.get("precision"),
+        "seed": facts.get("seed"),
+        "training loss (smoothed)": facts.get("loss"),
+        **facts.get("settings", {}),
+    }
+
+
+def _validation(facts: Mapping[str, Any]) -> str:
+    """Held-out loss beside the base's, where it was measured."""
+    rows = [
+        [
+            f"{name} (step {line['step']:,})", f"{line['mean']:.4f}", f"{line['base_mean']:.4f}",
+            f"{100 * line['difference'] / line['base_mean']:+.2f} %",
+            "{:+.4f} to {:+.4f}".format(*line["ci95"]) if line.get("ci95") else "",
+        ]
+        for name in ("best", "final")
+        if (line := facts.get(name))
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    headers = ["held-out loss", "adapter", "base", "change", "95 % interval of the difference"]
+    return (
+        _grid(headers, rows)
+        + "\n\nMean squared error of the predicted velocity on fixed held-out clips, noise levels "
+        "and noise; lower is better. The best adapter is in `best/`, the last one in this folder."
+    )
+
+
+def _section(heading: str, *parts: str) -> str:
+    body = "\n\n".join(part for part in parts if part)
+    return f"## {heading}\n\n{body}" if body else ""
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    shown = [
+        [str(key), f"`{_plain(value)}`" if len(str(value)) > 30 else _plain(value)]
+        for key, value in rows.items()
+        if value is not None and value != ""
+    ]
+    return _grid(["", ""], shown) if shown else ""
+
+
+def _grid(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _counts(counts: Mapping[str, int] | None) -> str | None:
+    """`walking 12, sitting 9, ...`, the largest first; many are cut, and said to be."""
+    if not counts:
+        return None
+    ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{name or 'none'} {number}" for name, number in ordered[:12])
+    return shown + (f", and {len(ordered) - 12} more" if len(ordered) > 12 else "")
+
+
+def _plain(value: Any) -> str:
+    text = f"{value:.4g}" if isinstance(value, float) else str(value)
+    return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("`", "'")
+
+
+def _quoted(text: Any) -> str:
+    return '"' + str(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ") + '"'
+
+
+def _shell_quoted(text: Any) -> str:
+    return "'" + str(text).replace("'", "'\\''").replace("\n", " ") + "'"
+
+
+def _is_hub_id(model: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model) is not None

@@ -1,0 +1,32 @@
+"""One forward pass of the transformer on a micro-batch, in the right types.
+
+Owns: what is fp32 and what is the transformer's type.
+"""
+
+from typing import Any
+
+import torch
+
+from wanlora.core import flow
+from wanlora.train.batches import MicroBatch
+
+
+def predict(
+    transformer: Any, batch: MicroBatch, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run the transformer on a micro-batch; return its prediction and the velocity target.
+
+    Mixing and target are fp32; the transformer's inputs are cast to its type, the timestep stays
+    float32. No autocast: it would demote the modules that diffusers keeps in fp32.
+    """
+    latents, noise, sigmas = (
+        tensor.to(device, non_blocking=True)
+        for tensor in (batch.latents, batch.noise, batch.sigmas)
+    )
+    prediction = transformer(
+        hidden_states=flow.mix(latents, noise, sigmas).to(dtype),
+        timestep=flow.timesteps(sigmas),
+        encoder_hidden_states=batch.prompt_embeds.to(device, dtype, non_blocking=True),
+        return_dict=False,
+    )[0]
+    return prediction, flow.velocity_target(latents, noise)

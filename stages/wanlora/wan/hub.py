@@ -1,0 +1,66 @@
+"""How much a download would be, said and checked before it starts.
+
+Owns: the question to the hub. Must not know: variants, torch.
+"""
+
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wanlora.errors import ModelError
+
+MARGIN = 1.1
+"""Free disk asked for, in sizes of the download: temporary files and file systems need some."""
+
+log = logging.getLogger(__name__)
+
+
+def check_room(model: str, patterns: Sequence[str]) -> int:
+    """Print the size of what is not downloaded yet, and refuse a disk that cannot hold it.
+
+    Returns:
+        Bytes to download; 0 when everything is there, or nobody can be asked (the download itself
+        then says what is wrong).
+
+    Raises:
+        ModelError: The disk has too little room; says how much is missing, and where.
+    """
+    import huggingface_hub  # noqa: PLC0415  (a second to import, and only hub ids need it)
+    from huggingface_hub import constants  # noqa: PLC0415
+    from huggingface_hub.errors import DryRunError, HfHubHTTPError  # noqa: PLC0415
+
+    try:
+        files: Any = huggingface_hub.snapshot_download(
+            model, allow_patterns=list(patterns), dry_run=True
+        )
+    except (DryRunError, HfHubHTTPError, OSError):
+        return 0
+    num_bytes: int = sum(file.file_size or 0 for file in files if file.will_download)
+    if not num_bytes:
+        return 0
+    place = Path(constants.HF_HUB_CACHE)
+    there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    log.info(
+        "downloading %.2f GB of %s (%s) to %s, which has %.0f GB free",
+        num_bytes / 1e9, model, ", ".join(sorted(_sizes(files))), place, free / 1e9,
+    )  # fmt: skip
+    if free < MARGIN * num_bytes:
+        raise ModelError(
+            f"{model} needs a download of {num_bytes / 1e9:.2f} GB to {place}, and that disk has "
+            f"{free / 1e9:.2f} GB free (expected {MARGIN:g} times the download); free some, or set "
+            "HF_HOME to a folder on a larger disk"
+        )
+    return num_bytes
+
+
+def _sizes(files: Sequence[Any]) -> list[str]:
+    """Name and size of each part of the model."""
+    parts: dict[str, int] = {}
+    for file in files:
+        if file.will_download:
+            part = file.filename.split("/")[0] if "/" in file.filename else "index"
+            parts[part] = parts.get(part, 0) + (file.file_size or 0)
+    return [f"{part} {size / 1e9:.2f} GB" for part, size in parts.items()]

@@ -1,0 +1,66 @@
+"""What the documents say is what the program does."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from wanlora.cli import app
+
+ROOT = Path(__file__).parents[2]
+DOCUMENTS = [
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md",
+    *sorted(path for path in (ROOT / "docs").rglob("*.md")),
+]  # fmt: skip
+
+
+def test_the_configuration_reference_is_what_make_docs_writes():
+    made = runpy.run_path(str(ROOT / "docs" / "configuration.py"))["reference"]()
+    assert (ROOT / "docs" / "configuration.md").read_text() == made, "run: make docs"
+
+
+def _commands():
+    for document in DOCUMENTS:
+        text = document.read_text()
+        for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                words = line.strip().removeprefix("$ ")
+                if words.startswith("wanlora ") and "…" not in words:
+                    yield pytest.param(words, id=f"{document.name}: {words[:50]}")
+
+
+@pytest.mark.parametrize("line", list(_commands()))
+def test_every_command_in_the_documents_has_flags_that_exist(line):
+    _, name, *arguments = shlex.split(line, comments=True)
+    group = typer.main.get_command(app)
+    # Parsed, not run: an unknown flag or a missing argument raises.
+    group.commands[name].make_context(name, arguments, **group.context_settings)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+        if "://" not in target:
+            assert (document.parent / target).exists(), target
+
+
+def test_every_file_on_the_readmes_map_exists():
+    text = (ROOT / "README.md").read_text()
+    block = re.search(r"## Map\n\n```\n(.*?)```", text, re.DOTALL).group(1)
+    package = ROOT / "stages" / "wanlora"
+    for line in block.splitlines():
+        for name in re.findall(r"[\w./<>]+(?:\.py|/)(?=\s|$)", line[:27]):
+            home = package if line.startswith("  ") else ROOT
+            assert (home / name).exists(), name
+
+
+def test_every_module_of_the_package_is_on_the_readmes_map():
+    text = (ROOT / "README.md").read_text()
+    for path in (ROOT / "stages" / "wanlora").iterdir():
+        if path.name.startswith(("_", "py.typed")):
+            continue
+        name = f"{path.name}/" if path.is_dir() else path.name
+        assert name in text, name

@@ -1,0 +1,89 @@
+"""The first run with a hub id: only what is needed, only where it fits, and offline with a hint."""
+
+import logging
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.hub import serving
+from tests.support.models import micro_folder, micro_home  # noqa: F401
+from wanlora.errors import ModelError
+from wanlora.wan import hub, variants
+
+
+@pytest.fixture
+def hub_home(monkeypatch, tmp_path):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+SCRIPT = """
+import json, logging, sys
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+from wanlora.wan.variants import ENCODERS, TRANSFORMER, resolve
+for parts in (TRANSFORMER, ENCODERS, ENCODERS):
+    folder = resolve("org/model", parts)
+    print(json.dumps(sorted(str(p.relative_to(folder)) for p in folder.rglob("*.safetensors"))))
+"""
+
+
+def test_only_the_needed_parts_are_downloaded_once_and_their_size_is_said(
+    micro_folder, tmp_path  # noqa: F811
+):  # fmt: skip
+    with serving(micro_folder) as (address, downloaded):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            env={"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "PATH": "", "HOME": "/nowhere",
+                 "HF_HUB_DISABLE_XET": "1", "no_proxy": "127.0.0.1"},
+            capture_output=True, text=True, timeout=180,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    first, second, third = done.stdout.splitlines()
+    assert "vae" not in first
+    assert "text_encoder" not in first
+    assert second == third
+    assert len(downloaded) == len(set(downloaded))
+    assert done.stderr.count("downloading 0.0") == 2
+    assert "transformer 0.0" in done.stderr
+    assert not [name for name in downloaded if name.startswith("scheduler/")]
+
+
+def planned(num_bytes):
+    """What the hub's dry run returns."""
+    from huggingface_hub import DryRunFileInfo
+
+    def answer(model, *, allow_patterns, dry_run):
+        assert dry_run
+        return [
+            DryRunFileInfo("c", num_bytes, "vae/a.safetensors", "x", False, True),
+            DryRunFileInfo("c", 10**12, "vae/there.safetensors", "x", True, False),
+        ]
+
+    return answer
+
+
+def test_a_disk_that_cannot_hold_the_download_is_refused_before_it(monkeypatch, hub_home, caplog):
+    import huggingface_hub
+
+    free = shutil.disk_usage("/").free
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", planned(free))
+    with pytest.raises(ModelError, match=r"needs a download of .* GB .*expected 1\.1 .*HF_HOME"):
+        hub.check_room("org/model", ["vae/*"])
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", planned(2_500_000_000))
+    monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 3e9))
+    with caplog.at_level(logging.INFO, logger="wanlora"):
+        assert hub.check_room("org/model", ["vae/*"]) == 2_500_000_000
+    assert "downloading 2.50 GB of org/model (vae 2.50 GB)" in caplog.text
+
+
+def test_offline_the_line_to_run_elsewhere_is_given(monkeypatch, hub_home):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match=r"hf download org/model --include model_index.json 'vae/"):
+        variants.resolve("org/model", variants.ENCODERS)

@@ -1,0 +1,133 @@
+"""Killed and run again, and the files remembered."""
+
+import json
+import os
+import signal
+import time
+
+from tests.support import videos
+from tests.support.cli import start
+from wanlora import prepare
+from wanlora.config import PrepareConfig
+from wanlora.prepare import check, stage
+from wanlora.prepare.journal import NAME
+
+SMALL = {"num_frames": 17, "height": 48, "width": 80, "workers": 1, "val_fraction": 0.3}
+FILES = ("train.jsonl", "val.jsonl", "errors.jsonl")
+
+
+def dataset(folder, count):
+    for index in range(count):
+        path = videos.write_video(folder / f"v{index}.mp4", num_frames=60 + index)
+        path.with_suffix(".txt").write_text(f"caption {index}")
+    (videos.write_text(folder / "bad.mp4")).with_suffix(".txt").write_text("bad")
+    return folder
+
+
+def prepared(raw, output, **changes):
+    return prepare.run(PrepareConfig(sources=(raw,), output=output, **(SMALL | changes)))
+
+
+def counting(monkeypatch):
+    checked = []
+    real = check.check
+
+    def spy(path, alive, *, detector):
+        checked.append(path.name)
+        return real(path, alive, detector=detector)
+
+    monkeypatch.setattr(check, "check", spy)
+    return checked
+
+
+def test_a_second_run_checks_only_what_changed(tmp_path, monkeypatch):
+    raw = dataset(tmp_path / "raw", 3)
+    checked = counting(monkeypatch)
+    prepared(raw, tmp_path / "out")
+    assert sorted(checked) == ["bad.mp4", "v0.mp4", "v1.mp4", "v2.mp4"]
+    before = [(tmp_path / "out" / name).read_bytes() for name in FILES if name != "val.jsonl"]
+    checked.clear()
+    prepared(raw, tmp_path / "out")
+    assert checked == []
+    assert before == [(tmp_path / "out" / n).read_bytes() for n in FILES if n != "val.jsonl"]
+    os.utime(raw / "v1.mp4", ns=(1, 1))
+    videos.write_video(raw / "bad.mp4")
+    prepared(raw, tmp_path / "out", num_frames=33)
+    assert sorted(checked) == ["bad.mp4", "v1.mp4"]
+    checked.clear()
+    prepared(raw, tmp_path / "out", scenes="allow")  # the same detector
+    assert checked == []
+
+
+def test_a_torn_or_foreign_journal_only_costs_time(tmp_path):
+    raw = dataset(tmp_path / "raw", 2)
+    prepared(raw, tmp_path / "whole")
+    prepared(raw, tmp_path / "out")
+    journal = tmp_path / "out" / NAME
+    lines = journal.read_text().splitlines()
+    entry = json.loads(lines[1])
+    entry["video"] = {"unknown": 1}
+    journal.write_text("\n".join([*lines[:1], json.dumps(entry), "[]", '{"a"', lines[-1][:50]]))
+    prepared(raw, tmp_path / "out")
+    for name in ("train.jsonl", "errors.jsonl"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_killed_run_continues_and_ends_in_the_same_bytes(tmp_path, monkeypatch):
+    raw = dataset(tmp_path / "raw", 12)
+    prepared(raw, tmp_path / "whole")
+    command = [
+        "prepare", raw, "--output", tmp_path / "out", "--num-frames", 17, "--height", 48,
+        "--width", 80, "--val-fraction", 0.3, "--workers", 2,
+    ]  # fmt: skip
+    running = start(*command)
+    journal = tmp_path / "out" / NAME
+    for _ in range(600):
+        if journal.exists() and journal.read_text().count("sha256") >= 3:
+            break
+        time.sleep(0.05)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    known = journal.read_text().count('"path"')
+    assert known >= 3
+    assert not (tmp_path / "out" / "train.jsonl").exists() or known == 13
+    checked = counting(monkeypatch)
+    prepared(raw, tmp_path / "out")
+    assert len(checked) == 13 - known
+    for name in FILES:
+        whole = tmp_path / "whole" / name
+        assert (tmp_path / "out" / name).exists() == whole.exists()
+        if whole.exists():
+            assert (tmp_path / "out" / name).read_bytes() == whole.read_bytes()
+
+
+def test_adding_videos_moves_no_other_to_another_split(tmp_path):
+    raw = dataset(tmp_path / "raw", 12)
+    sides = {}
+    for count in (12, 16):
+        dataset(raw, count)
+        prepared(raw, tmp_path / "out", mode="head")
+        for name in ("train", "val"):
+            for line in (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines():
+                clip = json.loads(line)["clip_id"]
+                assert sides.setdefault(clip, name) == name
+    assert len(sides) == 16
+    assert set(sides.values()) == {"train", "val"}
+
+
+def test_the_stage_survives_a_process_that_dies(tmp_path, monkeypatch):
+    """The journal forgets it, so that the next run tries again."""
+    raw = dataset(tmp_path / "raw", 2)
+    from wanlora.errors import LostProcessError
+
+    def lossy(paths, **settings):
+        for path in paths:
+            if path.name == "v0.mp4":
+                yield path, LostProcessError("unreadable", f"{path}: killed")
+            else:
+                yield path, check.check(path, lambda: None, detector="builtin")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "check_all", lossy)
+        assert prepared(raw, tmp_path / "out").errors == {"unreadable": 2}
+    assert prepared(raw, tmp_path / "out").errors == {"unreadable": 1}

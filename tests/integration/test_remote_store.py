@@ -1,0 +1,193 @@
+"""A cache in an object store behaves as one in a folder: moto's S3 server on loopback."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.support import cli
+from tests.support.s3 import failing_proxy, s3, s3_port  # noqa: F401
+from tests.support.stores import build_store, open_rows, row_of, segment_writer
+from wanlora.core.location import Url, parse
+from wanlora.errors import CorruptRowError, StoreError
+from wanlora.store import objects, remote
+from wanlora.store.reader import StoreReader
+from wanlora.store.views import read_view
+
+pytestmark = pytest.mark.filterwarnings(
+    # zarr's word on its adapter; what this project asks of it is tested here.
+    "ignore:.*ObjectStore.*:UserWarning"
+)
+
+
+@pytest.fixture
+def cache(s3) -> Url:  # noqa: F811
+    remote.open_store.cache_clear()
+    return parse(s3)
+
+
+def test_objects_are_put_read_listed_and_removed_as_in_a_folder(cache, tmp_path):
+    for root in (cache, tmp_path):
+        assert objects.get(root, "a/none") is None
+        for key in ("a/one", "a/b/two", "c/three"):
+            objects.put(root, key, key.encode())
+        assert objects.get(root, "a/b/two") == b"a/b/two"
+        assert (objects.folders(root, "a"), objects.files(root, "a")) == (["b"], ["one"])
+        assert objects.folders(root, "nothing") == []
+        found = objects.listing(root, "a")
+        assert {key: entry.num_bytes for key, entry in found.items()} == {"a/one": 5, "a/b/two": 7}
+        assert all(objects.age_s(entry) < 600 for entry in found.values())
+        objects.remove(root, "a/one")
+        objects.remove(root, "a/one")
+        objects.remove_tree(root, "a")
+        assert list(objects.listing(root, "")) == ["c/three"]
+
+
+def test_rows_views_and_the_index_are_the_same_as_in_a_folder(cache, tmp_path):
+    there, here = build_store(cache, num_clips=6), build_store(tmp_path, num_clips=6)
+    assert there.sha256 == here.sha256
+    reader = StoreReader.of_view(cache, read_view(cache, "default"))
+    for clip in there.clips:
+        assert np.array_equal(reader.latents(clip.key), row_of("latents", clip.key))
+    for key in there.prompt_keys():
+        assert np.array_equal(reader.prompt_embeds(key), row_of("text", key))
+
+
+def test_a_damaged_object_in_a_bucket_names_its_row_and_a_dead_server_is_not_damage(
+    cache, monkeypatch
+):
+    view = build_store(cache, num_clips=2)
+    shard = next(k for k in objects.listing(cache, "store.zarr/latents") if "/latent/c/" in k)
+    data = bytearray(objects.get(cache, shard))
+    data[len(data) // 3] ^= 4
+    objects.put(cache, shard, bytes(data))
+    reader = open_rows(cache, "latents")
+    messages = []
+    for clip in view.clips:
+        try:
+            reader.read(clip.key)
+        except CorruptRowError as error:
+            messages.append(str(error))
+    assert messages
+    assert all(f"wanlora inspect {cache} --repair" in message for message in messages)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(remote, "MAX_RETRIES", 0)
+    remote.open_store.cache_clear()
+    with pytest.raises(StoreError, match=r"cannot [\s\S]*AWS_ENDPOINT_URL") as refused:
+        open_rows(cache, "latents")
+    assert not isinstance(refused.value, CorruptRowError)
+
+
+def test_a_read_that_fails_is_repeated(cache, s3_port, monkeypatch):  # noqa: F811
+    view = build_store(cache, num_clips=4)
+    with failing_proxy(s3_port, every=4) as (port, counts):
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        remote.open_store.cache_clear()
+        reader = StoreReader.of_view(cache, view)
+        for clip in view.clips:
+            assert np.array_equal(reader.latents(clip.key), row_of("latents", clip.key))
+    assert counts[1] >= 3, counts
+
+
+WRITER = """
+import sys
+from itertools import count
+from tests.support.stores import row_of, segment_writer
+from wanlora.core.location import parse
+with segment_writer(parse(sys.argv[1]), "latents", rows=2) as writer:
+    for i in count(int(sys.argv[2])):
+        writer.add(f"{i:064x}", row_of("latents", f"{i:064x}"))
+"""
+
+
+def test_killed_writers_leave_whole_segments_or_nothing(cache):
+    for start in range(3):
+        processes = [
+            subprocess.Popen([sys.executable, "-c", WRITER, str(cache), str(20 * start + 5 * i)])
+            for i in range(2)
+        ]
+        deadline = time.monotonic() + 60
+        known = len(objects.listing(cache, "store.zarr"))
+        while len(objects.listing(cache, "store.zarr")) < known + 12:
+            assert time.monotonic() < deadline
+            time.sleep(0.02 * (start + 1))
+        for process in processes:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    reader = open_rows(cache, "latents")
+    assert len(reader.rows) >= 12
+    for key in reader.rows:
+        assert np.array_equal(reader.read(key), row_of("latents", key))
+    assert all(len(segment.row_keys) == 2 for segment in reader.segments)
+
+
+def test_a_local_copy_fetches_each_segment_once_and_heals_itself(cache, tmp_path, monkeypatch):
+    view = build_store(cache, num_clips=6, rows=3)
+    folder = tmp_path / "copy"
+    StoreReader.of_view(cache, view, local_copy=folder)
+    assert not folder.exists()  # nothing before it is read
+    fetched = []
+    original = remote.get
+    monkeypatch.setattr(remote, "get", lambda root, key: fetched.append(key) or original(root, key))
+    reader = StoreReader.of_view(cache, view, local_copy=folder)
+    fetched.clear()
+    for _ in range(2):
+        for clip in view.clips:
+            assert np.array_equal(reader.latents(clip.key), row_of("latents", clip.key))
+    assert len([key for key in fetched if "/latent/c/" in key]) == 2
+    assert len(fetched) == len(set(fetched))
+    shard = next(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".json")
+    shard.write_bytes(b"damaged")
+    again = StoreReader.of_view(cache, view, local_copy=folder)
+    for clip in view.clips:
+        assert np.array_equal(again.latents(clip.key), row_of("latents", clip.key))
+    files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+    assert set(files) < set(objects.listing(cache, "store.zarr"))
+
+
+def test_stage_one_inspect_and_train_take_an_address(
+    s3, micro_home, npz_manifest, tmp_path, cache_fp16  # noqa: F811
+):  # fmt: skip
+    made = cli.invoke("cache-latents", "--manifest", npz_manifest, "--cache", s3, "--model",
+                      "micro", "--set", "text_dtype=float32")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    assert f"wanlora train --cache {s3}" in made.output
+    here = read_view(cache_fp16, "default")
+    there = read_view(parse(s3), "default")
+    assert [clip.key for clip in there.clips] == [clip.key for clip in here.clips]
+    ours, theirs = (
+        StoreReader.of_view(root, view) for root, view in ((cache_fp16, here), (parse(s3), there))
+    )
+    for clip in here.clips:
+        assert np.array_equal(ours.latents(clip.key), theirs.latents(clip.key))
+    again = cli.invoke("cache-latents", "--manifest", npz_manifest, "--cache", s3, "--model",
+                       "micro", "--set", "text_dtype=float32", "--json")  # fmt: skip
+    assert json.loads(again.stdout)["clips_encoded"] == 0
+    looked = cli.invoke("inspect", s3, "--verify", "--html", tmp_path / "page.html", "--json")
+    assert looked.exit_code == 0, looked.output
+    assert json.loads(looked.stdout)["invalid"] == []
+    freed = cli.invoke("inspect", s3, "--gc")
+    assert freed.exit_code == 0, freed.output
+    train = ("train", "--model", "micro", "--max-steps", 2, "--device", "cpu", "--output-dir")
+    copied = tmp_path / "copy"
+    for folder, arguments in (("far", ()), ("near", ("--local-copy", copied))):
+        done = cli.invoke(*train, tmp_path / folder, "--cache", s3, *arguments)
+        assert done.exit_code == 0, done.output
+    assert list(copied.rglob("zarr.json"))
+
+
+def test_without_obstore_the_message_says_what_to_install(monkeypatch):
+    remote.open_store.cache_clear()
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    assert "pip install 'wanlora[s3]'" in cli.refuses("inspect", "s3://bucket/x")
+    remote.open_store.cache_clear()
+
+
+def test_a_segment_writer_may_write_to_memory():
+    with segment_writer(Url("memory:///"), "latents") as writer:
+        writer.add("k", row_of("latents", "k"))
+    assert np.array_equal(open_rows(Url("memory:///"), "latents").read("k"), row_of("latents", "k"))

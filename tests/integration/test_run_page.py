@@ -1,0 +1,106 @@
+"""The page of a run, from its folder, and as a browser shows it."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+
+from wanlora import runs
+from wanlora.train.page import MOST_PREVIEWED_STEPS, write_page
+from wanlora.train.previews import save_previews
+
+CHROMIUM = shutil.which("chromium")
+
+
+def write_run(folder, *, num_steps=20, preview_steps=(10, 20), validations=True):
+    folder.mkdir()
+    settings = {"model": "micro", "lora": {"rank": 4, "targets": "<script>alert(1)</script>"}}
+    (folder / runs.CONFIG_NAME).write_text(tomli_w.dumps(settings))
+    for step in range(num_steps):
+        runs.append_row(
+            folder, runs.METRICS_NAME,
+            {"step": step, "loss": 1.0 / (step + 1), "loss_smoothed": 0.5, "lr": 1e-4,
+             "grad_norm": 0.5, "clips_per_s": 2.0, "s_per_step": 0.5, "tflops": 0.01, "mfu": None,
+             "data_wait_pct": 1.0, "peak_memory_gb": 0.5, "eta_s": 3.0},
+        )  # fmt: skip
+    for step, split in [(10, "val"), (10, "train"), (20, "val"), (20, "train")] * validations:
+        mean = 0.4 if (step, split) == (10, "val") else 0.45
+        row = {"step": step, "split": split, "mean": mean, "base_mean": 0.5,
+               "difference": mean - 0.5, "standard_error": 0.01,
+               "ci95": [mean - 0.52, mean - 0.48], "per_sigma": [[0.2, 0.6, 0.7], [0.8, 0.2, 0.3]],
+               "per_activity": {"walking": [mean, 0.5]}}  # fmt: skip
+        runs.append_row(folder, runs.VALIDATION_NAME, row)
+    for step in preview_steps:
+        save_previews(
+            folder, step, ["a <dog>", "a cat"],
+            list(torch.randn(2, 16, 3, 4, 6, generator=torch.Generator().manual_seed(step))),
+            np.full((17, 3), 0.1), seed=0, fps=16.0, facts={"model": "micro", "variant": "micro"},
+        )  # fmt: skip
+    return folder
+
+
+def test_a_page_shows_curves_validation_and_previews(tmp_path):
+    run = write_run(tmp_path / "clapping")
+    made = write_page(run).read_text()
+    assert "<title>Run clapping</title>" in made
+    for title in ("Training loss", "Validation loss", "Learning rate", "Waiting for data",
+                  "Achieved TFLOP/s", "95 % interval", "By noise level at step 20"):  # fmt: skip
+        assert title in made, title
+    assert "0.4000 at step 10 (-20.00 % against the base)" in made
+    assert "<script>alert" not in made
+    assert "a &lt;dog&gt;" in made
+    gifs = [base64.b64decode(data) for data in re.findall(r"image/gif;base64,([^\"]+)", made)]
+    folder = run / "previews"
+    wanted = [folder / f"step-{step:06d}" / f"{i:02d}.gif" for step in (20, 10) for i in (0, 1)]
+    assert gifs == [path.read_bytes() for path in wanted]
+
+
+def test_a_run_that_has_just_begun_has_a_page(tmp_path):
+    run = write_run(tmp_path / "new", num_steps=0, preview_steps=(), validations=False)
+    made = write_page(run).read_text()
+    assert "none yet" in made
+    assert "nothing yet" in made
+    assert "Against the base model" not in made
+
+
+def test_of_many_previews_some_are_shown_and_the_rest_named(tmp_path):
+    steps = tuple(range(100, 1300, 100))
+    made = write_page(write_run(tmp_path / "long", preview_steps=steps)).read_text()
+    assert len(re.findall("image/gif", made)) == 2 * MOST_PREVIEWED_STEPS
+    assert "4 of 12 steps are not shown here" in made
+    assert ">100<" in made
+    assert ">1,200<" in made
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_a_browser_draws_every_chart_without_an_error(tmp_path):
+    page = write_page(write_run(tmp_path / "shown"))
+    probe = tmp_path / "probe.html"
+    script = """<script>addEventListener("load", () => { document.title = JSON.stringify({
+      charts: [...document.querySelectorAll(".chart svg")].map(s => s.getBoundingClientRect().width > 200),
+      images: [...document.images].map(i => i.naturalWidth),
+      outside: [...document.querySelectorAll(".chart svg text")].filter(t => { const b = t.getBoundingClientRect(),
+        s = t.closest("svg").getBoundingClientRect(); return b.left < s.left - 1 || b.right > s.right + 1; }).length,
+      titles: document.querySelectorAll(".strip-x title").length }); });</script>"""  # noqa: E501
+    text = page.read_text().replace('loading="lazy"', "")
+    probe.write_text(text.replace("</body>", f"{script}</body>"))
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,900",
+            "--dump-dom", probe.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    found = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
+    assert found["charts"] == [True] * 10
+    assert found["images"] == [24] * 4
+    assert found["outside"] == 0
+    assert found["titles"] > 50

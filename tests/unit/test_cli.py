@@ -1,0 +1,72 @@
+"""What the command line adds to the stages: help, exit codes, and errors of the disk."""
+
+import errno
+import os
+
+import pytest
+from typer.testing import CliRunner
+
+from wanlora import cli
+from wanlora.config import COMMANDS, Flag
+from wanlora.errors import ConfigError, ManifestError
+
+
+def help_of(*command: str) -> str:
+    result = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "400"})
+    assert result.exit_code == 0
+    return result.output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_describes_every_everyday_flag_with_its_default(name):
+    text = help_of(name)
+    for field_name, field in COMMANDS[name].model_fields.items():
+        flag = next((item for item in field.metadata if isinstance(item, Flag)), None)
+        if flag is None:
+            continue
+        option = flag.names[0] if flag.names else f"--{field_name.replace('_', '-')}"
+        assert (f"{field_name} " if flag.argument else option) in text.replace("...", " ")
+        assert str(field.description).replace("None = ", "without it: ") in text
+        if isinstance(field.default, int | float) and not isinstance(field.default, bool):
+            assert f"[default: {field.default}]" in text
+    assert "None = " not in text  # nobody types None
+    assert "[default: ]" not in text
+    assert all(example in text for example in cli.EXAMPLES[name])
+
+
+def test_the_list_of_commands_says_what_each_is_for_and_where_to_start():
+    text = help_of()
+    for name, config_type in COMMANDS.items():
+        assert name in text
+        assert str(config_type.__doc__).splitlines()[0] in text
+    assert "Start with: wanlora demo" in text
+
+
+def fails_with(error: BaseException) -> int:
+    def action() -> int:
+        raise error
+
+    return cli._guarded(action)
+
+
+def test_errors_have_the_exit_codes_that_are_documented(capsys):
+    assert fails_with(ManifestError("no clips")) == 1
+    assert fails_with(ConfigError("no such setting")) == 2
+    assert fails_with(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "error: no clips", "error: no such setting", "interrupted",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EEXIST])
+def test_a_disk_that_refuses_is_a_message(number, capsys):
+    assert fails_with(OSError(number, os.strerror(number), "/data/x.mp4")) == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: /data/x.mp4: {os.strerror(number)}; check that path")
+
+
+def test_a_bug_shows_its_traceback():
+    with pytest.raises(FileNotFoundError):
+        fails_with(FileNotFoundError(errno.ENOENT, "No such file", "/package/table.json"))
+    with pytest.raises(KeyError):
+        fails_with(KeyError("x"))

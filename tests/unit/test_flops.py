@@ -1,0 +1,158 @@
+"""Counted by hand against torch's counter on the real model, on the meta device."""
+
+import re
+from functools import partial
+
+import pytest
+import torch
+from diffusers import WanTransformer3DModel
+from peft import LoraConfig
+from torch.utils.flop_counter import FlopCounterMode
+
+from wanlora.core.buckets import Bucket, num_tokens
+from wanlora.core.flops import PEAK_FLOPS, TransformerShape, mfu, peak_flops, step_flops
+from wanlora.wan.targets import PRESETS
+from wanlora.wan.variants import VARIANTS
+
+FULL_SIZE = Bucket(81, 480, 832)
+
+
+def shape_of(variant: str, num_layers: int | None = None) -> TransformerShape:
+    row = VARIANTS[variant]
+    return TransformerShape(
+        num_layers=num_layers or row.num_layers, num_attention_heads=row.num_attention_heads,
+        attention_head_dim=row.attention_head_dim, ffn_dim=row.ffn_dim, text_dim=row.text_dim,
+    )  # fmt: skip
+
+
+def on_meta(shape: TransformerShape, targets: str, rank: int) -> WanTransformer3DModel:
+    with torch.device("meta"):
+        model = WanTransformer3DModel(
+            num_layers=shape.num_layers, num_attention_heads=shape.num_attention_heads,
+            attention_head_dim=shape.attention_head_dim, ffn_dim=shape.ffn_dim,
+            text_dim=shape.text_dim, freq_dim=shape.freq_dim, cross_attn_norm=True,
+            qk_norm="rms_norm_across_heads",
+        ).requires_grad_(False)  # fmt: skip
+        model.add_adapter(LoraConfig(r=rank, target_modules=targets))
+    return model.to("meta")
+
+
+def adapted_by(model: WanTransformer3DModel, targets: str) -> set[str]:
+    return {name for name, _ in model.named_modules() if re.fullmatch(targets, name)}
+
+
+@pytest.fixture
+def fused_attention(monkeypatch):
+    """On the meta device torch chooses the unfused kernel; a GPU runs this one or its like."""
+
+    def attention(query, key, value, **_settings):
+        return torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, True)[0]
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+
+
+def counted(model: WanTransformer3DModel, bucket: Bucket) -> tuple[float, float]:
+    """FLOPs of forward, and of forward and backward, by torch's counter."""
+    frames, height, width = bucket
+    text_dim = model.config.text_dim
+    with FlopCounterMode(display=False) as counter:
+        output = model(
+            hidden_states=torch.empty(
+                1, 16, 1 + (frames - 1) // 4, height // 8, width // 8, device="meta"
+            ),
+            timestep=torch.empty(1, device="meta"),
+            encoder_hidden_states=torch.empty(1, 512, text_dim, device="meta"),
+            return_dict=False,
+        )[0]
+        forward = counter.get_total_flops()
+        output.sum().backward()
+    return forward, counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        *PRESETS.values(),
+        r"blocks\.1\.attn2\.to_q",  # nothing before it needs a gradient
+        r"blocks\.0\.attn2\.to_k|blocks\.1\.ffn\.net\.2",
+        r"condition_embedder\.text_embedder\.linear_2",
+    ],
+)
+def test_every_choice_of_targets_is_counted_exactly(fused_attention, targets):
+    shape, bucket = shape_of("t2v-1.3b", num_layers=2), Bucket(17, 64, 96)
+    model = on_meta(shape, targets, rank=8)
+    adapted = adapted_by(model, targets)
+    flops = step_flops(shape, num_tokens(bucket), rank=8, adapted=adapted)
+    assert (flops.forward.total, flops.model) == counted(model, bucket)
+    assert flops.recompute == 0
+
+
+def test_checkpointing_counts_the_blocks_twice(fused_attention):
+    shape, bucket = shape_of("t2v-1.3b", num_layers=2), Bucket(17, 64, 96)
+    model = on_meta(shape, PRESETS["attention+ffn"], rank=8)
+    adapted = adapted_by(model, PRESETS["attention+ffn"])
+    model.enable_gradient_checkpointing(
+        partial(torch.utils.checkpoint.checkpoint, use_reentrant=False)
+    )
+    flops = step_flops(shape, num_tokens(bucket), rank=8, adapted=adapted, recompute="full")
+    assert flops.total == counted(model.train(), bucket)[1]
+    assert 0 < flops.recompute < flops.forward.total  # the embedders run once
+
+
+def test_the_real_model_at_full_size(fused_attention):
+    """870.2 TF, as docs and benchmarks say; torch's counter agrees."""
+    shape = shape_of("t2v-1.3b")
+    tokens = num_tokens(FULL_SIZE)
+    assert tokens == 32_760
+    model = on_meta(shape, PRESETS["attention"], rank=32)
+    names = adapted_by(model, PRESETS["attention"])
+    flops = step_flops(shape, tokens, rank=32, adapted=names)
+    assert flops.model == pytest.approx(counted(model, FULL_SIZE)[1], rel=1e-6)
+    assert flops.model == pytest.approx(870.2e12, rel=1e-3)
+    assert flops.forward.self_attention == pytest.approx(197.8e12, rel=1e-3)
+    assert flops.backward.frozen_linears == pytest.approx(81.5e12, rel=1e-3)
+    full = step_flops(shape, tokens, rank=32, adapted=names, recompute="full")
+    assert full.total == pytest.approx(1154.4e12, rel=1e-3)
+    with_ffn = [
+        *names,
+        *(f"blocks.{i}.ffn.net.{part}" for i in range(30) for part in ("0.proj", "2")),
+    ]
+    both = step_flops(shape, tokens, rank=32, adapted=with_ffn)
+    assert both.model == pytest.approx(874.2e12, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("NVIDIA H100 80GB HBM3", "H100"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA GH200 480GB", "GH200"),
+        ("NVIDIA A100-SXM4-80GB", "A100"),
+        ("NVIDIA L40S", "L40S"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA RTX 6000 Ada Generation", "RTX 6000 Ada"),
+    ],
+)
+def test_a_card_is_found_by_the_longest_name_that_fits(name, key):
+    assert peak_flops(name) == PEAK_FLOPS[key]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "NVIDIA A10G",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "NVIDIA GeForce GTX 1080",
+        "",
+    ],
+)
+def test_an_unknown_card_has_no_mfu_rather_than_a_wrong_one(name):
+    assert mfu(1e12, 1.0, name) is None
+
+
+def test_mfu_is_the_share_of_the_peak():
+    assert mfu(870.2e12, 1.7, "NVIDIA H100 80GB HBM3") == pytest.approx(0.517, abs=1e-3)

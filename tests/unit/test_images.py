@@ -1,0 +1,63 @@
+"""Still images as clips of one frame."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.clips import clip
+from wanlora.clips import load_clip
+from wanlora.errors import MediaError
+from wanlora.media import image
+
+
+def drawn(height=60, width=100):
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = 255
+    return pixels
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp", "a.jpg"])
+def test_every_kind_is_read(tmp_path, name):
+    Image.fromarray(drawn()).save(tmp_path / name, **({"lossless": True} if "webp" in name else {}))
+    found = image.read(tmp_path / name)
+    assert found.shape == (1, 60, 100, 3)
+    assert np.abs(found[0, 30, [10, 90]].astype(int) - drawn()[30, [10, 90]]).max() <= 2
+    assert image.read_checked(tmp_path / name) == image.Picture(100, 60, alpha=False)
+
+
+def test_the_exif_tag_turns_and_transparency_becomes_white(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned clockwise by 90 degrees
+    Image.fromarray(drawn()).save(tmp_path / "a.png", exif=exif)
+    turned = image.read(tmp_path / "a.png")
+    assert turned.shape == (1, 100, 60, 3)
+    assert turned[0, 10, 30].tolist() == [255, 0, 0]
+    rgba = np.dstack([drawn(), np.zeros((60, 100), np.uint8)])
+    Image.fromarray(rgba).save(tmp_path / "b.png")
+    assert image.read(tmp_path / "b.png").min() == 255
+    assert image.read_checked(tmp_path / "b.png").alpha
+
+
+def test_sixteen_bit_grey_and_palettes_are_read(tmp_path):
+    Image.fromarray(np.full((20, 20), 40000, np.uint16)).save(tmp_path / "a.png")
+    assert image.read(tmp_path / "a.png").max() <= 255
+    Image.fromarray(drawn()).quantize(8).save(tmp_path / "b.png")
+    assert image.read(tmp_path / "b.png")[0, 30, 10].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("keep", [0, 10, 200])
+def test_broken_images_are_refused(tmp_path, keep):
+    path = tmp_path / "a.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(MediaError, match=r"a\.png") as raised:
+        image.read_checked(path)
+    assert raised.value.code == "unreadable"
+
+
+def test_a_clip_of_an_image_has_one_frame(tmp_path):
+    Image.fromarray(drawn(120, 200)).save(tmp_path / "a.png")
+    still = clip(kind="images", num_frames=1, path=tmp_path / "a.png")
+    assert load_clip(still).shape == (1, 3, 32, 48)
+    with pytest.raises(MediaError, match="an image is one frame"):
+        load_clip(clip(kind="images", num_frames=17, path=tmp_path / "a.png"))

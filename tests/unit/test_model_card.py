@@ -1,0 +1,89 @@
+"""The model card: YAML that the hub accepts, and code that runs."""
+
+import ast
+import re
+import shlex
+import subprocess
+
+import pytest
+from huggingface_hub import ModelCard
+
+from wanlora.train.git import git_commit
+from wanlora.train.model_card import model_card
+
+HUB = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+FACTS = {
+    "name": "clapping", "model": HUB, "variant": "t2v-1.3b", "step": 500, "end_step": 1000,
+    "seed": 3, "trainable_parameters": 43_700_000, "num_clips": 24,
+    "activities": {"walking": 9, "clapping": 15}, "view_sha256": "ab" * 32,
+    "settings": {"lora.rank": 32, "learning_rate": 1e-4}, "loss": 0.12345,
+    "best": {"step": 400, "mean": 0.1, "base_mean": 0.125, "difference": -0.025,
+             "ci95": [-0.03, -0.02]},
+    "example_prompt": "A person's \"hands\" clapping", "num_frames": 81, "height": 480,
+    "provenance": {"wanlora": "0.1.0", "torch": "2.13.0", "git_commit": None},
+}  # fmt: skip
+
+
+def code(card: str, language: str) -> str:
+    found = re.search(rf"```{language}\n(.*?)```", card, re.DOTALL)
+    assert found
+    return found[1]
+
+
+def test_the_hub_reads_its_front_matter():
+    data = ModelCard(model_card(FACTS | {"instance_prompt": "sks: clapping"})).data
+    assert data.base_model == HUB
+    assert data.library_name == "diffusers"
+    assert data.pipeline_tag == "text-to-video"
+    assert "lora" in data.tags
+    assert data.to_dict()["instance_prompt"] == "sks: clapping"
+
+
+@pytest.mark.parametrize("model", ["micro", "/models/wan", "models/wan/1.3b"])
+def test_a_folder_is_no_base_model_on_the_hub(model):
+    card = model_card({"name": "a", "model": model})
+    assert ModelCard(card).data.base_model is None
+    assert f"`{model}`" in card
+
+
+def test_its_snippets_survive_any_prompt():
+    card = model_card(FACTS)
+    calls = [
+        node for node in ast.walk(ast.parse(code(card, "python"))) if isinstance(node, ast.Call)
+    ]
+    constants = [arg.value for call in calls for arg in call.args if isinstance(arg, ast.Constant)]
+    assert FACTS["example_prompt"] in constants
+    assert shlex.split(code(card, "sh"))[-1] == FACTS["example_prompt"]
+    assert "num_frames=81, height=480" in card
+
+
+def test_it_says_what_was_trained_on_what_and_how_well():
+    card = model_card(FACTS)
+    assert "500 of 1,000" in card
+    assert "clapping 15, walking 9" in card
+    assert f"`{'ab' * 32}`" in card
+    assert "43.7 M parameters" in card
+    assert "-20.00 %" in card
+    assert "0.1235" in card
+    assert "git_commit" not in card  # not known is left out
+
+
+def test_a_card_needs_little():
+    card = model_card({"name": "a", "model": "micro"})
+    assert "## Use" in card
+    assert "None" not in card
+    assert "## Data" not in card
+
+
+def test_the_commit_of_a_checkout_and_none_elsewhere(tmp_path):
+    assert git_commit(tmp_path) is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    (tmp_path / "file").write_text("1")
+    subprocess.run([*git, "add", "file"], check=True)
+    subprocess.run([*git, "commit", "-qm", "first"], check=True)
+    commit = git_commit(tmp_path)
+    assert commit is not None
+    assert re.fullmatch(r"[0-9a-f]{40}", commit)
+    (tmp_path / "file").write_text("2")
+    assert git_commit(tmp_path) == f"{commit}-dirty"
