@@ -50,7 +50,7 @@ def typed(tmp_path_factory, micro_home) -> Typed:
         f"carphone.mp4,{PROMPT},val\n"
     )  # fmt: skip
     commands = {
-        "prepare": ("videos", "--num-frames", 17, "--height", 48, "--width", 64),
+        "prepare": ("videos", "--num-frames", 17, "--height", 32, "--width", 48),
         "verify": (),
         "cache-latents": ("--model", "micro"),
         "inspect": ("--verify",),
@@ -85,7 +85,7 @@ def test_every_clip_of_the_videos_is_in_the_cache_with_its_caption(typed):
     held_out = {clip["source"].rpartition("/")[2] for clip in clips if clip["split"] == "val"}
     assert held_out == {"carphone.mp4"}
     assert typed.lines("data/processed/errors.jsonl") == []
-    whole = f"{len(clips)} of {len(clips)} clips load (17x48x64 {len(clips)})"
+    whole = f"{len(clips)} of {len(clips)} clips load (17x32x48 {len(clips)})"
     assert whole in typed.printed["verify"]
 
     header, *view = typed.lines("cache/views/default.jsonl")
@@ -96,7 +96,7 @@ def test_every_clip_of_the_videos_is_in_the_cache_with_its_caption(typed):
     found = json.loads(cli.invoke("inspect", typed.folder / "cache", "--json").stdout)
     assert (found["clips"], found["prompts"]) == (len(clips), 4)  # three captions and ""
     assert found["invalid"] == []
-    assert found["buckets"][0]["latent_shape"] == [16, 5, 6, 8]
+    assert found["buckets"][0]["latent_shape"] == [16, 5, 4, 6]
     assert f"{len(clips) + 4} rows read and checked" in typed.printed["inspect"]
 
 
