@@ -11,7 +11,7 @@ from wanlora.config import COMMANDS, Flag, Settings
 
 HEAD = """# Configuration
 
-Made from the models in `stages/wanlora/config.py` by `make docs`; edit those.
+Made from the models in `stages/wanlora/config/` by `make docs`; edit those.
 
 Every setting can be given as `--set NAME=VALUE` (the value is TOML: `--set lora.rank=16`, `--set
 lora.targets='["to_q", "to_v"]'`) or in a file, `--config run.toml`. The ones with a flag

@@ -26,7 +26,8 @@ def test_adding_videos_moves_no_other(before, more, val_fraction):
     old = held_out(before, val_fraction=val_fraction, seed=0)
     new = held_out(before | more, val_fraction=val_fraction, seed=0)
     moved = (old ^ new) & before
-    if all(draw(group, 0) < val_fraction for group in before):  # all drawn: one had to stay
+    drawn = sum(draw(group, 0) < val_fraction for group in before)
+    if drawn in {0, len(before)}:  # a side was empty: one group had to change it
         assert len(moved) <= 1
     else:
         assert not moved
@@ -35,6 +36,11 @@ def test_adding_videos_moves_no_other(before, more, val_fraction):
 @given(NAMES, st.floats(0, 0.99))
 def test_one_group_always_stays_for_training(names, val_fraction):
     assert len(held_out(names, val_fraction=val_fraction, seed=0)) < len(names)
+
+
+@given(NAMES, st.floats(0.01, 0.99))
+def test_of_two_groups_or_more_one_is_held_out(names, val_fraction):
+    assert bool(held_out(names, val_fraction=val_fraction, seed=0)) == (len(names) > 1)
 
 
 def test_what_a_person_chose_stands():

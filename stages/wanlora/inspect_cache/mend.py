@@ -9,7 +9,6 @@ import logging
 import time
 from typing import Any
 
-from wanlora import cache_latents
 from wanlora.config import CacheLatentsConfig, InspectConfig, StoreSettings
 from wanlora.errors import StoreError, WanloraError
 from wanlora.inspect_cache import checks
@@ -108,6 +107,8 @@ def _encode_missing(config: InspectConfig, view: View) -> int:
     if not clips and not prompts:
         return 0
     wanted = _stage_one(config, view)
+    from wanlora import cache_latents  # noqa: PLC0415  (imports diffusers: seconds, only here)
+
     plan = cache_latents.run(wanted.model_copy(update={"dry_run": True}))
     known = plan.clips + len(plan.failures)
     too_much = plan.clips_encoded > len(clips) or plan.prompts_encoded > len(prompts)

@@ -25,8 +25,9 @@ def held_out(
 
     A group's side depends on no other group, so a video that is added, removed or renamed never
     moves another from training to validation or back (which would leak), and every activity has
-    the same share in expectation. The price is that a few videos may give no validation at all.
-    One group always stays for training: the one with the largest draw.
+    the same share in expectation. Only where that would leave a side empty, as it may with a few
+    videos, one group changes it: the largest draw stays for training, and of two or more the
+    smallest is held out.
 
     Args:
         groups: Names of source groups.
@@ -44,4 +45,7 @@ def held_out(
     if held == names:
         drawn = [name for name in held if name not in chosen]
         held -= {max(drawn, key=lambda name: draw(name, seed))} if drawn else set()
+    free = names - held - chosen.keys()
+    if val_fraction > 0 and not held and len(names) > 1 and free:
+        held = {min(free, key=lambda name: draw(name, seed))}
     return held

@@ -1,0 +1,55 @@
+"""Every setting of every command: name, default, bounds, unit and description, written once.
+
+Owns: defaults and their documentation; flags and docs are made from these models. Must not know
+torch, or any library code.
+
+    settings.py     flags, common fields, and how settings are read
+    stage_zero.py   prepare, verify
+    stage_one.py    cache-latents, inspect
+    stage_two.py    train
+    after.py        sample, demo
+"""
+
+from wanlora.config.after import DemoConfig, SampleConfig
+from wanlora.config.settings import DEFAULT_MODEL, Flag, Settings, load
+from wanlora.config.stage_one import CacheLatentsConfig, InspectConfig, StoreSettings
+from wanlora.config.stage_two import (
+    FlowSettings,
+    LoraSettings,
+    OptimizerSettings,
+    PreviewSettings,
+    TrainConfig,
+    ValidationSettings,
+)
+from wanlora.config.stage_zero import PrepareConfig, VerifyConfig
+
+__all__ = [
+    "COMMANDS",
+    "DEFAULT_MODEL",
+    "CacheLatentsConfig",
+    "DemoConfig",
+    "Flag",
+    "FlowSettings",
+    "InspectConfig",
+    "LoraSettings",
+    "OptimizerSettings",
+    "PrepareConfig",
+    "PreviewSettings",
+    "SampleConfig",
+    "Settings",
+    "StoreSettings",
+    "TrainConfig",
+    "ValidationSettings",
+    "VerifyConfig",
+    "load",
+]
+
+COMMANDS: dict[str, type[Settings]] = {
+    "demo": DemoConfig,
+    "prepare": PrepareConfig,
+    "verify": VerifyConfig,
+    "cache-latents": CacheLatentsConfig,
+    "inspect": InspectConfig,
+    "train": TrainConfig,
+    "sample": SampleConfig,
+}

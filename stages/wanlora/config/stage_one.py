@@ -1,0 +1,187 @@
+"""Clips to the store: `cache-latents`, and `inspect`, which looks into it."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    model_validator,
+)
+
+from wanlora.config.settings import (
+    DEFAULT_MODEL,
+    CacheDir,
+    CacheLocation,
+    Device,
+    Flag,
+    Settings,
+    ViewName,
+)
+
+
+class StoreSettings(Settings):
+    """How tensors lie in the store."""
+
+    dtype: Annotated[
+        Literal["float16", "float32"], Field(description="Type of stored latents and embeddings.")
+    ] = "float16"
+    clips_per_segment: Annotated[
+        int, Field(description="Most clips in a segment (an object of the store).", ge=1, le=512)
+    ] = 32
+    segment_bytes: Annotated[
+        int, Field(description="Most raw bytes in a segment.", ge=1)
+    ] = 128 * 2**20  # fmt: skip
+    segment_s: Annotated[
+        float, Field(description="Most seconds of work in a segment: what a kill can cost.", gt=0)
+    ] = 120.0
+    latent_mantissa_bits: Annotated[
+        int | None,
+        Field(
+            description="Round latents to so many bits of mantissa before storing; 7 is bfloat16's "
+            "accuracy and saves a fifth of the disk. None = keep all.",
+            ge=1,
+            le=22,
+        ),
+    ] = None
+    logvar: Annotated[
+        bool,
+        Field(
+            description="Also store the log-variances of the posterior, in an array beside the "
+            "latents; doubles their size. Training does not read them."
+        ),
+    ] = False
+
+    @model_validator(mode="after")
+    def _bits_fit_the_type(self) -> Self:
+        if self.dtype == "float16" and (self.latent_mantissa_bits or 0) > 10:
+            raise ValueError(
+                f"latent_mantissa_bits {self.latent_mantissa_bits}: float16 has 10 bits"
+            )
+        return self
+
+
+class CacheLatentsConfig(Settings):
+    """Stage one: run the VAE and the text encoder once over every clip and caption."""
+
+    manifest: Annotated[
+        tuple[Path, ...],
+        Field(description="Manifest; repeat for several. A folder stands for its train and val."),
+        Flag(),
+    ] = (Path("data/processed"),)
+    cache: CacheDir = Path("cache")
+    model: Annotated[
+        str,
+        Field(description="micro (embedded), a local diffusers folder, or a hub id."),
+        Flag(),
+    ] = DEFAULT_MODEL
+    device: Device = "auto"
+    view: ViewName = "default"
+    dry_run: Annotated[bool, Field(description="Say what would be encoded, and stop."), Flag()] = (
+        False
+    )
+    vae_dtype: Annotated[
+        Literal["float32", "bfloat16"],
+        Field(description="Compute type of the VAE; bfloat16 costs about 1 % accuracy."),
+    ] = "float32"
+    tf32: Annotated[bool, Field(description="Allow TF32 in the fp32 VAE on a GPU that has it.")] = (
+        True
+    )
+    text_dtype: Annotated[
+        Literal["bfloat16", "float32"], Field(description="Compute type of the text encoder.")
+    ] = "bfloat16"
+    validation_prompts: Annotated[
+        tuple[str, ...], Field(description="More prompts to encode, for previews while training.")
+    ] = ()
+    decode_workers: Annotated[
+        int, Field(description="Threads that decode clips ahead of the encoder.", ge=1, le=64)
+    ] = 4
+    decode_bytes: Annotated[
+        int, Field(description="Most bytes of decoded clips waiting for the encoder.", ge=1)
+    ] = 2**30
+    decode_check: Annotated[
+        bool,
+        Field(
+            description="Decode the first clip back and refuse a VAE that cannot (PSNR under the "
+            "variant's limit)."
+        ),
+    ] = True
+    store: StoreSettings = StoreSettings()
+
+
+class InspectConfig(Settings):
+    """What is in a cache: counts, sizes, statistics, pictures; whether it is whole; mend, clean."""
+
+    cache: Annotated[
+        CacheLocation, Field(description="Cache folder or URL."), Flag(argument=True)
+    ] = Path("cache")
+    verify: Annotated[
+        Literal["fast", "full"] | None,
+        BeforeValidator(lambda value: {True: "full", False: None}.get(value, value)),
+        Field(
+            description="fast: commit records and the sizes of objects; full (--verify alone): "
+            "read every row, checksum, finite, not constant."
+        ),
+        Flag(bare="full"),
+    ] = None
+    repair: Annotated[
+        bool,
+        Field(description="Verify in full, drop what is bad, and encode just that again."),
+        Flag(),
+    ] = False
+    gc: Annotated[
+        bool,
+        Field(description="Free what no view names, repeated rows, and what kills have left."),
+        Flag(),
+    ] = False
+    dry_run: Annotated[
+        bool, Field(description="With --gc: say what would be freed, and stop."), Flag()
+    ] = False
+    html: Annotated[
+        Path | None,
+        Field(description="Write a page with a picture strip, caption and statistics per clip."),
+        Flag(),
+    ] = None
+    decode: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Clip id, or the start of a key: decode it with the VAE to an mp4 beside "
+            "its source; repeat for several."
+        ),
+        Flag(),
+    ] = ()
+    output_dir: Annotated[Path, Field(description="Folder for decoded clips."), Flag()] = Path(
+        "outputs/decoded"
+    )
+    manifest: Annotated[
+        tuple[Path, ...],
+        Field(description="With --repair: the manifests that the cache was made from."),
+        Flag(),
+    ] = (Path("data/processed"),)
+    device: Device = "auto"
+    statistics_clips: Annotated[
+        int,
+        Field(
+            description="Clips of each bucket that statistics are taken over, evenly spaced; "
+            "--verify full and --html take all.",
+            ge=0,
+        ),
+    ] = 32
+    html_clips: Annotated[int, Field(description="Most clips on the page.", ge=1)] = 1000
+    gc_min_age_h: Annotated[
+        float,
+        Field(
+            description="Hours that unnamed rows and half-written segments are left alone, for a "
+            "writer may be at work on them.",
+            ge=0,
+        ),
+    ] = 24.0
+    store: StoreSettings = StoreSettings()
+
+    @model_validator(mode="after")
+    def _one_job(self) -> Self:
+        if self.repair and self.gc:
+            raise ValueError("repair and gc: run one after the other")
+        if self.dry_run and not self.gc:
+            raise ValueError("dry_run goes with gc")
+        return self

@@ -1,0 +1,240 @@
+"""The store to an adapter: `train`. Each setting is described once, here."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    Field,
+    model_validator,
+)
+
+from wanlora.config.settings import (
+    CacheDir,
+    Device,
+    Flag,
+    Seed,
+    Settings,
+    ViewName,
+)
+
+
+class LoraSettings(Settings):
+    """The adapter: where it sits and how large it is."""
+
+    rank: Annotated[int, Field(description="Rank r.", ge=1)] = 32
+    alpha: Annotated[
+        float | None, Field(description="Scale numerator; the adapter is scaled by alpha/rank. "
+                            "None = rank.", gt=0)
+    ] = None  # fmt: skip
+    targets: Annotated[
+        str | tuple[str, ...],
+        Field(
+            description="attention, attention+ffn, all-linear; or a regex (matched against whole "
+            "module names), or a list of name suffixes, each of which must match."
+        ),
+    ] = "attention+ffn"
+    rslora: Annotated[bool, Field(description="Scale by alpha/sqrt(rank) instead.")] = False
+    dora: Annotated[bool, Field(description="Train magnitudes beside directions (DoRA).")] = False
+
+
+class FlowSettings(Settings):
+    """Which noise levels are trained, how often, and with which weight."""
+
+    sampler: Annotated[
+        Literal["logit_normal", "uniform", "mode"], Field(description="Density of sigma.")
+    ] = "logit_normal"
+    shift: Annotated[
+        float | None,
+        Field(description="Shift of sigma; None = the variant's (3 at 480p; use 5 at 720p).", gt=0),
+    ] = None
+    weighting: Annotated[
+        Literal["none", "bsmntw", "sigma_sqrt"], Field(description="Weight of the loss by sigma.")
+    ] = "none"
+
+
+class OptimizerSettings(Settings):
+    """The optimizer over the fp32 master weights."""
+
+    name: Annotated[
+        Literal["adamw", "adamw8bit", "prodigy"],
+        Field(
+            description="adamw; adamw8bit (pip install 'wanlora[adamw8bit]', CUDA only); prodigy, "
+            "which finds the learning rate itself (pip install 'wanlora[prodigy]')."
+        ),
+    ] = "adamw"
+    beta1: Annotated[float, Field(description="Decay of the first moment.", ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(description="Decay of the second moment.", ge=0, lt=1)] = 0.99
+    eps: Annotated[float, Field(description="Added to the denominator.", gt=0)] = 1e-8
+    weight_decay: Annotated[float, Field(description="Decoupled weight decay.", ge=0)] = 0.01
+    max_grad_norm: Annotated[
+        float, Field(description="Clip the global gradient norm once a step; 0 = never.", ge=0)
+    ] = 1.0
+    schedule: Annotated[
+        Literal["constant", "cosine", "linear"], Field(description="Learning rate after warm-up.")
+    ] = "constant"
+    warmup_steps: Annotated[int, Field(description="Steps of linear warm-up.", ge=0)] = 100
+
+
+class ValidationSettings(Settings):
+    """The loss on fixed clips, noise levels and noise, beside the base model's."""
+
+    every: Annotated[
+        int, Field(description="Steps between validations, and one at the end; 0 = never.", ge=0)
+    ] = 500
+    split: Annotated[str, Field(description="Which split of the view to validate on.")] = "val"
+    num_clips: Annotated[
+        int, Field(description="Held-out clips, and as many training clips.", ge=1)
+    ] = 16
+    num_sigmas: Annotated[int, Field(description="Noise levels a clip.", ge=1)] = 8
+    train_clips: Annotated[
+        bool, Field(description="Validate on training clips too, to see overfitting.")
+    ] = True
+    patience: Annotated[
+        int,
+        Field(description="Stop after this many validations without a new best; 0 = never.", ge=0),
+    ] = 0
+
+
+class PreviewSettings(Settings):
+    """Latents denoised while training, shown as approximate pictures; no VAE is loaded."""
+
+    every: Annotated[int, Field(description="Steps between previews; 0 = never.", ge=0)] = 0
+    num_prompts: Annotated[
+        int,
+        Field(
+            description="Prompts shown: the view's validation prompts, else captions of held-out "
+            "clips.",
+            ge=1,
+        ),
+    ] = 2
+    steps: Annotated[int, Field(description="Denoising steps.", ge=1)] = 20
+
+
+class TrainConfig(Settings):
+    """Stage two: train a LoRA on cached latents. Loads the transformer and nothing else."""
+
+    cache: CacheDir = Path("cache")
+    output_dir: Annotated[Path, Field(description="The run's folder."), Flag()] = Path(
+        "outputs/run"
+    )
+    view: ViewName = "default"
+    split: Annotated[str, Field(description="Which split of the view to train on.")] = "train"
+    manifest: Annotated[
+        tuple[Path, ...], Field(description="Train only on clips named in these manifests."),
+        Flag(),
+    ] = ()  # fmt: skip
+    model: Annotated[
+        str | None,
+        Field(description="micro, a local diffusers folder or a hub id; None = the view's model."),
+        Flag(),
+    ] = None
+    device: Device = "auto"
+    dtype: Annotated[
+        Literal["auto", "bfloat16", "float32"],
+        Field(description="Type of the base; auto = bfloat16 on a GPU, float32 on a CPU."),
+    ] = "auto"
+    max_steps: Annotated[
+        int | None, Field(description="Optimizer steps; overrides num_epochs.", ge=1),
+        Flag(),
+    ] = None  # fmt: skip
+    num_epochs: Annotated[
+        float,
+        Field(description="Passes over the clips.", gt=0),
+        Flag(),
+    ] = 10
+    batch_size: Annotated[
+        int,
+        Field(description="Clips in a micro-batch.", ge=1),
+        Flag(),
+    ] = 1
+    gradient_accumulation_steps: Annotated[
+        int,
+        Field(
+            description="Micro-batches in an optimizer step, over all processes: the global batch "
+            "is this times batch_size whatever the number of GPUs.",
+            ge=1,
+        ),
+        Flag(),
+    ] = 1
+    learning_rate: Annotated[
+        float | None,
+        Field(description="Peak learning rate; None = 1e-4, or 1 for prodigy.", ge=0),
+        Flag(),
+    ] = None
+    save_steps: Annotated[
+        int, Field(description="Steps between checkpoints; 0 = only at the end.", ge=0),
+        Flag(),
+    ] = 500  # fmt: skip
+    keep_checkpoints: Annotated[
+        int, Field(description="Newest checkpoints to keep; 0 = all.", ge=0)
+    ] = 3
+    resume: Annotated[
+        bool,
+        Field(description="Continue the run in output_dir from its newest checkpoint."),
+        Flag(),
+    ] = False
+    train_frames: Annotated[
+        int | None,
+        Field(
+            description="Train on the first frames of longer clips, 4k+1; None = whole clips. The "
+            "VAE is causal, so nothing has to be encoded again.",
+            ge=1,
+        ),
+    ] = None
+    local_copy: Annotated[
+        Path | None,
+        Field(
+            description="Folder that rows of a cache at a URL are copied into as they are read, "
+            "and read from ever after.",
+        ),
+        Flag(),
+    ] = None
+    seed: Seed = 0
+    caption_dropout: Annotated[
+        float, Field(description="Chance that a clip trains with the empty prompt.", ge=0, le=1)
+    ] = 0.0
+    gradient_checkpointing: Annotated[
+        bool, Field(description="Recompute each block in the backward pass to save memory.")
+    ] = True
+    allow_untrained_base: Annotated[
+        bool, Field(description="Train although the base predicts no better than chance.")
+    ] = False
+    prefetch_batches: Annotated[
+        int, Field(description="Micro-batches read ahead of the step.", ge=1)
+    ] = 4
+    save_every_epoch: Annotated[
+        bool, Field(description="Save a checkpoint at the end of every epoch too.")
+    ] = False
+    balance_activities: Annotated[
+        bool, Field(description="Train every activity equally often, however many clips it has.")
+    ] = False
+    init_adapter: Annotated[
+        Path | None, Field(description="Run folder or adapter file whose weights to start from.")
+    ] = None
+    ema_decay: Annotated[
+        float,
+        Field(description="Keep a moving average of the adapter in ema/; 0 = off.", ge=0, lt=1),
+    ] = 0.0
+    deterministic: Annotated[
+        bool,
+        Field(description="Bit-exact resume on a GPU too, with slower attention gradients."),
+        Flag(),
+    ] = False
+    trackers: Annotated[
+        tuple[Literal["tensorboard", "wandb"], ...],
+        Field(description="Where curves go, beside metrics.jsonl and run.html."),
+    ] = ("tensorboard",)
+    lora: LoraSettings = LoraSettings()
+    flow: FlowSettings = FlowSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    validation: ValidationSettings = ValidationSettings()
+    previews: PreviewSettings = PreviewSettings()
+
+    @model_validator(mode="after")
+    def _frames_fit_the_vae(self) -> Self:
+        if self.train_frames is not None and (self.train_frames - 1) % 4:
+            below = max(1, self.train_frames - (self.train_frames - 1) % 4)
+            raise ValueError(
+                f"train_frames {self.train_frames}: expected 4k+1; use {below} or {below + 4}"
+            )
+        return self
