@@ -1,7 +1,6 @@
 """What a run does beside its steps: validation, best, averages, signals, other starts."""
 
 import json
-import os
 import signal
 import time
 
@@ -203,8 +202,30 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_clip(cach
     assert len(_rows(tmp_path / "metrics.jsonl")) == 1
 
 
-def test_the_environment_is_left_as_it_was():
-    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+def test_deterministic_algorithms_are_used_when_asked_for(cache, tmp_path):
+    arguments = ("train", "--cache", cache, *SMALL, "--max-steps", 2, "--deterministic")
+    cli.run(*arguments, "--set", "validation.every=0", "--output-dir", tmp_path)
+    assert "deterministic = true" in (tmp_path / "config.toml").read_text()
+
+
+def test_overfitting_is_said_after_two_validations_that_part(cache, tmp_path, caplog):
+    from wanlora import runs
+    from wanlora.config import TrainConfig
+    from wanlora.train.reporting import warn_of_overfitting
+
+    def validate(step, train, val):
+        for split, mean in (("train", train), ("val", val)):
+            runs.append_row(
+                tmp_path, runs.VALIDATION_NAME, {"step": step, "split": split, "mean": mean}
+            )
+        warn_of_overfitting(TrainConfig(output_dir=tmp_path), best_step=1)
+
+    for step, train, val in ((1, 0.9, 0.9), (2, 0.8, 0.8), (3, 0.7, 0.85)):
+        validate(step, train, val)
+    assert "overfitting" not in caplog.text
+    validate(4, 0.6, 0.95)
+    assert "overfitting" in caplog.text
+    assert "best/" in caplog.text
 
 
 def test_previews_are_latents_and_rough_pictures(cache, tmp_path):

@@ -166,7 +166,9 @@ class TrainConfig(Settings):
         Flag(),
     ] = 500  # fmt: skip
     keep_checkpoints: Annotated[
-        int, Field(description="Newest checkpoints to keep; 0 = all.", ge=0)
+        int,
+        Field(description="Newest checkpoints to keep; 0 = all.", ge=0),
+        Flag(),
     ] = 3
     resume: Annotated[
         bool,
@@ -203,13 +205,17 @@ class TrainConfig(Settings):
         int, Field(description="Micro-batches read ahead of the step.", ge=1)
     ] = 4
     save_every_epoch: Annotated[
-        bool, Field(description="Save a checkpoint at the end of every epoch too.")
+        bool,
+        Field(description="Save a checkpoint at the end of every epoch too."),
+        Flag(),
     ] = False
     balance_activities: Annotated[
         bool, Field(description="Train every activity equally often, however many clips it has.")
     ] = False
     init_adapter: Annotated[
-        Path | None, Field(description="Run folder or adapter file whose weights to start from.")
+        Path | None,
+        Field(description="Run folder or adapter file whose weights to start from."),
+        Flag(),
     ] = None
     ema_decay: Annotated[
         float,

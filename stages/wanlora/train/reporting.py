@@ -114,7 +114,8 @@ class Reporter:
         if "val" not in reports:
             return None
         self._note_best(reports["val"])
-        self._warn_of_overfitting()
+        if self._recorder:
+            warn_of_overfitting(self._config, best_step=self._session.progress.best_step)
         patience = self._config.validation.patience
         if patience and self._session.progress.stale >= patience:
             return f"no new best in {patience} validations"
@@ -188,24 +189,22 @@ class Reporter:
         else:
             progress.stale += 1
 
-    def _warn_of_overfitting(self) -> None:
-        """Training clips still improve while held-out ones have got worse, twice in a row."""
-        if not self._session.is_main:
-            return
-        rows = runs.read_rows(self._config.output_dir, runs.VALIDATION_NAME)
-        curves = {
-            split: [row["mean"] for row in rows if row["split"] == split]
-            for split in ("train", "val")
-        }
-        recent = {split: curve[-OVERFIT_VALIDATIONS - 1 :] for split, curve in curves.items()}
-        if min(map(len, recent.values())) <= OVERFIT_VALIDATIONS:
-            return
-        if _falls(recent["train"]) and _falls(recent["val"][::-1]):
-            logger.warning(
-                "overfitting: the loss on training clips falls while that on held-out clips rises; "
-                "the best adapter so far is that of step %s, in best/",
-                self._session.progress.best_step,
-            )
+
+def warn_of_overfitting(config: TrainConfig, *, best_step: int | None) -> None:
+    """Say it when training clips still improve while held-out ones got worse, twice in a row."""
+    rows = runs.read_rows(config.output_dir, runs.VALIDATION_NAME)
+    recent = {
+        split: [row["mean"] for row in rows if row["split"] == split][-OVERFIT_VALIDATIONS - 1 :]
+        for split in ("train", "val")
+    }
+    if min(map(len, recent.values())) <= OVERFIT_VALIDATIONS:
+        return
+    if _falls(recent["train"]) and _falls(recent["val"][::-1]):
+        logger.warning(
+            "overfitting: the loss on training clips falls while that on held-out clips rises; "
+            "the best adapter so far is that of step %s, in best/",
+            best_step,
+        )
 
 
 def _transformer_shape(variant: Variant) -> TransformerShape:

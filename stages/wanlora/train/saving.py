@@ -10,6 +10,7 @@ from torch import Tensor
 
 from wanlora import runs
 from wanlora.config import TrainConfig
+from wanlora.errors import RunError
 from wanlora.files import write_atomic
 from wanlora.train import checkpoints
 from wanlora.train.session import Session
@@ -44,10 +45,20 @@ def show(run_dir: Path, checkpoint: Path) -> None:
     Also done when a run continues: it may have been killed between publishing and this.
     """
     for part in (Path(), Path(runs.EMA_NAME)):
-        source = checkpoint / part / runs.ADAPTER_NAME
-        if source.exists():
-            (run_dir / part).mkdir(exist_ok=True)
-            write_atomic(run_dir / part / runs.ADAPTER_NAME, source.read_bytes())
+        source, target = checkpoint / part / runs.ADAPTER_NAME, run_dir / part / runs.ADAPTER_NAME
+        if not source.exists():
+            continue
+        data = source.read_bytes()
+        if target.exists() and target.read_bytes() == data:
+            continue
+        try:
+            target.parent.mkdir(exist_ok=True)
+            write_atomic(target, data)
+        except OSError as error:
+            raise RunError(
+                f"cannot write {target}: {error.strerror or error}; checkpoint {checkpoint} is "
+                "whole. Make room or access, then continue with --resume"
+            ) from error
 
 
 def save_best(config: TrainConfig, session: Session) -> None:
