@@ -19,8 +19,8 @@ import torch
 from wanlora.config import TrainConfig
 from wanlora.core import flow
 from wanlora.core.rng import Stream, uniform
+from wanlora.step.validation import Panel, losses, make_panel
 from wanlora.train.data import open_data
-from wanlora.train.validation import Panel, losses, make_panel
 from wanlora.wan import adapter as lora
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import resolve, variant_of

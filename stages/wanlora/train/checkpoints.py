@@ -18,7 +18,7 @@ import torch
 from wanlora.core.fingerprint import difference
 from wanlora.errors import AdapterError, CheckpointError
 from wanlora.runs import ADAPTER_NAME, EMA_NAME
-from wanlora.train.masters import Masters, MovingAverage
+from wanlora.step.masters import Masters, MovingAverage
 from wanlora.train.optimizers import load_state, state_of
 from wanlora.wan.adapter import read_adapter
 

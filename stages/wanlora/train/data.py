@@ -14,10 +14,10 @@ from wanlora.core.buckets import Bucket
 from wanlora.core.fingerprint import difference
 from wanlora.core.order import Order
 from wanlora.errors import StaleStoreError, StoreError
+from wanlora.step.batches import BatchSource
+from wanlora.step.validation import Panel, make_panel
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, read_view
-from wanlora.train.batches import BatchSource
-from wanlora.train.validation import Panel, make_panel
 from wanlora.wan.variants import Variant
 
 logger = logging.getLogger(__name__)

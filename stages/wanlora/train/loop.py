@@ -22,9 +22,9 @@ from wanlora import progress, runs
 from wanlora.config import TrainConfig
 from wanlora.core import flow, schedule
 from wanlora.errors import NonFiniteError
+from wanlora.step.batches import MicroBatch, read_ahead
+from wanlora.step.predict import predict
 from wanlora.train import saving
-from wanlora.train.batches import MicroBatch, read_ahead
-from wanlora.train.predict import predict
 from wanlora.train.reporting import Reporter
 from wanlora.train.session import Session, open_session
 from wanlora.train.stopping import stop_on_signals

@@ -17,10 +17,11 @@ from jaxtyping import UInt8
 from wanlora import runs
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import Bucket, num_tokens
-from wanlora.core.flops import TransformerShape, step_flops
+from wanlora.core.flops import step_flops
 from wanlora.core.latent_rgb import solve
 from wanlora.core.validation import Report
 from wanlora.files import write_atomic, write_json
+from wanlora.step.validation import Panel, describe, validate
 from wanlora.train import saving
 from wanlora.train.model_card import CARD_NAME, card_facts, model_card
 from wanlora.train.page import write_page
@@ -28,8 +29,6 @@ from wanlora.train.previews import preview, save_previews
 from wanlora.train.record import Recorder, Smoothed, name_of
 from wanlora.train.record import row as figures
 from wanlora.train.session import Session
-from wanlora.train.validation import Panel, describe, validate
-from wanlora.wan.variants import Variant
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +146,7 @@ class Reporter:
         if bucket not in self._flops_of:
             names = {name.partition(".lora_")[0] for name in session.masters.parameters}
             counted = step_flops(
-                _transformer_shape(session.variant),
+                session.variant.transformer_shape,
                 num_tokens(bucket),
                 rank=session.shape.rank,
                 adapted=names,
@@ -205,18 +204,6 @@ def warn_of_overfitting(config: TrainConfig, *, best_step: int | None) -> None:
             "the best adapter so far is that of step %s, in best/",
             best_step,
         )
-
-
-def _transformer_shape(variant: Variant) -> TransformerShape:
-    return TransformerShape(
-        num_layers=variant.num_layers,
-        num_attention_heads=variant.num_attention_heads,
-        attention_head_dim=variant.attention_head_dim,
-        ffn_dim=variant.ffn_dim,
-        text_dim=variant.text_dim,
-        in_channels=variant.z_dim,
-        num_text_tokens=variant.max_sequence_length,
-    )
 
 
 def _preview_prompts(config: TrainConfig, session: Session) -> list[tuple[str, str]]:

@@ -22,17 +22,17 @@ from wanlora.config import TrainConfig
 from wanlora.core.buckets import Bucket, latent_shape, num_tokens
 from wanlora.core.order import num_steps
 from wanlora.errors import AdapterError, CheckpointError, ConfigError, DeviceError, ModelError
+from wanlora.step.batches import BatchSource, MicroBatch
+from wanlora.step.masters import Masters, MovingAverage
+from wanlora.step.predict import predict
+from wanlora.step.validation import losses, make_panel
 from wanlora.store import index
 from wanlora.store.views import read_view
 from wanlora.train import checkpoints
-from wanlora.train.batches import BatchSource, MicroBatch
 from wanlora.train.checkpoints import Progress
 from wanlora.train.data import Data, open_data
 from wanlora.train.git import git_commit
-from wanlora.train.masters import Masters, MovingAverage
 from wanlora.train.optimizers import make_optimizer
-from wanlora.train.predict import predict
-from wanlora.train.validation import losses, make_panel
 from wanlora.wan import adapter as lora
 from wanlora.wan import device as devices
 from wanlora.wan.transformer import load_transformer

@@ -17,6 +17,7 @@ from typing import Any
 
 import platformdirs
 
+from wanlora.core.flops import TransformerShape
 from wanlora.errors import ModelError
 from wanlora.wan.hub import check_room
 from wanlora.wan.weights import read_json, weight_files
@@ -93,6 +94,19 @@ class Variant:
     channel_std_range: tuple[float, float] | None
     max_base_loss: float | None
     max_sequence_length: int = 512
+
+    @property
+    def transformer_shape(self) -> TransformerShape:
+        """What of the transformer decides its FLOPs and bytes."""
+        return TransformerShape(
+            num_layers=self.num_layers,
+            num_attention_heads=self.num_attention_heads,
+            attention_head_dim=self.attention_head_dim,
+            ffn_dim=self.ffn_dim,
+            text_dim=self.text_dim,
+            in_channels=self.z_dim,
+            num_text_tokens=self.max_sequence_length,
+        )
 
 
 # Recipe: configurations of the released models. The thresholds of the micro model are None while

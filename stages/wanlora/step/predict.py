@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from wanlora.core import flow
-from wanlora.train.batches import MicroBatch
+from wanlora.step.batches import MicroBatch
 
 
 def predict(

@@ -18,9 +18,9 @@ from wanlora.core import flow
 from wanlora.core.fingerprint import fingerprint
 from wanlora.core.rng import Stream, normal
 from wanlora.core.validation import Report, choose, sigma_grid, summarize
+from wanlora.step.batches import BatchSource, MicroBatch
+from wanlora.step.predict import predict
 from wanlora.store.views import ViewClip
-from wanlora.train.batches import BatchSource, MicroBatch
-from wanlora.train.predict import predict
 
 
 @dataclass(frozen=True)
