@@ -17,6 +17,32 @@ from wanlora.config.settings import (
     ViewName,
 )
 
+Activations = Annotated[
+    Literal["auto", "none", "selective", "full"],
+    Field(
+        description="What each block computes again in the backward pass instead of keeping it: "
+        "none: nothing, the fastest; selective: all but attention; full: everything, the smallest. "
+        "auto: none for as many blocks as fit into memory, selective for the rest."
+    ),
+    Flag(),
+]
+Eager = Annotated[
+    Literal["auto", "on", "off"],
+    Field(
+        description="Run blocks without torch.compile; auto = compiled on CUDA, eager elsewhere. "
+        "The same numbers but for rounding."
+    ),
+    Flag(bare="on"),
+]
+Attention = Annotated[
+    Literal["auto", "cudnn", "flash", "efficient", "math", "fa3", "fa4"],
+    Field(
+        description="Attention kernel; auto = cudnn before flash from Hopper on, flash before "
+        "cudnn on older GPUs, never math on CUDA. fa3 and fa4 need FlashAttention 3 or 4 "
+        "installed. A kernel named outright is taken or refused."
+    ),
+]
+
 
 class LoraSettings(Settings):
     """The adapter: where it sits and how large it is."""
@@ -195,9 +221,9 @@ class TrainConfig(Settings):
     caption_dropout: Annotated[
         float, Field(description="Chance that a clip trains with the empty prompt.", ge=0, le=1)
     ] = 0.0
-    gradient_checkpointing: Annotated[
-        bool, Field(description="Recompute each block in the backward pass to save memory.")
-    ] = True
+    activations: Activations = "auto"
+    eager: Eager = "auto"
+    attention: Attention = "auto"
     allow_untrained_base: Annotated[
         bool, Field(description="Train although the base predicts no better than chance.")
     ] = False
