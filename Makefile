@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One torch thread per process is fastest on shared cores; tests run one process a core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: check-real bench-store demo test test-slow check fmt docs setup clean
+.PHONY: bench bench-store check check-real clean demo docs fmt setup test test-gpu test-slow
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wanlora needs Python 3.11 or newer; run: make PYTHON=python3.12 ...")'
@@ -25,6 +25,9 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m slow
 
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
+
 check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,6 +45,10 @@ docs: setup
 MODEL ?= Wan-AI/Wan2.1-T2V-1.3B-Diffusers
 check-real: setup
 	$(BIN)/python bench/check_real.py --model $(MODEL)
+
+# On a GPU the real sizes; elsewhere a tiny model, which measures nothing.
+bench: setup
+	$(BIN)/python bench/step.py
 
 bench-store: setup
 	$(BIN)/python bench/store.py

@@ -1,45 +1,11 @@
-"""The real model without its weights: on the meta device, in the types it trains in."""
+"""The real model without its weights, from the benchmarks' builders, and clips for it."""
 
 import torch
 from diffusers import WanTransformer3DModel
-from peft import LoraConfig
 
-from wanlora.core.flops import TransformerShape
-from wanlora.wan.targets import PRESETS
-from wanlora.wan.variants import VARIANTS
+from bench.models import shape_of, transformer
 
-
-def shape_of(variant: str, num_layers: int | None = None) -> TransformerShape:
-    row = VARIANTS[variant]
-    return TransformerShape(
-        num_layers=num_layers or row.num_layers, num_attention_heads=row.num_attention_heads,
-        attention_head_dim=row.attention_head_dim, ffn_dim=row.ffn_dim, text_dim=row.text_dim,
-    )  # fmt: skip
-
-
-def transformer(
-    shape: TransformerShape,
-    *,
-    targets: str = "attention",
-    rank: int = 32,
-    device: str = "meta",
-    dtype: torch.dtype = torch.bfloat16,
-) -> WanTransformer3DModel:
-    """Build it frozen, with an adapter; fp32 where diffusers keeps fp32 when it loads weights."""
-    with torch.device(device):
-        model = WanTransformer3DModel(
-            num_layers=shape.num_layers, num_attention_heads=shape.num_attention_heads,
-            attention_head_dim=shape.attention_head_dim, ffn_dim=shape.ffn_dim,
-            text_dim=shape.text_dim, freq_dim=shape.freq_dim, cross_attn_norm=True,
-            qk_norm="rms_norm_across_heads",
-        ).requires_grad_(False).eval()  # fmt: skip
-        pattern = PRESETS.get(targets, targets)
-        model.add_adapter(LoraConfig(r=rank, target_modules=pattern, init_lora_weights=False))
-    kept = model._keep_in_fp32_modules
-    for name, parameter in model.named_parameters():
-        if not any(part in name.split(".") for part in kept):
-            parameter.data = parameter.data.to(dtype)
-    return model.to(device)
+__all__ = ["fused_attention", "inputs", "loss", "shape_of", "transformer"]
 
 
 def inputs(
