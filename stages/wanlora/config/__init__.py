@@ -8,9 +8,11 @@ torch, or any library code.
     stage_one.py    cache-latents, inspect
     stage_two.py    train
     after.py        sample, demo
+    export.py       export
 """
 
 from wanlora.config.after import DemoConfig, SampleConfig
+from wanlora.config.export import ExportConfig
 from wanlora.config.settings import DEFAULT_MODEL, Flag, Settings, load
 from wanlora.config.stage_one import CacheLatentsConfig, InspectConfig, StoreSettings
 from wanlora.config.stage_two import (
@@ -28,6 +30,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "CacheLatentsConfig",
     "DemoConfig",
+    "ExportConfig",
     "Flag",
     "FlowSettings",
     "InspectConfig",
@@ -52,4 +55,5 @@ COMMANDS: dict[str, type[Settings]] = {
     "inspect": InspectConfig,
     "train": TrainConfig,
     "sample": SampleConfig,
+    "export": ExportConfig,
 }
