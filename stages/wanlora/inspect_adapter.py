@@ -38,7 +38,7 @@ class AdapterReport:
         modules: Names of the adapted modules.
         parameters: Numbers in it.
         dtypes: Types and how many tensors have them.
-        norm: Frobenius norm of the whole update.
+        norm: Frobenius norm of the whole update; None where it is not finite, here and below.
         blocks: A dict a block: block, modules, norm. Modules outside the blocks are block "".
         kinds: A dict a kind of module: kind, modules, norm.
         non_finite: Tensors with NaN or infinity.
@@ -60,7 +60,7 @@ class AdapterReport:
     modules: list[str]
     parameters: int
     dtypes: dict[str, int]
-    norm: float
+    norm: float | None
     blocks: list[dict[str, Any]]
     kinds: list[dict[str, Any]]
     non_finite: list[str]
@@ -85,7 +85,7 @@ class AdapterReport:
             f"  scale    {_counts({f'{scale:.6g}': n for scale, n in self.scales.items()})}",
             f"  targets  {self.targets} ({len(self.modules)} modules)",
             f"  dtype    {_counts(self.dtypes)}",
-            f"  update   {self.norm:.4g} (Frobenius norm of scale B A over all modules)",
+            f"  update   {_shown(self.norm)} (Frobenius norm of scale B A over all modules)",
             *_norms("kind", self.kinds),
             *_norms("block", self.blocks),
             *self._recorded(),
@@ -160,27 +160,28 @@ def _grouped(column: str, norms: Mapping[str, float], part: int) -> list[dict[st
 
 
 def _norms(column: str, rows: list[dict[str, Any]]) -> list[str]:
-    largest = max((row["norm"] for row in rows if math.isfinite(row["norm"])), default=0.0)
+    largest = max((row["norm"] or 0.0 for row in rows), default=0.0)
     return text_table(
         [column, "modules", "update", ""],
         [
             [
                 str(row[column]).removeprefix("blocks.N.") or "(no block)",
                 row["modules"],
-                f"{row['norm']:.4g}",
-                "█" * _bar(row["norm"], largest),
+                _shown(row["norm"]),
+                "█" * round(_BARS * (row["norm"] or 0.0) / largest) if largest else "",
             ]
             for row in rows
         ],
     )
 
 
-def _bar(value: float, largest: float) -> int:
-    return round(_BARS * value / largest) if largest and math.isfinite(value) else 0
+def _total(norms: Iterable[float]) -> float | None:
+    total = math.sqrt(sum(value * value for value in norms))
+    return total if math.isfinite(total) else None
 
 
-def _total(norms: Iterable[float]) -> float:
-    return math.sqrt(sum(value * value for value in norms))
+def _shown(norm: float | None) -> str:
+    return "not finite" if norm is None else f"{norm:.4g}"
 
 
 def _counts(found: Mapping[Any, int]) -> str:

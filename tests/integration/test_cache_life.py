@@ -304,6 +304,6 @@ def test_contradictory_jobs_are_refused():
 def test_a_cache_may_be_a_url_and_file_urls_are_folders(tmp_path):
     build_store(tmp_path, num_clips=2)
     assert inspect(InspectConfig(path=f"file://{tmp_path}")).clips == 2
-    assert InspectConfig(path="s3://bucket/a/").cache == Url("s3://bucket/a")
-    assert InspectConfig(path="s3://bucket/a").model_dump(mode="json")["cache"] == "s3://bucket/a"
+    assert InspectConfig(path="s3://bucket/a/").path == Url("s3://bucket/a")
+    assert InspectConfig(path="s3://bucket/a").model_dump(mode="json")["path"] == "s3://bucket/a"
     assert "names no bucket" in cli.refuses("inspect", "s3://", exit_code=2)

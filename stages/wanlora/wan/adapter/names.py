@@ -138,7 +138,7 @@ def preset_of(modules: Iterable[str]) -> str | None:
     """Name the preset of targets that these are, on every block from the first; None = none."""
     found = set(modules)
     numbers = {template(module)[1] for module in found} - {""}
-    if numbers != {str(number) for number in range(len(numbers))}:
+    if not numbers or numbers != {str(number) for number in range(len(numbers))}:
         return None
     for name, pattern in PRESETS.items():
         linears = {_numbered(linear, n) for linear in ORIGINAL_NAMES for n in numbers}
