@@ -7,8 +7,7 @@ from pathlib import Path
 
 from wanlora import inspect_adapter, inspect_cache
 from wanlora.config import InspectConfig
-from wanlora.core.location import Location
-from wanlora.errors import ConfigError
+from wanlora.errors import ConfigError, StoreError
 from wanlora.inspect_adapter import AdapterReport
 from wanlora.inspect_cache import InspectResult
 from wanlora.runs import CONFIG_NAME
@@ -21,18 +20,21 @@ def run(config: InspectConfig) -> InspectResult | AdapterReport:
     Raises:
         WanloraError: There is neither a cache nor an adapter, or it cannot be read.
     """
-    if not isinstance(config.path, Path) or not is_adapter(config.path):
+    if not isinstance(config.path, Path) or (config.path / schema.STORE).exists():
         return inspect_cache.run(config)
+    if not is_adapter(config.path):
+        raise StoreError(
+            f"no latent cache in {config.path}, and no adapter: expected {schema.STORE} in it, a "
+            "run's folder or a .safetensors file; a cache is made with: wanlora cache-latents "
+            f"--cache {config.path}"
+        )
     if unused := sorted(config.model_fields_set - {"path"}):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
         raise ConfigError(f"{config.path} is an adapter, not a cache: leave out {names}")
     return inspect_adapter.run(config.path)
 
 
-def is_adapter(path: Location) -> bool:
-    """Whether a path names an adapter rather than a cache: a file of one, or a folder with one."""
-    if not isinstance(path, Path) or (path / schema.STORE).exists():
-        return False
-    if path.suffix == ".safetensors" or path.is_file():
-        return True
-    return (path / CONFIG_NAME).is_file() or any(path.glob("*.safetensors"))
+def is_adapter(path: Path) -> bool:
+    """Whether a path is an adapter's file, or a folder that holds one or will."""
+    holds_one = (path / CONFIG_NAME).is_file() or any(path.glob("*.safetensors"))
+    return path.suffix == ".safetensors" or holds_one

@@ -99,6 +99,6 @@ def test_numbers_that_are_not_finite_are_named_and_fail(tmp_path):
 def test_a_path_is_told_to_be_a_cache_or_an_adapter(tmp_path, run_dir):
     assert "leave out --gc" in cli.refuses("inspect", run_dir, "--gc", exit_code=2)
     assert "no adapter at" in cli.refuses("inspect", tmp_path / "missing.safetensors")
-    assert "no latent cache" in cli.refuses("inspect", tmp_path / "missing")
+    assert "missing, and no adapter" in cli.refuses("inspect", tmp_path / "missing")
     (run_dir / "pytorch_lora_weights.safetensors").unlink()
     assert "has the run saved an adapter yet" in cli.refuses("inspect", run_dir)

@@ -84,9 +84,10 @@ def check_merged(model_dir: Path, merged_dir: Path, updates: Mapping[str, Update
             there is no update.
         ModelError: diffusers does not load it.
     """
-    merged = load_transformer(merged_dir, dtype=torch.float32, device=torch.device("cpu"))
-    loaded = merged.state_dict()
     types = {n: w.dtype for f in weight_files(merged_dir / _PART) for n, w in _tensors(f)}
+    dtype = types[f"{next(iter(updates))}.weight"]
+    merged = load_transformer(merged_dir, dtype=dtype, device=torch.device("cpu"))
+    loaded = merged.state_dict()
     largest = 0.0
     for shard in weight_files(model_dir / _PART):
         for name, base in _tensors(shard):
