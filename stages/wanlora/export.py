@@ -93,36 +93,63 @@ def run(config: ExportConfig) -> ExportResult:
         "exported_by": __version__,
         "source_sha256": file_sha256(adapter.path),
     }
-    if config.format == "merged":
-        return _merge(config, adapter, updates, provenance)
-    dtype = config.dtype or "float32"
-    files = encode(adapter, config.format, DTYPES[dtype], provenance)
-    with staging(config.output) as folder:
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-        error = check_export(folder, PEFT_FILE, config.format, updates)
-        if not error <= tolerance(DTYPES[dtype]):
-            raise AdapterError(
-                f"{config.output} was not written: {dtype} changes an update by {error:.2g} of "
-                f"its norm, at most {tolerance(DTYPES[dtype]):.2g} expected of its rounding. Its "
-                "values are too large or too small for that type: --dtype float32"
-            )
-        if config.format == "peft":
-            publish_folder(folder, config.output)
-        else:
-            publish(folder / PEFT_FILE, config.output)
+    make = _merge if config.format == "merged" else _convert
+    made = make(config, adapter, updates, provenance)
     return ExportResult(
         output=str(config.output),
         format=config.format,
         adapter=str(adapter.path),
         source_format=adapter.format,
-        model=None,
-        dtype=dtype,
+        model=made.model,
+        dtype=made.dtype,
         modules=len(updates),
-        bytes=sum(map(len, files.values())),
-        max_relative_error=error,
+        bytes=made.num_bytes,
+        max_relative_error=made.error,
         read_by=READERS[config.format],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What is only known once an export is there."""
+
+    error: float
+    num_bytes: int
+    dtype: str | None
+    model: str | None = None
+
+
+def _convert(
+    config: ExportConfig,
+    adapter: AdapterFile,
+    updates: Mapping[str, Update],
+    provenance: Mapping[str, str],
+) -> _Made:
+    """Write the adapter as another tool's file."""
+    dtype = config.dtype or "float32"
+    bound = tolerance(DTYPES[dtype])
+    files = encode(
+        adapter,
+        config.format,
+        DTYPES[dtype],
+        title=config.output.stem,
+        provenance=provenance,
+    )
+    with staging(config.output) as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        error = check_export(folder, PEFT_FILE, config.format, updates)
+        if not error <= bound:
+            raise AdapterError(
+                f"{config.output} was not written: {dtype} changes an update by {error:.2g} of "
+                f"its norm, at most {bound:.2g} expected of its rounding. Its values are too large "
+                "or too small for that type: --dtype float32"
+            )
+        if config.format == "peft":
+            publish_folder(folder, config.output)
+        else:
+            publish(folder / PEFT_FILE, config.output)
+    return _Made(error, sum(map(len, files.values())), dtype)
 
 
 def _merge(
@@ -130,19 +157,19 @@ def _merge(
     adapter: AdapterFile,
     updates: Mapping[str, Update],
     provenance: Mapping[str, str],
-) -> ExportResult:
+) -> _Made:
+    """Multiply the adapter out into a copy of its base."""
     model = config.model or adapter.provenance.get("model") or DEFAULT_MODEL
     model_dir = resolve(model, PIPELINE)
     if config.output.resolve() == model_dir.resolve():
         raise OutputError(f"--output {config.output} is the base itself; choose another folder")
     check_base(model_dir, adapter)
+    dtype = DTYPES[config.dtype] if config.dtype else None
     with staging(config.output) as folder:
-        write_merged(
-            model_dir, updates, folder, dtype=DTYPES[config.dtype] if config.dtype else None
-        )
+        write_merged(model_dir, updates, folder, dtype=dtype)
         error = check_merged(model_dir, folder, updates)
         write_json(folder / MERGED_RECORD, {"model": model, "adapter": provenance})
-        num_bytes = sum(f.stat().st_size for f in (folder / "transformer").iterdir())
+        num_bytes = sum(file.stat().st_size for file in (folder / "transformer").iterdir())
         publish_folder(folder, config.output)
     if error > MUCH_ROUNDING:
         logger.warning(
@@ -150,18 +177,7 @@ def _merge(
             "--dtype float32 keeps it, and the adapter beside the base loses nothing",
             100 * error,
         )
-    return ExportResult(
-        output=str(config.output),
-        format="merged",
-        adapter=str(adapter.path),
-        source_format=adapter.format,
-        model=model,
-        dtype=config.dtype,
-        modules=len(updates),
-        bytes=num_bytes,
-        max_relative_error=error,
-        read_by="diffusers",
-    )
+    return _Made(error, num_bytes, config.dtype, model)
 
 
 def _check_output(config: ExportConfig, adapter: AdapterFile) -> None:

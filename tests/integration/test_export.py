@@ -191,6 +191,7 @@ def test_an_equal_adapter_gives_an_equal_file_with_its_history(run_dir, tmp_path
     with safetensors.safe_open(first, framework="pt") as file:
         header = file.metadata()
     assert header["modelspec.architecture"] == "wan2.1/lora"
+    assert header["modelspec.title"] == "x"
     assert (header["ss_network_dim"], header["ss_network_alpha"]) == ("4", "8")
     assert (header["wanlora.model"], header["wanlora.step"]) == ("micro", "1")
     assert len(header["wanlora.source_sha256"]) == 64
@@ -224,6 +225,8 @@ def test_what_is_there_is_not_overwritten(run_dir, tmp_path):
     assert "may then pick up either" in refused(run_dir / "y.safetensors")
     assert "no earlier peft export" in refused(tmp_path, "peft", "--overwrite")
     _export(run_dir, "peft", tmp_path / "peft")
+    (tmp_path / ".peft.partial").mkdir()  # left by a kill; nothing hidden remains
+    (tmp_path / ".peft.partial" / "adapter_model.safetensors").write_bytes(b"half of it")
     _export(run_dir, "peft", tmp_path / "peft", "--overwrite")
     assert "a name ending in .safetensors" in refused(tmp_path / "folder", code=2)
     assert "goes with --format merged" in refused(file, "kohya", "--model", "micro", code=2)

@@ -58,11 +58,16 @@ class Format:
 
     scale: Literal["settings", "alpha", "folded"]
     refuse: Callable[[Updates], str | None]
-    header: Callable[[AdapterFile, Updates], dict[str, str]]
+    header: Callable[[AdapterFile, Updates, str], dict[str, str]]
 
 
 def encode(
-    adapter: AdapterFile, form: str, dtype: torch.dtype, provenance: Mapping[str, str]
+    adapter: AdapterFile,
+    form: str,
+    dtype: torch.dtype,
+    *,
+    title: str,
+    provenance: Mapping[str, str],
 ) -> dict[str, bytes]:
     """Write an adapter in another format; equal input gives equal bytes.
 
@@ -70,6 +75,7 @@ def encode(
         adapter: From `read_adapter`.
         form: A row of `FORMATS`.
         dtype: Type of the matrices.
+        title: What model managers show.
         provenance: What to record, in keys with the `wanlora.` prefix.
 
     Returns:
@@ -84,7 +90,7 @@ def encode(
     tensors: dict[str, Tensor] = {}
     for module, update in updates.items():
         tensors |= _tensors(module, update, form, dtype)
-    header = row.header(adapter, updates) | {
+    header = row.header(adapter, updates, title) | {
         f"{PROVENANCE_PREFIX}{key}": value for key, value in provenance.items()
     }
     files = {PEFT_FILE: to_bytes(tensors, header)}
@@ -128,9 +134,9 @@ def _peft_config(adapter: AdapterFile) -> bytes:
 # --- what a format cannot say ---
 
 
-def _nothing(_: Updates) -> None:
-    """Everything that peft can train has its settings."""
-    return
+def _never(_: Updates) -> str | None:
+    """Refuse nothing: settings say whatever peft can train."""
+    return None
 
 
 def _no_comfyui(updates: Updates) -> str | None:
@@ -168,15 +174,15 @@ _COMFYUI = "--format comfyui has no such limit, and ComfyUI reads both"
 # --- headers ---
 
 
-def _diffusers_header(adapter: AdapterFile, _: Updates) -> dict[str, str]:
+def _diffusers_header(adapter: AdapterFile, _: Updates, __: str) -> dict[str, str]:
     return diffusers_header({f"{PREFIX}{key}": item for key, item in _settings(adapter).items()})
 
 
-def _no_header(_: AdapterFile, __: Updates) -> dict[str, str]:
+def _no_header(_: AdapterFile, __: Updates, ___: str) -> dict[str, str]:
     return {}
 
 
-def _ecosystem_header(adapter: AdapterFile, updates: Updates) -> dict[str, str]:
+def _ecosystem_header(adapter: AdapterFile, updates: Updates, title: str) -> dict[str, str]:
     """Fields of ModelSpec and kohya's that ComfyUI and model managers show.
 
     Values as musubi-tuner writes them. No date: an equal adapter gives an equal file.
@@ -186,9 +192,8 @@ def _ecosystem_header(adapter: AdapterFile, updates: Updates) -> dict[str, str]:
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": "wan2.1/lora",
         "modelspec.implementation": "https://github.com/Wan-Video/Wan2.1",
-        "modelspec.title": provenance.get("name", "wanlora"),
+        "modelspec.title": title,
         "ss_base_model_version": "wan",
-        "ss_network_module": "networks.lora_wan",
     }
     ranks = {update.rank for update in updates.values()}
     if len(ranks) == 1:
@@ -197,21 +202,21 @@ def _ecosystem_header(adapter: AdapterFile, updates: Updates) -> dict[str, str]:
     return header | {field: provenance[name] for field, name in known.items() if name in provenance}
 
 
-def _comfyui_header(adapter: AdapterFile, updates: Updates) -> dict[str, str]:
-    header = _ecosystem_header(adapter, updates)
+def _comfyui_header(adapter: AdapterFile, updates: Updates, title: str) -> dict[str, str]:
+    header = _ecosystem_header(adapter, updates, title)
     dim = header.get("ss_network_dim")  # the scale is in B: alpha is the rank
     return header | ({"ss_network_alpha": dim} if dim else {})
 
 
-def _kohya_header(adapter: AdapterFile, updates: Updates) -> dict[str, str]:
-    header = _ecosystem_header(adapter, updates)
+def _kohya_header(adapter: AdapterFile, updates: Updates, title: str) -> dict[str, str]:
+    header = _ecosystem_header(adapter, updates, title) | {"ss_network_module": "networks.lora_wan"}
     alphas = {update.scale * update.rank for update in updates.values()}
     return header | ({"ss_network_alpha": str(plain_number(*alphas))} if len(alphas) == 1 else {})
 
 
 FORMATS: dict[str, Format] = {
-    "diffusers": Format("settings", _nothing, _diffusers_header),
-    "peft": Format("settings", _nothing, _no_header),
+    "diffusers": Format("settings", _never, _diffusers_header),
+    "peft": Format("settings", _never, _no_header),
     "comfyui": Format("folded", _no_comfyui, _comfyui_header),
     "kohya": Format("alpha", _no_kohya, _kohya_header),
 }

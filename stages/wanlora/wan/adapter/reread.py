@@ -20,7 +20,10 @@ from wanlora.wan.adapter.file import some
 from wanlora.wan.adapter.names import LAYOUTS
 from wanlora.wan.adapter.updates import Update, relative_error
 
-READERS = {"diffusers": "diffusers", "peft": "peft", "comfyui": "diffusers", "kohya": "diffusers"}
+READERS = {
+    "diffusers": "diffusers", "peft": "peft", "comfyui": "diffusers", "kohya": "diffusers",
+    "merged": "diffusers",
+}  # fmt: skip
 """Which library reads an export back."""
 
 _NAME = "default"
