@@ -26,7 +26,7 @@ def repair(config: InspectConfig) -> dict[str, Any]:
         dropped: Rows. encoded: Rows. failures: A line for each view that could not be mended.
 
     Raises:
-        StoreError: The disk refuses.
+        StoreError: The disk or the network refuses; a row that cannot be read is never dropped.
     """
     dropped = _drop_damaged_records(config)
     for generation in maintenance.generations(config.cache, ()):
@@ -88,8 +88,15 @@ def _drop_damaged_records(config: InspectConfig) -> int:
 
 
 def _drop_bad_rows(config: InspectConfig, generation: Generation) -> int:
+    verdict = checks.full(config.cache, {generation.kind: generation.segments})
+    if verdict.unread:
+        raise StoreError(
+            f"{len(verdict.unread)} rows of {config.cache / generation.key} could not be read, so "
+            f"nobody knows whether they are whole, and none was dropped: {verdict.unread[0]}. Run "
+            "the same command again once the disk or the network answers"
+        )
     bad: dict[str, set[str]] = {}
-    for found in checks.full(config.cache, {generation.kind: generation.segments}):
+    for found in verdict.bad:
         bad.setdefault(found.segment, set()).add(found.key or "")
     hit = [segment for segment in generation.segments if segment.key in bad]
     keep = {segment.key: set(segment.row_keys) - bad[segment.key] for segment in hit}

@@ -102,7 +102,7 @@ class RowReader:
     def _checked(self, key: str, row: Row, name: str) -> Float[np.ndarray, "..."]:
         try:
             values = self._values(row, name)
-        except StoreError:
+        except (StoreError, MemoryError):
             raise
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
