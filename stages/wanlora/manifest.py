@@ -254,7 +254,7 @@ def _plain_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
         width=width,
         prompts=_captions(row, where),
         activity=rows.text_in(row, rows.ACTIVITY_NAMES, where) or path.parent.name,
-        split=VAL if manifest.stem == VAL else TRAIN,
+        split=rows.split_in(row, where) or rows.SPLITS.get(manifest.stem, TRAIN),
         orig={},
         transform={},
         warnings=(),
