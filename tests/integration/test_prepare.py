@@ -1,6 +1,7 @@
 """Stage zero on real and on broken files."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -102,6 +103,14 @@ def test_each_bad_file_is_listed_with_its_reason_and_stops_nothing(tmp_path):
     lines = (tmp_path / "out" / "errors.jsonl").read_text().splitlines()
     assert all(json.loads(line)["stage"] == "prepare" for line in lines)
     assert prepared(raw, tmp_path / "out", max_error_rate=0.9).exit_code == 0
+
+
+def test_names_that_are_not_utf_8_are_listed_and_stop_nothing(tmp_path):
+    raw = dataset(tmp_path / "raw", 1)
+    captioned(raw / os.fsdecode(b"gr\xfcn.mp4")).write_bytes(b"")
+    (raw / "metadata.jsonl").write_text('{"path": "\\udcff.mp4", "caption": "x"}\n')
+    assert prepared(raw, tmp_path / "out").errors == {"missing": 1, "unreadable": 1}
+    assert errors_of(tmp_path / "out") == {"\udcff.mp4": "missing", r"gr\xfcn.mp4": "unreadable"}
 
 
 def test_low_fps_and_hdr_are_taken_on_request_with_a_warning(tmp_path):

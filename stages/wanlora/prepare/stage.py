@@ -215,7 +215,7 @@ def _write_errors(path: Path, failures: list[Failure]) -> None:
         for failure in failures
     ]
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    write_atomic(path, text.encode())
+    write_atomic(path, text.encode(errors="backslashreplace"))  # a lone surrogate as JSON
 
 
 def _compile(pattern: str | None) -> re.Pattern[str] | None:
