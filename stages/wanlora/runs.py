@@ -15,6 +15,7 @@ checkpoint. Killed at any instruction, every file and checkpoint is whole or not
 import json
 import logging
 import os
+import re
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -134,8 +135,9 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """Published checkpoints by step; a folder still being written has another name."""
-    found = (run_dir / CHECKPOINTS_NAME).glob("step-[0-9]*")
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    found = (run_dir / CHECKPOINTS_NAME).glob("step-*")
+    named = [path for path in found if re.fullmatch(r"step-[0-9]+", path.name)]  # not step-5.bad
+    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def publish_checkpoint(
@@ -160,7 +162,7 @@ def publish_checkpoint(
         write(temporary)
         _fsync_tree(temporary)
         if final.exists():  # the same step again, after a resume
-            shutil.rmtree(final)
+            _remove(final)
         temporary.rename(final)
         fsync_dir(parent)
     except OSError as error:
@@ -171,8 +173,15 @@ def publish_checkpoint(
         ) from error
     if keep:
         for old in checkpoints(run_dir)[:-keep]:
-            shutil.rmtree(old)
+            _remove(old)
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Hide a checkpoint, then remove it: what a kill leaves of it is taken for none."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.old.partial")
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def append_row(run_dir: Path, name: str, row: Mapping[str, Any]) -> None:
