@@ -162,8 +162,8 @@ def read_all(paths: Sequence[Path]) -> list[Clip]:
 def _files(given: Path) -> list[Path]:
     if not given.is_dir():
         return [given]
-    val = given / f"{VAL}.jsonl"
-    return [given / f"{TRAIN}.jsonl", *([val] if val.exists() else [])]
+    train, val = given / f"{TRAIN}.jsonl", given / f"{VAL}.jsonl"
+    return [path for path in (train, val) if path.exists()] or [train]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

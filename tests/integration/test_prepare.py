@@ -132,6 +132,12 @@ def test_short_videos_are_trimmed_with_a_warning_or_dropped(tmp_path):
         prepared(raw, tmp_path / "out", num_frames=81, short="drop")
 
 
+def test_too_short_expects_no_more_than_a_clip(tmp_path):
+    captioned(videos.write_video(tmp_path / "v.mp4", num_frames=10))
+    with pytest.raises(ManifestError, match=r"it has 6 frames .*; expected at least 9\n"):
+        prepared(tmp_path / "v.mp4", tmp_path / "out", num_frames=9)
+
+
 def test_head_takes_one_clip_a_video(tmp_path):
     assert prepared(dataset(tmp_path / "raw"), tmp_path / "out", mode="head").clips == 4
 
@@ -197,6 +203,17 @@ def test_no_validation_leaves_no_old_val_file(tmp_path):
     prepared(raw, tmp_path / "out", val_fraction=0.0)
     assert not (tmp_path / "out" / "val.jsonl").exists()
     assert len(manifest.read_all([tmp_path / "out"])) == 8
+
+
+def test_a_folder_of_validation_clips_alone_is_a_data_set(tmp_path):
+    raw = dataset(tmp_path / "raw", 1)
+    prepared(raw, tmp_path / "out")
+    (raw / "metadata.csv").write_text("path,text,split\nclap/v0.mp4,caption 0,val\n")
+    result = prepared(raw, tmp_path / "out")
+    assert not (tmp_path / "out" / "train.jsonl").exists()  # an old one would be trained on
+    assert (result.train, result.val) == (0, 2)
+    assert any("none to train on" in note for note in result.notes)
+    assert verify.run(VerifyConfig(manifests=(tmp_path / "out",))).exit_code == 0
 
 
 def test_editing_a_caption_changes_neither_ids_nor_keys_nor_split(tmp_path):
