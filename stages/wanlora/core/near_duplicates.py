@@ -13,8 +13,8 @@ THRESHOLD = 0.8
 
 MOST_PAIRS = 1_000
 MOST_COMPARISONS = 2_000_000
-"""Where a search stops, after a second or two: captions made from a template are all alike, and their
-pairs grow with the square of their number."""
+"""Where a search stops, after a second or two: captions made from a template are all alike, and
+their pairs grow with the square of their number."""
 
 
 class Similar(NamedTuple):
