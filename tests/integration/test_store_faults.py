@@ -231,6 +231,14 @@ def test_a_disk_error_while_writing_names_the_path_and_leaves_no_litter(tmp_path
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_a_local_copy_that_cannot_be_written_names_its_own_option(tmp_path):
+    view = build_store(tmp_path / "cache", num_clips=1)
+    (tmp_path / "file").touch()
+    reader = StoreReader.of_view(tmp_path / "cache", view, local_copy=tmp_path / "file" / "copy")
+    with pytest.raises(StoreError, match=r"cannot write .*another folder with --local-copy"):
+        reader.latents(view.clips[0].key)
+
+
 def test_half_written_files_lie_outside_the_store(tmp_path, monkeypatch):
     seen = []
     publish = objects.publish
