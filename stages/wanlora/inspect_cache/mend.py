@@ -105,7 +105,7 @@ def _drop_bad_rows(config: InspectConfig, generation: Generation) -> int:
 
 
 def _encode_missing(config: InspectConfig, view: View) -> int:
-    """Run stage one for what a view lacks, once it is clear that it would encode nothing else.
+    """Run stage one for what a view lacks, and for nothing else.
 
     Raises:
         StoreError: The manifests, the model or the device are not those the view was made with.
@@ -113,25 +113,14 @@ def _encode_missing(config: InspectConfig, view: View) -> int:
     clips, prompts = _lacking(config, view)
     if not clips and not prompts:
         return 0
-    wanted = _stage_one(config, view)
     from wanlora import cache_latents  # noqa: PLC0415  (imports diffusers: seconds, only here)
 
-    plan = cache_latents.run(wanted.model_copy(update={"dry_run": True}))
-    known = plan.clips + len(plan.failures)
-    too_much = plan.clips_encoded > len(clips) or plan.prompts_encoded > len(prompts)
-    if too_much or known != len(view.clips):
-        raise StoreError(
-            f"it has {len(view.clips)} clips and lacks the rows of {len(clips)} and of "
-            f"{len(prompts)} prompts, but with {', '.join(map(str, config.manifest))} stage one "
-            f"would encode {plan.clips_encoded} clips and {plan.prompts_encoded} prompts for "
-            f"{known}: the manifests, the model or the device are not those it was made with. "
-            "Give them with --manifest and --device, or make the view anew: wanlora cache-latents "
-            f"--cache {config.cache} --view {view.name}"
-        )
-    done = cache_latents.run(wanted)
-    for failure in done.failures:
+    encoded, failures = cache_latents.encode_rows(
+        _stage_one(config, view), view, clips=clips, prompts=prompts
+    )
+    for failure in failures:
         log.warning("[%s] %s: %s", failure.code, failure.clip_id, failure.message)
-    return done.clips_encoded + done.prompts_encoded
+    return encoded
 
 
 def _lacking(config: InspectConfig, view: View) -> tuple[set[str], set[str]]:

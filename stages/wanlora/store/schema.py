@@ -97,8 +97,8 @@ def own_attributes(document: bytes, key: str) -> dict[str, Any]:
     if not isinstance(own, dict):
         raise StoreError(
             f"{key} is damaged or not part of a latent cache: expected a Zarr group with an "
-            "attribute 'wanlora'; choose another folder with --cache, or delete that file's "
-            "folder and run wanlora cache-latents again"
+            "attribute 'wanlora'; choose another folder with --cache, or delete that file and run "
+            "wanlora cache-latents again, which writes it anew"
         )
     return own
 

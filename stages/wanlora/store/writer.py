@@ -29,6 +29,23 @@ log = logging.getLogger(__name__)
 NormalEquations = tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k 3"]]
 
 
+def write_groups(
+    cache: Location, kind: Kind, provenance: Mapping[str, Any], shape: tuple[int, ...]
+) -> None:
+    """Make the groups above segments of rows of this shape, unless they are there.
+
+    Raises:
+        StoreVersionError: The store belongs to another version.
+    """
+    for key, document in schema.groups_above(kind, fingerprint_of(provenance), provenance, shape):
+        there = objects.get(cache, key)
+        if there is None:
+            objects.put(cache, key, document)
+        elif key == f"{schema.STORE}/{schema.GROUP}":
+            path = str(cache / key)
+            schema.check_version(schema.own_attributes(there, path), path)
+
+
 class SegmentWriter:
     """Buffers rows of one kind and shape, and publishes them as immutable segments.
 
@@ -179,23 +196,9 @@ class SegmentWriter:
         return commit
 
     def _write_groups(self) -> None:
-        """Make the groups above the first segment, unless they are there.
-
-        Raises:
-            StoreVersionError: The store belongs to another version.
-        """
-        if self._groups_written:
-            return
-        for key, document in schema.groups_above(
-            self._kind, self.fingerprint, self._provenance, self._shape
-        ):
-            there = objects.get(self._cache, key)
-            if there is None:
-                objects.put(self._cache, key, document)
-            elif key == f"{schema.STORE}/{schema.GROUP}":
-                path = str(self._cache / key)
-                schema.check_version(schema.own_attributes(there, path), path)
-        self._groups_written = True
+        if not self._groups_written:
+            write_groups(self._cache, self._kind, self._provenance, self._shape)
+            self._groups_written = True
 
     def close(self) -> None:
         """Publish what is buffered."""
