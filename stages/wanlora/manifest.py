@@ -80,7 +80,10 @@ class Clip:
 
 
 def clip_key(clip: Clip, source_sha256: str) -> str:
-    """Hex sha256 of everything that decides the pixels of a clip, and nothing else.
+    """Hex sha256 of everything that decides the pixels of a clip.
+
+    Nothing said about it is hashed, its fps is: of an .npz clip and of an image too, which are the
+    same pixels at any, so that another `prepare --fps` encodes those again as well.
 
     Args:
         clip: The cut.

@@ -25,14 +25,13 @@ from wanlora.cache_latents.pipeline import Ahead, Behind, depth, explaining_memo
 from wanlora.cache_latents.plan import Failure, KeyedClip, Plan
 from wanlora.clips import load_clip
 from wanlora.config import CacheLatentsConfig
-from wanlora.core.buckets import Bucket, latent_shape
+from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape
 from wanlora.core.latent_rgb import normal_equations
 from wanlora.core.location import Location
 from wanlora.core.quality import psnr
 from wanlora.errors import MediaError, ModelError
 from wanlora.manifest import Clip
 from wanlora.progress import bar
-from wanlora.store.schema import MAX_TOKENS
 from wanlora.store.writer import SegmentWriter, write_groups
 from wanlora.wan import encoders
 from wanlora.wan.variants import Variant

@@ -23,7 +23,7 @@ from wanlora.clips import (
     source_sha256,
 )
 from wanlora.config import CacheLatentsConfig
-from wanlora.core.buckets import latent_shape, problem_with
+from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
 from wanlora.errors import MediaError, StoreError
@@ -31,7 +31,7 @@ from wanlora.files import write_atomic
 from wanlora.manifest import Clip
 from wanlora.progress import bar
 from wanlora.store import index, objects
-from wanlora.store.schema import MAX_TOKENS, Kind
+from wanlora.store.schema import Kind
 from wanlora.wan import encoders
 from wanlora.wan.variants import Variant, cache_home
 

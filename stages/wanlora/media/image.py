@@ -1,6 +1,6 @@
 """Still images: clips of one frame.
 
-Owns: which image files are read and how they become upright RGB.
+Owns: how image files become upright RGB.
 Dimensions: h height, w width in px.
 """
 
@@ -12,8 +12,6 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from wanlora.errors import MediaError
-
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded: 256 MiB of RGB, where Pillow starts to suspect a bomb."""

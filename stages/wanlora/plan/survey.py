@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wanlora import manifest
-from wanlora.core.buckets import Bucket, latent_shape, num_tokens, problem_with
+from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape, num_tokens, problem_with
 from wanlora.core.near_duplicates import similar_pairs
 from wanlora.manifest import Clip
-
-MAX_TOKENS = 512
 
 BYTES_PER_VALUE = 2
 TEXT_DIM = 4096

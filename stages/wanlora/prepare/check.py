@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from wanlora.captions.find import IMAGE_SUFFIXES
 from wanlora.core.buckets import Bucket
 from wanlora.errors import MediaError, PassingError
 from wanlora.media import image, npz, probe
@@ -65,6 +66,6 @@ def _content(path: Path, alive: Alive, detector: Detector) -> Content:
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return npz.read_checked(path)
-    if suffix in image.SUFFIXES:
+    if suffix in IMAGE_SUFFIXES:
         return image.read_checked(path)
     return probe.scan(path, detector=detector, alive=alive)

@@ -14,12 +14,13 @@ from pathlib import Path
 from wanlora import manifest
 from wanlora.captions import Failure, Found, find
 from wanlora.config import PrepareConfig
+from wanlora.core.buckets import MAX_TOKENS
 from wanlora.errors import ConfigError, ManifestError, MediaError
 from wanlora.files import fsync_dir, require_folder, write_atomic
 from wanlora.manifest import Clip
 from wanlora.media import scenes
 from wanlora.media.probe import Scan
-from wanlora.plan.survey import MAX_TOKENS, Plan, survey
+from wanlora.plan.survey import Plan, survey
 from wanlora.prepare.check import Checked, check_all
 from wanlora.prepare.cuts import unique_ids
 from wanlora.prepare.journal import Journal
@@ -122,7 +123,7 @@ def _clips_of_all(
                 raise checked
             own = clips_of(source, checked, config, pattern)
         except MediaError as error:
-            failures.append(Failure(error.code, str(error), str(source.path)))
+            failures.append(Failure(error.code, str(source.path), str(error)))
             continue
         twin = first_with.setdefault(checked.sha256, source.path)
         if twin != source.path:
@@ -195,7 +196,7 @@ def _materialized(
         made, failed = materialize(clips, config.output, step=lambda: progress.update(1))
     failures = [
         *failures,
-        *(Failure(error.code, str(error), str(clip.path)) for clip, error in failed),
+        *(Failure(error.code, str(clip.path), str(error)) for clip, error in failed),
     ]
     _write_errors(config.output / "errors.jsonl", failures)
     return made, failures

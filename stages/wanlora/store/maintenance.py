@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.location import Location
 from wanlora.store import index, objects, schema
 from wanlora.store.index import Segment
@@ -198,7 +199,7 @@ def drop(cache: Location, segment: str) -> None:
 def _writer(
     cache: Location, generation: Generation, row: Float[np.ndarray, "..."], limits: Limits
 ) -> SegmentWriter:
-    shape = row.shape if generation.kind == "latents" else (schema.MAX_TOKENS, row.shape[1])
+    shape = row.shape if generation.kind == "latents" else (MAX_TOKENS, row.shape[1])
     return SegmentWriter(
         cache,
         kind=generation.kind,

@@ -26,9 +26,6 @@ ROW_ARRAY: dict[Kind, str] = {"latents": "latent", "text": "embedding"}
 LOGVAR = "logvar"
 """Optional array beside `latent`: log-variances of the posterior, in units of the latents."""
 
-MAX_TOKENS = 512
-"""Rows of the padded prompt embedding that Wan's transformer consumes."""
-
 
 def short(fingerprint: str) -> str:
     """Part of a fingerprint that stands in a path; the whole one is in every commit record."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 
+from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
@@ -78,7 +79,7 @@ class SegmentWriter:
         mantissa_bits: int | None = None,
         writer: Mapping[str, Any] | None = None,
     ) -> None:
-        assert kind == "latents" or shape[0] == schema.MAX_TOKENS, shape
+        assert kind == "latents" or shape[0] == MAX_TOKENS, shape
         self.fingerprint = fingerprint_of(provenance)
         self._cache = cache
         self._kind: Kind = kind
