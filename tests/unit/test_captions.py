@@ -193,8 +193,8 @@ def test_a_file_whose_name_is_not_utf_8_fails_alone_and_says_rename_it(tmp_path)
     found = find([tmp_path], None)
     assert prompts(found) == {"a.mp4": ("x",)}
     assert found.failures == [
-        ("unreadable", rf"{tmp_path}/gr\xfcn.mp4",
-         rf"{tmp_path}/gr\xfcn.mp4: its name is not UTF-8; rename it")
+        ("unreadable", rf"{tmp_path}/gr\xfcn.mp4: its name is not UTF-8; rename it",
+         rf"{tmp_path}/gr\xfcn.mp4")
     ]  # fmt: skip
     with pytest.raises(ManifestError, match=r"none of 1 source.*gr\\xfcn\.mp4.*rename it"):
         find([tmp_path / os.fsdecode(b"gr\xfcn.mp4")], None)

@@ -150,6 +150,7 @@ def make(
     """
     index.has_store(config.cache)
     latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
+    hashes.keep_weights()
     clips, failures, changed = _keyed(found, hashes)
     wanted = [prompt for keyed in clips for prompt in keyed.clip.prompts]
     wanted += ["", variant.negative_prompt, *config.validation_prompts]

@@ -94,29 +94,36 @@ def encode_rows(
         prompts: Keys of its prompts to encode.
 
     Returns:
-        Number of rows encoded, and the clips that could not be.
+        Number of rows encoded, and the clips that could not be. Rows that the manifests do not name
+        are in neither, and in the log.
 
     Raises:
-        StoreError: The manifests, the model or the device do not give these rows.
+        StoreError: The manifests, the model or the device give none of these rows.
     """
     job = _plan(config)
     missing_clips = tuple(keyed for keyed in job.plan.missing_clips if keyed.key in clips)
     missing_prompts = {k: t for k, t in job.plan.missing_prompts.items() if k in prompts}
-    encoders_of = (fingerprint(job.plan.latents_provenance), fingerprint(job.plan.text_provenance))
-    same = encoders_of == (view.latents, view.text)
-    if not same or (len(missing_clips), len(missing_prompts)) != (len(clips), len(prompts)):
+    named = (
+        f"of the {len(clips)} clips and {len(prompts)} prompts that it lacks, "
+        f"{', '.join(map(str, config.manifest))} names {len(missing_clips)} and "
+        f"{len(missing_prompts)}"
+    )
+    others = (clips and fingerprint(job.plan.latents_provenance) != view.latents) or (
+        prompts and fingerprint(job.plan.text_provenance) != view.text
+    )
+    found = len(missing_clips) + len(missing_prompts)
+    if others or not found:
         raise StoreError(
-            f"it lacks the rows of {len(clips)} clips and of {len(prompts)} prompts; of these "
-            f"{', '.join(map(str, config.manifest))} names {len(missing_clips)} and "
-            f"{len(missing_prompts)}{'' if same else ', for other encoders'}: the manifests, the "
-            "model or the device are not those it was made with. Give them with --manifest and "
-            f"--device, or make the view anew: wanlora cache-latents --cache {config.cache} "
-            f"--view {view.name}"
+            f"{named}{', for another encoder' if others else ''}: the manifests, the model or the "
+            "device are not those it was made with. Give them with --manifest and --device, or "
+            f"make the view anew: wanlora cache-latents --cache {config.cache} --view {view.name}"
         )
+    if found < len(clips) + len(prompts):
+        log.warning("view %r: %s; these are encoded", view.name, named)
     plan = replace(job.plan, missing_clips=missing_clips, missing_prompts=missing_prompts)
     _, encoding = _encode(config, replace(job, plan=plan))
     failures = _failures(missing_clips, encoding.failures)
-    return len(missing_clips) - len(failures) + len(missing_prompts), failures
+    return found - len(failures), failures
 
 
 def _plan(config: CacheLatentsConfig) -> Job:
@@ -131,7 +138,6 @@ def _plan(config: CacheLatentsConfig) -> Job:
     plan = planning.make(
         config, found, folder=folder, variant=variant, device=device, hashes=hashes
     )
-    hashes.keep_weights()
     return Job(plan, folder, variant, device, hashes)
 
 

@@ -48,8 +48,8 @@ class Failure(NamedTuple):
     """A line of errors.jsonl: one source that gives no clip, and why."""
 
     code: str
-    path: str
     message: str
+    path: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ def find(given: Sequence[Path], captions: Path | None) -> Found:
     films = any(not _is_image(source.path) for source in sources)
     thumbnails = [p for p in silent if films and _is_image(p) and p not in unreadable]
     failures = [*unnamed, *absent] + [
-        Failure("no_caption", str(p), f"{p}: {unreadable.get(p) or _where_captions(captions)}")
+        Failure("no_caption", f"{p}: {unreadable.get(p) or _where_captions(captions)}", str(p))
         for p in silent
         if p not in thumbnails
     ]
@@ -167,7 +167,7 @@ def _nameable(paths: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
             named.append(path)
         else:
             message = f"{shown}: its name is not UTF-8; rename it"
-            failures.append(Failure("unreadable", shown, message))
+            failures.append(Failure("unreadable", message, shown))
     return named, failures
 
 
@@ -214,7 +214,7 @@ def _collect(
                 elsewhere += 1
             else:
                 message = f"{where}: there is no file {candidates[0]}"
-                absent[candidates[0]] = Failure("missing", str(candidates[0]), message)
+                absent[candidates[0]] = Failure("missing", message, str(candidates[0]))
     return notes, list(absent.values()), elsewhere
 
 

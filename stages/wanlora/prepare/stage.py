@@ -123,7 +123,7 @@ def _clips_of_all(
                 raise checked
             own = clips_of(source, checked, config, pattern)
         except MediaError as error:
-            failures.append(Failure(error.code, str(source.path), str(error)))
+            failures.append(Failure(error.code, str(error), str(source.path)))
             continue
         twin = first_with.setdefault(checked.sha256, source.path)
         if twin != source.path:
@@ -196,7 +196,7 @@ def _materialized(
         made, failed = materialize(clips, config.output, step=lambda: progress.update(1))
     failures = [
         *failures,
-        *(Failure(error.code, str(clip.path), str(error)) for clip, error in failed),
+        *(Failure(error.code, str(error), str(clip.path)) for clip, error in failed),
     ]
     _write_errors(config.output / "errors.jsonl", failures)
     return made, failures
