@@ -20,7 +20,9 @@ FILES = ("train.jsonl", "val.jsonl", "errors.jsonl")
 
 def dataset(folder, count):
     for index in range(count):
-        path = videos.write_video(folder / f"v{index}.mp4", num_frames=60 + index)
+        path = folder / f"v{index}.mp4"
+        if not path.exists():  # the encoder may write other bytes the second time
+            videos.write_video(path, num_frames=60 + index)
         path.with_suffix(".txt").write_text(f"caption {index}")
     (videos.write_text(folder / "bad.mp4")).with_suffix(".txt").write_text("bad")
     return folder
