@@ -35,6 +35,7 @@ STAGES = {
     "inspect": "wanlora.inspect_cache",
     "train": "wanlora.train",
     "sample": "wanlora.sample",
+    "evaluate": "wanlora.evaluate",
 }
 
 EXAMPLES = {
@@ -75,6 +76,14 @@ EXAMPLES = {
         'wanlora sample --prompt "A person walking" --model micro',
         'wanlora sample --adapter outputs/run --prompt "A person sitting" --num-videos 10 '
         "--output-dir outputs/sitting",
+        "wanlora sample --adapter outputs/run=0.8 --adapter outputs/style --prompts prompts.txt",
+        'wanlora sample --adapter outputs/run --cache cache/ --prompt "A person {activity}" '
+        "--num-videos 10 --skip-existing",
+    ],
+    "evaluate": [
+        "wanlora evaluate --adapter outputs/run --cache cache/",
+        "wanlora evaluate --adapter outputs/run --checkpoints --videos-per-activity 0",
+        "wanlora evaluate --adapter outputs/a --adapter outputs/b=0.8 --output-dir outputs/a-and-b",
     ],
 }  # fmt: skip
 
@@ -116,7 +125,7 @@ app = typer.Typer(
     context_settings={"token_normalize_func": _normalize},
     help="LoRA adapters for Wan 2.1: encode every clip once, train only the DiT ever after.\n\n"
     "videos -> [bold]prepare[/] -> manifest -> [bold]cache-latents[/] -> store -> "
-    "[bold]train[/] -> adapter -> [bold]sample[/] -> mp4",
+    "[bold]train[/] -> adapter -> [bold]sample[/] -> mp4, [bold]evaluate[/] -> report",
     epilog="Start with: wanlora demo",
     rich_markup_mode="rich",
     no_args_is_help=True,

@@ -7,10 +7,10 @@ torch, or any library code.
     stage_zero.py   prepare, verify
     stage_one.py    cache-latents, inspect
     stage_two.py    train
-    after.py        sample, demo
+    after.py        sample, evaluate, demo
 """
 
-from wanlora.config.after import DemoConfig, SampleConfig
+from wanlora.config.after import ACTIVITY, DemoConfig, EvaluateConfig, SampleConfig
 from wanlora.config.settings import DEFAULT_MODEL, Flag, Settings, load
 from wanlora.config.stage_one import CacheLatentsConfig, InspectConfig, StoreSettings
 from wanlora.config.stage_two import (
@@ -24,10 +24,12 @@ from wanlora.config.stage_two import (
 from wanlora.config.stage_zero import PrepareConfig, VerifyConfig
 
 __all__ = [
+    "ACTIVITY",
     "COMMANDS",
     "DEFAULT_MODEL",
     "CacheLatentsConfig",
     "DemoConfig",
+    "EvaluateConfig",
     "Flag",
     "FlowSettings",
     "InspectConfig",
@@ -52,4 +54,5 @@ COMMANDS: dict[str, type[Settings]] = {
     "inspect": InspectConfig,
     "train": TrainConfig,
     "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
 }
