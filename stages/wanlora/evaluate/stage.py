@@ -71,10 +71,10 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     )
     base, others = losses.tables(setup, compared, config.output_dir, load)
     found = _evaluation(config, setup, compared, base, others)
-    for item in found["adapters"]:
-        logger.info("%s", say(item["name"], item["validation"]))
     _write(config, found, [])  # hours before the videos are there
     if config.videos_per_activity:
+        for item in found["adapters"]:
+            logger.info("%s", say(item["name"], item["validation"]))
         videos.make(setup, models, load)
         found = _with_videos(found, models)
         _write(config, found, _shown(config, models))
