@@ -107,6 +107,7 @@ def _evaluation(
     adapters = [
         {
             "name": item.name,
+            "run": item.run,
             **item.scaled.record,
             "step": item.step,
             "validation": losses.compare(setup.panel, table, base, name="base"),

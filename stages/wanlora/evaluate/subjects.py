@@ -4,7 +4,7 @@ Owns: what they are called.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wanlora import runs
@@ -13,14 +13,21 @@ from wanlora.wan.attach import ScaledAdapter, scaled, split_scale
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """An adapter under comparison; `step` is None where its header does not say."""
+    """An adapter under comparison.
+
+    Attributes:
+        name: What it is called.
+        run: What all checkpoints of its run are called together.
+        scaled: Its file and scale.
+    """
 
     name: str
+    run: str
     scaled: ScaledAdapter
 
     @property
     def step(self) -> int | None:
-        """Training steps behind it."""
+        """Training steps behind it; None where its header does not say."""
         text = self.scaled.adapter.provenance.get("step", "")
         return int(text) if text.isdecimal() else None
 
@@ -41,7 +48,7 @@ def subjects(words: Sequence[str], *, checkpoints: bool) -> list[Subject]:
         for place in _places(path) if checkpoints else [path]:
             item = scaled(place, scale)
             if item.sha256 not in seen:
-                found.append(Subject(_name(place, scale), item))
+                found.append(Subject(_name(place, scale), _name(path, scale), item))
                 seen.add(item.sha256)
     return _distinct(found)
 
@@ -74,5 +81,5 @@ def _distinct(found: Sequence[Subject]) -> list[Subject]:
     for item in found:
         times[item.name] = times.get(item.name, 0) + 1
         number = times[item.name]
-        named.append(Subject(f"{item.name} ({number})" if number > 1 else item.name, item.scaled))
+        named.append(replace(item, name=f"{item.name} ({number})") if number > 1 else item)
     return named

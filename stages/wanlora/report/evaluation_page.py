@@ -25,6 +25,10 @@ MEASURES = {
 }
 
 
+FEW = 3
+"""Adapters that are told of one by one; of more, the best is, and all are compared."""
+
+
 @dataclass(frozen=True, slots=True)
 class Shown:
     """A prompt and seed, and each model's video of it as a small mp4."""
@@ -43,12 +47,13 @@ def evaluation_page(evaluation: Mapping[str, Any], shown: Sequence[Shown]) -> st
         shown: Videos to put into the page, by activity.
     """
     adapters = evaluation["adapters"]
+    best = next(item for item in adapters if item["name"] == evaluation["best"])
+    told = adapters if len(adapters) <= FEW else [best]
     sections = [
         STYLE,
-        *(_verdict(item, evaluation) for item in adapters),
-        _loss(adapters),
-        *([_by_step(adapters)] if _has_steps(adapters) else []),
-        _numbers(adapters, evaluation["best"]),
+        *(_verdict(item, evaluation) for item in told),
+        _loss(adapters, told),
+        _numbers(adapters, best["name"]),
     ]
     if evaluation["videos"]:
         sections += [_videos(evaluation, shown), _measures(evaluation["videos"]["measures"])]
@@ -80,88 +85,82 @@ def _verdict(item: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Raw:
     )
 
 
-def _loss(adapters: Sequence[Mapping[str, Any]]) -> Raw:
-    """Intervals of all clips and of each activity, and the loss over noise levels."""
+def _loss(adapters: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]]) -> Raw:
+    """Intervals of every adapter, and of each activity for those told of; then the curves."""
     rows = []
     for number, item in enumerate(adapters):
-        found, alone = item["validation"], len(adapters) == 1
-        name = "all clips" if alone else item["name"]
-        rows.append(_interval(name, found, found, number, bold=True))
+        found = item["validation"]
+        name = "all clips" if len(adapters) == 1 else item["name"]
+        colour = number % len(COLOURS)
+        rows.append(_interval(name, found, colour, bold=True))
         activities = found["per_activity"]
-        if len(activities) > 1:
+        if item in told and len(activities) > 1:
             rows += [
-                _interval(activity or "no activity", part, part, number)
+                _interval(activity or "no activity", part, colour)
                 for activity, part in activities.items()
             ]
     title = "Loss against the base, with 95 % intervals"
     intervals = interval_chart(title, rows, x_label="change in % (left is better)", unit=" %")
-    differences = [
-        Line(
-            item["name"],
-            [(row["sigma"], _percent(row, row["paired_difference"])) for row in _sigmas(item)],
-            number % len(COLOURS),
-            band=[part for row in _sigmas(item) for part in _band(row["sigma"], row)],
+    curves = charts(*_by_sigma(adapters), *_by_step(adapters))
+    return section("Held-out loss", Raw(f'<div class="intervals">{intervals}</div>'), curves)
+
+
+def _by_sigma(adapters: Sequence[Mapping[str, Any]]) -> list[Raw]:
+    """Where along the noise levels the difference lies; bands only while they can be told apart."""
+    changes, levels = [], []
+    for number, item in enumerate(adapters):
+        colour, rows = number % len(COLOURS), item["validation"]["per_sigma"]
+        changes.append(
+            Line(
+                item["name"],
+                [(row["sigma"], _percent(row, row["paired_difference"])) for row in rows],
+                colour,
+                band=[part for row in rows for part in _band(row["sigma"], row)]
+                if len(adapters) <= FEW
+                else [],
+            )
         )
-        for number, item in enumerate(adapters)
+        levels.append(Line(item["name"], [(row["sigma"], row["adapter"]) for row in rows], colour))
+    rows = adapters[0]["validation"]["per_sigma"]
+    levels.append(Line("base", [(row["sigma"], row["base"]) for row in rows], -1, "dashed"))
+    reach = ", 95 % interval" if len(adapters) <= FEW else ""
+    return [
+        line_chart(f"Change in % by noise level{reach}", changes, x_label="sigma", zero=True),
+        line_chart("Loss by noise level", levels, x_label="sigma"),
     ]
-    levels = [
+
+
+def _by_step(adapters: Sequence[Mapping[str, Any]]) -> list[Raw]:
+    """The difference over a run's training steps: where it stops improving."""
+    by_run: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for item in adapters:
+        if item["step"] is not None:
+            by_run.setdefault(item["run"], {})[item["step"]] = item["validation"]
+    lines = [
         Line(
-            item["name"],
-            [(row["sigma"], row["adapter"]) for row in _sigmas(item)],
+            run,
+            [(step, _percent(found, found["paired_difference"])) for step, found in rising],
             number % len(COLOURS),
+            band=[part for step, found in rising for part in _band(step, found)],
         )
-        for number, item in enumerate(adapters)
+        for number, (run, steps) in enumerate(by_run.items())
+        if len(steps) > 1
+        for rising in [sorted(steps.items())]
     ]
-    base = [(row["sigma"], row["base"]) for row in _sigmas(adapters[0])]
-    by_level = charts(
-        line_chart(
-            "Change in % by noise level, 95 % interval", differences, x_label="sigma", zero=True
-        ),
-        line_chart(
-            "Loss by noise level", [*levels, Line("base", base, 0, "dashed")], x_label="sigma"
-        ),
-    )
-    return section("Held-out loss", Raw(f'<div class="intervals">{intervals}</div>'), by_level)
+    if not lines:
+        return []
+    return [line_chart("Change in % by training step, 95 % interval", lines, zero=True)]
 
 
-def _sigmas(item: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
-    rows: Sequence[Mapping[str, Any]] = item["validation"]["per_sigma"]
-    return rows
-
-
-def _interval(
-    name: str, part: Mapping[str, Any], of: Mapping[str, Any], colour: int, *, bold: bool = False
-) -> Interval:
+def _interval(name: str, part: Mapping[str, Any], colour: int, *, bold: bool = False) -> Interval:
     ends = part["ci95"]
     return Interval(
         name,
-        _percent(of, part["paired_difference"]),
-        (_percent(of, ends[0]), _percent(of, ends[1])) if ends else None,
+        _percent(part, part["paired_difference"]),
+        (_percent(part, ends[0]), _percent(part, ends[1])) if ends else None,
         colour,
         bold,
     )
-
-
-def _has_steps(adapters: Sequence[Mapping[str, Any]]) -> bool:
-    return len({item["step"] for item in adapters if item["step"] is not None}) > 1
-
-
-def _by_step(adapters: Sequence[Mapping[str, Any]]) -> Raw:
-    """The same difference over training steps: where a run stops improving."""
-    known = sorted(
-        (item for item in adapters if item["step"] is not None), key=lambda item: int(item["step"])
-    )
-    steps = [
-        (float(item["step"]), item["validation"])
-        for _, same in groupby(known, key=lambda item: int(item["step"]))
-        for item in [next(same)]
-    ]
-    line = Line(
-        "adapter",
-        [(step, _percent(found, found["paired_difference"])) for step, found in steps],
-        band=[part for step, found in steps for part in _band(step, found)],
-    )
-    return charts(line_chart("Change in % by training step, 95 % interval", [line], zero=True))
 
 
 def _numbers(adapters: Sequence[Mapping[str, Any]], best: str) -> Raw:

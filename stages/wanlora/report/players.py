@@ -24,8 +24,9 @@ def player(title: str, note: str, videos: Mapping[str, bytes]) -> Raw:
         f"<figcaption>{escape(name)}</figcaption></figure>"
         for name, data in videos.items()
     )
+    kind = "player many" if len(videos) > 3 else "player"
     return Raw(
-        f'<div class="player"><p><q>{escape(title)}</q> <span class="soft">{escape(note)}</span>'
+        f'<div class="{kind}"><p><q>{escape(title)}</q> <span class="soft">{escape(note)}</span>'
         f'</p><div class="together">{cells}</div><div class="controls">'
         '<button type="button" aria-label="play or pause">▶</button>'
         '<input type="range" min="0" max="1" step="any" value="0" aria-label="time">'
@@ -43,8 +44,9 @@ STYLE = Raw(
 .players { display: grid; gap: 16px; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 560px), 1fr)); }
 .player { border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; background: var(--band); }
-.player p { margin: 0 0 8px; } .together { display: flex; gap: 8px; flex-wrap: wrap; }
-.together figure { flex: 1 1 160px; margin: 0; min-width: 0; max-width: 480px; }
+.player p { margin: 0 0 8px; } .player.many { grid-column: 1 / -1; } .together { display: grid; gap: 8px;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 160px), 1fr)); }
+.together figure { margin: 0; max-width: 480px; }
 .together video { width: 100%; display: block; cursor: pointer; background: #000; }
 .together figcaption { color: var(--soft); font-size: 12.5px; margin-top: 2px; }
 .controls { display: flex; gap: 10px; align-items: center; margin-top: 8px; }
