@@ -145,8 +145,8 @@ def test_its_videos_are_those_of_plain_diffusers(held_out_cache, micro_folder, t
 
 def test_what_is_there_is_not_made_again(evaluated, trained, held_out_cache, tmp_path, caplog):
     before = made(evaluated.parent)
-    assert len(before) == 6
-    lost = next(path for path in before if "/videos/" in path)
+    assert len(before) == 9  # of three activities each: the real clip, the base's, the adapter's
+    lost = next(path for path in before if "/videos/run/" in path)
     Path(lost).unlink()
     evaluate(config(held_out_cache, evaluated, trained))
     assert "1 to make" in caplog.text
@@ -157,7 +157,7 @@ def test_what_is_there_is_not_made_again(evaluated, trained, held_out_cache, tmp
     other = evaluated.parent / "other"
     evaluate(config(held_out_cache, other, f"{trained}=0.5"))
     assert "3 there already; 3 to make" in caplog.text
-    assert len(made(other)) == 3
+    assert len(made(other)) == 6
 
 
 def test_killed_in_the_middle_of_its_videos_it_makes_the_others_without_a_text_encoder(
@@ -170,17 +170,17 @@ def test_killed_in_the_middle_of_its_videos_it_makes_the_others_without_a_text_e
     )  # fmt: skip
     process = cli.start(*arguments)
     deadline = time.monotonic() + 120
-    while len(made(tmp_path)) < 3:
+    while len(made(tmp_path)) < 5:
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = made(tmp_path)
-    assert 3 <= len(before) < 12
+    assert 5 <= len(before) < 15
     modules = cli.modules_after(*arguments)
     after = made(tmp_path)
-    assert len(after) == 12
+    assert len(after) == 15
     assert before.items() <= after.items()
     listed = read(folder)["videos"]["list"]
     assert {path for row in listed for path in row["files"].values()} == set(after)
@@ -206,7 +206,7 @@ def test_the_checkpoints_of_a_run_are_compared_each_once(trained, held_out_cache
 
 def test_measures_are_said_of_each_model_and_activity(evaluated):
     measures = read(evaluated)["videos"]["measures"]
-    assert set(measures["per_activity"]) == {"base", "run"}
+    assert set(measures["per_activity"]) == {"real clip", "base", "run"}
     for by_activity in measures["per_activity"].values():
         for values in by_activity.values():
             assert 0 < values["motion"] < 1
@@ -261,9 +261,61 @@ def test_a_browser_plays_base_and_adapter_as_one(evaluated, tmp_path):
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     found = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
-    assert found["players"] == [2, 2, 2]
-    assert found["sizes"] == [32] * 6
+    assert found["players"] == [3, 3, 3]
+    assert found["sizes"] == [32] * 9
     assert (found["errors"], found["clipped"], found["charts"]) == (0, 0, 3)
     assert len(set(found["times"])) == 1
     assert float(found["times"][0]) > 0
     assert found["activities"][:3] == ["clap", "sit", "walk"]
+
+
+def test_a_real_clip_is_the_one_whose_caption_is_asked_for(evaluated, held_out_cache):
+    from wanlora.core.quality import psnr
+    from wanlora.media.decode import decode
+    from wanlora.store.reader import StoreReader
+    from wanlora.store.views import read_view
+    from wanlora.wan.encoders import decode_latents
+    from wanlora.wan.variants import resolve
+
+    view = read_view(held_out_cache, "default")
+    reader = StoreReader.of_view(held_out_cache, view)
+    vae = load_vae(resolve("micro", ["vae"]), dtype=torch.float32, device=CPU, tf32=False)
+    clips = [clip for clip in view.clips if clip.split == "val"]
+    decoded = [
+        decode_latents(vae, torch.from_numpy(reader.latents(clip.key))[None])[0].numpy()
+        for clip in clips
+    ]
+    for row in read(evaluated)["videos"]["list"]:
+        shown = decode(Path(row["files"]["real clip"]), start_s=0, fps=16, num_frames=5)
+        closest = clips[int(np.argmax([psnr(shown, frames) for frames in decoded]))]
+        assert closest.activity == row["activity"]
+        assert reader.prompt(closest.prompts[0]) == row["prompt"]
+
+
+def test_damaged_files_are_named_with_the_way_out(evaluated, trained, held_out_cache):
+    flags = (
+        "evaluate", "--adapter", trained, "--cache", held_out_cache, "--output-dir", evaluated,
+        "--set", "num_sigmas=2", "--steps", 2, "--videos-per-activity", 1,
+    )  # fmt: skip
+    video = next(path for path in made(evaluated) if "/videos/run/" in path)
+    whole = Path(video).read_bytes()
+    Path(video).write_bytes(whole[:100])
+    message = cli.refuses(*flags)
+    assert f"{video} is not the video that was written" in message
+    Path(video).write_bytes(whole)
+    tables = evaluated / "losses.json"
+    whole = tables.read_bytes()
+    tables.write_bytes(whole[:100])
+    assert f"{tables} is damaged" in cli.refuses(*flags)
+    tables.write_bytes(whole)
+
+
+def test_weights_that_are_not_finite_are_named_not_averaged(held_out_cache, micro_folder, tmp_path):
+    """A finite file can still overflow: here the update is 1e38 times too large."""
+    adapter = write_adapter(micro_folder, tmp_path / "huge", scale=1e38)
+    message = cli.refuses(
+        "evaluate", "--adapter", adapter, "--cache", held_out_cache, "--output-dir",
+        tmp_path / "out", "--videos-per-activity", 0, "--set", "num_sigmas=1",
+    )  # fmt: skip
+    assert f"the loss of {adapter} on clip-006" in message
+    assert "is not finite" in message

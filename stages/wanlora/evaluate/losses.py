@@ -6,7 +6,7 @@ arithmetic is that of training's validation.
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from jaxtyping import Float
 from wanlora import progress
 from wanlora.core.fingerprint import fingerprint
 from wanlora.core.validation import Report, summarize
+from wanlora.errors import NonFiniteError, RunError
 from wanlora.evaluate.setup import Setup
 from wanlora.evaluate.subjects import Subject
 from wanlora.files import write_json
@@ -39,20 +40,36 @@ def tables(
         subjects: The adapters.
         folder: Where `losses.json` is.
         load: Gives the transformer, without adapters; called only when something is missing.
+
+    Raises:
+        NonFiniteError: A loss is NaN or infinite.
+        RunError: `losses.json` is damaged.
     """
     path = folder / TABLES_NAME
-    known: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    known = _read(path)
     models: list[Subject | None] = [None, *subjects]
     keys = [_key(setup, item) for item in models]
     todo = {key: item for key, item in zip(keys, models, strict=True) if key not in known}
+    if todo:
+        _measure_all(setup, todo, load(), known, path)
+    base, *others = (np.array(known[key]) for key in keys)
+    return base, others
+
+
+def _measure_all(
+    setup: Setup,
+    todo: Mapping[str, Subject | None],
+    transformer: Any,
+    known: dict[str, Any],
+    path: Path,
+) -> None:
+    """Add the missing tables to the known ones, each written as soon as it is there."""
     with progress.bar(total=len(todo), description="losses", unit="model") as bar:
         for key, item in todo.items():
             bar.set_postfix_str(item.name if item else "base", refresh=False)
-            known[key] = _measure(setup, item, load()).tolist()
+            known[key] = _measure(setup, item, transformer).tolist()
             write_json(path, known)
             bar.update()
-    base, *others = (np.array(known[key]) for key in keys)
-    return base, others
 
 
 def _key(setup: Setup, subject: Subject | None) -> str:
@@ -62,18 +79,32 @@ def _key(setup: Setup, subject: Subject | None) -> str:
     return fingerprint([setup.panel.key(setup.source, setup.dtype), facts, adapter])
 
 
-def _measure(setup: Setup, subject: Subject | None, transformer: Any) -> Table:
-    if subject is None:
-        return losses(
-            setup.panel, transformer, setup.source, device=setup.device, dtype=setup.dtype
-        )
-    attach(transformer, [subject.scaled])
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
     try:
-        return losses(
-            setup.panel, transformer, setup.source, device=setup.device, dtype=setup.dtype
-        )
-    finally:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise RunError(
+            f"{path} is damaged ({error}): delete it; the losses are measured again"
+        ) from None
+
+
+def _measure(setup: Setup, subject: Subject | None, transformer: Any) -> Table:
+    """Measure the panel with a subject's adapter, or without any."""
+    if subject:
+        attach(transformer, [subject.scaled])
+    table = losses(setup.panel, transformer, setup.source, device=setup.device, dtype=setup.dtype)
+    if subject:
         detach(transformer)
+    if not np.isfinite(table).all():
+        row, column = (int(place[0]) for place in np.nonzero(~np.isfinite(table)))
+        raise NonFiniteError(
+            f"the loss of {subject.scaled.adapter.path if subject else setup.model} on "
+            f"{setup.panel.clips[row].clip_id} at sigma {setup.panel.sigmas[column]:.3f} is not "
+            "finite: its weights are wrong"
+        )
+    return table
 
 
 def compare(panel: Panel, table: Table, other: Table, *, name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ videos that are there are not made again.
 """
 
 import functools
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,10 @@ from wanlora.config import EvaluateConfig
 from wanlora.evaluate import losses, videos
 from wanlora.evaluate.setup import Setup, open_setup
 from wanlora.evaluate.subjects import Subject, subjects
-from wanlora.files import require_folder, write_atomic, write_json
+from wanlora.files import require_folder, write_atomic
 from wanlora.media import mp4
 from wanlora.report.evaluation_page import Shown, evaluation_page
+from wanlora.wan.adapter import check_adapter_fits
 from wanlora.wan.transformer import load_transformer
 
 EVALUATION_NAME = "evaluation.json"
@@ -66,19 +68,31 @@ def run(config: EvaluateConfig) -> EvaluateResult:
         require_folder(base_dir, flag="--set base_videos")
         logger.info("%s", videos.describe(setup, models))
     config.output_dir.mkdir(parents=True, exist_ok=True)
-    load = functools.cache(
-        lambda: load_transformer(setup.folder, dtype=setup.dtype, device=setup.device)
-    )
+    load = functools.cache(lambda: _load(setup, compared))
     base, others = losses.tables(setup, compared, config.output_dir, load)
     found = _evaluation(config, setup, compared, base, others)
     _write(config, found, [])  # hours before the videos are there
     if config.videos_per_activity:
         for item in found["adapters"]:
             logger.info("%s", say(item["name"], item["validation"]))
+        clips = videos.plan_clips(
+            setup, num_videos=config.videos_per_activity, fps=config.fps,
+            output_dir=config.output_dir,
+        )  # fmt: skip
+        if clips:
+            videos.decode_clips(setup, clips)
         videos.make(setup, models, load)
-        found = _with_videos(found, models)
-        _write(config, found, _shown(config, models))
+        found = _with_videos(found, models, clips)
+        _write(config, found, _shown(config, [clips, *models] if clips else models))
     return EvaluateResult(str(config.output_dir / REPORT_NAME), found)
+
+
+def _load(setup: Setup, compared: Sequence[Subject]) -> Any:
+    """Load the transformer, and refuse an adapter that is not for it before hours of work."""
+    transformer = load_transformer(setup.folder, dtype=setup.dtype, device=setup.device)
+    for item in compared:
+        check_adapter_fits(item.scaled.adapter, transformer)
+    return transformer
 
 
 def say(name: str, validation: Mapping[str, Any]) -> str:
@@ -140,20 +154,23 @@ def _evaluation(
     }
 
 
-def _with_videos(found: dict[str, Any], models: Sequence[videos.Model]) -> dict[str, Any]:
+def _with_videos(
+    found: dict[str, Any], models: Sequence[videos.Model], clips: videos.Model | None
+) -> dict[str, Any]:
     """Add what is said of the videos, and where each of them is."""
     base, *others = models
+    everything = [clips, *models] if clips else models
     listed = [
         {
             "activity": video.activity,
             "prompt": video.prompt,
             "seed": video.seed,
-            "files": {model.name: str(model.videos[number].path) for model in models},
+            "files": {model.name: str(model.videos[number].path) for model in everything},
         }
         for number, video in enumerate(base.videos)
     ]
     measures = {
-        "per_activity": {model.name: videos.measured(model) for model in models},
+        "per_activity": {model.name: videos.measured(model) for model in everything},
         "against_base": {model.name: videos.against_base(model, base) for model in others},
     }
     return found | {"videos": {"measures": measures, "list": listed}}
@@ -178,6 +195,7 @@ def _shown(config: EvaluateConfig, models: Sequence[videos.Model]) -> list[Shown
 
 
 def _write(config: EvaluateConfig, found: dict[str, Any], shown: Sequence[Shown]) -> None:
-    write_json(config.output_dir / EVALUATION_NAME, found)
+    text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomic(config.output_dir / EVALUATION_NAME, text.encode())
     page = evaluation_page(found, shown)
     write_atomic(config.output_dir / REPORT_NAME, page.encode())

@@ -21,13 +21,14 @@ from wanlora.core import quality
 from wanlora.core.buckets import latent_shape, num_tokens
 from wanlora.core.fingerprint import fingerprint
 from wanlora.core.flops import step_flops
-from wanlora.core.prompts import deal, slug
+from wanlora.core.prompts import Dealt, deal, slug
 from wanlora.core.validation import mean_interval
-from wanlora.errors import ModelError
+from wanlora.errors import MediaError, ModelError, RunError
 from wanlora.evaluate.setup import Setup
 from wanlora.evaluate.subjects import Subject
 from wanlora.media import recorded
 from wanlora.media.decode import decode
+from wanlora.store.views import ViewClip
 from wanlora.wan.attach import attach, detach
 from wanlora.wan.denoise import denoise
 from wanlora.wan.encoders import decode_latents, load_vae
@@ -37,16 +38,19 @@ MEASURES: dict[str, Callable[[Any], float]] = {
     "consistency": quality.consistency,
     "sharpness": quality.sharpness,
 }
+REAL = "real clip"
+"""What the clips themselves are called beside the models."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One video of one model.
+    """One video of one model, or a cached clip as the VAE decodes it.
 
     Attributes:
         facts: Everything that decides its pixels; its name ends in their fingerprint.
+        clip: The clip to decode; None = made from noise.
     """
 
     activity: str
@@ -55,11 +59,15 @@ class Video:
     seed: int
     path: Path
     facts: Mapping[str, Any]
+    clip: ViewClip | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The base, or the base with a subject's adapter, and the videos it is to make."""
+    """The base, or the base with a subject's adapter, and the videos it is to make.
+
+    The real clips stand beside them as one more: what a model would ideally show.
+    """
 
     name: str
     subject: Subject | None
@@ -82,11 +90,7 @@ def plan(
     output_dir: Path,
 ) -> list[Model]:
     """Plan `num_videos` of each activity by each model, the base first."""
-    dealt = deal(
-        {activity: list(texts) for activity, texts in setup.prompts.items()},
-        num_videos,
-        seed=setup.source.seed,
-    )
+    dealt = _dealt(setup, num_videos)
 
     def of(name: str, subject: Subject | None, folder: Path) -> Model:
         videos = []
@@ -101,6 +105,37 @@ def plan(
     folder = output_dir / "videos"
     adapted = [of(item.name, item, folder / slug(item.name)) for item in subjects]
     return [of("base", None, base_dir), *adapted]
+
+
+def plan_clips(setup: Setup, *, num_videos: int, fps: float, output_dir: Path) -> Model | None:
+    """Plan the clips whose captions the prompts are, in the same order.
+
+    None when a clip has another size than the videos: they would not compare.
+    """
+    by_caption: dict[str, ViewClip] = {}
+    for clip in setup.view.clips:
+        for key in clip.prompts:
+            by_caption.setdefault(key, clip)
+    by_caption |= {key: clip for clip in setup.panel.clips for key in clip.prompts}
+    videos = []
+    for item in _dealt(setup, num_videos):
+        key = setup.prompts[item.activity][item.prompt]
+        clip = by_caption[key]
+        if clip.bucket != setup.bucket:
+            return None
+        facts = {"clip": clip.key, "latents": setup.view.latents, "vae": setup.weights["vae"],
+                 "size": list(setup.bucket), "fps": fps}  # fmt: skip
+        place = output_dir / "videos" / slug(REAL) / slug(item.activity or "all")
+        file = f"{slug(clip.clip_id)}-{fingerprint(facts)[:12]}.mp4"
+        videos.append(
+            Video(item.activity, item.prompt, key, item.seed, place / file, facts, clip=clip)
+        )
+    return Model(REAL, None, tuple(videos))
+
+
+def _dealt(setup: Setup, num_videos: int) -> list[Dealt]:
+    prompts = {activity: list(texts) for activity, texts in setup.prompts.items()}
+    return deal(prompts, num_videos, seed=setup.source.seed)
 
 
 def _facts(
@@ -156,6 +191,19 @@ def _unit(number: float, unit: str) -> str:
         if number >= size:
             return f"{number / size:.3g} {prefix}{unit}"
     return f"{number / 1e9:.3g} G{unit}"
+
+
+def decode_clips(setup: Setup, clips: Model) -> None:
+    """Decode the real clips that are not there yet."""
+    if not clips.missing:
+        return
+    vae = load_vae(setup.folder, dtype=torch.float32, device=setup.device, tf32=True)
+    with progress.bar(total=len(clips.missing), description="clips", unit="clip") as bar:
+        for video in clips.missing:
+            assert video.clip
+            latents = setup.source.latents(video.clip)[None]
+            _write(video, clips, decode_latents(vae, latents)[0].cpu().numpy())
+            bar.update()
 
 
 def make(setup: Setup, models: Sequence[Model], load: Callable[[], Any]) -> None:
@@ -265,28 +313,36 @@ def _write(video: Video, model: Model, frames: UInt8[np.ndarray, "t h w 3"]) -> 
 
 
 def frames_of(video: Video) -> UInt8[np.ndarray, "t h w 3"]:
-    """Pixels of a video that was made, as its file has them."""
+    """Pixels of a video that was made, as its file has them.
+
+    Raises:
+        RunError: The file is damaged.
+    """
     num_frames, _, _ = video.facts["size"]
-    return decode(video.path, start_s=0, fps=video.facts["fps"], num_frames=num_frames)
+    try:
+        return decode(video.path, start_s=0, fps=video.facts["fps"], num_frames=num_frames)
+    except MediaError as error:
+        raise RunError(
+            f"{video.path} is not the video that was written ({error.code}): delete it, and run "
+            "the same command again to make it anew"
+        ) from error
 
 
 def measured(model: Model) -> dict[str, Any]:
     """Means of the measures by activity, each with the diversity of the activity's videos."""
-    by_activity: dict[str, list[Video]] = {}
+    by_activity: dict[str, dict[Path, Video]] = {}
     for video in model.videos:
-        by_activity.setdefault(video.activity, []).append(video)
-    return {
-        activity: {
-            **{
-                name: float(np.mean([_measures(video)[name] for video in videos]))
-                for name in MEASURES
-            },
-            "diversity": quality.diversity(
-                [quality.shrink(quality.luma(frames_of(video))) for video in videos]
-            ),
-        }
-        for activity, videos in by_activity.items()
+        by_activity.setdefault(video.activity, {})[video.path] = video
+    return {activity: _of_activity(list(videos.values())) for activity, videos in
+            by_activity.items()}  # fmt: skip
+
+
+def _of_activity(videos: Sequence[Video]) -> dict[str, float | None]:
+    means: dict[str, float | None] = {
+        name: float(np.mean([_measures(video)[name] for video in videos])) for name in MEASURES
     }
+    small = [quality.shrink(quality.luma(frames_of(video))) for video in videos]
+    return means | {"diversity": quality.diversity(small)}
 
 
 def against_base(model: Model, base: Model) -> dict[str, Any]:

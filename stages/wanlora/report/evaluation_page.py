@@ -195,7 +195,8 @@ def _videos(evaluation: Mapping[str, Any], shown: Sequence[Shown]) -> Raw:
     parts: list[str] = [
         f"From the same noise, {settings['steps']} steps, guidance {settings['guidance_scale']:g}, "
         f"{frames} frames of {width}×{height} px. {len(shown)} of {total} are shown here, "
-        "compressed; all are files, named in evaluation.json.",
+        "compressed; all are files, named in evaluation.json. A real clip is the cached clip whose "
+        "caption the prompt is, decoded by the same VAE.",
     ]
     if shown:
         parts.append(
@@ -245,7 +246,8 @@ def _meaning() -> Raw:
         "The loss is training's, on clips no step has seen, at fixed noise levels and with fixed "
         "noise: the same for every model, so that two losses differ by the model alone. Each "
         "clip's difference to the base is one number; the interval is Student's over clips. An "
-        "interval that covers zero (a hollow dot) says: nothing shown, with this many clips.",
+        "interval that covers zero says: nothing shown, with this many clips; its dot is hollow, "
+        "as is that of a single clip, which has no interval.",
         "An interval is for one comparison. Of twenty activities without any effect, one will "
         "probably show one. A lower loss is no better taste: it says that held-out clips of this "
         "kind became likelier, not that a person prefers the videos.",
