@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -15,8 +16,11 @@ from tests.support.diffusers_video import plain_diffusers
 from tests.support.models import random_tensors
 from wanlora import sample
 from wanlora.config import SampleConfig
-from wanlora.errors import AdapterError, ConfigError, DeviceError
+from wanlora.errors import AdapterError, ConfigError, DeviceError, StoreError
 from wanlora.sample.videos import plan
+from wanlora.store.captions import captions
+from wanlora.store.reader import StoreReader
+from wanlora.store.views import read_view
 from wanlora.wan import pipeline as wan
 from wanlora.wan.adapter import ADAPTER_FILE, LoraShape, add_adapter, read_adapter, save_adapter
 from wanlora.wan.attach import attach, read_scaled
@@ -309,3 +313,19 @@ def test_shift_and_webm_are_taken(tmp_path, micro_home, caplog):
         assert container.streams.video[0].codec_context.name == "vp9"
         assert sum(1 for _ in container.decode(video=0)) == 9
         assert container.metadata["title"] == PROMPT
+
+
+def test_an_activity_without_held_out_clips_is_asked_for_with_its_other_captions(
+    held_out_cache, caplog
+):
+    view = read_view(held_out_cache, "default")
+    reader = StoreReader.of_view(held_out_cache, view)
+    clips = [
+        replace(clip, split="train") if clip.activity == "walk" else clip for clip in view.clips
+    ]
+    found = captions(reader, replace(view, clips=tuple(clips)), "val")
+    assert sorted(found) == ["clap", "sit", "walk"]
+    assert len(found["clap"]) == 1  # the held-out clip's alone
+    assert "show walk" in caplog.text
+    with pytest.raises(StoreError, match="no clips of split 'test'"):
+        captions(reader, view, "test")

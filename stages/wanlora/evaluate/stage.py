@@ -14,6 +14,8 @@ from typing import Any
 from wanlora import __version__
 from wanlora.config import EvaluateConfig
 from wanlora.evaluate import losses, videos
+from wanlora.evaluate.measures import against_base, frames_of, measured
+from wanlora.evaluate.plan import Model, describe, plan, plan_clips
 from wanlora.evaluate.setup import Setup, open_setup
 from wanlora.evaluate.subjects import Subject, subjects
 from wanlora.files import require_folder, write_atomic
@@ -56,7 +58,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     base_dir = config.base_videos or config.output_dir.absolute().parent / "base-videos"
     compared = subjects(config.adapter, checkpoints=config.checkpoints)
     setup = open_setup(config)
-    models = videos.plan(
+    models = plan(
         setup,
         compared,
         num_videos=config.videos_per_activity,
@@ -66,7 +68,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     )
     if config.videos_per_activity:
         require_folder(base_dir, flag="--set base_videos")
-        logger.info("%s", videos.describe(setup, models))
+        logger.info("%s", describe(setup, models))
     config.output_dir.mkdir(parents=True, exist_ok=True)
     load = functools.cache(lambda: _load(setup, compared))
     base, others = losses.tables(setup, compared, config.output_dir, load)
@@ -75,7 +77,7 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     if config.videos_per_activity:
         for item in found["adapters"]:
             logger.info("%s", say(item["name"], item["validation"]))
-        clips = videos.plan_clips(
+        clips = plan_clips(
             setup, num_videos=config.videos_per_activity, fps=config.fps,
             output_dir=config.output_dir,
         )  # fmt: skip
@@ -155,7 +157,7 @@ def _evaluation(
 
 
 def _with_videos(
-    found: dict[str, Any], models: Sequence[videos.Model], clips: videos.Model | None
+    found: dict[str, Any], models: Sequence[Model], clips: Model | None
 ) -> dict[str, Any]:
     """Add what is said of the videos, and where each of them is."""
     base, *others = models
@@ -170,13 +172,13 @@ def _with_videos(
         for number, video in enumerate(base.videos)
     ]
     measures = {
-        "per_activity": {model.name: videos.measured(model) for model in everything},
-        "against_base": {model.name: videos.against_base(model, base) for model in others},
+        "per_activity": {model.name: measured(model) for model in everything},
+        "against_base": {model.name: against_base(model, base) for model in others},
     }
     return found | {"videos": {"measures": measures, "list": listed}}
 
 
-def _shown(config: EvaluateConfig, models: Sequence[videos.Model]) -> list[Shown]:
+def _shown(config: EvaluateConfig, models: Sequence[Model]) -> list[Shown]:
     """The first few videos of each activity, small enough for a page."""
     shown: list[Shown] = []
     taken: dict[str, int] = {}
@@ -186,7 +188,7 @@ def _shown(config: EvaluateConfig, models: Sequence[videos.Model]) -> list[Shown
             continue
         small = {
             model.name: mp4.small(
-                videos.frames_of(model.videos[number]), fps=config.fps, height=config.shown_height
+                frames_of(model.videos[number]), fps=config.fps, height=config.shown_height
             )
             for model in models
         }
