@@ -18,6 +18,7 @@ from wanlora.evaluate.subjects import Subject
 from wanlora.media import recorded
 from wanlora.store.views import ViewClip
 
+BASE = "base"
 REAL = "real clip"
 """What the clips themselves are called beside the models."""
 
@@ -82,7 +83,7 @@ def plan(
 
     folder = output_dir / "videos"
     adapted = [of(item.name, item, folder / slug(item.name)) for item in subjects]
-    return [of("base", None, base_dir), *adapted]
+    return [of(BASE, None, base_dir), *adapted]
 
 
 def plan_clips(setup: Setup, *, num_videos: int, fps: float, output_dir: Path) -> Model | None:

@@ -15,13 +15,14 @@ from wanlora import __version__
 from wanlora.config import EvaluateConfig
 from wanlora.evaluate import losses, videos
 from wanlora.evaluate.measures import against_base, frames_of, measured
-from wanlora.evaluate.plan import Model, describe, plan, plan_clips
+from wanlora.evaluate.plan import BASE, Model, describe, plan, plan_clips
 from wanlora.evaluate.setup import Setup, open_setup
 from wanlora.evaluate.subjects import Subject, subjects
 from wanlora.files import require_folder, write_atomic
 from wanlora.media import mp4
 from wanlora.report.evaluation_page import Shown, evaluation_page
 from wanlora.wan.adapter import check_adapter_fits
+from wanlora.wan.attention import pinned
 from wanlora.wan.transformer import load_transformer
 
 EVALUATION_NAME = "evaluation.json"
@@ -71,22 +72,32 @@ def run(config: EvaluateConfig) -> EvaluateResult:
         logger.info("%s", describe(setup, models))
     config.output_dir.mkdir(parents=True, exist_ok=True)
     load = functools.cache(lambda: _load(setup, compared))
-    base, others = losses.tables(setup, compared, config.output_dir, load)
-    found = _evaluation(config, setup, compared, base, others)
-    _write(config, found, [])  # hours before the videos are there
+    with pinned("auto", setup.device):  # the kernel that training takes: its losses, and its speed
+        base, others = losses.tables(setup, compared, config.output_dir, load)
+        found = _evaluation(config, setup, compared, base, others)
+        _write(config, found, [])  # hours before the videos are there
+        if config.videos_per_activity:
+            for item in found["adapters"]:
+                logger.info("%s", say(item["name"], item["validation"]))
+            videos.make(setup, models, load)
     if config.videos_per_activity:
-        for item in found["adapters"]:
-            logger.info("%s", say(item["name"], item["validation"]))
-        clips = plan_clips(
-            setup, num_videos=config.videos_per_activity, fps=config.fps,
-            output_dir=config.output_dir,
-        )  # fmt: skip
-        if clips:
-            videos.decode_clips(setup, clips)
-        videos.make(setup, models, load)
-        found = _with_videos(found, models, clips)
-        _write(config, found, _shown(config, [clips, *models] if clips else models))
+        shown = _with_clips(config, setup, models)
+        found = _with_videos(found, shown)
+        _write(config, found, _shown(config, shown))
     return EvaluateResult(str(config.output_dir / REPORT_NAME), found)
+
+
+def _with_clips(config: EvaluateConfig, setup: Setup, models: Sequence[Model]) -> dict[str, Model]:
+    """The real clips, where they compare, before the models; the first of these is the base."""
+    clips = plan_clips(
+        setup,
+        num_videos=config.videos_per_activity,
+        fps=config.fps,
+        output_dir=config.output_dir,
+    )
+    if clips:
+        videos.decode_clips(setup, clips)
+    return {model.name: model for model in ([clips, *models] if clips else models)}
 
 
 def _load(setup: Setup, compared: Sequence[Subject]) -> Any:
@@ -156,41 +167,40 @@ def _evaluation(
     }
 
 
-def _with_videos(
-    found: dict[str, Any], models: Sequence[Model], clips: Model | None
-) -> dict[str, Any]:
+def _with_videos(found: dict[str, Any], models: Mapping[str, Model]) -> dict[str, Any]:
     """Add what is said of the videos, and where each of them is."""
-    base, *others = models
-    everything = [clips, *models] if clips else models
+    base = models[BASE]
     listed = [
         {
             "activity": video.activity,
             "prompt": video.prompt,
             "seed": video.seed,
-            "files": {model.name: str(model.videos[number].path) for model in everything},
+            "files": {name: str(model.videos[number].path) for name, model in models.items()},
         }
         for number, video in enumerate(base.videos)
     ]
     measures = {
-        "per_activity": {model.name: measured(model) for model in everything},
-        "against_base": {model.name: against_base(model, base) for model in others},
+        "per_activity": {name: measured(model) for name, model in models.items()},
+        "against_base": {
+            name: against_base(model, base) for name, model in models.items() if model.subject
+        },
     }
     return found | {"videos": {"measures": measures, "list": listed}}
 
 
-def _shown(config: EvaluateConfig, models: Sequence[Model]) -> list[Shown]:
+def _shown(config: EvaluateConfig, models: Mapping[str, Model]) -> list[Shown]:
     """The first few videos of each activity, small enough for a page."""
     shown: list[Shown] = []
     taken: dict[str, int] = {}
-    for number, video in enumerate(models[0].videos):
+    for number, video in enumerate(models[BASE].videos):
         taken[video.activity] = taken.get(video.activity, 0) + 1
         if taken[video.activity] > config.shown_per_activity:
             continue
         small = {
-            model.name: mp4.small(
+            name: mp4.small(
                 frames_of(model.videos[number]), fps=config.fps, height=config.shown_height
             )
-            for model in models
+            for name, model in models.items()
         }
         shown.append(Shown(video.activity, video.prompt, video.seed, small))
     return shown

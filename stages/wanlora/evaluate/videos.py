@@ -78,7 +78,9 @@ def generate(
     *,
     on_step: Callable[[], object] = lambda: None,
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """Make a video, bit for bit what WanPipeline makes of the same embeddings and seed.
+    """Make a video: what WanPipeline makes of the same embeddings and seed.
+
+    Bit for bit, but for the attention kernel.
 
     Raises:
         ModelError: It is not finite.
