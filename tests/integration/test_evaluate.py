@@ -104,18 +104,18 @@ def test_the_loss_is_the_one_that_training_reported(evaluated, trained):
 def test_nothing_learned_is_no_difference(held_out_cache, micro_folder, tmp_path):
     """B = 0, and a scale of 0, are the base bit for bit; an adapter is equal to itself."""
     nothing = write_adapter(micro_folder, tmp_path / "nothing", scale=0.0)
-    something = write_adapter(micro_folder, tmp_path / "something", scale=1.0)
+    something = write_adapter(micro_folder, tmp_path / "base", scale=1.0)  # a name that is taken
     folder = tmp_path / "evaluation"
     evaluate(
         config(held_out_cache, folder, nothing, f"{something}=0", something, something,
                videos_per_activity=0)
     )  # fmt: skip
     found = {item["name"]: item for item in read(folder)["adapters"]}
-    assert list(found) == ["nothing", "something at 0", "something", "something (2)"]
-    for name in ("nothing", "something at 0"):
+    assert list(found) == ["nothing", "base at 0", "base (2)", "base (3)"]
+    for name in ("nothing", "base at 0"):
         validation = found[name]["validation"]
         assert (validation["paired_difference"], validation["ci95"]) == (0.0, [0.0, 0.0])
-    first, second = found["something"], found["something (2)"]
+    first, second = found["base (2)"], found["base (3)"]
     assert first["validation"] == second["validation"]
     assert first["validation"]["paired_difference"] != 0.0
     assert first["against_best"] == second["against_best"]

@@ -14,13 +14,9 @@ from wanlora.core.fingerprint import fingerprint
 from wanlora.core.flops import step_flops
 from wanlora.core.prompts import Dealt, deal, slug
 from wanlora.evaluate.setup import Setup
-from wanlora.evaluate.subjects import Subject
+from wanlora.evaluate.subjects import BASE, REAL, Subject
 from wanlora.media import recorded
 from wanlora.store.views import ViewClip
-
-BASE = "base"
-REAL = "real clip"
-"""What the clips themselves are called beside the models."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,9 @@ from wanlora import __version__
 from wanlora.config import EvaluateConfig
 from wanlora.evaluate import losses, videos
 from wanlora.evaluate.measures import against_base, frames_of, measured
-from wanlora.evaluate.plan import BASE, Model, describe, plan, plan_clips
+from wanlora.evaluate.plan import Model, describe, plan, plan_clips
 from wanlora.evaluate.setup import Setup, open_setup
-from wanlora.evaluate.subjects import Subject, subjects
+from wanlora.evaluate.subjects import BASE, Subject, subjects
 from wanlora.files import require_folder, write_atomic
 from wanlora.media import mp4
 from wanlora.report.evaluation_page import Shown, evaluation_page

@@ -10,6 +10,10 @@ from pathlib import Path
 from wanlora import runs
 from wanlora.wan.attach import ScaledAdapter, scaled, split_scale
 
+BASE = "base"
+REAL = "real clip"
+"""What the base model and the clips themselves are called beside the adapters."""
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:
@@ -75,8 +79,8 @@ def _name(path: Path, scale: float) -> str:
 
 
 def _distinct(found: Sequence[Subject]) -> list[Subject]:
-    """Number the names that occur again: every later one of them."""
-    times: dict[str, int] = {}
+    """Number the names that are taken: every later one of them."""
+    times = {BASE: 1, REAL: 1}
     named = []
     for item in found:
         times[item.name] = times.get(item.name, 0) + 1
