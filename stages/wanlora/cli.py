@@ -36,6 +36,7 @@ STAGES = {
     "estimate": "wanlora.estimate",
     "train": "wanlora.train",
     "sample": "wanlora.sample",
+    "evaluate": "wanlora.evaluate",
     "export": "wanlora.export",
 }
 
@@ -85,6 +86,14 @@ EXAMPLES = {
         'wanlora sample --prompt "A person walking" --model micro',
         'wanlora sample --adapter outputs/run --prompt "A person sitting" --num-videos 10 '
         "--output-dir outputs/sitting",
+        "wanlora sample --adapter outputs/run=0.8 --adapter outputs/style --prompts prompts.txt",
+        'wanlora sample --adapter outputs/run --cache cache/ --prompt "A person {activity}" '
+        "--num-videos 10 --skip-existing",
+    ],
+    "evaluate": [
+        "wanlora evaluate --adapter outputs/run --cache cache/",
+        "wanlora evaluate --adapter outputs/run --checkpoints --videos-per-activity 0",
+        "wanlora evaluate --adapter outputs/a --adapter outputs/b=0.8 --output-dir outputs/a-and-b",
     ],
     "export": [
         "wanlora export --adapter outputs/run --format comfyui --output person.safetensors",
@@ -132,7 +141,7 @@ app = typer.Typer(
     context_settings={"token_normalize_func": _normalize},
     help="LoRA adapters for Wan 2.1: encode every clip once, train only the DiT ever after.\n\n"
     "videos -> [bold]prepare[/] -> manifest -> [bold]cache-latents[/] -> store -> "
-    "[bold]train[/] -> adapter -> [bold]sample[/] -> mp4",
+    "[bold]train[/] -> adapter -> [bold]sample[/] -> mp4, [bold]evaluate[/] -> report",
     epilog="Start with: wanlora demo",
     rich_markup_mode="rich",
     no_args_is_help=True,

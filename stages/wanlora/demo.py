@@ -32,8 +32,8 @@ class DemoResult:
 
     output_dir: str
     adapter: str
-    base_video: str
-    adapter_video: str
+    comparison: str
+    report: str
     clips: int
     raw_bytes: int
     cache_bytes: int
@@ -49,10 +49,10 @@ class DemoResult:
             f"{self.seconds_per_step:.3f} s/step on cached latents, no VAE and no text encoder",
             "",
             f"adapter        {self.adapter}",
-            f"base video     {self.base_video}",
-            f"with adapter   {self.adapter_video}",
+            f"both videos    {self.comparison}",
             f"the cache      wanlora inspect {Path(self.output_dir) / 'cache'}",
-            f"the losses     {Path(self.output_dir) / 'run' / 'metrics.jsonl'}",
+            f"the curves     {Path(self.output_dir) / 'run' / 'run.html'}",
+            f"the report     {self.report}   <- open this one",
             "",
             "The micro model's weights are random, so its videos are texture, not people: this "
             "shows the machinery. On your own videos: see README.md, 'On a GPU'.",
@@ -75,7 +75,7 @@ def run(config: DemoConfig) -> DemoResult:
     size = [part for name, value in CLIP.items() for part in (f"--{name}", value)]
     prompt = "a blue person clapping on a white background"
 
-    _wanlora("prepare", root / "videos", "--output", data, "--val-fraction", "0.25", *size)
+    _wanlora("prepare", root / "videos", "--output", data, "--val-fraction", "0.3", *size)
     _wanlora("verify", data, "--limit", "2")
     _wanlora("cache-latents", "--manifest", data, "--cache", cache, "--model", "micro")
     _wanlora("inspect", cache, "--verify")
@@ -84,11 +84,16 @@ def run(config: DemoConfig) -> DemoResult:
         "--batch-size", "2", "--learning-rate", "1e-3", "--save-steps", "20", *seed,
         "--set", "optimizer.warmup_steps=5", "--set", "lora.rank=8",
     )  # fmt: skip
-    videos = {}
-    for name, flags in (("base", ["--model", "micro"]), ("adapter", ["--adapter", adapter])):
-        videos[name] = root / "videos-made" / f"{name}.mp4"
-        _wanlora("sample", *flags, "--prompt", prompt, "--output", videos[name], *seed)
-    return _result(root, videos)
+    comparison, evaluation = root / "base-and-adapter.mp4", root / "evaluation"
+    _wanlora(
+        "sample", "--adapter", adapter, "--compare", "--prompt", prompt, "--output", comparison,
+        *seed,
+    )  # fmt: skip
+    _wanlora(
+        "evaluate", "--adapter", adapter, "--cache", cache, "--output-dir", evaluation,
+        "--videos-per-activity", "2", *seed,
+    )  # fmt: skip
+    return _result(root, comparison, evaluation / "report.html")
 
 
 def _draw_videos(folder: Path, seed: int) -> None:
@@ -115,7 +120,7 @@ def _wanlora(*arguments: Any) -> None:
         raise RunError(f"`wanlora {shlex.join(words)}` ended with exit code {done.returncode}")
 
 
-def _result(root: Path, videos: dict[str, Path]) -> DemoResult:
+def _result(root: Path, comparison: Path, report: Path) -> DemoResult:
     inspected = json.loads(
         subprocess.run(  # noqa: S603  (our own command)
             [sys.executable, "-m", "wanlora", "inspect", str(root / "cache"), "--json"],
@@ -132,8 +137,8 @@ def _result(root: Path, videos: dict[str, Path]) -> DemoResult:
     return DemoResult(
         output_dir=str(root),
         adapter=str(root / "run" / "pytorch_lora_weights.safetensors"),
-        base_video=str(videos["base"]),
-        adapter_video=str(videos["adapter"]),
+        comparison=str(comparison),
+        report=str(report),
         clips=inspected["clips"],
         raw_bytes=raw,
         cache_bytes=inspected["bytes"],

@@ -1,9 +1,6 @@
 """Stage two never meets the encoders, and help needs no torch."""
 
-import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -21,26 +18,6 @@ FORBIDDEN = (
     "wanlora.clips",
     "av",
 )
-PROBE = """
-import json, sys
-from wanlora.cli import main
-sys.argv = ["wanlora", *json.loads(sys.argv[1])]
-try:
-    main()
-except SystemExit as end:
-    code = end.code
-print(json.dumps({"code": code, "modules": sorted(sys.modules)}))
-"""
-
-
-def _modules_after(*arguments):
-    done = subprocess.run(
-        [sys.executable, "-c", PROBE, json.dumps([str(a) for a in arguments])],
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    result = json.loads(done.stdout.splitlines()[-1])
-    assert not result["code"], done.stdout + done.stderr
-    return set(result["modules"])
 
 
 def test_a_training_process_imports_no_encoder_and_needs_only_the_transformer(
@@ -53,7 +30,7 @@ def test_a_training_process_imports_no_encoder_and_needs_only_the_transformer(
         for module in adapters.modules(["blocks.N.attn1.to_q"], blocks=5)
         for name, shape in (("lora_A", (2, 128)), ("lora_B", (128, 2)))
     }
-    modules = _modules_after(
+    modules = cli.modules_after(
         "train", "--cache", cache_fp16, "--output-dir", tmp_path / "run", "--max-steps", 2,
         "--model", model, "--device", "cpu", "--set", "lora.rank=2",
         "--set", r"lora.targets=blocks\.\d+\.attn1\.to_q",
@@ -75,5 +52,5 @@ def test_stage_one_needs_only_the_encoders(micro_folder, npz_manifest, tmp_path)
 
 @pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("sample", "--help")])
 def test_help_imports_neither_torch_nor_diffusers(arguments):
-    modules = _modules_after(*arguments)
+    modules = cli.modules_after(*arguments)
     assert not modules & {"torch", "diffusers", "transformers", "peft", "zarr", "numpy", "av"}

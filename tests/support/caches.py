@@ -63,3 +63,22 @@ def cache_fp32(tmp_path_factory, micro_home, npz_manifest) -> Path:
 def cache_fp16(tmp_path_factory, micro_home, npz_manifest) -> Path:
     """The same clips as they are stored by default."""
     return _cache(tmp_path_factory, npz_manifest, "float16")
+
+
+@pytest.fixture(scope="session")
+def held_out_cache(tmp_path_factory, micro_home) -> Path:
+    """Nine clips of 5x32x32 px of three activities in fp32, three of them held out."""
+    folder = tmp_path_factory.mktemp("held-out")
+    manifest = write_npz_clips(folder / "data", num_clips=9, size=(5, 32, 32))
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for index, line in enumerate(lines):
+        line["activity"] = ("clap", "sit", "walk")[index % 3]
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines[:6]))
+    held_out = manifest.with_name("val.jsonl")
+    held_out.write_text("".join(json.dumps(line) + "\n" for line in lines[6:]))
+    done = cli.invoke(
+        "cache-latents", "--manifest", folder / "data", "--cache", folder / "cache",
+        "--model", "micro", "--set", "store.dtype=float32", "--set", "text_dtype=float32",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    return folder / "cache"

@@ -1,5 +1,6 @@
 """The command line, in its own process as a user runs it, or in this one where that is enough."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,17 @@ from pathlib import Path
 from typer.testing import CliRunner, Result
 
 from wanlora.cli import app
+
+PROBE = """
+import json, sys
+from wanlora.cli import main
+sys.argv = ["wanlora", *json.loads(sys.argv[1])]
+try:
+    main()
+except SystemExit as end:
+    code = end.code
+print(json.dumps({"code": code, "modules": sorted(sys.modules)}))
+"""
 
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -63,3 +75,14 @@ def refuses(*arguments: object, exit_code: int = 1) -> str:
     assert result.exit_code == exit_code, result.output
     assert "Traceback" not in result.output
     return " ".join(result.output.split())
+
+
+def modules_after(*arguments: object) -> set[str]:
+    """Run a command in its own process, and list every module that it imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, json.dumps([str(a) for a in arguments])],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert not result["code"], done.stdout + done.stderr
+    return set(result["modules"])

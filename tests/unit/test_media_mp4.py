@@ -68,3 +68,15 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
         mp4.write(path, smooth_frames(5), fps=16)
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
     assert path.read_bytes() == b"old"
+
+
+def test_a_small_copy_for_a_page_is_no_higher_than_asked_for_and_plays(tmp_path):
+    frames = smooth_frames(height=96, width=160)
+    data = mp4.small(frames, fps=16, height=48)
+    (tmp_path / "small.mp4").write_bytes(data)
+    back = decode.decode(tmp_path / "small.mp4", start_s=0, fps=16, num_frames=17)
+    assert back.shape == (17, 48, 80, 3)
+    mp4.write(tmp_path / "whole.mp4", frames, fps=16)
+    assert len(data) < (tmp_path / "whole.mp4").stat().st_size
+    (tmp_path / "same.mp4").write_bytes(mp4.small(frames, fps=16, height=480))
+    assert decode.decode(tmp_path / "same.mp4", start_s=0, fps=16, num_frames=1).shape[1] == 96

@@ -7,11 +7,11 @@ torch, or any library code.
     stage_zero.py   prepare, verify
     stage_one.py    cache-latents, inspect
     stage_two.py    estimate, train
-    after.py        sample, demo
+    after.py        sample, evaluate, demo
     export.py       export
 """
 
-from wanlora.config.after import DemoConfig, SampleConfig
+from wanlora.config.after import ACTIVITY, DemoConfig, EvaluateConfig, SampleConfig
 from wanlora.config.export import ExportConfig
 from wanlora.config.settings import DEFAULT_MODEL, Flag, Settings, load
 from wanlora.config.stage_one import CacheLatentsConfig, InspectConfig, StoreSettings
@@ -27,11 +27,13 @@ from wanlora.config.stage_two import (
 from wanlora.config.stage_zero import PrepareConfig, VerifyConfig
 
 __all__ = [
+    "ACTIVITY",
     "COMMANDS",
     "DEFAULT_MODEL",
     "CacheLatentsConfig",
     "DemoConfig",
     "EstimateConfig",
+    "EvaluateConfig",
     "ExportConfig",
     "Flag",
     "FlowSettings",
@@ -58,5 +60,6 @@ COMMANDS: dict[str, type[Settings]] = {
     "estimate": EstimateConfig,
     "train": TrainConfig,
     "sample": SampleConfig,
+    "evaluate": EvaluateConfig,
     "export": ExportConfig,
 }

@@ -1,4 +1,4 @@
-"""What comes of an adapter: `sample`; and `demo`, which does it all."""
+"""What comes of an adapter: `sample`, `evaluate`; and `demo`, which does it all."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -9,24 +9,68 @@ from pydantic import (
 )
 
 from wanlora.config.settings import (
+    CacheDir,
+    CacheLocation,
     Device,
     Flag,
     Seed,
     Settings,
+    ViewName,
 )
+
+ACTIVITY = "{activity}"
+"""Stands in a prompt for the name of each activity of a cache."""
+
+BaseDtype = Annotated[
+    Literal["auto", "bfloat16", "float32"],
+    Field(description="Type of the transformer; auto = bfloat16 on a GPU, float32 on a CPU."),
+]
+Steps = Annotated[
+    int | None, Field(description="Denoising steps; None = the variant's.", ge=1), Flag()
+]
+Guidance = Annotated[
+    float | None, Field(description="Classifier-free guidance; None = the variant's.", ge=0), Flag()
+]
+Fps = Annotated[float, Field(description="Frames a second of the videos.", gt=0)]
 
 
 class SampleConfig(Settings):
-    """Base model, or base and adapter, and prompts to mp4."""
+    """Base model, or base and adapters, and prompts to mp4."""
 
     adapter: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Run folder or adapter file, PATH or PATH=SCALE (1 = as trained); repeat "
+            "to add several up. Without it the base model is sampled."
+        ),
+        Flag(),
+    ] = ()
+    prompt: Annotated[
+        tuple[str, ...],
+        Field(
+            description="What to show; repeat for several. With --cache, {activity} in it stands "
+            "for each activity."
+        ),
+        Flag(),
+    ] = ()
+    prompts: Annotated[
         Path | None,
-        Field(description="Run folder or adapter file; without it the base model is sampled."),
+        Field(
+            description="File of prompts: a line of text each, or JSONL with `prompt` and perhaps "
+            "`seed` (a manifest is one)."
+        ),
         Flag(),
     ] = None
-    prompt: Annotated[
-        tuple[str, ...], Field(description="What to show; repeat for several."), Flag()
-    ] = ()
+    cache: Annotated[
+        CacheLocation | None,
+        Field(
+            description="Cache whose activities are sampled, a folder each: num_videos of every "
+            "activity, from the captions of its held-out clips, or --prompt with {activity}."
+        ),
+        Flag(),
+    ] = None
+    view: ViewName = "default"
+    split: Annotated[str, Field(description="Whose captions --cache takes.")] = "val"
     latents: Annotated[
         Path | None,
         Field(
@@ -44,46 +88,169 @@ class SampleConfig(Settings):
         int, Field(description="Videos for each prompt, with seeds seed, seed+1, ...", ge=1),
         Flag(),
     ] = 1  # fmt: skip
+    compare: Annotated[
+        bool,
+        Field(
+            description="Base and adapters beside each other in each video, from the same noise; "
+            "costs twice the time."
+        ),
+        Flag(),
+    ] = False
     output_dir: Annotated[Path, Field(description="Folder for the videos."), Flag()] = Path(
         "outputs/samples"
     )
     output: Annotated[
         Path | None, Field(description="Name of the one video; instead of output_dir."), Flag()
     ] = None
+    format: Annotated[
+        Literal["mp4", "webm", "frames"],
+        Field(description="Kind of file; frames = a folder of PNGs, exact to the bit."),
+    ] = "mp4"
     overwrite: Annotated[bool, Field(description="Replace videos that exist."), Flag()] = False
+    skip_existing: Annotated[
+        bool,
+        Field(
+            description="Keep videos that exist and were made with the same settings, and make the "
+            "others: continues a run that was stopped."
+        ),
+        Flag(),
+    ] = False
     seed: Seed = 0
-    scale: Annotated[float, Field(description="Strength of the adapter."), Flag()] = 1.0
     num_frames: Annotated[
         int | None, Field(description="Frames, 4k+1; None = the variant's.", ge=1), Flag()
     ] = None
     height: Annotated[int | None, Field(description="px; None = the variant's."), Flag()] = None
     width: Annotated[int | None, Field(description="px; None = the variant's."), Flag()] = None
-    steps: Annotated[
-        int | None, Field(description="Denoising steps; None = the variant's.", ge=1), Flag()
-    ] = None
-    guidance_scale: Annotated[
-        float | None, Field(description="Classifier-free guidance; None = the variant's.", ge=0),
+    steps: Steps = None
+    guidance_scale: Guidance = None
+    shift: Annotated[
+        float | None,
+        Field(
+            description="Shift of sigma; None = the model's scheduler's (3 at 480p; use 5 at "
+            "720p).",
+            gt=0,
+        ),
         Flag(),
-    ] = None  # fmt: skip
+    ] = None
     negative_prompt: Annotated[
         str | None, Field(description="What to avoid; None = the variant's."), Flag()
     ] = None
-    fps: Annotated[float, Field(description="Frames a second of the mp4.", gt=0)] = 16.0
+    fps: Fps = 16.0
     device: Device = "auto"
-    dtype: Annotated[
-        Literal["auto", "bfloat16", "float32"],
-        Field(description="Type of the transformer; auto = bfloat16 on a GPU, float32 on a CPU."),
-    ] = "auto"
+    dtype: BaseDtype = "auto"
+    offload: Annotated[
+        Literal["none", "model", "sequential"],
+        Field(
+            description="For small cards: keep one part of the pipeline on the GPU at a time "
+            "(model), or one layer (sequential, slow)."
+        ),
+        Flag(),
+    ] = "none"
+    vae_tiling: Annotated[
+        bool,
+        Field(description="Decode in tiles to save memory; changes pixels, at the seams visibly."),
+    ] = False
 
     @model_validator(mode="after")
     def _prompts_or_latents(self) -> Self:
-        if self.latents is None and not self.prompt:
-            raise ValueError("nothing to sample: pass --prompt, or --latents of a run's previews")
-        used = {"latents", "model", "output_dir", "overwrite", "fps", "device"}
-        if self.latents is not None and (unused := sorted(self.model_fields_set - used)):
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-            raise ValueError(f"latents are already denoised, so leave out {names}")
+        if self.latents is not None:
+            used = {"latents", "model", "output_dir", "overwrite", "fps", "device"}
+            if unused := sorted(self.model_fields_set - used):
+                names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+                raise ValueError(f"latents are already denoised, so leave out {names}")
+        elif not self.prompt and self.prompts is None and self.cache is None:
+            raise ValueError(
+                "nothing to sample: pass --prompt, --prompts FILE, --cache CACHE, or --latents of "
+                "a run's previews"
+            )
         return self
+
+    @model_validator(mode="after")
+    def _each_setting_has_an_effect(self) -> Self:
+        templates = [prompt for prompt in self.prompt if ACTIVITY in prompt]
+        if templates and self.cache is None:
+            raise ValueError(
+                f"the prompt {templates[0]!r} stands for every activity: pass --cache, whose "
+                "activities they are"
+            )
+        if self.cache is not None and self.prompt and not templates:
+            raise ValueError(f"with --cache, a --prompt needs {ACTIVITY} in it; leave out one")
+        if self.compare and not self.adapter:
+            raise ValueError("--compare shows base and adapter: pass --adapter too")
+        if self.overwrite and self.skip_existing:
+            raise ValueError("--overwrite replaces videos and --skip-existing keeps them: pass one")
+        return self
+
+
+class EvaluateConfig(Settings):
+    """Base model against adapters: held-out loss, videos of each activity, and a report."""
+
+    adapter: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Run folder or adapter file, PATH or PATH=SCALE; repeat to compare "
+            "several.",
+            min_length=1,
+        ),
+        Flag(),
+    ]
+    checkpoints: Annotated[
+        bool, Field(description="Compare the checkpoints of each run, and its best, too."), Flag()
+    ] = False
+    cache: CacheDir = Path("cache")
+    view: ViewName = "default"
+    split: Annotated[
+        str, Field(description="Clips the loss is measured on, and whose captions are prompts.")
+    ] = "val"
+    model: Annotated[
+        str | None,
+        Field(description="micro, a local diffusers folder or a hub id; None = the view's model."),
+        Flag(),
+    ] = None
+    output_dir: Annotated[
+        Path, Field(description="Folder for evaluation.json, report.html and videos/."), Flag()
+    ] = Path("outputs/evaluation")
+    base_videos: Annotated[
+        Path | None,
+        Field(
+            description="Folder where the base model's videos are kept, for every evaluation to "
+            "use again; None = base-videos/ beside output_dir."
+        ),
+    ] = None
+    videos_per_activity: Annotated[
+        int,
+        Field(description="Videos of each activity by each model; 0 = only the loss.", ge=0),
+        Flag(),
+    ] = 10
+    num_clips: Annotated[int, Field(description="Held-out clips in the loss.", ge=1), Flag()] = 16
+    num_sigmas: Annotated[int, Field(description="Noise levels a clip.", ge=1)] = 8
+    sampler: Annotated[
+        Literal["logit_normal", "uniform", "mode"],
+        Field(description="Density whose quantiles the noise levels are; as in training."),
+    ] = "logit_normal"
+    shift: Annotated[
+        float | None,
+        Field(description="Shift of sigma, in loss and videos; None = the view's.", gt=0),
+    ] = None
+    seed: Seed = 0
+    num_frames: Annotated[
+        int | None, Field(description="Frames of the videos, 4k+1; None = most clips'.", ge=1),
+        Flag(),
+    ] = None  # fmt: skip
+    height: Annotated[int | None, Field(description="px; None = most clips'."), Flag()] = None
+    width: Annotated[int | None, Field(description="px; None = most clips'."), Flag()] = None
+    steps: Steps = None
+    guidance_scale: Guidance = None
+    fps: Fps = 16.0
+    shown_per_activity: Annotated[
+        int,
+        Field(description="Videos of each activity inside report.html; all are in videos/.", ge=0),
+    ] = 4
+    shown_height: Annotated[
+        int, Field(description="Greatest height in px of a video inside report.html.", ge=16)
+    ] = 320
+    device: Device = "auto"
+    dtype: BaseDtype = "auto"
 
 
 class DemoConfig(Settings):

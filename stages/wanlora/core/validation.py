@@ -102,13 +102,7 @@ def summarize(
     """
     assert losses.shape == base.shape == (len(activities), len(sigmas))
     losses, base = losses.astype(np.float64), base.astype(np.float64)
-    by_clip = (losses - base).mean(axis=1)
-    difference = float(by_clip.mean())
-    error = interval = None
-    if len(by_clip) > 1:
-        error = float(by_clip.std(ddof=1) / math.sqrt(len(by_clip)))
-        reach = t95(len(by_clip) - 1) * error
-        interval = (difference - reach, difference + reach)
+    difference, error, interval = mean_interval((losses - base).mean(axis=1))
     names = np.array(activities)
     return Report(
         mean=float(losses.mean()),
@@ -126,6 +120,21 @@ def summarize(
         },
         num_clips=len(activities),
     )
+
+
+def mean_interval(
+    values: Float[np.ndarray, " n"],
+) -> tuple[float, float | None, tuple[float, float] | None]:
+    """Mean of independent values, its standard error, and its 95 % interval by Student's t.
+
+    Of a single value, neither error nor interval is known.
+    """
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, None, None
+    error = float(values.std(ddof=1) / math.sqrt(len(values)))
+    reach = t95(len(values) - 1) * error
+    return mean, error, (mean - reach, mean + reach)
 
 
 def t95(degrees: int) -> float:

@@ -1,11 +1,14 @@
-"""Frames to an mp4 that plays everywhere: H.264, yuv420p, BT.709, index first.
+"""Frames to a file that plays everywhere: H.264 in mp4, or VP9 in WebM; yuv420p, BT.709.
 
 Owns: encoding of what people look at. Dimensions: t frames, h height, w width in px.
 """
 
+import io
 from collections.abc import Mapping
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -18,9 +21,22 @@ from wanlora.files import partial_path, publish
 TAGS = frozenset({"title", "comment", "artist", "album", "date", "description", "copyright"})
 """Metadata that the mp4 muxer keeps; it drops any other name without a word."""
 
-CRF = "16"
 ENCODER_THREADS = 2
 """Fixed, because x264 writes their number into the file: equal frames give equal bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Codec:
+    """A container, its encoder, and the encoder's options."""
+
+    container: str
+    encoder: str
+    options: Mapping[str, str]
+
+
+H264 = Codec("mp4", "libx264", {"crf": "16", "preset": "medium"})
+SMALL_H264 = Codec("mp4", "libx264", {"crf": "26", "preset": "slow"})
+VP9 = Codec("webm", "libvpx-vp9", {"crf": "24", "b": "0", "cpu-used": "4", "row-mt": "1"})
 
 
 def write(
@@ -29,6 +45,7 @@ def write(
     *,
     fps: float,
     metadata: Mapping[str, str] | None = None,
+    codec: Codec = H264,
 ) -> None:
     """Write a video; it appears under its name when it is complete.
 
@@ -37,6 +54,7 @@ def write(
         frames: RGB, even height and width.
         fps: Frames a second.
         metadata: `title`, `comment` and others of `TAGS`.
+        codec: How it is encoded.
 
     Raises:
         MediaError: bad_size when height or width is odd, which yuv420p cannot hold.
@@ -51,23 +69,42 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial_path(path)
     try:
-        _encode(temporary, frames, fps, metadata or {})
+        _encode(str(temporary), frames, fps, metadata or {}, codec)
         publish(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
+def small(frames: UInt8[np.ndarray, "t h w 3"], *, fps: float, height: int) -> bytes:
+    """An mp4 to put into a page: at most `height` px high, and compressed more."""
+    buffer = io.BytesIO()
+    _encode(buffer, frames, fps, {}, SMALL_H264, most_height=height)
+    return buffer.getvalue()
+
+
 def _encode(
-    path: Path, frames: UInt8[np.ndarray, "t h w 3"], fps: float, metadata: Mapping[str, str]
+    target: str | io.BytesIO,
+    frames: UInt8[np.ndarray, "t h w 3"],
+    fps: float,
+    metadata: Mapping[str, str],
+    codec: Codec,
+    *,
+    most_height: int | None = None,
 ) -> None:
-    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+    height, width = frames.shape[1:3]
+    if most_height is not None and height > most_height:
+        height, width = _even(most_height), _even(width * most_height / height)
+    # The index first, so that a player need not read to the end; it moves within a file only.
+    indexed = isinstance(target, str) and codec.container == "mp4"
+    options = {"movflags": "+faststart"} if indexed else {}
+    with av.open(target, "w", format=codec.container, options=options) as container:
         container.metadata.update(metadata)
-        stream = container.add_stream(
-            "libx264",
+        stream: Any = container.add_stream(
+            codec.encoder,
             rate=Fraction(fps).limit_denominator(1001),
-            options={"crf": CRF, "preset": "medium"},
+            options=dict(codec.options),
         )
-        stream.height, stream.width = frames.shape[1:3]
+        stream.height, stream.width = height, width
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context
         context.thread_count = ENCODER_THREADS
@@ -78,6 +115,12 @@ def _encode(
         context.color_range = ColorRange.MPEG
         for pixels in frames:
             rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
-            yuv = rgb.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
+            yuv = rgb.reformat(
+                width=width, height=height, format="yuv420p", dst_colorspace=Colorspace.ITU709
+            )
             container.mux(stream.encode(yuv))
         container.mux(stream.encode())
+
+
+def _even(length: float) -> int:
+    return max(2, 2 * round(length / 2))

@@ -13,8 +13,8 @@ from typing import Literal
 
 from wanlora.report.page import Raw, escape
 
-WIDTH, HEIGHT = 620, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 24, 30, 40
+WIDTH, HEIGHT = 620, 280
+LEFT, RIGHT, TOP, BOTTOM = 62, 24, 10, 40
 MOST_POINTS = 400
 """Points of a line; more would not show at this width."""
 MOST_STRIPS = 120
@@ -25,6 +25,10 @@ COLOURS = (
     "light-dark(#c2570c, #ffab66)",
     "light-dark(#15803d, #6ddc98)",
     "light-dark(#7e22ce, #d3a4ff)",
+    "light-dark(#0e7490, #67d3e8)",
+    "light-dark(#be185d, #ff9ac6)",
+    "light-dark(#7a6a00, #e0cf5a)",
+    "light-dark(#57534e, #bdb6ae)",
 )
 
 Point = tuple[float, float]
@@ -92,11 +96,10 @@ def line_chart(
         *_strips(lines, x_of, x_label),
         *(_band(line, x_of, y_of) for line in lines if line.band),
         *(_curve(line, x_of, y_of) for line in lines),
-        *_legend(lines),
     ]
     label = escape(f"{title}: {', '.join(line.name for line in lines)}")
     return Raw(
-        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>{_legend(lines)}'
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
         f"{''.join(parts)}</svg></figure>"
     )
@@ -256,15 +259,14 @@ def _strips(lines: Sequence[Line], x_of: Scale, x_label: str) -> list[str]:
     return parts
 
 
-def _legend(lines: Sequence[Line]) -> list[str]:
-    parts, x = [], float(LEFT)
-    for line in lines:
-        parts.append(
-            f'<path class="line {line.style}" style="stroke: {COLOURS[line.colour]}" '
-            f'd="M{x:.0f} 14h18"/><text x="{x + 24:.0f}" y="18">{escape(line.name)}</text>'
-        )
-        x += 44 + 6.6 * len(line.name)
-    return parts
+def _legend(lines: Sequence[Line]) -> str:
+    """Names under the title; they wrap, however many there are."""
+    items = [
+        f'<span><i class="swatch {line.style}" style="border-color: {COLOURS[line.colour]}"></i>'
+        f"{escape(line.name)}</span>"
+        for line in lines
+    ]
+    return f'<div class="legend">{"".join(items)}</div>'
 
 
 def _number(value: float) -> str:
@@ -277,7 +279,9 @@ def _number(value: float) -> str:
 
 _STYLE = """
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 12px 24px; }
-.chart { margin: 0; } .chart figcaption { font-weight: 600; } .chart svg { width: 100%; height: auto; }
+.chart { margin: 0; } .chart figcaption { font-weight: 600; } .legend { display: flex; flex-wrap: wrap; gap: 0 16px; color: var(--soft); font-size: 12.5px; }
+.swatch { display: inline-block; width: 18px; border-top: 2px solid; margin: 0 6px 4px 0; }
+.swatch.faint { opacity: .35; } .swatch.dashed { border-top-style: dashed; } .chart svg { width: 100%; height: auto; }
 .chart text { fill: var(--soft); font-size: 12px; } .axis { stroke: var(--soft); fill: none; }
 .grid { stroke: var(--line); fill: none; } .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
 .line.faint { stroke-width: 1; opacity: .35; } .line.dashed { stroke-width: 1.5; stroke-dasharray: 5 4; }

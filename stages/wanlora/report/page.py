@@ -9,6 +9,7 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import numpy as np
@@ -86,8 +87,10 @@ def table(
         rows: Cells; text is escaped unless it is `Raw`; numbers stand to the right.
         sortable: Whether a click sorts.
     """
-    head = "".join(f"<th>{escape(name)}</th>" for name in headers)
-    body = "\n".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
+    cells = [[_cell(value) for value in row] for row in rows]
+    columns = zip_longest(headers, zip(*cells, strict=True), fillvalue=("",))
+    head = "".join(f"{_head(first)}{escape(name)}</th>" for name, (first, *_) in columns)
+    body = "\n".join(f"<tr>{''.join(row)}</tr>" for row in cells)
     kind = ' class="sortable"' if sortable else ""
     return Raw(
         f'<div class="wide"><table{kind}><thead><tr>{head}</tr></thead>\n'
@@ -105,6 +108,11 @@ def image(pixels: UInt8[np.ndarray, "h w 3"], *, alt: str = "", quality: int = J
         f'<img src="data:image/jpeg;base64,{data}" width="{width}" height="{height}" '
         f'loading="lazy" alt="{escape(alt)}">'
     )
+
+
+def _head(first_cell: str) -> str:
+    """Open a heading, to the right over numbers."""
+    return '<th class="number">' if 'class="number"' in first_cell else "<th>"
 
 
 def _cell(value: object) -> str:
@@ -136,6 +144,8 @@ tbody tr:hover { background: var(--band); } .number { text-align: right; font-va
 .sortable th[data-order="down"]::after { content: " \\2193"; opacity: 1; }
 img, video { max-width: 100%; height: auto; border-radius: 4px; display: inline-block; }
 .strip { display: flex; gap: 4px; } .strip img { flex: none; max-width: none; } .soft { color: var(--soft); }
+h3 { font-size: 14.5px; margin: 18px 0 6px; } .good { color: light-dark(#15803d, #6ddc98); }
+.verdict { font-size: 16px; margin: 4px 0; max-width: none; } .verdict .soft { font-size: 13px; }
 .warn { color: light-dark(#9a5b00, #f0b35a); } .bad { color: light-dark(#b3261e, #ff8a80); }
 """  # noqa: E501
 

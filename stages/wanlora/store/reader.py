@@ -258,6 +258,10 @@ class StoreReader:
         """Embedding of a prompt without its padding, in the stored dtype. Raises likewise."""
         return self._text.read(key)
 
+    def prompt(self, key: str) -> str:
+        """Cleaned text of a prompt, as its segment's record has it."""
+        return str(self._text.source(self._text.rows[key]))
+
     def latent_rgb(self) -> tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k 3"]]:
         """Sum of the segments' normal equations, for `core.latent_rgb.solve`.
 

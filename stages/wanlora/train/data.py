@@ -1,6 +1,6 @@
 """What a run trains and validates on: a view narrowed to splits and manifests, over an open store.
 
-Owns: the choice of clips, and the check that they were encoded for this transformer.
+Owns: the choice of clips.
 """
 
 import logging
@@ -10,11 +10,9 @@ from typing import Any
 
 from wanlora import manifest
 from wanlora.config import TrainConfig
-from wanlora.core.buckets import Bucket
-from wanlora.core.fingerprint import difference
-from wanlora.core.order import Order
-from wanlora.errors import StaleStoreError, StoreError
+from wanlora.errors import StoreError
 from wanlora.step.batches import BatchSource
+from wanlora.step.source import check_encodings, make_source
 from wanlora.step.validation import Panel, make_panel
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, read_view
@@ -52,10 +50,23 @@ def open_data(config: TrainConfig, variant: Variant) -> Data:
     view = _shortened(read_view(config.cache, config.view), config.train_frames)
     clips = _training_clips(view, config)
     held_out = tuple(clip for clip in view.clips if clip.split == config.validation.split)
-    _check_encodings(view, variant, config)
+    again = _encode_again(config, config.model or view.model)
+    check_encodings(view, variant, encode_again=again)
     needed = replace(view, clips=(*clips, *held_out))
     reader = StoreReader.of_view(config.cache, needed, local_copy=config.local_copy)
-    source = _source(config, view, variant, reader, clips)
+    source = make_source(
+        view,
+        reader,
+        clips,
+        variant,
+        seed=config.seed,
+        sampler=config.flow.sampler,
+        shift=config.flow.shift,
+        batch_size=config.batch_size * config.gradient_accumulation_steps,
+        weighting=config.flow.weighting,
+        caption_dropout=config.caption_dropout,
+        balance_activities=config.balance_activities,
+    )
     return Data(view, clips, source, _panels(config, source, clips, held_out))
 
 
@@ -101,33 +112,6 @@ def _training_clips(view: View, config: TrainConfig) -> tuple[ViewClip, ...]:
     return chosen
 
 
-def _check_encodings(view: View, variant: Variant, config: TrainConfig) -> None:
-    """Compare what the latents and embeddings were made with to what this transformer reads."""
-    wanted: dict[str, dict[str, Any]] = {
-        "latents": {
-            "z_dim": variant.z_dim,
-            "latents_mean": list(variant.latents_mean),
-            "latents_std": list(variant.latents_std),
-            "normalized": True,
-        },
-        "text": {
-            "text_dim": variant.text_dim,
-            "max_sequence_length": variant.max_sequence_length,
-        },
-    }
-    recorded = {"latents": view.latents_provenance, "text": view.text_provenance}
-    found = {
-        kind: {name: recorded[kind].get(name) for name in fields} for kind, fields in wanted.items()
-    }
-    if differing := difference(found, wanted):
-        raise StaleStoreError(
-            f"view {config.view!r} of {config.cache} was encoded with {view.model}, which is not "
-            f"what {variant.name} reads:\n  "
-            + "\n  ".join(differing)
-            + f"\nencode it for {variant.name}: {_encode_again(config, config.model or view.model)}"
-        )
-
-
 def _encode_again(config: TrainConfig, model: str) -> str:
     """The command that makes this run's view with the encoders of a model."""
     words = ["wanlora", "cache-latents", "--cache", str(config.cache), "--model", model]
@@ -135,40 +119,6 @@ def _encode_again(config: TrainConfig, model: str) -> str:
     for path in config.manifest:
         words += ["--manifest", str(path)]
     return shlex.join(words)
-
-
-def _source(
-    config: TrainConfig,
-    view: View,
-    variant: Variant,
-    reader: StoreReader,
-    clips: tuple[ViewClip, ...],
-) -> BatchSource:
-    buckets: dict[Bucket, list[ViewClip]] = {}
-    for clip in clips:
-        buckets.setdefault(clip.bucket, []).append(clip)
-    order = Order(
-        {bucket: len(members) for bucket, members in buckets.items()},
-        batch_size=config.batch_size * config.gradient_accumulation_steps,
-        seed=config.seed,
-        activities={
-            bucket: [clip.activity for clip in members] for bucket, members in buckets.items()
-        }
-        if config.balance_activities
-        else None,
-    )
-    return BatchSource(
-        reader=reader,
-        clips=buckets,
-        order=order,
-        seed=config.seed,
-        sampler=config.flow.sampler,
-        shift=config.flow.shift or view.shift,
-        weighting=config.flow.weighting,
-        caption_dropout=config.caption_dropout,
-        empty_prompt=view.empty_prompt,
-        sequence_length=variant.max_sequence_length,
-    )
 
 
 def _panels(

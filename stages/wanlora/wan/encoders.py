@@ -19,7 +19,7 @@ import torch
 import transformers
 from diffusers import AutoencoderKLWan
 from jaxtyping import Float, Float32, UInt8
-from transformers import AutoTokenizer, UMT5EncoderModel
+from transformers import AutoTokenizer
 
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.fingerprint import sha256_text
@@ -44,10 +44,10 @@ _MIN_TRANSFORMERS = (5, 3)
 
 @dataclass(frozen=True, slots=True)
 class TextEncoder:
-    """UMT5 and its tokenizer."""
+    """UMT5 (transformers' UMT5EncoderModel) and its tokenizer."""
 
     tokenizer: Any
-    model: UMT5EncoderModel
+    model: Any
 
 
 # --- frames and latents ---
@@ -233,6 +233,8 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype, device: torch.device)
         ModelError: Weights are missing or left over, the embedding is not tied (transformers
             5.0 to 5.2 leave it uninitialised without a word), or transformers is too old.
     """
+    from transformers import UMT5EncoderModel  # noqa: PLC0415  (whoever only decodes never meets it)
+
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     if version < _MIN_TRANSFORMERS:
         raise ModelError(

@@ -1,12 +1,14 @@
-"""Prompts to frames through diffusers' own WanPipeline and its own LoRA loader.
+"""Prompts to frames through diffusers' own WanPipeline.
 
 Owns: loading the pipeline in the right types, and one video's worth of settings. Never imported by
 training. Legend: t frames, h w height and width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import diffusers
 import numpy as np
@@ -17,11 +19,10 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from jaxtyping import UInt8
 
 from wanlora.errors import ModelError
-from wanlora.wan.adapter import AdapterFile, check_adapter_fits
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_text_encoder, load_vae
 from wanlora.wan.transformer import load_transformer
 
-_ADAPTER_NAME = "wanlora"
+Offload = Literal["none", "model", "sequential"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,10 @@ class VideoSettings:
     negative_prompt: str
 
 
-def load_pipeline(folder: Path, *, dtype: torch.dtype, device: torch.device) -> WanPipeline:
-    """Load every part of a WanPipeline with all its weights checked.
+def load_pipeline(
+    folder: Path, *, dtype: torch.dtype, device: torch.device, offload: Offload = "none"
+) -> WanPipeline:
+    """Load every part of a WanPipeline with all its weights checked; `prepare` finishes it.
 
     The VAE is fp32, as everywhere; the transformer has `dtype`; the text encoder is bf16 on an
     accelerator and fp32 on the CPU, so that there `WanPipeline.from_pretrained(folder)` without
@@ -56,14 +59,16 @@ def load_pipeline(folder: Path, *, dtype: torch.dtype, device: torch.device) -> 
         folder: A whole model folder.
         dtype: Type of the transformer.
         device: Where to compute.
+        offload: Other than `none`: the parts stay in main memory until `prepare`.
 
     Raises:
         ModelError: A part cannot be loaded.
     """
     text_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    transformer = load_transformer(folder, dtype=dtype, device=device)
-    vae: AutoencoderKLWan = load_vae(folder, dtype=torch.float32, device=device, tf32=True)
-    encoder = load_text_encoder(folder, dtype=text_dtype, device=device)
+    home = device if offload == "none" else torch.device("cpu")
+    transformer = load_transformer(folder, dtype=dtype, device=home)
+    vae: AutoencoderKLWan = load_vae(folder, dtype=torch.float32, device=home, tf32=True)
+    encoder = load_text_encoder(folder, dtype=text_dtype, device=home)
     try:
         pipeline = WanPipeline.from_pretrained(
             folder,
@@ -79,22 +84,42 @@ def load_pipeline(folder: Path, *, dtype: torch.dtype, device: torch.device) -> 
     return pipeline
 
 
-def load_adapter(pipeline: WanPipeline, adapter: AdapterFile, *, scale: float) -> None:
-    """Put an adapter into a pipeline with diffusers' loader.
+def prepare(
+    pipeline: WanPipeline,
+    *,
+    device: torch.device,
+    shift: float | None,
+    offload: Offload,
+    vae_tiling: bool,
+) -> None:
+    """Finish a pipeline once its adapters are in.
 
     Args:
-        pipeline: From `load_pipeline`.
-        adapter: From `read_adapter`.
-        scale: Strength; 1 = as trained, 0 = the base model.
-
-    Raises:
-        AdapterError: It was made for another model.
+        pipeline: From `load_pipeline`, with the same `offload`.
+        device: Where to compute.
+        shift: The scheduler's flow_shift; None = as the model has it.
+        offload: `model` keeps one part at a time on the device, `sequential` one layer.
+        vae_tiling: Decode in overlapping tiles: less memory, other pixels at their seams.
     """
-    check_adapter_fits(adapter, pipeline.transformer)
-    pipeline.load_lora_weights(
-        str(adapter.path.parent), weight_name=adapter.path.name, adapter_name=_ADAPTER_NAME
-    )
-    pipeline.set_adapters([_ADAPTER_NAME], [scale])
+    if shift is not None:
+        config = pipeline.scheduler.config
+        pipeline.scheduler = type(pipeline.scheduler).from_config(config, flow_shift=shift)
+    if vae_tiling:
+        pipeline.vae.enable_tiling()
+    if offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+
+
+@contextmanager
+def base_alone(pipeline: WanPipeline) -> Iterator[None]:
+    """Leave the adapters out for a while: what is made is the base's, bit for bit."""
+    pipeline.transformer.disable_adapters()
+    try:
+        yield
+    finally:
+        pipeline.transformer.enable_adapters()
 
 
 def generate(

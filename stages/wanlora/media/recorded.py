@@ -1,0 +1,87 @@
+"""A video and, beside it, the JSON that says how it was made.
+
+Owns: their order on disk, and the kinds of files that videos are written to. A video never stands
+without a record, nor beside the record of another.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from wanlora.files import partial_path, write_atomic
+from wanlora.media import mp4
+
+
+def write(path: Path, frames: UInt8[np.ndarray, "t h w 3"], *, record: Mapping[str, Any]) -> None:
+    """Write a video in the format of its suffix, and its record beside it.
+
+    Args:
+        path: A name that ends in one of `FORMATS`; replaced if there.
+        frames: RGB, even height and width.
+        record: How it was made: at least `prompt` and `fps`. The file carries it too.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove(path)
+    text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    write_atomic(record_path(path), text.encode())
+    metadata = {"title": str(record["prompt"]), "comment": json.dumps(record)}
+    FORMATS[path.suffix](path, frames, fps=float(record["fps"]), metadata=metadata)
+
+
+def record_path(path: Path) -> Path:
+    """The JSON beside a video."""
+    return path.with_suffix(".json")
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """How a video was made; None when it or its record is missing or the record is damaged."""
+    try:
+        record = json.loads(record_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if path.exists() and isinstance(record, dict) else None
+
+
+def remove(path: Path) -> None:
+    """Remove a video, before its record changes."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+
+
+def _write_frames(
+    path: Path,
+    frames: UInt8[np.ndarray, "t h w 3"],
+    *,
+    fps: float,
+    metadata: Mapping[str, str],
+) -> None:
+    """A folder of PNGs, one a frame: no pixel is changed."""
+    about = PngInfo()
+    for key, value in {**metadata, "fps": str(fps)}.items():
+        about.add_itxt(key, value)
+    temporary = partial_path(path)
+    temporary.mkdir()
+    try:
+        for number, pixels in enumerate(frames):
+            Image.fromarray(np.ascontiguousarray(pixels)).save(
+                temporary / f"{number:04d}.png", pnginfo=about
+            )
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+FORMATS: dict[str, Callable[..., None]] = {
+    ".mp4": mp4.write,
+    ".webm": partial(mp4.write, codec=mp4.VP9),
+    ".frames": _write_frames,
+}

@@ -1,0 +1,289 @@
+"""The page of an evaluation: is an adapter better than the base, where, and what does it show.
+
+Owns: which figures are drawn and how they are named. Takes what evaluation.json holds, and videos
+small enough for a page; knows nothing of folders.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from wanlora.report.chart import COLOURS, Line, charts, line_chart
+from wanlora.report.intervals import Interval, interval_chart
+from wanlora.report.page import Raw, escape, facts, page, section, table
+from wanlora.report.players import SCRIPT, STYLE, player, players
+
+MEASURES = {
+    "motion": "mean change of brightness from frame to frame, 0 (frozen) to 1; a moving camera or "
+    "flicker counts as much as a moving person",
+    "consistency": "correlation of successive frames, 1 = each foretells the next; flicker and "
+    "boiling texture lower it, and so do cuts and fast motion",
+    "sharpness": "spread of the Laplacian of brightness, 0 (flat) to 4; noise counts as detail",
+    "diversity": "RMS distance between the videos of an activity at an eighth of the size, 0 (all "
+    "the same) to 1; prompts and seeds are the same for every model",
+}
+
+
+FEW = 3
+"""Adapters that are told of one by one; of more, the best is, and all are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A prompt and seed, and each model's video of it as a small mp4."""
+
+    activity: str
+    prompt: str
+    seed: int
+    videos: Mapping[str, bytes]
+
+
+def evaluation_page(evaluation: Mapping[str, Any], shown: Sequence[Shown]) -> str:
+    """Build the page.
+
+    Args:
+        evaluation: As in evaluation.json.
+        shown: Videos to put into the page, by activity.
+    """
+    adapters = evaluation["adapters"]
+    best = next(item for item in adapters if item["name"] == evaluation["best"])
+    told = adapters if len(adapters) <= FEW else [best]
+    sections = [
+        STYLE,
+        *(_verdict(item, evaluation) for item in told),
+        _loss(adapters, told),
+        _numbers(adapters, best["name"]),
+    ]
+    if evaluation["videos"]:
+        sections += [_videos(evaluation, shown), _measures(evaluation["videos"]["measures"])]
+    sections += [_meaning(), _made_with(evaluation)]
+    names = " · ".join(item["name"] for item in adapters[:3])
+    more = f" and {len(adapters) - 3} more" if len(adapters) > 3 else ""
+    return page(f"{names}{more} against the base", sections, script=SCRIPT)
+
+
+def _verdict(item: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Raw:
+    """One sentence: the finding, and how sure it is."""
+    found = item["validation"]
+    change = _percent(found, found["paired_difference"])
+    if found["ci95"] is None:
+        kind, says = "soft", f"{change:+.2f} % on one clip: too few for an interval"
+    else:
+        low, high = (_percent(found, end) for end in found["ci95"])
+        reach = f"(95 % interval {low:+.2f} to {high:+.2f} %)"
+        if high < 0:
+            kind, says = "good", f"lowers the held-out loss by {-change:.2f} % {reach}"
+        elif low > 0:
+            kind, says = "bad", f"raises the held-out loss by {change:.2f} % {reach}"
+        else:
+            kind, says = "soft", f"shows no difference in held-out loss: {change:+.2f} % {reach}"
+    sampled = f"{found['clips']} clips × {len(evaluation['sigmas'])} noise levels"
+    return Raw(
+        f'<p class="verdict {kind}"><b>{escape(item["name"])}</b> {escape(says)} '
+        f'<span class="soft">{sampled}, paired with the base</span></p>'
+    )
+
+
+def _loss(adapters: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]]) -> Raw:
+    """Intervals of every adapter, and of each activity for those told of; then the curves."""
+    rows = []
+    for number, item in enumerate(adapters):
+        found = item["validation"]
+        name = "all clips" if len(adapters) == 1 else item["name"]
+        colour = number % len(COLOURS)
+        rows.append(_interval(name, found, colour, bold=True))
+        activities = found["per_activity"]
+        if item in told and len(activities) > 1:
+            rows += [
+                _interval(activity or "no activity", part, colour)
+                for activity, part in activities.items()
+            ]
+    title = "Loss against the base, with 95 % intervals"
+    intervals = interval_chart(title, rows, x_label="change in % (left is better)", unit=" %")
+    curves = charts(*_by_sigma(adapters), *_by_step(adapters))
+    return section("Held-out loss", Raw(f'<div class="intervals">{intervals}</div>'), curves)
+
+
+def _by_sigma(adapters: Sequence[Mapping[str, Any]]) -> list[Raw]:
+    """Where along the noise levels the difference lies; bands only while they can be told apart."""
+    changes, levels = [], []
+    for number, item in enumerate(adapters):
+        colour, rows = number % len(COLOURS), item["validation"]["per_sigma"]
+        changes.append(
+            Line(
+                item["name"],
+                [(row["sigma"], _percent(row, row["paired_difference"])) for row in rows],
+                colour,
+                band=[part for row in rows for part in _band(row["sigma"], row)]
+                if len(adapters) <= FEW
+                else [],
+            )
+        )
+        levels.append(Line(item["name"], [(row["sigma"], row["adapter"]) for row in rows], colour))
+    rows = adapters[0]["validation"]["per_sigma"]
+    levels.append(Line("base", [(row["sigma"], row["base"]) for row in rows], -1, "dashed"))
+    reach = ", 95 % interval" if len(adapters) <= FEW else ""
+    return [
+        line_chart(f"Change in % by noise level{reach}", changes, x_label="sigma", zero=True),
+        line_chart("Loss by noise level", levels, x_label="sigma"),
+    ]
+
+
+def _by_step(adapters: Sequence[Mapping[str, Any]]) -> list[Raw]:
+    """The difference over a run's training steps: where it stops improving."""
+    by_run: dict[str, dict[int, Mapping[str, Any]]] = {}
+    for item in adapters:
+        if item["step"] is not None:
+            by_run.setdefault(item["run"], {})[item["step"]] = item["validation"]
+    lines = [
+        Line(
+            run,
+            [(step, _percent(found, found["paired_difference"])) for step, found in rising],
+            number % len(COLOURS),
+            band=[part for step, found in rising for part in _band(step, found)],
+        )
+        for number, (run, steps) in enumerate(by_run.items())
+        if len(steps) > 1
+        for rising in [sorted(steps.items())]
+    ]
+    if not lines:
+        return []
+    return [line_chart("Change in % by training step, 95 % interval", lines, zero=True)]
+
+
+def _interval(name: str, part: Mapping[str, Any], colour: int, *, bold: bool = False) -> Interval:
+    ends = part["ci95"]
+    return Interval(
+        name,
+        _percent(part, part["paired_difference"]),
+        (_percent(part, ends[0]), _percent(part, ends[1])) if ends else None,
+        colour,
+        bold,
+    )
+
+
+def _numbers(adapters: Sequence[Mapping[str, Any]], best: str) -> Raw:
+    rows = []
+    for item in adapters:
+        found, against = item["validation"], item["against_best"]
+        row = [
+            Raw(f"<b>{escape(item['name'])}</b>") if item["name"] == best else item["name"],
+            "" if item["step"] is None else item["step"],
+            found["adapter"],
+            found["base"],
+            _says(found),
+        ]
+        if len(adapters) > 1:
+            row.append("the lowest loss" if item["name"] == best else _says(against, of="best"))
+        rows.append(row)
+    headers = ["adapter", "steps", "loss", "base", "change (95 % interval)"]
+    return table([*headers, "against the lowest"] if len(adapters) > 1 else headers, rows)
+
+
+def _says(found: Mapping[str, Any], *, of: str = "base") -> str:
+    change = f"{100 * found['paired_difference'] / found[of]:+.2f} %"
+    if found["ci95"] is None:
+        return change
+    low, high = (100 * end / found[of] for end in found["ci95"])
+    return f"{change} ({low:+.2f} to {high:+.2f})"
+
+
+def _videos(evaluation: Mapping[str, Any], shown: Sequence[Shown]) -> Raw:
+    total, settings = len(evaluation["videos"]["list"]), evaluation["video_settings"]
+    frames, height, width = settings["size"]
+    parts: list[str] = [
+        f"From the same noise, {settings['steps']} steps, guidance {settings['guidance_scale']:g}, "
+        f"{frames} frames of {width}×{height} px. {len(shown)} of {total} are shown here, "
+        "compressed; all are files, named in evaluation.json. A real clip is the cached clip whose "
+        "caption the prompt is, decoded by the same VAE.",
+    ]
+    if shown:
+        parts.append(
+            Raw('<p><button type="button" id="play-all">play or pause what is in view</button></p>')
+        )
+    for activity, members in groupby(shown, key=lambda item: item.activity):
+        rows = [player(item.prompt, f"seed {item.seed}", item.videos) for item in members]
+        parts += [Raw(f"<h3>{escape(activity or 'no activity')}</h3>"), players(*rows)]
+    return section("Videos", *parts)
+
+
+def _measures(measures: Mapping[str, Any]) -> Raw:
+    """A row for each activity and model; the paired differences over all videos above them."""
+    rows = [
+        [activity or "no activity", name, *(values[measure] for measure in MEASURES)]
+        for activity in next(iter(measures["per_activity"].values()))
+        for name, by_activity in measures["per_activity"].items()
+        for values in [by_activity[activity]]
+    ]
+    paired = [
+        [name, *(_measure(found.get(measure)) for measure in MEASURES)]
+        for name, found in measures["against_base"].items()
+    ]
+    return section(
+        "Measures of the videos",
+        "They tell frozen, flickering, blurred and collapsed videos from others. None of them "
+        "knows what a video shows: look at the videos.",
+        facts(MEASURES),
+        Raw("<h3>Difference to the base's videos, paired (95 % interval)</h3>"),
+        table(["adapter", *MEASURES], paired),
+        Raw("<h3>By activity</h3>"),
+        table(["activity", "model", *MEASURES], rows),
+    )
+
+
+def _measure(found: Mapping[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    low_high = found["ci95"]
+    reach = f" ({low_high[0]:+.3g} to {low_high[1]:+.3g})" if low_high else ""
+    return f"{found['paired_difference']:+.3g}{reach}"
+
+
+def _meaning() -> Raw:
+    return section(
+        "How to read it",
+        "The loss is training's, on clips no step has seen, at fixed noise levels and with fixed "
+        "noise: the same for every model, so that two losses differ by the model alone. Each "
+        "clip's difference to the base is one number; the interval is Student's over clips. An "
+        "interval that covers zero says: nothing shown, with this many clips; its dot is hollow, "
+        "as is that of a single clip, which has no interval.",
+        "An interval is for one comparison. Of twenty activities without any effect, one will "
+        "probably show one. A lower loss is no better taste: it says that held-out clips of this "
+        "kind became likelier, not that a person prefers the videos.",
+    )
+
+
+def _made_with(evaluation: Mapping[str, Any]) -> Raw:
+    return section(
+        "Made with",
+        facts(
+            {
+                "model": evaluation["model"],
+                **{
+                    f"adapter {item['name']}": f"{item['path']} at {item['scale']:g}, sha256 "
+                    f"{item['sha256'][:16]}"
+                    for item in evaluation["adapters"]
+                },
+                "cache": f"{evaluation['cache']}, view {evaluation['view']}, split "
+                f"{evaluation['split']}",
+                "seed": evaluation["seed"],
+                "transformer": f"{evaluation['dtype']} on {evaluation['device']}, sha256 "
+                f"{evaluation['weights']['transformer'][:16]}",
+                "clips": ", ".join(evaluation["clips"]),
+                "wanlora": evaluation["wanlora"],
+            }
+        ),
+    )
+
+
+def _band(place: float, found: Mapping[str, Any]) -> list[tuple[float, float, float]]:
+    """An interval at a place of the x axis, in %; none where it is not known."""
+    if found["ci95"] is None:
+        return []
+    low, high = found["ci95"]
+    return [(place, _percent(found, low), _percent(found, high))]
+
+
+def _percent(found: Mapping[str, Any], value: float) -> float:
+    return 100 * value / float(found["base"])

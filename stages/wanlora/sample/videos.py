@@ -1,0 +1,204 @@
+"""Which videos `sample` makes: their prompts, their seeds, what they are called, and what is there.
+
+Owns: where prompts come from, and that no file is replaced unasked.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wanlora.config import ACTIVITY, SampleConfig
+from wanlora.core.fingerprint import difference
+from wanlora.core.prompts import Dealt, deal, slug
+from wanlora.errors import ConfigError
+from wanlora.files import require_folder
+from wanlora.media.recorded import read_record, record_path
+from wanlora.store.captions import captions
+from wanlora.store.reader import StoreReader
+from wanlora.store.views import read_view
+
+# Of a record, what may differ in a video that is kept: another release made it, or another device.
+NOT_SETTINGS = frozenset({"versions", "device"})
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One video to make: its prompt, its seed, its file."""
+
+    prompt: str
+    seed: int
+    path: Path
+
+
+def plan(config: SampleConfig) -> list[Video]:
+    """List the videos: `num_videos` for each prompt, with seeds seed, seed + 1, ...
+
+    Raises:
+        ConfigError: The prompts cannot be read, a file exists and may not be replaced, or one name
+            stands for many videos.
+        StoreError: The cache has no such view or split.
+        OutputError: The folder cannot be written.
+    """
+    wanted = _wanted(config)
+    if config.output is None:
+        videos = [
+            Video(item.prompt, item.seed, _path(config, number, item))
+            for number, item in enumerate(wanted)
+        ]
+    else:
+        if len(wanted) > 1:
+            raise ConfigError(
+                f"--output {config.output} names one file for {len(wanted)} videos; use "
+                "--output-dir"
+            )
+        if config.output.suffix.lower() != f".{config.format}":
+            raise ConfigError(
+                f"--output {config.output}: expected a name ending in .{config.format}"
+            )
+        videos = [Video(wanted[0].prompt, wanted[0].seed, path=config.output)]
+    flag = "--output" if config.output is not None else "--output-dir"
+    for folder in {video.path.parent for video in videos}:
+        require_folder(folder, flag=flag)
+    if not config.skip_existing:
+        check_new(videos, overwrite=config.overwrite)
+    return videos
+
+
+def _path(config: SampleConfig, number: int, item: Dealt) -> Path:
+    name = f"{number:03d}-{slug(item.prompt)}-seed{item.seed}.{config.format}"
+    folder = config.output_dir / slug(item.activity) if item.activity else config.output_dir
+    return folder / name
+
+
+def _wanted(config: SampleConfig) -> list[Dealt]:
+    """Prompts of the flags, of the file and of the cache, each with its seeds."""
+    seeds = range(config.seed, config.seed + config.num_videos)
+    wanted = []
+    if config.cache is not None:
+        wanted += _of_activities(config)
+    else:
+        wanted += [Dealt("", prompt, seed) for prompt in config.prompt for seed in seeds]
+    if config.prompts is not None:
+        for prompt, seed in read_prompts(config.prompts):
+            first = config.seed if seed is None else seed
+            wanted += [Dealt("", prompt, first + index) for index in range(config.num_videos)]
+    return wanted
+
+
+def _of_activities(config: SampleConfig) -> list[Dealt]:
+    """Videos of every activity of a cache: of a template, or of its captions."""
+    assert config.cache is not None
+    view = read_view(config.cache, config.view)
+    if config.prompt:
+        activities = sorted({clip.activity for clip in view.clips} - {""})
+        if not activities:
+            raise ConfigError(
+                f"the clips of view {config.view!r} of {config.cache} have no activities for "
+                f"{ACTIVITY} to stand for: leave out --cache or --prompt"
+            )
+        return [
+            item
+            for prompt in config.prompt
+            for item in deal(
+                {name: [prompt.replace(ACTIVITY, name)] for name in activities},
+                config.num_videos,
+                seed=config.seed,
+            )
+        ]
+    reader = StoreReader.of_view(config.cache, view)
+    known = {name: list(texts) for name, texts in captions(reader, view, config.split).items()}
+    return deal(known, config.num_videos, seed=config.seed)
+
+
+def read_prompts(path: Path) -> list[tuple[str, int | None]]:
+    """Read a file of prompts: lines of text, or objects with `prompt` and perhaps `seed`.
+
+    Blank lines are not prompts.
+
+    Raises:
+        ConfigError: It cannot be read, holds no prompt, or a line is no such object.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise ConfigError(f"--prompts {path} cannot be read: {reason}") from None
+    is_json = path.suffix in (".jsonl", ".json")
+    found = [
+        _of_json(path, number, line) if is_json else (line.strip(), None)
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
+    if not found:
+        raise ConfigError(f"--prompts {path} holds no prompts; expected one a line")
+    return found
+
+
+def _of_json(path: Path, number: int, line: str) -> tuple[str, int | None]:
+    try:
+        item = json.loads(line)
+    except ValueError:
+        item = None
+    prompt = item.get("prompt") if isinstance(item, dict) else None
+    seed = item.get("seed") if isinstance(item, dict) else None
+    whole = seed is None or (isinstance(seed, int) and 0 <= seed < 2**63)
+    if not isinstance(prompt, str) or not whole:
+        raise ConfigError(
+            f'--prompts {path}, line {number}: expected an object such as {{"prompt": "a dog", '
+            f'"seed": 0}}, found {line.strip()[:60]}'
+        )
+    return prompt, seed
+
+
+def check_new(videos: Sequence[Video], *, overwrite: bool) -> None:
+    """Refuse to replace a video or its record unasked.
+
+    Raises:
+        ConfigError: Names the first few.
+    """
+    files = [file for video in videos for file in (video.path, record_path(video.path))]
+    existing = [str(file) for file in files if file.exists()]
+    if existing and not overwrite:
+        more = f" and {len(existing) - 3} more" if len(existing) > 3 else ""
+        raise ConfigError(
+            f"{', '.join(existing[:3])}{more} would be replaced; pass --overwrite, or "
+            "--skip-existing to make only those that are missing, or another --output-dir"
+        )
+
+
+def missing(videos: Sequence[Video], made_with: Mapping[str, Any]) -> list[Video]:
+    """Which videos are still to be made; those that are there must be of the same settings.
+
+    Raises:
+        ConfigError: One that exists was made with others, or does not say with which.
+    """
+    return [video for video in videos if not _is_there(video, made_with)]
+
+
+def _is_there(video: Video, made_with: Mapping[str, Any]) -> bool:
+    if not video.path.exists():
+        return False
+    found, wanted = read_record(video.path), record_of(video, made_with)
+    differing = (
+        ["it has no record beside it"]
+        if found is None
+        else difference(_settings(found), _settings(wanted))
+    )
+    if differing:
+        raise ConfigError(
+            f"{video.path} exists and is not what this command makes:\n  "
+            + "\n  ".join(differing)
+            + "\npass --overwrite, or another --output-dir"
+        )
+    return True
+
+
+def record_of(video: Video, made_with: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands in the JSON beside a video."""
+    return {**made_with, "prompt": video.prompt, "seed": video.seed}
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in NOT_SETTINGS}
