@@ -45,6 +45,7 @@ def test_an_upload_arrives_whole():
     assert found.latents.is_cuda
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("compiled", [False, True])
 def test_no_step_waits_for_the_device(compiled):
     transformer = model()
@@ -96,7 +97,9 @@ def test_the_counted_peak_is_not_exceeded(way):
     work = replace(work, shape=real_size.shape_of("t2v-1.3b", num_layers=LAYERS))
     torch.cuda.reset_peak_memory_stats()
     trial = fit(
-        transformer, work, BUCKET, variant, activations=way, device=CUDA, dtype=torch.bfloat16
-    )
-    # Less what the trial does not hold: masters and moments.
-    assert trial.peak_bytes < 1.1 * step_bytes(work, trial.modes).total
+        transformer, work, BUCKET, variant, activations=way, kernel="auto", device=CUDA,
+        dtype=torch.bfloat16,
+    )  # fmt: skip
+    counted = step_bytes(replace(work, num_uploaded=1), trial.modes)
+    expected = counted.weights + counted.kept + counted.working  # masters and moments are not here
+    assert 0.7 * expected < trial.peak_bytes < 1.1 * expected

@@ -38,6 +38,11 @@ def test_an_attention_kernel_that_does_not_run_here_is_refused(cache_fp16, tmp_p
     )  # fmt: skip
     assert "does not run on cpu" in said
     assert "--set attention=auto" in said
+    compiled = cli.run(
+        "train", "--cache", cache_fp16, "--output-dir", tmp_path / "run",
+        "--set", "attention=cudnn", "--eager", "off", exit_code=1,
+    )  # fmt: skip
+    assert "attention=cudnn does not run on cpu" in compiled.stderr
     said = cli.refuses(
         "train", "--cache", cache_fp16, "--output-dir", tmp_path / "run", "--set", "attention=fa4"
     )
@@ -56,6 +61,16 @@ def test_blocks_that_cannot_be_compiled_are_refused_with_the_way_without(
     assert "cannot be compiled on cpu" in done.stderr
     assert "--eager" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_dora_runs_eager_and_is_refused_where_it_would_not_be_true(cache_fp16, tmp_path):
+    said = cli.refuses(
+        "train", "--cache", cache_fp16, "--output-dir", tmp_path / "run", "--eager", "off",
+        "--set", "lora.dora=true", exit_code=2,
+    )  # fmt: skip
+    assert "DoRA cannot be compiled" in said
+    said = cli.refuses("estimate", "--set", "lora.dora=true", exit_code=2)
+    assert "--probe" in said
 
 
 def fit_into(room_mb: int, activations: str) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.cli import ENVIRONMENT
-from tests.support.compiled_blocks import WAYS, furthest, gradients, tiny
+from tests.support.compiled_blocks import LAYERS, WAYS, furthest, gradients, tiny
 from wanlora.wan.attention import pinned, watched
 from wanlora.wan.blocks import set_activations
 
@@ -23,9 +23,9 @@ def test_recomputing_changes_no_bit(way, dtype):
     assert furthest(gradients(model), expected) == 0
 
 
-def measured(way):
+def measured(way, kernel="auto"):
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.compiled_blocks", way],
+        [sys.executable, "-m", "tests.support.compiled_blocks", way, kernel],
         env=os.environ | ENVIRONMENT, capture_output=True, text=True, timeout=500,
     )  # fmt: skip
     assert not done.returncode, done.stderr
@@ -39,7 +39,8 @@ def test_compiled_blocks_share_two_graphs_and_agree_with_eager_ones(micro_home, 
     assert found["graphs"] == [2, 2], "a second step compiled again"
     assert found["breaks"] == 0
     assert found["difference"] <= 1e-5
-    assert found["attention"] == ["_scaled_dot_product_flash_attention_for_cpu"]
+    # Two attentions a block, forward, once: none is recomputed.
+    assert found["attention"] == {"_scaled_dot_product_flash_attention_for_cpu": 2 * LAYERS}
 
 
 @pytest.mark.slow
@@ -48,6 +49,13 @@ def test_a_mixture_and_validation_and_other_sizes_are_compiled_once_each(micro_h
     assert found["graphs"][-1] == found["graphs"][-2]
     assert found["breaks"] == 0
     assert found["difference"] <= 1e-5
+
+
+@pytest.mark.slow
+def test_kernels_kept_from_an_earlier_run_are_of_the_same_attention(micro_home):
+    flash = "_scaled_dot_product_flash_attention_for_cpu"
+    assert measured("none", "flash")["attention"] == {flash: 2 * LAYERS}
+    assert flash not in measured("none", "math")["attention"]
 
 
 def test_the_kernel_that_was_pinned_is_the_one_that_runs():

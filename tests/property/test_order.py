@@ -1,4 +1,5 @@
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,3 +66,13 @@ def test_balanced_every_activity_comes_once_a_round_and_its_clips_once_an_epoch(
     walks = [i for batch in batches for i in batch if activities[i] == "walk"]
     assert sorted(walks[:6]) == sorted(walks[6:]) == list(range(6))
     assert walks[:6] != walks[6:]
+
+
+def test_threads_that_read_ahead_see_the_order_that_one_sees():
+    sizes = {BUCKETS[0]: 30, BUCKETS[1]: 20}
+    alone = Order(sizes, batch_size=2, seed=5)
+    expected = [alone.batch(step) for step in range(300)]
+    for _ in range(5):
+        shared = Order(sizes, batch_size=2, seed=5)
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(shared.batch, range(300))) == expected

@@ -44,7 +44,14 @@ def main(activations: str, room_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     try:
         trial = fitting.fit(
-            model, work, BUCKET, variant, activations=activations, device=cpu, dtype=torch.float32
+            model,
+            work,
+            BUCKET,
+            variant,
+            activations=activations,
+            kernel="auto",
+            device=cpu,
+            dtype=torch.float32,
         )
         print("fits:", describe(trial.modes))
     except DeviceError as error:

@@ -42,7 +42,7 @@ def test_parameters_are_those_of_the_recipe():
         ("H100", "attention", ("none",) * 30),
         ("H100", "attention+ffn", ("selective",) * 3 + ("none",) * 27),
         ("RTX 4090", "attention+ffn", ("selective",) * 26 + ("none",) * 4),
-        ("RTX 4080", "attention+ffn", ("full",) * 4 + ("selective",) * 26),
+        ("RTX 4080", "attention+ffn", ("full",) * 5 + ("selective",) * 25),
     ],
 )
 def test_a_full_size_clip_on_cards_people_have(gpu, targets, modes):

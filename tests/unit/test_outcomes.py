@@ -66,7 +66,6 @@ def test_a_step_asks_nothing_of_the_device():
     optimizer = torch.optim.AdamW(masters.parameters.values(), lr=1e-4)
     batch = made_up_batch(Bucket(5, 32, 48), 2, num_channels=16, text_shape=(512, 4096))
     for _ in range(2):
-        outcomes.start()
         prediction, target = predict(model, batch, meta, torch.bfloat16)
         losses = flow.loss_per_clip(prediction, target) * batch.weights.to(meta)
         torch.autograd.backward(losses.sum() / 2)

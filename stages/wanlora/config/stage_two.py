@@ -32,7 +32,7 @@ Eager = Annotated[
     Literal["auto", "on", "off"],
     Field(
         description="Run blocks without torch.compile; auto = compiled on CUDA, eager elsewhere. "
-        "The same numbers but for rounding."
+        "The same numbers but for rounding. DoRA always runs eager."
     ),
     Flag(bare="on"),
 ]
@@ -100,7 +100,8 @@ class OptimizerSettings(Settings):
         Literal["adamw", "adamw8bit", "prodigy"],
         Field(
             description="adamw; adamw8bit (pip install 'wanlora[adamw8bit]', CUDA only); prodigy, "
-            "which finds the learning rate itself (pip install 'wanlora[prodigy]')."
+            "which finds the learning rate itself and asks the GPU for it every step (pip install "
+            "'wanlora[prodigy]')."
         ),
     ] = "adamw"
     beta1: Annotated[float, Field(description="Decay of the first moment.", ge=0, lt=1)] = 0.9
@@ -212,7 +213,15 @@ class EstimateConfig(Settings):
             raise ValueError(problem)
         if self.model and not self.probe:
             raise ValueError("model is what --probe runs; to count for a model: --variant")
+        if self.lora.dora and not self.probe:
+            raise ValueError("lora.dora: what DoRA takes is not counted; measure it with --probe")
+        _compiled_dora(self.eager, self.lora)
         return self
+
+
+def _compiled_dora(eager: str, lora: LoraSettings) -> None:
+    if eager == "off" and lora.dora:
+        raise ValueError("eager off: the layers of DoRA cannot be compiled; leave eager at auto")
 
 
 class TrainConfig(Settings):
@@ -332,4 +341,5 @@ class TrainConfig(Settings):
             raise ValueError(
                 f"train_frames {self.train_frames}: expected 4k+1; use {below} or {below + 4}"
             )
+        _compiled_dora(self.eager, self.lora)
         return self

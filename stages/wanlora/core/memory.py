@@ -62,6 +62,7 @@ class Workload:
         adapted: Names of the adapted modules, as `blocks.0.attn1.to_q`.
         compiled: Whether blocks are compiled.
         element_bytes: Of the transformer's type: 2 for bf16.
+        num_uploaded: Micro-batches on the device ahead of the step.
     """
 
     shape: TransformerShape
@@ -71,6 +72,7 @@ class Workload:
     adapted: frozenset[str]
     compiled: bool
     element_bytes: int = 2
+    num_uploaded: int = 5
 
     @property
     def all_tokens(self) -> int:
@@ -106,6 +108,9 @@ def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
     transient = _TRANSIENT_WIDTHS * work.all_tokens * work.shape.width * work.element_bytes
     everything = sum(block_bytes(work, mode) for mode in modes)
     moments: list[tuple[float, float]] = [(everything, transient)]  # the backward pass begins
+    patches = work.all_tokens * 4 * work.shape.in_channels  # latents, and noise of that size
+    prompts = work.batch_size * work.shape.num_text_tokens * work.shape.text_dim
+    uploaded = 4.0 * work.num_uploaded * (2 * patches + prompts)
     recomputed = [index for index, mode in enumerate(modes) if mode != "none"]
     if recomputed:
         # The last block that recomputes does: those behind it are done and free, and all that it
@@ -117,7 +122,7 @@ def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
         weights=weight_bytes(work.shape, work.element_bytes),
         adapter=float(_BYTES_PER_TRAINED * num_trained(work.shape, work.adapted, work.rank)),
         kept=kept,
-        working=working,
+        working=working + uploaded,
     )
 
 

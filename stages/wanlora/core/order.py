@@ -7,6 +7,7 @@ made of rounds instead: every activity once a round, each activity's clips in it
 """
 
 import math
+import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
@@ -55,6 +56,7 @@ class Order:
         self._seed = seed
         self._choices: list[tuple[int, int]] = []  # (bucket rank, batches of it before), by step
         self._taken = [0] * len(self._buckets)
+        self._drawing = threading.Lock()  # several threads read ahead
         self._groups = [
             _members(activities[bucket]) if activities else [list(range(sizes[bucket]))]
             for bucket in self._buckets
@@ -64,10 +66,11 @@ class Order:
 
     def batch(self, step: int) -> GlobalBatch:
         """Global batch of a step, counted from 0."""
-        while len(self._choices) <= step:
-            rank = self._draw_bucket(len(self._choices))
-            self._choices.append((rank, self._taken[rank]))
-            self._taken[rank] += 1
+        with self._drawing:
+            while len(self._choices) <= step:
+                rank = self._draw_bucket(len(self._choices))
+                self._choices.append((rank, self._taken[rank]))
+                self._taken[rank] += 1
         rank, earlier = self._choices[step]
         first = earlier * self._batch_size
         indices = tuple(

@@ -31,8 +31,8 @@ from wanlora.step.trial import Modes, Trial, describe
 from wanlora.store import objects, schema
 from wanlora.store.views import View, read_view
 from wanlora.wan import adapter as lora
-from wanlora.wan import attention, targets
 from wanlora.wan import device as devices
+from wanlora.wan import targets
 from wanlora.wan.blocks import is_compiled
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import TRANSFORMER, VARIANTS, Variant, resolve, variant_of
@@ -135,7 +135,7 @@ def _case(config: EstimateConfig) -> _Case:
         batch_size=config.batch_size,
         rank=config.lora.rank,
         adapted=targets.chosen(targets.linear_names(variant.num_layers), config.lora.targets),
-        compiled=is_compiled(config.eager, card.device),
+        compiled=is_compiled(config.eager, card.device, dora=config.lora.dora),
         dtype=devices.base_dtype("auto", card.device),
     )
     return _Case(config, variant, buckets, every, card, work, trial=None)
@@ -198,11 +198,10 @@ def _probe(case: _Case, model: str) -> Trial:
         settings.dora,
     )  # fmt: skip
     lora.add_adapter(transformer, shape, seed=0)
-    with attention.pinned(config.attention, device):
-        return fitting.fit(
-            transformer, case.work, case.largest, case.variant, activations=config.activations,
-            device=device, dtype=dtype, passes=_PROBE_PASSES,
-        )  # fmt: skip
+    return fitting.fit(
+        transformer, case.work, case.largest, case.variant, activations=config.activations,
+        kernel=config.attention, device=device, dtype=dtype, passes=_PROBE_PASSES,
+    )  # fmt: skip
 
 
 def _result(case: _Case, modes: Modes) -> EstimateResult:

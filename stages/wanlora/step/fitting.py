@@ -17,6 +17,7 @@ from wanlora.core.flops import Recompute
 from wanlora.core.memory import Workload, longest_clip, plan, step_bytes
 from wanlora.errors import DeviceError
 from wanlora.step.trial import Modes, Trial, describe, made_up_batch, try_modes
+from wanlora.wan import attention
 from wanlora.wan.blocks import why_it_cannot_compile
 from wanlora.wan.variants import Variant
 
@@ -39,6 +40,7 @@ def workload(
     adapted: Collection[str],
     compiled: bool,
     dtype: torch.dtype,
+    num_uploaded: int = 5,
 ) -> Workload:
     """Describe a run's micro-batch of a bucket to `core.memory` and `core.cost`."""
     return Workload(
@@ -49,6 +51,7 @@ def workload(
         adapted=frozenset(adapted),
         compiled=compiled,
         element_bytes=dtype.itemsize,
+        num_uploaded=num_uploaded,
     )
 
 
@@ -74,8 +77,10 @@ def fit(
     variant: Variant,
     *,
     activations: Activations,
+    kernel: str,
     device: torch.device,
     dtype: torch.dtype,
+    whole_card: bool = False,
     passes: int = 1,
 ) -> Trial:
     """Choose what the blocks recompute, by a trial of the dearest micro-batch.
@@ -86,23 +91,30 @@ def fit(
         bucket: Its clips' size.
         variant: The model's row.
         activations: A way for all blocks, or auto: the fastest that fits.
+        kernel: See `attention.pinned`.
         device: Where to compute.
         dtype: The transformer's type.
+        whole_card: Plan for all of a GPU's memory and not for what is free of it now, so that the
+            plan is the same when a run continues.
         passes: Timed ones.
 
     Raises:
-        DeviceError: Memory runs out; says what would fit.
+        DeviceError: Memory runs out (says what would fit), blocks do not compile, or the kernel
+            does not run here.
     """
     text_shape = (variant.max_sequence_length, variant.text_dim)
     batch = made_up_batch(
         bucket, work.batch_size, num_channels=variant.z_dim, text_shape=text_shape
     )
     limit = budget(device)
+    if whole_card and device.type == "cuda":
+        limit = budget_of_gpu(torch.cuda.mem_get_info(device)[1])
     try:
-        return try_modes(
-            transformer, batch, _choices(activations, work, limit),
-            compiled=work.compiled, device=device, dtype=dtype, passes=passes,
-        )  # fmt: skip
+        with attention.pinned(kernel, device):
+            trial = try_modes(
+                transformer, batch, _choices(activations, work, limit),
+                compiled=work.compiled, device=device, dtype=dtype, passes=passes,
+            )  # fmt: skip
     except torch.OutOfMemoryError as error:
         raise DeviceError(
             f"out of memory on {device} with the largest bucket ({bucket}, {work.num_tokens:,} "
@@ -110,17 +122,27 @@ def fit(
             f"{limit / 1e9:.1f} GB here. {_advice(activations, work, bucket, limit)}"
         ) from None
     except RuntimeError as error:
+        if "No viable backend" in str(error) or "No available kernel" in str(error):
+            raise DeviceError(_kernel_does_not_run(kernel, work, device, dtype)) from error
         if reason := why_it_cannot_compile(error):
             raise DeviceError(
                 f"the blocks cannot be compiled on {device}: {reason}. Run with --eager, or "
                 "install what is missing (a C++ compiler; on a GPU, Triton)"
             ) from error
-        if "No viable backend" in str(error) or "No available kernel" in str(error):
-            raise DeviceError(
-                f"the attention kernel asked for does not run on {device} with {dtype} and "
-                f"{work.num_tokens:,} tokens: use --set attention=auto"
-            ) from error
         raise
+    if attention.is_other(kernel, trial.attention):
+        ran = ", ".join(trial.attention)
+        raise DeviceError(f"{_kernel_does_not_run(kernel, work, device, dtype)} (ran: {ran})")
+    return trial
+
+
+def _kernel_does_not_run(
+    kernel: str, work: Workload, device: torch.device, dtype: torch.dtype
+) -> str:
+    return (
+        f"attention={kernel} does not run on {device} with {dtype} and {work.num_tokens:,} tokens: "
+        "use --set attention=auto"
+    )
 
 
 def _choices(activations: Activations, work: Workload, limit: float) -> list[Modes]:
@@ -169,7 +191,7 @@ def say(trial: Trial, work: Workload, device: torch.device) -> None:
     counted = step_bytes(work, trial.modes)
     seen = f", {trial.peak_bytes / 1e9:.1f} seen" if trial.peak_bytes else ""
     logger.info(
-        "activations %s: %.2g GB counted%s, of %.3g; blocks %s; attention by %s; %.3g s for the "
+        "activations %s: %.3g GB counted%s, of %.3g; blocks %s; attention by %s; %.3g s for the "
         "dearest micro-batch",
         describe(trial.modes), counted.total / 1e9, seen, budget(device) / 1e9,
         "compiled" if work.compiled else "eager",

@@ -93,8 +93,10 @@ def try_modes(
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a GPU's or the CPU's allocator had no room."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether there was no room, as torch, the driver, Triton, cuBLAS and cuDNN say it."""
+    said = str(error).lower()
+    spellings = ("out of memory", "can't allocate memory", "alloc_failed")
+    return isinstance(error, torch.OutOfMemoryError) or any(text in said for text in spellings)
 
 
 def describe(modes: Sequence[Recompute]) -> str:

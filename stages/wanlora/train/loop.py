@@ -117,8 +117,8 @@ def run(config: TrainConfig) -> TrainResult:
         closing(Reporter(config, session)) as reporter,
         _bar(session) as bar,
     ):
+        outcomes.start()
         for step in steps:
-            outcomes.start()
             waited_s, slot_losses = 0.0, []
             for _ in session.slots:
                 batch, wait_s = _next(batches)
@@ -132,7 +132,8 @@ def run(config: TrainConfig) -> TrainResult:
                 masters.sum_over_ranks()
             grad_norm = masters.clip(config.optimizer.max_grad_norm)
             values = outcomes.gather(torch.cat(slot_losses), grad_norm, stop.signal)
-            # The optimizer never sees a NaN; the run stops when this process comes to know of it.
+            # The optimizer sees zeros for a NaN, in a step that is never kept: the run stops when
+            # this process comes to know of it.
             masters.refuse(~torch.isfinite(values).all())
             optimizer.step()
             masters.zero_grad()
@@ -144,25 +145,40 @@ def run(config: TrainConfig) -> TrainResult:
             outcomes.note(step, values, learning_rate=float(rate), waited_s=waited_s)
             learning_rate.step()
 
-            pausing = reporter.is_due() or saving.is_due(config, session)
-            pausing |= stop.signal is not None and session.ranks.num_processes == 1
-            stopping = _report(config, session, reporter, outcomes, all_of_them=pausing)
-            if stopping and not pausing:
-                _report(config, session, reporter, outcomes, all_of_them=True)
-            if reporter.validation_is_due() and not stopping:
-                stopping = reporter.validate()
-            reporter.preview_if_due()
-            if session.is_main:
-                bar.set_postfix_str(reporter.postfix(), refresh=False)
-                bar.update()
-                if stopping or saving.is_due(config, session):
-                    saving.save(config, session)
-            if stopping:
-                stopped = stopping
+            interrupted = stop.signal is not None and session.ranks.num_processes == 1
+            stopped = _follow_up(config, session, reporter, outcomes, bar, pausing=interrupted)
+            if stopped:
                 break
         reporter.finish()
     session.ranks.wait_for_everyone()
     return _result(config, session, reporter, first_step, stopped, time.perf_counter() - started)
+
+
+def _follow_up(
+    config: TrainConfig,
+    session: Session,
+    reporter: Reporter,
+    outcomes: Outcomes,
+    bar: Any,
+    *,
+    pausing: bool,
+) -> str | None:
+    """Record what has arrived, and pause for what is due after a step; say why to stop, if so."""
+    pausing |= reporter.is_due() or saving.is_due(config, session)
+    stopping = _report(config, session, reporter, outcomes, all_of_them=pausing)
+    if stopping and not pausing:
+        _report(config, session, reporter, outcomes, all_of_them=True)
+    if reporter.validation_is_due() and not stopping:
+        stopping = reporter.validate()
+    reporter.preview_if_due()
+    if session.is_main:
+        bar.set_postfix_str(reporter.postfix(), refresh=False)
+        bar.update()
+        if stopping or saving.is_due(config, session):
+            saving.save(config, session)
+    if pausing:
+        outcomes.start()
+    return stopping
 
 
 @contextmanager

@@ -28,7 +28,8 @@ class Outcome:
         stop: Signal that any rank got during the step.
         seconds: The step's time, on the device where that has a clock.
         learning_rate: It was done with.
-        waited_s: Of it, for data.
+        waited_s: That this process waited for data; on a GPU the device may have been busy
+            meanwhile.
     """
 
     step: int
@@ -74,7 +75,7 @@ class Outcomes:
         self._started = mark(device)
 
     def start(self) -> None:
-        """A step begins."""
+        """A step begins that does not follow on the one before: the first, or after a pause."""
         self._started = mark(self._device)
 
     def gather(self, losses: Tensor, grad_norm: Tensor, stop: signal.Signals | None) -> Tensor:
@@ -96,7 +97,7 @@ class Outcomes:
         return torch.cat([mine, grad_norm[None]])
 
     def note(self, step: int, values: Tensor, *, learning_rate: float, waited_s: float) -> None:
-        """Send what `gather` gave on its way; the step ends here."""
+        """Send what `gather` gave on its way; the step ends here, and the next begins."""
         ended = mark(self._device)
         host = torch.empty(
             values.shape, dtype=values.dtype, pin_memory=self._device.type == "cuda"
@@ -105,6 +106,7 @@ class Outcomes:
         self._pending.append(
             _Pending(step, host, self._started, ended, arrived, learning_rate, waited_s)
         )
+        self._started = ended
 
     def arrived(self, *, all_of_them: bool) -> list[Outcome]:
         """Take the outcomes of all steps but the last, or of that too, waiting for them."""

@@ -35,12 +35,14 @@ def against_prediction(
     """
     if not seconds:
         return None
-    works = [replace(work, num_tokens=num_tokens(bucket)) for bucket in buckets]
-    gpu = gpu_of(device_name)
-    parts = []
+    works = {bucket: replace(work, num_tokens=num_tokens(bucket)) for bucket in set(buckets)}
+    gpu, parts = gpu_of(device_name), []
     if gpu:
-        predicted = median(predict_seconds(item, trial.modes, gpu).total for item in works)
-        parts.append(f"{num_micro_batches * predicted:.3g} predicted for {device_name}")
-    tried = median(trial.seconds * model_flops(item) / model_flops(work) for item in works)
-    parts.append(f"{num_micro_batches * tried:.3g} by the trial")
+        predicted = {b: predict_seconds(w, trial.modes, gpu).total for b, w in works.items()}
+        middle = median(predicted[bucket] for bucket in buckets)
+        parts.append(f"{num_micro_batches * middle:.3g} predicted for {device_name}")
+    a_flop = trial.seconds / model_flops(work)
+    tried = {bucket: a_flop * model_flops(item) for bucket, item in works.items()}
+    middle = median(tried[bucket] for bucket in buckets)
+    parts.append(f"{num_micro_batches * middle:.3g} by the trial")
     return f"seconds a step: {', '.join(parts)}, {median(seconds):.3g} taken (medians)"

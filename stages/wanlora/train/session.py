@@ -300,16 +300,16 @@ def _fit(
         batch_size=config.batch_size,
         rank=config.lora.rank,
         adapted=masters.modules,
-        compiled=is_compiled(config.eager, device),
+        compiled=is_compiled(config.eager, device, dora=config.lora.dora),
         dtype=dtype,
+        num_uploaded=config.prefetch_batches + 1,
     )
     if work.compiled:
         logger.info("compiling the blocks; their kernels are kept for the next run")
-    with attention.pinned(config.attention, device):
-        trial = fitting.fit(
-            transformer, work, bucket, variant,
-            activations=config.activations, device=device, dtype=dtype,
-        )  # fmt: skip
+    trial = fitting.fit(
+        transformer, work, bucket, variant, activations=config.activations,
+        kernel=config.attention, device=device, dtype=dtype, whole_card=config.deterministic,
+    )  # fmt: skip
     fitting.say(trial, work, device)
     return work, trial
 

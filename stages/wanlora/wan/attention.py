@@ -7,7 +7,7 @@ FlashAttention-2, so the order is pinned around forward and backward: a checkpoi
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -63,12 +63,31 @@ def pinned(kernel: str, device: torch.device) -> Iterator[None]:
     implementation = _IMPLEMENTATIONS.get(kernel)
     if implementation:
         _activate(implementation)
+    # Compiled code holds the kernel, and torch keeps it from run to run under a key that does not.
+    compiler, tag = torch.compiler.config, torch.compiler.config.cache_key_tag
+    compiler.cache_key_tag = f"{tag} attention={kernel}"
     try:
         with sdpa_kernel(list(kernel_order(kernel, device)), set_priority=True):
             yield
     finally:
+        compiler.cache_key_tag = tag
         if implementation:
             torch.nn.attention.restore_flash_attention_impl()
+
+
+def is_other(kernel: str, operators: Collection[str]) -> bool:
+    """Whether attention ran, and not on the kernel that was named.
+
+    The math kernel is taken apart when compiled, so nothing may be seen of it.
+
+    Args:
+        kernel: As given to `pinned`.
+        operators: As seen by `watched`.
+    """
+    if kernel == "auto":
+        return False
+    name = "flash" if kernel in _IMPLEMENTATIONS else kernel
+    return any(f"_{name}" not in operator for operator in operators)
 
 
 @contextmanager

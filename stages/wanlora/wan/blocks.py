@@ -22,8 +22,9 @@ from torch.utils.checkpoint import (
 from wanlora.core.flops import Recompute
 from wanlora.wan.variants import cache_home
 
-RECOMPILE_LIMIT = 128
-"""Compiled versions of a block: one a bucket, for training, validation, and without the adapter."""
+RECOMPILE_LIMIT = 1024
+"""Compiled versions of a block: up to four a bucket, two in training (the first block's input needs
+no gradient), one in validation, one without the adapter. torch's own 8 would end a run."""
 CACHE_DIR = "TORCHINDUCTOR_CACHE_DIR"
 """Environment variable: where compiled kernels are kept; torch's default is lost with /tmp."""
 
@@ -85,7 +86,8 @@ def set_activations(
     runners = dict(RUNNERS)
     if compiled:
         keep_compiled_kernels()
-        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT  # noqa: SLF001  (its public name)
+        dynamo: Any = torch._dynamo.config  # noqa: SLF001  (its public name)
+        dynamo.recompile_limit = dynamo.accumulated_recompile_limit = RECOMPILE_LIMIT
         for block in transformer.blocks:
             block.compile(fullgraph=True, dynamic=False)
         # "none" runs the block itself, which is compiled. A checkpoint has to be inside the graph:
@@ -100,9 +102,12 @@ def set_activations(
     )
 
 
-def is_compiled(eager: str, device: torch.device) -> bool:
-    """Turn the setting `eager` (auto, on, off) into whether blocks are compiled on a device."""
-    return device.type == "cuda" if eager == "auto" else eager == "off"
+def is_compiled(eager: str, device: torch.device, *, dora: bool) -> bool:
+    """Turn the setting `eager` (auto, on, off) into whether blocks are compiled on a device.
+
+    auto is eager for DoRA, whose layers peft 0.21 writes so that no graph holds them whole.
+    """
+    return device.type == "cuda" and not dora if eager == "auto" else eager == "off"
 
 
 def why_it_cannot_compile(error: RuntimeError) -> str | None:
