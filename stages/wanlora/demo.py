@@ -102,7 +102,7 @@ def _draw_videos(folder: Path, seed: int) -> None:
                 drawing = world.draw(activity, seed * VIDEOS_PER_ACTIVITY + index)
                 path = folder / activity / f"{activity}-{index}.mp4"
                 mp4.write(path, drawing.frames, fps=world.FPS, metadata={})
-                write_atomic(path.with_suffix(".txt"), f"{drawing.caption}\n".encode())
+                write_atomic(path.with_suffix(".txt"), f"{drawing.scene.caption}\n".encode())
                 bar.update()
 
 

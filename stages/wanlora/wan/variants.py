@@ -5,11 +5,9 @@ Must not know: torch or diffusers; training asks this file for a model before it
 """
 
 import difflib
-import logging
+import importlib.resources
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +21,13 @@ from wanlora.wan.hub import check_room
 from wanlora.wan.weights import read_json, weight_files
 
 MICRO = "micro"
-MICRO_REVISION = 1
-"""Raise it with any change to what `wan/micro.py` writes: a built folder is never rebuilt."""
 
 TRANSFORMER = ("transformer",)
 ENCODERS = ("vae", "text_encoder", "tokenizer")
 PIPELINE = (*ENCODERS, "transformer", "scheduler")
 
 CACHE_HOME = "WANLORA_CACHE_HOME"
-"""Environment variable: where the embedded model is built, instead of the user's cache folder."""
+"""Environment variable: a folder to use instead of the user's cache folder."""
 
 # wan_shared_cfg.sample_neg_prompt of the original Wan2.1 code.
 _NEGATIVE_PROMPT = (
@@ -211,22 +207,8 @@ def cache_home() -> Path:
 
 
 def _micro_folder() -> Path:
-    """Build the embedded model on first use, in a process of its own.
-
-    Building needs the VAE and text encoder classes, which a training process must never import.
-    """
-    folder = cache_home() / f"{MICRO}-{MICRO_REVISION}"
-    if folder.is_dir():
-        return folder
-    logging.getLogger(__name__).info("building the embedded model in %s", folder)
-    command = [sys.executable, "-m", "wanlora.wan.micro", str(folder)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    if result.returncode or not folder.is_dir():
-        raise ModelError(
-            f"could not build the embedded model in {folder}; set {CACHE_HOME} to a folder that "
-            f"can be written\n{result.stderr.strip()[-2000:]}"
-        )
-    return folder
+    """Folder of the embedded model: it is part of the package."""
+    return Path(str(importlib.resources.files("wanlora") / "micro" / "weights"))
 
 
 def _looks_like_hub_id(model: str) -> bool:
