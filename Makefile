@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One torch thread per process is fastest on shared cores; tests run one process a core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: check-real bench-store demo test test-slow check fmt docs setup clean
+.PHONY: check-real bench-store demo micro test test-slow check fmt docs setup clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wanlora needs Python 3.11 or newer; run: make PYTHON=python3.12 ...")'
@@ -42,6 +42,10 @@ docs: setup
 MODEL ?= Wan-AI/Wan2.1-T2V-1.3B-Diffusers
 check-real: setup
 	$(BIN)/python bench/check_real.py --model $(MODEL)
+
+# The embedded model from nothing, within two hours on a core; continues where it was stopped.
+micro: setup
+	$(BIN)/python -m wanlora.micro.pretrain --work-dir outputs/micro
 
 bench-store: setup
 	$(BIN)/python bench/store.py

@@ -50,7 +50,7 @@ def test_a_row_that_stands_for_the_padding_changes_nothing():
 
 
 def test_a_pretraining_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch):
-    schedule = vae.Schedule((vae.Phase(1, 8, 2, 2), vae.Phase(5, 8, 1, 2)), learning_rate=1e-3)
+    schedule = vae.Schedule((vae.Phase(1, 8, 2, 2), vae.Phase(5, 8, 1, 2)))
     monkeypatch.setattr(vae, "POOL_PER_CONCEPT", 1)
     monkeypatch.setattr(vae, "SAVE_EVERY", 2)
 
@@ -61,7 +61,7 @@ def test_a_pretraining_that_was_stopped_ends_with_the_same_weights(tmp_path, mon
     def trained(folder):
         model = models.make_vae()
         vae.initialise(model, seed=0)
-        vae.train(model, schedule, folder, seed=0)
+        vae.train(model, schedule, folder / "vae.pt", seed=0)
         return model.state_dict()
 
     whole, parts = tmp_path / "whole", tmp_path / "parts"

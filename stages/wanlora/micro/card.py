@@ -74,12 +74,15 @@ def _settings() -> list[str]:
     schedule = dit.Schedule()
     phases = "; ".join(
         f"{phase.steps} steps of {phase.batch} × {phase.num_frames} × {phase.size_px}²"
-        for phase in vae.SCHEDULE.phases
+        for part in vae.SCHEDULES
+        for phase in part.phases
     )
+    first = vae.SCHEDULES[0]
     return [
         "## Settings",
         "",
-        f"- VAE: {phases}; AdamW {vae.SCHEDULE.learning_rate:g}, cosine; KL {vae.KL_WEIGHT:g}.",
+        f"- VAE: {phases}; Muon {first.muon_rate:g} for convolutions, AdamW "
+        f"{first.adamw_rate:g} for the rest, cosines; KL {vae.KL_WEIGHT:g}.",
         "- Text encoder: random, not trained.",
         f"- DiT: {schedule.steps} steps of {schedule.batch} cached clips; Muon "
         f"{schedule.muon_rate:g} for matrices, AdamW {schedule.adamw_rate:g} for the rest; "

@@ -40,11 +40,11 @@ SAVE_EVERY = 200
 class Schedule(NamedTuple):
     """How long and how fast; the rates are flat for `flat_share` of the steps, then a cosine."""
 
-    steps: int = 3000
-    batch: int = 32
+    steps: int = 2400
+    batch: int = 16
     muon_rate: float = 1.5e-2
     adamw_rate: float = 5e-3
-    flat_share: float = 0.5
+    flat_share: float = 0.4
 
 
 class Clips(NamedTuple):

@@ -118,7 +118,7 @@ def wrong(scene: world.Scene) -> world.Scene:
 
 def generation(folder: Path, clips_per_concept: int) -> dict[str, Any]:
     """How many clips made from prompts show what was asked for."""
-    make = maker(folder)
+    make = maker(load_pipeline(folder, dtype=torch.float32, device=CPU))
     concepts, rest = {}, []
     for concept in world.KNOWN:
         scenes = fresh_scenes(concept, clips_per_concept)
@@ -137,9 +137,8 @@ def fresh_scenes(concept: str, count: int) -> list[world.Scene]:
     return [world.scene(concept, FIRST_SEED + index) for index in range(count)]
 
 
-def maker(folder: Path, pipeline: Any = None) -> Callable[[str, int], Video]:
+def maker(pipeline: Any) -> Callable[[str, int], Video]:
     """A function from (caption, seed) to a clip, with the row's sampling settings."""
-    pipeline = pipeline or load_pipeline(folder, dtype=torch.float32, device=CPU)
     settings = VideoSettings(
         num_frames=ROW.num_frames, height=ROW.height, width=ROW.width, steps=ROW.steps,
         guidance_scale=ROW.guidance_scale, negative_prompt=ROW.negative_prompt,

@@ -20,7 +20,7 @@ from wanlora.wan.variants import MICRO, resolve
 logger = logging.getLogger(__name__)
 
 SEED = 0
-CLIPS_PER_CONCEPT = 300
+CLIPS_PER_CONCEPT = 160
 """For the DiT; of `world.KNOWN` only."""
 MEASURED_PER_CONCEPT = 24
 
@@ -31,7 +31,8 @@ def run(work_dir: Path, folder: Path) -> None:
     torch.manual_seed(SEED)  # the DiT's initial weights are drawn by its class
     autoencoder, text = models.make_vae(), models.make_text_encoder(SEED)
     vae.initialise(autoencoder, SEED)
-    vae.train(autoencoder, vae.SCHEDULE, work_dir, SEED)
+    for index, schedule in enumerate(vae.SCHEDULES):
+        vae.train(autoencoder, schedule, work_dir / f"vae-{index}.pt", SEED + index)
     clips = cached_clips(autoencoder, text, work_dir)
     transformer = dit.train(models.make_transformer(), clips, dit.Schedule(), work_dir, SEED)
     models.save(folder, autoencoder, transformer, text)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from wanlora import progress
@@ -44,10 +44,15 @@ class Phase(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Phases in order, and the learning rate they start from; it falls as a cosine over all."""
+    """Phases in order, and the learning rates they start from; they fall as a cosine over all.
+
+    Without the encoder, only the decoder is trained: latents stay what the DiT knows.
+    """
 
     phases: tuple[Phase, ...]
-    learning_rate: float
+    encoder: bool = True
+    muon_rate: float = 1.5e-2
+    adamw_rate: float = 2e-3
 
     @property
     def steps(self) -> int:
@@ -55,9 +60,12 @@ class Schedule(NamedTuple):
         return sum(phase.steps for phase in self.phases)
 
 
-SCHEDULE = Schedule(
-    (Phase(1, 32, 16, 300), Phase(9, 32, 3, 1500), Phase(17, 64, 1, 650)), learning_rate=2e-3
+SCHEDULES = (
+    Schedule((Phase(1, 32, 16, 300), Phase(9, 32, 3, 1500))),
+    Schedule((Phase(9, 32, 2, 1100), Phase(17, 64, 1, 100))),
+    Schedule((Phase(9, 32, 3, 1100), Phase(17, 64, 1, 100)), encoder=False),
 )
+"""One after the other, each with optimizers of its own: from the second on, warm restarts."""
 
 
 def initialise(vae: AutoencoderKLWan, seed: int) -> None:
@@ -127,7 +135,7 @@ def loss(
     vae: AutoencoderKLWan, frames: Float[Tensor, "b 3 t h w"], cover: Float[Tensor, "b 1 t h w"],
     noise: torch.Generator,
 ) -> Tensor:  # fmt: skip
-    """L1 + MSE of the frames, L1 of their differences in time, and a little KL.
+    """L1 + MSE of the frames and of their differences in time, and a little KL.
 
     What is covered counts four times, what moves seven: else a limb is not worth drawing.
     """
@@ -139,20 +147,24 @@ def loss(
     total = (weight * (error.abs() + error.square())).mean()
     if frames.shape[2] > 1:
         moving = 1 + (MOTION_WEIGHT - 1) * (cover.diff(dim=2).abs() > 0.1)
-        total = total + (moving / moving.mean() * error.diff(dim=2).abs()).mean()
+        change = error.diff(dim=2)
+        total = total + (moving / moving.mean() * (change.abs() + change.square())).mean()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
     return total + KL_WEIGHT * kl
 
 
-def train(vae: AutoencoderKLWan, schedule: Schedule, work_dir: Path, seed: int) -> None:
-    """Train in place; continue where a checkpoint in `work_dir` says."""
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=schedule.learning_rate, betas=(0.9, 0.99))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(
-        optimizer,
-        lambda step: min(1.0, (step + 1) / 50) * (0.02 + 0.98 * _cosine(step / schedule.steps)),
-    )
-    checkpoint = work_dir / "vae.pt"
-    parts = {"vae": vae, "optimizer": optimizer, "scheduler": scheduler}
+def train(vae: AutoencoderKLWan, schedule: Schedule, checkpoint: Path, seed: int) -> None:
+    """Train in place; continue where the checkpoint says."""
+    vae.encoder.requires_grad_(schedule.encoder)
+    vae.quant_conv.requires_grad_(schedule.encoder)
+    optimizers = _optimizers(vae, schedule)
+    rates = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, schedule))
+        for optimizer in optimizers
+    ]
+    parts: dict[str, Any] = {"vae": vae}
+    parts |= {f"optimizer{index}": part for index, part in enumerate(optimizers)}
+    parts |= {f"rate{index}": part for index, part in enumerate(rates)}
     start = resume(checkpoint, parts)
     pool = draw_pool(seed)
     with progress.bar(total=schedule.steps, description="vae", unit="step", done=start) as bar:
@@ -161,16 +173,48 @@ def train(vae: AutoencoderKLWan, schedule: Schedule, work_dir: Path, seed: int) 
                 continue
             frames, cover = crops(pool, phase, seed, step)
             value = loss(vae, frames, cover, torch.Generator().manual_seed(step))
-            optimizer.zero_grad(set_to_none=True)
+            vae.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-            optimizer.step()
-            scheduler.step()
+            _step(vae, optimizers)
+            for rate in rates:
+                rate.step()
             bar.update()
             if step % 50 == 0:
                 logger.info("vae step %d loss %.4f", step, value.item())
             if (step + 1) % SAVE_EVERY == 0 or step + 1 == schedule.steps:
                 save(checkpoint, parts, step + 1)
+
+
+def _optimizers(
+    vae: AutoencoderKLWan, schedule: Schedule
+) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
+    """Muon for the convolutions, seen as matrices of (out, in x kernel); AdamW for the rest."""
+    matrices = [torch.nn.Parameter(part.data.flatten(1)) for part in _convolutions(vae)]
+    rest = [part for part in vae.parameters() if part.ndim < 4 and part.requires_grad]
+    return (
+        torch.optim.Muon(matrices, lr=schedule.muon_rate, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=schedule.adamw_rate, betas=(0.9, 0.99), weight_decay=0.0),
+    )
+
+
+def _convolutions(vae: AutoencoderKLWan) -> list[Tensor]:
+    return [part for part in vae.parameters() if part.ndim >= 4 and part.requires_grad]
+
+
+def _step(vae: AutoencoderKLWan, optimizers: tuple[torch.optim.Optimizer, ...]) -> None:
+    """Step both; Muon's matrices share the convolutions' memory and are lent their gradients."""
+    for matrix, part in zip(
+        optimizers[0].param_groups[0]["params"], _convolutions(vae), strict=True
+    ):
+        assert matrix.data_ptr() == part.data_ptr()
+        matrix.grad = None if part.grad is None else part.grad.flatten(1)
+    for optimizer in optimizers:
+        optimizer.step()
+
+
+def _rate(step: int, schedule: Schedule) -> float:
+    return min(1.0, (step + 1) / 50) * (0.02 + 0.98 * _cosine(step / schedule.steps))
 
 
 def _cosine(share: float) -> float:
@@ -196,14 +240,14 @@ def draw_pool(seed: int) -> UInt8[np.ndarray, "n t h w"]:
 def crops(
     pool: UInt8[np.ndarray, "n t h w"], phase: Phase, seed: int, step: int
 ) -> tuple[Float[Tensor, "b 3 t h w"], Float[Tensor, "b 1 t h w"]]:
-    """Frames in [-1, 1] and cover of one step, cut around something covered, in any colours."""
+    """Frames in [-1, 1] and cover of one step, cut around what moves, in any colours."""
     made = []
     for slot in range(phase.batch):
         draws = generator(seed, Stream.ORDER, step, slot)
         clip = pool[draws.integers(len(pool))]
         first = draws.integers(world.NUM_FRAMES - phase.num_frames + 1)
         clip = clip[first : first + phase.num_frames]
-        spots = np.argwhere(clip[draws.integers(len(clip))] > 127)
+        spots = _spots(clip)
         middle = spots[draws.integers(len(spots))] + draws.integers(-8, 9, size=2)
         top, left = np.clip(middle - phase.size_px // 2, 0, world.SIZE_PX - phase.size_px)
         cut = clip[:, top : top + phase.size_px, left : left + phase.size_px] / np.float32(255)
@@ -213,3 +257,9 @@ def crops(
     cover = torch.from_numpy(np.stack([cut for cut, _ in made]))[:, None]
     frames = torch.from_numpy(np.stack([painted for _, painted in made])).movedim(-1, 1)
     return frames.float() / 127.5 - 1, cover
+
+
+def _spots(clip: UInt8[np.ndarray, "t h w"]) -> Int[np.ndarray, "n 2"]:
+    """Where something moves, or is, in a single frame: limbs are few pixels and the hard ones."""
+    moved = clip.max(axis=0) - clip.min(axis=0)
+    return np.argwhere((moved if len(clip) > 1 and moved.max() > 127 else clip[0]) > 127)

@@ -40,7 +40,7 @@ CONCEPTS = (*KNOWN, *HELD_OUT)
 
 EDGE = 1 / 32
 """Width of a soft edge: two pixels at 64."""
-LIMB, TORSO, HEAD = 0.042, 0.058, 0.085
+LIMB, TORSO, HEAD = 0.056, 0.068, 0.09
 """Radii of what a person is drawn with."""
 
 Point = tuple[float, float]
