@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.fingerprint import fingerprint, sha256_text
@@ -81,7 +82,7 @@ def stalls(source: BatchSource, steps: int, step_s: float, *, ahead: bool) -> li
             source.read(step, slots)
             waited.append(time.perf_counter() - started)
         return waited
-    batches = read_ahead(source, plan, depth=4)
+    batches = read_ahead(source, plan, depth=4, device=torch.device("cpu"))
     for _ in plan:
         started = time.perf_counter()
         next(batches).result()

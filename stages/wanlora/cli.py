@@ -33,6 +33,7 @@ STAGES = {
     "verify": "wanlora.verify",
     "cache-latents": "wanlora.cache_latents",
     "inspect": "wanlora.inspect_cache",
+    "estimate": "wanlora.estimate",
     "train": "wanlora.train",
     "sample": "wanlora.sample",
 }
@@ -63,6 +64,12 @@ EXAMPLES = {
         "wanlora inspect cache/ --repair --manifest data/processed",
         "wanlora inspect cache/ --gc --dry-run",
         "wanlora inspect cache/ --decode walk-1f2e3d4c-000000",
+    ],
+    "estimate": [
+        "wanlora estimate --cache cache/",
+        "wanlora estimate --clips 8000 --device h100",
+        "wanlora estimate --device rtx4090 --frames 49 --set lora.targets=attention",
+        "wanlora estimate --cache cache/ --probe",
     ],
     "train": [
         "wanlora train --cache cache/ --output-dir outputs/run",

@@ -45,8 +45,9 @@ logger = logging.getLogger(__name__)
 FREE_ON_RESUME = frozenset(
     {
         "max_steps", "num_epochs", "save_steps", "keep_checkpoints", "resume", "device",
-        "gradient_checkpointing", "prefetch_batches", "output_dir", "cache", "allow_untrained_base",
-        "local_copy", "save_every_epoch", "trackers", "previews", "validation", "deterministic",
+        "activations", "eager", "attention", "prefetch_batches", "output_dir", "cache",
+        "allow_untrained_base", "local_copy", "save_every_epoch", "trackers", "previews",
+        "validation", "deterministic",
     }
 )  # fmt: skip
 

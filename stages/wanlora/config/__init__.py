@@ -6,7 +6,7 @@ torch, or any library code.
     settings.py     flags, common fields, and how settings are read
     stage_zero.py   prepare, verify
     stage_one.py    cache-latents, inspect
-    stage_two.py    train
+    stage_two.py    estimate, train
     after.py        sample, demo
 """
 
@@ -14,6 +14,7 @@ from wanlora.config.after import DemoConfig, SampleConfig
 from wanlora.config.settings import DEFAULT_MODEL, Flag, Settings, load
 from wanlora.config.stage_one import CacheLatentsConfig, InspectConfig, StoreSettings
 from wanlora.config.stage_two import (
+    EstimateConfig,
     FlowSettings,
     LoraSettings,
     OptimizerSettings,
@@ -28,6 +29,7 @@ __all__ = [
     "DEFAULT_MODEL",
     "CacheLatentsConfig",
     "DemoConfig",
+    "EstimateConfig",
     "Flag",
     "FlowSettings",
     "InspectConfig",
@@ -50,6 +52,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "verify": VerifyConfig,
     "cache-latents": CacheLatentsConfig,
     "inspect": InspectConfig,
+    "estimate": EstimateConfig,
     "train": TrainConfig,
     "sample": SampleConfig,
 }

@@ -1,4 +1,4 @@
-"""The store to an adapter: `train`. Each setting is described once, here."""
+"""The store to an adapter: `estimate` and `train`. Each setting is described once, here."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -10,12 +10,53 @@ from pydantic import (
 
 from wanlora.config.settings import (
     CacheDir,
+    CacheLocation,
     Device,
     Flag,
     Seed,
     Settings,
     ViewName,
 )
+from wanlora.core.buckets import Bucket, problem_with
+
+Activations = Annotated[
+    Literal["auto", "none", "selective", "full"],
+    Field(
+        description="What each block computes again in the backward pass instead of keeping it: "
+        "none: nothing, the fastest; selective: all but attention; full: everything, the smallest. "
+        "auto: none for as many blocks as fit into memory, selective for the rest."
+    ),
+    Flag(),
+]
+Eager = Annotated[
+    Literal["auto", "on", "off"],
+    Field(
+        description="Run blocks without torch.compile; auto = compiled on CUDA, eager elsewhere. "
+        "The same numbers but for rounding."
+    ),
+    Flag(bare="on"),
+]
+Attention = Annotated[
+    Literal["auto", "cudnn", "flash", "efficient", "math", "fa3", "fa4"],
+    Field(
+        description="Attention kernel; auto = cudnn before flash from Hopper on, flash before "
+        "cudnn on older GPUs, never math on CUDA. fa3 and fa4 need FlashAttention 3 or 4 "
+        "installed. A kernel named outright is taken or refused."
+    ),
+]
+
+
+NumEpochs = Annotated[float, Field(description="Passes over the clips.", gt=0), Flag()]
+BatchSize = Annotated[int, Field(description="Clips in a micro-batch.", ge=1), Flag()]
+Accumulation = Annotated[
+    int,
+    Field(
+        description="Micro-batches in an optimizer step, over all processes: the global batch "
+        "is this times batch_size whatever the number of GPUs.",
+        ge=1,
+    ),
+    Flag(),
+]
 
 
 class LoraSettings(Settings):
@@ -110,6 +151,70 @@ class PreviewSettings(Settings):
     steps: Annotated[int, Field(description="Denoising steps.", ge=1)] = 20
 
 
+class EstimateConfig(Settings):
+    """Before a GPU is used: seconds of a step, hours, memory and disk of a run, counted."""
+
+    cache: Annotated[
+        CacheLocation | None,
+        Field(description="Cache whose clips to count; without it, as many as --clips says."),
+        Flag(),
+    ] = None
+    view: ViewName = "default"
+    clips: Annotated[int, Field(description="Clips, without a cache.", ge=1), Flag()] = 1000
+    frames: Annotated[
+        int, Field(description="Frames of a clip, 4k+1, without a cache.", ge=1), Flag()
+    ] = 81
+    height: Annotated[int, Field(description="px, without a cache."), Flag()] = 480
+    width: Annotated[int, Field(description="px, without a cache."), Flag()] = 832
+    variant: Annotated[
+        Literal["t2v-1.3b", "t2v-14b", "micro"] | None,
+        Field(description="Model; without it that of the cache, else t2v-1.3b."),
+        Flag(),
+    ] = None
+    device: Annotated[
+        str,
+        Field(
+            description="A GPU by name, as h100, a100 or rtx4090; auto: the one found here, else "
+            "an H100. With probe: auto, cuda, cuda:1, cpu, mps."
+        ),
+        Flag(),
+    ] = "auto"
+    memory_gb: Annotated[
+        float | None, Field(description="Its memory in GB; None = as sold.", gt=0), Flag()
+    ] = None
+    probe: Annotated[
+        bool,
+        Field(description="Take three real steps on the device, and scale by what they take."),
+        Flag(),
+    ] = False
+    model: Annotated[
+        str | None,
+        Field(description="With probe: micro, a local folder or a hub id; None = the cache's."),
+        Flag(),
+    ] = None
+    num_epochs: NumEpochs = 10
+    batch_size: BatchSize = 1
+    gradient_accumulation_steps: Accumulation = 1
+    save_steps: Annotated[
+        int, Field(description="Steps between checkpoints; 0 = only at the end.", ge=0)
+    ] = 500
+    keep_checkpoints: Annotated[
+        int, Field(description="Newest checkpoints to keep; 0 = all.", ge=0)
+    ] = 3
+    activations: Activations = "auto"
+    eager: Eager = "auto"
+    attention: Attention = "auto"
+    lora: LoraSettings = LoraSettings()
+
+    @model_validator(mode="after")
+    def _sizes_fit_wan(self) -> Self:
+        if problem := problem_with(Bucket(self.frames, self.height, self.width)):
+            raise ValueError(problem)
+        if self.model and not self.probe:
+            raise ValueError("model is what --probe runs; to count for a model: --variant")
+        return self
+
+
 class TrainConfig(Settings):
     """Stage two: train a LoRA on cached latents. Loads the transformer and nothing else."""
 
@@ -137,25 +242,9 @@ class TrainConfig(Settings):
         int | None, Field(description="Optimizer steps; overrides num_epochs.", ge=1),
         Flag(),
     ] = None  # fmt: skip
-    num_epochs: Annotated[
-        float,
-        Field(description="Passes over the clips.", gt=0),
-        Flag(),
-    ] = 10
-    batch_size: Annotated[
-        int,
-        Field(description="Clips in a micro-batch.", ge=1),
-        Flag(),
-    ] = 1
-    gradient_accumulation_steps: Annotated[
-        int,
-        Field(
-            description="Micro-batches in an optimizer step, over all processes: the global batch "
-            "is this times batch_size whatever the number of GPUs.",
-            ge=1,
-        ),
-        Flag(),
-    ] = 1
+    num_epochs: NumEpochs = 10
+    batch_size: BatchSize = 1
+    gradient_accumulation_steps: Accumulation = 1
     learning_rate: Annotated[
         float | None,
         Field(description="Peak learning rate; None = 1e-4, or 1 for prodigy.", ge=0),
@@ -195,9 +284,9 @@ class TrainConfig(Settings):
     caption_dropout: Annotated[
         float, Field(description="Chance that a clip trains with the empty prompt.", ge=0, le=1)
     ] = 0.0
-    gradient_checkpointing: Annotated[
-        bool, Field(description="Recompute each block in the backward pass to save memory.")
-    ] = True
+    activations: Activations = "auto"
+    eager: Eager = "auto"
+    attention: Attention = "auto"
     allow_untrained_base: Annotated[
         bool, Field(description="Train although the base predicts no better than chance.")
     ] = False

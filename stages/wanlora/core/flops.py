@@ -1,6 +1,6 @@
-"""FLOPs of a training step, counted from the transformer's shape, and the peaks of GPUs.
+"""FLOPs of a training step, counted from the transformer's shape.
 
-Owns: the arithmetic of one clip's forward and backward pass, and published peaks of GPUs. Counts
+Owns: the arithmetic of one clip's forward and backward pass. Counts
 what a matrix unit does: matrix products, attention and the patch convolution, two FLOPs for a
 multiply-add, as `torch.utils.flop_counter` does with a fused attention kernel, whose backward pass
 is 2.5 forward passes (five products for two). Elementwise work is not counted.
@@ -8,40 +8,15 @@ Source of the shapes: diffusers WanTransformer3DModel.
 """
 
 import math
-import re
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from wanlora.core.buckets import PATCH
 
-# Dense bf16 peaks with fp32 accumulation, in FLOP/s; vendors' headline figures are often twice
-# these (2:4 sparsity). From NVIDIA's data sheets of each card (H100, H200, B200, A100, L40S, L4,
-# A10, RTX A6000, RTX 6000 Ada), its Ampere, Ada and Blackwell architecture white papers (GeForce),
-# and AMD's data sheets (MI250X: both dies; MI300X).
-PEAK_FLOPS: dict[str, float] = {
-    "B200": 2250e12,
-    "H200": 989.4e12,
-    "H200 NVL": 835.5e12,
-    "GH200": 989.4e12,
-    "H100": 989.4e12,
-    "H100 NVL": 835.5e12,
-    "H100 PCIe": 756.5e12,
-    "A100": 312e12,
-    "A10": 125e12,
-    "L40S": 362.05e12,
-    "L40": 181.05e12,
-    "L4": 121e12,
-    "RTX A6000": 154.8e12,
-    "RTX 6000 Ada": 364.25e12,
-    "RTX 5090": 209.5e12,
-    "RTX 4090": 165.2e12,
-    "RTX 3090": 71e12,
-    "MI250X": 383e12,
-    "MI300X": 1307.4e12,
-}
-
-Recompute = Literal["none", "full"]
+Recompute = Literal["none", "selective", "full"]
+"""What of a block is computed again in the backward pass instead of being kept: nothing; all but
+attention, whose output is kept; everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +55,15 @@ class Parts:
         """All of them."""
         return self.self_attention + self.cross_attention + self.frozen_linears + self.lora
 
+    def since(self, before: "Parts") -> "Parts":
+        """What was added to an earlier count."""
+        return Parts(
+            self.self_attention - before.self_attention,
+            self.cross_attention - before.cross_attention,
+            self.frozen_linears - before.frozen_linears,
+            self.lora - before.lora,
+        )
+
 
 @dataclass(slots=True)
 class StepFlops:
@@ -112,7 +96,7 @@ def step_flops(
     *,
     rank: int,
     adapted: Collection[str],
-    recompute: Recompute = "none",
+    recompute: Recompute | Sequence[Recompute] = "none",
 ) -> StepFlops:
     """Count one clip's training step.
 
@@ -126,14 +110,23 @@ def step_flops(
         num_tokens: Tokens of the clip (`buckets.num_tokens`).
         rank: Of the LoRA.
         adapted: Names of the adapted modules, as `blocks.0.attn1.to_q`.
-        recompute: full: gradient checkpointing of every block.
+        recompute: Of every block, or of each.
     """
     counter = _Counter(shape, num_tokens, rank, frozenset(adapted))
     counter.model()
-    step = counter.step
-    if recompute == "full":
-        step.recompute = counter.in_blocks
-    return step
+    modes = [recompute] * shape.num_layers if isinstance(recompute, str) else recompute
+    counter.step.recompute = sum(
+        _again(block, mode) for block, mode in zip(counter.blocks, modes, strict=True)
+    )
+    return counter.step
+
+
+def _again(block: Parts, mode: Recompute) -> float:
+    """FLOPs of a block's forward pass that the backward pass repeats."""
+    if mode == "none":
+        return 0.0
+    attention = block.self_attention + block.cross_attention
+    return block.total - (attention if mode == "selective" else 0.0)
 
 
 class _Counter:
@@ -144,7 +137,7 @@ class _Counter:
     ) -> None:
         self.shape, self.num_tokens, self.rank, self.adapted = shape, num_tokens, rank, adapted
         self.step = StepFlops()
-        self.in_blocks = 0.0
+        self.blocks: list[Parts] = []
 
     def model(self) -> None:
         shape, width = self.shape, self.shape.width
@@ -162,11 +155,11 @@ class _Counter:
         )
         text = self.linear(f"{condition}.text_embedder.linear_2", tokens, width, width, text)
 
-        before = self.step.forward.total
         hidden = False
         for index in range(shape.num_layers):
+            before = replace(self.step.forward)
             hidden = self.block(f"blocks.{index}", hidden, modulation, text)
-        self.in_blocks = self.step.forward.total - before
+            self.blocks.append(self.step.forward.since(before))
         self.linear("proj_out", self.num_tokens, width, patch, hidden or time)
 
     def block(self, name: str, hidden: bool, modulation: bool, text: bool) -> bool:
@@ -205,36 +198,3 @@ class _Counter:
 
 def _add(parts: Parts, name: str, flops: float) -> None:
     setattr(parts, name, getattr(parts, name) + flops)
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 peak of a GPU in FLOP/s by the longest name that fits; None when not known.
-
-    A slice of a GPU (MIG), a laptop's and a cut-down card have names that hold a faster one's.
-
-    Args:
-        device_name: From `torch.cuda.get_device_name`, as `NVIDIA H100 80GB HBM3`.
-    """
-    if re.search(r"\b(MIG|Laptop|Max-Q|Mobile)\b", device_name):
-        return None
-    return next((PEAK_FLOPS[name] for name in _by_length() if _names(name, device_name)), None)
-
-
-def mfu(flops: float, seconds: float, device_name: str) -> float | None:
-    """Model FLOPs utilisation: flops / seconds / peak, in [0, 1]; None when no peak is known.
-
-    Args:
-        flops: `StepFlops.model` of the clips that this device had in the step.
-        seconds: The step's time.
-        device_name: See `peak_flops`.
-    """
-    peak = peak_flops(device_name)
-    return None if peak is None or seconds <= 0 else flops / seconds / peak
-
-
-def _by_length() -> Iterator[str]:
-    return iter(sorted(PEAK_FLOPS, key=len, reverse=True))
-
-
-def _names(name: str, device_name: str) -> bool:
-    return re.search(rf"\b{re.escape(name)}\b(?! (D|Ti|SUPER)\b)", device_name) is not None

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,10 @@ READ_THREADS = 2
 
 
 class MicroBatch(NamedTuple):
-    """What one forward pass needs, on the CPU."""
+    """What one forward pass needs, in fp32.
+
+    `uploaded` is None on the CPU; on a GPU, call `wait` before the tensors are used.
+    """
 
     clip_ids: tuple[str, ...]
     latents: Float[Tensor, "b c f h w"]
@@ -35,6 +38,29 @@ class MicroBatch(NamedTuple):
     sigmas: Float[Tensor, " b"]
     weights: Float[Tensor, " b"]
     prompt_embeds: Float[Tensor, "b l d"]
+    uploaded: torch.cuda.Event | None = None
+
+    def upload(self, stream: torch.cuda.Stream) -> "MicroBatch":
+        """Copy to the stream's GPU from pinned memory, beside whatever that GPU computes."""
+        with torch.cuda.stream(stream):
+            tensors = {
+                name: tensor.pin_memory().to(stream.device, non_blocking=True)
+                for name, tensor in self._tensors().items()
+            }
+            changed: dict[str, Any] = {**tensors, "uploaded": stream.record_event()}
+            return self._replace(**changed)
+
+    def wait(self) -> "MicroBatch":
+        """Let the GPU's current stream, not this process, wait for the upload."""
+        if self.uploaded is not None:
+            current = torch.cuda.current_stream(self.latents.device)
+            current.wait_event(self.uploaded)
+            for tensor in self._tensors().values():
+                tensor.record_stream(current)  # or its memory would be free for the next upload
+        return self
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self._asdict().items() if torch.is_tensor(value)}
 
 
 @dataclass(frozen=True)
@@ -125,23 +151,35 @@ class BatchSource:
 
 
 def read_ahead(
-    source: BatchSource, plan: Sequence[tuple[int, tuple[int, ...]]], *, depth: int
+    source: BatchSource,
+    plan: Sequence[tuple[int, tuple[int, ...]]],
+    *,
+    depth: int,
+    device: torch.device,
 ) -> Generator["Future[MicroBatch]"]:
     """Yield the micro-batches of a plan in order, up to `depth` of them being read meanwhile.
 
     Threads, not processes: reading a clip is a few milliseconds of decompression without the GIL.
+    On a GPU they are uploaded too, on a stream of their own.
 
     Args:
         source: Where micro-batches come from.
         plan: A (step, slots) for each micro-batch.
         depth: Micro-batches in flight.
+        device: Where they are used.
     """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def read(step: int, slots: tuple[int, ...]) -> MicroBatch:
+        batch = source.read(step, slots)
+        return batch.upload(stream) if stream else batch
+
     pending: deque[Future[MicroBatch]] = deque()
     todo = iter(plan)
     with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read-ahead") as pool:
         try:
             for step, slots in todo:
-                pending.append(pool.submit(source.read, step, slots))
+                pending.append(pool.submit(read, step, slots))
                 if len(pending) > depth:
                     yield pending.popleft()
             while pending:

@@ -27,25 +27,34 @@ class Masters:
             name: torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True))
             for name, parameter in self._adapter.items()
         }
-        for master in self.parameters.values():
-            master.grad = torch.zeros_like(master)
+        # One tensor for all gradients: to sum, to clear and to refuse them is one operation each.
+        masters = list(self.parameters.values())
+        self.flat_gradient = torch.zeros(
+            sum(master.numel() for master in masters), device=masters[0].device
+        )
+        parts = torch.split(self.flat_gradient, [master.numel() for master in masters])
+        for master, part in zip(masters, parts, strict=True):
+            master.grad = part.view_as(master)
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """Names of the adapted modules, as `blocks.0.attn1.to_q`."""
+        return frozenset(name.partition(".lora_")[0] for name in self.parameters)
 
     def accumulate(self) -> None:
         """Add the adapter's gradients to the masters' and clear them; after each backward."""
-        for name, parameter in self._adapter.items():
-            if parameter.grad is not None:
-                _gradient(self.parameters[name]).add_(parameter.grad)
-                parameter.grad = None
+        given = [(n, p) for n, p in self._adapter.items() if p.grad is not None]
+        if given:
+            torch._foreach_add_(
+                [_gradient(self.parameters[name]) for name, _ in given],
+                [_gradient(parameter) for _, parameter in given],
+            )
+        for _, parameter in given:
+            parameter.grad = None
 
     def sum_over_ranks(self) -> None:
-        """Sum the gradients of all ranks in one all-reduce of a flat fp32 tensor."""
-        gradients = [_gradient(master) for master in self.parameters.values()]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(flat)
-        for gradient, part in zip(
-            gradients, torch.split(flat, [gradient.numel() for gradient in gradients]), strict=True
-        ):
-            gradient.copy_(part.view_as(gradient))
+        """Sum the gradients of all ranks in one all-reduce."""
+        dist.all_reduce(self.flat_gradient)
 
     def clip(self, max_norm: float) -> Tensor:
         """Clip the global L2 norm once a step, and return what it was; 0 = only measure."""
@@ -53,16 +62,24 @@ class Masters:
             self.parameters.values(), max_norm if max_norm > 0 else torch.inf
         )
 
+    def refuse(self, is_bad: Tensor) -> None:
+        """Clear the gradients where a condition on the device holds, without asking for it here.
+
+        Args:
+            is_bad: A boolean scalar.
+        """
+        self.flat_gradient.masked_fill_(is_bad, 0.0)
+
     def zero_grad(self) -> None:
         """Start the next step's sum."""
-        for master in self.parameters.values():
-            _gradient(master).zero_()
+        self.flat_gradient.zero_()
 
     @torch.no_grad()
     def publish(self) -> None:
         """Copy the masters into the adapter, rounded to its type; after each optimizer step."""
-        for name, parameter in self._adapter.items():
-            parameter.copy_(self.parameters[name])
+        torch._foreach_copy_(
+            list(self._adapter.values()), [self.parameters[name] for name in self._adapter]
+        )
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
@@ -130,9 +147,9 @@ def check_same_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tenso
         raise CheckpointError("; ".join(problems))
 
 
-def _gradient(master: torch.nn.Parameter) -> Tensor:
-    assert master.grad is not None
-    return master.grad
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 def _listed(what: str, names: Sequence[str]) -> list[str]:

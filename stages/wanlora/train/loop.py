@@ -4,8 +4,8 @@ Owns: the order of things in a step. What is checked and built before is in `ses
 in `core.flow`, `predict`, `masters` and `wan.adapter`.
 """
 
+import math
 import shlex
-import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from wanlora import progress, runs
@@ -25,9 +24,11 @@ from wanlora.errors import NonFiniteError
 from wanlora.step.batches import MicroBatch, read_ahead
 from wanlora.step.predict import predict
 from wanlora.train import saving
+from wanlora.train.outcomes import Outcome, Outcomes
 from wanlora.train.reporting import Reporter
 from wanlora.train.session import Session, open_session
 from wanlora.train.stopping import stop_on_signals
+from wanlora.wan import attention
 
 
 @dataclass(frozen=True)
@@ -99,16 +100,23 @@ def run(config: TrainConfig) -> TrainResult:
         last_epoch=first_step - 1,
     )
     plan = [(step, slots) for step in steps for slots in session.slots]
+    outcomes = Outcomes(session.device, session.ranks.num_processes)
     started, stopped = time.perf_counter(), None
     with (
         _begin(config, session),
-        closing(read_ahead(session.data.source, plan, depth=config.prefetch_batches)) as batches,
+        attention.pinned(config.attention, session.device),
+        closing(
+            read_ahead(
+                session.data.source, plan, depth=config.prefetch_batches, device=session.device
+            )
+        ) as batches,
         stop_on_signals() as stop,
         closing(Reporter(config, session)) as reporter,
         _bar(session) as bar,
     ):
         for step in steps:
-            step_started, waited_s, slot_losses = time.perf_counter(), 0.0, []
+            outcomes.start()
+            waited_s, slot_losses = 0.0, []
             for _ in session.slots:
                 batch, wait_s = _next(batches)
                 waited_s += wait_s
@@ -120,25 +128,26 @@ def run(config: TrainConfig) -> TrainResult:
             if session.ranks.num_processes > 1:
                 masters.sum_over_ranks()
             grad_norm = masters.clip(config.optimizer.max_grad_norm)
-            losses_of_step, stopping = _gather(torch.cat(slot_losses), stop.signal, session)
-            _refuse_non_finite(config, session, step, losses_of_step, grad_norm)
+            values = outcomes.gather(torch.cat(slot_losses), grad_norm, stop.signal)
+            # The optimizer never sees a NaN; the run stops when this process comes to know of it.
+            masters.refuse(~torch.isfinite(values).all())
             optimizer.step()
             masters.zero_grad()
             masters.publish()
             if session.average:
                 session.average.update()
             done.step = step + 1
-
-            row: dict[str, float] = {
-                "step": step,
-                "loss": float(losses_of_step.double().mean()),
-                "lr": float(learning_rate.get_last_lr()[0]),
-                "grad_norm": float(grad_norm),
-            }
+            rate = learning_rate.get_last_lr()[0]
+            outcomes.note(step, values, learning_rate=float(rate), waited_s=waited_s)
             learning_rate.step()
-            reporter.step(row, seconds=time.perf_counter() - step_started, waited_s=waited_s)
+
+            pausing = reporter.is_due() or saving.is_due(config, session)
+            pausing |= stop.signal is not None and session.ranks.num_processes == 1
+            stopping = _report(config, session, reporter, outcomes, all_of_them=pausing)
+            if stopping and not pausing:
+                _report(config, session, reporter, outcomes, all_of_them=True)
             if reporter.validation_is_due() and not stopping:
-                stopping = reporter.validate() or stopping
+                stopping = reporter.validate()
             reporter.preview_if_due()
             if session.is_main:
                 bar.set_postfix_str(reporter.postfix(), refresh=False)
@@ -178,39 +187,35 @@ def _next(batches: Iterator["Future[MicroBatch]"]) -> tuple[MicroBatch, float]:
     """Take the next micro-batch, and say how long the step had to wait for it, in seconds."""
     started = time.perf_counter()
     batch = next(batches).result()
-    return batch, time.perf_counter() - started
+    return batch.wait(), time.perf_counter() - started
 
 
-def _gather(
-    losses: Tensor, stop: signal.Signals | None, session: Session
-) -> tuple[Tensor, str | None]:
-    """Losses of all slots in slot order, and the signal that any rank got.
+def _report(
+    config: TrainConfig,
+    session: Session,
+    reporter: Reporter,
+    outcomes: Outcomes,
+    *,
+    all_of_them: bool,
+) -> str | None:
+    """Record the steps whose outcome is here; say whether a signal asks to stop."""
+    stopping = None
+    for outcome in outcomes.arrived(all_of_them=all_of_them):
+        if not outcome.is_finite:
+            raise _non_finite(config, session, outcome)
+        reporter.step(outcome)
+        stopping = outcome.stop.name if outcome.stop else stopping
+    return stopping
 
-    In slot order, the logged mean does not depend on the ranks; in one message, all ranks stop
-    after the same step.
-    """
-    if session.ranks.num_processes == 1:
-        return losses, stop.name if stop else None
-    mine = torch.cat([losses, losses.new_tensor([float(stop or 0)])])
-    parts = [torch.empty_like(mine) for _ in range(session.ranks.num_processes)]
-    dist.all_gather(parts, mine)
-    heard = max(int(part[-1]) for part in parts)
-    return torch.cat([part[:-1] for part in parts]), signal.Signals(heard).name if heard else None
 
-
-def _refuse_non_finite(
-    config: TrainConfig, session: Session, step: int, losses: Tensor, grad_norm: Tensor
-) -> None:
-    """Stop before the optimizer makes a NaN permanent, naming where it came from."""
-    if torch.isfinite(grad_norm) and torch.isfinite(losses).all():
-        return
-    finite = torch.isfinite(losses).tolist()
-    bad = [slot for slot, is_finite in enumerate(finite) if not is_finite]
+def _non_finite(config: TrainConfig, session: Session, outcome: Outcome) -> NonFiniteError:
+    """Name the step and clips that a NaN came from; nothing of that step was or will be kept."""
+    bad = [slot for slot, loss in enumerate(outcome.losses) if not math.isfinite(loss)]
     source = session.data.source
-    slots = [source.describe(step, slot) for slot in bad or range(len(losses))]
-    raise NonFiniteError(
-        f"step {step}: the {'loss' if bad else 'gradient'} is not finite "
-        f"(gradient norm {float(grad_norm)}); nothing of this step was saved. Clips: "
+    slots = [source.describe(outcome.step, slot) for slot in bad or range(len(outcome.losses))]
+    return NonFiniteError(
+        f"step {outcome.step}: the {'loss' if bad else 'gradient'} is not finite "
+        f"(gradient norm {outcome.grad_norm}); nothing of this step was saved. Clips: "
         + "; ".join(slots[:4])
         + (f" and {len(slots) - 4} more" if len(slots) > 4 else "")
         + ". If the learning rate is too high, start anew in another --output-dir with a lower "

@@ -21,7 +21,7 @@ from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from jaxtyping import UInt8
 
-from wanlora.core.flops import mfu
+from wanlora.core.gpus import mfu
 from wanlora.errors import ConfigError
 from wanlora.files import write_atomic
 
@@ -103,7 +103,7 @@ def row(
 
 
 def name_of(device: torch.device) -> str:
-    """Name of a device for `core.flops.mfu`; asked once, not every step."""
+    """Name of a device for `core.gpus.mfu`; asked once, not every step."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 

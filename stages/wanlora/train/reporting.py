@@ -24,6 +24,8 @@ from wanlora.files import write_atomic, write_json
 from wanlora.step.validation import Panel, describe, validate
 from wanlora.train import saving
 from wanlora.train.model_card import CARD_NAME, card_facts, model_card
+from wanlora.train.outcomes import Outcome
+from wanlora.train.pace import against_prediction
 from wanlora.train.page import write_page
 from wanlora.train.previews import preview, save_previews
 from wanlora.train.record import Recorder, Smoothed, name_of
@@ -61,37 +63,54 @@ class Reporter:
         self._pace = Smoothed()
         self._flops_of: dict[Bucket, float] = {}
         self._device_name = name_of(session.device)
+        self._row: dict[str, Any] | None = None
+        self._taken: list[tuple[float, Bucket]] = []
         self.last_loss: float | None = None
         self.last_validation: dict[str, Any] | None = None
 
-    def step(self, row: dict[str, Any], *, seconds: float, waited_s: float) -> None:
+    def step(self, outcome: Outcome) -> None:
         """Record an optimizer step."""
-        session, self.last_loss = self._session, row["loss"]
-        self._loss, self._pace = self._loss.add(row["loss"]), self._pace.add(seconds)
-        row |= {"clips_per_s": session.global_batch / seconds, "data_wait_s": waited_s}
+        session, seconds = self._session, outcome.seconds
+        self.last_loss = float(outcome.losses.mean())
+        self._loss, self._pace = self._loss.add(self.last_loss), self._pace.add(seconds)
+        row: dict[str, Any] = {
+            "step": outcome.step,
+            "loss": self.last_loss,
+            "lr": outcome.learning_rate,
+            "grad_norm": outcome.grad_norm,
+            "clips_per_s": session.global_batch / seconds,
+            "data_wait_s": outcome.waited_s,
+        }
         row |= figures(
             loss=self._loss,
             pace=self._pace,
             seconds=seconds,
-            waited_s=waited_s,
-            flops=self._flops(row["step"]),
+            waited_s=outcome.waited_s,
+            flops=self._flops(outcome.step),
             device=session.device,
             device_name=self._device_name,
-            steps_left=session.end_step - session.progress.step,
+            steps_left=session.end_step - outcome.step - 1,
         )
         if self._recorder:
             runs.append_row(self._config.output_dir, runs.METRICS_NAME, row)
             self._recorder.step(row)
         self._row = row
+        self._taken.append((seconds, self._bucket(outcome.step)))
 
     def postfix(self) -> str:
-        """Figures beside the progress bar."""
+        """Figures of the newest step recorded, beside the progress bar."""
         row = self._row
+        if row is None:
+            return ""
         speed = f"mfu {100 * row['mfu']:.0f} %" if row["mfu"] else f"{row['tflops']:.3g} TFLOP/s"
         return (
             f"loss {row['loss_smoothed']:.4f} lr {row['lr']:.1e} {speed} "
             f"data {row['data_wait_pct']:.0f} % mem {row['peak_memory_gb']:.1f} GB"
         )
+
+    def is_due(self) -> bool:
+        """Whether the run pauses after this step, to validate or to show a preview."""
+        return self.validation_is_due() or self._preview_is_due()
 
     def validation_is_due(self) -> bool:
         """Whether the panels are measured after this step."""
@@ -122,14 +141,22 @@ class Reporter:
 
     def preview_if_due(self) -> None:
         """Denoise the preview prompts to latents, and show them; on the main process alone."""
-        every, done = self._config.previews.every, self._session.progress.step
-        if self._recorder and every and done % every == 0:
+        done = self._session.progress.step
+        if self._recorder and self._preview_is_due():
             for index, frames in enumerate(_make_previews(self._config, self._session)):
                 self._recorder.images(done, f"preview/{index}", frames)
 
     def finish(self) -> None:
-        """Write the run's page and its model card."""
+        """Write the run's page and its model card; say how the run kept to what was predicted."""
+        session = self._session
         if self._recorder:
+            seconds, buckets = zip(*self._taken, strict=True) if self._taken else ((), ())
+            said = against_prediction(
+                seconds, buckets, work=session.work, trial=session.trial,
+                num_micro_batches=len(session.slots), device_name=self._device_name,
+            )  # fmt: skip
+            if said:
+                logger.info("%s", said)
             write_page(self._config.output_dir)
             card = model_card(card_facts(self._config, self._session, self.last_validation))
             write_atomic(self._config.output_dir / CARD_NAME, card.encode())
@@ -139,17 +166,22 @@ class Reporter:
         if self._recorder:
             self._recorder.close()
 
+    def _preview_is_due(self) -> bool:
+        every, done = self._config.previews.every, self._session.progress.step
+        return bool(every) and done % every == 0
+
+    def _bucket(self, step: int) -> Bucket:
+        return self._session.data.source.order.batch(step).bucket
+
     def _flops(self, step: int) -> float:
         """What this process's share of a step needs, recomputation not counted."""
-        session = self._session
-        bucket = session.data.source.order.batch(step).bucket
+        session, bucket = self._session, self._bucket(step)
         if bucket not in self._flops_of:
-            names = {name.partition(".lora_")[0] for name in session.masters.parameters}
             counted = step_flops(
                 session.variant.transformer_shape,
                 num_tokens(bucket),
                 rank=session.shape.rank,
-                adapted=names,
+                adapted=session.masters.modules,
             )
             self._flops_of[bucket] = counted.model
         return self._flops_of[bucket] * sum(map(len, session.slots))

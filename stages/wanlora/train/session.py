@@ -8,7 +8,6 @@ import json
 import logging
 import os
 from dataclasses import dataclass
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ from accelerate import PartialState
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
-from wanlora.core.buckets import Bucket, latent_shape, num_tokens
+from wanlora.core.buckets import Bucket, num_tokens
+from wanlora.core.memory import Workload
 from wanlora.core.order import num_steps
-from wanlora.errors import AdapterError, CheckpointError, ConfigError, DeviceError, ModelError
-from wanlora.step.batches import BatchSource, MicroBatch
+from wanlora.errors import AdapterError, CheckpointError, ConfigError, ModelError
+from wanlora.step import fitting
 from wanlora.step.masters import Masters, MovingAverage
-from wanlora.step.predict import predict
+from wanlora.step.trial import Trial
 from wanlora.step.validation import losses, make_panel
 from wanlora.store import index
 from wanlora.store.views import read_view
@@ -34,7 +34,9 @@ from wanlora.train.data import Data, open_data
 from wanlora.train.git import git_commit
 from wanlora.train.optimizers import make_optimizer
 from wanlora.wan import adapter as lora
+from wanlora.wan import attention
 from wanlora.wan import device as devices
+from wanlora.wan.blocks import is_compiled
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import Variant, resolve, variant_of
 
@@ -48,6 +50,8 @@ class Session:
     """What the loop moves.
 
     Attributes:
+        work: The micro-batch of the largest bucket.
+        trial: What it took, and how the blocks run since.
         slots: This rank's slots of a global batch, a tuple for each micro-batch.
         end_step: Steps run up to, not including, this one.
         identity: What a checkpoint is compared with before it is continued.
@@ -57,6 +61,8 @@ class Session:
 
     transformer: Any
     variant: Variant
+    work: Workload
+    trial: Trial
     shape: lora.LoraShape
     masters: Masters
     average: MovingAverage | None
@@ -126,13 +132,6 @@ def open_session(config: TrainConfig) -> Session:
     masters.load(lora.initial_values(adapter, config.seed))
     if config.init_adapter and not checkpoint:
         _start_from(config.init_adapter, shape, transformer, masters)
-    if config.gradient_checkpointing:
-        # Nothing in a block draws random numbers, so their state need not be saved and restored.
-        transformer.enable_gradient_checkpointing(
-            partial(
-                torch.utils.checkpoint.checkpoint, use_reentrant=False, preserve_rng_state=False
-            )
-        )
     if ranks.is_main_process:
         _say_what_is_resident(transformer, masters, dtype, device, ranks.num_processes)
     average = MovingAverage(masters, config.ema_decay) if config.ema_decay else None
@@ -146,12 +145,15 @@ def open_session(config: TrainConfig) -> Session:
         progress = Progress()
         if config.resume:
             logger.info("%s holds no checkpoint to resume: starting at step 0", config.output_dir)
-        _try_largest_bucket(transformer, data.source, config.batch_size, variant, device, dtype)
-        if variant.max_base_loss is not None and not config.allow_untrained_base:
+    work, trial = _fit(config, transformer, data, variant, masters, device, dtype)
+    if checkpoint is None and variant.max_base_loss is not None and not config.allow_untrained_base:
+        with attention.pinned(config.attention, device):
             _check_base(transformer, data, variant.max_base_loss, device, dtype)
     return Session(
         transformer=transformer,
         variant=variant,
+        work=work,
+        trial=trial,
         shape=shape,
         masters=masters,
         average=average,
@@ -277,35 +279,35 @@ def _count(number: int) -> str:
     return str(number)
 
 
-def _try_largest_bucket(
+def _fit(
+    config: TrainConfig,
     transformer: Any,
-    source: BatchSource,
-    batch_size: int,
+    data: Data,
     variant: Variant,
+    masters: Masters,
     device: torch.device,
     dtype: torch.dtype,
-) -> None:
-    """Run the dearest micro-batch once, forward and backward, so that memory runs out now."""
-    bucket: Bucket = max(source.clips, key=num_tokens)
-    shape = (batch_size, *latent_shape(bucket, variant.z_dim))
-    batch = MicroBatch(
-        ("",) * batch_size, torch.zeros(shape), torch.ones(shape), torch.full((batch_size,), 0.5),
-        torch.ones(batch_size), torch.zeros(batch_size, source.sequence_length, variant.text_dim),
-    )  # fmt: skip
-    try:
-        prediction, _ = predict(transformer, batch, device, dtype)
-        torch.autograd.backward(prediction.float().square().mean())
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"out of memory on {device} with the largest bucket ({bucket}, {num_tokens(bucket):,} "
-            f"tokens, batch_size {batch_size}): {str(error).splitlines()[0]} What would help, in "
-            "this order: --batch-size 1 with more --gradient-accumulation-steps; --set "
-            "gradient_checkpointing=true; clips of fewer frames or pixels "
-            "(wanlora prepare --num-frames 49 ...)"
-        ) from None
-    finally:
-        for parameter in transformer.parameters():
-            parameter.grad = None
+) -> tuple[Workload, Trial]:
+    """Decide how blocks run by trying the largest bucket, so that memory runs out now or never."""
+    bucket: Bucket = max(data.source.clips, key=num_tokens)
+    work = fitting.workload(
+        variant,
+        bucket,
+        batch_size=config.batch_size,
+        rank=config.lora.rank,
+        adapted=masters.modules,
+        compiled=is_compiled(config.eager, device),
+        dtype=dtype,
+    )
+    if work.compiled:
+        logger.info("compiling the blocks; their kernels are kept for the next run")
+    with attention.pinned(config.attention, device):
+        trial = fitting.fit(
+            transformer, work, bucket, variant,
+            activations=config.activations, device=device, dtype=dtype,
+        )  # fmt: skip
+    fitting.say(trial, work, device)
+    return work, trial
 
 
 def _check_base(

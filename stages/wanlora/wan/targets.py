@@ -25,19 +25,39 @@ PRESETS: dict[str, str] = {
 
 
 def target_names(transformer: torch.nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """List the linear modules of a transformer that `targets` stands for; see `chosen`."""
+    linears = [
+        name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)
+    ]
+    return chosen(linears, targets)
+
+
+def linear_names(num_layers: int) -> list[str]:
+    """Name the linear modules of a WanTransformer3DModel without building one."""
+    condition = "condition_embedder"
+    names = [f"{condition}.time_embedder.linear_{i}" for i in (1, 2)] + [f"{condition}.time_proj"]
+    names += [f"{condition}.text_embedder.linear_{i}" for i in (1, 2)]
+    for index in range(num_layers):
+        names += [
+            f"blocks.{index}.{attention}.{part}"
+            for attention in ("attn1", "attn2")
+            for part in ("to_q", "to_k", "to_v", "to_out.0")
+        ]
+        names += [f"blocks.{index}.ffn.net.{part}" for part in ("0.proj", "2")]
+    return [*names, "proj_out"]
+
+
+def chosen(linears: Sequence[str], targets: str | Sequence[str]) -> list[str]:
     """List the linear modules that `targets` stands for.
 
     Args:
-        transformer: The model to look in.
+        linears: Names of all linear modules.
         targets: A preset's name; a regex that must match a whole module name; or a list of names
             or ends of names (`to_q`, `ffn.net.2`), each of which must match.
 
     Raises:
         AdapterError: Something asked for matches no linear module (peft would ignore it).
     """
-    linears = [
-        name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)
-    ]
     if isinstance(targets, str):
         try:
             pattern = re.compile(PRESETS.get(targets, targets))

@@ -1,0 +1,10 @@
+"""`wanlora estimate`: what a run will take, before a GPU hour is spent on it.
+
+stage.py    run(): counts for a set of clips and a card, and the probe
+result.py   what is said of them
+"""
+
+from wanlora.estimate.result import EstimateResult
+from wanlora.estimate.stage import run
+
+__all__ = ["EstimateResult", "run"]

@@ -1,0 +1,151 @@
+"""What an estimate says: figures for a program, a table for a person."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """One way of keeping activations, the same for all blocks.
+
+    Attributes:
+        peak_gb: Of the largest micro-batch, weights included.
+        fits: Whether the card has that much.
+        seconds_per_step: Of an optimizer step; None where nothing is known of the card.
+        longest: Frames of the longest clip of the largest bucket's size that would fit, at most
+            that bucket's; None when none does.
+    """
+
+    peak_gb: float
+    fits: bool
+    seconds_per_step: float | None
+    longest: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateResult:
+    """What a run takes, on one GPU.
+
+    Attributes:
+        variant: The model.
+        gpu: The card's name, or the device that was probed.
+        measured: Whether seconds were scaled by a probe; else they are predictions.
+        buckets: Clips to train on by size.
+        lora: The adapter, in words.
+        trained_parameters: Of the adapter.
+        clips_per_step: The global batch.
+        tflop_per_step: What the mathematics of an optimizer step needs.
+        floor_s: Least seconds of a step with these kernels: attention and matrix products alone.
+        seconds_per_step: In the way that `activations` names.
+        parts: Of that, by attention, matmul and elementwise.
+        mfu: Of the card's bf16 peak, at that speed.
+        activations: The way chosen: of `modes`, or a mixture.
+        peak_gb: Its peak.
+        fits: Whether the card has that much.
+        memory_gb: What a step may take on the card.
+        modes: Every way.
+        steps: Of the run.
+        hours_per_epoch: To train.
+        hours: To train the whole run.
+        stage_one_hours: To encode every clip.
+        cache_gb: Of the store; measured where there is one.
+        checkpoints_gb: Those that are kept.
+        assumed: What the seconds stand on.
+        probe: What the probe saw.
+    """
+
+    variant: str
+    gpu: str
+    measured: bool
+    buckets: dict[str, int]
+    lora: str
+    trained_parameters: int
+    clips_per_step: int
+    tflop_per_step: float
+    floor_s: float | None
+    seconds_per_step: float
+    parts: dict[str, float]
+    mfu: float | None
+    activations: str
+    peak_gb: float
+    fits: bool
+    memory_gb: float
+    modes: dict[str, Mode]
+    steps: int
+    hours_per_epoch: float
+    hours: float
+    stage_one_hours: float | None
+    cache_gb: float
+    checkpoints_gb: float
+    assumed: dict[str, str]
+    probe: dict[str, Any] | None
+
+    @property
+    def exit_code(self) -> int:
+        """0: a run that does not fit was still estimated."""
+        return 0
+
+    def lines(self) -> list[str]:
+        """Say it as a table, and what was assumed."""
+        how = "measured by a probe" if self.measured else "predicted, not measured"
+        sizes = ", ".join(f"{number:,} of {bucket}" for bucket, number in self.buckets.items())
+        return [
+            f"{self.variant} on {self.gpu} ({self.memory_gb:.3g} GB for a step), {how}",
+            f"clips to train on: {sizes}",
+            f"adapter: {self.lora}, {self.trained_parameters / 1e6:.3g} M parameters",
+            "",
+            *self._table(),
+            "",
+            *self._totals(),
+            "",
+            *(f"assumed: {name}: {what}" for name, what in self.assumed.items()),
+        ]
+
+    def _table(self) -> list[str]:
+        rows = [("activations", "peak GB", "fits", "s/step", "longest clip that fits")]
+        rows += [
+            (
+                name,
+                f"{mode.peak_gb:.3g}",
+                "yes" if mode.fits else "no",
+                f"{mode.seconds_per_step:.3g}" if mode.seconds_per_step else "?",
+                f"{mode.longest} frames" if mode.longest else "none",
+            )
+            for name, mode in self.modes.items()
+        ]
+        if self.activations not in self.modes:
+            fits = "yes" if self.fits else "no"
+            pace = f"{self.seconds_per_step:.3g}"
+            rows.append((self.activations, f"{self.peak_gb:.3g}", fits, pace, ""))
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        return [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+
+    def _totals(self) -> list[str]:
+        share = f", MFU {100 * self.mfu:.0f} %" if self.mfu is not None else ""
+        floor = f", floor {self.floor_s:.3g} s" if self.floor_s is not None else ""
+        parts = ", ".join(f"{name} {seconds:.2g} s" for name, seconds in self.parts.items())
+        clips = f"{self.clips_per_step} clip{'s' if self.clips_per_step > 1 else ''}"
+        encode = f"{self.stage_one_hours:.3g} h" if self.stage_one_hours is not None else "unknown"
+        lines = [
+            f"a step       {clips}, {self.tflop_per_step:.4g} TFLOP: "
+            f"{self.seconds_per_step:.3g} s with activations {self.activations}{share}{floor}",
+            *([f"             ({parts})"] if parts else []),
+            f"an epoch     {_hours(self.hours_per_epoch)}",
+            f"the run      {self.steps:,} steps, {_hours(self.hours)}",
+            f"stage one    {encode}, once",
+            f"disk         {self.cache_gb:.3g} GB of cache, {self.checkpoints_gb:.3g} GB of "
+            "checkpoints",
+        ]
+        if not self.fits:
+            lines.append(
+                f"does not fit: {self.peak_gb:.3g} GB of {self.memory_gb:.3g}; shorter clips "
+                "(--set train_frames=N when training), a smaller adapter or batch, or a larger GPU"
+            )
+        return lines
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.3g} h" if hours >= 0.1 else f"{60 * hours:.2g} min"

@@ -1,0 +1,300 @@
+"""Counts for a set of clips and a card, put together; and the probe that replaces predictions.
+
+Owns: the choice of card, the means over buckets. Without a probe nothing is run: bytes and FLOPs
+are counted (`core.memory`, `core.flops`), seconds follow from published rates (`core.gpus`).
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+
+import torch
+
+from wanlora.config import EstimateConfig
+from wanlora.core.buckets import Bucket, latent_shape, num_tokens
+from wanlora.core.cost import (
+    VAE_SHARE_OF_PEAK,
+    Seconds,
+    encode_seconds,
+    floor_seconds,
+    model_flops,
+    predict_seconds,
+)
+from wanlora.core.flops import Recompute
+from wanlora.core.gpus import GPUS, Gpu, gpu_named, gpu_of
+from wanlora.core.memory import Workload, longest_clip, num_trained, plan, step_bytes
+from wanlora.core.order import num_steps
+from wanlora.errors import ConfigError
+from wanlora.estimate.result import EstimateResult, Mode
+from wanlora.step import fitting
+from wanlora.step.trial import Modes, Trial, describe
+from wanlora.store import objects, schema
+from wanlora.store.views import View, read_view
+from wanlora.wan import adapter as lora
+from wanlora.wan import attention, targets
+from wanlora.wan import device as devices
+from wanlora.wan.blocks import is_compiled
+from wanlora.wan.transformer import load_transformer
+from wanlora.wan.variants import TRANSFORMER, VARIANTS, Variant, resolve, variant_of
+
+DEFAULT_GPU = "H100"
+CAPTION_BYTES_PER_FEATURE = 0.62e6 / 4096
+"""A caption of about 130 tokens, 4,096 features wide, in the store (docs/benchmarks.md)."""
+
+_WAYS: tuple[Recompute, ...] = ("none", "selective", "full")
+_PROBE_PASSES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class _Card:
+    """Where the run is to be; `gpu` is None for a device of which nothing is known."""
+
+    name: str
+    gpu: Gpu | None
+    device: torch.device
+    limit_bytes: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """Everything an estimate is of.
+
+    Attributes:
+        buckets: Clips to train on.
+        to_encode: All clips of the view.
+        work: The micro-batch of the largest bucket.
+        trial: What the probe saw, if there was one.
+    """
+
+    config: EstimateConfig
+    variant: Variant
+    buckets: Counter[Bucket]
+    to_encode: Counter[Bucket]
+    card: _Card
+    work: Workload
+    trial: Trial | None
+
+    @property
+    def largest(self) -> Bucket:
+        return max(self.buckets, key=num_tokens)
+
+    def mean(self, of: Callable[[Workload], float]) -> float:
+        """Mean over clips of something that depends on a micro-batch's bucket."""
+        total = sum(
+            number * of(replace(self.work, num_tokens=num_tokens(bucket)))
+            for bucket, number in self.buckets.items()
+        )
+        return total / self.buckets.total()
+
+    def seconds(self, modes: Modes) -> Seconds | None:
+        """Of a mean optimizer step; of a probed device of no known rates only the total."""
+        times, gpu = self.config.gradient_accumulation_steps, self.card.gpu
+        scale = 1.0
+        if self.trial and gpu:
+            scale = self.trial.seconds / predict_seconds(self.work, self.trial.modes, gpu).total
+        elif self.trial:
+            share = self.mean(model_flops) / model_flops(self.work)
+            known = modes == self.trial.modes
+            return Seconds(0.0, times * self.trial.seconds * share, 0.0) if known else None
+        if gpu is None:
+            return None
+
+        def part(name: str) -> float:
+            return self.mean(lambda work: getattr(predict_seconds(work, modes, gpu), name))
+
+        attention_s, matmul_s, elementwise_s = map(part, ("attention", "matmul", "elementwise"))
+        rate = times * scale
+        return Seconds(rate * attention_s, rate * matmul_s, rate * elementwise_s)
+
+
+def run(config: EstimateConfig) -> EstimateResult:
+    """Count what a run takes, and predict or measure how long.
+
+    Raises:
+        ConfigError: No card of that name is known, and no probe was asked for.
+        StoreError: There is no such cache or view.
+        DeviceError: The device to probe does not work, or nothing fits into its memory.
+    """
+    case = _case(config)
+    if config.probe:
+        case = replace(case, trial=_probe(case, _model(config) or ""))
+    return _result(case, case.trial.modes if case.trial else _planned(case))
+
+
+def _case(config: EstimateConfig) -> _Case:
+    view = read_view(config.cache, config.view) if config.cache else None
+    variant = _variant(config, view)
+    every = _buckets(config, view, split=None)
+    buckets = _buckets(config, view, split="train")
+    if not buckets:
+        raise ConfigError(f"view {config.view!r} of {config.cache} has no clips to train on")
+    card = _card(config, view.model if view else variant.name)
+    work = fitting.workload(
+        variant,
+        max(buckets, key=num_tokens),
+        batch_size=config.batch_size,
+        rank=config.lora.rank,
+        adapted=targets.chosen(targets.linear_names(variant.num_layers), config.lora.targets),
+        compiled=is_compiled(config.eager, card.device),
+        dtype=devices.base_dtype("auto", card.device),
+    )
+    return _Case(config, variant, buckets, every, card, work, trial=None)
+
+
+def _model(config: EstimateConfig) -> str | None:
+    if config.model or not config.cache:
+        return config.model
+    return read_view(config.cache, config.view).model
+
+
+def _variant(config: EstimateConfig, view: View | None) -> Variant:
+    if config.model:
+        return variant_of(resolve(config.model, TRANSFORMER))
+    return VARIANTS[config.variant or (view.variant if view else "t2v-1.3b")]
+
+
+def _buckets(config: EstimateConfig, view: View | None, *, split: str | None) -> Counter[Bucket]:
+    if view is None:
+        return Counter({Bucket(config.frames, config.height, config.width): config.clips})
+    return Counter(clip.bucket for clip in view.clips if split in (None, clip.split))
+
+
+def _card(config: EstimateConfig, model: str) -> _Card:
+    if config.probe:
+        device = devices.pick(config.device, config.model or model)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return _Card(name, gpu_of(name), device, fitting.budget(device))
+    name = config.device
+    if name == "auto":
+        name = torch.cuda.get_device_name() if torch.cuda.is_available() else DEFAULT_GPU
+    gpu = gpu_of(name) or GPUS.get(gpu_named(name) or "")
+    if gpu is None:
+        raise ConfigError(
+            f"--device {name}: no rates are known for it. Known: {', '.join(GPUS)}. To measure on "
+            "a device of this machine: --probe"
+        )
+    memory = config.memory_gb * 1e9 if config.memory_gb else gpu.memory_bytes
+    limit = fitting.budget_of_gpu(memory)
+    return _Card(gpu_named(name) or name, gpu, torch.device("cuda"), limit)
+
+
+def _planned(case: _Case) -> Modes:
+    chosen = case.config.activations
+    if chosen == "auto":
+        return plan(case.work, case.card.limit_bytes)
+    return (chosen,) * case.work.shape.num_layers
+
+
+def _probe(case: _Case, model: str) -> Trial:
+    """Load the transformer with a fresh adapter, and take real steps of the largest bucket."""
+    config, device = case.config, case.card.device
+    if not model:
+        raise ConfigError("--probe runs a model: pass --model, or a --cache that names one")
+    dtype = devices.base_dtype("auto", device)
+    transformer = load_transformer(resolve(model, TRANSFORMER), dtype=dtype, device=device)
+    settings = config.lora
+    shape = lora.LoraShape(
+        settings.rank, settings.alpha or settings.rank, settings.targets, settings.rslora,
+        settings.dora,
+    )  # fmt: skip
+    lora.add_adapter(transformer, shape, seed=0)
+    with attention.pinned(config.attention, device):
+        return fitting.fit(
+            transformer, case.work, case.largest, case.variant, activations=config.activations,
+            device=device, dtype=dtype, passes=_PROBE_PASSES,
+        )  # fmt: skip
+
+
+def _result(case: _Case, modes: Modes) -> EstimateResult:
+    config, card, work = case.config, case.card, case.work
+    times, gpu = config.gradient_accumulation_steps, card.gpu
+    seconds = case.seconds(modes)
+    assert seconds, "a card is known or was probed"
+    flops = times * case.mean(model_flops)
+    global_batch, clips = config.batch_size * times, case.buckets.total()
+    steps = num_steps(clips, batch_size=global_batch, num_epochs=config.num_epochs)
+    trained = num_trained(work.shape, work.adapted, work.rank)
+    peak = step_bytes(work, modes).total
+    return EstimateResult(
+        variant=case.variant.name,
+        gpu=card.name,
+        measured=case.trial is not None,
+        buckets={str(bucket): number for bucket, number in sorted(case.buckets.items())},
+        lora=f"rank {work.rank} on {_words(config.lora.targets)}",
+        trained_parameters=trained,
+        clips_per_step=global_batch,
+        tflop_per_step=flops / 1e12,
+        floor_s=times * case.mean(lambda item: floor_seconds(item, gpu)) if gpu else None,
+        seconds_per_step=seconds.total,
+        parts={name: value for name, value in asdict(seconds).items() if gpu},
+        mfu=flops / seconds.total / gpu.peak_flops if gpu else None,
+        activations=describe(modes),
+        peak_gb=peak / 1e9,
+        fits=peak <= card.limit_bytes,
+        memory_gb=card.limit_bytes / 1e9,
+        modes={way: _mode(case, way) for way in _WAYS},
+        steps=steps,
+        hours_per_epoch=seconds.total * clips / global_batch / 3600,
+        hours=seconds.total * steps / 3600,
+        stage_one_hours=_encode_hours(case),
+        cache_gb=_cache_bytes(case) / 1e9,
+        checkpoints_gb=_checkpoint_bytes(config, steps, trained) / 1e9,
+        assumed=_assumed(gpu, measured=case.trial is not None),
+        probe=asdict(case.trial) if case.trial else None,
+    )
+
+
+def _mode(case: _Case, way: Recompute) -> Mode:
+    modes: Modes = (way,) * case.work.shape.num_layers
+    peak, seconds = step_bytes(case.work, modes).total, case.seconds(modes)
+    longest = longest_clip(case.work, case.largest, way, case.card.limit_bytes)
+    return Mode(
+        peak_gb=peak / 1e9,
+        fits=peak <= case.card.limit_bytes,
+        seconds_per_step=seconds.total if seconds else None,
+        longest=longest.num_frames if longest else None,
+    )
+
+
+def _encode_hours(case: _Case) -> float | None:
+    gpu = case.card.gpu
+    if gpu is None or case.variant.name == "micro":  # its encoders are not Wan's
+        return None
+    return sum(encode_seconds(*b, gpu) * n for b, n in case.to_encode.items()) / 3600
+
+
+def _cache_bytes(case: _Case) -> float:
+    if case.config.cache:
+        return objects.num_bytes(case.config.cache, schema.STORE)
+    values = sum(
+        number * torch.Size(latent_shape(bucket, case.variant.z_dim)).numel()
+        for bucket, number in case.to_encode.items()
+    )
+    caption = CAPTION_BYTES_PER_FEATURE * case.variant.text_dim
+    return 2.0 * values + caption * case.to_encode.total()
+
+
+def _checkpoint_bytes(config: EstimateConfig, steps: int, trained: int) -> float:
+    """Checkpoints hold the masters and two moments; the run's root holds the masters once more."""
+    saved = steps // config.save_steps + 1 if config.save_steps else 1
+    kept = min(saved, config.keep_checkpoints or saved)
+    return 4.0 * trained * (3 * kept + 1)
+
+
+def _assumed(gpu: Gpu | None, *, measured: bool) -> dict[str, str]:
+    if gpu is None:
+        return {}
+    encode = {"VAE": f"{VAE_SHARE_OF_PEAK:.0%} of the bf16 peak in fp32 with TF32"}
+    if measured:
+        return encode
+    return {
+        "attention": f"{gpu.attention_forward:.0%} of {gpu.peak_flops / 1e12:.4g} TFLOP/s forward, "
+        f"{gpu.attention_backward:.0%} backward",
+        "matrix products": f"{gpu.matmul:.0%}",
+        "the rest": f"{gpu.stream:.0%} of {gpu.bandwidth / 1e12:.3g} TB/s",
+        **encode,
+    }
+
+
+def _words(names: str | tuple[str, ...]) -> str:
+    return names if isinstance(names, str) else ", ".join(names)

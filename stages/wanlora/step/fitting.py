@@ -1,0 +1,159 @@
+"""What of a step is recomputed so that it fits into the memory there is, planned and then tried.
+
+Owns: what a step may take, the ways to try, and the words when nothing fits. The bytes are counted
+in `core.memory`; the trial is `trial`'s.
+"""
+
+import logging
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any, Literal
+
+import psutil
+import torch
+
+from wanlora.core.buckets import Bucket, num_tokens
+from wanlora.core.flops import Recompute
+from wanlora.core.memory import Workload, longest_clip, plan, step_bytes
+from wanlora.errors import DeviceError
+from wanlora.step.trial import Modes, Trial, describe, made_up_batch, try_modes
+from wanlora.wan.variants import Variant
+
+Activations = Literal["auto", "none", "selective", "full"]
+
+GPU_RESERVE = 0.05
+"""Share of a GPU left to the context, to the allocator's gaps and to kernels' workspaces."""
+CPU_SHARE = 0.5
+"""Share of the free memory of a machine that a step may take."""
+
+logger = logging.getLogger(__name__)
+
+
+def workload(
+    variant: Variant,
+    bucket: Bucket,
+    *,
+    batch_size: int,
+    rank: int,
+    adapted: Collection[str],
+    compiled: bool,
+    dtype: torch.dtype,
+) -> Workload:
+    """Describe a run's micro-batch of a bucket to `core.memory` and `core.cost`."""
+    return Workload(
+        shape=variant.transformer_shape,
+        num_tokens=num_tokens(bucket),
+        batch_size=batch_size,
+        rank=rank,
+        adapted=frozenset(adapted),
+        compiled=compiled,
+        element_bytes=dtype.itemsize,
+    )
+
+
+def budget_of_gpu(total_bytes: float) -> float:
+    """Bytes that a step may take on an otherwise free GPU, the model's weights among them."""
+    return (1 - GPU_RESERVE) * total_bytes
+
+
+def budget(device: torch.device) -> float:
+    """Bytes that a step may take here and now, what this process already holds among them."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device)
+        return free + held - GPU_RESERVE * total
+    held = psutil.Process().memory_info().rss
+    return held + CPU_SHARE * psutil.virtual_memory().available
+
+
+def fit(
+    transformer: Any,
+    work: Workload,
+    bucket: Bucket,
+    variant: Variant,
+    *,
+    activations: Activations,
+    device: torch.device,
+    dtype: torch.dtype,
+    passes: int = 1,
+) -> Trial:
+    """Choose what the blocks recompute, by a trial of the dearest micro-batch.
+
+    Args:
+        transformer: With its adapter, on the device.
+        work: The micro-batch.
+        bucket: Its clips' size.
+        variant: The model's row.
+        activations: A way for all blocks, or auto: the fastest that fits.
+        device: Where to compute.
+        dtype: The transformer's type.
+        passes: Timed ones.
+
+    Raises:
+        DeviceError: Memory runs out; says what would fit.
+    """
+    text_shape = (variant.max_sequence_length, variant.text_dim)
+    batch = made_up_batch(
+        bucket, work.batch_size, num_channels=variant.z_dim, text_shape=text_shape
+    )
+    limit = budget(device)
+    try:
+        return try_modes(
+            transformer, batch, _choices(activations, work, limit),
+            compiled=work.compiled, device=device, dtype=dtype, passes=passes,
+        )  # fmt: skip
+    except torch.OutOfMemoryError as error:
+        raise DeviceError(
+            f"out of memory on {device} with the largest bucket ({bucket}, {work.num_tokens:,} "
+            f"tokens, batch_size {work.batch_size}): {str(error).splitlines()[0]} A step may take "
+            f"{limit / 1e9:.1f} GB here. {_advice(activations, work, bucket, limit)}"
+        ) from None
+
+
+def _choices(activations: Activations, work: Workload, limit: float) -> list[Modes]:
+    """Ways to try: the one asked for, or the planned one and then ever smaller ones."""
+    if activations != "auto":
+        return [(activations,) * work.shape.num_layers]
+    smaller = [plan(work, share * limit) for share in (1.0, 0.9, 0.8, 0.6, 0.0)]
+    return list(dict.fromkeys(smaller))
+
+
+def _advice(activations: Activations, work: Workload, bucket: Bucket, limit: float) -> str:
+    """Name what is counted to fit, the least loss first."""
+    layers = work.shape.num_layers
+
+    def size(mode: Recompute, changed: Workload) -> float:
+        return step_bytes(changed, (mode,) * layers).total
+
+    advice = []
+    if activations != "auto":
+        cheaper: tuple[Recompute, ...] = ("none", "selective", "full")
+        advice += [
+            f"--activations {mode} ({size(mode, work) / 1e9:.1f} GB)"
+            for mode in cheaper[cheaper.index(activations) + 1 :]
+            if size(mode, work) < limit
+        ]
+    if work.batch_size > 1 and size("full", replace(work, batch_size=1)) < limit:
+        advice.append("--batch-size 1 with more --gradient-accumulation-steps")
+    shorter = longest_clip(work, bucket._replace(num_frames=bucket.num_frames - 4), "full", limit)
+    if shorter:
+        advice.append(
+            f"--set train_frames={shorter.num_frames} --activations full, which trains on the "
+            "first frames of longer clips"
+        )
+    if not advice:
+        return "By what is counted nothing of this model fits; use a larger GPU"
+    return "By what is counted these would fit: " + "; ".join(advice)
+
+
+def say(trial: Trial, work: Workload, device: torch.device) -> None:
+    """Log how the blocks run, and what was planned and seen of it."""
+    counted = step_bytes(work, trial.modes)
+    seen = f", {trial.peak_bytes / 1e9:.1f} seen" if trial.peak_bytes else ""
+    logger.info(
+        "activations %s: %.2g GB counted%s, of %.3g; blocks %s; attention by %s; %.3g s for the "
+        "dearest micro-batch",
+        describe(trial.modes), counted.total / 1e9, seen, budget(device) / 1e9,
+        "compiled" if work.compiled else "eager",
+        ", ".join(trial.attention) or "no known operator", trial.seconds,
+    )  # fmt: skip

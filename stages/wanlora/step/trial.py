@@ -1,0 +1,142 @@
+"""The dearest micro-batch, tried before anything depends on it: memory, kernels, seconds.
+
+Owns: what is learned from one forward and backward pass on made-up values.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from wanlora.core.buckets import Bucket, latent_shape
+from wanlora.core.flops import Recompute
+from wanlora.step.batches import MicroBatch
+from wanlora.step.predict import predict
+from wanlora.wan import attention
+from wanlora.wan.blocks import set_activations
+
+logger = logging.getLogger(__name__)
+
+Modes = tuple[Recompute, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a micro-batch took.
+
+    Attributes:
+        modes: The way of each block that fitted.
+        seconds: Median of the timed passes; compilation is not in it.
+        peak_bytes: Most memory that tensors took on a GPU; None elsewhere.
+        attention: Attention operators that ran.
+    """
+
+    modes: Modes
+    seconds: float
+    peak_bytes: int | None
+    attention: tuple[str, ...]
+
+
+def made_up_batch(
+    bucket: Bucket, batch_size: int, *, num_channels: int, text_shape: tuple[int, int]
+) -> MicroBatch:
+    """Make a micro-batch of a bucket out of nothing: unit latents and noise, an empty prompt."""
+    shape = (batch_size, *latent_shape(bucket, num_channels))
+    return MicroBatch(
+        ("",) * batch_size, torch.zeros(shape), torch.ones(shape), torch.full((batch_size,), 0.5),
+        torch.ones(batch_size), torch.zeros(batch_size, *text_shape),
+    )  # fmt: skip
+
+
+def try_modes(
+    transformer: Any,
+    batch: MicroBatch,
+    choices: Sequence[Modes],
+    *,
+    compiled: bool,
+    device: torch.device,
+    dtype: torch.dtype,
+    passes: int = 1,
+) -> Trial:
+    """Run a micro-batch forward and backward in the first of some ways that fits into memory.
+
+    Args:
+        transformer: With its adapter; its blocks run in the way found from then on.
+        batch: From `made_up_batch`.
+        choices: Ways of the blocks, the fastest first; each is dearer in time and cheaper in memory
+            than the one before.
+        compiled: Whether blocks are compiled.
+        device: Where to compute.
+        dtype: The transformer's type.
+        passes: Timed ones, after the first.
+
+    Raises:
+        torch.OutOfMemoryError: Not even the last choice fits.
+    """
+    for modes in choices:
+        set_activations(transformer, modes, compiled=compiled)
+        try:
+            return _try(transformer, batch, modes, device, dtype, passes)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[0]
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        logger.warning("out of memory with activations %s (%s)", describe(modes), reason)
+    raise torch.OutOfMemoryError(reason)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU's or the CPU's allocator had no room."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def describe(modes: Sequence[Recompute]) -> str:
+    """Say it as people ask for it: `selective`, or `4 selective + 26 none`."""
+    kinds = dict.fromkeys(modes)
+    if len(kinds) == 1:
+        return modes[0]
+    return " + ".join(f"{list(modes).count(kind)} {kind}" for kind in kinds)
+
+
+def _try(
+    transformer: Any,
+    batch: MicroBatch,
+    modes: Modes,
+    device: torch.device,
+    dtype: torch.dtype,
+    passes: int,
+) -> Trial:
+    def once() -> None:
+        prediction, _ = predict(transformer, batch, device, dtype)
+        torch.autograd.backward(prediction.float().square().mean())
+
+    try:
+        with attention.watched() as operators:
+            once()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        seconds = sorted(_timed(once, device) for _ in range(passes))
+        return Trial(
+            modes=modes,
+            seconds=seconds[passes // 2],
+            peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            attention=tuple(sorted(operators)),
+        )
+    finally:
+        for parameter in transformer.parameters():
+            parameter.grad = None
+
+
+def _timed(action: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    action()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started

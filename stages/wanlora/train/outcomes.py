@@ -1,0 +1,148 @@
+"""What came out of a step, fetched from the device without stopping it.
+
+Owns: losses, gradient norm and stop requests on their way to this process. They are looked at one
+step late: the copy of a step waits for that step alone, while the device already has the next one
+to do. So nothing idles, every step is recorded, and all ranks see the same and stop together.
+"""
+
+import signal
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A step that is over.
+
+    Attributes:
+        losses: Of all slots of the global batch, in slot order, so that their mean does not depend
+            on the number of ranks.
+        grad_norm: Before clipping.
+        stop: Signal that any rank got during the step.
+        seconds: The step's time, on the device where that has a clock.
+        learning_rate: It was done with.
+        waited_s: Of it, for data.
+    """
+
+    step: int
+    losses: np.ndarray
+    grad_norm: float
+    stop: signal.Signals | None
+    seconds: float
+    learning_rate: float
+    waited_s: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all of its numbers are."""
+        return bool(np.isfinite(self.losses).all() and np.isfinite(self.grad_norm))
+
+
+Mark = torch.cuda.Event | float
+"""A moment: on a GPU when its queue gets there, elsewhere a time."""
+
+
+class _Pending(NamedTuple):
+    step: int
+    values: Tensor
+    started: Mark
+    ended: Mark
+    arrived: Mark
+    learning_rate: float
+    waited_s: float
+
+
+class Outcomes:
+    """Outcomes of one run, on their way.
+
+    Args:
+        device: Where steps are computed.
+        num_ranks: Processes; all must call together.
+    """
+
+    def __init__(self, device: torch.device, num_ranks: int) -> None:
+        self._device = device
+        self._num_ranks = num_ranks
+        self._pending: deque[_Pending] = deque()
+        self._started = mark(device)
+
+    def start(self) -> None:
+        """A step begins."""
+        self._started = mark(self._device)
+
+    def gather(self, losses: Tensor, grad_norm: Tensor, stop: signal.Signals | None) -> Tensor:
+        """Put a step's numbers, of all ranks, into one tensor on the device.
+
+        Args:
+            losses: Of this rank's slots.
+            grad_norm: The same on all ranks.
+            stop: Signal that this process got.
+        """
+        # Filled on the device: a tensor made of a Python number would be copied there, and wait.
+        flag = torch.full_like(grad_norm, float(stop or 0))[None]
+        mine = torch.cat([losses, flag])
+        if self._num_ranks > 1:
+            parts = mine.new_empty(self._num_ranks, len(mine))
+            dist.all_gather_into_tensor(parts, mine)
+            mine = torch.cat([parts[:, :-1].flatten(), parts[:, -1].amax()[None]])
+        return torch.cat([mine, grad_norm[None]])
+
+    def note(self, step: int, values: Tensor, *, learning_rate: float, waited_s: float) -> None:
+        """Send what `gather` gave on its way; the step ends here."""
+        ended = mark(self._device)
+        host = torch.empty(
+            values.shape, dtype=values.dtype, pin_memory=self._device.type == "cuda"
+        ).copy_(values.detach(), non_blocking=True)
+        arrived = mark(self._device)
+        self._pending.append(
+            _Pending(step, host, self._started, ended, arrived, learning_rate, waited_s)
+        )
+
+    def arrived(self, *, all_of_them: bool) -> list[Outcome]:
+        """Take the outcomes of all steps but the last, or of that too, waiting for them."""
+        keep = 0 if all_of_them else 1
+        return [self._take(self._pending.popleft()) for _ in range(len(self._pending) - keep)]
+
+    def _take(self, pending: _Pending) -> Outcome:
+        wait_for(pending.arrived)
+        *losses, stop, grad_norm = pending.values.tolist()
+        return Outcome(
+            step=pending.step,
+            losses=np.array(losses),
+            grad_norm=grad_norm,
+            stop=signal.Signals(int(stop)) if stop else None,
+            seconds=seconds_between(pending.started, pending.ended),
+            learning_rate=pending.learning_rate,
+            waited_s=pending.waited_s,
+        )
+
+
+def mark(device: torch.device) -> Mark:
+    """Note this moment in the device's queue."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def wait_for(moment: Mark) -> None:
+    """Block this process until then."""
+    if isinstance(moment, torch.cuda.Event):
+        moment.synchronize()
+
+
+def seconds_between(earlier: Mark, later: Mark) -> float:
+    """Seconds from one moment to another of the same device; both must have passed."""
+    if isinstance(earlier, torch.cuda.Event) and isinstance(later, torch.cuda.Event):
+        return float(earlier.elapsed_time(later)) / 1000
+    assert isinstance(earlier, float)
+    assert isinstance(later, float)
+    return later - earlier

@@ -1,0 +1,105 @@
+"""Which attention kernel runs, in both passes, and how to see that it did.
+
+Owns: the choice among torch's fused kernels. diffusers' transformer calls
+`scaled_dot_product_attention`, whose order of preference on Hopper still starts with the slower
+FlashAttention-2, so the order is pinned around forward and backward: a checkpoint recomputes.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from wanlora.errors import DeviceError
+
+_CUDNN, _FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
+_EFFICIENT, _MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
+
+# A kernel named outright is the only one allowed: torch refuses rather than take another.
+KERNELS: dict[str, tuple[SDPBackend, ...]] = {
+    "cudnn": (_CUDNN,),
+    "flash": (_FLASH,),
+    "efficient": (_EFFICIENT,),
+    "math": (_MATH,),
+    "fa3": (_FLASH,),
+    "fa4": (_FLASH,),
+}
+_IMPLEMENTATIONS = {"fa3": "FA3", "fa4": "FA4"}
+"""Packages that torch can put in the place of its own flash kernel."""
+_HOPPER = 9
+"""Compute capability from which cuDNN's kernel is the faster one (1.7 to 2.3 times, forward and
+backward, in huggingface/transformers PR 48163)."""
+
+
+def kernel_order(kernel: str, device: torch.device) -> tuple[SDPBackend, ...]:
+    """Kernels allowed on a device, the preferred one first.
+
+    `auto` on CUDA never takes the unfused `math` kernel, whose memory is quadratic in the tokens;
+    on other devices it leaves torch its choice.
+
+    Args:
+        kernel: A key of `KERNELS`, or auto.
+        device: Where to compute.
+    """
+    if kernel != "auto":
+        return KERNELS[kernel]
+    if device.type != "cuda":
+        return (_FLASH, _EFFICIENT, _MATH)
+    if torch.cuda.get_device_capability(device)[0] >= _HOPPER:
+        return (_CUDNN, _FLASH, _EFFICIENT)
+    return (_FLASH, _CUDNN, _EFFICIENT)
+
+
+@contextmanager
+def pinned(kernel: str, device: torch.device) -> Iterator[None]:
+    """Let attention run on the chosen kernels inside the block, and in the order of preference.
+
+    Raises:
+        DeviceError: The kernel's package is not installed or does not work here.
+    """
+    implementation = _IMPLEMENTATIONS.get(kernel)
+    if implementation:
+        _activate(implementation)
+    try:
+        with sdpa_kernel(list(kernel_order(kernel, device)), set_priority=True):
+            yield
+    finally:
+        if implementation:
+            torch.nn.attention.restore_flash_attention_impl()
+
+
+@contextmanager
+def watched() -> Iterator[set[str]]:
+    """Collect the names of the attention operators that run inside the block, forward ones.
+
+    They are in the set once the block has ended. Seen by the dispatcher, so compiled code counts.
+    """
+    seen: set[str] = set()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # it prints two lines to the terminal otherwise
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        yield seen
+    seen |= {
+        event.key.removeprefix("aten::")
+        for event in profile.key_averages()
+        if re.match(r"aten::_scaled_dot_product_\w+", event.key)
+        and not event.key.endswith("_backward")
+    }
+
+
+def _activate(implementation: str) -> None:
+    activate = getattr(torch.nn.attention, "activate_flash_attention_impl", None)
+    if activate is None:
+        raise DeviceError(
+            f"attention={implementation.lower()} needs a newer torch than {torch.__version__}: "
+            "use attention=auto"
+        )
+    try:
+        activate(implementation)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise DeviceError(
+            f"attention={implementation.lower()} does not work here: {error}. Install that "
+            "FlashAttention for this torch and CUDA, or use attention=auto"
+        ) from error

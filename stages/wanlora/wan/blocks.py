@@ -1,0 +1,109 @@
+"""How the transformer's blocks run: compiled or eager, and what each recomputes.
+
+Owns: the three ways of keeping activations, and their installation through diffusers' own hook for
+gradient checkpointing. The transformer, its adapter and all names stay as they are; results do too,
+bit for bit but for compilation, which rounds less often.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from diffusers import WanTransformer3DModel
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from wanlora.core.flops import Recompute
+from wanlora.wan.variants import cache_home
+
+RECOMPILE_LIMIT = 128
+"""Compiled versions of a block: one a bucket, for training, validation, and without the adapter."""
+CACHE_DIR = "TORCHINDUCTOR_CACHE_DIR"
+"""Environment variable: where compiled kernels are kept; torch's default is lost with /tmp."""
+
+_ATTENTION = tuple(
+    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}").default
+    for kind in (
+        "cudnn_attention",
+        "flash_attention",
+        "efficient_attention",
+        "flash_attention_for_cpu",
+    )
+)
+
+# Neither a block nor its adapter draws random numbers, so their state need not be kept.
+_checkpoint = partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
+
+def _keep_attention(_context: object, operator: object, *_args: Any, **_kwargs: Any) -> Any:
+    keep = operator in _ATTENTION
+    return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+# A partial: under compile torch takes no closure here.
+_contexts = partial(create_selective_checkpoint_contexts, _keep_attention)
+
+
+def _keep_all(block: torch.nn.Module, *inputs: Any) -> Any:
+    return block(*inputs)
+
+
+def _recompute_but_attention(block: torch.nn.Module, *inputs: Any) -> Any:
+    return _checkpoint(block, *inputs, context_fn=_contexts)
+
+
+def _recompute_all(block: torch.nn.Module, *inputs: Any) -> Any:
+    return _checkpoint(block, *inputs)
+
+
+RUNNERS: dict[Recompute, Callable[..., Any]] = {
+    "none": _keep_all,
+    "selective": _recompute_but_attention,
+    "full": _recompute_all,
+}
+
+
+def set_activations(
+    transformer: WanTransformer3DModel, modes: Sequence[Recompute], *, compiled: bool
+) -> None:
+    """Choose how each block runs from now on.
+
+    Compiled, a block is one graph without breaks for its shape; all blocks share it. Passes without
+    gradients are compiled too. A shape that was not seen before is compiled when it first comes.
+
+    Args:
+        transformer: With its adapter.
+        modes: What each block recomputes.
+        compiled: Whether to compile blocks; a block once compiled stays so.
+    """
+    runners = dict(RUNNERS)
+    if compiled:
+        keep_compiled_kernels()
+        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT  # noqa: SLF001  (its public name)
+        for block in transformer.blocks:
+            block.compile(fullgraph=True, dynamic=False)
+        # "none" runs the block itself, which is compiled. A checkpoint has to be inside the graph:
+        # only there does the partitioner see what to keep.
+        for mode in ("selective", "full"):
+            runners[mode] = torch.compile(RUNNERS[mode], fullgraph=True, dynamic=False)
+    runner_of = {
+        block: runners[mode] for block, mode in zip(transformer.blocks, modes, strict=True)
+    }
+    transformer.enable_gradient_checkpointing(
+        lambda block, *inputs: runner_of[block](block, *inputs)
+    )
+
+
+def is_compiled(eager: str, device: torch.device) -> bool:
+    """Turn the setting `eager` (auto, on, off) into whether blocks are compiled on a device."""
+    return device.type == "cuda" if eager == "auto" else eager == "off"
+
+
+def keep_compiled_kernels() -> None:
+    """Keep Inductor's kernels from run to run, unless told otherwise."""
+    os.environ.setdefault(CACHE_DIR, str(cache_home() / "inductor"))
