@@ -134,7 +134,7 @@ def draw_videos(folder: Path, config: DemoConfig) -> None:
     What the base knows is mixed in, or the adapter would forget it.
     """
     first = 100_000 * (1 + config.seed)  # the base was pretrained on the seeds below
-    chosen = [(config.concept, first + index) for index in range(NUM_VIDEOS)]
+    chosen: list[tuple[str, int]] = [(config.concept, first + index) for index in range(NUM_VIDEOS)]
     chosen += [
         (world.KNOWN[index % len(world.KNOWN)], first + index)
         for index in range(config.known_videos)
@@ -212,4 +212,4 @@ def _inspect(cache: Path) -> dict[str, Any]:
 
 def _seconds_per_step(metrics: Path) -> float:
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return statistics.median(BATCH_SIZE / row["clips_per_s"] for row in rows[3:] or rows)
+    return float(statistics.median(BATCH_SIZE / row["clips_per_s"] for row in rows[3:] or rows))
