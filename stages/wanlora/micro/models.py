@@ -118,11 +118,11 @@ def save(
     folder: Path, vae: AutoencoderKLWan, transformer: WanTransformer3DModel, text: TextEncoder
 ) -> None:
     """Write a WanPipeline folder."""
-    vae.to(torch.float16).save_pretrained(folder / "vae")
-    # Rounded by hand: `.to` leaves what diffusers keeps in fp32.
-    for parameter in transformer.parameters():
-        parameter.data = parameter.data.half()
-    transformer.save_pretrained(folder / "transformer")
+    for name, model in (("vae", vae), ("transformer", transformer)):
+        # Rounded by hand: `.to` leaves what diffusers keeps in fp32.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.half()
+        model.save_pretrained(folder / name)
     text.model.save_pretrained(folder / "text_encoder", max_shard_size=TEXT_SHARD_SIZE)
     _untie(folder / "text_encoder" / "config.json")
     text.tokenizer.save_pretrained(folder / "tokenizer")
@@ -140,6 +140,8 @@ def save(
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)  # safetensors makes them private
 
 
 def set_statistics(vae: AutoencoderKLWan, mean: Sequence[float], std: Sequence[float]) -> None:

@@ -20,7 +20,7 @@ from wanlora.wan.variants import MICRO, resolve
 logger = logging.getLogger(__name__)
 
 SEED = 0
-CLIPS_PER_CONCEPT = 160
+CLIPS_PER_CONCEPT = 144
 """For the DiT; of `world.KNOWN` only."""
 MEASURED_PER_CONCEPT = 24
 

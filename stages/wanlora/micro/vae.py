@@ -166,6 +166,8 @@ def train(vae: AutoencoderKLWan, schedule: Schedule, checkpoint: Path, seed: int
     parts |= {f"optimizer{index}": part for index, part in enumerate(optimizers)}
     parts |= {f"rate{index}": part for index, part in enumerate(rates)}
     start = resume(checkpoint, parts)
+    if start >= schedule.steps:
+        return
     pool = draw_pool(seed)
     with progress.bar(total=schedule.steps, description="vae", unit="step", done=start) as bar:
         for step, phase in enumerate(_steps(schedule)):
