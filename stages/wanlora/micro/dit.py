@@ -40,7 +40,7 @@ SAVE_EVERY = 200
 class Schedule(NamedTuple):
     """How long and how fast; the rates are flat for `flat_share` of the steps, then a cosine."""
 
-    steps: int = 2400
+    steps: int = 3000
     batch: int = 16
     muon_rate: float = 1.5e-2
     adamw_rate: float = 5e-3

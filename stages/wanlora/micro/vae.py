@@ -63,7 +63,7 @@ class Schedule(NamedTuple):
 SCHEDULES = (
     Schedule((Phase(1, 32, 16, 300), Phase(9, 32, 3, 1500))),
     Schedule((Phase(9, 32, 2, 1100),)),
-    Schedule((Phase(9, 32, 3, 1000), Phase(17, 64, 1, 150)), encoder=False),
+    Schedule((Phase(9, 32, 3, 450), Phase(17, 64, 1, 50)), encoder=False),
 )
 """One after the other, each with optimizers of its own: from the second on, warm restarts."""
 
