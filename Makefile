@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One torch thread per process is fastest on shared cores; tests run one process a core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: check-real bench-store demo micro test test-slow check fmt docs setup clean
+.PHONY: bench bench-store check check-real clean demo docs fmt micro setup test test-gpu test-slow
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wanlora needs Python 3.11 or newer; run: make PYTHON=python3.12 ...")'
@@ -24,6 +24,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -n auto --dist loadgroup -m slow
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
 
 check: setup
 	$(BIN)/ruff check .
@@ -46,6 +49,10 @@ check-real: setup
 # The embedded model from nothing, within two hours on a core; continues where it was stopped.
 micro: setup
 	$(BIN)/python -m wanlora.micro.pretrain --work-dir outputs/micro
+
+# On a GPU the real sizes; elsewhere a tiny model, which measures nothing.
+bench: setup
+	$(BIN)/python bench/step.py
 
 bench-store: setup
 	$(BIN)/python bench/store.py

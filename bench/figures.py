@@ -13,6 +13,8 @@ Section = Callable[..., list[dict]]
 
 def table(rows: list[dict]) -> str:
     def shown(value: object) -> str:
+        if value is None:
+            return "-"
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
     head = list(rows[0])

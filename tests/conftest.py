@@ -11,7 +11,9 @@ install_import_hook(
         "wanlora.clips",
         "wanlora.store",
         "wanlora.wan",
+        "wanlora.step",
         "wanlora.train",
+        "wanlora.estimate",
     ],
     "tests.support.typecheck.check",
 )

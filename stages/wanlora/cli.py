@@ -32,10 +32,11 @@ STAGES = {
     "prepare": "wanlora.prepare",
     "verify": "wanlora.verify",
     "cache-latents": "wanlora.cache_latents",
-    "inspect": "wanlora.inspect_cache",
+    "inspect": "wanlora.inspect_path",
     "estimate": "wanlora.estimate",
     "train": "wanlora.train",
     "sample": "wanlora.sample",
+    "export": "wanlora.export",
 }
 
 EXAMPLES = {
@@ -64,6 +65,8 @@ EXAMPLES = {
         "wanlora inspect cache/ --repair --manifest data/processed",
         "wanlora inspect cache/ --gc --dry-run",
         "wanlora inspect cache/ --decode walk-1f2e3d4c-000000",
+        "wanlora inspect outputs/run",
+        "wanlora inspect somebody.safetensors --json",
     ],
     "estimate": [
         "wanlora estimate --cache cache/",
@@ -82,6 +85,12 @@ EXAMPLES = {
         'wanlora sample --prompt "A person walking" --model micro',
         'wanlora sample --adapter outputs/run --prompt "A person sitting" --num-videos 10 '
         "--output-dir outputs/sitting",
+    ],
+    "export": [
+        "wanlora export --adapter outputs/run --format comfyui --output person.safetensors",
+        "wanlora export --adapter outputs/run --checkpoint best --format peft --output peft/",
+        "wanlora export --adapter outputs/run --format merged --output outputs/merged",
+        "wanlora export --adapter theirs.safetensors --format diffusers --output ours.safetensors",
     ],
 }  # fmt: skip
 

@@ -6,6 +6,9 @@ Owns: the temporary name, fsync and rename. A temporary name starts with a dot a
 
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,44 @@ def publish(temporary: Path, path: Path) -> None:
 def partial_path(path: Path) -> Path:
     """Temporary name beside a file, its own for each process."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+@contextmanager
+def staging(path: Path) -> Iterator[Path]:
+    """Give an empty hidden folder beside `path` to make its content in; it is gone afterwards.
+
+    Its name is the same for each process, so that a killed one's leftovers are found and removed.
+    """
+    folder = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def publish_folder(temporary: Path, path: Path) -> None:
+    """Give a finished folder its name, durably; one that has the name is put aside first."""
+    fsync_tree(temporary)
+    old = path.with_name(f".{path.name}.old.partial")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    temporary.rename(path)
+    fsync_dir(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Make everything in a folder durable."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_dir():
+            fsync_dir(path)
+        else:
+            with path.open("rb") as opened:
+                os.fsync(opened.fileno())
+    fsync_dir(folder)
 
 
 def fsync_dir(path: Path) -> None:

@@ -14,7 +14,6 @@ checkpoint. Killed at any instruction, every file and checkpoint is whole or not
 
 import json
 import logging
-import os
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from wanlora.core.fingerprint import difference
 from wanlora.errors import RunError
-from wanlora.files import fsync_dir, require_folder, write_atomic
+from wanlora.files import fsync_dir, fsync_tree, require_folder, write_atomic
 
 ADAPTER_NAME = "pytorch_lora_weights.safetensors"
 CONFIG_NAME = "config.toml"
@@ -138,6 +137,30 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
 
 
+def adapter_of(path: Path, checkpoint: str) -> Path:
+    """Find one of a run's adapters.
+
+    Args:
+        path: A run's folder; or an adapter by itself, which has only a latest.
+        checkpoint: latest, best, ema, or a number of steps.
+
+    Raises:
+        RunError: The run has no such adapter; lists those it has.
+    """
+    if checkpoint == "latest":
+        return path
+    found = {
+        name: path / name for name in (BEST_NAME, EMA_NAME) if (path / name / ADAPTER_NAME).exists()
+    }
+    found |= {str(int(each.name.removeprefix("step-"))): each for each in checkpoints(path)}
+    wanted = str(int(checkpoint)) if checkpoint.isdecimal() else checkpoint
+    if wanted not in found:
+        raise RunError(
+            f"{path} has no adapter {checkpoint}; it has: {', '.join(['latest', *found])}"
+        )
+    return found[wanted]
+
+
 def publish_checkpoint(
     run_dir: Path, step: int, write: Callable[[Path], None], *, keep: int
 ) -> Path:
@@ -158,7 +181,7 @@ def publish_checkpoint(
     temporary.mkdir()
     try:
         write(temporary)
-        _fsync_tree(temporary)
+        fsync_tree(temporary)
         if final.exists():  # the same step again, after a resume
             shutil.rmtree(final)
         temporary.rename(final)
@@ -195,16 +218,6 @@ def forget_after(run_dir: Path, num_steps: int) -> None:
             kept = [row for row in read_rows(run_dir, name) if row["step"] <= last]
             text = "".join(json.dumps(row) + "\n" for row in kept)
             write_atomic(run_dir / name, text.encode())
-
-
-def _fsync_tree(folder: Path) -> None:
-    for path in sorted(folder.rglob("*"), reverse=True):
-        if path.is_dir():
-            fsync_dir(path)
-        else:
-            with path.open("rb") as opened:
-                os.fsync(opened.fileno())
-    fsync_dir(folder)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

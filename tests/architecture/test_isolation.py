@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from tests.support import cli
+from tests.support import adapters, cli
 
 FORBIDDEN = (
     "transformers.models.umt5.modeling_umt5",
@@ -15,6 +16,7 @@ FORBIDDEN = (
     "diffusers.pipelines",
     "wanlora.wan.encoders",
     "wanlora.wan.pipeline",
+    "wanlora.wan.adapter.reread",
     "wanlora.media",
     "wanlora.clips",
     "av",
@@ -46,9 +48,16 @@ def test_a_training_process_imports_no_encoder_and_needs_only_the_transformer(
 ):
     model = tmp_path / "only-the-transformer"
     shutil.copytree(micro_folder / "transformer", model / "transformer")
+    theirs = {
+        f"diffusion_model.{adapters.original(module)}.{name}.weight": torch.zeros(shape)
+        for module in adapters.modules(["blocks.N.attn1.to_q"], blocks=5)
+        for name, shape in (("lora_A", (2, 128)), ("lora_B", (128, 2)))
+    }
     modules = _modules_after(
         "train", "--cache", cache_fp16, "--output-dir", tmp_path / "run", "--max-steps", 2,
-        "--model", model, "--device", "cpu",
+        "--model", model, "--device", "cpu", "--set", "lora.rank=2",
+        "--set", r"lora.targets=blocks\.\d+\.attn1\.to_q",
+        "--init-adapter", adapters.write(tmp_path / "comfyui.safetensors", theirs),
     )  # fmt: skip
     assert "diffusers.models.transformers.transformer_wan" in modules
     assert not modules & set(FORBIDDEN)

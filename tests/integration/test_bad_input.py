@@ -482,7 +482,7 @@ def test_an_adapter_that_is_missing_or_none(home, micro_home):
     assert files_in(home) == before
     safetensors.numpy.save_file({"model.weight": np.zeros((2, 2))}, home / "text.safetensors")
     message = sample_with("text.safetensors")
-    assert "not a LoRA in diffusers' layout" in message
+    assert "in none of the layouts known here" in message
     assert "found model.weight" in message
 
 

@@ -109,7 +109,7 @@ def test_rows_are_what_the_encoders_give_and_the_view_names_them(config, micro_f
     projection = solve(*reader.latent_rgb())
     assert projection.shape == (17, 3)
     assert np.isfinite(projection).all()
-    assert inspect(InspectConfig(cache=config.cache, verify=True)).exit_code == 0
+    assert inspect(InspectConfig(path=config.cache, verify=True)).exit_code == 0
     assert "wanlora train --cache" in "\n".join(result.lines())
 
 
@@ -151,7 +151,7 @@ def test_a_dry_run_counts_and_writes_nothing(config):
 def test_clips_of_several_sizes_share_a_cache(config, data):
     write_clip(data / "clip2.npz", 9, size=(9, 48, 32))
     assert cache_latents.run(config).clips == 3
-    buckets = {row["bucket"] for row in inspect(InspectConfig(cache=config.cache)).buckets}
+    buckets = {row["bucket"] for row in inspect(InspectConfig(path=config.cache)).buckets}
     assert buckets == {"5x32x32", "9x48x32"}
 
 
@@ -220,7 +220,7 @@ def test_a_stopped_run_keeps_what_it_encoded_and_goes_on_from_there(config, monk
         cache_latents.run(config)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert not (config.cache / "views").exists()
-    assert inspect(InspectConfig(cache=config.cache, verify=True)).clips == 2
+    assert inspect(InspectConfig(path=config.cache, verify=True)).clips == 2
     resumed = cache_latents.run(config)
     assert (resumed.clips_encoded, resumed.clips_cached) == (1, 2)
 
@@ -309,7 +309,7 @@ def test_out_of_memory_says_what_to_change_and_keeps_what_is_encoded(config, mon
     monkeypatch.setattr(encoders, "encode_posterior", full)
     with pytest.raises(DeviceError, match=r"encoding clip clip.* of 5x32x32 .*vae_dtype=bfloat16"):
         cache_latents.run(config)
-    assert inspect(InspectConfig(cache=config.cache)).clips == 2
+    assert inspect(InspectConfig(path=config.cache)).clips == 2
 
 
 def test_an_error_while_writing_behind_the_encoder_stops_the_run(config, monkeypatch):
@@ -359,11 +359,11 @@ def test_two_uncoordinated_runs_at_once_leave_one_whole_cache(config, data):
                  "--device", "cpu", "--set", "store.clips_per_segment=1")  # fmt: skip
     runs = [cli.start(*arguments) for _ in range(2)]
     assert [run.wait(timeout=300) for run in runs] == [0, 0]
-    found = inspect(InspectConfig(cache=config.cache, verify="full"))
+    found = inspect(InspectConfig(path=config.cache, verify="full"))
     assert (found.clips, found.prompts, found.invalid, found.exit_code) == (3, 3, [], 0)
     again = cache_latents.run(changed(config, validation_prompts=()))
     assert (again.clips_encoded, again.prompts_encoded) == (0, 0)
-    inspect(InspectConfig(cache=config.cache, gc=True, gc_min_age_h=0))
-    clean = inspect(InspectConfig(cache=config.cache, verify="full"))
+    inspect(InspectConfig(path=config.cache, gc=True, gc_min_age_h=0))
+    clean = inspect(InspectConfig(path=config.cache, verify="full"))
     assert (clean.clips, clean.invalid) == (3, [])
     assert sum(row["rows"] for row in clean.fingerprints) == 6

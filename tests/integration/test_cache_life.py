@@ -133,7 +133,7 @@ def test_gc_frees_what_no_view_names_and_keeps_what_one_does(tmp_path):
 
     write_view(tmp_path, "default", replace(view, clips=tuple(kept)))
     everything = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-    now = InspectConfig(cache=tmp_path, gc=True, gc_min_age_h=0)
+    now = InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0)
     young = inspect(now.model_copy(update={"dry_run": True, "gc_min_age_h": 24.0}))
     assert (young.freed["rows"], young.freed["young"]) == (0, 3)
     assert "left alone" in "\n".join(young.lines())
@@ -169,16 +169,16 @@ def test_gc_frees_old_generations_and_litter_but_nothing_fresh(tmp_path):
     (orphan / "zarr.json").unlink()
     partial = tmp_path / ".partial" / "left-by-a-kill"
     partial.write_bytes(b"half")
-    fresh = inspect(InspectConfig(cache=tmp_path, gc=True))
+    fresh = inspect(InspectConfig(path=tmp_path, gc=True))
     assert (fresh.freed["litter"], len(fresh.fingerprints)) == (0, 3)
     for path in (partial, *(p for p in orphan.rglob("*") if p.is_file())):
         os.utime(path, (1, 1))
-    done = inspect(InspectConfig(cache=tmp_path, gc=True))
+    done = inspect(InspectConfig(path=tmp_path, gc=True))
     assert done.freed["litter"] == 2
     assert not partial.exists()
     assert not orphan.exists()
     assert segment.exists()
-    last = inspect(InspectConfig(cache=tmp_path, gc=True, gc_min_age_h=0))
+    last = inspect(InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0))
     assert last.freed["rows"] == 1
     assert [row["kind"] for row in last.fingerprints] == ["latents", "text"]
 
@@ -188,11 +188,11 @@ def test_gc_without_a_view_or_with_a_damaged_one_touches_nothing(tmp_path):
     before = sorted(tmp_path.rglob("*"))
     (tmp_path / "views" / "default.jsonl").rename(tmp_path / "views" / "aside")
     with pytest.raises(StoreError, match=r"has no view.*wanlora cache-latents"):
-        inspect(InspectConfig(cache=tmp_path, gc=True, gc_min_age_h=0))
+        inspect(InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0))
     (tmp_path / "views" / "aside").rename(tmp_path / "views" / "default.jsonl")
     (tmp_path / "views" / "other.jsonl").write_text("{")
     with pytest.raises(StoreError, match="damaged"):
-        inspect(InspectConfig(cache=tmp_path, gc=True, gc_min_age_h=0))
+        inspect(InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0))
     (tmp_path / "views" / "other.jsonl").unlink()
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -218,13 +218,13 @@ def test_a_kill_while_compacting_leaves_every_kept_row(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(objects, "remove", stopping)
             try:
-                inspect(InspectConfig(cache=cache, gc=True, gc_min_age_h=0))
+                inspect(InspectConfig(path=cache, gc=True, gc_min_age_h=0))
             except KeyboardInterrupt:
                 assert len(calls) == point + 1
         reader = StoreReader.of_view(cache, read_view(cache, "default"))
         for clip in clips:
             assert np.array_equal(reader.latents(clip.key), row_of("latents", clip.key))
-        done = inspect(InspectConfig(cache=cache, gc=True, gc_min_age_h=0, verify="full"))
+        done = inspect(InspectConfig(path=cache, gc=True, gc_min_age_h=0, verify="full"))
         assert done.invalid == []
         assert set(open_rows(cache, "latents").rows) == {clip.key for clip in clips}
 
@@ -242,7 +242,7 @@ def test_compaction_keeps_sources_log_variances_and_the_projection_in_proportion
 
     named = tuple(replace(view.clips[0], clip_id=name, key=name) for name in "ac")
     write_view(tmp_path, "default", replace(view, clips=named))
-    inspect(InspectConfig(cache=tmp_path, gc=True, gc_min_age_h=0))
+    inspect(InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0))
     reader = open_rows(tmp_path, "latents")
     assert set(reader.rows) == {"a", "c"}
     assert reader.source(reader.rows["c"]) == {"clip_id": "c"}
@@ -260,14 +260,14 @@ def test_statistics_name_the_clip_that_stands_out(tmp_path):
         writer.add("odd", 3 * row_of("latents", "odd") + 1)
     clip = replace(view.clips[0], clip_id="the-odd-one", key="odd")
     write_view(tmp_path, "default", replace(view, clips=(*view.clips, clip)))
-    result = inspect(InspectConfig(cache=tmp_path))
+    result = inspect(InspectConfig(path=tmp_path))
     (found,) = (row["statistics"] for row in result.buckets)
     assert len(found["channel_mean"]) == 16
     assert all("the-odd-one" in line for line in found["outliers"])
     assert len(found["outliers"]) == 1
     assert "the-odd-one: mean +1.0" in "\n".join(result.lines())
     assert (
-        inspect(InspectConfig(cache=tmp_path, statistics_clips=0)).buckets[0]["statistics"][
+        inspect(InspectConfig(path=tmp_path, statistics_clips=0)).buckets[0]["statistics"][
             "outliers"
         ]
         == []
@@ -303,7 +303,7 @@ def test_contradictory_jobs_are_refused():
 
 def test_a_cache_may_be_a_url_and_file_urls_are_folders(tmp_path):
     build_store(tmp_path, num_clips=2)
-    assert inspect(InspectConfig(cache=f"file://{tmp_path}")).clips == 2
-    assert InspectConfig(cache="s3://bucket/a/").cache == Url("s3://bucket/a")
-    assert InspectConfig(cache="s3://bucket/a").model_dump(mode="json")["cache"] == "s3://bucket/a"
+    assert inspect(InspectConfig(path=f"file://{tmp_path}")).clips == 2
+    assert InspectConfig(path="s3://bucket/a/").path == Url("s3://bucket/a")
+    assert InspectConfig(path="s3://bucket/a").model_dump(mode="json")["path"] == "s3://bucket/a"
     assert "names no bucket" in cli.refuses("inspect", "s3://", exit_code=2)

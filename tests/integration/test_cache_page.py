@@ -43,7 +43,7 @@ def cache(tmp_path) -> Path:
 
 def test_the_page_holds_every_clip_its_picture_caption_and_numbers(cache, tmp_path):
     target = tmp_path / "pages" / "cache.html"
-    result = inspect(InspectConfig(cache=cache, html=target))
+    result = inspect(InspectConfig(path=cache, html=target))
     assert result.page == str(target)
     text = target.read_text()
     assert text.count("<img ") == 12
@@ -54,7 +54,7 @@ def test_the_page_holds_every_clip_its_picture_caption_and_numbers(cache, tmp_pa
     assert "http://" not in text
     assert "https://" not in text
     assert "12 of 13 clips" not in text
-    few = inspect(InspectConfig(cache=cache, html=target, html_clips=3))
+    few = inspect(InspectConfig(path=cache, html=target, html_clips=3))
     assert few.clips == 12
     assert "3 of 13 clips" in target.read_text()
 
@@ -95,7 +95,7 @@ def browse(page: Path, tmp_path: Path, *arguments: str) -> str:
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_a_browser_shows_the_pictures_and_sorts_by_a_heading(cache, tmp_path):
     page = tmp_path / "cache.html"
-    inspect(InspectConfig(cache=cache, html=page))
+    inspect(InspectConfig(path=cache, html=page))
     clicking = tmp_path / "clicking.html"
     script = """<script>
       const table = [...document.querySelectorAll("table")].at(-1);

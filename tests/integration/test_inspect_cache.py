@@ -17,7 +17,7 @@ BUCKETS = (Bucket(17, 64, 64), Bucket(9, 32, 48))
 
 def test_inspect_counts_what_is_there_and_is_json(tmp_path):
     view = build_store(tmp_path, num_clips=5, buckets=BUCKETS)
-    result = run(InspectConfig(cache=tmp_path, verify=True))
+    result = run(InspectConfig(path=tmp_path, verify=True))
     assert (result.clips, result.prompts) == (5, len(view.prompt_keys()))
     assert {row["bucket"]: row["clips"] for row in result.buckets} == {
         "17x64x64": 3, "9x32x48": 2,
@@ -39,7 +39,7 @@ def test_inspect_counts_what_is_there_and_is_json(tmp_path):
 def test_no_cache_names_the_command_that_makes_one(tmp_path):
     for folder in (tmp_path, tmp_path / "missing"):
         with pytest.raises(StoreError, match="wanlora cache-latents"):
-            run(InspectConfig(cache=folder))
+            run(InspectConfig(path=folder))
 
 
 def test_verify_lists_damaged_constant_and_lost_rows(tmp_path):
@@ -49,10 +49,10 @@ def test_verify_lists_damaged_constant_and_lost_rows(tmp_path):
     shard.write_bytes(bytes(100))
     with segment_writer(tmp_path, "latents") as writer:
         writer.add("constant", np.ones((16, 5, 8, 8)))
-    assert run(InspectConfig(cache=tmp_path, statistics_clips=0)).exit_code == 0
-    seen = run(InspectConfig(cache=tmp_path))  # statistics read some clips
+    assert run(InspectConfig(path=tmp_path, statistics_clips=0)).exit_code == 0
+    seen = run(InspectConfig(path=tmp_path))  # statistics read some clips
     assert (seen.exit_code, len(seen.invalid)) == (3, 2)
-    result = run(InspectConfig(cache=tmp_path, verify=True))
+    result = run(InspectConfig(path=tmp_path, verify=True))
     assert result.exit_code == 3
     assert len(result.invalid) == 3
     for key in (view.clips[0].key, view.clips[1].key, "constant"):
@@ -65,7 +65,7 @@ def test_views_that_lack_rows_or_are_damaged_are_listed(tmp_path):
     lost = replace(view.clips[0], clip_id="lost", key="0" * 64)
     write_view(tmp_path, "more", replace(view, clips=(*view.clips, lost)))
     (tmp_path / "views" / "broken.jsonl").write_text("{")
-    result = run(InspectConfig(cache=tmp_path))
+    result = run(InspectConfig(path=tmp_path))
     assert result.exit_code == 3
     views = {row["name"]: row for row in result.views}
     assert views["more"]["missing_clips"] == ["lost"]
@@ -79,7 +79,7 @@ def test_a_damaged_commit_record_is_listed_and_the_rest_still_shown(tmp_path):
     write_rows(tmp_path, "latents", ["k"])
     folder = segment_folders(tmp_path, "latents")[0]
     os.truncate(folder / "zarr.json", 30)
-    result = run(InspectConfig(cache=tmp_path))
+    result = run(InspectConfig(path=tmp_path))
     assert result.exit_code == 3
     assert folder.name in result.invalid[0]
     assert result.clips in (1, 2)

@@ -121,6 +121,23 @@ def test_a_run_starts_from_another_adapter_of_its_shape_only(cache, tmp_path):
     assert not (tmp_path / "third" / NAME).exists()
 
 
+def test_a_run_starts_from_another_tools_adapter_where_its_scale_is_the_runs(cache, tmp_path):
+    first, theirs = tmp_path / "first", tmp_path / "theirs.safetensors"
+    _train(cache, first, "--max-steps", 2, "--set", "validation.every=0")
+    done = cli.invoke("export", "--adapter", first, "--format", "comfyui", "--output", theirs)
+    assert done.exit_code == 0, done.output
+    still = ("--set", "validation.every=0", "--learning-rate", "0", "--set",
+             "optimizer.weight_decay=0", "--set", f"init_adapter={theirs}")  # fmt: skip
+    _train(cache, tmp_path / "second", "--max-steps", 1, *still)
+    start, end = _tensors(tmp_path / "second")[0], _tensors(first)[0]
+    assert all(torch.equal(start[name], end[name]) for name in end)
+    message = cli.refuses(
+        "train", "--cache", cache, "--output-dir", tmp_path / "third", *SMALL, *still,
+        "--set", "lora.rslora=true",
+    )  # fmt: skip
+    assert "scale of B A: found [1.0], wanted 1.41" in message
+
+
 def test_prodigy_needs_no_learning_rate_and_resumes_bit_for_bit(cache, tmp_path):
     pytest.importorskip("prodigyopt")
     arguments = ("--set", "optimizer.name=prodigy", "--set", "validation.every=0")

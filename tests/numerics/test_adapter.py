@@ -318,7 +318,8 @@ def test_an_adapter_of_another_model_is_refused(transformer, tmp_path):
         tmp_path,
         {"blocks.0.attn1.to_q.lora_A.weight": torch.zeros(32, 1536),
          "blocks.0.attn1.to_q.lora_B.weight": torch.zeros(1536, 32),
-         "blocks.29.attn1.to_q.lora_A.weight": torch.zeros(32, 1536)},
+         "blocks.29.attn1.to_q.lora_A.weight": torch.zeros(32, 1536),
+             "blocks.29.attn1.to_q.lora_B.weight": torch.zeros(1536, 32)},
         LoraShape(32, 32.0), provenance={},
     )  # fmt: skip
     with pytest.raises(AdapterError, match="another model") as caught:
@@ -344,9 +345,10 @@ def test_an_adapter_of_this_model_fits_before_and_after_it_is_loaded(
     [
         ({}, f"holds no {ADAPTER_FILE}"),
         ({"a.safetensors": {"x": 1}, "b.safetensors": {"x": 1}}, "a.safetensors, b.safetensors"),
-        ({"a.safetensors": {"base_model.model.blocks.0.attn1.to_q.lora_A.weight": 1}},
-         "not a LoRA in diffusers' layout.*found base_model"),
-        ({"a.safetensors": {"transformer.proj_out.weight": 1}}, "found transformer.proj_out"),
+        ({"a.safetensors": {"model.blocks.0.attn1.to_q.lora_A.weight": 1}},
+         "none of the layouts known here: .*found model.blocks.0"),
+        ({"a.safetensors": {"transformer.proj_out.weight": 1}}, "no LoRA.*transformer.proj_out"),
+        ({"a.safetensors": {"transformer.proj_out.lora_A.weight": 1}}, "proj_out has no lora_B"),
         ({"a.safetensors": None}, "not a safetensors adapter"),
     ],
 )  # fmt: skip

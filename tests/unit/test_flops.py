@@ -6,35 +6,19 @@ from functools import partial
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from peft import LoraConfig
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.support.real_size import fused_attention as fused_attention_op
+from tests.support.real_size import shape_of, transformer
 from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.core.flops import TransformerShape, step_flops
 from wanlora.wan.targets import PRESETS
-from wanlora.wan.variants import VARIANTS
 
 FULL_SIZE = Bucket(81, 480, 832)
 
 
-def shape_of(variant: str, num_layers: int | None = None) -> TransformerShape:
-    row = VARIANTS[variant]
-    return TransformerShape(
-        num_layers=num_layers or row.num_layers, num_attention_heads=row.num_attention_heads,
-        attention_head_dim=row.attention_head_dim, ffn_dim=row.ffn_dim, text_dim=row.text_dim,
-    )  # fmt: skip
-
-
 def on_meta(shape: TransformerShape, targets: str, rank: int) -> WanTransformer3DModel:
-    with torch.device("meta"):
-        model = WanTransformer3DModel(
-            num_layers=shape.num_layers, num_attention_heads=shape.num_attention_heads,
-            attention_head_dim=shape.attention_head_dim, ffn_dim=shape.ffn_dim,
-            text_dim=shape.text_dim, freq_dim=shape.freq_dim, cross_attn_norm=True,
-            qk_norm="rms_norm_across_heads",
-        ).requires_grad_(False)  # fmt: skip
-        model.add_adapter(LoraConfig(r=rank, target_modules=targets))
-    return model.to("meta")
+    return transformer(shape, targets=targets, rank=rank, dtype=torch.float32)
 
 
 def adapted_by(model: WanTransformer3DModel, targets: str) -> set[str]:
@@ -45,10 +29,7 @@ def adapted_by(model: WanTransformer3DModel, targets: str) -> set[str]:
 def fused_attention(monkeypatch):
     """On the meta device torch chooses the unfused kernel; a GPU runs this one or its like."""
 
-    def attention(query, key, value, **_settings):
-        return torch.ops.aten._scaled_dot_product_cudnn_attention(query, key, value, None, True)[0]
-
-    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attention)
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", fused_attention_op)
 
 
 def counted(model: WanTransformer3DModel, bucket: Bucket) -> tuple[float, float]:

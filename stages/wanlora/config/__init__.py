@@ -8,9 +8,11 @@ torch, or any library code.
     stage_one.py    cache-latents, inspect
     stage_two.py    estimate, train
     after.py        sample, demo
+    export.py       export
 """
 
 from wanlora.config.after import DemoConfig, SampleConfig
+from wanlora.config.export import ExportConfig
 from wanlora.config.settings import DEFAULT_MODEL, Flag, Settings, load
 from wanlora.config.stage_one import CacheLatentsConfig, InspectConfig, StoreSettings
 from wanlora.config.stage_two import (
@@ -30,6 +32,7 @@ __all__ = [
     "CacheLatentsConfig",
     "DemoConfig",
     "EstimateConfig",
+    "ExportConfig",
     "Flag",
     "FlowSettings",
     "InspectConfig",
@@ -55,4 +58,5 @@ COMMANDS: dict[str, type[Settings]] = {
     "estimate": EstimateConfig,
     "train": TrainConfig,
     "sample": SampleConfig,
+    "export": ExportConfig,
 }

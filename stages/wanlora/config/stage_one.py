@@ -110,10 +110,12 @@ class CacheLatentsConfig(Settings):
 
 
 class InspectConfig(Settings):
-    """What is in a cache: counts, sizes, statistics, pictures; whether it is whole; mend, clean."""
+    """What is in a cache, whether it is whole, mend, clean; or what is in an adapter."""
 
-    cache: Annotated[
-        CacheLocation, Field(description="Cache folder or URL."), Flag(argument=True)
+    path: Annotated[
+        CacheLocation,
+        Field(description="Cache folder or URL; or a run's folder, PEFT's, or an adapter file."),
+        Flag(argument=True),
     ] = Path("cache")
     verify: Annotated[
         Literal["fast", "full"] | None,

@@ -303,7 +303,7 @@ class TrainConfig(Settings):
     ] = False
     init_adapter: Annotated[
         Path | None,
-        Field(description="Run folder or adapter file whose weights to start from."),
+        Field(description="Run folder, PEFT folder or adapter file, in any format, to start from."),
         Flag(),
     ] = None
     ema_decay: Annotated[

@@ -7,8 +7,9 @@ and F of the FFN.
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket, num_tokens
 from wanlora.core.flops import Recompute, TransformerShape
@@ -21,7 +22,7 @@ from wanlora.core.flops import Recompute, TransformerShape
 _WIDTHS = {"none": (20, 14), "selective": (3, 3), "full": (1, 1)}
 _STATISTICS = 11
 """fp32 values a token that norms keep, compiled or not."""
-_TRANSIENT_WIDTHS = 12
+_TRANSIENT_WIDTHS = 13
 """Values of width W a token alive at once beside what is kept: gradients on their way."""
 _BYTES_PER_TRAINED = 2 + 2 + 4 + 4 + 8
 """A trained parameter: itself and its gradient in bf16; master, gradient, two moments in fp32."""
@@ -29,7 +30,14 @@ _BYTES_PER_TRAINED = 2 + 2 + 4 + 4 + 8
 
 @dataclass(frozen=True, slots=True)
 class StepBytes:
-    """Peak memory of a step by what takes it; the CUDA context and fragmentation are not in it."""
+    """Peak memory of a step by what takes it; the CUDA context and fragmentation are not in it.
+
+    Attributes:
+        weights: The frozen transformer.
+        adapter: Its parameters, masters, gradients and moments.
+        kept: For the backward pass, at the moment of the peak.
+        working: Beside that, at that moment.
+    """
 
     weights: float
     adapter: float
@@ -60,7 +68,7 @@ class Workload:
     num_tokens: int
     batch_size: int
     rank: int
-    adapted: Collection[str]
+    adapted: frozenset[str]
     compiled: bool
     element_bytes: int = 2
 
@@ -70,6 +78,7 @@ class Workload:
         return self.num_tokens * self.batch_size
 
 
+@lru_cache(maxsize=256)
 def block_bytes(work: Workload, mode: Recompute) -> float:
     """Bytes that one block keeps from its forward to its backward pass."""
     shape, element = work.shape, work.element_bytes
@@ -94,14 +103,21 @@ def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
         work: What is computed.
         modes: The way of each block.
     """
-    # While a block is recomputed, all that it keeps is there once more.
-    again = block_bytes(work, "none") if any(mode != "none" for mode in modes) else 0.0
     transient = _TRANSIENT_WIDTHS * work.all_tokens * work.shape.width * work.element_bytes
+    everything = sum(block_bytes(work, mode) for mode in modes)
+    moments: list[tuple[float, float]] = [(everything, transient)]  # the backward pass begins
+    recomputed = [index for index, mode in enumerate(modes) if mode != "none"]
+    if recomputed:
+        # The last block that recomputes does: those behind it are done and free, and all that it
+        # would keep is there for a moment.
+        before = sum(block_bytes(work, mode) for mode in modes[: recomputed[-1] + 1])
+        moments.append((before, transient + block_bytes(work, "none")))
+    kept, working = max(moments, key=sum)
     return StepBytes(
         weights=weight_bytes(work.shape, work.element_bytes),
         adapter=float(_BYTES_PER_TRAINED * num_trained(work.shape, work.adapted, work.rank)),
-        kept=sum(block_bytes(work, mode) for mode in modes),
-        working=transient + again,
+        kept=kept,
+        working=working,
     )
 
 
@@ -139,7 +155,8 @@ def weight_bytes(shape: TransformerShape, element_bytes: int = 2) -> float:
     return float(in_type * element_bytes + in_fp32 * 4)
 
 
-def num_trained(shape: TransformerShape, adapted: Collection[str], rank: int) -> int:
+@lru_cache(maxsize=256)
+def num_trained(shape: TransformerShape, adapted: frozenset[str], rank: int) -> int:
     """Parameters of a LoRA: rank (in + out) for each adapted linear."""
     return sum(rank * sum(_sizes(shape, name)) for name in adapted)
 

@@ -46,7 +46,7 @@ def _find(name: str, views: Sequence[View], config: InspectConfig) -> tuple[View
     if not found:
         some = ", ".join(clip.clip_id for view in views[:1] for clip in view.clips[:3])
         raise StoreError(
-            f"no view of {config.cache} names a clip {name}; expected a clip id, or 6 digits of a "
+            f"no view of {config.path} names a clip {name}; expected a clip id, or 6 digits of a "
             f"key or more (there are: {some or 'none'}, ...)"
         )
     if len({clip.key for _, clip in found}) > 1:

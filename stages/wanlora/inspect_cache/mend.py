@@ -29,12 +29,12 @@ def repair(config: InspectConfig) -> dict[str, Any]:
         StoreError: The disk refuses.
     """
     dropped = _drop_damaged_records(config)
-    for generation in maintenance.generations(config.cache, ()):
+    for generation in maintenance.generations(config.path, ()):
         dropped += _drop_bad_rows(config, generation)
     encoded, failures = 0, []
-    for name in view_names(config.cache):
+    for name in view_names(config.path):
         try:
-            encoded += _encode_missing(config, read_view(config.cache, name))
+            encoded += _encode_missing(config, read_view(config.path, name))
         except WanloraError as error:
             failures.append(f"view {name!r}: {error}")
     return {"dropped": dropped, "encoded": encoded, "failures": failures}
@@ -47,18 +47,18 @@ def gc(config: InspectConfig) -> dict[str, Any]:
         StoreError: A view or a commit record is damaged (then nobody knows what is named), or there
             is no view at all.
     """
-    views = [read_view(config.cache, name) for name in view_names(config.cache)]
+    views = [read_view(config.path, name) for name in view_names(config.path)]
     if not views:
         raise StoreError(
-            f"{config.cache} has no view, so nothing in it is named and everything would be freed; "
-            f"make one with: wanlora cache-latents --cache {config.cache}"
+            f"{config.path} has no view, so nothing in it is named and everything would be freed; "
+            f"make one with: wanlora cache-latents --cache {config.path}"
         )
-    found = maintenance.generations(config.cache, views)
+    found = maintenance.generations(config.path, views)
     garbage = maintenance.find_garbage(
-        config.cache, found, now=time.time(), min_age_s=3600 * config.gc_min_age_h
+        config.path, found, now=time.time(), min_age_s=3600 * config.gc_min_age_h
     )
     if not config.dry_run:
-        maintenance.collect(config.cache, found, garbage, _limits(config))
+        maintenance.collect(config.path, found, garbage, _limits(config))
     return {
         "dry_run": config.dry_run,
         "rows": garbage.rows,
@@ -79,21 +79,21 @@ def _drop_damaged_records(config: InspectConfig) -> int:
     """Drop segments whose commit record cannot be read; each counts as one row at least."""
     dropped = 0
     for kind in schema.KINDS:
-        for fingerprint in index.provenances(config.cache, kind):
-            for record in index.scan(config.cache, kind, fingerprint)[1]:
+        for fingerprint in index.provenances(config.path, kind):
+            for record in index.scan(config.path, kind, fingerprint)[1]:
                 log.info("dropping %s", record.message)
-                maintenance.drop(config.cache, record.key)
+                maintenance.drop(config.path, record.key)
                 dropped += 1
     return dropped
 
 
 def _drop_bad_rows(config: InspectConfig, generation: Generation) -> int:
     bad: dict[str, set[str]] = {}
-    for found in checks.full(config.cache, {generation.kind: generation.segments}):
+    for found in checks.full(config.path, {generation.kind: generation.segments}):
         bad.setdefault(found.segment, set()).add(found.key or "")
     hit = [segment for segment in generation.segments if segment.key in bad]
     keep = {segment.key: set(segment.row_keys) - bad[segment.key] for segment in hit}
-    maintenance.keep_only(config.cache, generation, hit, keep, _limits(config))
+    maintenance.keep_only(config.path, generation, hit, keep, _limits(config))
     return sum(len(keys) for keys in bad.values())
 
 
@@ -119,7 +119,7 @@ def _encode_missing(config: InspectConfig, view: View) -> int:
             f"would encode {plan.clips_encoded} clips and {plan.prompts_encoded} prompts for "
             f"{known}: the manifests, the model or the device are not those it was made with. "
             "Give them with --manifest and --device, or make the view anew: wanlora cache-latents "
-            f"--cache {config.cache} --view {view.name}"
+            f"--cache {config.path} --view {view.name}"
         )
     done = cache_latents.run(wanted)
     for failure in done.failures:
@@ -129,8 +129,8 @@ def _encode_missing(config: InspectConfig, view: View) -> int:
 
 def _lacking(config: InspectConfig, view: View) -> tuple[set[str], set[str]]:
     return (
-        {c.key for c in view.clips} - index.committed_keys(config.cache, "latents", view.latents),
-        set(view.prompt_keys()) - index.committed_keys(config.cache, "text", view.text),
+        {c.key for c in view.clips} - index.committed_keys(config.path, "latents", view.latents),
+        set(view.prompt_keys()) - index.committed_keys(config.path, "text", view.text),
     )
 
 
@@ -139,7 +139,7 @@ def _stage_one(config: InspectConfig, view: View) -> CacheLatentsConfig:
     latents, text = view.latents_provenance, view.text_provenance
     return CacheLatentsConfig(
         manifest=config.manifest,
-        cache=config.cache,
+        cache=config.path,
         model=view.model,
         device=config.device,
         view=view.name,

@@ -6,6 +6,7 @@ Owns: the tables. Knows nothing of how a cache is read.
 from dataclasses import dataclass, field
 from typing import Any
 
+from wanlora.core.text_table import text_table
 from wanlora.store import schema
 
 SHOWN = 10
@@ -61,7 +62,7 @@ class InspectResult:
         return [
             f"{self.cache}: {self.clips} clips, {self.prompts} prompts, {_size(self.bytes)} "
             f"({_size(self.bytes_per_clip)} a clip)",
-            *_table(
+            *text_table(
                 ["bucket", "latents", "clips", "size", "a clip"],
                 [
                     [
@@ -72,7 +73,7 @@ class InspectResult:
                 ],
             ),
             *self._statistics(),
-            *_table(
+            *text_table(
                 ["kind", "fingerprint", "rows", "segments", "size", "made with"],
                 [
                     [
@@ -82,7 +83,7 @@ class InspectResult:
                     for row in self.fingerprints
                 ],
             ),
-            *_table(
+            *text_table(
                 ["view", "clips", "splits", "prompts", "rows"],
                 [
                     [
@@ -113,7 +114,7 @@ class InspectResult:
             outliers += found["outliers"]
         head = ["statistics", "clips read", "channel mean (of 0)", "channel std (of 1)", "outliers"]
         shown = [f"  {line}" for line in outliers[:SHOWN]]
-        return [*_table(head, rows), *shown]
+        return [*text_table(head, rows), *shown]
 
     def _jobs(self) -> list[str]:
         lines = [""]
@@ -185,18 +186,3 @@ def _size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.1f} TB"
-
-
-def _table(head: list[str], rows: list[list[Any]]) -> list[str]:
-    """Columns as wide as their widest cell; nothing when there are no rows."""
-    if not rows:
-        return []
-    cells = [head, *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
-    return [
-        "",
-        *(
-            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-            for row in cells
-        ),
-    ]

@@ -51,10 +51,10 @@ def run(config: InspectConfig) -> InspectResult:
         StoreError: There is no cache, or the disk refuses.
         StoreVersionError: It belongs to another release.
     """
-    index.open_store(config.cache)
+    index.open_store(config.path)
     repaired = mend.repair(config) if config.repair else {}
     freed = mend.gc(config) if config.gc else {}
-    found = survey(config.cache)
+    found = survey(config.path)
     level = "full" if config.repair else config.verify or ""
     invalid = found.invalid + _verified(found, level)
     everything = level == "full" or config.html is not None
@@ -62,7 +62,7 @@ def run(config: InspectConfig) -> InspectResult:
     if config.html is not None:
         page.write(
             config.html,
-            cache=config.cache,
+            cache=config.path,
             views=found.views,
             readers=found.readers,
             statistics=statistics,
@@ -70,7 +70,7 @@ def run(config: InspectConfig) -> InspectResult:
         )
     clips, num_bytes = _num_different(found, "latents"), found.num_bytes(schema.STORE)
     return InspectResult(
-        cache=str(config.cache),
+        cache=str(config.path),
         clips=clips,
         prompts=_num_different(found, "text"),
         buckets=_buckets(found, statistics),

@@ -17,6 +17,7 @@ from wanlora.core.flops import Recompute
 from wanlora.core.memory import Workload, longest_clip, plan, step_bytes
 from wanlora.errors import DeviceError
 from wanlora.step.trial import Modes, Trial, describe, made_up_batch, try_modes
+from wanlora.wan.blocks import why_it_cannot_compile
 from wanlora.wan.variants import Variant
 
 Activations = Literal["auto", "none", "selective", "full"]
@@ -108,14 +109,31 @@ def fit(
             f"tokens, batch_size {work.batch_size}): {str(error).splitlines()[0]} A step may take "
             f"{limit / 1e9:.1f} GB here. {_advice(activations, work, bucket, limit)}"
         ) from None
+    except RuntimeError as error:
+        if reason := why_it_cannot_compile(error):
+            raise DeviceError(
+                f"the blocks cannot be compiled on {device}: {reason}. Run with --eager, or "
+                "install what is missing (a C++ compiler; on a GPU, Triton)"
+            ) from error
+        if "No viable backend" in str(error) or "No available kernel" in str(error):
+            raise DeviceError(
+                f"the attention kernel asked for does not run on {device} with {dtype} and "
+                f"{work.num_tokens:,} tokens: use --set attention=auto"
+            ) from error
+        raise
 
 
 def _choices(activations: Activations, work: Workload, limit: float) -> list[Modes]:
     """Ways to try: the one asked for, or the planned one and then ever smaller ones."""
     if activations != "auto":
         return [(activations,) * work.shape.num_layers]
-    smaller = [plan(work, share * limit) for share in (1.0, 0.9, 0.8, 0.6, 0.0)]
-    return list(dict.fromkeys(smaller))
+    planned = plan(work, limit)
+    counted = step_bytes(work, planned).total
+    selective: Recompute = "selective"
+    smaller = [plan(work, share * counted) for share in (0.9, 0.75, 0.5)]
+    every = [planned, *smaller, (selective,) * work.shape.num_layers, plan(work, 0.0)]
+    each = {modes: step_bytes(work, modes).total for modes in every}
+    return sorted(each, key=lambda modes: each[modes], reverse=True)
 
 
 def _advice(activations: Activations, work: Workload, bucket: Bucket, limit: float) -> str:

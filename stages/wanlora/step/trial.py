@@ -3,6 +3,7 @@
 Owns: what is learned from one forward and backward pass on made-up values.
 """
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -84,6 +85,7 @@ def try_modes(
             if not is_out_of_memory(error):
                 raise
             reason = str(error).splitlines()[0]
+        gc.collect()  # a pass that broke off leaves its activations in reference cycles
         if device.type == "cuda":
             torch.cuda.empty_cache()
         logger.warning("out of memory with activations %s (%s)", describe(modes), reason)
@@ -116,11 +118,11 @@ def _try(
         torch.autograd.backward(prediction.float().square().mean())
 
     try:
-        with attention.watched() as operators:
-            once()
+        once()  # compiles; runs out of memory, if at all
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        seconds = sorted(_timed(once, device) for _ in range(passes))
+        with attention.watched() as operators:
+            seconds = sorted(_timed(once, device) for _ in range(passes))
         return Trial(
             modes=modes,
             seconds=seconds[passes // 2],

@@ -228,6 +228,10 @@ def _start_from(path: Path, shape: lora.LoraShape, transformer: Any, masters: Ma
         for key, value in wanted.items()
         if not key.endswith("target_modules") and adapter.metadata.get(key, value) != value
     ]
+    scale = lora.scale_of(shape.alpha, shape.rank, rslora=shape.rslora)
+    found = {update.scale for update in adapter.updates().values()}
+    if found != {scale}:  # also where rsLoRA or a module's own alpha makes the difference
+        differing.append(f"scale of B A: found {sorted(found)}, wanted {scale}")
     try:
         if differing:
             raise CheckpointError("; ".join(differing))
@@ -235,7 +239,7 @@ def _start_from(path: Path, shape: lora.LoraShape, transformer: Any, masters: Ma
     except CheckpointError as error:
         raise AdapterError(
             f"init_adapter {adapter.path} is not of this run's shape: {error}. Set lora.rank, "
-            "lora.alpha and lora.targets as it was trained"
+            "lora.alpha, lora.rslora and lora.targets as it was trained"
         ) from None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from diffusers import WanTransformer3DModel
+from torch._dynamo.exc import TorchDynamoException
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -102,6 +103,11 @@ def set_activations(
 def is_compiled(eager: str, device: torch.device) -> bool:
     """Turn the setting `eager` (auto, on, off) into whether blocks are compiled on a device."""
     return device.type == "cuda" if eager == "auto" else eager == "off"
+
+
+def why_it_cannot_compile(error: RuntimeError) -> str | None:
+    """Say in a line what the compiler lacks or cannot do; None for an error not its own."""
+    return str(error).splitlines()[0] if isinstance(error, TorchDynamoException) else None
 
 
 def keep_compiled_kernels() -> None:

@@ -1,0 +1,204 @@
+"""`wanlora export`: an adapter as another tool's file, or multiplied out into its base.
+
+Owns: where an export appears and when. It is made in a hidden folder, read back by the library that
+will read it, compared with the original module by module, and only then given its name.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from wanlora import __version__
+from wanlora.config import DEFAULT_MODEL, ExportConfig
+from wanlora.errors import AdapterError, ConfigError, NonFiniteError, OutputError
+from wanlora.files import publish, publish_folder, require_folder, staging, write_json
+from wanlora.runs import ADAPTER_NAME, adapter_of
+from wanlora.wan.adapter import AdapterFile, read_adapter
+from wanlora.wan.adapter.formats import DTYPES, PEFT_FILE, encode, tolerance
+from wanlora.wan.adapter.merge import check_base, check_merged, write_merged
+from wanlora.wan.adapter.reread import READERS, check_export
+from wanlora.wan.adapter.updates import Update
+from wanlora.wan.variants import PIPELINE, resolve
+from wanlora.wan.weights import file_sha256
+
+MERGED_RECORD = "wanlora.json"
+MUCH_ROUNDING = 0.05
+"""Part of an update that rounding may take from merged weights before it is worth a warning."""
+
+# What a folder must hold to be taken for an earlier export, and replaced.
+_MARKS = {"peft": "adapter_config.json", "merged": MERGED_RECORD}
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What was written.
+
+    Attributes:
+        output: The file or folder.
+        format: Its format.
+        adapter: What it was made from.
+        source_format: That one's format.
+        model: The base it was merged into; None for an adapter.
+        dtype: Type of the numbers; None = the base's.
+        modules: Adapted modules.
+        bytes: Of the new weights on disk.
+        max_relative_error: Of a module's update, as the reader loads it; 0 = the same numbers.
+        read_by: The library that read it back.
+    """
+
+    output: str
+    format: str
+    adapter: str
+    source_format: str
+    model: str | None
+    dtype: str | None
+    modules: int
+    bytes: int
+    max_relative_error: float
+    read_by: str
+
+    @property
+    def exit_code(self) -> int:
+        """Always 0: an export that cannot be trusted is not there."""
+        return 0
+
+    def lines(self) -> list[str]:
+        """Say what is where, and how exact it is."""
+        into = f" merged into {self.model}" if self.model else f" for {self.format}"
+        error = self.max_relative_error
+        exact = "every update is the same" if error == 0 else f"updates differ by up to {error:.2g}"
+        return [
+            f"{self.output}: {self.adapter}{into}, {self.modules} modules, "
+            f"{self.dtype or 'types of the base'}, {self.bytes / 1e6:.3g} MB",
+            f"read back by {self.read_by}: {exact}",
+        ]
+
+
+def run(config: ExportConfig) -> ExportResult:
+    """Export an adapter; what can be refused is refused before anything is written.
+
+    Raises:
+        WanloraError: The adapter cannot be read or said in that format, the output is in the way,
+            or what was written does not read back as the original.
+    """
+    adapter = read_adapter(adapter_of(config.adapter, config.checkpoint))
+    updates = adapter.updates()
+    if bad := [module for module, update in updates.items() if not update.is_finite()]:
+        raise NonFiniteError(f"{adapter.path} holds NaN or infinity in {bad[0]}: nothing to export")
+    _check_output(config, adapter)
+    provenance = {
+        **adapter.provenance,
+        "exported_by": __version__,
+        "source_sha256": file_sha256(adapter.path),
+    }
+    make = _merge if config.format == "merged" else _convert
+    made = make(config, adapter, updates, provenance)
+    return ExportResult(
+        output=str(config.output),
+        format=config.format,
+        adapter=str(adapter.path),
+        source_format=adapter.format,
+        model=made.model,
+        dtype=made.dtype,
+        modules=len(updates),
+        bytes=made.num_bytes,
+        max_relative_error=made.error,
+        read_by=READERS[config.format],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What is only known once an export is there."""
+
+    error: float
+    num_bytes: int
+    dtype: str | None
+    model: str | None = None
+
+
+def _convert(
+    config: ExportConfig,
+    adapter: AdapterFile,
+    updates: Mapping[str, Update],
+    provenance: Mapping[str, str],
+) -> _Made:
+    """Write the adapter as another tool's file."""
+    dtype = config.dtype or "float32"
+    bound = tolerance(DTYPES[dtype])
+    files = encode(
+        adapter,
+        config.format,
+        DTYPES[dtype],
+        title=config.output.stem,
+        provenance=provenance,
+    )
+    with staging(config.output) as folder:
+        for name, data in files.items():
+            (folder / name).write_bytes(data)
+        error = check_export(folder, PEFT_FILE, config.format, updates)
+        if not error <= bound:
+            raise AdapterError(
+                f"{config.output} was not written: {dtype} changes an update by {error:.2g} of "
+                f"its norm, at most {bound:.2g} expected of its rounding. Its values are too large "
+                "or too small for that type: --dtype float32"
+            )
+        if config.format == "peft":
+            publish_folder(folder, config.output)
+        else:
+            publish(folder / PEFT_FILE, config.output)
+    return _Made(error, sum(map(len, files.values())), dtype)
+
+
+def _merge(
+    config: ExportConfig,
+    adapter: AdapterFile,
+    updates: Mapping[str, Update],
+    provenance: Mapping[str, str],
+) -> _Made:
+    """Multiply the adapter out into a copy of its base."""
+    model = config.model or adapter.provenance.get("model") or DEFAULT_MODEL
+    model_dir = resolve(model, PIPELINE)
+    if config.output.resolve() == model_dir.resolve():
+        raise OutputError(f"--output {config.output} is the base itself; choose another folder")
+    check_base(model_dir, adapter)
+    dtype = DTYPES[config.dtype] if config.dtype else None
+    with staging(config.output) as folder:
+        write_merged(model_dir, updates, folder, dtype=dtype)
+        error = check_merged(model_dir, folder, updates)
+        write_json(folder / MERGED_RECORD, {"model": model, "adapter": provenance})
+        num_bytes = sum(file.stat().st_size for file in (folder / "transformer").iterdir())
+        publish_folder(folder, config.output)
+    if error > MUCH_ROUNDING:
+        logger.warning(
+            "rounding the merged weights has taken up to %.0f %% of a module's update; "
+            "--dtype float32 keeps it, and the adapter beside the base loses nothing",
+            100 * error,
+        )
+    return _Made(error, num_bytes, config.dtype, model)
+
+
+def _check_output(config: ExportConfig, adapter: AdapterFile) -> None:
+    """Refuse to replace what was not asked for, or to spoil a run's folder."""
+    output = config.output
+    require_folder(output.absolute().parent, flag="--output")
+    beside = output.absolute().parent / ADAPTER_NAME
+    if output.suffix == ".safetensors" and output.name != ADAPTER_NAME and beside.exists():
+        raise OutputError(
+            f"{output} would stand beside {ADAPTER_NAME}, and diffusers may then pick up either: "
+            "choose another folder with --output"
+        )
+    if not output.exists():
+        return
+    if output.resolve() in (adapter.path.resolve(), *adapter.path.resolve().parents):
+        raise OutputError(f"--output {output} is or holds the adapter itself; choose another name")
+    mark = _MARKS.get(config.format)
+    is_export = (output / mark).is_file() if mark else output.is_file()
+    if not is_export:
+        raise OutputError(
+            f"{output} is there and is no earlier {config.format} export; choose another --output"
+        )
+    if not config.overwrite:
+        raise ConfigError(f"{output} would be replaced; pass --overwrite, or another --output")

@@ -1,0 +1,45 @@
+"""The adapter: LoRA matrices in the transformer, and contract 3, the file they are kept in.
+
+lora.py      in the model: which modules, how the matrices start, whether a file fits
+file.py      in a file: read_adapter takes any of the four layouts, save_adapter writes ours
+names.py     the four layouts: one table of names, read in both directions
+updates.py   scale B A of each module: scales, norms, differences
+formats.py   an adapter as the bytes of another tool's file
+merge.py     an adapter multiplied out into the transformer's weights
+reread.py    exports read back by diffusers and peft; imports a pipeline, so training never does
+"""
+
+from wanlora.wan.adapter.file import (
+    ADAPTER_FILE,
+    PROVENANCE_PREFIX,
+    AdapterFile,
+    LoraShape,
+    lora_metadata,
+    read_adapter,
+    save_adapter,
+)
+from wanlora.wan.adapter.lora import (
+    adapter_parameters,
+    add_adapter,
+    check_adapter_fits,
+    initial_value,
+    initial_values,
+)
+from wanlora.wan.adapter.updates import PREFIX, scale_of
+
+__all__ = [
+    "ADAPTER_FILE",
+    "PREFIX",
+    "PROVENANCE_PREFIX",
+    "AdapterFile",
+    "LoraShape",
+    "adapter_parameters",
+    "add_adapter",
+    "check_adapter_fits",
+    "initial_value",
+    "initial_values",
+    "lora_metadata",
+    "read_adapter",
+    "save_adapter",
+    "scale_of",
+]

@@ -1,0 +1,88 @@
+"""`wanlora estimate` answers for a cache or for numbers, for a card by name or by a probe."""
+
+import json
+
+import pytest
+
+from tests.support import cli
+
+
+def estimate(*arguments):
+    result = cli.invoke("estimate", *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def test_the_users_own_job_on_an_h100():
+    found = estimate("--clips", 8000, "--device", "h100", "--set", "lora.targets=attention")
+    assert found["tflop_per_step"] == pytest.approx(870.2, rel=1e-3)
+    assert found["floor_s"] == pytest.approx(1.52, abs=0.01)
+    assert found["floor_s"] < found["seconds_per_step"] < 2
+    assert found["mfu"] == pytest.approx(870.2 / 989.4 / found["seconds_per_step"], rel=1e-3)
+    modes = found["modes"]
+    assert set(modes) == {"none", "selective", "full"}
+    assert modes["none"]["peak_gb"] > modes["selective"]["peak_gb"] > modes["full"]["peak_gb"]
+    assert all(mode["fits"] for mode in modes.values())
+    assert found["hours_per_epoch"] == pytest.approx(8000 * found["seconds_per_step"] / 3600)
+    assert found["hours"] == pytest.approx(10 * found["hours_per_epoch"])
+    assert found["stage_one_hours"] == pytest.approx(8000 * 1.51 / 3600, rel=0.01)
+    assert found["cache_gb"] == pytest.approx(8000 * 4.81e-3, rel=0.01)
+    assert not found["measured"]
+
+
+def test_a_step_of_more_clips_takes_as_many_times_as_long():
+    one = estimate("--clips", 80)
+    eight = estimate("--clips", 80, "--gradient-accumulation-steps", 8)
+    assert eight["seconds_per_step"] == pytest.approx(8 * one["seconds_per_step"])
+    assert eight["tflop_per_step"] == pytest.approx(8 * one["tflop_per_step"])
+    assert eight["hours"] == pytest.approx(one["hours"])
+    assert eight["steps"] == one["steps"] / 8
+
+
+def test_small_cards():
+    """24 GB: the full size with attention kept. 16 GB: shorter clips, or full recomputation."""
+    assert estimate("--device", "rtx4090")["modes"]["selective"]["fits"]
+    small = estimate("--device", "rtx4090", "--memory-gb", 16)["modes"]
+    assert small["full"]["fits"]
+    assert not small["selective"]["fits"]
+    assert 49 <= small["selective"]["longest"] < 81
+
+
+def test_the_14b_model():
+    found = estimate("--variant", "t2v-14b", "--device", "h100")
+    assert found["fits"]
+    assert not found["modes"]["none"]["fits"]
+
+
+def test_a_cache_says_its_clips_and_what_it_takes_on_disk(cache_fp16):
+    found = estimate("--cache", cache_fp16)
+    assert found["variant"] == "micro"
+    assert found["buckets"] == {"9x32x48": 6}
+    on_disk = sum(f.stat().st_size for f in (cache_fp16 / "store.zarr").rglob("*") if f.is_file())
+    assert found["cache_gb"] == pytest.approx(on_disk / 1e9)
+
+
+def test_a_probe_measures_on_this_machine(cache_fp16, caplog):
+    found = estimate("--cache", cache_fp16, "--probe", "--device", "cpu")
+    assert found["measured"]
+    assert found["probe"]["seconds"] == found["seconds_per_step"] > 0
+    assert found["probe"]["attention"] == ["_scaled_dot_product_flash_attention_for_cpu"]
+    assert found["mfu"] is None
+
+
+def test_the_table_says_that_it_is_a_prediction():
+    result = cli.invoke("estimate", "--clips", 8000, "--device", "h100")
+    assert "predicted, not measured" in result.stdout
+    assert "assumed: attention: 60%" in result.stdout
+    assert "longest clip that fits" in result.stdout
+
+
+def test_what_cannot_be_estimated_is_refused(tmp_path):
+    unknown = cli.refuses("estimate", "--device", "voodoo2", exit_code=2)
+    assert "no rates are known" in unknown
+    assert "RTX 4090" in unknown
+    assert "use 77 or 81" in cli.refuses("estimate", "--frames", 80, exit_code=2)
+    assert "--variant" in cli.refuses("estimate", "--model", "micro", exit_code=2)
+    nothing = cli.refuses("estimate", "--probe", "--device", "cpu", exit_code=2)
+    assert "--probe runs a model" in nothing
+    cli.refuses("estimate", "--cache", tmp_path / "none")
