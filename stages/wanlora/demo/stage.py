@@ -23,8 +23,8 @@ from wanlora.files import require_folder, write_atomic
 from wanlora.media import mp4
 from wanlora.micro import world
 
-NUM_VIDEOS = 48
-"""Of what is taught; a quarter is held out."""
+NUM_TAUGHT, NUM_HELD_OUT = 36, 12
+"""Videos of what is taught."""
 VIDEO_PX = 128
 """Drawn larger than the clips, as real videos are."""
 BATCH_SIZE = 8
@@ -68,12 +68,12 @@ class DemoResult:
     def figures(self) -> dict[str, str]:
         """The summary, by name."""
         found = self.held_out
-        base = found["base"]
+        base = found["base_mean"]
         low, high = (100 * end / base for end in found["ci95"])
         return {
             "taught": f"{self.concept}, which the base has never seen",
-            "held-out loss": f"{base:.4f} base, {found['adapter']:.4f} adapter "
-            f"({100 * found['paired_difference'] / base:+.1f} %, "
+            "held-out loss": f"{base:.4f} base, {found['mean']:.4f} adapter "
+            f"({100 * found['difference'] / base:+.1f} %, "
             f"95 % interval {low:+.1f} to {high:+.1f} %)",
             "recognised": f"{self.base_share:.0%} of the base's clips, "
             f"{self.adapter_share:.0%} of the adapter's, of {NUM_CLIPS} each",
@@ -108,20 +108,16 @@ def commands(config: DemoConfig) -> list[tuple[Any, ...]]:
     size = [part for name, value in CLIP.items() for part in (f"--{name}", value)]
     seed = ("--seed", config.seed)
     return [
-        ("prepare", root / "videos", "--output", data, "--val-fraction", "0.25", *size),
+        ("prepare", root / "videos", "--output", data, *size),
         ("verify", data, "--limit", "2"),
         ("cache-latents", "--manifest", data, "--cache", cache, "--model", "micro"),
         ("inspect", cache, "--verify"),
-        ("estimate", "--cache", cache, "--device", "cpu"),
+        ("estimate", "--cache", cache),
         (
             "train", "--cache", cache, "--output-dir", run_dir, "--max-steps", config.max_steps,
             "--batch-size", BATCH_SIZE, "--learning-rate", "4e-3", *seed,
             "--set", "lora.rank=8", "--set", "optimizer.warmup_steps=10",
             "--set", "optimizer.schedule=cosine", "--set", "gradient_checkpointing=false",
-        ),
-        (
-            "evaluate", "--adapter", run_dir, "--cache", cache, "--output-dir", root / "evaluation",
-            "--num-clips", "16", "--videos-per-activity", "1", *seed,
         ),
         ("export", "--adapter", run_dir, "--format", "comfyui",
          "--output", root / "comfyui.safetensors"),
@@ -129,25 +125,30 @@ def commands(config: DemoConfig) -> list[tuple[Any, ...]]:
 
 
 def draw_videos(folder: Path, config: DemoConfig) -> None:
-    """Write a folder a concept, each video with its caption beside it.
+    """Write a folder a concept, and a table that says what is on each video.
 
-    What the base knows is mixed in, or the adapter would forget it.
+    The last quarter of what is taught is held out. What the base knows is mixed in for training
+    alone, or the adapter would forget it.
     """
     first = 100_000 * (1 + config.seed)  # the base was pretrained on the seeds below
-    chosen: list[tuple[str, int]] = [(config.concept, first + index) for index in range(NUM_VIDEOS)]
-    chosen += [
-        (world.KNOWN[index % len(world.KNOWN)], first + index)
+    taught = [
+        (config.concept, first + index, "val" if index >= NUM_TAUGHT else "train")
+        for index in range(NUM_TAUGHT + NUM_HELD_OUT)
+    ]
+    known = [
+        (world.KNOWN[index % len(world.KNOWN)], first + index, "train")
         for index in range(config.known_videos)
     ]
-    logger.info("drawing %d videos into %s", len(chosen), folder)
-    with progress.bar(total=len(chosen), description="draw", unit="video") as bar:
-        for concept, seed in chosen:
-            (folder / concept).mkdir(parents=True, exist_ok=True)
+    logger.info("drawing %d videos into %s", len(taught) + len(known), folder)
+    rows = ["file_name,text,activity,split"]
+    with progress.bar(total=len(taught) + len(known), description="draw", unit="video") as bar:
+        for concept, seed, split in (*taught, *known):
             drawing = world.draw(concept, seed, size_px=VIDEO_PX)
-            path = folder / concept / f"{concept}-{seed - first:02d}.mp4"
-            mp4.write(path, drawing.frames, fps=world.FPS, metadata={})
-            write_atomic(path.with_suffix(".txt"), f"{drawing.scene.caption}\n".encode())
+            name = f"{concept}/{concept}-{seed - first:02d}.mp4"
+            mp4.write(folder / name, drawing.frames, fps=world.FPS)
+            rows.append(f"{name},{drawing.scene.caption},{concept},{split}")
             bar.update()
+    write_atomic(folder / "metadata.csv", ("\n".join(rows) + "\n").encode())
 
 
 def wanlora(*arguments: Any) -> None:
@@ -166,13 +167,12 @@ def _result(config: DemoConfig) -> DemoResult:
     scenes = measure.scenes(config.concept, NUM_CLIPS, seed=config.seed)
     base = measure.make_clips(scenes, None, seed=config.seed)
     adapter = measure.make_clips(scenes, root / "run", seed=config.seed)
-    evaluation = json.loads((root / "evaluation" / "evaluation.json").read_text())
     inspected = _inspect(root / "cache")
     cached_s = _seconds_per_step(root / "run" / "metrics.jsonl")
     encoding_s = measure.encoding_seconds(root / "data" / "train.jsonl")
     result = DemoResult(
         concept=config.concept,
-        held_out=evaluation["validation"]["per_activity"][config.concept],
+        held_out=_held_out(root / "run" / "validation.jsonl"),
         base_share=base.share(config.concept),
         adapter_share=adapter.share(config.concept),
         clips=inspected["clips"],
@@ -194,7 +194,6 @@ def _result(config: DemoConfig) -> DemoResult:
 
 
 _FILES = {
-    "evaluation": "evaluation/report.html",
     "training": "run/run.html",
     "adapter": "run/pytorch_lora_weights.safetensors",
     "for ComfyUI": "comfyui.safetensors",
@@ -208,6 +207,13 @@ def _inspect(cache: Path) -> dict[str, Any]:
     )  # fmt: skip
     inspected: dict[str, Any] = json.loads(done.stdout)
     return inspected
+
+
+def _held_out(validations: Path) -> dict[str, Any]:
+    """The run's last validation on held-out clips."""
+    rows = [json.loads(line) for line in validations.read_text().splitlines()]
+    last: dict[str, Any] = [row for row in rows if row["split"] == "val"][-1]
+    return last
 
 
 def _seconds_per_step(metrics: Path) -> float:
