@@ -21,12 +21,7 @@ from wanlora.errors import ManifestError, MediaError
 from wanlora.manifest import Clip
 from wanlora.media import image, npz
 from wanlora.media.decode import iter_frames
-from wanlora.media.source import (
-    SourceHashes,
-    read_source_hashes,
-    source_sha256,
-    write_source_hashes,
-)
+from wanlora.media.source import SourceHashes, hashes_document, parse_hashes, source_sha256
 from wanlora.media.transform import resize_and_crop
 
 __all__ = [
@@ -35,11 +30,11 @@ __all__ = [
     "Item",
     "SourceHashes",
     "collate_fn",
+    "hashes_document",
     "load_clip",
-    "read_source_hashes",
+    "parse_hashes",
     "source_sha256",
     "to_signed",
-    "write_source_hashes",
 ]
 
 
@@ -108,7 +103,7 @@ class ClipDataset(Dataset[Item]):
     """The clips of a manifest as tensors: `frames` float32 `[T, C, H, W]` in [-1, 1].
 
     Args:
-        path: A manifest, or a folder with train.jsonl.
+        path: A manifest, or a folder, which stands for its train.jsonl and val.jsonl.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -44,8 +44,12 @@ class MediaError(WanloraError):
         return type(self), (self.code, str(self))
 
 
-class LostProcessError(MediaError):
-    """The process that held a file died or hung; another run may fare better with it."""
+class PassingError(MediaError):
+    """Something outside the file stopped its reading; another run may fare better with it."""
+
+
+class LostProcessError(PassingError):
+    """The process that held a file died or hung."""
 
 
 MEDIA_ERROR_CODES = frozenset(

@@ -80,7 +80,10 @@ class Clip:
 
 
 def clip_key(clip: Clip, source_sha256: str) -> str:
-    """Hex sha256 of everything that decides the pixels of a clip, and nothing else.
+    """Hex sha256 of everything that decides the pixels of a clip.
+
+    Nothing said about it is hashed, its fps is: of an .npz clip and of an image too, which are the
+    same pixels at any, so that another `prepare --fps` encodes those again as well.
 
     Args:
         clip: The cut.
@@ -162,8 +165,8 @@ def read_all(paths: Sequence[Path]) -> list[Clip]:
 def _files(given: Path) -> list[Path]:
     if not given.is_dir():
         return [given]
-    val = given / f"{VAL}.jsonl"
-    return [given / f"{TRAIN}.jsonl", *([val] if val.exists() else [])]
+    train, val = given / f"{TRAIN}.jsonl", given / f"{VAL}.jsonl"
+    return [path for path in (train, val) if path.exists()] or [train]
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -254,7 +257,7 @@ def _plain_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
         width=width,
         prompts=_captions(row, where),
         activity=rows.text_in(row, rows.ACTIVITY_NAMES, where) or path.parent.name,
-        split=VAL if manifest.stem == VAL else TRAIN,
+        split=rows.split_in(row, where) or rows.SPLITS.get(manifest.stem, TRAIN),
         orig={},
         transform={},
         warnings=(),

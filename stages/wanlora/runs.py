@@ -14,6 +14,7 @@ checkpoint. Killed at any instruction, every file and checkpoint is whole or not
 
 import json
 import logging
+import re
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -133,8 +134,9 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
 
 def checkpoints(run_dir: Path) -> list[Path]:
     """Published checkpoints by step; a folder still being written has another name."""
-    found = (run_dir / CHECKPOINTS_NAME).glob("step-[0-9]*")
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+    found = (run_dir / CHECKPOINTS_NAME).glob("step-*")
+    named = [path for path in found if re.fullmatch(r"step-[0-9]+", path.name)]  # not step-5.bad
+    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def adapter_of(path: Path, checkpoint: str) -> Path:
@@ -183,7 +185,7 @@ def publish_checkpoint(
         write(temporary)
         fsync_tree(temporary)
         if final.exists():  # the same step again, after a resume
-            shutil.rmtree(final)
+            _remove(final)
         temporary.rename(final)
         fsync_dir(parent)
     except OSError as error:
@@ -194,8 +196,15 @@ def publish_checkpoint(
         ) from error
     if keep:
         for old in checkpoints(run_dir)[:-keep]:
-            shutil.rmtree(old)
+            _remove(old)
     return final
+
+
+def _remove(checkpoint: Path) -> None:
+    """Hide a checkpoint, then remove it: what a kill leaves of it is taken for none."""
+    hidden = checkpoint.with_name(f".{checkpoint.name}.old.partial")
+    checkpoint.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def append_row(run_dir: Path, name: str, row: Mapping[str, Any]) -> None:

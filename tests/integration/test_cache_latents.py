@@ -15,6 +15,7 @@ from tests.support import cli
 from tests.support.models import micro_folder, micro_home, temporary_copy  # noqa: F401
 from wanlora import cache_latents, clips, manifest
 from wanlora.cache_latents import encode, pipeline
+from wanlora.cache_latents.plan import Hashes
 from wanlora.config import CacheLatentsConfig, InspectConfig
 from wanlora.core.latent_rgb import solve
 from wanlora.errors import DeviceError, ManifestError, ModelError, StoreError
@@ -307,9 +308,49 @@ def test_out_of_memory_says_what_to_change_and_keeps_what_is_encoded(config, mon
         return original(*args)
 
     monkeypatch.setattr(encoders, "encode_posterior", full)
-    with pytest.raises(DeviceError, match=r"encoding clip clip.* of 5x32x32 .*vae_dtype=bfloat16"):
+    with pytest.raises(DeviceError, match=r"encoding clip clip.* of 5x32x32 .*--set vae_dtype=b"):
         cache_latents.run(config)
     assert inspect(InspectConfig(path=config.cache)).clips == 2
+
+
+def test_the_way_out_of_too_little_memory_is_one_that_is_open(config, data, monkeypatch):
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(encoders, "load_text_encoder", full)
+    with pytest.raises(DeviceError, match="loading the text encoder") as small:
+        cache_latents.run(config)
+    with pytest.raises(DeviceError, match="--set text_dtype=bfloat16") as large:
+        cache_latents.run(changed(config, text_dtype="float32"))
+    assert "text_dtype" not in str(small.value)  # it is bfloat16
+    assert "on the CPU" not in str(large.value)  # no run encodes the prompts alone
+
+
+def test_group_documents_that_are_gone_are_written_anew_without_encoding(config, encoded):
+    cache_latents.run(config)
+    documents = [
+        document
+        for lost in ("zarr.json", "latents/zarr.json", "latents/*/zarr.json", "text/*/zarr.json")
+        for document in (config.cache / "store.zarr").glob(lost)
+    ]
+    before = [document.read_bytes() for document in documents]
+    encoded.update(dict.fromkeys(encoded, 0))
+    for gone in (documents[:1], documents[1:]):
+        for document in gone:
+            document.unlink()
+        assert cache_latents.run(config).exit_code == 0
+        assert [document.read_bytes() for document in documents] == before
+    assert set(encoded.values()) == {0}
+
+
+def test_a_dry_run_leaves_the_hashes_of_the_weights_to_the_next_run(
+    config, micro_folder, tmp_path  # noqa: F811
+):  # fmt: skip
+    folder = temporary_copy(micro_folder, tmp_path / "model")
+    cache_latents.run(changed(config, model=str(folder), dry_run=True))
+    known = Hashes.read(tmp_path / "another cache").weights
+    assert str(folder / "vae" / "diffusion_pytorch_model.safetensors") in known
+    assert not config.cache.exists()
 
 
 def test_an_error_while_writing_behind_the_encoder_stops_the_run(config, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from wanlora.core.location import Url
 from wanlora.errors import StoreError
 from wanlora.inspect_cache import run as inspect
 from wanlora.store import objects
+from wanlora.store.index import committed_keys
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view, write_view
 
@@ -37,8 +39,17 @@ def contents(cache: Path) -> dict[str, bytes]:
     return rows | {key: reader.prompt_embeds(key).tobytes() for key in view.prompt_keys()}
 
 
+def latents_in(cache: Path) -> set[str]:
+    """Keys of all rows of latents, whether a view names them or not."""
+    return committed_keys(cache, "latents", read_view(cache, "default").latents)
+
+
 def shards(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".json")
+
+
+def num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture
@@ -113,6 +124,29 @@ def test_repair_mends_a_damaged_commit_record_and_a_bad_prompt_at_once(copied):
     assert contents(cache) == before
 
 
+def test_repair_encodes_what_a_view_lost_whatever_else_the_manifests_name(copied, tmp_path):
+    """A clip that cannot be used, a new one, and a view of some of the clips change nothing."""
+    cache, manifest = copied
+    view = read_view(cache, "default")
+    write_view(cache, "a-few", replace(view, clips=view.clips[:2]))
+    views = {path: path.read_bytes() for path in (cache / "views").iterdir()}
+    before = contents(cache)
+    more = shutil.copytree(manifest.parent, tmp_path / "data") / "train.jsonl"
+    write_npz_clips(tmp_path / "more", num_clips=1, seed=9)
+    shutil.copy(tmp_path / "more" / "clip-000.npz", more.parent / "new.npz")
+    (more.parent / "bad.npz").write_text("not one")
+    lines = [{"npz": f"{name}.npz", "prompt": "a new caption"} for name in ("new", "bad")]
+    with more.open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    shutil.rmtree(next((cache / "store.zarr" / "latents").glob("*/*/*/")))
+    result = cli.invoke("inspect", cache, "--repair", "--manifest", more, "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["repaired"]["failures"] == []
+    assert contents(cache) == before
+    assert {path: path.read_bytes() for path in (cache / "views").iterdir()} == views
+    assert latents_in(cache) == {clip.key for clip in view.clips}
+
+
 def test_repair_with_another_manifest_is_refused_and_says_why(copied, tmp_path):
     cache, _ = copied
     other = write_npz_clips(tmp_path / "other", num_clips=2, seed=5)
@@ -129,8 +163,6 @@ def test_gc_frees_what_no_view_names_and_keeps_what_one_does(tmp_path):
     write_rows(tmp_path, "latents", ["unnamed"])
     write_rows(tmp_path, "text", [view.prompt_keys()[0], "unnamed"])  # one repeated row
     kept = [clip for clip in view.clips if clip.clip_id != "clip-001"]
-    from dataclasses import replace
-
     write_view(tmp_path, "default", replace(view, clips=tuple(kept)))
     everything = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
     now = InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0)
@@ -173,13 +205,17 @@ def test_gc_frees_old_generations_and_litter_but_nothing_fresh(tmp_path):
     assert (fresh.freed["litter"], len(fresh.fingerprints)) == (0, 3)
     for path in (partial, *(p for p in orphan.rglob("*") if p.is_file())):
         os.utime(path, (1, 1))
+    before = num_bytes(tmp_path)
     done = inspect(InspectConfig(path=tmp_path, gc=True))
     assert done.freed["litter"] == 2
+    assert done.freed["bytes"] == before - num_bytes(tmp_path) > 0
     assert not partial.exists()
     assert not orphan.exists()
     assert segment.exists()
+    before = num_bytes(tmp_path)
     last = inspect(InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0))
     assert last.freed["rows"] == 1
+    assert last.freed["bytes"] == before - num_bytes(tmp_path) > 0
     assert [row["kind"] for row in last.fingerprints] == ["latents", "text"]
 
 
@@ -200,8 +236,6 @@ def test_gc_without_a_view_or_with_a_damaged_one_touches_nothing(tmp_path):
 def test_a_kill_while_compacting_leaves_every_kept_row(tmp_path, monkeypatch):
     """Stopped before each removal in turn: the rows to keep are always there."""
     view = build_store(tmp_path / "whole", num_clips=4, rows=4)
-    from dataclasses import replace
-
     clips = view.clips[1:]
     for point in range(4):
         cache = tmp_path / f"{point}"
@@ -238,8 +272,6 @@ def test_compaction_keeps_sources_log_variances_and_the_projection_in_proportion
                 name, row_of("latents", name), source={"clip_id": name}, rgb=(gram, cross),
                 logvar=row_of("latents", f"{name} spread"),
             )  # fmt: skip
-    from dataclasses import replace
-
     named = tuple(replace(view.clips[0], clip_id=name, key=name) for name in "ac")
     write_view(tmp_path, "default", replace(view, clips=named))
     inspect(InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0))
@@ -254,8 +286,6 @@ def test_compaction_keeps_sources_log_variances_and_the_projection_in_proportion
 
 def test_statistics_name_the_clip_that_stands_out(tmp_path):
     view = build_store(tmp_path, num_clips=12)
-    from dataclasses import replace
-
     with segment_writer(tmp_path, "latents") as writer:
         writer.add("odd", 3 * row_of("latents", "odd") + 1)
     clip = replace(view.clips[0], clip_id="the-odd-one", key="odd")

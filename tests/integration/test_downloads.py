@@ -87,3 +87,18 @@ def test_offline_the_line_to_run_elsewhere_is_given(monkeypatch, hub_home):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"hf download org/model --include model_index.json 'vae/"):
         variants.resolve("org/model", variants.ENCODERS)
+
+
+@pytest.mark.parametrize("failure", ["timeout", "xet"])
+def test_a_download_that_stops_half_way_says_that_the_same_command_goes_on(
+    monkeypatch, hub_home, failure
+):
+    import httpx2
+    import huggingface_hub
+
+    def stopping(model, *, allow_patterns, dry_run=False):
+        raise httpx2.ReadTimeout("timed out") if failure == "timeout" else RuntimeError("CAS")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", stopping)
+    with pytest.raises(ModelError, match=r"org/model stopped \(.*same command goes on where it"):
+        variants.resolve("org/model", variants.ENCODERS)

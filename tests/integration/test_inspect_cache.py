@@ -5,7 +5,14 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 
-from tests.support.stores import build_store, segment_folders, segment_writer, write_rows
+from tests.support.stores import (
+    build_store,
+    segment_folders,
+    segment_writer,
+    unprivileged,
+    users_folder,
+    write_rows,
+)
 from wanlora.config import InspectConfig
 from wanlora.core.buckets import Bucket
 from wanlora.errors import StoreError
@@ -58,6 +65,26 @@ def test_verify_lists_damaged_constant_and_lost_rows(tmp_path):
     for key in (view.clips[0].key, view.clips[1].key, "constant"):
         assert any(key in line for line in result.invalid)
     assert "wanlora cache-latents" in result.lines()[-1]
+
+
+def test_a_row_that_the_disk_does_not_give_is_not_taken_for_damage_and_never_dropped():
+    with users_folder() as cache:
+        build_store(cache, num_clips=2)
+        (folder,) = segment_folders(cache, "latents")
+        shard = next(path for path in folder.rglob("*") if path.name == "0" and path.is_file())
+        before = {path for path in cache.rglob("*") if path.is_file()}
+        for path in cache.rglob("*"):
+            path.chmod(0o777)
+        shard.chmod(0)
+        with unprivileged():
+            verified = run(InspectConfig(path=cache, verify=True))
+            with pytest.raises(StoreError, match=r"2 rows of .*latents.* none was dropped: .*0"):
+                run(InspectConfig(path=cache, repair=True))
+        assert {path for path in cache.rglob("*") if path.is_file()} == before
+    assert (verified.exit_code, verified.invalid, len(verified.unread)) == (3, [], 2)
+    text = "\n".join(verified.lines())
+    assert "2 could not be read, and may be whole" in text
+    assert "--repair" not in text
 
 
 def test_views_that_lack_rows_or_are_damaged_are_listed(tmp_path):

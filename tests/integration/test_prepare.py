@@ -1,6 +1,7 @@
 """Stage zero on real and on broken files."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -104,6 +105,14 @@ def test_each_bad_file_is_listed_with_its_reason_and_stops_nothing(tmp_path):
     assert prepared(raw, tmp_path / "out", max_error_rate=0.9).exit_code == 0
 
 
+def test_names_that_are_not_utf_8_are_listed_and_stop_nothing(tmp_path):
+    raw = dataset(tmp_path / "raw", 1)
+    captioned(raw / os.fsdecode(b"gr\xfcn.mp4")).write_bytes(b"")
+    (raw / "metadata.jsonl").write_text('{"path": "\\udcff.mp4", "caption": "x"}\n')
+    assert prepared(raw, tmp_path / "out").errors == {"missing": 1, "unreadable": 1}
+    assert errors_of(tmp_path / "out") == {"\udcff.mp4": "missing", r"gr\xfcn.mp4": "unreadable"}
+
+
 def test_low_fps_and_hdr_are_taken_on_request_with_a_warning(tmp_path):
     captioned(videos.write_video(tmp_path / "raw" / "slow.mp4", fps=8))
     captioned(videos.write_video(tmp_path / "raw" / "hdr.mp4", transfer=videos.HLG))
@@ -121,6 +130,12 @@ def test_short_videos_are_trimmed_with_a_warning_or_dropped(tmp_path):
     assert result.warnings["trimmed"] == 1
     with pytest.raises(ManifestError, match="not one clip from 1 sources: too_short 1"):
         prepared(raw, tmp_path / "out", num_frames=81, short="drop")
+
+
+def test_too_short_expects_no_more_than_a_clip(tmp_path):
+    captioned(videos.write_video(tmp_path / "v.mp4", num_frames=10))
+    with pytest.raises(ManifestError, match=r"it has 6 frames .*; expected at least 9\n"):
+        prepared(tmp_path / "v.mp4", tmp_path / "out", num_frames=9)
 
 
 def test_head_takes_one_clip_a_video(tmp_path):
@@ -188,6 +203,17 @@ def test_no_validation_leaves_no_old_val_file(tmp_path):
     prepared(raw, tmp_path / "out", val_fraction=0.0)
     assert not (tmp_path / "out" / "val.jsonl").exists()
     assert len(manifest.read_all([tmp_path / "out"])) == 8
+
+
+def test_a_folder_of_validation_clips_alone_is_a_data_set(tmp_path):
+    raw = dataset(tmp_path / "raw", 1)
+    prepared(raw, tmp_path / "out")
+    (raw / "metadata.csv").write_text("path,text,split\nclap/v0.mp4,caption 0,val\n")
+    result = prepared(raw, tmp_path / "out")
+    assert not (tmp_path / "out" / "train.jsonl").exists()  # an old one would be trained on
+    assert (result.train, result.val) == (0, 2)
+    assert any("none to train on" in note for note in result.notes)
+    assert verify.run(VerifyConfig(manifests=(tmp_path / "out",))).exit_code == 0
 
 
 def test_editing_a_caption_changes_neither_ids_nor_keys_nor_split(tmp_path):

@@ -232,6 +232,32 @@ def test_materialized_clips_hold_the_same_pixels_and_load_as_a_plain_data_set(tm
         assert archive.files == ["frames"]
 
 
+@pytest.mark.parametrize("survivors", [0, 1])
+def test_clips_that_cannot_be_materialized_are_listed(tmp_path, monkeypatch, survivors):
+    from wanlora.errors import MediaError
+    from wanlora.prepare import materialize
+
+    raw = tmp_path / "raw"
+    captioned(videos.write_video(raw / "v.mp4"))
+    load, loaded = materialize.load_clip, []
+
+    def failing(clip):
+        loaded.append(clip)
+        if len(loaded) > survivors:
+            raise MediaError("missing", f"{clip.path} is gone")
+        return load(clip)
+
+    monkeypatch.setattr(materialize, "load_clip", failing)
+    if not survivors:
+        with pytest.raises(ManifestError, match="not one clip from 1 sources: missing 2"):
+            prepared(raw, tmp_path / "out", materialize="npz")
+        assert not (tmp_path / "out" / "train.jsonl").exists()
+        return
+    result = prepared(raw, tmp_path / "out", materialize="npz")
+    assert (result.failed, result.used, result.clips, result.exit_code) == (1, 1, 1, 3)
+    assert "1 found, 1 used" in "\n".join(result.lines())
+
+
 def test_a_column_overrules_the_draw_and_must_not_contradict_itself(tmp_path):
     raw = tmp_path / "raw"
     for index in range(3):

@@ -7,8 +7,10 @@ import time
 
 from tests.support import videos
 from tests.support.cli import start
+from tests.support.stores import unprivileged, users_folder
 from wanlora import prepare
 from wanlora.config import PrepareConfig
+from wanlora.errors import LostProcessError, MediaError, PassingError
 from wanlora.prepare import check, stage
 from wanlora.prepare.journal import NAME
 
@@ -18,7 +20,9 @@ FILES = ("train.jsonl", "val.jsonl", "errors.jsonl")
 
 def dataset(folder, count):
     for index in range(count):
-        path = videos.write_video(folder / f"v{index}.mp4", num_frames=60 + index)
+        path = folder / f"v{index}.mp4"
+        if not path.exists():  # the encoder may write other bytes the second time
+            videos.write_video(path, num_frames=60 + index)
         path.with_suffix(".txt").write_text(f"caption {index}")
     (videos.write_text(folder / "bad.mp4")).with_suffix(".txt").write_text("bad")
     return folder
@@ -118,7 +122,6 @@ def test_adding_videos_moves_no_other_to_another_split(tmp_path):
 def test_the_stage_survives_a_process_that_dies(tmp_path, monkeypatch):
     """The journal forgets it, so that the next run tries again."""
     raw = dataset(tmp_path / "raw", 2)
-    from wanlora.errors import LostProcessError
 
     def lossy(paths, **settings):
         for path in paths:
@@ -131,3 +134,31 @@ def test_the_stage_survives_a_process_that_dies(tmp_path, monkeypatch):
         patch.setattr(stage, "check_all", lossy)
         assert prepared(raw, tmp_path / "out").errors == {"unreadable": 2}
     assert prepared(raw, tmp_path / "out").errors == {"unreadable": 1}
+
+
+def test_what_may_pass_is_not_remembered(tmp_path):
+    """A file that could not be opened is checked again, although it has not changed."""
+    with users_folder() as home:
+        raw = dataset(home / "raw", 2)
+        (home / "out").mkdir()
+        for path in home.rglob("*"):
+            path.chmod(0o777)
+        (raw / "v0.mp4").chmod(0)
+        with unprivileged():
+            assert prepared(raw, home / "out").errors == {"unreadable": 2}
+        (raw / "v0.mp4").chmod(0o644)
+        assert prepared(raw, home / "out").errors == {"unreadable": 1}
+
+
+def test_running_out_of_memory_is_no_property_of_a_file(tmp_path, monkeypatch):
+    def full(path):
+        raise MemoryError
+
+    monkeypatch.setattr(check.image, "read_checked", full)
+    path = videos.write_text(tmp_path / "a.png")
+    outcome = check.check(path, lambda: None, detector="builtin")
+    assert isinstance(outcome, PassingError)
+    monkeypatch.undo()
+    outcome = check.check(path, lambda: None, detector="builtin")
+    assert isinstance(outcome, MediaError)
+    assert not isinstance(outcome, PassingError)

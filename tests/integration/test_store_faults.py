@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,8 @@ from tests.support.stores import (
     row_of,
     segment_folders,
     segment_writer,
+    unprivileged,
+    users_folder,
     write_rows,
 )
 from wanlora.errors import CorruptRowError, StoreError
@@ -203,22 +204,13 @@ def test_threads_read_the_same_rows(tmp_path):
 @contextmanager
 def locked_folder() -> Iterator[Path]:
     """A folder with a store that this process may read and not write, even as root."""
-    folder = Path(tempfile.mkdtemp(prefix="wanlora-test-"))
-    cache = folder / "cache"
-    build_store(cache, num_clips=2)
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(0o555 if path.is_dir() else 0o444)
-    root = os.geteuid() == 0
-    try:
-        if root:
-            os.seteuid(65534)
-        yield cache
-    finally:
-        if root:
-            os.seteuid(0)
+    with users_folder() as folder:
+        cache = folder / "cache"
+        build_store(cache, num_clips=2)
         for path in (folder, *folder.rglob("*")):
-            path.chmod(0o755)
-        shutil.rmtree(folder)
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        with unprivileged():
+            yield cache
 
 
 def test_a_read_only_store_reads_and_refuses_to_be_written_by_name():
@@ -237,6 +229,14 @@ def test_a_disk_error_while_writing_names_the_path_and_leaves_no_litter(tmp_path
     with pytest.raises(StoreError, match=r"cannot write .*zarr\.json: No space left on device"):
         write_rows(tmp_path, "latents", ["k"])
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_local_copy_that_cannot_be_written_names_its_own_option(tmp_path):
+    view = build_store(tmp_path / "cache", num_clips=1)
+    (tmp_path / "file").touch()
+    reader = StoreReader.of_view(tmp_path / "cache", view, local_copy=tmp_path / "file" / "copy")
+    with pytest.raises(StoreError, match=r"cannot write .*another folder with --local-copy"):
+        reader.latents(view.clips[0].key)
 
 
 def test_half_written_files_lie_outside_the_store(tmp_path, monkeypatch):

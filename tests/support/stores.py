@@ -1,7 +1,11 @@
 """Small real stores, whose rows are functions of their keys: any row can be checked anywhere."""
 
 import hashlib
-from collections.abc import Iterable
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +114,29 @@ def build_store(
 def segment_folders(cache: Path, kind: Kind) -> list[Path]:
     """Folders of committed segments."""
     return [cache / segment.key for segment in open_rows(cache, kind).segments]
+
+
+@contextmanager
+def users_folder() -> Iterator[Path]:
+    """A folder that every user may reach, as pytest's are not; removed in the end."""
+    folder = Path(tempfile.mkdtemp(prefix="wanlora-test-"))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        for path in (folder, *folder.rglob("*")):
+            path.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Without root's right to read and write everything."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)

@@ -1,6 +1,7 @@
 """Finding videos and their captions in the layouts people have."""
 
 import json
+import os
 
 import pytest
 
@@ -153,6 +154,22 @@ def test_table_paths_may_be_relative_to_the_table_or_to_a_given_folder(tmp_path)
     assert prompts(find([tmp_path / "raw"], table)) == {"a.mp4": ("one",), "b.mp4": ("two",)}
 
 
+def test_a_row_about_a_missing_file_never_captions_a_file_of_that_name_elsewhere(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4", "walk/b.mp4", "clap/c.mp4", "walk/d.mp4", "clap/d.mp4")
+    for folder in ("walk", "clap"):
+        rows = [f"{name}.mp4,{folder} {name}" for name in "abcd"]
+        (tmp_path / folder / "metadata.csv").write_text("path,text\n" + "\n".join(rows))
+    found = find([tmp_path], None)
+    assert {str(s.path.relative_to(tmp_path)): s.prompts for s in found.sources} == {
+        f"{name}.mp4": (name.replace("/", " "),)
+        for name in ("walk/b", "clap/c", "walk/d", "clap/d")
+    }
+    missing = [f.path for f in found.failures if f.code == "missing"]
+    assert missing == [
+        str(tmp_path / name) for name in ("clap/a.mp4", "clap/b.mp4", "walk/a.mp4", "walk/c.mp4")
+    ]
+
+
 def test_rows_of_one_video_are_several_captions(tmp_path):
     make(tmp_path, "a.mp4")
     (tmp_path / "metadata.csv").write_text("file,text\na.mp4,one\na.mp4,two\na.mp4,one\n")
@@ -168,6 +185,19 @@ def test_rows_about_missing_or_other_files_are_counted(tmp_path):
         ("missing", str(tmp_path / "in/gone.mp4"))
     ]
     assert found.rows_elsewhere == 1
+
+
+def test_a_file_whose_name_is_not_utf_8_fails_alone_and_says_rename_it(tmp_path):
+    make(tmp_path, "a.mp4", os.fsdecode(b"gr\xfcn.mp4"))
+    (tmp_path / "a.txt").write_text("x")
+    found = find([tmp_path], None)
+    assert prompts(found) == {"a.mp4": ("x",)}
+    assert found.failures == [
+        ("unreadable", rf"{tmp_path}/gr\xfcn.mp4: its name is not UTF-8; rename it",
+         rf"{tmp_path}/gr\xfcn.mp4")
+    ]  # fmt: skip
+    with pytest.raises(ManifestError, match=r"none of 1 source.*gr\\xfcn\.mp4.*rename it"):
+        find([tmp_path / os.fsdecode(b"gr\xfcn.mp4")], None)
 
 
 def test_an_explicit_table_is_believed_alone(tmp_path):

@@ -1,5 +1,9 @@
 """Still images as clips of one frame."""
 
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -53,6 +57,25 @@ def test_broken_images_are_refused(tmp_path, keep):
     with pytest.raises(MediaError, match=r"a\.png") as raised:
         image.read_checked(path)
     assert raised.value.code == "unreadable"
+
+
+def test_an_image_that_would_fill_the_memory_is_refused_by_its_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(image, "MAX_PIXELS", 5999)
+    Image.fromarray(drawn()).save(tmp_path / "a.png")
+    with pytest.raises(MediaError, match="it has 100x60 pixels, expected at most 5,999"):
+        image.read(tmp_path / "a.png")
+
+
+def test_reading_in_a_thread_leaves_the_warning_filters_of_the_others_alone(tmp_path):
+    path = tmp_path / "a.png"
+    os.mkfifo(path)
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(image.read, path)
+        with path.open("wb"):  # opens once the thread is inside
+            during = list(warnings.filters)
+        assert isinstance(reading.exception(), MediaError)
+    assert during == before
 
 
 def test_a_clip_of_an_image_has_one_frame(tmp_path):

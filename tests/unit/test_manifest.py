@@ -89,6 +89,19 @@ def test_one_bad_npz_does_not_hide_the_others(tmp_path):
     assert sizes == [(17, 32, 48), (0, 0, 0), (0, 0, 0)]
 
 
+def test_a_plain_line_may_say_its_split_and_else_the_name_of_the_manifest_does(tmp_path):
+    for name in "abc":
+        videos.write_npz(tmp_path / f"{name}.npz")
+    lines = [{"npz": f"{name}.npz", "prompt": "x"} for name in "abc"]
+    said = [lines[0] | {"split": "validation"}, lines[1] | {"split": "train"}, lines[2]]
+    for name, last in (("train", "train"), ("clips", "train"), ("val", "val"), ("test", "val")):
+        path = write_lines(tmp_path / f"{name}.jsonl", *said)
+        assert [clip.split for clip in manifest.read(path)] == ["val", "train", last]
+    path = write_lines(tmp_path / "train.jsonl", lines[0], lines[1] | {"split": "later"})
+    with pytest.raises(ManifestError, match=r"train\.jsonl:2: split 'later'; expected one of"):
+        manifest.read(path)
+
+
 def test_several_captions_are_a_list(tmp_path):
     videos.write_npz(tmp_path / "a.npz")
     path = write_lines(tmp_path / "train.jsonl", {"clip": "a.npz", "caption": ["one", "two", " "]})

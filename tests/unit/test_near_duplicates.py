@@ -9,7 +9,8 @@ from wanlora.core.near_duplicates import similar_pairs, words
 
 
 def test_case_order_and_punctuation_do_not_count():
-    assert similar_pairs(["A man walks.", "walks, a MAN", "a dog sleeps"]) == [(0, 1, 1.0)]
+    found = similar_pairs(["A man walks.", "walks, a MAN", "a dog sleeps"])
+    assert found == ([(0, 1, 1.0)], True)
 
 
 @given(
@@ -25,4 +26,19 @@ def test_every_similar_pair_is_found_and_no_other(texts, threshold):
         for i, j in combinations(range(len(texts)), 2)
         if similarity(texts[i], texts[j]) >= threshold
     }
-    assert {(i, j) for i, j, _ in similar_pairs(texts, threshold=threshold)} == expected
+    found = similar_pairs(texts, threshold=threshold)
+    assert ({(i, j) for i, j, _ in found.pairs}, found.complete) == (expected, True)
+
+
+def test_captions_made_from_a_template_stop_the_search_instead_of_filling_the_memory():
+    template = "a video of a person who walks past {} in the soft warm light of a long summer day"
+    alike = [template.format(f"house {number}") for number in range(20_000)]
+    found = similar_pairs(alike)
+    assert (len(found.pairs), found.complete) == (1000, False)
+    assert similar_pairs(alike[:45]).complete  # 990 pairs
+
+
+def test_captions_that_share_words_without_being_alike_stop_the_search_too():
+    texts = [f"a person in the light of {number}" for number in range(2000)]  # 6 words of 8
+    assert similar_pairs(texts, most_comparisons=10_000) == ([], False)
+    assert similar_pairs(texts[:100], most_comparisons=10_000) == ([], True)

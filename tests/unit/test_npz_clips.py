@@ -64,3 +64,24 @@ def test_files_that_are_no_npz_or_damaged_are_refused(tmp_path):
         with pytest.raises(MediaError) as raised:
             npz.read(path)
         assert raised.value.code == ("missing" if data is None else "bad_npz")
+
+
+@pytest.mark.parametrize("damage", ["deflate", "method", "encrypted"])
+def test_a_damaged_header_is_refused_whatever_the_zip_library_says(tmp_path, damage):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, frames=np.ones((5, 16, 16, 3), np.uint8))
+    data = bytearray(path.read_bytes())
+    central = data.rindex(b"PK\x01\x02")
+    if damage == "deflate":  # zlib.error
+        start = data.index(b"frames.npy") + len("frames.npy") + 20
+        data[start : start + 8] = b"\xff" * 8
+    elif damage == "method":  # NotImplementedError
+        data[central + 10] = data[8] = 99
+    else:  # RuntimeError
+        data[central + 8] |= 1
+        data[6] |= 1
+    path.write_bytes(data)
+    for read in (npz.read_size, npz.read):
+        with pytest.raises(MediaError, match=r"a\.npz") as raised:
+            read(path)
+        assert raised.value.code == "bad_npz"

@@ -89,6 +89,33 @@ def test_only_the_newest_checkpoints_are_kept(tmp_path):
     assert [path.name for path in runs.checkpoints(tmp_path)] == ["step-000003", "step-1000000"]
 
 
+def test_a_checkpoint_that_a_person_set_aside_is_not_seen(tmp_path):
+    _publish(tmp_path, 1)
+    _publish(tmp_path, 2).rename(tmp_path / "checkpoints" / "step-000002.bad")
+    assert runs.newest_checkpoint(tmp_path).name == "step-000001"
+    _publish(tmp_path, 2, keep=1)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-000002", "step-000002.bad"]
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_kill_while_a_checkpoint_is_removed_leaves_no_part_of_one(tmp_path, monkeypatch, step):
+    """Replaced by one of the same step (1), or dropped as the oldest (2)."""
+    _publish(tmp_path, 1)
+
+    def killed(folder):
+        (folder / "x").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _publish(tmp_path, step, keep=1)
+    assert all((path / "x").exists() for path in runs.checkpoints(tmp_path))
+    _publish(tmp_path, 3, keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000003"]
+
+
 def test_metrics_of_steps_to_be_done_again_and_torn_lines_are_forgotten(tmp_path):
     for step in range(4):
         runs.append_row(tmp_path, runs.METRICS_NAME, {"step": step})

@@ -50,6 +50,18 @@ def test_an_image_to_video_model_is_refused_with_the_rows(tmp_path):
         variants.variant_of(tmp_path)
 
 
+def test_a_model_of_two_transformers_is_refused_although_each_looks_like_the_14b(tmp_path):
+    write_config(tmp_path, "transformer", **transformer_config(variants.VARIANTS["t2v-14b"]))
+    index = tmp_path / "model_index.json"
+    index.write_text('{"transformer_2": [null, null], "boundary_ratio": null}')  # Wan2.1, as saved
+    assert variants.variant_of(tmp_path).name == "t2v-14b"
+    for given in ({"transformer_2": ["diffusers", "WanTransformer3DModel"]},
+                  {"boundary_ratio": 0.875}):  # fmt: skip
+        index.write_text(json.dumps(given))
+        with pytest.raises(ModelError, match=rf"two transformers.*{next(iter(given))}.*Wan2\.1"):
+            variants.variant_of(tmp_path)
+
+
 def test_a_transformer_beside_the_wrong_vae_is_refused(tmp_path):
     row = variants.VARIANTS["t2v-1.3b"]
     write_config(tmp_path, "transformer", **transformer_config(row))

@@ -25,14 +25,14 @@ from wanlora.cache_latents.pipeline import Ahead, Behind, depth, explaining_memo
 from wanlora.cache_latents.plan import Failure, KeyedClip, Plan
 from wanlora.clips import load_clip
 from wanlora.config import CacheLatentsConfig
-from wanlora.core.buckets import Bucket, latent_shape
+from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape
 from wanlora.core.latent_rgb import normal_equations
+from wanlora.core.location import Location
 from wanlora.core.quality import psnr
 from wanlora.errors import MediaError, ModelError
 from wanlora.manifest import Clip
 from wanlora.progress import bar
-from wanlora.store.schema import MAX_TOKENS
-from wanlora.store.writer import SegmentWriter
+from wanlora.store.writer import SegmentWriter, write_groups
 from wanlora.wan import encoders
 from wanlora.wan.variants import Variant
 
@@ -54,6 +54,10 @@ class EncodedClips:
     stall: float
 
 
+NOTHING = EncodedClips({}, 0.0, 0.0)
+"""Where no clip was missing."""
+
+
 def encode_prompts(
     config: CacheLatentsConfig, plan: Plan, *, folder: Path, device: torch.device
 ) -> list[str]:
@@ -65,7 +69,7 @@ def encode_prompts(
     dtype = getattr(torch, config.text_dtype)
     with explaining_memory(
         "loading the text encoder", "free the device (UMT5-XXL takes 11.4 GB in bfloat16)",
-        "encode the prompts on the CPU first: --device cpu with the same --manifest",
+        *_halved("text_dtype", config.text_dtype), "choose another device with --device",
     ):  # fmt: skip
         encoder = encoders.load_text_encoder(folder, dtype=dtype, device=device)
     text_dim = int(plan.text_provenance["text_dim"])
@@ -100,7 +104,9 @@ def encode_clips(
     """
     failures: dict[str, Failure] = {}
     with closing(_decode_ahead(config, plan.missing_clips, device)) as decoded:
-        with explaining_memory("loading the VAE", "free the device", "set vae_dtype=bfloat16"):
+        with explaining_memory(
+            "loading the VAE", "free the device", *_halved("vae_dtype", config.vae_dtype)
+        ):
             vae = encoders.load_vae(
                 folder, dtype=getattr(torch, config.vae_dtype), device=device, tf32=config.tf32
             )
@@ -132,6 +138,7 @@ class _Encode:
     ) -> None:
         self._vae = vae
         self._logvar = config.store.logvar
+        self._options = _halved("vae_dtype", config.vae_dtype)
         self._to_check = to_check
 
     def __call__(
@@ -141,7 +148,7 @@ class _Encode:
         pixels = frames.permute(0, 2, 3, 1).numpy()
         with explaining_memory(
             f"encoding clip {clip.clip_id} of {clip.bucket}",
-            "stop what else uses the device", "set vae_dtype=bfloat16 (half the memory)",
+            "stop what else uses the device", *self._options,
             "prepare smaller or shorter clips",
         ):  # fmt: skip
             latents, logvar = encoders.encode_posterior(self._vae, frames.permute(1, 0, 2, 3)[None])
@@ -150,6 +157,11 @@ class _Encode:
                 self._to_check = None
         spread = logvar[0].cpu().numpy() if self._logvar else None
         return latents[0].cpu().numpy(), spread, pixels
+
+
+def _halved(setting: str, dtype: str) -> list[str]:
+    """What to set for half the memory, unless it is set."""
+    return [] if dtype == "bfloat16" else [f"--set {setting}=bfloat16 (half the memory)"]
 
 
 def _write(
@@ -184,6 +196,16 @@ def _latents_writer(
     shape = latent_shape(bucket, int(plan.latents_provenance["z_dim"]))
     bits = config.store.latent_mantissa_bits
     return _writer(config, "latents", plan.latents_provenance, shape, device, mantissa_bits=bits)
+
+
+def complete_groups(cache: Location, plan: Plan, clips: Sequence[KeyedClip]) -> None:
+    """Make the groups above the rows of clips that are not there; one may have been deleted."""
+    channels = int(plan.latents_provenance["z_dim"])
+    for bucket in {keyed.clip.bucket for keyed in clips}:
+        shape = latent_shape(bucket, channels)
+        write_groups(cache, "latents", plan.latents_provenance, shape)
+    text_shape = (MAX_TOKENS, int(plan.text_provenance["text_dim"]))
+    write_groups(cache, "text", plan.text_provenance, text_shape)
 
 
 def _to_check(config: CacheLatentsConfig, variant: Variant) -> Variant | None:

@@ -3,7 +3,6 @@
 Owns: the way from manifests and a model folder to keys and provenances. Encodes nothing.
 """
 
-import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,18 +15,25 @@ import numpy as np
 import torch
 
 from wanlora import manifest
-from wanlora.clips import SourceHashes, load_clip, source_sha256
+from wanlora.clips import (
+    SourceHashes,
+    hashes_document,
+    load_clip,
+    parse_hashes,
+    source_sha256,
+)
 from wanlora.config import CacheLatentsConfig
-from wanlora.core.buckets import latent_shape, problem_with
+from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
 from wanlora.errors import MediaError, StoreError
+from wanlora.files import write_atomic
 from wanlora.manifest import Clip
 from wanlora.progress import bar
 from wanlora.store import index, objects
 from wanlora.store.schema import Kind
 from wanlora.wan import encoders
-from wanlora.wan.variants import Variant
+from wanlora.wan.variants import Variant, cache_home
 
 SOURCES = "sources.json"
 WEIGHTS = "weights.json"
@@ -83,7 +89,9 @@ class Plan:
         channels = int(self.latents_provenance["z_dim"])
         latents = sum(prod(latent_shape(c.clip.bucket, channels)) for c in self.missing_clips)
         latents *= 1 + ("logvar" in self.latents_provenance["posterior"])
-        tokens = sum(min(512, 1 + len(t.encode()) // 3) for t in self.missing_prompts.values())
+        tokens = sum(
+            min(MAX_TOKENS, 1 + len(t.encode()) // 3) for t in self.missing_prompts.values()
+        )
         return int(item * (latents + tokens * int(self.text_provenance["text_dim"])))
 
 
@@ -96,27 +104,34 @@ class Hashes:
 
     @classmethod
     def read(cls, cache: Location) -> "Hashes":
-        """What earlier runs left in the cache; a damaged file is made again, not refused."""
-        return cls(_parse_hashes(cache, SOURCES), _parse_hashes(cache, WEIGHTS))
+        """What earlier runs left: of the sources in the cache, of the weights with the user."""
+        return cls(
+            parse_hashes(objects.get(cache, SOURCES)),
+            parse_hashes(_kept_weights()),
+        )
 
-    def write(self, cache: Location) -> None:
-        """Leave them to the next run.
+    def write_sources(self, cache: Location) -> None:
+        """Leave those of the sources to the next run.
 
         Raises:
             StoreError: The cache folder cannot be written.
         """
-        for name, known in ((SOURCES, self.sources), (WEIGHTS, self.weights)):
-            objects.put(cache, name, json.dumps(dict(known), sort_keys=True, indent=0).encode())
+        objects.put(cache, SOURCES, hashes_document(self.sources))
+
+    def keep_weights(self) -> None:
+        """Leave those of the weights (22 GB to read) to every later run, a dry one's next too."""
+        try:
+            cache_home().mkdir(parents=True, exist_ok=True)
+            write_atomic(cache_home() / WEIGHTS, hashes_document(self.weights))
+        except OSError as error:  # it would only have saved time
+            log.info("the hashes of the weights are not kept: %s", error)
 
 
-def _parse_hashes(cache: Location, name: str) -> dict[str, tuple[int, int, str]]:
+def _kept_weights() -> bytes | None:
     try:
-        entries = json.loads(objects.get(cache, name) or b"{}")
-        return {
-            path: (int(size), int(mtime), str(sha)) for path, (size, mtime, sha) in entries.items()
-        }
-    except (ValueError, TypeError, AttributeError):
-        return {}
+        return (cache_home() / WEIGHTS).read_bytes()
+    except OSError:
+        return None
 
 
 def make(
@@ -135,6 +150,7 @@ def make(
     """
     index.has_store(config.cache)
     latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
+    hashes.keep_weights()
     clips, failures, changed = _keyed(found, hashes)
     wanted = [prompt for keyed in clips for prompt in keyed.clip.prompts]
     wanted += ["", variant.negative_prompt, *config.validation_prompts]

@@ -9,20 +9,23 @@ import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
+
+import torch
 
 from wanlora import manifest
 from wanlora.cache_latents import encode
 from wanlora.cache_latents import plan as planning
 from wanlora.cache_latents.encode import EncodedClips
 from wanlora.cache_latents.plan import Failure, Hashes, KeyedClip, Plan
+from wanlora.cache_latents.result import CacheResult, Outcome, listed, summarize
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.fingerprint import fingerprint
-from wanlora.errors import ManifestError
+from wanlora.errors import ManifestError, StoreError
 from wanlora.files import require_folder
 from wanlora.store import objects, schema
 from wanlora.store.reader import StoreReader
@@ -31,88 +34,18 @@ from wanlora.wan import encoders
 from wanlora.wan.device import pick
 from wanlora.wan.variants import ENCODERS, MICRO, Variant, resolve, variant_of
 
-SHOWN = 10
-"""How many failures are printed; all of them stand in the JSON."""
-
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class CacheResult:
-    """What stage one did; of a dry run, what it would do.
+class Job:
+    """A plan, and what it takes to carry it out."""
 
-    Attributes:
-        clips: Clips in the view.
-        clips_encoded: Rows of latents made by this run (of a dry run: to be made).
-        clips_cached: Rows of latents that were there.
-        duplicate_clips: Clips that share a row with another clip.
-        prompts_encoded: Likewise, prompts.
-        prompts_cached: Likewise.
-        shared_captions: Captions that share a row with another caption.
-        encoder_stall: Share of the time that the VAE waited for decoded clips.
-        num_bytes: Bytes added to the store (of a dry run: an estimate).
-        failures: Clips that are not in the view, and why.
-        truncated_prompts: Prompts encoded by this run that lost their end: over 512 tokens.
-        changed_sources: Source files that changed after the manifest was written.
-    """
-
-    cache: str
-    view: str
-    view_sha256: str
-    dry_run: bool
-    clips: int
-    clips_encoded: int
-    clips_cached: int
-    duplicate_clips: int
-    prompts_encoded: int
-    prompts_cached: int
-    shared_captions: int
-    num_bytes: int
-    seconds: float
-    seconds_per_clip: float
-    encoder_stall: float = 0.0
-    failures: list[Failure] = field(default_factory=list)
-    truncated_prompts: list[str] = field(default_factory=list)
-    changed_sources: list[str] = field(default_factory=list)
-    next_command: str = ""
-
-    @property
-    def exit_code(self) -> int:
-        """3 when clips failed."""
-        return 3 if self.failures else 0
-
-    def lines(self) -> list[str]:
-        """What the command prints."""
-        verb = "to encode" if self.dry_run else "encoded"
-        lines = [
-            f"clips:   {self.clips_encoded} {verb}, {self.clips_cached} already there"
-            + _saved(self.duplicate_clips, "copies"),
-            f"prompts: {self.prompts_encoded} {verb}, {self.prompts_cached} already there"
-            + _saved(self.shared_captions, "repeated captions"),
-        ]
-        if self.dry_run:
-            lines.append(f"about {self.num_bytes / 1e6:.2f} MB; nothing was written (--dry-run)")
-        else:
-            pace = (
-                f", {self.seconds_per_clip:.2f} s a clip, encoder waited {self.encoder_stall:.0%}"
-                if self.clips_encoded
-                else ""
-            )
-            lines.append(f"{self.num_bytes / 1e6:.2f} MB written in {self.seconds:.1f} s{pace}")
-            lines.append(f"view {self.view!r}: {self.clips} clips")
-        lines += _listed(
-            [f"[{f.code}] {f.clip_id}: {f.message}" for f in self.failures],
-            "clips cannot be used, and are not in the view",
-        )
-        lines += _listed(
-            self.truncated_prompts, "prompts have over 512 tokens; their end was cut off"
-        )
-        lines += _listed(
-            self.changed_sources,
-            "sources changed after the manifest was written, and were cut as they are now; if "
-            "that is not what you want, run wanlora prepare again",
-        )
-        return lines + ([f"next: {self.next_command}"] if self.next_command else [])
+    plan: Plan
+    folder: Path
+    variant: Variant
+    device: torch.device
+    hashes: Hashes
 
 
 def run(config: CacheLatentsConfig) -> CacheResult:
@@ -127,6 +60,74 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was encoded is kept.
     """
     started = time.monotonic()
+    job = _plan(config)
+    plan = job.plan
+    if not plan.clips:
+        raise ManifestError(_nothing_left(config, plan.failures))
+    planning.note_other_generations(config.cache, plan)
+    if config.dry_run:
+        outcome = Outcome(plan.clips, plan.failures, plan.num_bytes)
+        return summarize(config, plan, outcome, seconds=time.monotonic() - started)
+    before = objects.num_bytes(config.cache, schema.STORE)
+    truncated, encoding = _encode(config, job)
+    kept = [keyed for keyed in plan.clips if keyed.key not in encoding.failures]
+    failures = [*plan.failures, *_failures(plan.clips, encoding.failures)]
+    if not kept:
+        raise ManifestError(_nothing_left(config, failures))
+    view = _publish(config, job, kept)
+    added = objects.num_bytes(config.cache, schema.STORE) - before
+    outcome = Outcome(kept, failures, added, view.sha256, truncated, encoding)
+    return summarize(config, plan, outcome, seconds=time.monotonic() - started)
+
+
+def encode_rows(
+    config: CacheLatentsConfig, view: View, *, clips: Collection[str], prompts: Collection[str]
+) -> tuple[int, list[Failure]]:
+    """Encode again what the store has lost of a view; the view stays as it is.
+
+    Other clips of the manifests are left alone, whether they can be used or not.
+
+    Args:
+        config: Manifests, and the settings that the view was made with.
+        view: The view.
+        clips: Keys of its clips to encode.
+        prompts: Keys of its prompts to encode.
+
+    Returns:
+        Number of rows encoded, and the clips that could not be. Rows that the manifests do not name
+        are in neither, and in the log.
+
+    Raises:
+        StoreError: The manifests, the model or the device give none of these rows.
+    """
+    job = _plan(config)
+    missing_clips = tuple(keyed for keyed in job.plan.missing_clips if keyed.key in clips)
+    missing_prompts = {k: t for k, t in job.plan.missing_prompts.items() if k in prompts}
+    named = (
+        f"of the {len(clips)} clips and {len(prompts)} prompts that it lacks, "
+        f"{', '.join(map(str, config.manifest))} names {len(missing_clips)} and "
+        f"{len(missing_prompts)}"
+    )
+    others = (clips and fingerprint(job.plan.latents_provenance) != view.latents) or (
+        prompts and fingerprint(job.plan.text_provenance) != view.text
+    )
+    found = len(missing_clips) + len(missing_prompts)
+    if others or not found:
+        raise StoreError(
+            f"{named}{', for another encoder' if others else ''}: the manifests, the model or the "
+            "device are not those it was made with. Give them with --manifest and --device, or "
+            f"make the view anew: wanlora cache-latents --cache {config.cache} --view {view.name}"
+        )
+    if found < len(clips) + len(prompts):
+        log.warning("view %r: %s; these are encoded", view.name, named)
+    plan = replace(job.plan, missing_clips=missing_clips, missing_prompts=missing_prompts)
+    _, encoding = _encode(config, replace(job, plan=plan))
+    failures = _failures(missing_clips, encoding.failures)
+    return found - len(failures), failures
+
+
+def _plan(config: CacheLatentsConfig) -> Job:
+    """Find out what there is to encode; writes nothing to the cache."""
     if isinstance(config.cache, Path):
         require_folder(config.cache, flag="--cache")
     found = manifest.read_all(config.manifest)  # before a model is downloaded
@@ -137,56 +138,35 @@ def run(config: CacheLatentsConfig) -> CacheResult:
     plan = planning.make(
         config, found, folder=folder, variant=variant, device=device, hashes=hashes
     )
-    if not plan.clips:
-        raise ManifestError(_nothing_left(config, plan.failures))
-    planning.note_other_generations(config.cache, plan)
-    if config.dry_run:
-        return _result(config, plan, seconds=time.monotonic() - started, view_sha256="")
+    return Job(plan, folder, variant, device, hashes)
+
+
+def _encode(config: CacheLatentsConfig, job: Job) -> tuple[list[str], EncodedClips]:
+    """Encode what is missing; also returns the prompts that lost their end."""
+    plan, folder, device = job.plan, job.folder, job.device
     planning.check_disk(config.cache, plan.num_bytes)
-    hashes.write(config.cache)
-    before = objects.num_bytes(config.cache, schema.STORE)
+    job.hashes.write_sources(config.cache)
     truncated: list[str] = []
-    clips = EncodedClips({}, 0.0, 0.0)
+    clips = encode.NOTHING
     with _stopped_cleanly():
         if plan.missing_prompts:
             truncated = encode.encode_prompts(config, plan, folder=folder, device=device)
         if plan.missing_clips:
-            clips = encode.encode_clips(config, plan, folder=folder, variant=variant, device=device)
-    undecoded = clips.failures
-    kept = [keyed for keyed in plan.clips if keyed.key not in undecoded]
-    failures = [*plan.failures, *_failures(plan.clips, undecoded)]
-    if not kept:
-        raise ManifestError(_nothing_left(config, failures))
-    view = _publish(config, plan, kept, folder=folder, variant=variant)
-    return _result(
-        config,
-        plan,
-        kept=kept,
-        failures=failures,
-        undecoded=len(undecoded),
-        truncated=truncated,
-        view_sha256=view.sha256,
-        num_bytes=objects.num_bytes(config.cache, schema.STORE) - before,
-        seconds=time.monotonic() - started,
-        encoding=clips,
-    )
+            clips = encode.encode_clips(
+                config, plan, folder=folder, variant=job.variant, device=device
+            )
+    return truncated, clips
 
 
-def _publish(
-    config: CacheLatentsConfig,
-    plan: Plan,
-    kept: Sequence[KeyedClip],
-    *,
-    folder: Path,
-    variant: Variant,
-) -> View:
+def _publish(config: CacheLatentsConfig, job: Job, kept: Sequence[KeyedClip]) -> View:
     """Write the view, once every row of it is known to be committed."""
+    plan, variant = job.plan, job.variant
     view = View(
         latents=fingerprint(plan.latents_provenance),
         text=fingerprint(plan.text_provenance),
         latents_provenance=plan.latents_provenance,
         text_provenance=plan.text_provenance,
-        model=_portable(config.model, folder),
+        model=_portable(config.model, job.folder),
         variant=variant.name,
         shift=variant.shift,
         empty_prompt=encoders.prompt_key(""),
@@ -209,6 +189,7 @@ def _publish(
         ),
         name=config.view,
     )
+    encode.complete_groups(config.cache, plan, kept)
     StoreReader.of_view(config.cache, view)
     return write_view(config.cache, config.view, view)
 
@@ -229,66 +210,9 @@ def _failures(clips: Sequence[KeyedClip], undecoded: Mapping[str, Failure]) -> l
 
 def _nothing_left(config: CacheLatentsConfig, failures: Sequence[Failure]) -> str:
     shown = [f"[{f.code}] {f.clip_id}: {f.message}" for f in failures]
-    lines = ["no clip of the manifests can be used", *_listed(shown, "clips failed")]
+    lines = ["no clip of the manifests can be used", *listed(shown, "clips failed")]
     command = shlex.join(["wanlora", "verify", *map(str, config.manifest)])
     return "\n".join([*lines, f"look at them with: {command}"])
-
-
-def _result(
-    config: CacheLatentsConfig,
-    plan: Plan,
-    *,
-    seconds: float,
-    view_sha256: str,
-    kept: Sequence[KeyedClip] | None = None,
-    failures: Sequence[Failure] | None = None,
-    undecoded: int = 0,
-    truncated: Sequence[str] = (),
-    num_bytes: int | None = None,
-    encoding: EncodedClips | None = None,
-) -> CacheResult:
-    clips = plan.clips if kept is None else kept
-    encoded = len(plan.missing_clips) - undecoded
-    rows = len({keyed.key for keyed in clips})
-    captions = {encoders.prompt_key(text) for k in plan.clips for text in k.clip.prompts}
-    return CacheResult(
-        cache=str(config.cache),
-        view=config.view,
-        view_sha256=view_sha256,
-        dry_run=config.dry_run,
-        clips=len(clips),
-        clips_encoded=encoded,
-        clips_cached=rows - encoded,
-        duplicate_clips=len(clips) - rows,
-        prompts_encoded=len(plan.missing_prompts),
-        prompts_cached=len(plan.prompts) - len(plan.missing_prompts),
-        shared_captions=plan.captions - len(captions),
-        num_bytes=plan.num_bytes if num_bytes is None else num_bytes,
-        seconds=round(seconds, 3),
-        seconds_per_clip=round(encoding.seconds / encoded, 4) if encoding and encoded else 0.0,
-        encoder_stall=round(encoding.stall, 4) if encoding else 0.0,
-        failures=list(plan.failures if failures is None else failures),
-        truncated_prompts=list(truncated),
-        changed_sources=list(plan.changed_sources),
-        next_command="" if config.dry_run else _next_command(config),
-    )
-
-
-def _next_command(config: CacheLatentsConfig) -> str:
-    view = [] if config.view == "default" else ["--view", config.view]
-    words = ["wanlora", "train", "--cache", str(config.cache), *view]
-    return shlex.join([*words, "--output-dir", "outputs/run"])
-
-
-def _saved(number: int, what: str) -> str:
-    return f" ({number} {what} encoded once)" if number else ""
-
-
-def _listed(items: Sequence[str], what: str) -> list[str]:
-    if not items:
-        return []
-    more = [f"  ... {len(items) - SHOWN} more (--json lists all)"] if len(items) > SHOWN else []
-    return [f"{len(items)} {what}:", *(f"  {item}" for item in items[:SHOWN]), *more]
 
 
 @contextmanager

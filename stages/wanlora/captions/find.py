@@ -89,15 +89,18 @@ def find(given: Sequence[Path], captions: Path | None) -> Found:
 
     Args:
         given: Folders, searched to the bottom, or single files.
-        captions: JSONL, JSON or CSV; paths in it are relative to its folder or to a folder given.
+        captions: JSONL, JSON or CSV; paths in it are relative to its folder or to a folder given,
+            those in other tables to the table's folder alone.
 
     Raises:
         ManifestError: A folder is missing, holds no video, nothing has a caption, or two places
             disagree about one file.
     """
-    paths = _sources_in(given)
+    paths, unnamed = _nameable(_sources_in(given))
     found_tables = [captions] if captions is not None else _tables_beside(given, paths)
-    notes, absent, elsewhere = _collect(found_tables, given, set(paths))
+    notes, absent, elsewhere = _collect(
+        found_tables, given, set(paths), beside_videos=captions is None
+    )
     beside = {p for p in _images_beside_videos(paths) if p not in notes} - set(
         map(_absolute, given)
     )
@@ -113,11 +116,14 @@ def find(given: Sequence[Path], captions: Path | None) -> Found:
         elif path not in beside:
             silent.append(path)
     if not sources:
-        reason = next(iter(unreadable.values()), _where_captions(captions))
-        raise ManifestError(f"none of {len(paths)} source files has a caption: {reason}")
+        reasons = [*unreadable.values(), *(failure.message for failure in unnamed)]
+        reason = next(iter(reasons), _where_captions(captions))
+        raise ManifestError(
+            f"none of {len(paths) + len(unnamed)} source files has a caption: {reason}"
+        )
     films = any(not _is_image(source.path) for source in sources)
     thumbnails = [p for p in silent if films and _is_image(p) and p not in unreadable]
-    failures = absent + [
+    failures = [*unnamed, *absent] + [
         Failure("no_caption", f"{p}: {unreadable.get(p) or _where_captions(captions)}", str(p))
         for p in silent
         if p not in thumbnails
@@ -152,6 +158,19 @@ def _sources_in(given: Sequence[Path]) -> list[Path]:
     return sorted(found)
 
 
+def _nameable(paths: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
+    """Set apart the files whose path is no text: neither a manifest nor a page could name them."""
+    named, failures = [], []
+    for path in paths:
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        if shown == str(path):
+            named.append(path)
+        else:
+            message = f"{shown}: its name is not UTF-8; rename it"
+            failures.append(Failure("unreadable", message, shown))
+    return named, failures
+
+
 def _files_under(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:
     for root, folders, names in os.walk(folder, followlinks=True):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
@@ -171,17 +190,22 @@ def _tables_beside(given: Sequence[Path], paths: Sequence[Path]) -> list[Path]:
 
 
 def _collect(
-    found_tables: Sequence[Path], given: Sequence[Path], paths: set[Path]
+    found_tables: Sequence[Path], given: Sequence[Path], paths: set[Path], *, beside_videos: bool
 ) -> tuple[dict[Path, _Notes], list[Failure], int]:
-    """Gather what tables say; apart, rows about files that are missing or not asked for."""
+    """Gather what tables say; apart, rows about files that are missing or not asked for.
+
+    A table that was found beside videos is about these alone: a path of it never starts at another
+    folder given, where a file of the same name may be of somebody else.
+    """
     notes: dict[Path, _Notes] = {}
-    absent: dict[str, Failure] = {}
+    absent: dict[Path, Failure] = {}
     elsewhere = 0
     folders = [path for path in map(_absolute, given) if path.is_dir()]
     for table in found_tables:
         for where, row in tables.read(table):
             name = rows.path_in(row, where)
-            bases = (table.parent, *folders, table.parent / "videos")  # FastVideo's rows omit it
+            bases = [table.parent, table.parent / "videos"]  # FastVideo's rows omit it
+            bases += [] if beside_videos else folders
             candidates = [_absolute(base / name) for base in bases]
             path = next((c for c in candidates if c in paths), None)
             if path is not None:
@@ -190,7 +214,7 @@ def _collect(
                 elsewhere += 1
             else:
                 message = f"{where}: there is no file {candidates[0]}"
-                absent[name] = Failure("missing", message, str(candidates[0]))
+                absent[candidates[0]] = Failure("missing", message, str(candidates[0]))
     return notes, list(absent.values()), elsewhere
 
 

@@ -1,4 +1,4 @@
-"""Clip sizes that Wan's VAE and patches can take, and the latent shapes they become.
+"""Sizes that Wan takes: of clips for its VAE and patches, of their latents, of prompts.
 
 Owns: the arithmetic of frames, height and width. Knows nothing of files or models.
 Source: AutoencoderKLWan (x8 in space, x4 in time, the first frame alone) and
@@ -11,6 +11,8 @@ SPATIAL_FACTOR = 8
 TEMPORAL_FACTOR = 4
 PATCH = (1, 2, 2)
 SIZE_MULTIPLE = SPATIAL_FACTOR * PATCH[1]
+MAX_TOKENS = 512
+"""Rows of the padded prompt embedding that Wan's transformer consumes; a longer caption is cut."""
 
 
 class Bucket(NamedTuple):

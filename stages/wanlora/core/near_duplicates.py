@@ -7,8 +7,21 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from typing import NamedTuple
 
 THRESHOLD = 0.8
+
+MOST_PAIRS = 1_000
+MOST_COMPARISONS = 2_000_000
+"""Where a search stops, after a second or two: captions made from a template are all alike, and
+their pairs grow with the square of their number."""
+
+
+class Similar(NamedTuple):
+    """Pairs of places and their similarity, sorted; and whether they are all there are."""
+
+    pairs: list[tuple[int, int, float]]
+    complete: bool
 
 
 def words(text: str) -> frozenset[str]:
@@ -17,9 +30,13 @@ def words(text: str) -> frozenset[str]:
 
 
 def similar_pairs(
-    texts: Sequence[str], *, threshold: float = THRESHOLD
-) -> list[tuple[int, int, float]]:
-    """Find all pairs with a Jaccard similarity |a and b| / |a or b| of words >= threshold, exactly.
+    texts: Sequence[str],
+    *,
+    threshold: float = THRESHOLD,
+    most_pairs: int = MOST_PAIRS,
+    most_comparisons: int = MOST_COMPARISONS,
+) -> Similar:
+    """Find the pairs with a Jaccard similarity |a and b| / |a or b| of words >= threshold, exactly.
 
     Two sets that similar share one of their ceil((1 - threshold) * size) + 1 rarest words (the
     prefix filter of set-similarity joins), so only such pairs are compared.
@@ -27,22 +44,29 @@ def similar_pairs(
     Args:
         texts: Different texts.
         threshold: In (0, 1].
+        most_pairs: Stop once so many are found.
+        most_comparisons: Stop after about so many, whatever is found.
     """
     sets = [words(text) for text in texts]
     frequency = Counter(word for found in sets for word in found)
     place = {word: index for index, word in enumerate(sorted(frequency, key=frequency.__getitem__))}
-    masks = [sum(1 << place[word] for word in found) for found in sets]
     holders: dict[str, list[int]] = defaultdict(list)
-    pairs = []
-    for index, (found, mask) in enumerate(zip(sets, masks, strict=True)):
+    pairs: list[tuple[int, int, float]] = []
+    num_comparisons = 0
+    for index, found in enumerate(sets):
         rarest = sorted(found, key=place.__getitem__)
         prefix = rarest[: len(rarest) - math.ceil(threshold * len(rarest)) + 1]
         shortest, longest = threshold * len(found), len(found) / threshold
-        for other in set[int]().union(*(holders[word] for word in prefix)):
+        others = set[int]().union(*(holders[word] for word in prefix))
+        for other in others:
             if shortest <= len(sets[other]) <= longest:
-                similarity = (mask & masks[other]).bit_count() / (mask | masks[other]).bit_count()
+                shared = len(found & sets[other])
+                similarity = shared / (len(found) + len(sets[other]) - shared)
                 if similarity >= threshold:
                     pairs.append((other, index, similarity))
         for word in prefix:
             holders[word].append(index)
-    return sorted(pairs)
+        num_comparisons += len(others)
+        if len(pairs) > most_pairs or num_comparisons > most_comparisons:
+            return Similar(sorted(pairs)[:most_pairs], complete=False)
+    return Similar(sorted(pairs), complete=True)

@@ -36,7 +36,9 @@ def read_header(file: IO[bytes]) -> Header:
                     else np.lib.format.read_array_header_2_0
                 )
                 shape, _, dtype = read(member)
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
+    except (OSError, ValueError, MemoryError):
+        raise
+    except Exception as error:  # a damaged member raises any of zlib.error, RuntimeError, KeyError
         raise ValueError(f"not an .npz file ({error})") from error
     return Header(key, shape, dtype)
 

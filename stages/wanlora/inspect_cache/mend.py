@@ -26,7 +26,7 @@ def repair(config: InspectConfig) -> dict[str, Any]:
         dropped: Rows. encoded: Rows. failures: A line for each view that could not be mended.
 
     Raises:
-        StoreError: The disk refuses.
+        StoreError: The disk or the network refuses; a row that cannot be read is never dropped.
     """
     dropped = _drop_damaged_records(config)
     for generation in maintenance.generations(config.path, ()):
@@ -88,8 +88,15 @@ def _drop_damaged_records(config: InspectConfig) -> int:
 
 
 def _drop_bad_rows(config: InspectConfig, generation: Generation) -> int:
+    verdict = checks.full(config.path, {generation.kind: generation.segments})
+    if verdict.unread:
+        raise StoreError(
+            f"{len(verdict.unread)} rows of {config.path / generation.key} could not be read, so "
+            f"nobody knows whether they are whole, and none was dropped: {verdict.unread[0]}. Run "
+            "the same command again once the disk or the network answers"
+        )
     bad: dict[str, set[str]] = {}
-    for found in checks.full(config.path, {generation.kind: generation.segments}):
+    for found in verdict.bad:
         bad.setdefault(found.segment, set()).add(found.key or "")
     hit = [segment for segment in generation.segments if segment.key in bad]
     keep = {segment.key: set(segment.row_keys) - bad[segment.key] for segment in hit}
@@ -98,7 +105,7 @@ def _drop_bad_rows(config: InspectConfig, generation: Generation) -> int:
 
 
 def _encode_missing(config: InspectConfig, view: View) -> int:
-    """Run stage one for what a view lacks, once it is clear that it would encode nothing else.
+    """Run stage one for what a view lacks, and for nothing else.
 
     Raises:
         StoreError: The manifests, the model or the device are not those the view was made with.
@@ -106,25 +113,14 @@ def _encode_missing(config: InspectConfig, view: View) -> int:
     clips, prompts = _lacking(config, view)
     if not clips and not prompts:
         return 0
-    wanted = _stage_one(config, view)
     from wanlora import cache_latents  # noqa: PLC0415  (imports diffusers: seconds, only here)
 
-    plan = cache_latents.run(wanted.model_copy(update={"dry_run": True}))
-    known = plan.clips + len(plan.failures)
-    too_much = plan.clips_encoded > len(clips) or plan.prompts_encoded > len(prompts)
-    if too_much or known != len(view.clips):
-        raise StoreError(
-            f"it has {len(view.clips)} clips and lacks the rows of {len(clips)} and of "
-            f"{len(prompts)} prompts, but with {', '.join(map(str, config.manifest))} stage one "
-            f"would encode {plan.clips_encoded} clips and {plan.prompts_encoded} prompts for "
-            f"{known}: the manifests, the model or the device are not those it was made with. "
-            "Give them with --manifest and --device, or make the view anew: wanlora cache-latents "
-            f"--cache {config.path} --view {view.name}"
-        )
-    done = cache_latents.run(wanted)
-    for failure in done.failures:
+    encoded, failures = cache_latents.encode_rows(
+        _stage_one(config, view), view, clips=clips, prompts=prompts
+    )
+    for failure in failures:
         log.warning("[%s] %s: %s", failure.code, failure.clip_id, failure.message)
-    return done.clips_encoded + done.prompts_encoded
+    return encoded
 
 
 def _lacking(config: InspectConfig, view: View) -> tuple[set[str], set[str]]:

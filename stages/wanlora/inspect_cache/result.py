@@ -27,6 +27,7 @@ class InspectResult:
         fingerprints: A dict an encoder: kind, fingerprint, rows, segments, bytes, provenance.
         views: A dict a view: name, clips, splits, prompts, missing_clips, missing_prompts.
         invalid: A line for each row, record or view that cannot be used.
+        unread: A line for each row that a disk or a network did not give; it may be whole.
         verified: Rows that were checked.
         level: How: fast or full; empty when they were not.
         repaired: What --repair did: dropped, encoded, failures.
@@ -44,6 +45,7 @@ class InspectResult:
     fingerprints: list[dict[str, Any]]
     views: list[dict[str, Any]]
     invalid: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
     verified: int = 0
     level: str = ""
     repaired: dict[str, Any] = field(default_factory=dict)
@@ -53,9 +55,12 @@ class InspectResult:
 
     @property
     def exit_code(self) -> int:
-        """3 when something is invalid, or a view lacks rows."""
-        lacking = any(view["missing_clips"] or view["missing_prompts"] for view in self.views)
-        return 3 if self.invalid or lacking else 0
+        """3 when something is invalid or could not be read, or a view lacks rows."""
+        return 3 if self.invalid or self.unread or self._lacking else 0
+
+    @property
+    def _lacking(self) -> bool:
+        return any(view["missing_clips"] or view["missing_prompts"] for view in self.views)
 
     def lines(self) -> list[str]:
         """Tables for people."""
@@ -145,7 +150,13 @@ class InspectResult:
             lines += [f"  {line}" for line in self.invalid[:SHOWN]]
             lines += ["  ... (all of them: --json)"] if len(self.invalid) > SHOWN else []
             lines.append(f"to mend it: wanlora inspect {self.cache} --repair --manifest MANIFEST")
-        if self.exit_code:
+        if self.unread:
+            lines.append(
+                f"{len(self.unread)} could not be read, and may be whole; look again once the "
+                "disk or the network answers:"
+            )
+            lines += [f"  {line}" for line in self.unread[:SHOWN]]
+        if self.invalid or self._lacking:
             lines.append(f"to encode what is missing: wanlora cache-latents --cache {self.cache}")
         return lines
 

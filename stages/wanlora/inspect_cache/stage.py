@@ -11,7 +11,7 @@ from typing import Any
 from wanlora.config import InspectConfig
 from wanlora.core.buckets import SPATIAL_FACTOR, TEMPORAL_FACTOR, Bucket
 from wanlora.core.location import Location
-from wanlora.errors import StoreError, StoreVersionError
+from wanlora.errors import CorruptRowError, StoreError, StoreVersionError
 from wanlora.inspect_cache import checks, decode, mend, page
 from wanlora.inspect_cache.result import InspectResult
 from wanlora.inspect_cache.statistics import BucketStatistics, evenly
@@ -56,9 +56,12 @@ def run(config: InspectConfig) -> InspectResult:
     freed = mend.gc(config) if config.gc else {}
     found = survey(config.path)
     level = "full" if config.repair else config.verify or ""
-    invalid = found.invalid + _verified(found, level)
+    invalid, unread = _verified(found, level)
+    invalid = found.invalid + invalid
     everything = level == "full" or config.html is not None
-    statistics = _statistics(found, None if everything else config.statistics_clips, invalid)
+    statistics = _statistics(
+        found, None if everything else config.statistics_clips, invalid, unread
+    )
     if config.html is not None:
         page.write(
             config.html,
@@ -79,6 +82,7 @@ def run(config: InspectConfig) -> InspectResult:
         fingerprints=_fingerprints(found),
         views=[_view(view, found.readers) for view in found.views],
         invalid=invalid,
+        unread=unread,
         verified=sum(len(r.rows) for r in found.readers.values()) if level else 0,
         level=level,
         repaired=repaired,
@@ -114,13 +118,15 @@ def _views(cache: Location, invalid: list[str]) -> Iterator[View]:
             invalid.append(str(error))
 
 
-def _verified(found: Survey, level: str) -> list[str]:
+def _verified(found: Survey, level: str) -> tuple[list[str], list[str]]:
+    """A line for each bad row, and one for each that could not be read."""
     if level == "fast":
         segments = [s for reader in found.readers.values() for s in reader.segments]
-        return [bad.message for bad in checks.fast(found.cache, segments)]
+        return [bad.message for bad in checks.fast(found.cache, segments)], []
     if level == "full":
-        return [bad.message for bad in checks.full(found.cache, _segments_by_kind(found.readers))]
-    return []
+        verdict = checks.full(found.cache, _segments_by_kind(found.readers))
+        return [bad.message for bad in verdict.bad], verdict.unread
+    return [], []
 
 
 def _segments_by_kind(readers: Readers) -> dict[Kind, list[index.Segment]]:
@@ -131,7 +137,7 @@ def _segments_by_kind(readers: Readers) -> dict[Kind, list[index.Segment]]:
 
 
 def _statistics(
-    found: Survey, number: int | None, invalid: list[str]
+    found: Survey, number: int | None, invalid: list[str], unread: list[str]
 ) -> dict[Shape, BucketStatistics]:
     """Statistics of each latent shape, over `number` clips of each or over all."""
     statistics: dict[Shape, BucketStatistics] = {}
@@ -147,8 +153,9 @@ def _statistics(
                 try:
                     sums.add(key, reader.read(key))
                 except StoreError as error:
-                    if str(error) not in invalid:
-                        invalid.append(str(error))
+                    lines = invalid if isinstance(error, CorruptRowError) else unread
+                    if str(error) not in lines:
+                        lines.append(str(error))
     return statistics
 
 

@@ -1,10 +1,9 @@
 """Still images: clips of one frame.
 
-Owns: which image files are read and how they become upright RGB.
+Owns: how image files become upright RGB.
 Dimensions: h height, w width in px.
 """
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +13,8 @@ from PIL import Image, ImageOps
 
 from wanlora.errors import MediaError
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+MAX_PIXELS = 89_478_485
+"""Largest image that is decoded: 256 MiB of RGB, where Pillow starts to suspect a bomb."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +52,24 @@ def read_checked(path: Path) -> Picture:
 def _load(path: Path) -> tuple[Image.Image, bool]:
     """Decode to upright RGB, and say whether it was transparent."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a decompression bomb, a damaged EXIF block
-            with Image.open(path) as file:
-                upright = ImageOps.exif_transpose(file)
-                if "A" not in upright.getbands() and "transparency" not in upright.info:
-                    return upright.convert("RGB"), False
-                ground = Image.new("RGBA", upright.size, "white")
-                return Image.alpha_composite(ground, upright.convert("RGBA")).convert("RGB"), True
+        with path.open("rb") as opened, Image.open(opened) as file:
+            _require_size(file)
+            upright = ImageOps.exif_transpose(file)
+            if "A" not in upright.getbands() and "transparency" not in upright.info:
+                return upright.convert("RGB"), False
+            ground = Image.new("RGBA", upright.size, "white")
+            return Image.alpha_composite(ground, upright.convert("RGBA")).convert("RGB"), True
     except FileNotFoundError:
         raise MediaError("missing", f"{path}: there is no such file") from None
     except Exception as error:  # a damaged image raises any of OSError, SyntaxError, struct.error
         if isinstance(error, MemoryError):
             raise
         raise MediaError("unreadable", f"{path} is no image that can be read: {error}") from None
+
+
+def _require_size(file: Image.Image) -> None:
+    """Refuse a decompression bomb. Not by Pillow's warning: filters are shared by all threads."""
+    if file.width * file.height > MAX_PIXELS:
+        raise ValueError(
+            f"it has {file.width}x{file.height} pixels, expected at most {MAX_PIXELS:,}"
+        )

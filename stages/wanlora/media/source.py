@@ -10,7 +10,6 @@ from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
 from wanlora.errors import MediaError
-from wanlora.files import write_atomic
 
 BLOCK_BYTES = 4 * 2**20
 
@@ -52,20 +51,20 @@ def source_sha256(
     return digest
 
 
-def read_source_hashes(file: Path) -> dict[str, tuple[int, int, str]]:
-    """Hashes that `write_source_hashes` left; none when the file is missing or damaged.
+def parse_hashes(document: bytes | None) -> dict[str, tuple[int, int, str]]:
+    """Hashes that `hashes_document` wrote; none when there is no document or it is damaged.
 
     It only saves time, so a damaged one is made again rather than refused.
     """
     try:
-        entries = json.loads(file.read_text())
+        entries = json.loads(document or b"{}")
         return {
             path: (int(size), int(mtime), str(sha)) for path, (size, mtime, sha) in entries.items()
         }
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError):
         return {}
 
 
-def write_source_hashes(file: Path, known: SourceHashes) -> None:
-    """Remember hashes for the next run."""
-    write_atomic(file, json.dumps(dict(known), sort_keys=True, indent=0).encode())
+def hashes_document(known: SourceHashes) -> bytes:
+    """Hashes for the next run, as a file."""
+    return json.dumps(dict(known), sort_keys=True, indent=0).encode()

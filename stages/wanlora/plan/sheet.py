@@ -13,11 +13,12 @@ import torch
 from jaxtyping import UInt8
 
 from wanlora.clips import load_clip, sample_aspect
+from wanlora.core.buckets import MAX_TOKENS
 from wanlora.errors import MediaError
 from wanlora.files import write_atomic
 from wanlora.manifest import Clip
 from wanlora.media.transform import cover_size
-from wanlora.plan.survey import MAX_TOKENS, Plan
+from wanlora.plan.survey import Plan
 from wanlora.report.page import Keyed, Raw, escape, facts, image, page, section, table
 
 NUM_SHOWN = 3

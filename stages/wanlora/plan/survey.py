@@ -9,11 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from wanlora import manifest
-from wanlora.core.buckets import Bucket, latent_shape, num_tokens, problem_with
+from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape, num_tokens, problem_with
 from wanlora.core.near_duplicates import similar_pairs
 from wanlora.manifest import Clip
-
-MAX_TOKENS = 512
 
 BYTES_PER_VALUE = 2
 TEXT_DIM = 4096
@@ -37,6 +35,7 @@ class Captions:
         longest: Tokens of the longest caption.
         over_limit: Clips with a caption of more than 512 tokens, and how many it has.
         near_duplicates: Pairs of different captions that share 80 % of their words or more.
+        near_duplicates_complete: Whether these are all; a search stops at 1,000.
         shared: Captions that stand at clips of more than one source.
     """
 
@@ -45,6 +44,7 @@ class Captions:
     longest: int
     over_limit: tuple[tuple[str, int], ...]
     near_duplicates: tuple[tuple[str, str, float], ...]
+    near_duplicates_complete: bool
     shared: int
 
 
@@ -124,7 +124,10 @@ class Plan:
         rows += _rest("too long", len(found.over_limit))
         for a, b, similarity in found.near_duplicates[:SHOWN]:
             rows.append(("nearly same", f"{similarity:.0%}: {a!r:.60} ~ {b!r:.60}"))
-        return rows + _rest("nearly same", len(found.near_duplicates))
+        rows += _rest("nearly same", len(found.near_duplicates))
+        if not found.near_duplicates_complete:
+            rows.append(("nearly same", "... and more: too many captions are alike to list all"))
+        return rows
 
 
 def survey(
@@ -202,15 +205,15 @@ def _captions(
         for text in clip.prompts:
             sources[text].add(clip.source_sha256 or clip.source)
     texts = sorted(sources)
+    similar = similar_pairs(texts)
     over = [(clip.clip_id, max(token_counts[text] for text in clip.prompts)) for clip in clips]
     return Captions(
         unique=len(texts),
         tokenizer=tokenizer,
         longest=max((token_counts[text] for text in texts), default=0),
         over_limit=tuple((clip_id, tokens) for clip_id, tokens in over if tokens > MAX_TOKENS),
-        near_duplicates=tuple(
-            (texts[i], texts[j], round(s, 3)) for i, j, s in similar_pairs(texts)
-        ),
+        near_duplicates=tuple((texts[i], texts[j], round(s, 3)) for i, j, s in similar.pairs),
+        near_duplicates_complete=similar.complete,
         shared=sum(len(found) > 1 for found in sources.values()),
     )
 

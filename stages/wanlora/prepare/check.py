@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from wanlora.captions.find import IMAGE_SUFFIXES
 from wanlora.core.buckets import Bucket
-from wanlora.errors import MediaError
+from wanlora.errors import MediaError, PassingError
 from wanlora.media import image, npz, probe
 from wanlora.media.scenes import Detector
 from wanlora.media.source import source_sha256
@@ -28,15 +29,29 @@ class Checked:
 
 
 def check(path: Path, alive: Alive, *, detector: Detector) -> Checked | MediaError:
-    """Hash a file and decode all of it; a problem is returned, not raised."""
+    """Hash a file and decode all of it; a problem is returned, not raised.
+
+    Returns:
+        What the file is; a PassingError when the disk, a permission or the memory is to blame.
+    """
     try:
         return Checked(source_sha256(path, alive=alive), _content(path, alive, detector))
     except MediaError as error:
-        return error
+        return PassingError(error.code, str(error)) if _may_pass(error) else error
     except Exception as error:  # noqa: BLE001  a library that stumbles over a file has judged it
-        return MediaError(
-            "unreadable", f"{path}: reading it fails with {type(error).__name__}: {error}"
-        )
+        kind = PassingError if _may_pass(error) else MediaError
+        return kind("unreadable", f"{path}: reading it fails with {type(error).__name__}: {error}")
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised for, is none of the file's own.
+
+    Pillow and zipfile raise OSError for damage too, but without the number of a system call's.
+    """
+    if error is None:
+        return False
+    system = isinstance(error, OSError) and error.errno is not None
+    return system or isinstance(error, MemoryError) or _may_pass(error.__context__)
 
 
 def check_all(
@@ -51,6 +66,6 @@ def _content(path: Path, alive: Alive, detector: Detector) -> Content:
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return npz.read_checked(path)
-    if suffix in image.SUFFIXES:
+    if suffix in IMAGE_SUFFIXES:
         return image.read_checked(path)
     return probe.scan(path, detector=detector, alive=alive)

@@ -15,7 +15,7 @@ from typing import Any, Self
 import av
 
 from wanlora.core.buckets import Bucket
-from wanlora.errors import LostProcessError, MediaError
+from wanlora.errors import MediaError, PassingError
 from wanlora.media.image import Picture
 from wanlora.media.probe import Scan, VideoInfo
 from wanlora.media.scenes import Detector
@@ -64,9 +64,9 @@ class Journal:
         return found
 
     def note(self, path: Path, outcome: Checked | MediaError) -> None:
-        """Remember an outcome at once; not that of a process that was lost."""
+        """Remember an outcome at once; not one that another run may not have."""
         stamp = self._stamps[path]
-        if stamp is None or isinstance(outcome, LostProcessError):
+        if stamp is None or isinstance(outcome, PassingError):
             return
         entry = {"path": str(path), "stamp": stamp, "how": self._how, **_entry(outcome)}
         self._file.write(json.dumps(entry) + "\n")

@@ -174,7 +174,8 @@ def _require_usable(path: Path, scan: Scan, config: PrepareConfig) -> None:
 def _too_short(
     path: Path, scan: Scan, scenes: Sequence[Scene], config: PrepareConfig
 ) -> MediaError:
-    shortest = config.num_frames if config.short == "drop" else config.min_frames
+    least = config.num_frames if config.short == "drop" else config.min_frames
+    shortest = min(config.num_frames, least)
     longest = max(scene.available for scene in scenes)
     part = f"the longest of its {len(scenes)} scenes has" if len(scenes) > 1 else "it has"
     return MediaError(

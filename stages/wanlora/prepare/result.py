@@ -40,6 +40,8 @@ class PrepareResult:
 
     Attributes:
         sources: Source files with a caption or a row; those that failed are among them.
+        failed: Sources that gave no clip, or of which a clip could not be written.
+        used: Sources that gave a clip; at least one.
         errors: Number of failed sources by code.
         dropped: Every failed source.
         warnings: Number of clips by kind of warning.
@@ -51,6 +53,7 @@ class PrepareResult:
     output: str
     sources: int
     failed: int
+    used: int
     clips: int
     train: int
     val: int
@@ -74,10 +77,9 @@ class PrepareResult:
 
     def lines(self) -> list[str]:
         """Summary table, and the next command."""
-        used = self.sources - self.failed
         table = [
-            ("sources", f"{self.sources} found, {used} used"),
-            ("clips", f"{self.clips} ({self.clips / used:.1f} a source)"),
+            ("sources", f"{self.sources} found, {self.used} used"),
+            ("clips", f"{self.clips} ({self.clips / self.used:.1f} a source)"),
             ("split", f"train {self.train}, val {self.val}"),
             ("length", f"{self.clips_s:.1f} s in clips, of {self.video_s:.1f} s"),
             *self.plan.rows(),
@@ -121,6 +123,7 @@ def summarize(
         output=str(config.output),
         sources=len(found.sources) + len(found.failures),
         failed=len({failure.path for failure in failures}),
+        used=len({clip.orig.get("source", clip.source) for clip in clips}),
         clips=len(clips),
         train=splits[manifest.TRAIN],
         val=splits[manifest.VAL],
@@ -151,6 +154,8 @@ def notes(config: PrepareConfig, found: Found, clips: Sequence[Clip]) -> list[st
             f"{found.images_unused} images beside videos or without a caption are not used; name "
             "them in a captions table, or put them in a folder of their own"
         )
+    if all(clip.split == manifest.VAL for clip in clips):
+        said.append("every clip is held out: there is none to train on; name some split=train")
     if config.val_fraction > 0:
         said += _split_notes(config, clips)
     return said

@@ -7,19 +7,20 @@ captions', cutting is cuts', what a clip says is make's.
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from wanlora import manifest
 from wanlora.captions import Failure, Found, find
 from wanlora.config import PrepareConfig
+from wanlora.core.buckets import MAX_TOKENS
 from wanlora.errors import ConfigError, ManifestError, MediaError
 from wanlora.files import fsync_dir, require_folder, write_atomic
 from wanlora.manifest import Clip
 from wanlora.media import scenes
 from wanlora.media.probe import Scan
-from wanlora.plan.survey import MAX_TOKENS, Plan, survey
+from wanlora.plan.survey import Plan, survey
 from wanlora.prepare.check import Checked, check_all
 from wanlora.prepare.cuts import unique_ids
 from wanlora.prepare.journal import Journal
@@ -54,12 +55,7 @@ def run(config: PrepareConfig) -> PrepareResult:
     if not (config.dry_run and clips):  # a dry run leaves what belongs to the manifest alone
         _write_errors(config.output / "errors.jsonl", failures)
     if not clips:
-        raise ManifestError(
-            f"not one clip from {len(found.sources)} sources: "
-            f"{counts(Counter(failure.code for failure in failures))}\n"
-            + "\n".join(f"  [{failure.code}] {failure.message}" for failure in failures[:SHOWN])
-            + f"\n{config.output / 'errors.jsonl'} says why for each"
-        )
+        raise ManifestError(_nothing_left(found, failures, config))
     tokens = count_tokens(config.model, (text for clip in clips for text in clip.prompts))
     clips = [_warn_of_length(clip, tokens) for clip in _split(clips, found, config)]
     plan = survey(clips, tokens.counts, tokenizer=tokens.tokenizer)
@@ -68,8 +64,19 @@ def run(config: PrepareConfig) -> PrepareResult:
     if not config.dry_run:
         if config.materialize is not None:
             clips, failures = _materialized(clips, failures, config)
+            if not clips:
+                raise ManifestError(_nothing_left(found, failures, config))
         _write_manifests(config.output, clips)
     return summarize(config, found, clips, failures, video_s, plan, tokens.counts)
+
+
+def _nothing_left(found: Found, failures: Sequence[Failure], config: PrepareConfig) -> str:
+    return (
+        f"not one clip from {len(found.sources)} sources: "
+        f"{counts(Counter(failure.code for failure in failures))}\n"
+        + "\n".join(f"  [{failure.code}] {failure.message}" for failure in failures[:SHOWN])
+        + f"\n{config.output / 'errors.jsonl'} says why for each"
+    )
 
 
 def _check_sources(found: Found, config: PrepareConfig) -> Outcomes:
@@ -196,16 +203,20 @@ def _materialized(
 
 
 def _write_manifests(output: Path, clips: list[Clip]) -> None:
-    """Write both; a kill in between leaves a train.jsonl that can stand alone."""
+    """Write those that have clips; a kill in between leaves a train.jsonl that can stand alone."""
     parts = {
         split: [clip for clip in clips if clip.split == split]
         for split in (manifest.TRAIN, manifest.VAL)
     }
     (output / "val.jsonl").unlink(missing_ok=True)
     fsync_dir(output)
-    manifest.write(output / "train.jsonl", parts[manifest.TRAIN])
-    if parts[manifest.VAL]:
-        manifest.write(output / "val.jsonl", parts[manifest.VAL])
+    for split, own in parts.items():
+        path = output / f"{split}.jsonl"
+        if own:
+            manifest.write(path, own)
+        else:
+            path.unlink(missing_ok=True)
+    fsync_dir(output)
 
 
 def _write_errors(path: Path, failures: list[Failure]) -> None:
@@ -215,7 +226,7 @@ def _write_errors(path: Path, failures: list[Failure]) -> None:
         for failure in failures
     ]
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    write_atomic(path, text.encode())
+    write_atomic(path, text.encode(errors="backslashreplace"))  # a lone surrogate as JSON
 
 
 def _compile(pattern: str | None) -> re.Pattern[str] | None:

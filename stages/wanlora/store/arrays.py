@@ -16,6 +16,7 @@ from jaxtyping import Float, Shaped
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 from zarr.storage import LocalStore, MemoryStore, ObjectStore
 
+from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.location import Location, Url
 from wanlora.store import remote, schema
 from wanlora.store.schema import Kind
@@ -82,7 +83,7 @@ def build(
         if logvars:
             _write(store, "logvar", np.stack(logvars), chunk=rows[0].shape, fill=np.nan)
     else:
-        padded = np.zeros((len(rows), schema.MAX_TOKENS, rows[0].shape[1]), rows[0].dtype)
+        padded = np.zeros((len(rows), MAX_TOKENS, rows[0].shape[1]), rows[0].dtype)
         for slot, row in zip(padded, rows, strict=True):
             slot[: len(row)] = row
         _write(store, "embedding", padded, chunk=(TOKEN_CHUNK, padded.shape[2]), fill=0)

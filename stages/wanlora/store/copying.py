@@ -13,6 +13,9 @@ from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError
 from wanlora.store import objects, schema
 
+FLAG = "--local-copy"
+"""Option that names the folder."""
+
 
 class LocalCopy:
     """Segments of a store in a folder.
@@ -45,8 +48,9 @@ class LocalCopy:
                     raise CorruptRowError(f"{self._origin / segment} is gone; start again")
                 keys.remove(commit)
                 for key, data in zip(keys, objects.get_many(self._origin, keys), strict=True):
-                    objects.put(self._folder, key, data or b"")
-                objects.put(self._folder, commit, objects.get(self._origin, commit) or b"")
+                    objects.put(self._folder, key, data or b"", flag=FLAG)
+                record = objects.get(self._origin, commit) or b""
+                objects.put(self._folder, commit, record, flag=FLAG)
         return self._folder
 
     def forget(self, segment: str) -> None:

@@ -94,8 +94,8 @@ def provenances(cache: Location, kind: Kind) -> dict[str, dict[str, Any]]:
         if schema.short(whole) != name:
             raise StoreError(
                 f"{cache / key} was changed by hand: its provenance has the fingerprint "
-                f"{schema.short(whole)}, not {name}; restore it or delete that folder and run "
-                f"wanlora cache-latents --cache {cache}"
+                f"{schema.short(whole)}, not {name}; restore it, or delete that file and run "
+                f"wanlora cache-latents --cache {cache}, which writes it anew"
             )
         found[whole] = dict(provenance)
     return found

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.location import Location
 from wanlora.store import index, objects, schema
 from wanlora.store.index import Segment
@@ -108,7 +109,8 @@ def find_garbage(
     dropped: list[str] = []
     rows = repeats = young = num_bytes = 0
     sizes = objects.listing(cache, schema.STORE)
-    weights = _by_folder(sizes)
+    partial = objects.listing(cache, objects.PARTIAL)
+    weights = _by_folder(sizes | partial)
     for generation in found:
         homes = index.rows_of(generation.segments)
         for segment in generation.segments:
@@ -123,14 +125,14 @@ def find_garbage(
             repeats += len(segment.row_keys) - len(here)
             if len(keep) == len(segment.row_keys):
                 continue
-            share = 1 - len(keep) / len(segment.row_keys)
-            num_bytes += int(share * weights.get(segment.key, 0))
             if keep:
+                share = 1 - len(keep) / len(segment.row_keys)
+                num_bytes += int(share * weights.get(segment.key, 0))
                 rewritten[segment.key] = frozenset(keep)
             else:
                 dropped.append(segment.key)
-    litter = _litter(cache, found, sizes, dropped, now=now, min_age_s=min_age_s)
-    num_bytes += sum(weights.get(key, 0) for key in litter if key not in dropped)
+    litter = _litter(found, sizes, partial, dropped, now=now, min_age_s=min_age_s)
+    num_bytes += sum(weights.get(key, 0) for key in _outermost({*dropped, *litter}))
     return Garbage(
         rewritten, tuple(dropped), tuple(litter), rows, repeats, young, num_bytes
     )  # fmt: skip
@@ -197,7 +199,7 @@ def drop(cache: Location, segment: str) -> None:
 def _writer(
     cache: Location, generation: Generation, row: Float[np.ndarray, "..."], limits: Limits
 ) -> SegmentWriter:
-    shape = row.shape if generation.kind == "latents" else (schema.MAX_TOKENS, row.shape[1])
+    shape = row.shape if generation.kind == "latents" else (MAX_TOKENS, row.shape[1])
     return SegmentWriter(
         cache,
         kind=generation.kind,
@@ -229,17 +231,26 @@ def _by_folder(sizes: Mapping[str, objects.Entry]) -> dict[str, int]:
     return totals
 
 
+def _outermost(keys: Collection[str]) -> list[str]:
+    """The keys that lie under no other: what goes with its generation is counted once."""
+    return [key for key in keys if not any(above in keys for above in _above(key))]
+
+
+def _above(key: str) -> Iterable[str]:
+    parts = key.split("/")
+    return ("/".join(parts[:depth]) for depth in range(1, len(parts)))
+
+
 def _litter(
-    cache: Location,
     found: Sequence[Generation],
     sizes: Mapping[str, objects.Entry],
+    partial: Mapping[str, objects.Entry],
     dropped: Collection[str],
     *,
     now: float,
     min_age_s: float,
 ) -> list[str]:
     """Half-written files, segments without a commit record, generations of which nothing stays."""
-    partial = objects.listing(cache, objects.PARTIAL)
     litter = [key for key, entry in partial.items() if now - entry.written >= min_age_s]
     for generation in found:
         gone = {segment.key for segment in generation.segments} <= set(dropped)

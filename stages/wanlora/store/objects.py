@@ -34,11 +34,17 @@ class Entry(NamedTuple):
     written: float
 
 
-def put(root: Location, key: str, data: bytes) -> None:
+def put(root: Location, key: str, data: bytes, *, flag: str = "--cache") -> None:
     """Write an object: it appears whole, and stays through a power cut, or not at all.
 
     In a folder: temporary file, fsync, rename, fsync of the folder, the order that a journalled
     file system needs for both promises.
+
+    Args:
+        root: Folder or URL.
+        key: Of the object.
+        data: All of it.
+        flag: Option that names the folder, for the message.
 
     Raises:
         StoreError: The disk is full, read-only or broken, or the object store refuses; names it.
@@ -48,7 +54,7 @@ def put(root: Location, key: str, data: bytes) -> None:
         return
     target = root / key
     temporary = root / PARTIAL / uuid.uuid4().hex
-    with _naming("write", target):
+    with _naming("write", target, flag):
         make_folder(temporary.parent)
         make_folder(target.parent)
         try:
@@ -176,11 +182,11 @@ def _scanned(path: Path) -> Iterator[Iterator["os.DirEntry[str]"]]:
 
 
 @contextmanager
-def _naming(verb: str, path: Path) -> Iterator[None]:
+def _naming(verb: str, path: Path, flag: str = "--cache") -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise StoreError(
             f"cannot {verb} {path}: {error.strerror or error}; check the disk's free space and "
-            "the folder's permissions, or choose another folder with --cache"
+            f"the folder's permissions, or choose another folder with {flag}"
         ) from error

@@ -102,7 +102,7 @@ class RowReader:
     def _checked(self, key: str, row: Row, name: str) -> Float[np.ndarray, "..."]:
         try:
             values = self._values(row, name)
-        except StoreError:
+        except (StoreError, MemoryError):
             raise
         except OSError as error:
             if not isinstance(error, FileNotFoundError):
@@ -264,20 +264,26 @@ class StoreReader:
         Raises:
             StoreError: No segment carries any.
         """
-        parts = [
-            segment.record["latent_rgb"]
-            for segment in self._latents.segments
-            if "latent_rgb" in segment.record
-        ]
-        if not parts:
+        found = latent_rgb_of(self._latents.segments)
+        if found is None:
             raise StoreError(
                 f"no segment in {self._cache / schema.STORE} carries latent_rgb, so latents cannot "
                 "be shown without the VAE; decode them with wanlora sample"
             )
-        return (
-            np.sum([np.asarray(part["gram"], np.float64) for part in parts], axis=0),
-            np.sum([np.asarray(part["cross"], np.float64) for part in parts], axis=0),
-        )
+        return found
+
+
+def latent_rgb_of(
+    segments: Iterable[Segment],
+) -> tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k 3"]] | None:
+    """Sum of the normal equations of segments, or None where none carries any."""
+    parts = [s.record["latent_rgb"] for s in segments if "latent_rgb" in s.record]
+    if not parts:
+        return None
+    return (
+        np.sum([np.asarray(part["gram"], np.float64) for part in parts], axis=0),
+        np.sum([np.asarray(part["cross"], np.float64) for part in parts], axis=0),
+    )
 
 
 def _some(names: Sequence[str], noun: str) -> str:

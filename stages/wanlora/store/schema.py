@@ -26,9 +26,6 @@ ROW_ARRAY: dict[Kind, str] = {"latents": "latent", "text": "embedding"}
 LOGVAR = "logvar"
 """Optional array beside `latent`: log-variances of the posterior, in units of the latents."""
 
-MAX_TOKENS = 512
-"""Rows of the padded prompt embedding that Wan's transformer consumes."""
-
 
 def short(fingerprint: str) -> str:
     """Part of a fingerprint that stands in a path; the whole one is in every commit record."""
@@ -97,8 +94,8 @@ def own_attributes(document: bytes, key: str) -> dict[str, Any]:
     if not isinstance(own, dict):
         raise StoreError(
             f"{key} is damaged or not part of a latent cache: expected a Zarr group with an "
-            "attribute 'wanlora'; choose another folder with --cache, or delete that file's "
-            "folder and run wanlora cache-latents again"
+            "attribute 'wanlora'; choose another folder with --cache, or delete that file and run "
+            "wanlora cache-latents again, which writes it anew"
         )
     return own
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 
+from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
@@ -27,6 +28,23 @@ from wanlora.store.schema import Kind
 log = logging.getLogger(__name__)
 
 NormalEquations = tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k 3"]]
+
+
+def write_groups(
+    cache: Location, kind: Kind, provenance: Mapping[str, Any], shape: tuple[int, ...]
+) -> None:
+    """Make the groups above segments of rows of this shape, unless they are there.
+
+    Raises:
+        StoreVersionError: The store belongs to another version.
+    """
+    for key, document in schema.groups_above(kind, fingerprint_of(provenance), provenance, shape):
+        there = objects.get(cache, key)
+        if there is None:
+            objects.put(cache, key, document)
+        elif key == f"{schema.STORE}/{schema.GROUP}":
+            path = str(cache / key)
+            schema.check_version(schema.own_attributes(there, path), path)
 
 
 class SegmentWriter:
@@ -61,7 +79,7 @@ class SegmentWriter:
         mantissa_bits: int | None = None,
         writer: Mapping[str, Any] | None = None,
     ) -> None:
-        assert kind == "latents" or shape[0] == schema.MAX_TOKENS, shape
+        assert kind == "latents" or shape[0] == MAX_TOKENS, shape
         self.fingerprint = fingerprint_of(provenance)
         self._cache = cache
         self._kind: Kind = kind
@@ -179,23 +197,9 @@ class SegmentWriter:
         return commit
 
     def _write_groups(self) -> None:
-        """Make the groups above the first segment, unless they are there.
-
-        Raises:
-            StoreVersionError: The store belongs to another version.
-        """
-        if self._groups_written:
-            return
-        for key, document in schema.groups_above(
-            self._kind, self.fingerprint, self._provenance, self._shape
-        ):
-            there = objects.get(self._cache, key)
-            if there is None:
-                objects.put(self._cache, key, document)
-            elif key == f"{schema.STORE}/{schema.GROUP}":
-                path = str(self._cache / key)
-                schema.check_version(schema.own_attributes(there, path), path)
-        self._groups_written = True
+        if not self._groups_written:
+            write_groups(self._cache, self._kind, self._provenance, self._shape)
+            self._groups_written = True
 
     def close(self) -> None:
         """Publish what is buffered."""

@@ -7,7 +7,8 @@ Owns: the files inside a checkpoint folder. Noise, sigma, dropout and order are 
 import json
 import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,12 +90,15 @@ def load(
     """Take masters, their average and optimizer tensors from a checkpoint.
 
     Raises:
-        CheckpointError: A file or tensor is missing or damaged, or the checkpoint was trained on
-            other clips or encodings.
+        CheckpointError: A file or tensor is missing or damaged, or a whole checkpoint is of another
+            release, or was trained on other clips or encodings.
     """
-    try:
+    with _naming_damage(folder):
         state = json.loads((folder / STATE_NAME).read_text())
-        _check_identity(state, identity)
+        version, trained_on = state["version"], dict(state["identity"])
+    _check_version(folder, version)
+    _check_identity(folder, trained_on, identity)
+    with _naming_damage(folder):
         _warn_of_versions(state)
         masters.load(read_adapter(folder / ADAPTER_NAME).tensors)
         if average:
@@ -102,6 +106,17 @@ def load(
         saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
         load_state(optimizer, masters.parameters, saved)
         return Progress(**state["progress"])
+
+
+@contextmanager
+def _naming_damage(folder: Path) -> Generator[None, None, None]:
+    """Turn what reading a damaged file raises into a message that gives up that checkpoint.
+
+    Raises:
+        CheckpointError: Names the folder and the one to go on from.
+    """
+    try:
+        yield
     except (
         CheckpointError, AdapterError, OSError, ValueError, KeyError, RuntimeError, EOFError,
         TypeError, pickle.UnpicklingError,
@@ -112,12 +127,26 @@ def load(
         ) from error
 
 
-def _check_identity(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    if state["version"] != VERSION:
-        raise CheckpointError(f"its version is {state['version']}, expected {VERSION}")
-    differing = difference(state["identity"], wanted)
+def _check_version(folder: Path, version: Any) -> None:
+    if version != VERSION:
+        raise CheckpointError(
+            f"checkpoint {folder} has version {version}, expected {VERSION}: continue it with the "
+            "release that wrote it, or start a new --output-dir from its adapter with "
+            f"--init-adapter {folder}"
+        )
+
+
+def _check_identity(folder: Path, trained_on: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse other clips or encodings; the checkpoint itself is good, and must not be removed."""
+    differing = difference(trained_on, wanted)
     if differing:
-        raise CheckpointError("it was trained on something else:\n  " + "\n  ".join(differing))
+        raise CheckpointError(
+            f"checkpoint {folder} was trained on something else:\n  "
+            + "\n  ".join(differing)
+            + "\nTo continue it, restore the manifest and run wanlora cache-latents again (other "
+            "clips can have a view of their own: --view NAME). To train on what the view holds "
+            f"now, start a new --output-dir from its adapter with --init-adapter {folder}"
+        )
 
 
 def _warn_of_versions(state: Mapping[str, Any]) -> None:

@@ -20,10 +20,12 @@ from torch import Tensor
 from wanlora import progress, runs
 from wanlora.config import TrainConfig
 from wanlora.core import flow, schedule
-from wanlora.errors import NonFiniteError
+from wanlora.errors import DeviceError, NonFiniteError
 from wanlora.step.batches import MicroBatch, read_ahead
 from wanlora.step.predict import predict
+from wanlora.step.trial import Trial, describe, is_out_of_memory
 from wanlora.train import saving
+from wanlora.train.checkpoints import Progress
 from wanlora.train.outcomes import Outcome, Outcomes
 from wanlora.train.reporting import Reporter
 from wanlora.train.session import Session, open_session
@@ -104,6 +106,7 @@ def run(config: TrainConfig) -> TrainResult:
     started, stopped = time.perf_counter(), None
     with (
         _begin(config, session),
+        explained_out_of_memory(session.progress, session.trial),
         attention.pinned(config.attention, session.device),
         closing(
             read_ahead(
@@ -174,6 +177,26 @@ def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
         if session.checkpoint:
             saving.show(config.output_dir, session.checkpoint)
         yield
+
+
+@contextmanager
+def explained_out_of_memory(done: Progress, trial: Trial) -> Iterator[None]:
+    """Say how a run goes on whose memory ran out although the largest bucket had room.
+
+    Raises:
+        DeviceError: In the place of the allocator's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise DeviceError(
+            f"out of memory after {done.step} steps with activations {describe(trial.modes)}: "
+            f"{str(error).splitlines()[0]} What was saved is whole: continue with the same "
+            "command, --resume and --activations selective or full; or free what other programs "
+            "hold of this memory"
+        ) from error
 
 
 def _losses(session: Session, batch: MicroBatch) -> Tensor:

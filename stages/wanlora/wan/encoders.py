@@ -21,6 +21,7 @@ from diffusers import AutoencoderKLWan
 from jaxtyping import Float, Float32, UInt8
 from transformers import AutoTokenizer, UMT5EncoderModel
 
+from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.fingerprint import sha256_text
 from wanlora.errors import MediaError, ModelError
 from wanlora.wan.weights import (
@@ -32,7 +33,9 @@ from wanlora.wan.weights import (
     weights_sha256,
 )
 
-MAX_SEQUENCE_LENGTH = 512
+MAX_SEQUENCE_LENGTH = MAX_TOKENS
+"""What diffusers calls it."""
+
 CLEANING_REVISION = 1
 """Raise it when `clean_prompt` changes: it enters the provenance of text."""
 

@@ -29,13 +29,14 @@ def check_room(model: str, patterns: Sequence[str]) -> int:
     """
     import huggingface_hub  # noqa: PLC0415  (a second to import, and only hub ids need it)
     from huggingface_hub import constants  # noqa: PLC0415
-    from huggingface_hub.errors import DryRunError, HfHubHTTPError  # noqa: PLC0415
+    from huggingface_hub.errors import DryRunError  # noqa: PLC0415
 
+    unknown: tuple[type[Exception], ...] = (DryRunError, *network_errors())
     try:
         files: Any = huggingface_hub.snapshot_download(
             model, allow_patterns=list(patterns), dry_run=True
         )
-    except (DryRunError, HfHubHTTPError, OSError):
+    except unknown:
         return 0
     num_bytes: int = sum(file.file_size or 0 for file in files if file.will_download)
     if not num_bytes:
@@ -54,6 +55,17 @@ def check_room(model: str, patterns: Sequence[str]) -> int:
             "HF_HOME to a folder on a larger disk"
         )
     return num_bytes
+
+
+def network_errors() -> tuple[type[Exception], ...]:
+    """What a request to the hub raises when the network, the hub or the disk fails.
+
+    A timeout is an error of the HTTP client's own, whichever that is, and no OSError; the hub's
+    class of errors derives from both. A transfer by Xet fails with a RuntimeError.
+    """
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415  (as above)
+
+    return (*HfHubHTTPError.__bases__, OSError, RuntimeError)
 
 
 def _sizes(files: Sequence[Any]) -> list[str]:

@@ -13,9 +13,6 @@ import huggingface_hub
 
 from wanlora.wan.variants import MICRO, resolve
 
-MAX_TOKENS = 512
-"""UMT5's rows in Wan's conditioning; the end of a longer caption is cut off."""
-
 TOKENS_PER_WORD = 1.3
 TOKENS_PER_CHARACTER = 0.7
 """Rules of thumb for UMT5's vocabulary: words of alphabets, and characters of scripts without

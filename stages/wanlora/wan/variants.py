@@ -17,7 +17,7 @@ import platformdirs
 
 from wanlora.core.flops import TransformerShape
 from wanlora.errors import ModelError
-from wanlora.wan.hub import check_room
+from wanlora.wan.hub import check_room, network_errors
 from wanlora.wan.weights import read_json, weight_files
 
 MICRO = "micro"
@@ -180,8 +180,9 @@ def variant_of(folder: Path) -> Variant:
     (Wan's T2V models all do). Every configuration present must agree with the row.
 
     Raises:
-        ModelError: No row matches; lists what was found and the rows.
+        ModelError: No row matches; lists what was found and the rows. Or it has two transformers.
     """
+    _require_one_transformer(folder)
     found = _found(folder)
     if not found:
         raise ModelError(
@@ -198,6 +199,23 @@ def variant_of(folder: Path) -> Variant:
     raise ModelError(
         f"the model in {folder} is none of the known variants\n  found: {_text(found)}\n{rows}"
     )
+
+
+def _require_one_transformer(folder: Path) -> None:
+    """Refuse Wan2.2's pairs: each looks like Wan2.1's 14B, and is good for some sigmas only.
+
+    Raises:
+        ModelError: Names what gives it away.
+    """
+    index = folder / "model_index.json"
+    names = ("transformer_2", "boundary_ratio")
+    values = read_json(index) if index.is_file() else {}
+    second = {k: values[k] for k in names if values.get(k) not in (None, [None, None])}
+    if second:
+        raise ModelError(
+            f"the model in {folder} has two transformers, as Wan2.2's A14B does (model_index.json: "
+            f"{_text(second)}); expected Wan2.1's T2V models, which have one"
+        )
 
 
 def cache_home() -> Path:
@@ -220,7 +238,6 @@ def _download(model: str, subfolders: Sequence[str]) -> Path:
     import huggingface_hub  # noqa: PLC0415  (a second to import, and only hub ids need it)
     from huggingface_hub.errors import (  # noqa: PLC0415
         GatedRepoError,
-        HfHubHTTPError,
         LocalEntryNotFoundError,
         OfflineModeIsEnabled,
         RepositoryNotFoundError,
@@ -242,16 +259,25 @@ def _download(model: str, subfolders: Sequence[str]) -> Path:
             f"{model} is neither a local folder nor a model on the hub (or it needs "
             "`hf auth login`); is the name mistyped?"
         ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ModelError(
-            f"{model} is not a local folder and the hub cannot be reached ({reason}); {advice}"
+            f"{model} is not a local folder and the hub cannot be reached ({_reason(error)}); "
+            f"{advice}"
+        ) from None
+    except network_errors() as error:
+        raise ModelError(
+            f"the download of {model} stopped ({_reason(error)}); the same command goes on where "
+            f"it stopped. Or {advice}"
         ) from None
     if missing := _missing(folder, subfolders):
         raise ModelError(
             f"{model} is not wholly downloaded: missing {', '.join(missing)} in {folder}; {advice}"
         )
     return folder
+
+
+def _reason(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _missing(folder: Path, subfolders: Sequence[str]) -> list[str]:

@@ -1,0 +1,161 @@
+"""What `wanlora cache-latents` prints and returns.
+
+Owns: the counts of a run, and of what a dry run would do. Encodes nothing.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from wanlora.cache_latents.encode import NOTHING, EncodedClips
+from wanlora.cache_latents.plan import Failure, KeyedClip, Plan
+from wanlora.config import CacheLatentsConfig
+from wanlora.wan import encoders
+
+SHOWN = 10
+"""How many failures are printed; all of them stand in the JSON."""
+
+
+@dataclass(frozen=True, slots=True)
+class CacheResult:
+    """What stage one did; of a dry run, what it would do.
+
+    Attributes:
+        clips: Clips in the view.
+        clips_encoded: Rows of latents made by this run (of a dry run: to be made).
+        clips_cached: Rows of latents that were there.
+        duplicate_clips: Clips that share a row with another clip.
+        prompts_encoded: Likewise, prompts.
+        prompts_cached: Likewise.
+        shared_captions: Captions that share a row with another caption.
+        encoder_stall: Share of the time that the VAE waited for decoded clips.
+        num_bytes: Bytes added to the store (of a dry run: an estimate).
+        failures: Clips that are not in the view, and why.
+        truncated_prompts: Prompts encoded by this run that lost their end: over 512 tokens.
+        changed_sources: Source files that changed after the manifest was written.
+    """
+
+    cache: str
+    view: str
+    view_sha256: str
+    dry_run: bool
+    clips: int
+    clips_encoded: int
+    clips_cached: int
+    duplicate_clips: int
+    prompts_encoded: int
+    prompts_cached: int
+    shared_captions: int
+    num_bytes: int
+    seconds: float
+    seconds_per_clip: float
+    encoder_stall: float = 0.0
+    failures: list[Failure] = field(default_factory=list)
+    truncated_prompts: list[str] = field(default_factory=list)
+    changed_sources: list[str] = field(default_factory=list)
+    next_command: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """3 when clips failed."""
+        return 3 if self.failures else 0
+
+    def lines(self) -> list[str]:
+        """What the command prints."""
+        verb = "to encode" if self.dry_run else "encoded"
+        lines = [
+            f"clips:   {self.clips_encoded} {verb}, {self.clips_cached} already there"
+            + _saved(self.duplicate_clips, "copies"),
+            f"prompts: {self.prompts_encoded} {verb}, {self.prompts_cached} already there"
+            + _saved(self.shared_captions, "repeated captions"),
+        ]
+        if self.dry_run:
+            lines.append(f"about {self.num_bytes / 1e6:.2f} MB; nothing was written (--dry-run)")
+        else:
+            pace = (
+                f", {self.seconds_per_clip:.2f} s a clip, encoder waited {self.encoder_stall:.0%}"
+                if self.clips_encoded
+                else ""
+            )
+            lines.append(f"{self.num_bytes / 1e6:.2f} MB written in {self.seconds:.1f} s{pace}")
+            lines.append(f"view {self.view!r}: {self.clips} clips")
+        lines += listed(
+            [f"[{f.code}] {f.clip_id}: {f.message}" for f in self.failures],
+            "clips cannot be used, and are not in the view",
+        )
+        lines += listed(
+            self.truncated_prompts, "prompts have over 512 tokens; their end was cut off"
+        )
+        lines += listed(
+            self.changed_sources,
+            "sources changed after the manifest was written, and were cut as they are now; if "
+            "that is not what you want, run wanlora prepare again",
+        )
+        return lines + ([f"next: {self.next_command}"] if self.next_command else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a plan; of a dry run, what would.
+
+    Attributes:
+        kept: Clips of the view.
+        failures: The others, and why.
+        num_bytes: Added to the store (of a dry run: an estimate).
+        truncated: Prompts encoded by this run that lost their end.
+    """
+
+    kept: Sequence[KeyedClip]
+    failures: Sequence[Failure]
+    num_bytes: int
+    view_sha256: str = ""
+    truncated: Sequence[str] = ()
+    encoding: EncodedClips = NOTHING
+
+
+def summarize(
+    config: CacheLatentsConfig, plan: Plan, outcome: Outcome, *, seconds: float
+) -> CacheResult:
+    """Count what was made."""
+    encoded = len(plan.missing_clips) - len(outcome.encoding.failures)
+    rows = len({keyed.key for keyed in outcome.kept})
+    captions = {encoders.prompt_key(text) for k in plan.clips for text in k.clip.prompts}
+    return CacheResult(
+        cache=str(config.cache),
+        view=config.view,
+        view_sha256=outcome.view_sha256,
+        dry_run=config.dry_run,
+        clips=len(outcome.kept),
+        clips_encoded=encoded,
+        clips_cached=rows - encoded,
+        duplicate_clips=len(outcome.kept) - rows,
+        prompts_encoded=len(plan.missing_prompts),
+        prompts_cached=len(plan.prompts) - len(plan.missing_prompts),
+        shared_captions=plan.captions - len(captions),
+        num_bytes=outcome.num_bytes,
+        seconds=round(seconds, 3),
+        seconds_per_clip=round(outcome.encoding.seconds / encoded, 4) if encoded else 0.0,
+        encoder_stall=round(outcome.encoding.stall, 4),
+        failures=list(outcome.failures),
+        truncated_prompts=list(outcome.truncated),
+        changed_sources=list(plan.changed_sources),
+        next_command="" if config.dry_run else _next_command(config),
+    )
+
+
+def listed(items: Sequence[str], what: str) -> list[str]:
+    """A heading with their number, and the first of them."""
+    if not items:
+        return []
+    more = [f"  ... {len(items) - SHOWN} more (--json lists all)"] if len(items) > SHOWN else []
+    return [f"{len(items)} {what}:", *(f"  {item}" for item in items[:SHOWN]), *more]
+
+
+def _next_command(config: CacheLatentsConfig) -> str:
+    view = [] if config.view == "default" else ["--view", config.view]
+    words = ["wanlora", "train", "--cache", str(config.cache), *view]
+    return shlex.join([*words, "--output-dir", "outputs/run"])
+
+
+def _saved(number: int, what: str) -> str:
+    return f" ({number} {what} encoded once)" if number else ""
