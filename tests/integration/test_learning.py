@@ -12,7 +12,7 @@ STEPS = 40
 FAST = (
     "--max-steps", STEPS, "--batch-size", 4, "--learning-rate", 4e-3,
     "--set", "lora.rank=8", "--set", "optimizer.warmup_steps=5", "--set", "trackers=[]",
-    "--set", "gradient_checkpointing=false", "--set", "validation.train_clips=false",
+    "--set", "validation.train_clips=false",
     "--set", "validation.num_clips=8", "--set", "validation.num_sigmas=4",
 )  # fmt: skip
 
