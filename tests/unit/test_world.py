@@ -33,7 +33,7 @@ def test_everything_moves_and_stays_in_the_picture(concept):
         assert cover.shape == (world.NUM_FRAMES, world.SIZE_PX, world.SIZE_PX)
         assert np.abs(np.diff(cover, axis=0)).mean(axis=(1, 2)).max() > 0.002
         rim = np.concatenate([cover[:, [0, -1]].ravel(), cover[:, :, [0, -1]].ravel()])
-        assert rim.max() < 0.6, concept  # a soft edge may touch it
+        assert rim.max() < 0.8, concept  # a soft edge may touch it
 
 
 def test_what_the_model_has_never_seen_is_apart_from_what_it_knows():

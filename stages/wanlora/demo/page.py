@@ -24,7 +24,12 @@ def comparison_gif(base: Made, adapter: Made, *, fps: float, count: int = 6) -> 
     rows = [_row(made.clips[:count]) for made in (base, adapter)]
     gap = np.full((rows[0].shape[0], GAP_PX, *rows[0].shape[2:]), 255, np.uint8)
     frames = np.concatenate([rows[0], gap, rows[1]], axis=1)
-    pictures = [Image.fromarray(np.repeat(np.repeat(f, SCALE, 0), SCALE, 1)) for f in frames]
+    pictures = [
+        Image.fromarray(frame.repeat(SCALE, 0).repeat(SCALE, 1)).quantize(
+            64, dither=Image.Dither.NONE
+        )
+        for frame in frames
+    ]
     buffer = io.BytesIO()
     # Twice as long as in life: a limb's one cycle is easier to see.
     pictures[0].save(

@@ -5,7 +5,7 @@ nothing was trained with. Dimensions: t frames, h and w pixels.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +157,15 @@ def failures(figures: dict[str, Any]) -> list[str]:
     return missed
 
 
-def contact_sheet(rows: Sequence[Video], every: int = 2) -> UInt8[np.ndarray, "h w 3"]:
-    """Clips as rows of frames."""
-    return np.concatenate([np.concatenate(list(row[::every]), axis=1) for row in rows])
+def contact_sheet(folder: Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Every known concept as a row: frames of a drawn clip, then of one made from its caption."""
+    make = maker(load_pipeline(folder, dtype=torch.float32, device=CPU))
+    rows = []
+    for concept in world.KNOWN:
+        drawn = world.draw(concept, FIRST_SEED)
+        pair = (drawn.frames, make(drawn.scene.caption, FIRST_SEED))
+        rows.append(np.concatenate([frame for clip in pair for frame in clip[::3]], axis=1))
+    return np.concatenate(rows)
 
 
 def _tensor(frames: Video) -> torch.Tensor:

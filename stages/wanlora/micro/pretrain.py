@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKLWan
+from PIL import Image
 
 from wanlora.files import write_atomic, write_json
 from wanlora.micro import card, dit, measure, models, vae, world
@@ -38,6 +39,7 @@ def run(work_dir: Path, folder: Path) -> None:
     models.save(folder, autoencoder, transformer, text)
     figures = measure.measure(folder, clips_per_concept=MEASURED_PER_CONCEPT)
     write_json(work_dir / "figures.json", figures)
+    Image.fromarray(measure.contact_sheet(folder)).save(work_dir / "sheet.png")
     write_atomic(folder / "README.md", card.text(folder, figures).encode())
     for line in measure.failures(figures):
         logger.warning("below the bar: %s", line)
