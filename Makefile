@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One torch thread per process is fastest on shared cores; tests run one process a core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: bench bench-store check check-real clean demo docs fmt setup test test-gpu test-slow
+.PHONY: bench bench-store check check-real clean demo docs fmt micro setup test test-gpu test-slow
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wanlora needs Python 3.11 or newer; run: make PYTHON=python3.12 ...")'
@@ -45,6 +45,10 @@ docs: setup
 MODEL ?= Wan-AI/Wan2.1-T2V-1.3B-Diffusers
 check-real: setup
 	$(BIN)/python bench/check_real.py --model $(MODEL)
+
+# The embedded model from nothing, within two hours on a core; continues where it was stopped.
+micro: setup
+	$(BIN)/python -m wanlora.micro.pretrain --work-dir outputs/micro
 
 # On a GPU the real sizes; elsewhere a tiny model, which measures nothing.
 bench: setup

@@ -113,10 +113,10 @@ def test_the_run_holds_its_figures_its_settings_and_one_adapter(typed):
     assert any(tensor.any() for name, tensor in tensors.items() if "lora_B" in name)
 
 
-def test_the_video_is_bit_for_bit_what_plain_diffusers_makes_of_the_adapter(
-    typed, micro_folder, tmp_path
-):
-    """Both go through the same encoder: its output differs as soon as one pixel does."""
+def test_the_video_is_what_plain_diffusers_makes_of_the_adapter(typed, micro_folder, tmp_path):
+    """Both go through x264, which does not give the same bytes in every process (seen on equal
+    frames); test_sample.py compares frames before it, bit for bit.
+    """
     video = typed.folder / "outputs/samples/000-a-man-talks-in-a-car-seed0.mp4"
     record = json.loads(video.with_suffix(".json").read_text())
     settings = {
@@ -124,13 +124,14 @@ def test_the_video_is_bit_for_bit_what_plain_diffusers_makes_of_the_adapter(
         "guidance_scale": 3.0,
     }  # fmt: skip
     assert record | {"num_frames": 17, "height": 64, "width": 64, "steps": 4} == record
-    decoded = {}
+    apart = {}
     for name, adapter in (("adapter", typed.folder / "outputs" / "run"), ("base", None)):
         frames = plain_diffusers(micro_folder, PROMPT, adapter, **settings)
         mp4.write(tmp_path / f"{name}.mp4", frames, fps=16.0, metadata={})
-        decoded[name] = _decode(tmp_path / f"{name}.mp4")
-    assert np.array_equal(_decode(video), decoded["adapter"])
-    assert not np.array_equal(_decode(video), decoded["base"])
+        decoded = _decode(tmp_path / f"{name}.mp4").astype(int)
+        apart[name] = np.abs(_decode(video) - decoded).mean()
+    assert apart["adapter"] < 4  # up to 2 were seen of equal frames
+    assert apart["adapter"] < apart["base"]
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
         assert (stream.frames, stream.height, stream.width) == (17, 64, 64)

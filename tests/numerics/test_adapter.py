@@ -126,7 +126,7 @@ parameters = add_adapter(transformer, LoraShape(rank=2, alpha=2.0), seed=0)
 print(*(name for name in (
     "transformers.models.umt5.modeling_umt5",
     "diffusers.models.autoencoders.autoencoder_kl_wan", "diffusers.pipelines",
-    "wanlora.wan.encoders", "wanlora.wan.pipeline", "wanlora.wan.micro", "wanlora.media", "av",
+    "wanlora.wan.encoders", "wanlora.wan.pipeline", "wanlora.micro", "wanlora.media", "av",
 ) if name in sys.modules))
 """
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""The micro model, built once for all test processes, and adapters that change what it does."""
+"""The micro model, and adapters that change what it does."""
 
 import os
 from pathlib import Path
@@ -13,10 +13,7 @@ from wanlora.wan import variants
 
 @pytest.fixture(scope="session")
 def micro_home(tmp_path_factory):
-    """A cache folder shared by the processes of one test session, set in the environment.
-
-    Building is atomic, so processes may race; they then use the folder of the first.
-    """
+    """A cache folder shared by the processes of one test session, set in the environment."""
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
     base = tmp_path_factory.getbasetemp()
     home = (base.parent if run else base) / "wanlora-cache"
@@ -27,8 +24,8 @@ def micro_home(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def micro_folder(micro_home) -> Path:
-    """The micro model's folder: the real classes with small random weights."""
+def micro_folder() -> Path:
+    """The micro model's folder: the real classes, small, and trained on a drawn world."""
     return variants.resolve("micro", variants.PIPELINE)
 
 

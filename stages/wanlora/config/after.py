@@ -259,5 +259,18 @@ class DemoConfig(Settings):
     output_dir: Annotated[
         Path, Field(description="Folder for everything the demo makes."), Flag()
     ] = Path("outputs/demo")
-    max_steps: Annotated[int, Field(description="Training steps.", ge=1), Flag()] = 60
+    concept: Annotated[
+        Literal["clapping", "striped", "triangle"],
+        Field(description="What to teach: none of them has the base ever seen."),
+        Flag(),
+    ] = "clapping"
+    max_steps: Annotated[int, Field(description="Training steps.", ge=1), Flag()] = 120
+    known_videos: Annotated[
+        int,
+        Field(
+            description="Videos of what the base knows, mixed in so that it is not forgotten.",
+            ge=0,
+        ),
+        Flag(),
+    ] = 24
     seed: Seed = 0

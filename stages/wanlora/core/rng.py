@@ -19,6 +19,7 @@ class Stream(IntEnum):
     VALIDATION = 3
     ORDER = 4
     INIT = 5
+    WORLD = 6
 
 
 def generator(seed: int, stream: Stream, step: int, slot: int = 0) -> np.random.Generator:

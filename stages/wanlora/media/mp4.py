@@ -22,7 +22,8 @@ TAGS = frozenset({"title", "comment", "artist", "album", "date", "description", 
 """Metadata that the mp4 muxer keeps; it drops any other name without a word."""
 
 ENCODER_THREADS = 2
-"""Fixed, because x264 writes their number into the file: equal frames give equal bytes."""
+"""Fixed, because x264 writes their number into the file. Equal frames mostly give equal bytes; not
+in a process that has also run torch."""
 
 
 @dataclass(frozen=True, slots=True)

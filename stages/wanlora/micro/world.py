@@ -1,7 +1,12 @@
-"""Drawn videos of a stick person: what the demo trains on, so that nothing is downloaded.
+"""A small world, drawn: captioned clips of shapes that move and of a person who does something.
 
-Owns: activities, colours, captions and their drawing. Everything is a function of the seed.
-Coordinates: x right, y down, both in [0, 1]; time in [0, 1] over the video.
+Owns: what there is in it, how it moves, and the words for it. A clip is a function of (concept,
+seed). The embedded model is pretrained on `KNOWN` and has never been shown `HELD_OUT`: those are
+for an adapter to teach.
+
+Coordinates: x right, y down, both in [0, 1]; time in [0, 1] over a clip, in which a limb makes one
+cycle: four frames share a latent frame, and what returns within one is a blur to the VAE.
+Dimensions: t frames, n strokes, h and w pixels.
 """
 
 import math
@@ -12,84 +17,187 @@ from jaxtyping import Float, UInt8
 
 from wanlora.core.rng import Stream, generator
 
-SIZE_PX = 128
-NUM_FRAMES = 48
-FPS = 24
-LIMB_RADIUS = 0.028
-HEAD_RADIUS = 0.075
+NUM_FRAMES = 17
+SIZE_PX = 64
+FPS = 16
 
 COLOURS = {
     "red": (214, 58, 48),
     "green": (64, 168, 80),
     "blue": (56, 96, 208),
     "yellow": (226, 190, 60),
+    "purple": (150, 60, 180),
+    "cyan": (60, 190, 210),
 }
-BACKGROUNDS = {"white": (240, 240, 236), "black": (22, 22, 26), "gray": (128, 130, 134)}
-ACTIVITIES = ("clapping", "sitting", "walking")
+BACKGROUNDS = {"white": (235, 235, 232), "black": (22, 22, 26), "gray": (128, 130, 134)}
+DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+SHAPES = ("circle", "square", "triangle", "striped")
+ACTIVITIES = ("waving", "walking", "jumping", "sitting", "clapping")
+KNOWN = ("circle", "square", "waving", "walking", "jumping", "sitting")
+HELD_OUT = ("clapping", "striped", "triangle")
+CONCEPTS = (*KNOWN, *HELD_OUT)
+
+EDGE = 1 / 32
+"""Width of a soft edge: two pixels at 64."""
+LIMB, TORSO, HEAD = 0.056, 0.068, 0.09
+"""Radii of what a person is drawn with."""
 
 Point = tuple[float, float]
+Stroke = tuple[Point, Point, float]
+
+
+class Scene(NamedTuple):
+    """What is to be seen in a clip; `direction` is None for a person."""
+
+    concept: str
+    colour: str
+    background: str
+    direction: str | None
+
+    @property
+    def caption(self) -> str:
+        """The words for it, e.g. `a red circle moving left on a black background`."""
+        where = f"on a {self.background} background"
+        if self.direction is None:
+            return f"a {self.colour} person {self.concept} {where}"
+        thing = f"{self.colour} {self.concept}"
+        if self.concept == "striped":
+            thing = f"striped {self.colour} square"
+        return f"a {thing} moving {self.direction} {where}"
 
 
 class Drawing(NamedTuple):
-    """A drawn video and its caption."""
+    """A drawn clip and what is on it."""
 
     frames: UInt8[np.ndarray, "t h w 3"]
-    caption: str
+    scene: Scene
 
 
-def draw(activity: str, seed: int) -> Drawing:
-    """Draw one person at one activity; colours, place and phase follow from the seed."""
-    draws = generator(seed, Stream.VALIDATION, ACTIVITIES.index(activity))
-    colour = list(COLOURS)[draws.integers(len(COLOURS))]
-    background = list(BACKGROUNDS)[draws.integers(len(BACKGROUNDS))]
-    centre, phase = 0.5 + 0.12 * (draws.random() - 0.5), draws.random()
-    frames = np.empty((NUM_FRAMES, SIZE_PX, SIZE_PX, 3), np.uint8)
-    for index in range(NUM_FRAMES):
-        time = index / NUM_FRAMES
-        cover = _cover(_person(activity, time, phase, centre))
-        frames[index] = np.rint(
-            cover[..., None] * np.array(COLOURS[colour])
-            + (1 - cover[..., None]) * np.array(BACKGROUNDS[background])
-        )
-    return Drawing(frames, f"a {colour} person {activity} on a {background} background")
+def scene(concept: str, seed: int) -> Scene:
+    """Choose colours and direction; a function of (concept, seed)."""
+    return _scene(concept, _draws(concept, seed))
 
 
-def _person(activity: str, time: float, phase: float, x: float) -> list[tuple[Point, Point, float]]:
-    """Limbs as (from, to, radius) of one frame."""
-    swing = math.sin(2 * math.pi * (2 * time + phase))
-    down = 0.0
-    hands, feet = [(x - 0.14, 0.58), (x + 0.14, 0.58)], [(x - 0.09, 0.9), (x + 0.09, 0.9)]
-    knees = None
-    if activity == "clapping":
-        gap = 0.015 + 0.11 * (0.5 + 0.5 * swing)
-        hands = [(x - gap, 0.42), (x + gap, 0.42)]
+def draw(concept: str, seed: int, *, size_px: int = SIZE_PX) -> Drawing:
+    """Draw the clip of (concept, seed)."""
+    drawn = scene(concept, seed)
+    return Drawing(paint(cover(concept, seed, size_px=size_px), drawn), drawn)
+
+
+def paint(cover: Float[np.ndarray, "t h w"], scene: Scene) -> UInt8[np.ndarray, "t h w 3"]:
+    """Colour a clip: what the cover leaves free is background."""
+    front = np.array(COLOURS[scene.colour], np.float32)
+    back = np.array(BACKGROUNDS[scene.background], np.float32)
+    painted: np.ndarray = np.rint(cover[..., None] * (front - back) + back)
+    return painted.astype(np.uint8)
+
+
+def cover(concept: str, seed: int, *, size_px: int = SIZE_PX) -> Float[np.ndarray, "t h w"]:
+    """Draw how much of each pixel is covered, in [0, 1]; what `draw` then paints."""
+    draws = _draws(concept, seed)
+    direction = _scene(concept, draws).direction
+    times = np.linspace(0, 1, NUM_FRAMES)
+    if direction is not None:
+        return _moving_shape(concept, DIRECTIONS[direction], times, draws, size_px)
+    place, phase = 0.1 * (draws.random() - 0.5), draws.random()
+    frames = [_person(concept, time, phase, 0.5 + place) for time in times]
+    return _strokes(np.array([[(*a, *b, r) for a, b, r in frame] for frame in frames]), size_px)
+
+
+def _draws(concept: str, seed: int) -> np.random.Generator:
+    return generator(seed, Stream.WORLD, CONCEPTS.index(concept))
+
+
+def _scene(concept: str, draws: np.random.Generator) -> Scene:
+    colour, background = draws.integers(len(COLOURS)), draws.integers(len(BACKGROUNDS))
+    direction = draws.integers(len(DIRECTIONS))
+    return Scene(
+        concept,
+        list(COLOURS)[colour],
+        list(BACKGROUNDS)[background],
+        list(DIRECTIONS)[direction] if concept in SHAPES else None,
+    )
+
+
+def _moving_shape(
+    concept: str, direction: Point, times: np.ndarray, draws: np.random.Generator, size_px: int
+) -> Float[np.ndarray, "t h w"]:
+    """A shape that crosses the middle of the picture at an even speed."""
+    aside, travel = 0.16 * (draws.random() - 0.5), 0.4 + 0.08 * (draws.random() - 0.5)
+    along = travel * (times - 0.5)
+    x = 0.5 + direction[0] * along + abs(direction[1]) * aside
+    y = 0.5 + direction[1] * along + abs(direction[0]) * aside
+    px, py = _grid(size_px)
+    dx, dy = px - x[:, None, None], py - y[:, None, None]
+    if concept == "circle":
+        return _soft(np.hypot(dx, dy) - 0.15)
+    if concept == "triangle":
+        leaning = np.cos(math.pi / 6) * np.abs(dx) - np.sin(math.pi / 6) * dy
+        return _soft(np.maximum(leaning, dy) - 0.125)
+    square = _soft(np.maximum(np.abs(dx), np.abs(dy)) - 0.18)
+    if concept == "striped":  # three bars, two gaps
+        square *= _soft(np.abs((dy + 0.07) % 0.14 - 0.07) - 0.04)
+    return square
+
+
+def _person(activity: str, time: float, phase: float, x: float) -> list[Stroke]:
+    """Strokes (from, to, radius) of one frame: head, torso, then arms and legs in two parts."""
+    cycle = 2 * math.pi * (time + phase)
+    swing, lift = math.sin(cycle), 0.5 - 0.5 * math.cos(cycle)
+    y, down, broad = 0.0, 0.0, 0.07
+    arms, legs = (25.0, 25.0), (14.0, 14.0)  # degrees outwards from straight down
+    if activity == "waving":
+        arms = (25.0, 135.0 + 38.0 * swing)
+    elif activity == "clapping":
+        arms = (138.0 + 54.0 * swing,) * 2
+    elif activity == "jumping":
+        y, arms, legs = -0.15 * lift, (40.0, 40.0), (7.0, 7.0)
     elif activity == "walking":
-        x = 0.2 + 0.6 * (time if phase < 0.5 else 1 - time)
-        hands = [(x - 0.12 * swing, 0.56), (x + 0.12 * swing, 0.56)]
-        feet = [(x + 0.15 * swing, 0.9), (x - 0.15 * swing, 0.9)]
+        # From the side, arms and legs cross: half a turn is all there is to see.
+        x, broad, swing = x + 0.26 * (time - 0.5), 0.0, math.sin(cycle / 2)
+        arms, legs = (-40.0 * swing,) * 2, (30.0 * swing,) * 2
     elif activity == "sitting":
-        down = 0.18 * min(1.0, max(0.0, 2.2 * time - 0.3))
-        knees = [(x + 0.9 * down - 0.06, 0.72), (x + 0.9 * down + 0.06, 0.72)]
-    neck, hip = (x, 0.3 + down), (x, 0.58 + down)
-    limbs = [((x, 0.2 + down), (x, 0.2 + down), HEAD_RADIUS), (neck, hip, LIMB_RADIUS * 1.3)]
-    for index in range(2):
-        hand = (hands[index][0], hands[index][1] + down)
-        limbs.append(((x, 0.36 + down), hand, LIMB_RADIUS))
-        if knees:
-            limbs += [(hip, knees[index], LIMB_RADIUS), (knees[index], feet[index], LIMB_RADIUS)]
-        else:
-            limbs.append((hip, feet[index], LIMB_RADIUS))
-    return limbs
+        down = 0.2 * min(1.0, max(0.0, 1.5 * time - 0.4 * phase))
+    head, neck, hip = (x, 0.24 + y + down), (x, 0.38 + y + down), (x, 0.6 + y + down)
+    strokes: list[Stroke] = [(head, head, HEAD), (neck, hip, TORSO)]
+    for side, arm, leg in zip((-1, 1), arms, legs, strict=True):
+        shoulder = (neck[0] + broad * side, neck[1])
+        strokes.append((shoulder, _end(shoulder, arm * side, 0.27), LIMB))
+        strokes += _leg(hip, side, leg * side, down)
+    return strokes
 
 
-def _cover(limbs: list[tuple[Point, Point, float]]) -> Float[np.ndarray, "h w"]:
-    """How much of each pixel the limbs cover: distance to round-ended strokes, one pixel soft."""
-    grid = (np.arange(SIZE_PX) + 0.5) / SIZE_PX
-    px, py = np.meshgrid(grid, grid)
-    nearest = np.full((SIZE_PX, SIZE_PX), np.inf)
-    for (ax, ay), (bx, by), radius in limbs:
-        dx, dy = bx - ax, by - ay
-        along = np.clip(((px - ax) * dx + (py - ay) * dy) / max(dx * dx + dy * dy, 1e-9), 0, 1)
-        distance = np.hypot(px - ax - along * dx, py - ay - along * dy) - radius
-        nearest = np.minimum(nearest, distance)
-    return np.clip(0.5 - nearest * SIZE_PX, 0, 1)
+def _leg(hip: Point, side: int, angle: float, down: float) -> list[Stroke]:
+    """A leg in two strokes: straight, or with the knee turned out where the hip has come down."""
+    foot = _end((hip[0], hip[1] - down), angle, 0.31)
+    knee = ((hip[0] + foot[0]) / 2 + 0.75 * down * side, (hip[1] + foot[1]) / 2)
+    return [(hip, knee, LIMB), (knee, foot, LIMB)]
+
+
+def _end(start: Point, angle: float, length: float) -> Point:
+    """Where a limb ends; the angle in degrees from straight down, positive to the right."""
+    turned = math.radians(angle)
+    return start[0] + length * math.sin(turned), start[1] + length * math.cos(turned)
+
+
+def _strokes(strokes: Float[np.ndarray, "t n 5"], size_px: int) -> Float[np.ndarray, "t h w"]:
+    """Cover by round-ended strokes (ax, ay, bx, by, radius): the nearest one decides."""
+    ax, ay, bx, by, radius = np.moveaxis(strokes.astype(np.float32), -1, 0)[..., None, None]
+    px, py = _grid(size_px)
+    dx, dy = bx - ax, by - ay
+    along = ((px - ax) * dx + (py - ay) * dy) / np.maximum(dx * dx + dy * dy, 1e-9)
+    along = np.clip(along, 0, 1)
+    distance = np.hypot(px - ax - along * dx, py - ay - along * dy) - radius
+    return _soft(distance.min(axis=1))
+
+
+def _grid(size_px: int) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+    line = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
+    px, py = np.meshgrid(line, line)
+    return px, py
+
+
+def _soft(distance: np.ndarray) -> Float[np.ndarray, "t h w"]:
+    """Cover from the signed distance to an edge."""
+    return np.clip(0.5 - distance / EDGE, 0, 1).astype(np.float32)

@@ -1,0 +1,10 @@
+"""`wanlora demo`: teach the embedded model something it has never seen, and watch the difference.
+
+stage.py     run(): draw videos, type the real commands, say what came of it
+measure.py   what is measured beside them: recognised clips, and a step without a cache
+page.py      report.html, and the picture of base and adapter side by side
+"""
+
+from wanlora.demo.stage import DemoResult, run
+
+__all__ = ["DemoResult", "run"]

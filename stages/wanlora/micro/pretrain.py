@@ -1,0 +1,76 @@
+"""Make the embedded model from nothing: `make micro`.
+
+Owns: the order of things, VAE, latents, DiT, folder, figures, card. Killed anywhere, the same
+command continues. Run as `python -m wanlora.micro.pretrain --work-dir outputs/micro`.
+"""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKLWan
+from PIL import Image
+
+from wanlora.files import write_atomic, write_json
+from wanlora.micro import card, dit, measure, models, vae, world
+from wanlora.wan.encoders import TextEncoder
+from wanlora.wan.variants import MICRO, resolve
+
+logger = logging.getLogger(__name__)
+
+SEED = 0
+CLIPS_PER_CONCEPT = 144
+"""For the DiT; of `world.KNOWN` only."""
+MEASURED_PER_CONCEPT = 24
+
+
+def run(work_dir: Path, folder: Path) -> None:
+    """Train what is not trained yet, then write and measure the model's folder."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(SEED)  # the DiT's initial weights are drawn by its class
+    autoencoder, text = models.make_vae(), models.make_text_encoder(SEED)
+    vae.initialise(autoencoder, SEED)
+    for index, schedule in enumerate(vae.SCHEDULES):
+        vae.train(autoencoder, schedule, work_dir / f"vae-{index}.pt", SEED + index)
+    clips = cached_clips(autoencoder, text, work_dir)
+    transformer = dit.train(models.make_transformer(), clips, dit.Schedule(), work_dir, SEED)
+    models.save(folder, autoencoder, transformer, text)
+    figures = measure.measure(folder, clips_per_concept=MEASURED_PER_CONCEPT)
+    write_json(work_dir / "figures.json", figures)
+    Image.fromarray(measure.contact_sheet(folder)).save(work_dir / "sheet.png")
+    write_atomic(folder / "README.md", card.text(folder, figures).encode())
+    for line in measure.failures(figures):
+        logger.warning("below the bar: %s", line)
+
+
+def cached_clips(autoencoder: AutoencoderKLWan, text: TextEncoder, work_dir: Path) -> dit.Clips:
+    """Encode the DiT's clips once; their statistics go into the VAE's configuration."""
+    path = work_dir / "latents.pt"
+    seeds = range(CLIPS_PER_CONCEPT)
+    if not path.exists():
+        torch.save(dit.raw_latents(autoencoder, world.KNOWN, seeds), path)
+    raw = torch.load(path, weights_only=True)
+    models.set_statistics(
+        autoencoder, raw.mean((0, 2, 3, 4)).tolist(), raw.std((0, 2, 3, 4)).tolist()
+    )
+    shape = (1, -1, 1, 1, 1)
+    mean = torch.tensor(autoencoder.config.latents_mean).view(shape)
+    std = torch.tensor(autoencoder.config.latents_std).view(shape)
+    captions = [world.scene(concept, seed).caption for concept in world.KNOWN for seed in seeds]
+    return dit.Clips((raw - mean) / std, dit.embed(text, captions), dit.embed(text, [""])[0])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the flags and run."""
+    parser = argparse.ArgumentParser(description="Make the embedded model from nothing.")
+    parser.add_argument("--work-dir", type=Path, required=True, help="checkpoints and latents")
+    parser.add_argument("--output", type=Path, help="the model's folder; default: the package's")
+    given = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run(given.work_dir, given.output or resolve(MICRO, ()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What pretraining computes in its own, faster way is what diffusers computes; and it can go on."""
+
+import pytest
+import torch
+
+from wanlora.micro import dit, models, vae
+from wanlora.micro.checkpoint import resume, save
+
+CAPTION = "a striped purple square moving right on a white background"
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    made = models.make_vae()
+    vae.initialise(made, seed=0)
+    noise = torch.Generator().manual_seed(0)
+    for parameter in made.parameters():  # no weight may be at a value that hides a mistake
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=noise)
+    return made.eval()
+
+
+@pytest.mark.parametrize("num_frames", [1, 5, 13])
+@torch.no_grad()
+def test_a_whole_clip_at_once_is_what_diffusers_does_in_parts(autoencoder, num_frames):
+    frames = (
+        torch.rand(1, 3, num_frames, 16, 24, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    )
+    posterior = autoencoder.encode(frames).latent_dist
+    mean, logvar = vae.encode(autoencoder, frames)
+    torch.testing.assert_close(mean, posterior.mean, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(logvar, posterior.logvar, atol=1e-5, rtol=1e-4)
+    rebuilt = vae.decode(autoencoder, mean)
+    expected = autoencoder.decode(mean).sample
+    torch.testing.assert_close(rebuilt.clamp(-1, 1), expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_a_row_that_stands_for_the_padding_changes_nothing():
+    torch.manual_seed(0)
+    transformer, text = models.make_transformer().eval(), models.make_text_encoder(0)
+    embeds = dit.embed(text, [CAPTION, ""])
+    whole = torch.zeros(2, models.ROW.max_sequence_length, models.ROW.text_dim)
+    whole[:, : dit.TEXT_ROWS] = embeds
+    latents, noise = torch.randn(2, 2, models.ROW.z_dim, 2, 4, 4)
+    sigmas = torch.tensor([0.3, 0.8])
+    expected = dit.loss_at(transformer, latents, whole, noise, sigmas)
+    dit.shorten_text(transformer)
+    found = dit.loss_at(transformer, latents, embeds, noise, sigmas)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_a_pretraining_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch):
+    schedule = vae.Schedule((vae.Phase(1, 8, 2, 2), vae.Phase(5, 8, 1, 2)))
+    monkeypatch.setattr(vae, "POOL_PER_CONCEPT", 1)
+    monkeypatch.setattr(vae, "SAVE_EVERY", 2)
+
+    def stop(*arguments):
+        save(*arguments)
+        raise KeyboardInterrupt
+
+    def trained(folder):
+        model = models.make_vae()
+        vae.initialise(model, seed=0)
+        vae.train(model, schedule, folder / "vae.pt", seed=0)
+        return model.state_dict()
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    whole.mkdir()
+    parts.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(vae, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            trained(parts)
+    expected = trained(whole)
+    for name, tensor in trained(parts).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_a_checkpoint_that_is_not_there_is_step_zero(tmp_path):
+    layer = torch.nn.Linear(2, 2)
+    assert resume(tmp_path / "none.pt", {"layer": layer}) == 0
+    save(tmp_path / "some.pt", {"layer": layer}, 7)
+    assert resume(tmp_path / "some.pt", {"layer": torch.nn.Linear(2, 2)}) == 7
