@@ -1,12 +1,15 @@
 """Writing mp4: what comes back, and that it appears whole."""
 
+import json
+
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from wanlora.core.quality import psnr
 from wanlora.errors import MediaError
-from wanlora.media import decode, mp4
+from wanlora.media import decode, mp4, recorded
 
 
 def smooth_frames(num_frames=17, height=96, width=160):
@@ -80,3 +83,14 @@ def test_a_small_copy_for_a_page_is_no_higher_than_asked_for_and_plays(tmp_path)
     assert len(data) < (tmp_path / "whole.mp4").stat().st_size
     (tmp_path / "same.mp4").write_bytes(mp4.small(frames, fps=16, height=480))
     assert decode.decode(tmp_path / "same.mp4", start_s=0, fps=16, num_frames=1).shape[1] == 96
+
+
+def test_a_gif_repeats_and_says_how_it_was_made(tmp_path):
+    frames = np.stack([np.full((16, 32, 3), 10 * step, np.uint8) for step in range(6)])
+    recorded.write(tmp_path / "a.gif", frames, record={"prompt": "fading", "fps": 16.0, "seed": 3})
+    with Image.open(tmp_path / "a.gif") as picture:
+        assert (picture.size, picture.n_frames, picture.info["loop"]) == ((32, 16), 6, 0)
+        assert json.loads(picture.info["comment"])["seed"] == 3
+        picture.seek(5)
+        assert np.asarray(picture.convert("RGB"))[0, 0].tolist() == [50, 50, 50]
+    assert recorded.read_record(tmp_path / "a.gif")["prompt"] == "fading"

@@ -103,8 +103,8 @@ class SampleConfig(Settings):
         Path | None, Field(description="Name of the one video; instead of output_dir."), Flag()
     ] = None
     format: Annotated[
-        Literal["mp4", "webm", "frames"],
-        Field(description="Kind of file; frames = a folder of PNGs, exact to the bit."),
+        Literal["mp4", "webm", "gif", "frames"],
+        Field(description="Kind of file; gif has 256 colours, frames are PNGs, exact to the bit."),
     ] = "mp4"
     overwrite: Annotated[bool, Field(description="Replace videos that exist."), Flag()] = False
     skip_existing: Annotated[

@@ -4,6 +4,7 @@ Owns: their order on disk, and the kinds of files that videos are written to. A 
 without a record, nor beside the record of another.
 """
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -80,8 +81,26 @@ def _write_frames(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _write_gif(
+    path: Path,
+    frames: UInt8[np.ndarray, "t h w 3"],
+    *,
+    fps: float,
+    metadata: Mapping[str, str],
+) -> None:
+    """A GIF that repeats: 256 colours a frame, and a frame's time is a multiple of 10 ms."""
+    first, *others = (Image.fromarray(np.ascontiguousarray(pixels)) for pixels in frames)
+    buffer = io.BytesIO()
+    first.save(
+        buffer, "GIF", save_all=True, append_images=others, duration=1000 / fps, loop=0,
+        comment=metadata["comment"].encode(),
+    )  # fmt: skip
+    write_atomic(path, buffer.getvalue())
+
+
 FORMATS: dict[str, Callable[..., None]] = {
     ".mp4": mp4.write,
     ".webm": partial(mp4.write, codec=mp4.VP9),
+    ".gif": _write_gif,
     ".frames": _write_frames,
 }
