@@ -28,7 +28,7 @@ from wanlora.wan.transformer import load_transformer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 CPU = torch.device("cpu")
-QUICK = {"num_sigmas": 2, "steps": 2, "videos_per_activity": 1}
+QUICK = {"num_sigmas": 4, "steps": 2, "videos_per_activity": 1}
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,10 @@ def trained(held_out_cache, tmp_path_factory) -> Path:
     """A run with two checkpoints that has learned something, on six clips."""
     run = tmp_path_factory.mktemp("trained") / "run"
     done = cli.invoke(
-        "train", "--cache", held_out_cache, "--output-dir", run, "--max-steps", 12,
-        "--gradient-accumulation-steps", 2, "--learning-rate", "3e-3", "--save-steps", 6,
+        "train", "--cache", held_out_cache, "--output-dir", run, "--max-steps", 24,
+        "--gradient-accumulation-steps", 2, "--learning-rate", "5e-3", "--save-steps", 12,
         "--set", "optimizer.warmup_steps=0", "--set", "lora.rank=4",
-        "--set", "validation.num_sigmas=2", "--set", "validation.train_clips=false",
+        "--set", "validation.num_sigmas=4", "--set", "validation.train_clips=false",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     return run
@@ -93,7 +93,7 @@ def test_the_loss_is_the_one_that_training_reported(evaluated, trained):
     lines = (trained / "validation.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     found = read(evaluated)["validation"]
-    assert (last["split"], last["step"]) == ("val", 12)
+    assert (last["split"], last["step"]) == ("val", 24)
     assert (found["adapter"], found["base"]) == (last["mean"], last["base_mean"])
     assert found["ci95"] == last["ci95"]
     assert [[row["sigma"], row["adapter"], row["base"]] for row in found["per_sigma"]] == last[
@@ -196,7 +196,7 @@ def test_the_checkpoints_of_a_run_are_compared_each_once(trained, held_out_cache
     found = read(folder)
     # The root is the newest checkpoint, and so is the best: equal files count once.
     assert [(item["name"], item["step"]) for item in found["adapters"]] == [
-        ("run step-000006", 6), ("run step-000012", 12),
+        ("run step-000012", 12), ("run step-000024", 24),
     ]  # fmt: skip
     best = min(found["adapters"], key=lambda item: item["validation"]["adapter"])
     assert found["best"] == best["name"]

@@ -53,8 +53,8 @@ def write_merged(
         model_dir: The base's folder, whole.
         updates: From `AdapterFile.updates`.
         target: Empty folder.
-        dtype: Type of the weights; None = the base's. Modules that diffusers keeps in fp32 keep
-            the base's in any case.
+        dtype: Type of the weights; None = the base's. Modules that diffusers keeps in fp32 are
+            never narrowed.
     """
     for name in PIPELINE:
         (target / name).mkdir()
@@ -121,7 +121,8 @@ def _merged(
     kept = set(name.split(".")) & set(WanTransformer3DModel._keep_in_fp32_modules)  # noqa: SLF001
     update = updates.get(name.removesuffix(".weight"))
     result: Tensor = w if update is None else merged_weight(w, update)
-    return result.to(w.dtype if kept or dtype is None else dtype).contiguous()
+    wanted = w.dtype if dtype is None else torch.promote_types(w.dtype, dtype) if kept else dtype
+    return result.to(wanted).contiguous()
 
 
 def _tensors(shard: Path) -> Iterator[tuple[str, Tensor]]:
