@@ -5,8 +5,9 @@ in `core.memory`; the trial is `trial`'s.
 """
 
 import logging
-from collections.abc import Collection
-from dataclasses import replace
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import psutil
@@ -109,40 +110,61 @@ def fit(
     limit = budget(device)
     if whole_card and device.type == "cuda":
         limit = budget_of_gpu(torch.cuda.mem_get_info(device)[1])
-    try:
-        with attention.pinned(kernel, device):
-            trial = try_modes(
-                transformer, batch, _choices(activations, work, limit),
-                compiled=work.compiled, device=device, dtype=dtype, passes=passes,
-            )  # fmt: skip
-    except torch.OutOfMemoryError as error:
-        raise DeviceError(
-            f"out of memory on {device} with the largest bucket ({bucket}, {work.num_tokens:,} "
-            f"tokens, batch_size {work.batch_size}): {str(error).splitlines()[0]} A step may take "
-            f"{limit / 1e9:.1f} GB here. {_advice(activations, work, bucket, limit)}"
-        ) from None
-    except RuntimeError as error:
-        if "No viable backend" in str(error) or "No available kernel" in str(error):
-            raise DeviceError(_kernel_does_not_run(kernel, work, device, dtype)) from error
-        if reason := why_it_cannot_compile(error):
-            raise DeviceError(
-                f"the blocks cannot be compiled on {device}: {reason}. Run with --eager, or "
-                "install what is missing (a C++ compiler; on a GPU, Triton)"
-            ) from error
-        raise
+    refusals = _Refusals(activations, work, bucket, kernel, device, dtype, limit)
+    with refusals.explained(), attention.pinned(kernel, device):
+        trial = try_modes(
+            transformer, batch, _choices(activations, work, limit),
+            compiled=work.compiled, device=device, dtype=dtype, passes=passes,
+        )  # fmt: skip
     if attention.is_other(kernel, trial.attention):
-        ran = ", ".join(trial.attention)
-        raise DeviceError(f"{_kernel_does_not_run(kernel, work, device, dtype)} (ran: {ran})")
+        raise refusals.of_kernel(f" (ran: {', '.join(trial.attention)})")
     return trial
 
 
-def _kernel_does_not_run(
-    kernel: str, work: Workload, device: torch.device, dtype: torch.dtype
-) -> str:
-    return (
-        f"attention={kernel} does not run on {device} with {dtype} and {work.num_tokens:,} tokens: "
-        "use --set attention=auto"
-    )
+@dataclass(frozen=True, slots=True)
+class _Refusals:
+    """What to say when a trial fails, and of what."""
+
+    activations: Activations
+    work: Workload
+    bucket: Bucket
+    kernel: str
+    device: torch.device
+    dtype: torch.dtype
+    limit: float
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn the libraries' errors that a user can mend into refusals."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise self._of_memory(error) from None
+        except RuntimeError as error:
+            if "No viable backend" in str(error) or "No available kernel" in str(error):
+                raise self.of_kernel() from error
+            if reason := why_it_cannot_compile(error):
+                raise DeviceError(
+                    f"the blocks cannot be compiled on {self.device}: {reason}. Run with --eager, "
+                    "or install what is missing (a C++ compiler; on a GPU, Triton)"
+                ) from error
+            raise
+
+    def of_kernel(self, more: str = "") -> DeviceError:
+        """The kernel that was named does not run."""
+        return DeviceError(
+            f"attention={self.kernel} does not run on {self.device} with {self.dtype} and "
+            f"{self.work.num_tokens:,} tokens{more}: use --set attention=auto"
+        )
+
+    def _of_memory(self, error: Exception) -> DeviceError:
+        work = self.work
+        return DeviceError(
+            f"out of memory on {self.device} with the largest bucket ({self.bucket}, "
+            f"{work.num_tokens:,} tokens, batch_size {work.batch_size}): "
+            f"{str(error).splitlines()[0]} A step may take {self.limit / 1e9:.1f} GB here. "
+            + _advice(self.activations, work, self.bucket, self.limit)
+        )
 
 
 def _choices(activations: Activations, work: Workload, limit: float) -> list[Modes]:
