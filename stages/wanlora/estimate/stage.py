@@ -291,6 +291,7 @@ def _assumed(gpu: Gpu | None, *, measured: bool) -> dict[str, str]:
         f"{gpu.attention_backward:.0%} backward",
         "matrix products": f"{gpu.matmul:.0%}",
         "the rest": f"{gpu.stream:.0%} of {gpu.bandwidth / 1e12:.3g} TB/s",
+        "launches": "not counted; very short clips take longer than this",
         **encode,
     }
 
