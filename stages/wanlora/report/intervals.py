@@ -10,7 +10,7 @@ from wanlora.report.chart import COLOURS, ticks
 from wanlora.report.page import Raw, escape
 
 WIDTH, ROW, TOP, BOTTOM = 760, 26, 8, 40
-NAME_WIDTH, VALUE_WIDTH = 180, 190
+NAME_WIDTH, VALUE_WIDTH = 170, 220
 MOST_LETTERS = 26
 
 
