@@ -46,7 +46,7 @@ MODEL ?= Wan-AI/Wan2.1-T2V-1.3B-Diffusers
 check-real: setup
 	$(BIN)/python bench/check_real.py --model $(MODEL)
 
-# The embedded model from nothing, within two hours on a core; continues where it was stopped.
+# An embedded model from nothing; hours on a core, continues where it was stopped.
 micro: setup
 	$(BIN)/python -m wanlora.micro.pretrain --work-dir outputs/micro
 

@@ -9,7 +9,6 @@ import safetensors
 import torch
 
 from tests.support import cli
-from tests.support.caches import write_npz_clips
 
 NAME = "pytorch_lora_weights.safetensors"
 SMALL = (
@@ -19,23 +18,10 @@ SMALL = (
 QUICK = ("--set", "validation.num_clips=3", "--set", "validation.num_sigmas=2")
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory, micro_home):
+@pytest.fixture
+def cache(held_out_cache):
     """Nine clips of three activities, three of them held out."""
-    folder = tmp_path_factory.mktemp("split")
-    manifest = write_npz_clips(folder / "data", num_clips=9, size=(5, 32, 32))
-    lines = [json.loads(line) for line in manifest.read_text().splitlines()]
-    for index, line in enumerate(lines):
-        line["activity"] = ("clap", "sit", "walk")[index % 3]
-    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines[:6]))
-    held_out = manifest.with_name("val.jsonl")
-    held_out.write_text("".join(json.dumps(line) + "\n" for line in lines[6:]))
-    done = cli.invoke(
-        "cache-latents", "--manifest", folder / "data", "--cache", folder / "cache",
-        "--model", "micro",
-    )  # fmt: skip
-    assert done.exit_code == 0, done.output
-    return folder / "cache"
+    return held_out_cache
 
 
 def _train(cache, run_dir, *arguments, exit_code=0):

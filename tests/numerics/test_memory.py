@@ -32,7 +32,7 @@ def _fused(monkeypatch):
 
 def work_of(shape, targets: str = "attention") -> Workload:
     names = frozenset(chosen(linear_names(shape.num_layers), targets))
-    return Workload(shape, TOKENS, 1, 32, names, compiled=False)
+    return Workload(shape, TOKENS, 1, 32, names, compiled=False, num_uploaded=0)
 
 
 class Operators(TorchDispatchMode):
