@@ -1,6 +1,7 @@
 """Figures of a step, and what the trackers were told, read back with TensorBoard's own reader."""
 
 import importlib.util
+import time
 
 import numpy as np
 import pytest
@@ -85,6 +86,7 @@ def test_a_resumed_run_replaces_the_steps_it_does_again(tmp_path):
     with Recorder(tmp_path, ["tensorboard"], {}, first_step=0) as recorder:
         for step in range(6):  # killed after 6, with a checkpoint at 3
             recorder.step({"step": step, "loss": float(step)})
+    time.sleep(1.1)  # TensorBoard orders files by the second they were opened in
     with Recorder(tmp_path, ["tensorboard"], {}, first_step=3) as recorder:
         recorder.step({"step": 3, "loss": 30.0})
     assert curve(tmp_path) == [(0, 0), (1, 1), (2, 2), (3, 30)]
