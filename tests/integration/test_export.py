@@ -300,11 +300,13 @@ def test_the_base_keeps_its_types_and_its_other_files(run_dir, micro_folder, tmp
     half = load_transformer(micro_folder, dtype=torch.bfloat16, device=CPU)
     (base / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
     half.save_pretrained(base / "transformer", max_shard_size="1MB")
-    _export(run_dir, "merged", tmp_path / "merged", "--model", base)
     shards = sorted(path.name for path in (base / "transformer").glob("*.safetensors*"))
     assert len(shards) > 2
+    (base / "transformer" / shards[0]).chmod(0o664)
+    _export(run_dir, "merged", tmp_path / "merged", "--model", base)
     merged = tmp_path / "merged" / "transformer"
     assert sorted(path.name for path in merged.glob("*.safetensors*")) == shards
+    assert (merged / shards[0]).stat().st_mode & 0o777 == 0o664  # as the base's
     for shard in shards[:-1]:
         before, after = (load_file(part / shard) for part in (base / "transformer", merged))
         assert {n: t.dtype for n, t in before.items()} == {n: t.dtype for n, t in after.items()}

@@ -66,7 +66,9 @@ def write_merged(
     for shard in weight_files(model_dir / _PART):
         tensors = {name: _merged(name, w, updates, dtype) for name, w in _tensors(shard)}
         num_bytes += sum(tensor.nbytes for tensor in tensors.values())
-        safetensors.torch.save_file(tensors, target / _PART / shard.name, {"format": "pt"})
+        merged = target / _PART / shard.name
+        safetensors.torch.save_file(tensors, merged, {"format": "pt"})
+        shutil.copymode(shard, merged)  # safetensors lets nobody else read what it writes
     for index in (model_dir / _PART).glob("*.safetensors.index.json"):
         value = read_json(index) | {"metadata": {"total_size": num_bytes}}
         (target / _PART / index.name).write_text(json.dumps(value, indent=2) + "\n")
