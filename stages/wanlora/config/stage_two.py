@@ -324,6 +324,14 @@ class TrainConfig(Settings):
         Field(description="Bit-exact resume on a GPU too, with slower attention gradients."),
         Flag(),
     ] = False
+    process_timeout_s: Annotated[
+        float,
+        Field(
+            description="Seconds that a process waits for the others before the run stops and "
+            "names the one that does not answer; longer than a checkpoint and its previews take.",
+            gt=0,
+        ),
+    ] = 600
     trackers: Annotated[
         tuple[Literal["tensorboard", "wandb"], ...],
         Field(description="Where curves go, beside metrics.jsonl and run.html."),

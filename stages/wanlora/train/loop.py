@@ -27,6 +27,7 @@ from wanlora.step.trial import Trial, describe, is_out_of_memory
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
 from wanlora.train.outcomes import Outcome, Outcomes
+from wanlora.train.ranks import explained_loss
 from wanlora.train.reporting import Reporter
 from wanlora.train.session import Session, open_session
 from wanlora.train.stopping import stop_on_signals
@@ -80,12 +81,14 @@ class TrainResult:
         ]
 
 
+@explained_loss()
 def run(config: TrainConfig) -> TrainResult:
     """Train, or continue, the run in `config.output_dir`.
 
     Raises:
         WanloraError: Anything that makes the run impossible or pointless, before the first step;
-            a non-finite loss or gradient, before the optimizer steps on it.
+            a non-finite loss or gradient, before the optimizer steps on it; another process of
+            the run that is lost.
     """
     session = open_session(config)
     masters, optimizer, done = session.masters, session.optimizer, session.progress
@@ -102,7 +105,7 @@ def run(config: TrainConfig) -> TrainResult:
         last_epoch=first_step - 1,
     )
     plan = [(step, slots) for step in steps for slots in session.slots]
-    outcomes = Outcomes(session.device, session.ranks.num_processes)
+    outcomes = Outcomes(session.device, session.ranks.count)
     started, stopped = time.perf_counter(), None
     with (
         _begin(config, session),
@@ -128,7 +131,8 @@ def run(config: TrainConfig) -> TrainResult:
                 torch.autograd.backward(losses.sum() / session.global_batch)
                 masters.accumulate()
                 slot_losses.append(losses.detach())
-            if session.ranks.num_processes > 1:
+            if session.ranks.count > 1:
+                session.ranks.meet(f"at step {step}")  # a collective would wait for a lost one
                 masters.sum_over_ranks()
             grad_norm = masters.clip(config.optimizer.max_grad_norm)
             values = outcomes.gather(torch.cat(slot_losses), grad_norm, stop.signal)
@@ -145,12 +149,13 @@ def run(config: TrainConfig) -> TrainResult:
             outcomes.note(step, values, learning_rate=float(rate), waited_s=waited_s)
             learning_rate.step()
 
-            interrupted = stop.signal is not None and session.ranks.num_processes == 1
+            interrupted = stop.signal is not None and session.ranks.count == 1
             stopped = _follow_up(config, session, reporter, outcomes, bar, pausing=interrupted)
             if stopped:
                 break
         reporter.finish()
-    session.ranks.wait_for_everyone()
+    session.ranks.meet("at the end")
+    session.ranks.close()
     return _result(config, session, reporter, first_step, stopped, time.perf_counter() - started)
 
 
