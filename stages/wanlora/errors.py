@@ -92,7 +92,7 @@ class RunError(WanloraError):
     """A run folder cannot be started, continued or written."""
 
 
-class LostProcessError(RunError):
+class LostRankError(RunError):
     """Another process of the run ended, or does not answer."""
 
 

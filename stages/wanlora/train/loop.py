@@ -20,6 +20,7 @@ from torch import Tensor
 from wanlora import progress, runs
 from wanlora.config import TrainConfig
 from wanlora.core import flow, schedule
+from wanlora.core.cost import all_reduce_bytes
 from wanlora.errors import DeviceError, NonFiniteError
 from wanlora.step.batches import MicroBatch, read_ahead
 from wanlora.step.predict import predict
@@ -27,7 +28,6 @@ from wanlora.step.trial import Trial, describe, is_out_of_memory
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
 from wanlora.train.outcomes import Outcome, Outcomes
-from wanlora.train.ranks import explained_loss
 from wanlora.train.reporting import Reporter
 from wanlora.train.session import Session, open_session
 from wanlora.train.stopping import stop_on_signals
@@ -39,6 +39,7 @@ class TrainResult:
     """What a run made.
 
     Attributes:
+        sent_bytes_per_step: By each process, to sum the adapter's gradient over all of them.
         stopped: Why it ended before its last step: a signal's name, "no new best", or None.
         validation: The last held-out report, as in validation.jsonl.
     """
@@ -51,6 +52,8 @@ class TrainResult:
     last_loss: float | None
     seconds: float
     seconds_per_step: float | None
+    num_processes: int
+    sent_bytes_per_step: int
     clips_per_s: float | None
     stopped: str | None
     best_step: int | None
@@ -81,7 +84,6 @@ class TrainResult:
         ]
 
 
-@explained_loss()
 def run(config: TrainConfig) -> TrainResult:
     """Train, or continue, the run in `config.output_dir`.
 
@@ -108,6 +110,7 @@ def run(config: TrainConfig) -> TrainResult:
     outcomes = Outcomes(session.device, session.ranks.count)
     started, stopped = time.perf_counter(), None
     with (
+        session.ranks.explained(),
         _begin(config, session),
         explained_out_of_memory(session.progress, session.trial),
         attention.pinned(config.attention, session.device),
@@ -132,7 +135,7 @@ def run(config: TrainConfig) -> TrainResult:
                 masters.accumulate()
                 slot_losses.append(losses.detach())
             if session.ranks.count > 1:
-                session.ranks.meet(f"at step {step}")  # a collective would wait for a lost one
+                session.ranks.meet()  # names a lost one, where the collective would wait for it
                 masters.sum_over_ranks()
             grad_norm = masters.clip(config.optimizer.max_grad_norm)
             values = outcomes.gather(torch.cat(slot_losses), grad_norm, stop.signal)
@@ -154,7 +157,7 @@ def run(config: TrainConfig) -> TrainResult:
             if stopped:
                 break
         reporter.finish()
-    session.ranks.meet("at the end")
+    session.ranks.meet()
     session.ranks.close()
     return _result(config, session, reporter, first_step, stopped, time.perf_counter() - started)
 
@@ -290,10 +293,14 @@ def _result(
         adapter=str(config.output_dir / runs.ADAPTER_NAME),
         steps=session.progress.step,
         resumed_from=first_step,
-        trainable_parameters=sum(p.numel() for p in session.masters.parameters.values()),
+        trainable_parameters=session.masters.flat_gradient.numel(),
         last_loss=reporter.last_loss,
         seconds=seconds,
         seconds_per_step=seconds / num_done if num_done else None,
+        num_processes=session.ranks.count,
+        sent_bytes_per_step=all_reduce_bytes(
+            session.masters.flat_gradient.numel(), session.ranks.count
+        ),
         clips_per_s=num_done * session.global_batch / seconds if num_done else None,
         stopped=stopped,
         best_step=session.progress.best_step,

@@ -7,7 +7,7 @@ outside of a step's own collectives. Of one process, every wait is over at once.
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -17,12 +17,13 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from wanlora.core.fingerprint import difference
-from wanlora.errors import ConfigError, DeviceError, LostProcessError, RunError, WanloraError
+from wanlora.errors import ConfigError, DeviceError, LostRankError, RunError, WanloraError
 
-GO_ON = (
-    "What was saved is whole: continue with the same command and --resume, with as many processes "
-    "as there are"
-)
+ROLL_CALL = timedelta(seconds=60)
+"""For those who waited in the same collective to notice, too, that it broke off."""
+
+NEWS_S = 0.2
+"""Until the threads that listen have heard of an end that one of them complains of."""
 
 T = TypeVar("T")
 
@@ -75,22 +76,29 @@ class Ranks:
         starts = range(first, first + share, batch_size)
         return tuple(tuple(range(start, start + batch_size)) for start in starts)
 
-    def meet(self, where: str) -> None:
+    def meet(self) -> None:
         """Wait until every process is here.
 
-        Args:
-            where: In the run, for the message.
+        Raises:
+            LostRankError: One has ended, or does not come in time; the main process names it.
+        """
+        if self.count > 1:
+            with self.explained():
+                self._meet(self._timeout)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Find out which process is gone when a wait for all of them breaks off.
 
         Raises:
-            LostProcessError: One has ended, or does not come in time; the main process names it.
+            LostRankError: In the place of the network's error.
         """
-        if self.count == 1:
-            return
-        started = time.monotonic()
         try:
-            dist.monitored_barrier(self._line, timeout=self._timeout, wait_all_ranks=True)
+            yield
         except RuntimeError as error:
-            raise self._lost(str(error), where, time.monotonic() - started) from None
+            if not _is_of_the_network(error):
+                raise
+            raise self._lost(str(error)) from error
 
     def from_main(self, make: Callable[[], T]) -> T:
         """Let the main process make a value, and give it to all; its refusal stops all.
@@ -101,18 +109,14 @@ class Ranks:
         if self.count == 1:
             return make()
         if not self.is_main:
-            said: list[Any] = [None]
-            dist.broadcast_object_list(said, group=self._line)
-            if said[0] is None:
-                raise LostProcessError("process 0 refuses this run: its message says why")
-            value: T = said[0][0]
-            return value
+            heard: T = self._hear()
+            return heard
         try:
             value = make()
         except WanloraError:
-            dist.broadcast_object_list([None], group=self._line)
+            self._tell(_Refusal())
             raise
-        dist.broadcast_object_list([(value,)], group=self._line)
+        self._tell(value)
         return value
 
     def require_same(self, facts: Mapping[str, Any]) -> None:
@@ -124,38 +128,94 @@ class Ranks:
         if self.count == 1:
             return
         everyone: list[Any] = [None] * self.count
-        dist.all_gather_object(everyone, dict(facts), group=self._line)
+        with self.explained():
+            dist.all_gather_object(everyone, dict(facts), group=self._line)
         for index, theirs in enumerate(everyone):
-            differing = difference(theirs, everyone[0])
-            if differing and self.is_main:
-                raise RunError(
-                    f"process {index} of {self.count} does not train the run of process 0:\n  "
-                    + "\n  ".join(differing)
-                    + "\nGive every process the same command and the same release, and all nodes "
-                    "the same --cache and --output-dir"
-                )
-            if differing:
-                raise LostProcessError("process 0 refuses this run: its message says why")
+            if differing := difference(theirs, everyone[0]):
+                raise self._disagreement(index, differing)
+
+    def _tell(self, value: Any) -> None:
+        with self.explained():
+            dist.broadcast_object_list([value], group=self._line)
+
+    def _hear(self) -> Any:
+        said: list[Any] = [None]
+        with self.explained():
+            dist.broadcast_object_list(said, group=self._line)
+        if isinstance(said[0], _Refusal):
+            raise _see_process_0()
+        return said[0]
+
+    def _disagreement(self, index: int, differing: Sequence[str]) -> RunError:
+        """Word it once: all processes come to know of it, and write to one terminal."""
+        if not self.is_main:
+            return _see_process_0()
+        return RunError(
+            f"process {index} of {self.count} does not train the run of process 0:\n  "
+            + "\n  ".join(differing)
+            + "\nGive every process the same command and the same release, and all nodes the same "
+            "--cache and --output-dir"
+        )
 
     def close(self) -> None:
         """Leave the process group, after the last wait."""
         if self.count > 1:
             dist.destroy_process_group()
 
-    def _lost(self, said: str, where: str, waited_s: float) -> LostProcessError:
-        """Word the barrier's complaint: rank 0 hears of all, the others only of rank 0."""
-        found = re.search(r"Ranks? ([0-9, ]+) failed to pass", said)
-        lost = found[1].replace(",", ", ") if found else "0"
-        timeout_s = self._timeout.total_seconds()
-        how = (
-            f"did not answer for {timeout_s:g} s (process_timeout_s)"
-            if waited_s >= timeout_s
-            else "has ended" + ("" if found else ", or has lost another")
+    def _meet(self, timeout: timedelta) -> None:
+        dist.monitored_barrier(self._line, timeout=timeout, wait_all_ranks=True)
+
+    def _lost(self, said: str) -> LostRankError:
+        """Say who is gone, when the network has complained."""
+        lost = self._disconnected() or _silent(said) or _silent(self._roll_call())
+        who = f"process{'es' if ',' in lost else ''} {lost}" if lost else "another process"
+        return LostRankError(
+            f"lost {who}: ended, or no answer for {self._timeout.total_seconds():g} s "
+            "(process_timeout_s); the last words of what is lost, or the launcher's, say why. What "
+            "was saved is whole: continue with the same command and --resume, on any number of "
+            f"processes. The network's words: {said.splitlines()[0]}"
         )
-        return LostProcessError(
-            f"process {lost} of {self.count} {how}, {where}: its own last words, or the "
-            f"launcher's, say why. {GO_ON}"
-        )
+
+    def _disconnected(self) -> str:
+        """Processes that have ended: their end of the line is closed, so nothing can be sent."""
+        time.sleep(NEWS_S)
+        lost = []
+        for rank in range(self.count):
+            try:
+                if rank != self.index:
+                    dist.isend(torch.zeros(1), rank, group=self._line)
+            except RuntimeError:
+                lost.append(str(rank))
+        return ", ".join(lost)
+
+    def _roll_call(self) -> str:
+        """Meet those whose collective broke off too, and return the complaint about the others."""
+        try:
+            self._meet(min(self._timeout, ROLL_CALL))
+        except RuntimeError as error:
+            return str(error)
+        return ""
+
+
+def _silent(said: str) -> str:
+    """Who did not come, from a barrier's complaint: rank 0 hears of all, the others only of it."""
+    if "waiting for send/recv from rank 0" in said:
+        return "0"
+    named = re.search(r"Ranks ([0-9, ]+) failed to pass", said)
+    return named[1] if named else ""
+
+
+class _Refusal:
+    """What the main process tells the others in the place of a value."""
+
+
+def _see_process_0() -> LostRankError:
+    return LostRankError("process 0 refuses this run: its message says why")
+
+
+def _is_of_the_network(error: RuntimeError) -> bool:
+    said = str(error)
+    return isinstance(error, dist.DistError) or "gloo" in said or "monitoredBarrier" in said
 
 
 def own_device() -> None:
@@ -173,21 +233,3 @@ def own_device() -> None:
                 f"(torchrun --nproc_per_node {found})"
             )
         torch.cuda.set_device(local)
-
-
-@contextmanager
-def explained_loss() -> Iterator[None]:
-    """Say how a run goes on whose collective broke off because another process ended.
-
-    Raises:
-        LostProcessError: In the place of the network's error.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
-            raise
-        raise LostProcessError(
-            f"another process of this run ended or does not answer ({str(error).splitlines()[0]})"
-            f": its own last words, or the launcher's, say why. {GO_ON}"
-        ) from error

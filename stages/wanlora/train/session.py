@@ -18,6 +18,7 @@ import torch
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import Bucket, num_tokens
+from wanlora.core.cost import all_reduce_bytes
 from wanlora.core.memory import Workload
 from wanlora.core.order import num_steps
 from wanlora.errors import AdapterError, CheckpointError, ModelError, RunError
@@ -274,6 +275,11 @@ def _say_what_is_resident(
 ) -> None:
     trainable = sum(master.numel() for master in masters.parameters.values())
     frozen = sum(p.numel() for p in transformer.parameters()) - trainable
+    if num_processes > 1:
+        logger.info(
+            "each process sends %s bytes a step: the adapter's gradient, summed once",
+            _count(all_reduce_bytes(trainable, num_processes)),
+        )
     logger.info(
         "%d process%s on %s: transformer %s parameters, frozen, %s; adapter %s trainable "
         "parameters (%.2f %%), fp32 masters; no VAE, no text encoder",
