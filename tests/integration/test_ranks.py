@@ -183,7 +183,7 @@ def test_processes_of_a_node_fetch_each_object_of_a_bucket_once(
     server, s3, micro_home, npz_manifest, tmp_path  # noqa: F811
 ):  # fmt: skip
     made = cli.invoke("cache-latents", "--manifest", npz_manifest, "--cache", s3, "--model",
-                      "micro", "--set", "text_dtype=float32", "--set", "store.clips_per_segment=2")  # fmt: skip
+                      "micro", "--set", "store.clips_per_segment=2")  # fmt: skip
     assert made.exit_code == 0, made.output
     nodes = [tmp_path / "node-0", tmp_path / "node-0", tmp_path / "node-1", tmp_path / "node-1"]
     commands = [

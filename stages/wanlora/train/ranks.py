@@ -167,7 +167,7 @@ class Ranks:
 
     def _lost(self, said: str) -> LostRankError:
         """Say who is gone, when the network has complained."""
-        lost = self._disconnected() or _silent(said) or _silent(self._roll_call())
+        lost = _silent(said) or self._disconnected() or _silent(self._roll_call())
         who = f"process{'es' if ',' in lost else ''} {lost}" if lost else "another process"
         return LostRankError(
             f"lost {who}: ended, or no answer for {self._timeout.total_seconds():g} s "
