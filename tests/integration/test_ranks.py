@@ -128,6 +128,15 @@ def test_a_process_that_hangs_is_named_after_the_time_that_was_set(
     assert all("lost process 0" in each.text for each in ended[2:])
 
 
+def test_a_process_that_starts_alone_says_what_it_waits_for(server, held_out_cache, tmp_path):
+    command = train(held_out_cache, tmp_path / "run", "--set", "process_timeout_s=2")
+    (alone,) = server.start(tmp_path / "log", [command], WORLD_SIZE="2").wait()
+    assert alone.code == 1, alone.text
+    assert "do not find one another" in alone.text
+    assert "start all of them within 2 s (process_timeout_s)" in alone.text
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_error_of_one_process_stops_the_others_too(server, held_out_cache, tmp_path):
     damaged = tmp_path / "cache"
     shutil.copytree(held_out_cache, damaged)

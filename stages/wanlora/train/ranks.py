@@ -37,17 +37,21 @@ class Ranks:
     Args:
         device: Where this process computes; on a machine of several GPUs each process gets its own.
         timeout_s: Longest that a process waits for the others.
+
+    Raises:
+        LostRankError: They do not find one another.
     """
 
     def __init__(self, device: torch.device, *, timeout_s: float) -> None:
         self._timeout = timedelta(seconds=timeout_s)
-        state = PartialState(cpu=device.type == "cpu", timeout=self._timeout)
+        self._line: Any = None
+        with _explained_start(timeout_s):
+            state = PartialState(cpu=device.type == "cpu", timeout=self._timeout)
+            if state.num_processes > 1:
+                self._line = dist.new_group(backend="gloo", timeout=self._timeout)
         self.index: int = state.process_index
         self.count: int = state.num_processes
         self.device: torch.device = state.device if self.count > 1 else device
-        self._line: Any = None
-        if self.count > 1:
-            self._line = dist.new_group(backend="gloo", timeout=self._timeout)
 
     @property
     def is_main(self) -> bool:
@@ -197,6 +201,21 @@ class Ranks:
         return ""
 
 
+@contextmanager
+def _explained_start(timeout_s: float) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_of_the_network(error):
+            raise
+        raise LostRankError(
+            f"the processes of this run do not find one another ({str(error).splitlines()[0]}): "
+            f"start all of them within {timeout_s:g} s (process_timeout_s), with the address and "
+            "port of one main process; where nodes have several networks, name the one they share "
+            "in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+        ) from error
+
+
 def _silent(said: str) -> str:
     """Who did not come, from a barrier's complaint: rank 0 hears of all, the others only of it."""
     if "waiting for send/recv from rank 0" in said:
@@ -215,7 +234,7 @@ def _see_process_0() -> LostRankError:
 
 def _is_of_the_network(error: RuntimeError) -> bool:
     said = str(error)
-    return isinstance(error, dist.DistError) or "gloo" in said or "monitoredBarrier" in said
+    return isinstance(error, dist.DistError) or "gloo" in said.lower() or "monitoredBarrier" in said
 
 
 def own_device() -> None:
