@@ -174,17 +174,18 @@ def test_processes_that_would_train_different_runs_are_refused(
 
 
 def test_a_step_sums_the_adapters_gradient_once_whatever_the_accumulation(whole):
+    result = json.loads(whole[1][0].out)
+    size = result["trainable_parameters"]
     for each in whole[1]:
-        size = json.loads(whole[1][0].out)["trainable_parameters"]
         assert each.calls[f"all_reduce {size}"] == STEPS
         # The losses of a process's two slots and its stop request.
         assert each.calls["all_gather 3"] == STEPS
         # Two panels of three clips at two sigmas, twice, and once for the base.
         assert each.calls["all_reduce 6"] == 6
-        assert sum(each.calls.values()) == 2 * STEPS + 6
-    result = json.loads(whole[1][0].out)
+        assert each.calls["meet"] == STEPS + 1  # before each sum, and at the end
+        assert sum(each.calls.values()) == 3 * STEPS + 7
     assert result["num_processes"] == 2
-    assert result["sent_bytes_per_step"] == 4 * result["trainable_parameters"]
+    assert result["sent_bytes_per_step"] == 4 * size
     assert not whole[1][1].out
 
 

@@ -115,7 +115,7 @@ def _child(rank: int, request) -> None:
 
 
 def _write_down_calls(path: Path) -> None:
-    """Append a line for each collective on tensors, with its size, and each object fetched.
+    """Append a line for each collective, with its size, and for each object fetched.
 
     What runs is the product: the functions are wrapped, not replaced.
     """
@@ -129,13 +129,14 @@ def _write_down_calls(path: Path) -> None:
         original = getattr(owner, name)
 
         def wrapped(*arguments, **keywords):
-            os.write(file, (describe(*arguments) + "\n").encode())
+            os.write(file, f"{describe(*arguments)}\n".encode())
             return original(*arguments, **keywords)
 
         setattr(owner, name, wrapped)
 
     wrap(dist, "all_reduce", lambda tensor: f"all_reduce {tensor.numel()}")
     wrap(dist, "all_gather", lambda _, tensor: f"all_gather {tensor.numel()}")
+    wrap(dist, "monitored_barrier", lambda _: "meet")
     wrap(remote, "get", lambda _, key: f"get {key}")
 
 
