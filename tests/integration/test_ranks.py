@@ -4,16 +4,19 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
+import psutil
 import pytest
 import safetensors.torch
 import torch
 from filelock import FileLock
 
 from tests.support import cli, ranks
-from tests.support.s3 import s3, s3_port  # noqa: F401
+from tests.support.s3 import free_port, s3, s3_port  # noqa: F401
 
 pytestmark = pytest.mark.xdist_group("ranks")  # they share what the first of them makes
 
@@ -206,3 +209,41 @@ def test_processes_of_a_node_fetch_each_object_of_a_bucket_once(
         shards = [call for each in node for call in each.calls.elements() if "/c/" in call]
         assert len(shards) == len(set(shards)) > 2
     assert not list(tmp_path.rglob("*.lock"))[1:]  # the run's own alone
+
+
+def launch(launcher, arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "-m", "wanlora", *map(str, arguments)],
+        env=os.environ | cli.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_accelerates_launcher_starts_a_run(held_out_cache, tmp_path):
+    arguments = train(held_out_cache, tmp_path / "run", steps=2, every=0)
+    process = launch(("accelerate.commands.launch", "--cpu", "--num_processes", "1"), arguments)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "trained steps 0 to 1" in said
+
+
+@pytest.mark.slow
+def test_a_node_that_is_gone_with_its_launcher_stops_the_other_node(held_out_cache, tmp_path):
+    arguments = train(held_out_cache, tmp_path / "run", steps=400, every=0)
+    port = free_port()
+    nodes = [
+        launch(
+            ("torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--node_rank",
+             str(node), "--master_addr", "127.0.0.1", "--master_port", str(port)),
+            arguments,
+        )
+        for node in (0, 1)
+    ]  # fmt: skip
+    wait_for(tmp_path / "run" / "checkpoints" / "step-000002")
+    for process in (*psutil.Process(nodes[1].pid).children(), nodes[1]):
+        process.kill()
+    nodes[1].communicate()
+    said, _ = nodes[0].communicate(timeout=60)
+    assert nodes[0].returncode == 1
+    assert "error: process 0 of 2: lost process 1" in said

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from wanlora.core.fingerprint import difference
-from wanlora.errors import ConfigError, DeviceError, LostRankError, RunError, WanloraError
+from wanlora.errors import ConfigError, LostRankError, RunError, WanloraError
 
 ROLL_CALL = timedelta(seconds=60)
 """For those who waited in the same collective to notice, too, that it broke off."""
@@ -138,6 +138,11 @@ class Ranks:
             if differing := difference(theirs, everyone[0]):
                 raise self._disagreement(index, differing)
 
+    def close(self) -> None:
+        """Leave the process group, after the last wait."""
+        if self.count > 1:
+            dist.destroy_process_group()
+
     def _tell(self, value: Any) -> None:
         with self.explained():
             dist.broadcast_object_list([value], group=self._line)
@@ -160,11 +165,6 @@ class Ranks:
             + "\nGive every process the same command and the same release, and all nodes the same "
             "--cache and --output-dir"
         )
-
-    def close(self) -> None:
-        """Leave the process group, after the last wait."""
-        if self.count > 1:
-            dist.destroy_process_group()
 
     def _meet(self, timeout: timedelta) -> None:
         dist.monitored_barrier(self._line, timeout=timeout, wait_all_ranks=True)
@@ -240,15 +240,7 @@ def _is_of_the_network(error: RuntimeError) -> bool:
 def own_device() -> None:
     """Make `cuda` mean this process's own GPU, before anything takes memory on the first one.
 
-    Raises:
-        DeviceError: The machine has fewer GPUs than the launcher started processes.
+    Some schedulers let a process see its own GPU alone; it is then number 0, whatever the process.
     """
-    local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if local and found:
-        if local >= found:
-            raise DeviceError(
-                f"this is process {local} of this machine, counted from 0, and it has {found} "
-                f"GPU{'s' if found > 1 else ''}: start at most {found} processes on it "
-                f"(torchrun --nproc_per_node {found})"
-            )
-        torch.cuda.set_device(local)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
