@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from filelock import FileLock
 
-from tests.support import cli, ranks
+from tests.support import cli, processes
 from tests.support.s3 import free_port, s3, s3_port  # noqa: F401
 
 pytestmark = pytest.mark.xdist_group("ranks")  # they share what the first of them makes
@@ -39,7 +39,7 @@ def train(cache, run_dir, *more, every=6, steps=STEPS):
 
 @pytest.fixture(scope="module")
 def server():
-    with ranks.server() as running:
+    with processes.server() as running:
         yield running
 
 
