@@ -61,5 +61,6 @@ class LocalCopy:
 
     def forget(self, segment: str) -> None:
         """Remove the copy of a segment, its commit record first."""
-        objects.remove(self._folder, f"{segment}/{schema.GROUP}")
-        objects.remove_tree(self._folder, segment)
+        with objects.locked(self._folder, segment, flag=FLAG):  # nobody is filling it meanwhile
+            objects.remove(self._folder, f"{segment}/{schema.GROUP}")
+            objects.remove_tree(self._folder, segment)
