@@ -319,7 +319,7 @@ def _guarded(action: Callable[[], int]) -> int:
     try:
         return action()
     except WanloraError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_speaker()}{error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -333,6 +333,12 @@ def _guarded(action: Callable[[], int]) -> int:
             file=sys.stderr,
         )
         return 1
+
+
+def _speaker() -> str:
+    """Name this process where a launcher started several, all writing to one terminal."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return f"process {os.environ.get('RANK', '0')} of {count}: " if count > 1 else ""
 
 
 def _jsonable(value: Any) -> Any:

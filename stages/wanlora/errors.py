@@ -92,6 +92,10 @@ class RunError(WanloraError):
     """A run folder cannot be started, continued or written."""
 
 
+class LostRankError(RunError):
+    """Another process of the run ended, or does not answer."""
+
+
 class CheckpointError(RunError):
     """A checkpoint is incomplete or belongs to another run."""
 

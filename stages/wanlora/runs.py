@@ -47,7 +47,7 @@ FREE_ON_RESUME = frozenset(
         "max_steps", "num_epochs", "save_steps", "keep_checkpoints", "resume", "device",
         "activations", "eager", "attention", "prefetch_batches", "output_dir", "cache",
         "allow_untrained_base", "local_copy", "save_every_epoch", "trackers", "previews",
-        "validation", "deterministic",
+        "validation", "deterministic", "process_timeout_s",
     }
 )  # fmt: skip
 

@@ -27,7 +27,8 @@ def _commands():
         text = document.read_text()
         for block in re.findall(r"```(?:bash|sh|console)\n(.*?)```", text, re.DOTALL):
             for line in block.replace("\\\n", " ").splitlines():
-                words = line.strip().removeprefix("$ ")
+                launcher, launched, rest = line.strip().removeprefix("$ ").partition("-m wanlora ")
+                words = f"wanlora {rest}" if launched else launcher
                 if words.startswith("wanlora ") and "…" not in words:
                     yield pytest.param(words, id=f"{document.name}: {words[:50]}")
 
@@ -38,6 +39,27 @@ def test_every_command_in_the_documents_has_flags_that_exist(line):
     group = typer.main.get_command(app)
     # Parsed, not run: an unknown flag or a missing argument raises.
     group.commands[name].make_context(name, arguments, **group.context_settings)
+
+
+def _launches():
+    for document in DOCUMENTS:
+        text = document.read_text().replace("\\\n", " ")
+        for found in re.findall(r"(?:accelerate launch|torchrun) .* -m wanlora .*", text):
+            if "…" not in found:
+                yield pytest.param(found, id=f"{document.name}: {found[:50]}")
+
+
+@pytest.mark.parametrize("line", list(_launches()))
+def test_every_launch_in_the_documents_has_flags_that_the_launcher_has(line):
+    from accelerate.commands.launch import launch_command_parser
+    from torch.distributed.run import get_args_parser
+
+    words = shlex.split(line)
+    accelerate = words[0] == "accelerate"
+    parser = launch_command_parser() if accelerate else get_args_parser()
+    given = parser.parse_args(words[2:] if accelerate else words[1:])
+    assert (given.training_script, given.module) == ("wanlora", True)
+    assert given.training_script_args[0] == "train"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -39,6 +39,23 @@ def test_a_step_of_more_clips_takes_as_many_times_as_long():
     assert eight["steps"] == one["steps"] / 8
 
 
+def test_processes_share_a_step_and_send_the_adapters_gradient():
+    step = ("--clips", 80, "--set", "lora.targets=attention", "--gradient-accumulation-steps", 8)
+    one, four = estimate(*step), estimate(*step, "--num-processes", 4)
+    assert four["seconds_per_step"] == pytest.approx(one["seconds_per_step"] / 4)
+    assert four["hours"] == pytest.approx(one["hours"] / 4)
+    for same in ("clips_per_step", "tflop_per_step", "steps", "mfu", "peak_gb"):
+        assert four[same] == pytest.approx(one[same])
+    # Three parts of four are sent to sum the gradient, and as many to hand the sum around.
+    assert four["sent_bytes_per_step"] == 2 * 3 * 4 * four["trained_parameters"] // 4
+    assert one["sent_bytes_per_step"] == 0
+    text = cli.invoke("estimate", *step, "--num-processes", 4).output
+    assert "between GPUs 142 MB a step by each process, 2.8 ms at 50 GB/s" in text
+    assert "multiple of num_processes, 3" in cli.refuses(
+        "estimate", *step, "--num-processes", 3, exit_code=2
+    )
+
+
 def test_small_cards():
     """24 GB: the full size with attention kept. 16 GB: shorter clips, or full recomputation."""
     assert estimate("--device", "rtx4090")["modes"]["selective"]["fits"]

@@ -25,7 +25,7 @@ def _wait_until_it_answers(port: int, process: "subprocess.Popen[bytes]") -> Non
     raise TimeoutError("the S3 server does not answer")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -35,7 +35,7 @@ def _free_port() -> int:
 def s3_port() -> Iterator[int]:
     """moto's server, ended with everything it started."""
     pytest.importorskip("moto.server", reason="moto[server] is not installed")
-    port = _free_port()
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,

@@ -196,6 +196,9 @@ class EstimateConfig(Settings):
     num_epochs: NumEpochs = 10
     batch_size: BatchSize = 1
     gradient_accumulation_steps: Accumulation = 1
+    num_processes: Annotated[
+        int, Field(description="Processes that share the global batch, a GPU each.", ge=1), Flag()
+    ] = 1
     save_steps: Annotated[
         int, Field(description="Steps between checkpoints; 0 = only at the end.", ge=0)
     ] = 500
@@ -211,6 +214,11 @@ class EstimateConfig(Settings):
     def _sizes_fit_wan(self) -> Self:
         if problem := problem_with(Bucket(self.frames, self.height, self.width)):
             raise ValueError(problem)
+        if self.gradient_accumulation_steps % self.num_processes:
+            raise ValueError(
+                f"gradient_accumulation_steps {self.gradient_accumulation_steps}: expected a "
+                f"multiple of num_processes, {self.num_processes}"
+            )
         if self.model and not self.probe:
             raise ValueError("model is what --probe runs; to count for a model: --variant")
         if self.lora.dora and not self.probe:
@@ -324,6 +332,14 @@ class TrainConfig(Settings):
         Field(description="Bit-exact resume on a GPU too, with slower attention gradients."),
         Flag(),
     ] = False
+    process_timeout_s: Annotated[
+        float,
+        Field(
+            description="Seconds that a process waits for the others before the run stops and "
+            "names the one that does not answer; longer than a checkpoint and its previews take.",
+            gt=0,
+        ),
+    ] = 600
     trackers: Annotated[
         tuple[Literal["tensorboard", "wandb"], ...],
         Field(description="Where curves go, beside metrics.jsonl and run.html."),

@@ -80,6 +80,11 @@ def floor_seconds(work: Workload, gpu: Gpu) -> float:
     return seconds.attention + seconds.matmul
 
 
+def all_reduce_bytes(num_values: int, num_processes: int) -> int:
+    """Bytes that each process sends to sum fp32 values around a ring: 2 (W - 1) / W x 4 N."""
+    return 8 * num_values * (num_processes - 1) // num_processes
+
+
 def encode_seconds(num_frames: int, height: int, width: int, gpu: Gpu) -> float:
     """Predict stage one for a clip: the VAE's encoder, and UMT5 on its caption."""
     vae = VAE_FLOPS_PER_PIXEL * num_frames * height * width / VAE_SHARE_OF_PEAK

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+LINK = 50e9
+"""Bytes a second of a network card of 400 Gbit/s, one for each GPU of a node."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mode:
@@ -24,7 +27,7 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class EstimateResult:
-    """What a run takes, on one GPU.
+    """What a run takes, on one GPU or on a GPU for each of several processes.
 
     Attributes:
         variant: The model.
@@ -34,6 +37,8 @@ class EstimateResult:
         lora: The adapter, in words.
         trained_parameters: Of the adapter.
         clips_per_step: The global batch.
+        num_processes: That share it.
+        sent_bytes_per_step: By each process, to sum the adapter's gradient over all of them.
         tflop_per_step: What the mathematics of an optimizer step needs.
         floor_s: Least seconds of a step with these kernels: attention and matrix products alone.
         seconds_per_step: In the way that `activations` names.
@@ -61,6 +66,8 @@ class EstimateResult:
     lora: str
     trained_parameters: int
     clips_per_step: int
+    num_processes: int
+    sent_bytes_per_step: int
     tflop_per_step: float
     floor_s: float | None
     seconds_per_step: float
@@ -128,11 +135,13 @@ class EstimateResult:
         floor = f", floor {self.floor_s:.3g} s" if self.floor_s is not None else ""
         parts = ", ".join(f"{name} {seconds:.2g} s" for name, seconds in self.parts.items())
         clips = f"{self.clips_per_step} clip{'s' if self.clips_per_step > 1 else ''}"
+        clips += f" by {self.num_processes} processes" if self.num_processes > 1 else ""
         encode = f"{self.stage_one_hours:.3g} h" if self.stage_one_hours is not None else "unknown"
         lines = [
             f"a step       {clips}, {self.tflop_per_step:.4g} TFLOP: "
             f"{self.seconds_per_step:.3g} s with activations {self.activations}{share}{floor}",
             *([f"             ({parts})"] if parts else []),
+            *self._between_gpus(),
             f"an epoch     {_hours(self.hours_per_epoch)}",
             f"the run      {self.steps:,} steps, {_hours(self.hours)}",
             f"stage one    {encode}, once",
@@ -145,6 +154,16 @@ class EstimateResult:
                 "(--set train_frames=N when training), a smaller adapter or batch, or a larger GPU"
             )
         return lines
+
+    def _between_gpus(self) -> list[str]:
+        """Say what a step sends; not added to its seconds, of which it is a small part."""
+        if self.num_processes == 1:
+            return []
+        sent = self.sent_bytes_per_step
+        return [
+            f"between GPUs {sent / 1e6:.3g} MB a step by each process, {1e3 * sent / LINK:.2g} ms "
+            f"at {LINK / 1e9:g} GB/s"
+        ]
 
 
 def _hours(hours: float) -> str:

@@ -15,6 +15,7 @@ from wanlora.core.buckets import Bucket, latent_shape, num_tokens
 from wanlora.core.cost import (
     VAE_SHARE_OF_PEAK,
     Seconds,
+    all_reduce_bytes,
     encode_seconds,
     floor_seconds,
     model_flops,
@@ -88,7 +89,7 @@ class _Case:
 
     def seconds(self, modes: Modes) -> Seconds | None:
         """Of a mean optimizer step; of a probed device of no known rates only the total."""
-        times, gpu = self.config.gradient_accumulation_steps, self.card.gpu
+        times, gpu = _num_micro_batches(self.config), self.card.gpu
         scale = 1.0
         if self.trial and gpu:
             scale = self.trial.seconds / predict_seconds(self.work, self.trial.modes, gpu).total
@@ -139,6 +140,11 @@ def _case(config: EstimateConfig) -> _Case:
         dtype=devices.base_dtype("auto", card.device),
     )
     return _Case(config, variant, buckets, every, card, work, trial=None)
+
+
+def _num_micro_batches(config: EstimateConfig) -> int:
+    """Of an optimizer step, in each process."""
+    return config.gradient_accumulation_steps // config.num_processes
 
 
 def _model(config: EstimateConfig) -> str | None:
@@ -206,11 +212,12 @@ def _probe(case: _Case, model: str) -> Trial:
 
 def _result(case: _Case, modes: Modes) -> EstimateResult:
     config, card, work = case.config, case.card, case.work
-    times, gpu = config.gradient_accumulation_steps, card.gpu
+    times, gpu = _num_micro_batches(config), card.gpu
     seconds = case.seconds(modes)
     assert seconds, "a card is known or was probed"
     flops = times * case.mean(model_flops)
-    global_batch, clips = config.batch_size * times, case.buckets.total()
+    global_batch = config.batch_size * config.gradient_accumulation_steps
+    clips = case.buckets.total()
     steps = num_steps(clips, batch_size=global_batch, num_epochs=config.num_epochs)
     trained = num_trained(work.shape, work.adapted, work.rank)
     peak = step_bytes(work, modes).total
@@ -222,7 +229,9 @@ def _result(case: _Case, modes: Modes) -> EstimateResult:
         lora=f"rank {work.rank} on {_words(config.lora.targets)}",
         trained_parameters=trained,
         clips_per_step=global_batch,
-        tflop_per_step=flops / 1e12,
+        num_processes=config.num_processes,
+        sent_bytes_per_step=all_reduce_bytes(trained, config.num_processes),
+        tflop_per_step=config.num_processes * flops / 1e12,
         floor_s=times * case.mean(lambda item: floor_seconds(item, gpu)) if gpu else None,
         seconds_per_step=seconds.total,
         parts={name: value for name, value in asdict(seconds).items() if gpu},

@@ -15,6 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from filelock import FileLock
+
+from wanlora.core.fingerprint import sha256_text
 from wanlora.core.location import Location, Url
 from wanlora.errors import StoreError
 from wanlora.files import fsync_dir, publish
@@ -64,6 +67,28 @@ def put(root: Location, key: str, data: bytes, *, flag: str = "--cache") -> None
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def locked(root: Path, key: str, *, flag: str = "--cache") -> Iterator[None]:
+    """Keep this machine's other processes from doing the same to a key meanwhile.
+
+    A file system without locks keeps nobody out: work is then done twice, and still appears whole.
+
+    Raises:
+        StoreError: The disk is full or read-only.
+    """
+    path = root / PARTIAL / f"{sha256_text(key)}.lock"
+    lock = FileLock(path)
+    with _naming("write", path, flag):
+        make_folder(path.parent)
+        with suppress(NotImplementedError):
+            lock.acquire()
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # whoever waits for it looks again at what was done
+        lock.release()
 
 
 def get(root: Location, key: str) -> bytes | None:

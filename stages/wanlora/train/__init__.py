@@ -2,6 +2,7 @@
 
 loop.py         run(): refusals, set-up, and the training loop
 session.py      everything a run needs before its first step
+ranks.py        the processes of a run: what they agree on, and which one is lost
 checkpoints.py  what resume needs, to and from disk
 """
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from wanlora import progress, runs
 from wanlora.config import TrainConfig
 from wanlora.core import flow, schedule
+from wanlora.core.cost import all_reduce_bytes
 from wanlora.errors import DeviceError, NonFiniteError
 from wanlora.step.batches import MicroBatch, read_ahead
 from wanlora.step.predict import predict
@@ -38,6 +39,7 @@ class TrainResult:
     """What a run made.
 
     Attributes:
+        sent_bytes_per_step: By each process, to sum the adapter's gradient over all of them.
         stopped: Why it ended before its last step: a signal's name, "no new best", or None.
         validation: The last held-out report, as in validation.jsonl.
     """
@@ -50,6 +52,8 @@ class TrainResult:
     last_loss: float | None
     seconds: float
     seconds_per_step: float | None
+    num_processes: int
+    sent_bytes_per_step: int
     clips_per_s: float | None
     stopped: str | None
     best_step: int | None
@@ -85,7 +89,8 @@ def run(config: TrainConfig) -> TrainResult:
 
     Raises:
         WanloraError: Anything that makes the run impossible or pointless, before the first step;
-            a non-finite loss or gradient, before the optimizer steps on it.
+            a non-finite loss or gradient, before the optimizer steps on it; another process of
+            the run that is lost.
     """
     session = open_session(config)
     masters, optimizer, done = session.masters, session.optimizer, session.progress
@@ -102,9 +107,10 @@ def run(config: TrainConfig) -> TrainResult:
         last_epoch=first_step - 1,
     )
     plan = [(step, slots) for step in steps for slots in session.slots]
-    outcomes = Outcomes(session.device, session.ranks.num_processes)
+    outcomes = Outcomes(session.device, session.ranks.count)
     started, stopped = time.perf_counter(), None
     with (
+        session.ranks.explained(),
         _begin(config, session),
         explained_out_of_memory(session.progress, session.trial),
         attention.pinned(config.attention, session.device),
@@ -128,7 +134,8 @@ def run(config: TrainConfig) -> TrainResult:
                 torch.autograd.backward(losses.sum() / session.global_batch)
                 masters.accumulate()
                 slot_losses.append(losses.detach())
-            if session.ranks.num_processes > 1:
+            if session.ranks.count > 1:
+                session.ranks.meet()  # names a lost one, where the collective would wait for it
                 masters.sum_over_ranks()
             grad_norm = masters.clip(config.optimizer.max_grad_norm)
             values = outcomes.gather(torch.cat(slot_losses), grad_norm, stop.signal)
@@ -145,12 +152,13 @@ def run(config: TrainConfig) -> TrainResult:
             outcomes.note(step, values, learning_rate=float(rate), waited_s=waited_s)
             learning_rate.step()
 
-            interrupted = stop.signal is not None and session.ranks.num_processes == 1
+            interrupted = stop.signal is not None and session.ranks.count == 1
             stopped = _follow_up(config, session, reporter, outcomes, bar, pausing=interrupted)
             if stopped:
                 break
         reporter.finish()
-    session.ranks.wait_for_everyone()
+    session.ranks.meet()
+    session.ranks.close()
     return _result(config, session, reporter, first_step, stopped, time.perf_counter() - started)
 
 
@@ -285,10 +293,14 @@ def _result(
         adapter=str(config.output_dir / runs.ADAPTER_NAME),
         steps=session.progress.step,
         resumed_from=first_step,
-        trainable_parameters=sum(p.numel() for p in session.masters.parameters.values()),
+        trainable_parameters=session.masters.flat_gradient.numel(),
         last_loss=reporter.last_loss,
         seconds=seconds,
         seconds_per_step=seconds / num_done if num_done else None,
+        num_processes=session.ranks.count,
+        sent_bytes_per_step=all_reduce_bytes(
+            session.masters.flat_gradient.numel(), session.ranks.count
+        ),
         clips_per_s=num_done * session.global_batch / seconds if num_done else None,
         stopped=stopped,
         best_step=session.progress.best_step,

@@ -90,9 +90,9 @@ class Outcomes:
         flag = torch.full_like(grad_norm, float(stop or 0))[None]
         mine = torch.cat([losses, flag])
         if self._num_ranks > 1:
-            flat = mine.new_empty(self._num_ranks * len(mine))
-            dist.all_gather_into_tensor(flat, mine)
-            parts = flat.view(self._num_ranks, len(mine))
+            everyone = [torch.empty_like(mine) for _ in range(self._num_ranks)]
+            dist.all_gather(everyone, mine)
+            parts = torch.stack(everyone)
             mine = torch.cat([parts[:, :-1].flatten(), parts[:, -1].amax()[None]])
         return torch.cat([mine, grad_norm[None]])
 

@@ -195,8 +195,8 @@ class Reporter:
             session.base_losses,
             device=session.device,
             dtype=session.dtype,
-            rank=session.ranks.process_index,
-            num_ranks=session.ranks.num_processes,
+            rank=session.ranks.index,
+            num_ranks=session.ranks.count,
         )
         row = {"step": session.progress.step, "split": panel.name, **asdict(report)}
         if panel.name == "val":

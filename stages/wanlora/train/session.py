@@ -4,6 +4,7 @@ Owns: the order of checks, and what is built from which setting. The loop itself
 Must not import the VAE, the text encoder, any pipeline or any video code.
 """
 
+import hashlib
 import json
 import logging
 import os
@@ -13,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from accelerate import PartialState
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import Bucket, num_tokens
+from wanlora.core.cost import all_reduce_bytes
 from wanlora.core.memory import Workload
 from wanlora.core.order import num_steps
-from wanlora.errors import AdapterError, CheckpointError, ConfigError, ModelError
+from wanlora.errors import AdapterError, CheckpointError, ModelError, RunError
 from wanlora.step import fitting
 from wanlora.step.masters import Masters, MovingAverage
 from wanlora.step.trial import Trial
@@ -33,6 +33,7 @@ from wanlora.train.checkpoints import Progress
 from wanlora.train.data import Data, open_data
 from wanlora.train.git import git_commit
 from wanlora.train.optimizers import make_optimizer
+from wanlora.train.ranks import Ranks, own_device
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
@@ -41,6 +42,9 @@ from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import Variant, resolve, variant_of
 
 BASE_CHECK_PAIRS = 8
+
+OF_A_NODE = ("cache", "output_dir", "model", "manifest", "init_adapter", "local_copy", "device")
+"""Settings that name places and may differ between nodes; what is found there may not."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +72,7 @@ class Session:
     average: MovingAverage | None
     optimizer: torch.optim.Optimizer
     data: Data
-    ranks: PartialState
+    ranks: Ranks
     device: torch.device
     dtype: torch.dtype
     global_batch: int
@@ -83,7 +87,7 @@ class Session:
     @property
     def is_main(self) -> bool:
         """Whether this process writes files and shows progress."""
-        return bool(self.ranks.is_main_process)
+        return self.ranks.is_main
 
 
 def open_session(config: TrainConfig) -> Session:
@@ -95,15 +99,16 @@ def open_session(config: TrainConfig) -> Session:
     index.open_store(config.cache)
     view = read_view(config.cache, config.view)  # refused, if at all, before a model is downloaded
     model = config.model or view.model
+    own_device()
     device = devices.pick(config.device, model)
     folder = resolve(model, ["transformer"])
     variant = variant_of(folder)
     data = open_data(config, variant)
     if config.deterministic:
         _be_deterministic()
-    ranks = PartialState(cpu=device.type == "cpu")
+    ranks = Ranks(device, timeout_s=config.process_timeout_s)
     global_batch = config.batch_size * config.gradient_accumulation_steps
-    slots = _slots(config.batch_size, global_batch, ranks)
+    slots = ranks.slots(config.batch_size, config.gradient_accumulation_steps)
     end_step = config.max_steps or num_steps(
         len(data.clips), batch_size=global_batch, num_epochs=config.num_epochs
     )
@@ -117,7 +122,7 @@ def open_session(config: TrainConfig) -> Session:
     facts = _facts(config, data, model, identity)
     checkpoint = _open_run(config, ranks)
 
-    device = ranks.device if ranks.num_processes > 1 else device
+    device = ranks.device
     dtype = devices.base_dtype(config.dtype, device)
     transformer = load_transformer(folder, dtype=dtype, device=device)
     shape = lora.LoraShape(
@@ -132,8 +137,8 @@ def open_session(config: TrainConfig) -> Session:
     masters.load(lora.initial_values(adapter, config.seed))
     if config.init_adapter and not checkpoint:
         _start_from(config.init_adapter, shape, transformer, masters)
-    if ranks.is_main_process:
-        _say_what_is_resident(transformer, masters, dtype, device, ranks.num_processes)
+    if ranks.is_main:
+        _say_what_is_resident(transformer, masters, dtype, device, ranks.count)
     average = MovingAverage(masters, config.ema_decay) if config.ema_decay else None
     optimizer = make_optimizer(masters.parameters.values(), config.optimizer, config.learning_rate)
     if checkpoint:
@@ -145,6 +150,8 @@ def open_session(config: TrainConfig) -> Session:
         progress = Progress()
         if config.resume:
             logger.info("%s holds no checkpoint to resume: starting at step 0", config.output_dir)
+    if ranks.count > 1:
+        ranks.require_same(_what_is_trained(config, identity, end_step, masters))
     work, trial = _fit(config, transformer, data, variant, masters, device, dtype)
     if checkpoint is None and variant.max_base_loss is not None and not config.allow_untrained_base:
         with attention.pinned(config.attention, device):
@@ -169,46 +176,47 @@ def open_session(config: TrainConfig) -> Session:
         checkpoint=checkpoint,
         identity=identity,
         facts=facts,
-        base_losses=_read_base_losses(config.output_dir, ranks),
+        base_losses=ranks.from_main(lambda: _read_base_losses(config.output_dir)),
     )
 
 
-def _slots(batch_size: int, global_batch: int, ranks: PartialState) -> tuple[tuple[int, ...], ...]:
-    """This rank's slice of the global batch, cut into micro-batches."""
-    world = ranks.num_processes
-    if global_batch % (world * batch_size):
-        raise ConfigError(
-            f"a global batch of {global_batch} clips (batch_size {batch_size} x "
-            f"gradient_accumulation_steps {global_batch // batch_size}) cannot be shared by "
-            f"{world} processes: make gradient_accumulation_steps a multiple of {world}"
-        )
-    share = global_batch // world
-    first = ranks.process_index * share
-    return tuple(
-        tuple(range(start, start + batch_size)) for start in range(first, first + share, batch_size)
-    )
-
-
-def _open_run(config: TrainConfig, ranks: PartialState) -> Path | None:
+def _open_run(config: TrainConfig, ranks: Ranks) -> Path | None:
     """Let the main process check the folder; every rank then continues from one checkpoint."""
-    checkpoint = None
-    if ranks.is_main_process:
-        checkpoint = runs.open_run(
-            config.output_dir, config.model_dump(mode="json"), resume=config.resume
+    settings = config.model_dump(mode="json")
+    chosen = ranks.from_main(
+        lambda: runs.open_run(config.output_dir, settings, resume=config.resume)
+    )
+    if chosen is None:
+        return None
+    checkpoint = config.output_dir / runs.CHECKPOINTS_NAME / chosen.name
+    if not checkpoint.is_dir():
+        raise RunError(
+            f"process 0 continues from {chosen}, and there is no {checkpoint.absolute()} on this "
+            "node: --output-dir must be a folder that all nodes see"
         )
-    ranks.wait_for_everyone()
-    if ranks.is_main_process or not config.resume:
-        return checkpoint
-    return runs.newest_checkpoint(config.output_dir)
+    return checkpoint
 
 
-def _read_base_losses(run_dir: Path, ranks: PartialState) -> dict[str, list[list[float]]]:
-    """Base losses kept by an earlier start of this run, the same on every rank."""
+def _what_is_trained(
+    config: TrainConfig, identity: dict[str, Any], end_step: int, masters: Masters
+) -> dict[str, Any]:
+    """What must be the same in all processes, or their gradients would be of different runs."""
+    digest = hashlib.sha256()
+    for master in masters.parameters.values():
+        digest.update(master.detach().cpu().numpy().tobytes())
+    return {
+        "settings": config.model_dump(mode="json", exclude=set(OF_A_NODE)),
+        "wanlora": __version__,
+        "end_step": end_step,
+        "adapter": digest.hexdigest(),
+        **identity,
+    }
+
+
+def _read_base_losses(run_dir: Path) -> dict[str, list[list[float]]]:
+    """Base losses kept by an earlier start of this run."""
     path = run_dir / runs.BASE_LOSSES_NAME
-    known = [json.loads(path.read_text()) if ranks.is_main_process and path.exists() else {}]
-    if ranks.num_processes > 1:
-        dist.broadcast_object_list(known)
-    return dict(known[0])
+    return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
 def _be_deterministic() -> None:
@@ -267,6 +275,11 @@ def _say_what_is_resident(
 ) -> None:
     trainable = sum(master.numel() for master in masters.parameters.values())
     frozen = sum(p.numel() for p in transformer.parameters()) - trainable
+    if num_processes > 1:
+        logger.info(
+            "each process sends %s bytes a step: the adapter's gradient, summed once",
+            _count(all_reduce_bytes(trainable, num_processes)),
+        )
     logger.info(
         "%d process%s on %s: transformer %s parameters, frozen, %s; adapter %s trainable "
         "parameters (%.2f %%), fp32 masters; no VAE, no text encoder",

@@ -1,0 +1,246 @@
+"""The processes that train one run together: what they agree on, and how a lost one is named.
+
+Owns: the process group, each process's share of a global batch, and the waits for one another
+outside of a step's own collectives. Of one process, every wait is over at once.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from accelerate import PartialState
+
+from wanlora.core.fingerprint import difference
+from wanlora.errors import ConfigError, LostRankError, RunError, WanloraError
+
+ROLL_CALL = timedelta(seconds=60)
+"""For those who waited in the same collective to notice, too, that it broke off."""
+
+NEWS_S = 0.2
+"""Until the threads that listen have heard of an end that one of them complains of."""
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """An open process group, as the launcher set it up in the environment.
+
+    Beside the devices' own group (NCCL on GPUs) there is a line between the hosts, over TCP: a
+    process that is gone is missed there, by its number, before a collective on the devices hangs.
+
+    Args:
+        device: Where this process computes; on a machine of several GPUs each process gets its own.
+        timeout_s: Longest that a process waits for the others.
+
+    Raises:
+        LostRankError: They do not find one another.
+    """
+
+    def __init__(self, device: torch.device, *, timeout_s: float) -> None:
+        self._timeout = timedelta(seconds=timeout_s)
+        self._line: Any = None
+        with _explained_start(timeout_s):
+            state = PartialState(cpu=device.type == "cpu", timeout=self._timeout)
+            if state.num_processes > 1:
+                self._line = dist.new_group(backend="gloo", timeout=self._timeout)
+        self.index: int = state.process_index
+        self.count: int = state.num_processes
+        self.device: torch.device = state.device if self.count > 1 else device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.index == 0
+
+    def slots(self, batch_size: int, num_micro_batches: int) -> tuple[tuple[int, ...], ...]:
+        """This process's slice of the global batch, cut into micro-batches.
+
+        Args:
+            batch_size: Clips in a micro-batch.
+            num_micro_batches: In a step, over all processes.
+
+        Raises:
+            ConfigError: The processes cannot share them evenly.
+        """
+        if num_micro_batches % self.count:
+            raise ConfigError(
+                f"a global batch of {batch_size * num_micro_batches} clips (batch_size "
+                f"{batch_size} x gradient_accumulation_steps {num_micro_batches}) cannot be shared "
+                f"by {self.count} processes: make gradient_accumulation_steps a multiple of "
+                f"{self.count}"
+            )
+        share = batch_size * num_micro_batches // self.count
+        first = self.index * share
+        starts = range(first, first + share, batch_size)
+        return tuple(tuple(range(start, start + batch_size)) for start in starts)
+
+    def meet(self) -> None:
+        """Wait until every process is here.
+
+        Raises:
+            LostRankError: One has ended, or does not come in time; the main process names it.
+        """
+        if self.count > 1:
+            with self.explained():
+                self._meet(self._timeout)
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Find out which process is gone when a wait for all of them breaks off.
+
+        Raises:
+            LostRankError: In the place of the network's error.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not _is_of_the_network(error):
+                raise
+            raise self._lost(str(error)) from error
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """Let the main process make a value, and give it to all; its refusal stops all.
+
+        Raises:
+            WanloraError: The main process's own, there; elsewhere a word that it refuses.
+        """
+        if self.count == 1:
+            return make()
+        if not self.is_main:
+            heard: T = self._hear()
+            return heard
+        try:
+            value = make()
+        except WanloraError:
+            self._tell(_Refusal())
+            raise
+        self._tell(value)
+        return value
+
+    def require_same(self, facts: Mapping[str, Any]) -> None:
+        """Refuse processes that would train different runs, as nodes with other files would.
+
+        Raises:
+            RunError: Names the first process that differs from the main one, and in what.
+        """
+        if self.count == 1:
+            return
+        everyone: list[Any] = [None] * self.count
+        with self.explained():
+            dist.all_gather_object(everyone, dict(facts), group=self._line)
+        for index, theirs in enumerate(everyone):
+            if differing := difference(theirs, everyone[0]):
+                raise self._disagreement(index, differing)
+
+    def close(self) -> None:
+        """Leave the process group, after the last wait."""
+        if self.count > 1:
+            dist.destroy_process_group()
+
+    def _tell(self, value: Any) -> None:
+        with self.explained():
+            dist.broadcast_object_list([value], group=self._line)
+
+    def _hear(self) -> Any:
+        said: list[Any] = [None]
+        with self.explained():
+            dist.broadcast_object_list(said, group=self._line)
+        if isinstance(said[0], _Refusal):
+            raise _see_process_0()
+        return said[0]
+
+    def _disagreement(self, index: int, differing: Sequence[str]) -> RunError:
+        """Word it once: all processes come to know of it, and write to one terminal."""
+        if not self.is_main:
+            return _see_process_0()
+        return RunError(
+            f"process {index} of {self.count} does not train the run of process 0:\n  "
+            + "\n  ".join(differing)
+            + "\nGive every process the same command and the same release, and all nodes the same "
+            "--cache and --output-dir"
+        )
+
+    def _meet(self, timeout: timedelta) -> None:
+        dist.monitored_barrier(self._line, timeout=timeout, wait_all_ranks=True)
+
+    def _lost(self, said: str) -> LostRankError:
+        """Say who is gone, when the network has complained."""
+        lost = _silent(said) or self._disconnected() or _silent(self._roll_call())
+        who = f"process{'es' if ',' in lost else ''} {lost}" if lost else "another process"
+        return LostRankError(
+            f"lost {who}: ended, or no answer for {self._timeout.total_seconds():g} s "
+            "(process_timeout_s); the last words of what is lost, or the launcher's, say why. What "
+            "was saved is whole: continue with the same command and --resume, on any number of "
+            f"processes. The network's words: {said.splitlines()[0]}"
+        )
+
+    def _disconnected(self) -> str:
+        """Processes that have ended: their end of the line is closed, so nothing can be sent."""
+        time.sleep(NEWS_S)
+        lost = []
+        for rank in range(self.count):
+            try:
+                if rank != self.index:
+                    dist.isend(torch.zeros(1), rank, group=self._line)
+            except RuntimeError:
+                lost.append(str(rank))
+        return ", ".join(lost)
+
+    def _roll_call(self) -> str:
+        """Meet those whose collective broke off too, and return the complaint about the others."""
+        try:
+            self._meet(min(self._timeout, ROLL_CALL))
+        except RuntimeError as error:
+            return str(error)
+        return ""
+
+
+@contextmanager
+def _explained_start(timeout_s: float) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_of_the_network(error):
+            raise
+        raise LostRankError(
+            f"the processes of this run do not find one another ({str(error).splitlines()[0]}): "
+            f"start all of them within {timeout_s:g} s (process_timeout_s), with the address and "
+            "port of one main process; where nodes have several networks, name the one they share "
+            "in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
+        ) from error
+
+
+def _silent(said: str) -> str:
+    """Who did not come, from a barrier's complaint: rank 0 hears of all, the others only of it."""
+    if "waiting for send/recv from rank 0" in said:
+        return "0"
+    named = re.search(r"Ranks ([0-9, ]+) failed to pass", said)
+    return named[1] if named else ""
+
+
+class _Refusal:
+    """What the main process tells the others in the place of a value."""
+
+
+def _see_process_0() -> LostRankError:
+    return LostRankError("process 0 refuses this run: its message says why")
+
+
+def _is_of_the_network(error: RuntimeError) -> bool:
+    said = str(error)
+    return isinstance(error, dist.DistError) or "gloo" in said.lower() or "monitoredBarrier" in said
+
+
+def own_device() -> None:
+    """Make `cuda` mean this process's own GPU, before anything takes memory on the first one.
+
+    Some schedulers let a process see its own GPU alone; it is then number 0, whatever the process.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

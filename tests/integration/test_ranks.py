@@ -1,0 +1,252 @@
+"""A run of several processes: one is lost, hangs or refuses; their number changes; one copy."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import psutil
+import pytest
+import safetensors.torch
+import torch
+from filelock import FileLock
+
+from tests.support import cli, processes
+from tests.support.s3 import free_port, s3, s3_port  # noqa: F401
+
+pytestmark = pytest.mark.xdist_group("ranks")  # they share what the first of them makes
+
+NAME = "pytorch_lora_weights.safetensors"
+STEPS = 12
+SETTINGS = (
+    "--gradient-accumulation-steps", 4, "--learning-rate", 1e-3, "--save-steps", 2,
+    "--set", "lora.rank=2", "--set", "lora.targets=attention", "--set", "optimizer.warmup_steps=2",
+    "--set", "ema_decay=0.9", "--set", "trackers=[]", "--set", "validation.num_clips=3",
+    "--set", "validation.num_sigmas=2", "--set", "keep_checkpoints=0", "--device", "cpu",
+)  # fmt: skip
+
+
+def train(cache, run_dir, *more, every=6, steps=STEPS):
+    return (
+        "train", "--cache", cache, "--output-dir", run_dir, *SETTINGS, "--max-steps", steps,
+        "--set", f"validation.every={every}", *more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server():
+    with processes.server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def whole(server, held_out_cache, tmp_path_factory):
+    """A run of two processes that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    ended = server.run(folder / "log", train(held_out_cache, folder / "run", "--json"), count=2)
+    return folder / "run", ended
+
+
+def rows(run_dir, name="metrics.jsonl"):
+    return [json.loads(line) for line in (run_dir / name).read_text().splitlines()]
+
+
+def content(run_dir):
+    optimizer = torch.load(run_dir / "checkpoints" / f"step-{STEPS:06d}" / "optimizer.pt")
+    return {
+        "losses": [(row["step"], row["loss"], row["grad_norm"]) for row in rows(run_dir)],
+        "validation": rows(run_dir, "validation.jsonl"),
+        "adapters": [(run_dir / part / NAME).read_bytes() for part in (".", "best", "ema")],
+        "moments": [
+            tensor.numpy().tobytes()
+            for tensors in optimizer["parameters"].values()
+            for tensor in tensors.values()
+        ],
+    }
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_stops_the_other_and_the_resumed_run_ends_with_the_same_bits(
+    server, whole, held_out_cache, tmp_path, victim
+):
+    run_dir = tmp_path / "run"
+    command = train(held_out_cache, run_dir)
+    launched = server.start(tmp_path / "log", [command] * 2)
+    wait_for(run_dir / "checkpoints" / "step-000002")
+    os.kill(launched.pids[victim], signal.SIGKILL)
+    killed_at = time.monotonic()
+    ended = launched.wait()
+    assert time.monotonic() - killed_at < 30
+    assert [each.code for each in ended] == ([-9, 1] if victim == 0 else [1, -9])
+    left = ended[1 - victim].text
+    assert f"error: process {1 - victim} of 2: lost process {victim}" in left
+    assert "--resume, on any number of processes" in left
+    assert "Traceback" not in left
+    assert not (run_dir / "checkpoints" / f"step-{STEPS:06d}").exists()
+    with FileLock(run_dir / ".lock").acquire(timeout=0):
+        pass
+    server.run(tmp_path / "resumed", (*command, "--resume"), count=2)
+    assert content(run_dir) == content(whole[0])
+
+
+def test_a_run_goes_on_with_other_numbers_of_processes(server, whole, held_out_cache, tmp_path):
+    run_dir = tmp_path / "run"
+    for count, steps in ((2, 4), (1, 8), (4, STEPS)):
+        command = train(held_out_cache, run_dir, "--resume", steps=steps)
+        server.run(tmp_path / str(count), command, count=count)
+    expected, found = rows(whole[0]), rows(run_dir)
+    assert [row["step"] for row in found] == list(range(STEPS))
+    np.testing.assert_allclose(
+        [row["loss"] for row in found], [row["loss"] for row in expected], rtol=1e-6
+    )
+    ours, theirs = (safetensors.torch.load_file(d / NAME) for d in (run_dir, whole[0]))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-5)
+
+
+def test_a_process_that_hangs_is_named_after_the_time_that_was_set(
+    server, held_out_cache, tmp_path
+):
+    run_dir = tmp_path / "run"
+    command = train(held_out_cache, run_dir, "--set", "process_timeout_s=6", every=0)
+    launched = server.start(tmp_path / "log", [command] * 2)
+    wait_for(run_dir / "checkpoints" / "step-000002")
+    left, hangs = map(psutil.Process, launched.pids)
+    hangs.suspend()
+    deadline = time.monotonic() + 60
+    while left.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    hangs.kill()
+    ended = launched.wait()
+    assert [each.code for each in ended] == [1, -9]
+    assert "lost process 1: ended, or no answer for 6 s (process_timeout_s)" in ended[0].text
+
+
+def test_a_process_that_starts_alone_says_what_it_waits_for(server, held_out_cache, tmp_path):
+    command = train(held_out_cache, tmp_path / "run", "--set", "process_timeout_s=2")
+    (alone,) = server.start(tmp_path / "log", [command], WORLD_SIZE="2").wait()
+    assert alone.code == 1, alone.text
+    assert "do not find one another" in alone.text
+    assert "start all of them within 2 s (process_timeout_s)" in alone.text
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_error_of_one_process_stops_the_others_too(server, held_out_cache, tmp_path):
+    damaged = tmp_path / "cache"
+    shutil.copytree(held_out_cache, damaged)
+    for path in (damaged / "store.zarr" / "latents").rglob("*"):
+        if "c" in path.parts and path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    run_dir = tmp_path / "run"
+    commands = [train(cache, run_dir) for cache in (held_out_cache, damaged)]
+    ended = server.start(tmp_path / "log", commands).wait()
+    assert [each.code for each in ended] == [1, 1]
+    assert "error: process 1 of 2: latents row" in ended[1].text
+    assert f"wanlora inspect {damaged} --repair" in ended[1].text
+    assert "lost process 1" in ended[0].text
+
+
+def test_processes_that_would_train_different_runs_are_refused(
+    server, whole, held_out_cache, tmp_path
+):
+    commands = [train(held_out_cache, tmp_path / "run", "--seed", seed) for seed in (0, 1)]
+    first, second = server.start(tmp_path / "seeds", commands).wait()
+    assert (first.code, second.code) == (1, 1)
+    assert "process 1 of 2 does not train the run of process 0:" in first.text
+    assert "settings.seed: found 1, wanted 0" in first.text
+    assert "process 0 refuses this run: its message says why" in second.text
+    assert not (tmp_path / "run").exists()
+
+    commands = [train(held_out_cache, d, "--resume") for d in (whole[0], tmp_path / "elsewhere")]
+    first, second = server.start(tmp_path / "folders", commands).wait()
+    assert (first.code, second.code) == (1, 1)
+    assert "--output-dir must be a folder that all nodes see" in second.text
+
+    first, second = server.start(tmp_path / "again", [train(held_out_cache, whole[0])] * 2).wait()
+    assert "already holds a run" in first.text
+    assert "process 0 refuses this run" in second.text
+
+
+def test_a_step_sums_the_adapters_gradient_once_whatever_the_accumulation(whole):
+    result = json.loads(whole[1][0].out)
+    size = result["trainable_parameters"]
+    for each in whole[1]:
+        assert each.calls[f"all_reduce {size}"] == STEPS
+        # The losses of a process's two slots and its stop request.
+        assert each.calls["all_gather 3"] == STEPS
+        # Two panels of three clips at two sigmas, twice, and once for the base.
+        assert each.calls["all_reduce 6"] == 6
+        assert each.calls["meet"] == STEPS + 1  # before each sum, and at the end
+        assert sum(each.calls.values()) == 3 * STEPS + 7
+    assert result["num_processes"] == 2
+    assert result["sent_bytes_per_step"] == 4 * size
+    assert not whole[1][1].out
+
+
+def test_processes_of_a_node_fetch_each_object_of_a_bucket_once(
+    server, s3, micro_home, npz_manifest, tmp_path  # noqa: F811
+):  # fmt: skip
+    made = cli.invoke("cache-latents", "--manifest", npz_manifest, "--cache", s3, "--model",
+                      "micro", "--set", "store.clips_per_segment=2")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    nodes = [tmp_path / "node-0", tmp_path / "node-0", tmp_path / "node-1", tmp_path / "node-1"]
+    commands = [
+        train(s3, tmp_path / "run", "--local-copy", node, every=0, steps=4) for node in nodes
+    ]
+    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    ended = server.start(tmp_path / "log", commands, **environment).wait()
+    assert [each.code for each in ended] == [0] * 4, ended[0].text
+    for node in (ended[:2], ended[2:]):
+        shards = [call for each in node for call in each.calls.elements() if "/c/" in call]
+        assert len(shards) == len(set(shards)) > 2
+    assert not list(tmp_path.rglob("*.lock"))[1:]  # the run's own alone
+
+
+def launch(launcher, arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "-m", "wanlora", *map(str, arguments)],
+        env=os.environ | cli.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_accelerates_launcher_starts_a_run(held_out_cache, tmp_path):
+    arguments = train(held_out_cache, tmp_path / "run", steps=2, every=0)
+    process = launch(("accelerate.commands.launch", "--cpu", "--num_processes", "1"), arguments)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "trained steps 0 to 1" in said
+
+
+@pytest.mark.slow
+def test_a_node_that_is_gone_with_its_launcher_stops_the_other_node(held_out_cache, tmp_path):
+    arguments = train(held_out_cache, tmp_path / "run", steps=400, every=0)
+    port = free_port()
+    nodes = [
+        launch(
+            ("torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1", "--node_rank",
+             str(node), "--master_addr", "127.0.0.1", "--master_port", str(port)),
+            arguments,
+        )
+        for node in (0, 1)
+    ]  # fmt: skip
+    wait_for(tmp_path / "run" / "checkpoints" / "step-000002")
+    for process in (*psutil.Process(nodes[1].pid).children(), nodes[1]):
+        process.kill()
+    nodes[1].communicate()
+    said, _ = nodes[0].communicate(timeout=60)
+    assert nodes[0].returncode == 1
+    assert "error: process 0 of 2: lost process 1" in said
