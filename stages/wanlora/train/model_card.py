@@ -58,7 +58,7 @@ def card_facts(
         "variant": session.variant.name,
         "step": session.progress.step,
         "end_step": session.end_step,
-        "epochs": session.progress.step * session.global_batch / len(clips),
+        "epochs": float(session.progress.step / session.data.source.order.steps_per_epoch),
         "seed": config.seed,
         "trainable_parameters": sum(p.numel() for p in session.masters.parameters.values()),
         "precision": str(session.dtype).removeprefix("torch."),
@@ -73,7 +73,7 @@ def card_facts(
             "targets": session.shape.targets,
             "learning rate": session.optimizer.param_groups[0]["initial_lr"],
             "optimizer": config.optimizer.name,
-            "global batch": session.global_batch,
+            "global batch": _global_batch(session),
             "sigma": f"{config.flow.sampler}, shift {session.data.source.shift:g}",
         },
         "final": validation,
@@ -82,6 +82,13 @@ def card_facts(
         "width": bucket.width,
         "provenance": session.facts,
     }
+
+
+def _global_batch(session: Session) -> str:
+    sizes = {bucket: size.global_batch for bucket, size in session.data.sizes.items()}
+    if len(set(sizes.values())) == 1:
+        return str(next(iter(sizes.values())))
+    return ", ".join(f"{size} of {bucket}" for bucket, size in sizes.items())
 
 
 def _front_matter(facts: Mapping[str, Any]) -> str:

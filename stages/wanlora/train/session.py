@@ -7,6 +7,8 @@ Must not import the VAE, the text encoder, any pipeline or any video code.
 import json
 import logging
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +20,9 @@ from accelerate import PartialState
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
-from wanlora.core.buckets import Bucket, num_tokens
+from wanlora.core.batch_sizes import BatchSize
+from wanlora.core.buckets import Bucket
+from wanlora.core.cost import model_flops
 from wanlora.core.memory import Workload
 from wanlora.core.order import num_steps
 from wanlora.errors import AdapterError, CheckpointError, ConfigError, ModelError
@@ -50,9 +54,9 @@ class Session:
     """What the loop moves.
 
     Attributes:
-        work: The micro-batch of the largest bucket.
+        work: The micro-batch that takes the most memory.
         trial: What it took, and how the blocks run since.
-        slots: This rank's slots of a global batch, a tuple for each micro-batch.
+        slots: This rank's slots of each bucket's global batch, a tuple for each micro-batch.
         end_step: Steps run up to, not including, this one.
         identity: What a checkpoint is compared with before it is continued.
         facts: Where the adapter comes from; written into its header.
@@ -71,8 +75,7 @@ class Session:
     ranks: PartialState
     device: torch.device
     dtype: torch.dtype
-    global_batch: int
-    slots: tuple[tuple[int, ...], ...]
+    slots: dict[Bucket, tuple[tuple[int, ...], ...]]
     progress: Progress
     end_step: int
     checkpoint: Path | None
@@ -84,6 +87,14 @@ class Session:
     def is_main(self) -> bool:
         """Whether this process writes files and shows progress."""
         return bool(self.ranks.is_main_process)
+
+    def bucket(self, step: int) -> Bucket:
+        """Bucket of a step's clips, the same on every rank."""
+        return self.data.source.order.batch(step).bucket
+
+    def num_clips(self, step: int) -> int:
+        """Clips in a step's global batch, over all ranks."""
+        return self.data.sizes[self.bucket(step)].global_batch
 
 
 def open_session(config: TrainConfig) -> Session:
@@ -102,10 +113,9 @@ def open_session(config: TrainConfig) -> Session:
     if config.deterministic:
         _be_deterministic()
     ranks = PartialState(cpu=device.type == "cpu")
-    global_batch = config.batch_size * config.gradient_accumulation_steps
-    slots = _slots(config.batch_size, global_batch, ranks)
+    slots = _slots(config, data.sizes, ranks)
     end_step = config.max_steps or num_steps(
-        len(data.clips), batch_size=global_batch, num_epochs=config.num_epochs
+        data.source.order.steps_per_epoch, num_epochs=config.num_epochs
     )
     if config.optimizer.warmup_steps >= end_step:
         logger.warning(
@@ -162,7 +172,6 @@ def open_session(config: TrainConfig) -> Session:
         ranks=ranks,
         device=device,
         dtype=dtype,
-        global_batch=global_batch,
         slots=slots,
         progress=progress,
         end_step=end_step,
@@ -173,20 +182,26 @@ def open_session(config: TrainConfig) -> Session:
     )
 
 
-def _slots(batch_size: int, global_batch: int, ranks: PartialState) -> tuple[tuple[int, ...], ...]:
-    """This rank's slice of the global batch, cut into micro-batches."""
-    world = ranks.num_processes
-    if global_batch % (world * batch_size):
+def _slots(
+    config: TrainConfig, sizes: Mapping[Bucket, BatchSize], ranks: PartialState
+) -> dict[Bucket, tuple[tuple[int, ...], ...]]:
+    """This rank's slice of each bucket's global batch, cut into micro-batches."""
+    world, times = ranks.num_processes, config.gradient_accumulation_steps
+    if times % world:
         raise ConfigError(
-            f"a global batch of {global_batch} clips (batch_size {batch_size} x "
-            f"gradient_accumulation_steps {global_batch // batch_size}) cannot be shared by "
-            f"{world} processes: make gradient_accumulation_steps a multiple of {world}"
+            f"a global batch of {config.batch_size * times} clips (batch_size {config.batch_size} "
+            f"x gradient_accumulation_steps {times}) cannot be shared by {world} processes: make "
+            f"gradient_accumulation_steps a multiple of {world}"
         )
-    share = global_batch // world
-    first = ranks.process_index * share
-    return tuple(
-        tuple(range(start, start + batch_size)) for start in range(first, first + share, batch_size)
-    )
+    slots = {}
+    for bucket, (micro_batch, num_micro_batches) in sizes.items():
+        share = num_micro_batches // world * micro_batch
+        first = ranks.process_index * share
+        slots[bucket] = tuple(
+            tuple(range(start, start + micro_batch))
+            for start in range(first, first + share, micro_batch)
+        )
+    return slots
 
 
 def _open_run(config: TrainConfig, ranks: PartialState) -> Path | None:
@@ -276,6 +291,19 @@ def _say_what_is_resident(
     )  # fmt: skip
 
 
+def _say_what_a_step_has(data: Data, works: Mapping[Bucket, Workload]) -> None:
+    if len(data.sizes) > 1:
+        number = Counter(clip.bucket for clip in data.clips)
+        logger.info(
+            "a step has clips of one bucket:\n%s",
+            "\n".join(
+                f"  {bucket}: {size.global_batch} of {number[bucket]:,}, {size.micro_batch} at "
+                f"once, {size.num_micro_batches * model_flops(works[bucket]) / 1e12:.4g} TFLOP"
+                for bucket, size in data.sizes.items()
+            ),
+        )
+
+
 def _count(number: int) -> str:
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
@@ -292,18 +320,24 @@ def _fit(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Workload, Trial]:
-    """Decide how blocks run by trying the largest bucket, so that memory runs out now or never."""
-    bucket: Bucket = max(data.source.clips, key=num_tokens)
-    work = fitting.workload(
-        variant,
-        bucket,
-        batch_size=config.batch_size,
-        rank=config.lora.rank,
-        adapted=masters.modules,
-        compiled=is_compiled(config.eager, device, dora=config.lora.dora),
-        dtype=dtype,
-        num_uploaded=config.prefetch_batches + 1,
-    )
+    """Decide how blocks run by a trial of what is largest, so that memory runs out now or never."""
+    compiled = is_compiled(config.eager, device, dora=config.lora.dora)
+    works = {
+        bucket: fitting.workload(
+            variant,
+            bucket,
+            batch_size=size.micro_batch,
+            rank=config.lora.rank,
+            adapted=masters.modules,
+            compiled=compiled,
+            dtype=dtype,
+            num_uploaded=config.prefetch_batches + 1,
+        )
+        for bucket, size in data.sizes.items()
+    }
+    _say_what_a_step_has(data, works)
+    bucket = fitting.largest(works)
+    work = works[bucket]
     if work.compiled:
         logger.info("compiling the blocks; their kernels are kept for the next run")
     trial = fitting.fit(
