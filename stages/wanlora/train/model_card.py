@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from wanlora.config import TrainConfig
+from wanlora.core.buckets import usual
 from wanlora.train.session import Session
 
 CARD_NAME = "README.md"
@@ -51,7 +52,7 @@ def card_facts(
     """Gather what `model_card` says from a run and its last held-out validation."""
     clips, view = session.data.clips, session.data.view
     buckets = Counter(clip.bucket for clip in clips)
-    bucket = max(buckets, key=lambda bucket: buckets[bucket])
+    bucket = usual(clip.bucket for clip in clips)
     return {
         "name": config.output_dir.resolve().name,
         "model": session.facts["model"],

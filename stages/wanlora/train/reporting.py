@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from wanlora import runs
 from wanlora.config import TrainConfig
-from wanlora.core.buckets import Bucket, num_tokens
+from wanlora.core.buckets import Bucket, num_tokens, usual
 from wanlora.core.flops import step_flops
 from wanlora.core.latent_rgb import solve
 from wanlora.core.validation import Report
@@ -253,10 +253,10 @@ def _preview_prompts(config: TrainConfig, session: Session) -> list[tuple[str, s
 
 
 def _make_previews(config: TrainConfig, session: Session) -> list[UInt8[np.ndarray, "f h w 3"]]:
-    """Denoise at the size most clips have, save the latents, and return rough pictures."""
+    """Denoise at the clips' usual size, save the latents, and return rough pictures."""
     source, variant = session.data.source, session.variant
     prompts = _preview_prompts(config, session)
-    bucket = max(source.clips, key=lambda bucket: len(source.clips[bucket]))
+    bucket = usual(clip.bucket for clip in session.data.clips)
     latents = preview(
         session.transformer,
         prompt_embeds=torch.stack([source.padded_prompt(key) for _, key in prompts]),

@@ -113,7 +113,7 @@ def open_session(config: TrainConfig) -> Session:
     if config.deterministic:
         _be_deterministic()
     ranks = PartialState(cpu=device.type == "cpu")
-    slots = _slots(config, data.sizes, ranks)
+    slots = _slots(config, data.sizes, rank=ranks.process_index, world=ranks.num_processes)
     end_step = config.max_steps or num_steps(
         data.source.order.steps_per_epoch, num_epochs=config.num_epochs
     )
@@ -183,10 +183,10 @@ def open_session(config: TrainConfig) -> Session:
 
 
 def _slots(
-    config: TrainConfig, sizes: Mapping[Bucket, BatchSize], ranks: PartialState
+    config: TrainConfig, sizes: Mapping[Bucket, BatchSize], *, rank: int, world: int
 ) -> dict[Bucket, tuple[tuple[int, ...], ...]]:
-    """This rank's slice of each bucket's global batch, cut into micro-batches."""
-    world, times = ranks.num_processes, config.gradient_accumulation_steps
+    """A rank's slice of each bucket's global batch, cut into micro-batches."""
+    times = config.gradient_accumulation_steps
     if times % world:
         raise ConfigError(
             f"a global batch of {config.batch_size * times} clips (batch_size {config.batch_size} "
@@ -196,7 +196,7 @@ def _slots(
     slots = {}
     for bucket, (micro_batch, num_micro_batches) in sizes.items():
         share = num_micro_batches // world * micro_batch
-        first = ranks.process_index * share
+        first = rank * share
         slots[bucket] = tuple(
             tuple(range(start, start + micro_batch))
             for start in range(first, first + share, micro_batch)
