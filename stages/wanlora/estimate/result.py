@@ -177,10 +177,13 @@ class EstimateResult:
             "checkpoints",
         ]
         if not self.fits:
-            lines.append(
-                f"does not fit: {self.peak_gb:.3g} GB of {self.memory_gb:.3g}; shorter clips "
-                "(--set train_frames=N when training), a smaller adapter or batch, or a larger GPU"
+            advice = (
+                "shorter clips (--set train_frames=N when training), a smaller adapter or batch, "
+                "or a larger GPU"
+                if any(mode.longest for mode in self.modes.values())
+                else "not even a single frame would; use a larger GPU"
             )
+            lines.append(f"does not fit: {self.peak_gb:.3g} GB of {self.memory_gb:.3g}; {advice}")
         return lines
 
 
