@@ -48,7 +48,11 @@ Attention = Annotated[
 
 
 NumEpochs = Annotated[float, Field(description="Passes over the clips.", gt=0), Flag()]
-BatchSize = Annotated[int, Field(description="Clips in a micro-batch.", ge=1), Flag()]
+BatchSize = Annotated[
+    int,
+    Field(description="Clips in a micro-batch; by cost, of the largest bucket.", ge=1),
+    Flag(),
+]
 Accumulation = Annotated[
     int,
     Field(
