@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from itertools import chain
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from wanlora.core.batch_sizes import BatchSize
 from wanlora.core.buckets import Bucket
 from wanlora.errors import ConfigError
 from wanlora.step.predict import predict
-from wanlora.train import session as sessions
+from wanlora.train import session
 
 NAME = "pytorch_lora_weights.safetensors"
 STILL, SHORT, LONG = (Bucket(frames, 96, 96) for frames in (1, 9, 17))
@@ -100,22 +99,19 @@ def test_an_epoch_of_mixed_lengths_has_steps_of_equal_cost(run_dir):
     assert f"8 of {STILL}, 4 of {SHORT}, 2 of {LONG}" in card
 
 
-def open_session(cache, run_dir, **changes):
-    return sessions.open_session(TrainConfig(cache=cache, output_dir=run_dir, **SETTINGS | changes))
-
-
 def test_the_loss_of_a_step_is_the_mean_over_its_clips(cache, tmp_path, caplog):
     """Against one plain pass over all slots at once; the seed's first step is of images."""
     (row,) = train(cache, tmp_path / "run", "--max-steps", 1, "--seed", 1)
     assert row["bucket"] == str(STILL)
     assert f"{STILL}: 8 of 5, 2 at once" in caplog.text
-    session = open_session(cache, tmp_path / "plain", seed=1)
-    batch = session.data.source.read(0, range(8))
+    config = TrainConfig(cache=cache, output_dir=tmp_path / "plain", seed=1, **SETTINGS)
+    opened = session.open_session(config)
+    batch = opened.data.source.read(0, range(8))
     assert len(set(batch.clip_ids[:5])) == 5  # every image, then the next epoch's first
-    prediction, target = predict(session.transformer, batch, session.device, session.dtype)
+    prediction, target = predict(opened.transformer, batch, opened.device, opened.dtype)
     loss = (prediction - target).square().mean()
     loss.backward()
-    gradients = [p.grad for p in session.transformer.parameters() if p.grad is not None]
+    gradients = [p.grad for p in opened.transformer.parameters() if p.grad is not None]
     norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
     assert row["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
@@ -140,20 +136,9 @@ def test_what_steps_are_equal_in_may_not_change_when_a_run_continues(cache, run_
     assert "batch_by" in message
 
 
-def test_ranks_share_the_slots_of_every_bucket_evenly_and_in_order():
-    config = TrainConfig(gradient_accumulation_steps=4)
-    sizes = {STILL: BatchSize(3, 8), LONG: BatchSize(1, 4)}
-    for world in (1, 2, 4):
-        shares = [sessions._slots(config, sizes, rank=rank, world=world) for rank in range(world)]
-        for bucket, size in sizes.items():
-            of_ranks = [share[bucket] for share in shares]
-            assert {len(micro_batches) for micro_batches in of_ranks} == {
-                size.num_micro_batches // world
-            }
-            slots = chain.from_iterable(chain.from_iterable(of_ranks))
-            assert list(slots) == list(range(size.global_batch))
-    with pytest.raises(ConfigError, match="a multiple of 3"):
-        sessions._slots(config, sizes, rank=0, world=3)
+def test_processes_that_cannot_share_a_step_evenly_are_refused():
+    with pytest.raises(ConfigError, match=r"8 clips \(batch_size 2 .* a multiple of 3"):
+        session._require_shares(TrainConfig(batch_size=2, gradient_accumulation_steps=4), 3)
 
 
 def test_estimate_says_what_a_step_of_each_size_has_and_takes(cache):

@@ -81,3 +81,12 @@ def test_no_micro_batch_takes_more_memory_than_the_largest_buckets(
         assert sizes[bucket].micro_batch >= 1
         for way in ("none", "selective", "full"):
             assert peak(bucket, way) <= peak(largest, way)
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_processes_share_the_slots_of_a_step_evenly_and_in_order(world):
+    size = BatchSize(micro_batch=3, num_micro_batches=8)
+    shares = [size.slots(rank=rank, world=world) for rank in range(world)]
+    assert {len(micro_batches) for micro_batches in shares} == {8 // world}
+    micro_batches = [slots for share in shares for slots in share]
+    assert micro_batches == [tuple(range(start, start + 3)) for start in range(0, 24, 3)]

@@ -30,6 +30,19 @@ class BatchSize(NamedTuple):
         """Clips in a step."""
         return self.micro_batch * self.num_micro_batches
 
+    def slots(self, *, rank: int, world: int) -> tuple[tuple[int, ...], ...]:
+        """A process's slice of the global batch's slots, cut into micro-batches.
+
+        Args:
+            rank: The process.
+            world: Processes; a divisor of `num_micro_batches`.
+        """
+        share = self.num_micro_batches // world
+        return tuple(
+            tuple(range(index * self.micro_batch, (index + 1) * self.micro_batch))
+            for index in range(rank * share, (rank + 1) * share)
+        )
+
 
 def batch_sizes(
     buckets: Collection[Bucket],
@@ -44,17 +57,17 @@ def batch_sizes(
     """Choose the clips of a step for each bucket.
 
     By clips they are the same for all. By cost, a step of a bucket has as many clips as come
-    closest to the FLOPs of `batch_size` x `accumulation` clips of the dearest bucket. FLOPs grow
+    closest to the FLOPs of `batch_size` x `accumulation` clips of the largest bucket. FLOPs grow
     faster than tokens, attention being quadratic, so many short clips of equal FLOPs would need
     more memory: no micro-batch has more tokens, those of its prompts counted, than `batch_size`
-    clips of the dearest bucket, and a step has more of them instead.
+    clips of the largest bucket, and a step has more of them instead.
 
     Args:
         buckets: At least one.
         shape: The transformer.
         by: See `BatchBy`.
-        batch_size: Clips of the dearest bucket in a micro-batch.
-        accumulation: Micro-batches of the dearest bucket in a step; every bucket's are a multiple.
+        batch_size: Clips of the largest bucket in a micro-batch.
+        accumulation: Micro-batches of the largest bucket in a step; every bucket's are a multiple.
         rank: Of the LoRA.
         adapted: Names of the adapted modules, as `blocks.0.attn1.to_q`.
     """
@@ -65,12 +78,12 @@ def batch_sizes(
         for bucket in buckets
     }
     rows = {bucket: num_tokens(bucket) + shape.num_text_tokens for bucket in buckets}
-    dearest = max(buckets, key=num_tokens)
+    largest = max(buckets, key=num_tokens)
     sizes = {}
     for bucket in buckets:
         micro_batch, times = _closest(
-            batch_size * flops[dearest] / flops[bucket],
-            most=batch_size * rows[dearest] // rows[bucket],
+            batch_size * flops[largest] / flops[bucket],
+            most=batch_size * rows[largest] // rows[bucket],
         )
         sizes[bucket] = BatchSize(micro_batch, times * accumulation)
     return sizes

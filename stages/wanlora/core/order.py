@@ -58,6 +58,7 @@ class Order:
         assert min(sizes.values()) >= 1, sizes
         if isinstance(batch_size, int):
             batch_size = dict.fromkeys(sizes, batch_size)
+        self.steps_per_epoch = steps_per_epoch(sizes, batch_size)
         self._buckets = sorted(sizes)
         self._sizes = np.array([sizes[bucket] for bucket in self._buckets])
         self._batch_sizes = np.array([batch_size[bucket] for bucket in self._buckets])
@@ -71,12 +72,6 @@ class Order:
         self._permutation = lru_cache(maxsize=4 * num_groups + 4)(self._draw_permutation)
         self._epoch = lru_cache(maxsize=_EPOCHS_KEPT)(self._draw_epoch)
         self._choice = lru_cache(maxsize=_STEPS_KEPT)(self._find_choice)
-
-    @property
-    def steps_per_epoch(self) -> Fraction:
-        """Steps that show every clip once."""
-        pairs = zip(self._sizes.tolist(), self._batch_sizes.tolist(), strict=True)
-        return sum((Fraction(*pair) for pair in pairs), Fraction())
 
     def batch(self, step: int) -> GlobalBatch:
         """Global batch of a step, counted from 0."""
@@ -137,6 +132,11 @@ def _members(activities: Sequence[str]) -> list[list[int]]:
     ]
 
 
-def num_steps(steps_per_epoch: Fraction, *, num_epochs: float) -> int:
+def steps_per_epoch(sizes: Mapping[Bucket, int], batch_size: Mapping[Bucket, int]) -> Fraction:
+    """Steps that show every clip once; of each bucket its clips over its global batch."""
+    return sum((Fraction(size, batch_size[b]) for b, size in sizes.items()), Fraction())
+
+
+def num_steps(of_an_epoch: Fraction, *, num_epochs: float) -> int:
     """Optimizer steps that show every clip num_epochs times, rounded up."""
-    return max(1, math.ceil(steps_per_epoch * Fraction(num_epochs).limit_denominator(10**6)))
+    return max(1, math.ceil(of_an_epoch * Fraction(num_epochs).limit_denominator(10**6)))

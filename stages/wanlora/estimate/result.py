@@ -5,8 +5,6 @@ from typing import Any
 
 from wanlora.core.text_table import text_table
 
-_LONGEST = "longest clip that fits"
-
 
 @dataclass(frozen=True, slots=True)
 class Mode:
@@ -141,7 +139,8 @@ class EstimateResult:
             fits = "yes" if self.fits else "no"
             pace = f"{self.seconds_per_step:.3g}"
             rows.append((self.activations, f"{self.peak_gb:.3g}", fits, pace, ""))
-        return text_table(("activations", "peak GB", "fits", "s/step", _LONGEST), rows)
+        head = ("activations", "peak GB", "fits", "s/step", "longest clip that fits")
+        return text_table(head, rows)
 
     def _batches_table(self) -> list[str]:
         """What a step has, by bucket; nothing where there is one."""

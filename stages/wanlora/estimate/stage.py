@@ -26,7 +26,7 @@ from wanlora.core.cost import (
 from wanlora.core.flops import Recompute
 from wanlora.core.gpus import GPUS, Gpu, gpu_named, gpu_of
 from wanlora.core.memory import Workload, longest_clip, num_trained, plan, step_bytes
-from wanlora.core.order import num_steps
+from wanlora.core.order import num_steps, steps_per_epoch
 from wanlora.errors import ConfigError
 from wanlora.estimate.result import Batch, EstimateResult, Mode
 from wanlora.step import fitting
@@ -91,10 +91,7 @@ class _Case:
     @property
     def steps_per_epoch(self) -> Fraction:
         """Steps that train every clip once."""
-        return sum(
-            (Fraction(n, self.sizes[bucket].global_batch) for bucket, n in self.buckets.items()),
-            Fraction(),
-        )
+        return steps_per_epoch(self.buckets, {b: s.global_batch for b, s in self.sizes.items()})
 
     def in_a_step(self, bucket: Bucket, of: Callable[[Workload], float]) -> float:
         """What the micro-batches of a bucket's step add up to."""

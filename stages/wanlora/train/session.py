@@ -20,7 +20,6 @@ from accelerate import PartialState
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
-from wanlora.core.batch_sizes import BatchSize
 from wanlora.core.buckets import Bucket
 from wanlora.core.cost import model_flops
 from wanlora.core.memory import Workload
@@ -113,7 +112,11 @@ def open_session(config: TrainConfig) -> Session:
     if config.deterministic:
         _be_deterministic()
     ranks = PartialState(cpu=device.type == "cpu")
-    slots = _slots(config, data.sizes, rank=ranks.process_index, world=ranks.num_processes)
+    _require_shares(config, ranks.num_processes)
+    slots = {
+        bucket: size.slots(rank=ranks.process_index, world=ranks.num_processes)
+        for bucket, size in data.sizes.items()
+    }
     end_step = config.max_steps or num_steps(
         data.source.order.steps_per_epoch, num_epochs=config.num_epochs
     )
@@ -182,26 +185,15 @@ def open_session(config: TrainConfig) -> Session:
     )
 
 
-def _slots(
-    config: TrainConfig, sizes: Mapping[Bucket, BatchSize], *, rank: int, world: int
-) -> dict[Bucket, tuple[tuple[int, ...], ...]]:
-    """A rank's slice of each bucket's global batch, cut into micro-batches."""
-    times = config.gradient_accumulation_steps
+def _require_shares(config: TrainConfig, world: int) -> None:
+    """Refuse a number of processes that cannot share a step's micro-batches evenly."""
+    size, times = config.batch_size, config.gradient_accumulation_steps
     if times % world:
         raise ConfigError(
-            f"a global batch of {config.batch_size * times} clips (batch_size {config.batch_size} "
-            f"x gradient_accumulation_steps {times}) cannot be shared by {world} processes: make "
+            f"a global batch of {size * times} clips (batch_size {size} x "
+            f"gradient_accumulation_steps {times}) cannot be shared by {world} processes: make "
             f"gradient_accumulation_steps a multiple of {world}"
         )
-    slots = {}
-    for bucket, (micro_batch, num_micro_batches) in sizes.items():
-        share = num_micro_batches // world * micro_batch
-        first = rank * share
-        slots[bucket] = tuple(
-            tuple(range(start, start + micro_batch))
-            for start in range(first, first + share, micro_batch)
-        )
-    return slots
 
 
 def _open_run(config: TrainConfig, ranks: PartialState) -> Path | None:
