@@ -128,7 +128,7 @@ class _Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given = []
-        for word, following in zip(args, [*args[1:], ""], strict=True):
+        for word, following in zip(args, [*args, ""][1:], strict=True):
             given.append(word)
             alone, values = self.bare.get(word, ("", ()))
             if alone and following not in values:

@@ -24,6 +24,8 @@ from wanlora.files import write_atomic
 
 TRANSFORM_REVISION = 1
 """Stands for the pixel rules (which frame is taken, rotation, resize, crop) in every clip key."""
+IMAGE_REVISION = 2
+"""The same for clips of images."""
 
 DEFAULT_FPS = 16.0
 TRAIN, VAL = "train", "val"
@@ -97,7 +99,7 @@ def clip_key(clip: Clip, source_sha256: str) -> str:
             "fps": clip.fps,
             "size": list(clip.bucket),
             "transform": clip.transform,
-            "revision": TRANSFORM_REVISION,
+            "revision": IMAGE_REVISION if clip.kind == "images" else TRANSFORM_REVISION,
         }
     )
 

@@ -13,7 +13,7 @@ from tests.support import videos
 from tests.support.cli import invoke
 from wanlora import manifest, prepare, verify
 from wanlora.clips import ClipDataset, load_clip
-from wanlora.config import PrepareConfig, VerifyConfig
+from wanlora.config import PrepareConfig, VerifyConfig, load
 from wanlora.errors import ConfigError, ManifestError
 from wanlora.plan.sheet import crop_box
 
@@ -155,6 +155,20 @@ def test_buckets_keep_aspect_and_length(tmp_path):
     assert result.buckets == {"33x112x112": 1, "49x160x96": 1, "49x96x160": 1}
     for clip in manifest.read(tmp_path / "out" / "train.jsonl"):
         assert load_clip(clip).shape == (clip.num_frames, 3, clip.height, clip.width)
+
+
+def test_lengths_are_few_at_one_size_where_they_are_named(tmp_path):
+    raw = tmp_path / "raw"
+    for count in (60, 44, 40, 30):  # 38, 28, 25 and 19 frames at 16 a second
+        captioned(videos.write_video(raw / f"{count}.mp4", num_frames=count))
+    result = prepared(raw, tmp_path / "out", num_frames=33, lengths=(17, 25))
+    assert result.buckets == {"33x48x80": 1, "25x48x80": 2, "17x48x80": 1}
+    with pytest.raises(ConfigError, match="lengths 49: expected min_frames 17 to num_frames 33"):
+        load(PrepareConfig, flags={"sources": (raw,), "num_frames": 33, "lengths": (49,)})
+    with pytest.raises(ConfigError, match="use 21 or 25"):
+        load(PrepareConfig, flags={"sources": (raw,), "lengths": (24,)})
+    with pytest.raises(ManifestError, match="it has 19 frames at 16 fps; expected at least 25"):
+        prepared(raw / "30.mp4", tmp_path / "out", num_frames=33, lengths=(25,))
 
 
 def test_images_become_clips_of_one_frame_beside_videos(tmp_path):

@@ -1,5 +1,6 @@
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,14 +12,17 @@ BUCKETS = [Bucket(frames, 16, 16) for frames in (1, 5, 9, 17)]
 sizes = st.dictionaries(st.sampled_from(BUCKETS), st.integers(1, 30), min_size=1)
 
 
-@given(sizes=sizes, batch_size=st.integers(1, 9), seed=st.integers(0, 2**63 - 1))
+batch_sizes = st.fixed_dictionaries({bucket: st.integers(1, 9) for bucket in BUCKETS})
+
+
+@given(sizes=sizes, batch_size=batch_sizes, seed=st.integers(0, 2**63 - 1))
 @settings(max_examples=60, deadline=None)
 def test_every_bucket_shows_each_clip_once_an_epoch(sizes, batch_size, seed):
     order = Order(sizes, batch_size=batch_size, seed=seed)
     streams: dict[Bucket, list[int]] = {}
     for step in range(40):
         batch = order.batch(step)
-        assert len(batch.indices) == batch_size
+        assert len(batch.indices) == batch_size[batch.bucket]
         streams.setdefault(batch.bucket, []).extend(batch.indices)
     for bucket, stream in streams.items():
         size = sizes[bucket]
@@ -29,7 +33,22 @@ def test_every_bucket_shows_each_clip_once_an_epoch(sizes, batch_size, seed):
         )
 
 
-@given(sizes=sizes, batch_size=st.integers(1, 9), step=st.integers(0, 60))
+@given(sizes=sizes, batch_size=batch_sizes, seed=st.integers(0, 2**63 - 1))
+@settings(max_examples=60, deadline=None)
+def test_all_buckets_are_always_in_the_same_epoch(sizes, batch_size, seed):
+    """A bucket of w steps an epoch has had e w - 1 to (e + 1) w + 1 of them: one e fits all."""
+    order = Order(sizes, batch_size=batch_size, seed=seed)
+    pace = {bucket: Fraction(size, batch_size[bucket]) for bucket, size in sizes.items()}
+    assert order.steps_per_epoch == sum(pace.values())
+    taken = Counter(dict.fromkeys(sizes, 0))
+    for step in range(80):
+        taken[order.batch(step).bucket] += 1
+        least = max((taken[bucket] - 1) / pace[bucket] - 1 for bucket in sizes)
+        most = min((taken[bucket] + 1) / pace[bucket] for bucket in sizes)
+        assert max(least, 0) <= most
+
+
+@given(sizes=sizes, batch_size=batch_sizes, step=st.integers(0, 60))
 @settings(max_examples=60, deadline=None)
 def test_a_step_is_the_same_whichever_steps_were_asked_for_before(sizes, batch_size, step):
     fresh = Order(sizes, batch_size=batch_size, seed=1)
@@ -39,10 +58,22 @@ def test_a_step_is_the_same_whichever_steps_were_asked_for_before(sizes, batch_s
     assert fresh.batch(step) == used.batch(step)
 
 
-def test_buckets_come_up_in_proportion_to_their_size():
+def test_an_epoch_has_the_steps_of_every_bucket_shuffled():
     order = Order({BUCKETS[0]: 300, BUCKETS[1]: 100}, batch_size=2, seed=4)
-    drawn = Counter(order.batch(step).bucket for step in range(2000))
-    assert abs(drawn[BUCKETS[0]] / 2000 - 0.75) < 0.04
+    drawn = [order.batch(step).bucket for step in range(400)]
+    for epoch in (drawn[:200], drawn[200:]):
+        assert Counter(epoch) == {BUCKETS[0]: 150, BUCKETS[1]: 50}
+    assert drawn[:200] != drawn[200:]
+    assert 20 < Counter(drawn[:100])[BUCKETS[1]] < 30
+
+
+def test_a_bucket_smaller_than_its_batch_comes_as_often_as_its_clips_ask_for():
+    """Eight images, 80 a step, beside 100 videos: a step of images every ten epochs."""
+    order = Order(
+        {BUCKETS[0]: 8, BUCKETS[1]: 100}, batch_size={BUCKETS[0]: 80, BUCKETS[1]: 1}, seed=0
+    )
+    drawn = Counter(order.batch(step).bucket for step in range(3003))
+    assert drawn[BUCKETS[0]] == 3
 
 
 def test_epochs_differ_and_seeds_differ():
@@ -52,9 +83,11 @@ def test_epochs_differ_and_seeds_differ():
 
 
 def test_steps_are_rounded_up_to_show_every_clip():
-    assert num_steps(10, batch_size=4, num_epochs=1) == 3
-    assert num_steps(8000, batch_size=8, num_epochs=10) == 10000
-    assert num_steps(1, batch_size=8, num_epochs=0.1) == 1
+    assert num_steps(Fraction(10, 4), num_epochs=1) == 3
+    assert num_steps(Fraction(8000, 8), num_epochs=10) == 10000
+    assert num_steps(Fraction(1, 8), num_epochs=0.1) == 1
+    assert num_steps(Fraction(7, 3), num_epochs=3) == 7
+    assert num_steps(Fraction(10), num_epochs=0.1) == 1
 
 
 def test_balanced_every_activity_comes_once_a_round_and_its_clips_once_an_epoch():

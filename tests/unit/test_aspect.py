@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanlora.core.aspect import bucketed_length, nearest_size, sizes
+from wanlora.core.aspect import nearest_size, sizes
 
 AREA = 480 * 832
 
@@ -33,15 +33,3 @@ def test_a_bucket_fits_wan_and_loses_little(width, height):
         ratio = (found[1] / found[0]) / (width / height)
         assert min(ratio, 1 / ratio) > 0.95
         assert found[0] * found[1] > 0.93 * AREA
-
-
-def test_lengths_are_one_plus_a_multiple_of_16():
-    assert [bucketed_length(n, 81) for n in (0, 1, 16, 17, 40, 81, 200)] == [
-        0,
-        1,
-        1,
-        17,
-        33,
-        81,
-        81,
-    ]

@@ -1,6 +1,6 @@
 import pytest
 
-from wanlora.core.buckets import Bucket, latent_shape, num_tokens, problem_with
+from wanlora.core.buckets import Bucket, latent_shape, num_tokens, problem_with, usual
 
 
 def test_the_full_size_clip_has_the_published_latents_and_tokens():
@@ -20,3 +20,9 @@ def test_the_full_size_clip_has_the_published_latents_and_tokens():
 def test_sizes_the_vae_would_cut_silently_are_refused_with_the_nearest_ones(bucket, says):
     assert says in (problem_with(bucket) or "")
     assert problem_with(Bucket(81, 480, 832)) is None
+
+
+def test_the_usual_size_is_that_of_stills_only_where_nothing_moves():
+    still, short, long = (Bucket(frames, 480, 832) for frames in (1, 17, 81))
+    assert usual([still, still, still, short, long, long]) == long
+    assert usual([still]) == still

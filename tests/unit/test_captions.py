@@ -127,13 +127,16 @@ def test_a_column_may_name_the_side_of_the_split(tmp_path):
         find([tmp_path], None)
 
 
-def test_images_count_in_folders_of_their_own_or_when_a_row_names_them(tmp_path):
+def test_images_beside_videos_count_when_a_row_or_a_txt_of_their_own_is_about_them(tmp_path):
     make(tmp_path, "stills/a.jpg", "stills/b.PNG", "films/c.mp4", "films/c.jpg", "films/d.webp")
     for name in ("stills/a", "stills/b", "films/c"):
         (tmp_path / f"{name}.txt").write_text(name)
     found = find([tmp_path], None)
     assert set(prompts(found)) == {"a.jpg", "b.PNG", "c.mp4"}
     assert (found.images_unused, found.failures) == (2, [])
+    (tmp_path / "films/d.txt").write_text("a still")
+    assert "d.webp" in prompts(find([tmp_path], None))
+    (tmp_path / "films/d.txt").unlink()
     (tmp_path / "films/metadata.csv").write_text("image,text\nd.webp,a still\n")
     assert "d.webp" in prompts(find([tmp_path], None))
 

@@ -70,3 +70,8 @@ def test_a_bug_shows_its_traceback():
         fails_with(FileNotFoundError(errno.ENOENT, "No such file", "/package/table.json"))
     with pytest.raises(KeyError):
         fails_with(KeyError("x"))
+
+
+def test_a_command_with_defaults_for_everything_may_be_typed_alone():
+    result = CliRunner().invoke(cli.app, ["estimate"])
+    assert result.exit_code == 0, result.output

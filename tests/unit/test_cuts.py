@@ -8,7 +8,7 @@ from wanlora.prepare.cuts import Cut, Rules, Scene, cuts, unique_ids
 
 RULES = {
     "num_frames": 81, "fps": 16.0, "mode": "chunk", "stride": 40, "count": 4, "short": "trim",
-    "min_frames": 17, "bucketed": False,
+    "min_frames": 17, "lengths": range(1, 82, 4),
 }  # fmt: skip
 
 
@@ -62,8 +62,10 @@ def test_short_videos_are_dropped_on_request():
     assert cut(81, short="drop") == [Cut(0.0, 81)]
 
 
-def test_buckets_of_length_are_few():
-    assert {cut(n, bucketed=True)[0].num_frames for n in range(17, 200)} == {17, 33, 49, 65, 81}
+def test_short_videos_are_trimmed_to_the_longest_of_the_lengths_that_may_be():
+    kept = {n: cut(n, lengths=(17, 33, 49)) for n in (16, 17, 32, 33, 80, 81)}
+    assert kept.pop(16) == []
+    assert [found[0].num_frames for found in kept.values()] == [17, 17, 33, 49, 81]
 
 
 def test_every_scene_is_cut_on_its_own():

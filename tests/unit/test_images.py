@@ -42,9 +42,35 @@ def test_the_exif_tag_turns_and_transparency_becomes_white(tmp_path):
     assert image.read_checked(tmp_path / "b.png").alpha
 
 
-def test_sixteen_bit_grey_and_palettes_are_read(tmp_path):
-    Image.fromarray(np.full((20, 20), 40000, np.uint16)).save(tmp_path / "a.png")
-    assert image.read(tmp_path / "a.png").max() <= 255
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_sixteen_bit_grey_keeps_its_high_byte(tmp_path, name):
+    Image.fromarray(np.full((20, 20), 40000, np.uint16)).save(tmp_path / name)
+    assert np.unique(image.read(tmp_path / name)).tolist() == [40000 >> 8]
+
+
+def test_pixels_of_no_known_range_are_refused(tmp_path):
+    Image.fromarray(np.full((20, 20), 0.5, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(MediaError, match=r"a\.tif .*expected 8 or 16 bits"):
+        image.read_checked(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.webp"])
+def test_what_moves_is_no_image(tmp_path, name):
+    first, *others = (Image.fromarray(drawn() // n) for n in (1, 2, 3))
+    first.save(tmp_path / name, save_all=True, append_images=others)
+    with pytest.raises(MediaError, match="it moves, in 3 pictures; convert it to a video"):
+        image.read_checked(tmp_path / name)
+
+
+def test_of_several_pages_the_first_is_taken(tmp_path):
+    first, other = (Image.fromarray(drawn() // n) for n in (1, 2))
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[other])
+    assert image.read(tmp_path / "a.tif").max() == 255
+
+
+def test_palettes_and_cmyk_are_read(tmp_path):
+    Image.fromarray(drawn()).convert("CMYK").save(tmp_path / "a.tif")
+    assert image.read(tmp_path / "a.tif")[0, 30, 10].tolist() == [255, 0, 0]
     Image.fromarray(drawn()).quantize(8).save(tmp_path / "b.png")
     assert image.read(tmp_path / "b.png")[0, 30, 10].tolist() == [255, 0, 0]
 

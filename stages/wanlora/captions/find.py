@@ -84,8 +84,8 @@ def find(given: Sequence[Path], captions: Path | None) -> Found:
     """Find sources and their captions.
 
     With a captions file, it alone is believed. Without one, each source has a .txt beside it, or
-    rows in a table (`tables.NAMES`) of a folder searched. An image counts when a row names it, or
-    when no video lies in its folder.
+    rows in a table (`tables.NAMES`) of a folder searched. An image counts when a row names it, when
+    it has a .txt that no video shares, or when no video lies in its folder.
 
     Args:
         given: Folders, searched to the bottom, or single files.
@@ -101,9 +101,7 @@ def find(given: Sequence[Path], captions: Path | None) -> Found:
     notes, absent, elsewhere = _collect(
         found_tables, given, set(paths), beside_videos=captions is None
     )
-    beside = {p for p in _images_beside_videos(paths) if p not in notes} - set(
-        map(_absolute, given)
-    )
+    beside = {p for p in _thumbnails(paths) if p not in notes} - set(map(_absolute, given))
     unreadable: dict[Path, str] = {}
     if captions is None:
         unreadable = _read_sidecars((p for p in paths if p not in beside), notes)
@@ -136,9 +134,17 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES
 
 
-def _images_beside_videos(paths: Sequence[Path]) -> set[Path]:
-    folders = {path.parent for path in paths if not _is_image(path)}
-    return {path for path in paths if _is_image(path) and path.parent in folders}
+def _thumbnails(paths: Sequence[Path]) -> set[Path]:
+    """Images beside videos without a .txt of their own."""
+    videos = {path.with_suffix("") for path in paths if not _is_image(path)}
+    folders = {video.parent for video in videos}
+    return {
+        path
+        for path in paths
+        if _is_image(path)
+        and path.parent in folders
+        and (path.with_suffix("") in videos or not path.with_suffix(".txt").is_file())
+    }
 
 
 def _sources_in(given: Sequence[Path]) -> list[Path]:

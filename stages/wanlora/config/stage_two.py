@@ -17,6 +17,7 @@ from wanlora.config.settings import (
     Settings,
     ViewName,
 )
+from wanlora.core import batch_sizes
 from wanlora.core.buckets import Bucket, problem_with
 
 Activations = Annotated[
@@ -47,13 +48,26 @@ Attention = Annotated[
 
 
 NumEpochs = Annotated[float, Field(description="Passes over the clips.", gt=0), Flag()]
-BatchSize = Annotated[int, Field(description="Clips in a micro-batch.", ge=1), Flag()]
+BatchSize = Annotated[
+    int,
+    Field(description="Clips in a micro-batch; by cost, of the largest bucket.", ge=1),
+    Flag(),
+]
 Accumulation = Annotated[
     int,
     Field(
         description="Micro-batches in an optimizer step, over all processes: the global batch "
         "is this times batch_size whatever the number of GPUs.",
         ge=1,
+    ),
+    Flag(),
+]
+BatchBy = Annotated[
+    batch_sizes.BatchBy,
+    Field(
+        description="What the steps of buckets of different sizes are equal in. clips: each has "
+        "batch_size x gradient_accumulation_steps clips. cost: those of the largest bucket have, "
+        "and those of another as many clips as come closest to the same FLOPs."
     ),
     Flag(),
 ]
@@ -163,8 +177,14 @@ class EstimateConfig(Settings):
     view: ViewName = "default"
     clips: Annotated[int, Field(description="Clips, without a cache.", ge=1), Flag()] = 1000
     frames: Annotated[
-        int, Field(description="Frames of a clip, 4k+1, without a cache.", ge=1), Flag()
-    ] = 81
+        tuple[int, ...],
+        Field(
+            description="Frames of a clip, 4k+1, without a cache. Given several times: so many "
+            "clips of each.",
+            min_length=1,
+        ),
+        Flag(),
+    ] = (81,)
     height: Annotated[int, Field(description="px, without a cache."), Flag()] = 480
     width: Annotated[int, Field(description="px, without a cache."), Flag()] = 832
     variant: Annotated[
@@ -199,6 +219,7 @@ class EstimateConfig(Settings):
     num_processes: Annotated[
         int, Field(description="Processes that share the global batch, a GPU each.", ge=1), Flag()
     ] = 1
+    batch_by: BatchBy = "clips"
     save_steps: Annotated[
         int, Field(description="Steps between checkpoints; 0 = only at the end.", ge=0)
     ] = 500
@@ -212,8 +233,9 @@ class EstimateConfig(Settings):
 
     @model_validator(mode="after")
     def _sizes_fit_wan(self) -> Self:
-        if problem := problem_with(Bucket(self.frames, self.height, self.width)):
-            raise ValueError(problem)
+        for frames in self.frames:
+            if problem := problem_with(Bucket(frames, self.height, self.width)):
+                raise ValueError(problem)
         if self.gradient_accumulation_steps % self.num_processes:
             raise ValueError(
                 f"gradient_accumulation_steps {self.gradient_accumulation_steps}: expected a "
@@ -262,6 +284,7 @@ class TrainConfig(Settings):
     num_epochs: NumEpochs = 10
     batch_size: BatchSize = 1
     gradient_accumulation_steps: Accumulation = 1
+    batch_by: BatchBy = "clips"
     learning_rate: Annotated[
         float | None,
         Field(description="Peak learning rate; None = 1e-4, or 1 for prodigy.", ge=0),

@@ -82,6 +82,13 @@ class PrepareConfig(Settings):
     min_frames: Annotated[
         int, Field(description="Shortest clip that trim may leave, 4k+1 frames.", ge=1)
     ] = 17
+    lengths: Annotated[
+        tuple[int, ...],
+        Field(
+            description="Frames that trim may leave, as [17, 33, 49]; [] = any 4k+1, or with "
+            "buckets 17, 33, 49 ... frames."
+        ),
+    ] = ()
     scenes: Annotated[
         Literal["builtin", "pyscenedetect", "allow"],
         Field(
@@ -141,9 +148,15 @@ class PrepareConfig(Settings):
 
     @model_validator(mode="after")
     def _sizes_fit_wan(self) -> Self:
-        for frames in (self.num_frames, self.min_frames):
+        for frames in (self.num_frames, self.min_frames, *self.lengths):
             if problem := problem_with(Bucket(frames, self.height, self.width)):
                 raise ValueError(problem)
+        unusable = [n for n in self.lengths if not self.min_frames <= n <= self.num_frames]
+        if unusable:
+            raise ValueError(
+                f"lengths {unusable[0]}: expected min_frames {self.min_frames} to num_frames "
+                f"{self.num_frames}"
+            )
         return self
 
 

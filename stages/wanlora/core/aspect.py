@@ -51,9 +51,3 @@ def sizes(area: int) -> list[tuple[int, int]]:
             if height > 0 and max(width, height) <= MAX_RATIO * min(width, height)
         ]
     return found
-
-
-def bucketed_length(available: int, longest: int) -> int:
-    """Longest 1 + 16k frames that are available, at most `longest`; 0 for none."""
-    most = min(available, longest)
-    return most - (most - 1) % LENGTH_STEP if most >= 1 else 0

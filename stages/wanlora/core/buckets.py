@@ -5,6 +5,8 @@ Source: AutoencoderKLWan (x8 in space, x4 in time, the first frame alone) and
 WanTransformer3DModel (patch 1 x 2 x 2).
 """
 
+from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 SPATIAL_FACTOR = 8
@@ -46,6 +48,12 @@ def problem_with(bucket: Bucket) -> str | None:
                 f"use {below} or {below + SIZE_MULTIPLE}"
             )
     return None
+
+
+def usual(buckets: Iterable[Bucket]) -> Bucket:
+    """Size that most clips have; that of still images only where nothing moves."""
+    number = Counter(buckets)
+    return max(number, key=lambda bucket: (bucket.num_frames > 1, number[bucket]))
 
 
 def latent_shape(bucket: Bucket, channels: int = 16) -> tuple[int, int, int, int]:

@@ -48,6 +48,10 @@ class Seconds:
         """All of it."""
         return self.attention + self.matmul + self.elementwise
 
+    def times(self, factor: float) -> "Seconds":
+        """As many times as much of each."""
+        return Seconds(factor * self.attention, factor * self.matmul, factor * self.elementwise)
+
 
 def predict_seconds(work: Workload, modes: Sequence[Recompute], gpu: Gpu) -> Seconds:
     """Predict a micro-batch's forward and backward pass.
@@ -69,8 +73,7 @@ def predict_seconds(work: Workload, modes: Sequence[Recompute], gpu: Gpu) -> Sec
         matmul=linear / (gpu.matmul * gpu.peak_flops),
         elementwise=traffic / (gpu.stream * gpu.bandwidth),
     )
-    times = work.batch_size
-    return Seconds(times * clip.attention, times * clip.matmul, times * clip.elementwise)
+    return clip.times(work.batch_size)
 
 
 def floor_seconds(work: Workload, gpu: Gpu) -> float:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from wanlora.core.text_table import text_table
+
 LINK = 50e9
 """Bytes a second of a network card of 400 Gbit/s, one for each GPU of a node."""
 
@@ -26,6 +28,25 @@ class Mode:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """A step of one bucket, in the way of keeping activations that was chosen.
+
+    Attributes:
+        clips: Of a step.
+        micro_batch: Clips that go through the transformer at once.
+        tflop: What the mathematics of the step needs.
+        seconds: Of the step.
+        peak_gb: Of a micro-batch, weights included.
+    """
+
+    clips: int
+    micro_batch: int
+    tflop: float
+    seconds: float
+    peak_gb: float
+
+
+@dataclass(frozen=True, slots=True)
 class EstimateResult:
     """What a run takes, on one GPU or on a GPU for each of several processes.
 
@@ -36,6 +57,7 @@ class EstimateResult:
         buckets: Clips to train on by size.
         lora: The adapter, in words.
         trained_parameters: Of the adapter.
+        batches: What a step of each size has and takes. What follows is the mean over steps.
         clips_per_step: The global batch.
         num_processes: That share it.
         sent_bytes_per_step: By each process, to sum the adapter's gradient over all of them.
@@ -65,7 +87,8 @@ class EstimateResult:
     buckets: dict[str, int]
     lora: str
     trained_parameters: int
-    clips_per_step: int
+    batches: dict[str, Batch]
+    clips_per_step: float
     num_processes: int
     sent_bytes_per_step: int
     tflop_per_step: float
@@ -100,17 +123,16 @@ class EstimateResult:
             f"{self.variant} on {self.gpu} ({self.memory_gb:.3g} GB for a step), {how}",
             f"clips to train on: {sizes}",
             f"adapter: {self.lora}, {self.trained_parameters / 1e6:.3g} M parameters",
-            "",
-            *self._table(),
+            *self._modes_table(),
+            *self._batches_table(),
             "",
             *self._totals(),
             "",
             *(f"assumed: {name}: {what}" for name, what in self.assumed.items()),
         ]
 
-    def _table(self) -> list[str]:
-        rows = [("activations", "peak GB", "fits", "s/step", "longest clip that fits")]
-        rows += [
+    def _modes_table(self) -> list[str]:
+        rows = [
             (
                 name,
                 f"{mode.peak_gb:.3g}",
@@ -124,21 +146,35 @@ class EstimateResult:
             fits = "yes" if self.fits else "no"
             pace = f"{self.seconds_per_step:.3g}"
             rows.append((self.activations, f"{self.peak_gb:.3g}", fits, pace, ""))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        return [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in rows
+        head = ("activations", "peak GB", "fits", "s/step", "longest clip that fits")
+        return text_table(head, rows)
+
+    def _batches_table(self) -> list[str]:
+        """What a step has, by bucket; nothing where there is one."""
+        rows = [
+            (
+                name,
+                batch.clips,
+                batch.micro_batch,
+                f"{batch.tflop:.4g}",
+                f"{batch.seconds:.3g}",
+                f"{batch.peak_gb:.3g}",
+            )
+            for name, batch in self.batches.items()
         ]
+        head = ("bucket", "clips a step", "at once", "TFLOP", "s/step", "peak GB")
+        return text_table(head, rows) if len(rows) > 1 else []
 
     def _totals(self) -> list[str]:
         share = f", MFU {100 * self.mfu:.0f} %" if self.mfu is not None else ""
         floor = f", floor {self.floor_s:.3g} s" if self.floor_s is not None else ""
         parts = ", ".join(f"{name} {seconds:.2g} s" for name, seconds in self.parts.items())
-        clips = f"{self.clips_per_step} clip{'s' if self.clips_per_step > 1 else ''}"
+        clips = f"{self.clips_per_step:.3g} clip{'s' if self.clips_per_step > 1 else ''}"
         clips += f" by {self.num_processes} processes" if self.num_processes > 1 else ""
+        step = "a step" if len(self.batches) == 1 else "a mean step"
         encode = f"{self.stage_one_hours:.3g} h" if self.stage_one_hours is not None else "unknown"
         lines = [
-            f"a step       {clips}, {self.tflop_per_step:.4g} TFLOP: "
+            f"{step.ljust(12)} {clips}, {self.tflop_per_step:.4g} TFLOP: "
             f"{self.seconds_per_step:.3g} s with activations {self.activations}{share}{floor}",
             *([f"             ({parts})"] if parts else []),
             *self._between_gpus(),
@@ -149,10 +185,13 @@ class EstimateResult:
             "checkpoints",
         ]
         if not self.fits:
-            lines.append(
-                f"does not fit: {self.peak_gb:.3g} GB of {self.memory_gb:.3g}; shorter clips "
-                "(--set train_frames=N when training), a smaller adapter or batch, or a larger GPU"
+            advice = (
+                "shorter clips (--set train_frames=N when training), a smaller adapter or batch, "
+                "or a larger GPU"
+                if any(mode.longest for mode in self.modes.values())
+                else "not even a single frame would; use a larger GPU"
             )
+            lines.append(f"does not fit: {self.peak_gb:.3g} GB of {self.memory_gb:.3g}; {advice}")
         return lines
 
     def _between_gpus(self) -> list[str]:

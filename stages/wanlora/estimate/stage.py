@@ -1,17 +1,20 @@
 """Counts for a set of clips and a card, put together; and the probe that replaces predictions.
 
-Owns: the choice of card, the means over buckets. Without a probe nothing is run: bytes and FLOPs
-are counted (`core.memory`, `core.flops`), seconds follow from published rates (`core.gpus`).
+Owns: the choice of card, the means over steps of different buckets. Without a probe nothing is run:
+bytes and FLOPs are counted (`core.memory`, `core.flops`), seconds follow from published rates
+(`core.gpus`).
 """
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 
 import torch
 
 from wanlora.config import EstimateConfig
-from wanlora.core.buckets import Bucket, latent_shape, num_tokens
+from wanlora.core.batch_sizes import BatchSize, batch_sizes
+from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.cost import (
     VAE_SHARE_OF_PEAK,
     Seconds,
@@ -24,9 +27,9 @@ from wanlora.core.cost import (
 from wanlora.core.flops import Recompute
 from wanlora.core.gpus import GPUS, Gpu, gpu_named, gpu_of
 from wanlora.core.memory import Workload, longest_clip, num_trained, plan, step_bytes
-from wanlora.core.order import num_steps
+from wanlora.core.order import num_steps, steps_per_epoch
 from wanlora.errors import ConfigError
-from wanlora.estimate.result import EstimateResult, Mode
+from wanlora.estimate.result import Batch, EstimateResult, Mode
 from wanlora.step import fitting
 from wanlora.step.trial import Modes, Trial, describe
 from wanlora.store import objects, schema
@@ -63,7 +66,8 @@ class _Case:
     Attributes:
         buckets: Clips to train on.
         to_encode: All clips of the view.
-        work: The micro-batch of the largest bucket.
+        sizes: Of each bucket, clips in a step.
+        works: Of each bucket, its micro-batch.
         trial: What the probe saw, if there was one.
     """
 
@@ -72,40 +76,58 @@ class _Case:
     buckets: Counter[Bucket]
     to_encode: Counter[Bucket]
     card: _Card
-    work: Workload
+    sizes: dict[Bucket, BatchSize]
+    works: dict[Bucket, Workload]
     trial: Trial | None
 
     @property
     def largest(self) -> Bucket:
-        return max(self.buckets, key=num_tokens)
+        return fitting.largest(self.works)
+
+    @property
+    def work(self) -> Workload:
+        """The micro-batch that takes the most memory."""
+        return self.works[self.largest]
+
+    @property
+    def steps_per_epoch(self) -> Fraction:
+        """Steps that train every clip once."""
+        return steps_per_epoch(self.buckets, {b: s.global_batch for b, s in self.sizes.items()})
+
+    def in_a_step(self, bucket: Bucket, of: Callable[[Workload], float]) -> float:
+        """What a process's micro-batches of a bucket's step add up to."""
+        share = self.sizes[bucket].num_micro_batches // self.config.num_processes
+        return share * of(self.works[bucket])
 
     def mean(self, of: Callable[[Workload], float]) -> float:
-        """Mean over clips of something that depends on a micro-batch's bucket."""
+        """Mean over steps of what a process's micro-batches add up to."""
         total = sum(
-            number * of(replace(self.work, num_tokens=num_tokens(bucket)))
+            number / self.sizes[bucket].global_batch * self.in_a_step(bucket, of)
             for bucket, number in self.buckets.items()
         )
-        return total / self.buckets.total()
+        return total / float(self.steps_per_epoch)
+
+    def pace(self, modes: Modes) -> Callable[[Workload], Seconds] | None:
+        """Give the seconds of a micro-batch as a function; None where nothing is known."""
+        gpu, trial, tried = self.card.gpu, self.trial, self.work
+        if gpu is None:
+            if trial is None or modes != trial.modes:
+                return None
+            a_flop = trial.seconds / model_flops(tried)
+            return lambda work: Seconds(0.0, a_flop * model_flops(work), 0.0)
+        scale = trial.seconds / predict_seconds(tried, trial.modes, gpu).total if trial else 1.0
+        return lambda work: predict_seconds(work, modes, gpu).times(scale)
 
     def seconds(self, modes: Modes) -> Seconds | None:
-        """Of a mean optimizer step; of a probed device of no known rates only the total."""
-        times, gpu = _num_micro_batches(self.config), self.card.gpu
-        scale = 1.0
-        if self.trial and gpu:
-            scale = self.trial.seconds / predict_seconds(self.work, self.trial.modes, gpu).total
-        elif self.trial:
-            share = self.mean(model_flops) / model_flops(self.work)
-            known = modes == self.trial.modes
-            return Seconds(0.0, times * self.trial.seconds * share, 0.0) if known else None
-        if gpu is None:
+        """Of a mean step; of a probed device of no known rates only the total."""
+        pace = self.pace(modes)
+        if pace is None:
             return None
-
-        def part(name: str) -> float:
-            return self.mean(lambda work: getattr(predict_seconds(work, modes, gpu), name))
-
-        attention_s, matmul_s, elementwise_s = map(part, ("attention", "matmul", "elementwise"))
-        rate = times * scale
-        return Seconds(rate * attention_s, rate * matmul_s, rate * elementwise_s)
+        return Seconds(
+            self.mean(lambda work: pace(work).attention),
+            self.mean(lambda work: pace(work).matmul),
+            self.mean(lambda work: pace(work).elementwise),
+        )
 
 
 def run(config: EstimateConfig) -> EstimateResult:
@@ -130,21 +152,22 @@ def _case(config: EstimateConfig) -> _Case:
     if not buckets:
         raise ConfigError(f"view {config.view!r} of {config.cache} has no clips to train on")
     card = _card(config, view.model if view else variant.name)
-    work = fitting.workload(
-        variant,
-        max(buckets, key=num_tokens),
-        batch_size=config.batch_size,
-        rank=config.lora.rank,
-        adapted=targets.chosen(targets.linear_names(variant.num_layers), config.lora.targets),
-        compiled=is_compiled(config.eager, card.device, dora=config.lora.dora),
-        dtype=devices.base_dtype("auto", card.device),
-    )
-    return _Case(config, variant, buckets, every, card, work, trial=None)
-
-
-def _num_micro_batches(config: EstimateConfig) -> int:
-    """Of an optimizer step, in each process."""
-    return config.gradient_accumulation_steps // config.num_processes
+    rank = config.lora.rank
+    adapted = targets.chosen(targets.linear_names(variant.num_layers), config.lora.targets)
+    sizes = batch_sizes(
+        sorted(buckets), variant.transformer_shape, by=config.batch_by,
+        batch_size=config.batch_size, accumulation=config.gradient_accumulation_steps,
+        rank=rank, adapted=adapted,
+    )  # fmt: skip
+    compiled = is_compiled(config.eager, card.device, dora=config.lora.dora)
+    works = {
+        bucket: fitting.workload(
+            variant, bucket, batch_size=size.micro_batch, rank=rank, adapted=adapted,
+            compiled=compiled, dtype=devices.base_dtype("auto", card.device),
+        )
+        for bucket, size in sizes.items()
+    }  # fmt: skip
+    return _Case(config, variant, buckets, every, card, sizes, works, trial=None)
 
 
 def _model(config: EstimateConfig) -> str | None:
@@ -161,7 +184,8 @@ def _variant(config: EstimateConfig, view: View | None) -> Variant:
 
 def _buckets(config: EstimateConfig, view: View | None, *, split: str | None) -> Counter[Bucket]:
     if view is None:
-        return Counter({Bucket(config.frames, config.height, config.width): config.clips})
+        given = (Bucket(frames, config.height, config.width) for frames in config.frames)
+        return Counter(dict.fromkeys(given, config.clips))
     return Counter(clip.bucket for clip in view.clips if split in (None, clip.split))
 
 
@@ -211,14 +235,11 @@ def _probe(case: _Case, model: str) -> Trial:
 
 
 def _result(case: _Case, modes: Modes) -> EstimateResult:
-    config, card, work = case.config, case.card, case.work
-    times, gpu = _num_micro_batches(config), card.gpu
+    config, card, work, gpu = case.config, case.card, case.work, case.card.gpu
     seconds = case.seconds(modes)
     assert seconds, "a card is known or was probed"
-    flops = times * case.mean(model_flops)
-    global_batch = config.batch_size * config.gradient_accumulation_steps
-    clips = case.buckets.total()
-    steps = num_steps(clips, batch_size=global_batch, num_epochs=config.num_epochs)
+    flops, epoch = case.mean(model_flops), case.steps_per_epoch
+    steps = num_steps(epoch, num_epochs=config.num_epochs)
     trained = num_trained(work.shape, work.adapted, work.rank)
     peak = step_bytes(work, modes).total
     return EstimateResult(
@@ -228,11 +249,12 @@ def _result(case: _Case, modes: Modes) -> EstimateResult:
         buckets={str(bucket): number for bucket, number in sorted(case.buckets.items())},
         lora=f"rank {work.rank} on {_words(config.lora.targets)}",
         trained_parameters=trained,
-        clips_per_step=global_batch,
+        batches={str(bucket): _batch(case, bucket, modes) for bucket in case.sizes},
+        clips_per_step=float(case.buckets.total() / epoch),
         num_processes=config.num_processes,
         sent_bytes_per_step=all_reduce_bytes(trained, config.num_processes),
         tflop_per_step=config.num_processes * flops / 1e12,
-        floor_s=times * case.mean(lambda item: floor_seconds(item, gpu)) if gpu else None,
+        floor_s=case.mean(lambda item: floor_seconds(item, gpu)) if gpu else None,
         seconds_per_step=seconds.total,
         parts={name: value for name, value in asdict(seconds).items() if gpu},
         mfu=flops / seconds.total / gpu.peak_flops if gpu else None,
@@ -242,13 +264,25 @@ def _result(case: _Case, modes: Modes) -> EstimateResult:
         memory_gb=card.limit_bytes / 1e9,
         modes={way: _mode(case, way) for way in _WAYS},
         steps=steps,
-        hours_per_epoch=seconds.total * clips / global_batch / 3600,
+        hours_per_epoch=seconds.total * float(epoch) / 3600,
         hours=seconds.total * steps / 3600,
         stage_one_hours=_encode_hours(case),
         cache_gb=_cache_bytes(case) / 1e9,
         checkpoints_gb=_checkpoint_bytes(config, steps, trained) / 1e9,
         assumed=_assumed(gpu, measured=case.trial is not None),
         probe=asdict(case.trial) if case.trial else None,
+    )
+
+
+def _batch(case: _Case, bucket: Bucket, modes: Modes) -> Batch:
+    size, pace = case.sizes[bucket], case.pace(modes)
+    assert pace, "a card is known or was probed"
+    return Batch(
+        clips=size.global_batch,
+        micro_batch=size.micro_batch,
+        tflop=case.config.num_processes * case.in_a_step(bucket, model_flops) / 1e12,
+        seconds=case.in_a_step(bucket, lambda work: pace(work).total),
+        peak_gb=step_bytes(case.works[bucket], modes).total / 1e9,
     )
 
 

@@ -4,7 +4,6 @@ Owns: the checks before anything is loaded.
 """
 
 import shlex
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 
 from wanlora.config import EvaluateConfig
-from wanlora.core.buckets import Bucket, problem_with
+from wanlora.core.buckets import Bucket, problem_with, usual
 from wanlora.errors import ConfigError
 from wanlora.step.batches import BatchSource
 from wanlora.step.source import check_encodings, make_source
@@ -101,19 +100,18 @@ def open_setup(config: EvaluateConfig) -> Setup:
         weights={part: weights_sha256(folder / part) for part in parts},
         device=device,
         dtype=base_dtype(config.dtype, device),
-        bucket=_bucket(config, Counter(clip.bucket for clip in held_out)),
+        bucket=_bucket(config, usual(clip.bucket for clip in held_out)),
         steps=config.steps or variant.steps,
         guidance_scale=variant.guidance_scale if guidance is None else guidance,
     )
 
 
-def _bucket(config: EvaluateConfig, held_out: Counter[Bucket]) -> Bucket:
-    """Size of the videos: that of most clips, but for what was asked for."""
-    usual = held_out.most_common(1)[0][0]
+def _bucket(config: EvaluateConfig, held_out: Bucket) -> Bucket:
+    """Size of the videos: that of the held-out clips, but for what was asked for."""
     bucket = Bucket(
-        config.num_frames or usual.num_frames,
-        config.height or usual.height,
-        config.width or usual.width,
+        config.num_frames or held_out.num_frames,
+        config.height or held_out.height,
+        config.width or held_out.width,
     )
     if problem := problem_with(bucket):
         raise ConfigError(f"cannot make videos of {problem}")

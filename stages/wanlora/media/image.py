@@ -13,6 +13,9 @@ from PIL import Image, ImageOps
 
 from wanlora.errors import MediaError
 
+ANIMATED = frozenset({"PNG", "WEBP"})
+"""Formats that hold a still or a moving picture. More pictures in a TIFF or in a phone's JPEG are
+smaller copies or other pages, and the first is taken."""
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded: 256 MiB of RGB, where Pillow starts to suspect a bomb."""
 
@@ -54,7 +57,8 @@ def _load(path: Path) -> tuple[Image.Image, bool]:
     try:
         with path.open("rb") as opened, Image.open(opened) as file:
             _require_size(file)
-            upright = ImageOps.exif_transpose(file)
+            _require_still(file)
+            upright = _in_eight_bits(ImageOps.exif_transpose(file))
             if "A" not in upright.getbands() and "transparency" not in upright.info:
                 return upright.convert("RGB"), False
             ground = Image.new("RGBA", upright.size, "white")
@@ -65,6 +69,21 @@ def _load(path: Path) -> tuple[Image.Image, bool]:
         if isinstance(error, MemoryError):
             raise
         raise MediaError("unreadable", f"{path} is no image that can be read: {error}") from None
+
+
+def _in_eight_bits(picture: Image.Image) -> Image.Image:
+    """Keep the high byte of 16-bit grey, as Pillow does of colour; it would clip grey."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError("its pixels are 32-bit numbers of no known range; expected 8 or 16 bits")
+    return picture
+
+
+def _require_still(file: Image.Image) -> None:
+    number = getattr(file, "n_frames", 1)
+    if file.format in ANIMATED and number > 1:
+        raise ValueError(f"it moves, in {number} pictures; convert it to a video")
 
 
 def _require_size(file: Image.Image) -> None:

@@ -7,9 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from wanlora.core.aspect import bucketed_length
-from wanlora.core.buckets import TEMPORAL_FACTOR
-
 Mode = Literal["chunk", "head", "middle", "slide", "uniform"]
 
 
@@ -36,9 +33,9 @@ class Rules:
         fps: Frames a second of a clip.
         stride: slide: frames from one clip's start to the next.
         count: uniform: clips of a video.
-        short: What to do with a scene shorter than a clip: its longest 4k+1 frames, or nothing.
+        short: What to do with a scene shorter than a clip: trim it, or nothing.
         min_frames: Shortest trimmed clip.
-        bucketed: Trim to 17, 33, 49 ... frames instead of any 4k+1.
+        lengths: Frames that a trimmed clip may have.
     """
 
     num_frames: int
@@ -48,7 +45,7 @@ class Rules:
     count: int
     short: Literal["trim", "drop"]
     min_frames: int
-    bucketed: bool = False
+    lengths: Sequence[int]
 
 
 def cuts(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
@@ -58,13 +55,10 @@ def cuts(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
 
 def trimmed(available: int, rules: Rules) -> int:
     """Frames of the clip that a scene shorter than a clip gives; 0 for none."""
-    if rules.short == "drop" or available < 1:
+    if rules.short == "drop":
         return 0
-    if rules.bucketed:
-        length = bucketed_length(available, rules.num_frames)
-    else:
-        length = available - (available - 1) % TEMPORAL_FACTOR
-    return length if length >= rules.min_frames else 0
+    longest = min(available, rules.num_frames)
+    return max((n for n in rules.lengths if rules.min_frames <= n <= longest), default=0)
 
 
 def unique_ids(names: Sequence[str]) -> list[str]:

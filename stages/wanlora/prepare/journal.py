@@ -22,7 +22,7 @@ from wanlora.media.scenes import Detector
 from wanlora.prepare.check import Checked
 
 NAME = ".prepare-scan.jsonl"
-REVISION = 1
+REVISION = 2
 """Stands for everything that `check` does; another revision's entries are made again."""
 
 

@@ -14,8 +14,8 @@ from typing import Any
 from wanlora import manifest
 from wanlora.captions import Source
 from wanlora.config import PrepareConfig
-from wanlora.core.aspect import nearest_size
-from wanlora.core.buckets import Bucket
+from wanlora.core.aspect import LENGTH_STEP, nearest_size
+from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket
 from wanlora.errors import MediaError
 from wanlora.manifest import Clip
 from wanlora.media.decode import num_outputs
@@ -53,6 +53,7 @@ def clips_of(
 
 def rules_of(config: PrepareConfig) -> Rules:
     """What the settings say about cutting."""
+    step = LENGTH_STEP if config.buckets else TEMPORAL_FACTOR
     return Rules(
         num_frames=config.num_frames,
         fps=config.fps,
@@ -61,7 +62,7 @@ def rules_of(config: PrepareConfig) -> Rules:
         count=config.count,
         short=config.short,
         min_frames=config.min_frames,
-        bucketed=config.buckets,
+        lengths=config.lengths or range(1, config.num_frames + 1, step),
     )
 
 
@@ -174,7 +175,8 @@ def _require_usable(path: Path, scan: Scan, config: PrepareConfig) -> None:
 def _too_short(
     path: Path, scan: Scan, scenes: Sequence[Scene], config: PrepareConfig
 ) -> MediaError:
-    least = config.num_frames if config.short == "drop" else config.min_frames
+    trimmed = min(config.lengths, default=config.min_frames)
+    least = config.num_frames if config.short == "drop" else trimmed
     shortest = min(config.num_frames, least)
     longest = max(scene.available for scene in scenes)
     part = f"the longest of its {len(scenes)} scenes has" if len(scenes) > 1 else "it has"

@@ -6,7 +6,7 @@ L tokens (512), D text width.
 """
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -152,7 +152,7 @@ class BatchSource:
 
 def read_ahead(
     source: BatchSource,
-    plan: Sequence[tuple[int, tuple[int, ...]]],
+    plan: Iterable[tuple[int, tuple[int, ...]]],
     *,
     depth: int,
     device: torch.device,

@@ -5,7 +5,7 @@ in `core.memory`; the trial is `trial`'s.
 """
 
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -53,6 +53,14 @@ def workload(
         compiled=compiled,
         element_bytes=dtype.itemsize,
         num_uploaded=num_uploaded,
+    )
+
+
+def largest(works: Mapping[Bucket, Workload]) -> Bucket:
+    """Bucket whose micro-batch takes the most memory."""
+    everything: Recompute = "none"
+    return max(
+        works, key=lambda b: step_bytes(works[b], (everything,) * works[b].shape.num_layers).total
     )
 
 

@@ -3,7 +3,7 @@
 Owns: the check that what is cached is what the transformer reads, and the making of a BatchSource.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wanlora.core.buckets import Bucket
@@ -61,7 +61,7 @@ def make_source(
     seed: int,
     sampler: str,
     shift: float | None,
-    batch_size: int = 1,
+    batch_size: int | Mapping[Bucket, int] = 1,
     weighting: str = "none",
     caption_dropout: float = 0.0,
     balance_activities: bool = False,
@@ -76,7 +76,7 @@ def make_source(
         seed: Of every draw.
         sampler: A key of `flow.SAMPLERS`.
         shift: Shift of sigma; None = the view's.
-        batch_size: Clips in a global batch.
+        batch_size: Clips in a global batch, of every bucket or of each.
         weighting: A key of `flow.WEIGHTINGS`.
         caption_dropout: Chance of the empty prompt.
         balance_activities: See `Order`.

@@ -10,12 +10,15 @@ from typing import Any
 
 from wanlora import manifest
 from wanlora.config import TrainConfig
+from wanlora.core.batch_sizes import BatchSize, batch_sizes
+from wanlora.core.buckets import Bucket
 from wanlora.errors import StoreError
 from wanlora.step.batches import BatchSource
 from wanlora.step.source import check_encodings, make_source
 from wanlora.step.validation import Panel, make_panel
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, read_view
+from wanlora.wan import targets
 from wanlora.wan.variants import Variant
 
 logger = logging.getLogger(__name__)
@@ -23,10 +26,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Data:
-    """Clips to train on, panels to validate on, and where their tensors come from."""
+    """Clips to train on, panels to validate on, and where their tensors come from.
+
+    Attributes:
+        sizes: Clips of each bucket in a step.
+    """
 
     view: View
     clips: tuple[ViewClip, ...]
+    sizes: dict[Bucket, BatchSize]
     source: BatchSource
     panels: tuple[Panel, ...]
 
@@ -53,6 +61,15 @@ def open_data(config: TrainConfig, variant: Variant) -> Data:
     again = _encode_again(config, config.model or view.model)
     check_encodings(view, variant, encode_again=again)
     needed = replace(view, clips=(*clips, *held_out))
+    sizes = batch_sizes(
+        sorted({clip.bucket for clip in clips}),
+        variant.transformer_shape,
+        by=config.batch_by,
+        batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation_steps,
+        rank=config.lora.rank,
+        adapted=targets.chosen(targets.linear_names(variant.num_layers), config.lora.targets),
+    )
     reader = StoreReader.of_view(config.cache, needed, local_copy=config.local_copy)
     source = make_source(
         view,
@@ -62,12 +79,12 @@ def open_data(config: TrainConfig, variant: Variant) -> Data:
         seed=config.seed,
         sampler=config.flow.sampler,
         shift=config.flow.shift,
-        batch_size=config.batch_size * config.gradient_accumulation_steps,
+        batch_size={bucket: size.global_batch for bucket, size in sizes.items()},
         weighting=config.flow.weighting,
         caption_dropout=config.caption_dropout,
         balance_activities=config.balance_activities,
     )
-    return Data(view, clips, source, _panels(config, source, clips, held_out))
+    return Data(view, clips, sizes, source, _panels(config, source, clips, held_out))
 
 
 def _shortened(view: View, train_frames: int | None) -> View:

@@ -106,7 +106,7 @@ def run(config: TrainConfig) -> TrainResult:
         ),
         last_epoch=first_step - 1,
     )
-    plan = [(step, slots) for step in steps for slots in session.slots]
+    plan = ((step, slots) for step in steps for slots in session.slots[session.bucket(step)])
     outcomes = Outcomes(session.device, session.ranks.count)
     started, stopped = time.perf_counter(), None
     with (
@@ -126,12 +126,12 @@ def run(config: TrainConfig) -> TrainResult:
         outcomes.start()
         for step in steps:
             waited_s, slot_losses = 0.0, []
-            for _ in session.slots:
+            for _ in session.slots[session.bucket(step)]:
                 batch, wait_s = _next(batches)
                 waited_s += wait_s
                 losses = _losses(session, batch)
                 # Divided by the global batch once: the sum over slots and ranks is then the mean.
-                torch.autograd.backward(losses.sum() / session.global_batch)
+                torch.autograd.backward(losses.sum() / session.num_clips(step))
                 masters.accumulate()
                 slot_losses.append(losses.detach())
             if session.ranks.count > 1:
@@ -301,7 +301,7 @@ def _result(
         sent_bytes_per_step=all_reduce_bytes(
             session.masters.flat_gradient.numel(), session.ranks.count
         ),
-        clips_per_s=num_done * session.global_batch / seconds if num_done else None,
+        clips_per_s=reporter.num_clips / seconds if num_done else None,
         stopped=stopped,
         best_step=session.progress.best_step,
         validation=reporter.last_validation,

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from wanlora.config import TrainConfig
+from wanlora.core.buckets import usual
 from wanlora.train.session import Session
 
 CARD_NAME = "README.md"
@@ -51,14 +52,14 @@ def card_facts(
     """Gather what `model_card` says from a run and its last held-out validation."""
     clips, view = session.data.clips, session.data.view
     buckets = Counter(clip.bucket for clip in clips)
-    bucket = max(buckets, key=lambda bucket: buckets[bucket])
+    bucket = usual(clip.bucket for clip in clips)
     return {
         "name": config.output_dir.resolve().name,
         "model": session.facts["model"],
         "variant": session.variant.name,
         "step": session.progress.step,
         "end_step": session.end_step,
-        "epochs": session.progress.step * session.global_batch / len(clips),
+        "epochs": float(session.progress.step / session.data.source.order.steps_per_epoch),
         "seed": config.seed,
         "trainable_parameters": sum(p.numel() for p in session.masters.parameters.values()),
         "precision": str(session.dtype).removeprefix("torch."),
@@ -73,7 +74,7 @@ def card_facts(
             "targets": session.shape.targets,
             "learning rate": session.optimizer.param_groups[0]["initial_lr"],
             "optimizer": config.optimizer.name,
-            "global batch": session.global_batch,
+            "global batch": _global_batch(session),
             "sigma": f"{config.flow.sampler}, shift {session.data.source.shift:g}",
         },
         "final": validation,
@@ -82,6 +83,13 @@ def card_facts(
         "width": bucket.width,
         "provenance": session.facts,
     }
+
+
+def _global_batch(session: Session) -> str:
+    sizes = {bucket: size.global_batch for bucket, size in session.data.sizes.items()}
+    if len(set(sizes.values())) == 1:
+        return str(next(iter(sizes.values())))
+    return ", ".join(f"{size} of {bucket}" for bucket, size in sizes.items())
 
 
 def _front_matter(facts: Mapping[str, Any]) -> str:

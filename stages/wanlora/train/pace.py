@@ -3,7 +3,7 @@
 Owns: the sentence at the end of a run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import median
 
@@ -20,7 +20,7 @@ def against_prediction(
     *,
     work: Workload,
     trial: Trial,
-    num_micro_batches: int,
+    slots: Mapping[Bucket, Sequence[Sequence[int]]],
     device_name: str,
 ) -> str | None:
     """Compare a run's median step with its prediction; None for a run of no steps.
@@ -30,19 +30,24 @@ def against_prediction(
         buckets: Of each step.
         work: The micro-batch that was tried.
         trial: What it took.
-        num_micro_batches: Of a step, in this process.
+        slots: This process's of a step of each bucket, by micro-batch.
         device_name: See `gpu_of`; a card that is not known has no prediction of its own.
     """
     if not seconds:
         return None
-    works = {bucket: replace(work, num_tokens=num_tokens(bucket)) for bucket in set(buckets)}
+    works = {
+        bucket: replace(
+            work, num_tokens=num_tokens(bucket), batch_size=sum(map(len, slots[bucket]))
+        )
+        for bucket in set(buckets)
+    }
     gpu, parts = gpu_of(device_name), []
     if gpu:
         predicted = {b: predict_seconds(w, trial.modes, gpu).total for b, w in works.items()}
         middle = median(predicted[bucket] for bucket in buckets)
-        parts.append(f"{num_micro_batches * middle:.3g} predicted for {device_name}")
+        parts.append(f"{middle:.3g} predicted for {device_name}")
     a_flop = trial.seconds / model_flops(work)
     tried = {bucket: a_flop * model_flops(item) for bucket, item in works.items()}
     middle = median(tried[bucket] for bucket in buckets)
-    parts.append(f"{num_micro_batches * middle:.3g} by the trial")
+    parts.append(f"{middle:.3g} by the trial")
     return f"seconds a step: {', '.join(parts)}, {median(seconds):.3g} taken (medians)"

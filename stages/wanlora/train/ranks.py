@@ -1,7 +1,7 @@
 """The processes that train one run together: what they agree on, and how a lost one is named.
 
-Owns: the process group, each process's share of a global batch, and the waits for one another
-outside of a step's own collectives. Of one process, every wait is over at once.
+Owns: the process group, and the waits for one another outside of a step's own collectives. Of one
+process, every wait is over at once.
 """
 
 import os
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from wanlora.core.fingerprint import difference
-from wanlora.errors import ConfigError, LostRankError, RunError, WanloraError
+from wanlora.errors import LostRankError, RunError, WanloraError
 
 ROLL_CALL = timedelta(seconds=60)
 """For those who waited in the same collective to notice, too, that it broke off."""
@@ -57,28 +57,6 @@ class Ranks:
     def is_main(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.index == 0
-
-    def slots(self, batch_size: int, num_micro_batches: int) -> tuple[tuple[int, ...], ...]:
-        """This process's slice of the global batch, cut into micro-batches.
-
-        Args:
-            batch_size: Clips in a micro-batch.
-            num_micro_batches: In a step, over all processes.
-
-        Raises:
-            ConfigError: The processes cannot share them evenly.
-        """
-        if num_micro_batches % self.count:
-            raise ConfigError(
-                f"a global batch of {batch_size * num_micro_batches} clips (batch_size "
-                f"{batch_size} x gradient_accumulation_steps {num_micro_batches}) cannot be shared "
-                f"by {self.count} processes: make gradient_accumulation_steps a multiple of "
-                f"{self.count}"
-            )
-        share = batch_size * num_micro_batches // self.count
-        first = self.index * share
-        starts = range(first, first + share, batch_size)
-        return tuple(tuple(range(start, start + batch_size)) for start in starts)
 
     def meet(self) -> None:
         """Wait until every process is here.

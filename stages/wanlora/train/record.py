@@ -147,7 +147,7 @@ class Recorder:
         if wandb := self._trackers.get("wandb"):
             wandb.store_init_configuration(json.loads(json.dumps(dict(settings), default=str)))
 
-    def step(self, row: Mapping[str, float | None]) -> None:
+    def step(self, row: Mapping[str, Any]) -> None:
         """Show a row of metrics.jsonl; what is null there is not a point on a curve."""
         values = {
             f"train/{key}": value

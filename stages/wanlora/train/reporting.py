@@ -16,7 +16,7 @@ from jaxtyping import UInt8
 
 from wanlora import runs
 from wanlora.config import TrainConfig
-from wanlora.core.buckets import Bucket, num_tokens
+from wanlora.core.buckets import Bucket, num_tokens, usual
 from wanlora.core.flops import step_flops
 from wanlora.core.latent_rgb import solve
 from wanlora.core.validation import Report
@@ -65,20 +65,25 @@ class Reporter:
         self._device_name = name_of(session.device)
         self._row: dict[str, Any] | None = None
         self._taken: list[tuple[float, Bucket]] = []
+        self.num_clips = 0
         self.last_loss: float | None = None
         self.last_validation: dict[str, Any] | None = None
 
     def step(self, outcome: Outcome) -> None:
         """Record an optimizer step."""
         session, seconds = self._session, outcome.seconds
+        bucket, num_clips = session.bucket(outcome.step), session.num_clips(outcome.step)
+        self.num_clips += num_clips
         self.last_loss = float(outcome.losses.mean())
         self._loss, self._pace = self._loss.add(self.last_loss), self._pace.add(seconds)
         row: dict[str, Any] = {
             "step": outcome.step,
+            "bucket": str(bucket),
+            "clips": num_clips,
             "loss": self.last_loss,
             "lr": outcome.learning_rate,
             "grad_norm": outcome.grad_norm,
-            "clips_per_s": session.global_batch / seconds,
+            "clips_per_s": num_clips / seconds,
             "data_wait_s": outcome.waited_s,
         }
         row |= figures(
@@ -86,7 +91,7 @@ class Reporter:
             pace=self._pace,
             seconds=seconds,
             waited_s=outcome.waited_s,
-            flops=self._flops(outcome.step),
+            flops=self._flops(bucket),
             device=session.device,
             device_name=self._device_name,
             steps_left=session.end_step - outcome.step - 1,
@@ -95,7 +100,7 @@ class Reporter:
             runs.append_row(self._config.output_dir, runs.METRICS_NAME, row)
             self._recorder.step(row)
         self._row = row
-        self._taken.append((seconds, self._bucket(outcome.step)))
+        self._taken.append((seconds, bucket))
 
     def postfix(self) -> str:
         """Figures of the newest step recorded, beside the progress bar."""
@@ -153,7 +158,7 @@ class Reporter:
             seconds, buckets = zip(*self._taken, strict=True) if self._taken else ((), ())
             said = against_prediction(
                 seconds, buckets, work=session.work, trial=session.trial,
-                num_micro_batches=len(session.slots), device_name=self._device_name,
+                slots=session.slots, device_name=self._device_name,
             )  # fmt: skip
             if said:
                 logger.info("%s", said)
@@ -170,12 +175,9 @@ class Reporter:
         every, done = self._config.previews.every, self._session.progress.step
         return bool(every) and done % every == 0
 
-    def _bucket(self, step: int) -> Bucket:
-        return self._session.data.source.order.batch(step).bucket
-
-    def _flops(self, step: int) -> float:
-        """What this process's share of a step needs, recomputation not counted."""
-        session, bucket = self._session, self._bucket(step)
+    def _flops(self, bucket: Bucket) -> float:
+        """What this process's share of a bucket's step needs, recomputation not counted."""
+        session = self._session
         if bucket not in self._flops_of:
             counted = step_flops(
                 session.variant.transformer_shape,
@@ -184,7 +186,7 @@ class Reporter:
                 adapted=session.masters.modules,
             )
             self._flops_of[bucket] = counted.model
-        return self._flops_of[bucket] * sum(map(len, session.slots))
+        return self._flops_of[bucket] * sum(map(len, session.slots[bucket]))
 
     def _measure(self, panel: Panel) -> Report:
         session = self._session
@@ -251,10 +253,10 @@ def _preview_prompts(config: TrainConfig, session: Session) -> list[tuple[str, s
 
 
 def _make_previews(config: TrainConfig, session: Session) -> list[UInt8[np.ndarray, "f h w 3"]]:
-    """Denoise at the size most clips have, save the latents, and return rough pictures."""
+    """Denoise at the clips' usual size, save the latents, and return rough pictures."""
     source, variant = session.data.source, session.variant
     prompts = _preview_prompts(config, session)
-    bucket = max(source.clips, key=lambda bucket: len(source.clips[bucket]))
+    bucket = usual(clip.bucket for clip in session.data.clips)
     latents = preview(
         session.transformer,
         prompt_embeds=torch.stack([source.padded_prompt(key) for _, key in prompts]),

@@ -72,8 +72,8 @@ def is_due(config: TrainConfig, session: Session) -> bool:
     done = session.progress.step
     if done == session.end_step or (config.save_steps and done % config.save_steps == 0):
         return True
-    num_clips, batch = len(session.data.clips), session.global_batch
-    ends_epoch = done * batch // num_clips > (done - 1) * batch // num_clips
+    epoch = session.data.source.order.steps_per_epoch
+    ends_epoch = done // epoch > (done - 1) // epoch
     return config.save_every_epoch and ends_epoch
 
 

@@ -8,6 +8,8 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -17,11 +19,11 @@ import torch
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
-from wanlora.core.buckets import Bucket, num_tokens
-from wanlora.core.cost import all_reduce_bytes
+from wanlora.core.buckets import Bucket
+from wanlora.core.cost import all_reduce_bytes, model_flops
 from wanlora.core.memory import Workload
 from wanlora.core.order import num_steps
-from wanlora.errors import AdapterError, CheckpointError, ModelError, RunError
+from wanlora.errors import AdapterError, CheckpointError, ConfigError, ModelError, RunError
 from wanlora.step import fitting
 from wanlora.step.masters import Masters, MovingAverage
 from wanlora.step.trial import Trial
@@ -54,9 +56,9 @@ class Session:
     """What the loop moves.
 
     Attributes:
-        work: The micro-batch of the largest bucket.
+        work: The micro-batch that takes the most memory.
         trial: What it took, and how the blocks run since.
-        slots: This rank's slots of a global batch, a tuple for each micro-batch.
+        slots: This rank's slots of each bucket's global batch, a tuple for each micro-batch.
         end_step: Steps run up to, not including, this one.
         identity: What a checkpoint is compared with before it is continued.
         facts: Where the adapter comes from; written into its header.
@@ -75,8 +77,7 @@ class Session:
     ranks: Ranks
     device: torch.device
     dtype: torch.dtype
-    global_batch: int
-    slots: tuple[tuple[int, ...], ...]
+    slots: dict[Bucket, tuple[tuple[int, ...], ...]]
     progress: Progress
     end_step: int
     checkpoint: Path | None
@@ -88,6 +89,14 @@ class Session:
     def is_main(self) -> bool:
         """Whether this process writes files and shows progress."""
         return self.ranks.is_main
+
+    def bucket(self, step: int) -> Bucket:
+        """Bucket of a step's clips, the same on every rank."""
+        return self.data.source.order.batch(step).bucket
+
+    def num_clips(self, step: int) -> int:
+        """Clips in a step's global batch, over all ranks."""
+        return self.data.sizes[self.bucket(step)].global_batch
 
 
 def open_session(config: TrainConfig) -> Session:
@@ -107,10 +116,13 @@ def open_session(config: TrainConfig) -> Session:
     if config.deterministic:
         _be_deterministic()
     ranks = Ranks(device, timeout_s=config.process_timeout_s)
-    global_batch = config.batch_size * config.gradient_accumulation_steps
-    slots = ranks.slots(config.batch_size, config.gradient_accumulation_steps)
+    _require_shares(config, ranks.count)
+    slots = {
+        bucket: size.slots(rank=ranks.index, world=ranks.count)
+        for bucket, size in data.sizes.items()
+    }
     end_step = config.max_steps or num_steps(
-        len(data.clips), batch_size=global_batch, num_epochs=config.num_epochs
+        data.source.order.steps_per_epoch, num_epochs=config.num_epochs
     )
     if config.optimizer.warmup_steps >= end_step:
         logger.warning(
@@ -169,7 +181,6 @@ def open_session(config: TrainConfig) -> Session:
         ranks=ranks,
         device=device,
         dtype=dtype,
-        global_batch=global_batch,
         slots=slots,
         progress=progress,
         end_step=end_step,
@@ -178,6 +189,17 @@ def open_session(config: TrainConfig) -> Session:
         facts=facts,
         base_losses=ranks.from_main(lambda: _read_base_losses(config.output_dir)),
     )
+
+
+def _require_shares(config: TrainConfig, world: int) -> None:
+    """Refuse a number of processes that cannot share a step's micro-batches evenly."""
+    size, times = config.batch_size, config.gradient_accumulation_steps
+    if times % world:
+        raise ConfigError(
+            f"a global batch of {size * times} clips (batch_size {size} x "
+            f"gradient_accumulation_steps {times}) cannot be shared by {world} processes: make "
+            f"gradient_accumulation_steps a multiple of {world}"
+        )
 
 
 def _open_run(config: TrainConfig, ranks: Ranks) -> Path | None:
@@ -289,6 +311,19 @@ def _say_what_is_resident(
     )  # fmt: skip
 
 
+def _say_what_a_step_has(data: Data, works: Mapping[Bucket, Workload]) -> None:
+    if len(data.sizes) > 1:
+        number = Counter(clip.bucket for clip in data.clips)
+        logger.info(
+            "a step has clips of one bucket:\n%s",
+            "\n".join(
+                f"  {bucket}: {size.global_batch} of {number[bucket]:,}, {size.micro_batch} at "
+                f"once, {size.num_micro_batches * model_flops(works[bucket]) / 1e12:.4g} TFLOP"
+                for bucket, size in data.sizes.items()
+            ),
+        )
+
+
 def _count(number: int) -> str:
     for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= size:
@@ -305,18 +340,24 @@ def _fit(
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Workload, Trial]:
-    """Decide how blocks run by trying the largest bucket, so that memory runs out now or never."""
-    bucket: Bucket = max(data.source.clips, key=num_tokens)
-    work = fitting.workload(
-        variant,
-        bucket,
-        batch_size=config.batch_size,
-        rank=config.lora.rank,
-        adapted=masters.modules,
-        compiled=is_compiled(config.eager, device, dora=config.lora.dora),
-        dtype=dtype,
-        num_uploaded=config.prefetch_batches + 1,
-    )
+    """Decide how blocks run by a trial of what is largest, so that memory runs out now or never."""
+    compiled = is_compiled(config.eager, device, dora=config.lora.dora)
+    works = {
+        bucket: fitting.workload(
+            variant,
+            bucket,
+            batch_size=size.micro_batch,
+            rank=config.lora.rank,
+            adapted=masters.modules,
+            compiled=compiled,
+            dtype=dtype,
+            num_uploaded=config.prefetch_batches + 1,
+        )
+        for bucket, size in data.sizes.items()
+    }
+    _say_what_a_step_has(data, works)
+    bucket = fitting.largest(works)
+    work = works[bucket]
     if work.compiled:
         logger.info("compiling the blocks; their kernels are kept for the next run")
     trial = fitting.fit(

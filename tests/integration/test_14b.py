@@ -1,0 +1,115 @@
+"""T2V-14B, the second row of the table: its proportions, small, on another variant's cache."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import av
+import pytest
+import safetensors
+import torch
+from diffusers import WanTransformer3DModel
+
+from tests.support import cli
+from wanlora.store.views import read_view
+from wanlora.wan.variants import VARIANTS
+
+NAME = "pytorch_lora_weights.safetensors"
+ROW, MICRO = VARIANTS["t2v-14b"], VARIANTS["micro"]
+LAYERS = HEADS = 8  # of 40 and 40
+HEAD_DIM = 16  # of 128
+FFN = round(ROW.ffn_dim / (ROW.num_attention_heads * ROW.attention_head_dim) * HEADS * HEAD_DIM)
+SMALL = ("--max-steps", 2, "--set", "lora.rank=2", "--set", "validation.every=0",
+         "--set", "optimizer.warmup_steps=0", "--set", "trackers=[]")  # fmt: skip
+
+
+@pytest.fixture
+def small_14b(tmp_path, monkeypatch, micro_folder):
+    """A model folder with micro's encoders and a transformer of the 14B's proportions; its row."""
+    assert ROW.num_layers / ROW.num_attention_heads == LAYERS / HEADS
+    row = replace(
+        MICRO, name="small-14b", num_layers=LAYERS, num_attention_heads=HEADS,
+        attention_head_dim=HEAD_DIM, ffn_dim=FFN,
+    )  # fmt: skip
+    monkeypatch.setitem(VARIANTS, row.name, row)
+    folder = tmp_path / "small-14b"
+    folder.mkdir()
+    for part in ("vae", "text_encoder", "tokenizer", "scheduler", "model_index.json"):
+        (folder / part).symlink_to(micro_folder / part)
+    torch.manual_seed(0)
+    transformer = WanTransformer3DModel(
+        num_layers=LAYERS, num_attention_heads=HEADS, attention_head_dim=HEAD_DIM, ffn_dim=FFN,
+        text_dim=row.text_dim, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
+    )  # fmt: skip
+    transformer.save_pretrained(folder / "transformer")
+    return folder
+
+
+@pytest.fixture
+def cache(cache_fp16, tmp_path):
+    """A cache that the other variant's encoders made."""
+    return shutil.copytree(cache_fp16, tmp_path / "cache")
+
+
+def succeeds(*arguments):
+    done = cli.invoke(*arguments)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def header(run_dir):
+    with safetensors.safe_open(run_dir / NAME, "pt") as opened:
+        return opened.metadata()
+
+
+def test_one_cache_trains_both_variants_and_each_adapter_draws_with_its_own(
+    small_14b, cache, npz_manifest, tmp_path
+):
+    run_dir = tmp_path / "run"
+    succeeds(
+        "train", "--cache", cache, "--model", small_14b, "--device", "cpu", "--output-dir", run_dir,
+        *SMALL,
+    )  # fmt: skip
+    assert header(run_dir)["wanlora.variant"] == "small-14b"
+    video = tmp_path / "a.mp4"
+    sizes = ("--num-frames", 5, "--height", 32, "--width", 48, "--steps", 1)
+    succeeds("sample", "--adapter", run_dir, "--device", "cpu", "--prompt", "x", *sizes,
+             "--output", video)  # fmt: skip
+    with av.open(str(video)) as opened:
+        assert sum(1 for _ in opened.decode(video=0)) == 5
+    wrong = ("sample", "--adapter", run_dir, "--model", "micro", "--prompt", "x", *sizes)
+    assert "blocks" in cli.refuses(*wrong, "--output", tmp_path / "b.mp4")
+
+    # The other way round: its encoders find every clip and caption there, and micro trains on them.
+    said = succeeds(
+        "cache-latents", "--manifest", npz_manifest, "--cache", cache, "--view", "of-14b",
+        "--model", small_14b, "--device", "cpu", "--set", "text_dtype=float32",
+    )  # fmt: skip
+    assert "0 encoded" in said
+    assert read_view(cache, "of-14b").model == str(small_14b)
+    micro_run = tmp_path / "micro-run"
+    succeeds("train", "--cache", cache, "--view", "of-14b", "--model", "micro", "--output-dir",
+             micro_run, *SMALL)  # fmt: skip
+    assert header(micro_run)["wanlora.variant"] == "micro"
+
+
+def test_estimate_answers_for_the_14b_model_in_words_and_in_figures():
+    arguments = ("estimate", "--variant", "t2v-14b", "--device", "h100")
+    found = json.loads(cli.invoke(*arguments, "--json").stdout)
+    assert found["variant"] == "t2v-14b"
+    assert found["fits"]
+    assert found["activations"] == "5 full + 35 selective"
+    assert [found["modes"][way]["fits"] for way in ("none", "selective", "full")] == [
+        False, False, True,
+    ]  # fmt: skip
+    assert found["tflop_per_step"] == pytest.approx(4714, abs=1)
+    said = cli.invoke(*arguments).stdout
+    assert "t2v-14b on H100" in said
+    assert "5 full + 35 selective  80.4     yes" in said
+
+
+def test_the_14b_model_fits_no_card_of_24_gb_and_estimate_says_what_to_do():
+    said = cli.invoke("estimate", "--variant", "t2v-14b", "--device", "rtx4090").stdout
+    assert "does not fit: " in said
+    assert "not even a single frame would" in said
+    assert "train_frames" not in said  # shorter clips would not help
