@@ -56,7 +56,7 @@ def writer(cache: Path, kind: schema.Kind, shape: tuple[int, ...], rows: int = 3
 
 
 def rows_of(cache: Path, kind: schema.Kind) -> RowReader:
-    return RowReader(cache, kind, index.segments_of(cache, kind, FINGERPRINT[kind]))
+    return RowReader(cache, kind, index.committed(cache, kind, FINGERPRINT[kind]))
 
 
 # --- formats ---

@@ -166,7 +166,7 @@ def keep_only(
     with ExitStack() as stack:
         writers: dict[str, SegmentWriter] = {}
         for segment in segments:
-            reader = RowReader(cache, generation.kind, [segment])
+            reader = RowReader.of_segments(cache, generation.kind, [segment])
             rgb = _share_of_rgb(segment, len(keep[segment.key]))
             for key in segment.row_keys:
                 if key not in keep[segment.key]:
