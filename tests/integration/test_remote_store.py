@@ -38,6 +38,8 @@ def test_objects_are_put_read_listed_and_removed_as_in_a_folder(cache, tmp_path)
         assert objects.get(root, "a/b/two") == b"a/b/two"
         assert (objects.folders(root, "a"), objects.files(root, "a")) == (["b"], ["one"])
         assert objects.folders(root, "nothing") == []
+        assert objects.sizes_in_folders(root, "a", "two") == {"b": 7}
+        assert objects.sizes_in_folders(root, "a", "one") == {}
         found = objects.listing(root, "a")
         assert {key: entry.num_bytes for key, entry in found.items()} == {"a/one": 5, "a/b/two": 7}
         assert all(objects.age_s(entry) < 600 for entry in found.values())

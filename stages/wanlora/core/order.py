@@ -57,8 +57,8 @@ class Order:
         self._choices: list[tuple[int, int]] = []  # (bucket rank, batches of it before), by step
         self._taken = [0] * len(self._buckets)
         self._drawing = threading.Lock()  # several threads read ahead
-        self._groups: list[list[Sequence[int]]] = [
-            _members(activities[bucket]) if activities else [range(sizes[bucket])]
+        self._groups = [
+            _members(activities[bucket]) if activities else [list(range(sizes[bucket]))]
             for bucket in self._buckets
         ]
         num_groups = sum(len(groups) for groups in self._groups)
@@ -103,7 +103,7 @@ class Order:
         return generator(self._seed, Stream.ORDER, epoch, slot).permutation(size)
 
 
-def _members(activities: Sequence[str]) -> list[Sequence[int]]:
+def _members(activities: Sequence[str]) -> list[list[int]]:
     """Indices of each activity, by its name."""
     members: dict[str, list[int]] = {}
     for index, activity in enumerate(activities):

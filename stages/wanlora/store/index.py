@@ -6,7 +6,7 @@ it is there is asked of the store, every time.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
@@ -96,8 +96,16 @@ def provenances(cache: Location, kind: Kind) -> dict[str, dict[str, Any]]:
     return found
 
 
-def scan(cache: Location, kind: Kind, fingerprint: str) -> tuple[list[Segment], list[Damaged]]:
-    """Read all commit records under a fingerprint, with everything that they say.
+def scan(
+    cache: Location, kind: Kind, fingerprint: str, *, known: Collection[str] = ()
+) -> tuple[list[Segment], list[Damaged]]:
+    """Read commit records under a fingerprint, with everything that they say.
+
+    Args:
+        cache: Folder or URL.
+        kind: What the rows are.
+        fingerprint: Of the encoder.
+        known: Keys of segments that are left out: a record never changes.
 
     Returns:
         Segments in the order of their ids, and the records that cannot be used.
@@ -107,7 +115,8 @@ def scan(cache: Location, kind: Kind, fingerprint: str) -> tuple[list[Segment], 
     """
     segments: list[Segment] = []
     damaged: list[Damaged] = []
-    for found in _read(cache, kind, fingerprint, [*_listing(cache, kind, fingerprint)]):
+    keys = [key for key in _listing(cache, kind, fingerprint) if key not in known]
+    for found in _read(cache, kind, fingerprint, keys):
         (segments if isinstance(found, Segment) else damaged).append(found)  # type: ignore[arg-type]
     return sorted(segments, key=lambda segment: segment.name), damaged
 

@@ -194,6 +194,10 @@ def drop(cache: Location, segment: str) -> None:
         return
     objects.remove(cache, f"{segment}/{schema.GROUP}")
     objects.remove_tree(cache, segment)
+    _, *rest = segment.split("/")
+    if len(rest) == 2:  # a generation: nobody will ask again what its records said
+        kind, fingerprint = rest
+        objects.remove(cache, schema.snapshot_key(kind, fingerprint))
 
 
 def _writer(

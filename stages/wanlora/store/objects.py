@@ -24,7 +24,7 @@ PARTIAL = ".partial"
 """Folder of half-written files, beside the store and the views: no reader ever looks into it."""
 
 REQUESTS = 64
-"""Requests at once to an object store: at 50 ms each, 1,280 a second."""
+"""Requests at once to an object store: at 100 ms each, 640 a second."""
 
 HELD = 16 * REQUESTS
 """Objects fetched ahead of whoever uses them."""

@@ -50,7 +50,7 @@ def segments_key(kind: Kind, fingerprint: str, shape: tuple[int, ...]) -> str:
     return f"{key}/{'x'.join(map(str, shape))}" if kind == "latents" else key
 
 
-def snapshot_key(kind: Kind, fingerprint: str) -> str:
+def snapshot_key(kind: str, fingerprint: str) -> str:
     """Key of what is remembered of the commit records under a fingerprint."""
     return f"{SNAPSHOTS}/{kind}-{short(fingerprint)}.npz"
 
