@@ -7,7 +7,6 @@ and records are those of 81x480x832 clips, three sizes, one caption each.
 
 import hashlib
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from wanlora.core.fingerprint import fingerprint
 from wanlora.store import index, schema
 from wanlora.store.views import View, ViewClip
 from wanlora.store.writer import SegmentWriter, write_groups
+from wanlora.wan.variants import VARIANTS
 
 ROWS = 32
 BUCKETS = (Bucket(81, 480, 832), Bucket(81, 832, 480), Bucket(81, 624, 624))
@@ -28,10 +28,17 @@ CAPTION = (
     "come towards it and the pavement reflects the lights."
 )
 TRANSFORM = {"fit": "cover", "crop": "center", "filter": "area-bicubic", "sample_aspect": "1"}
+VARIANT = VARIANTS["t2v-1.3b"]
 PROVENANCE = {
-    "latents": {"kind": "latents", "vae_sha256": "ab" * 32, "z_dim": 16, "simulated": True},
-    "text": {"kind": "text", "text_encoder_sha256": "cd" * 32, "text_dim": 4096, "simulated": True},
-}
+    "latents": {
+        "kind": "latents", "simulated": True, "z_dim": VARIANT.z_dim, "normalized": True,
+        "latents_mean": list(VARIANT.latents_mean), "latents_std": list(VARIANT.latents_std),
+    },
+    "text": {
+        "kind": "text", "simulated": True, "text_dim": VARIANT.text_dim,
+        "max_sequence_length": VARIANT.max_sequence_length,
+    },
+}  # fmt: skip
 FINGERPRINT = {kind: fingerprint(value) for kind, value in PROVENANCE.items()}
 
 
@@ -61,7 +68,7 @@ def view_of(num_clips: int) -> View:
         latents_provenance=PROVENANCE["latents"],
         text_provenance=PROVENANCE["text"],
         model="simulated",
-        variant="t2v-1.3b",
+        variant=VARIANT.name,
         shift=3.0,
         empty_prompt=key_of("text", 0),
         negative_prompt=key_of("text", 1),
@@ -115,8 +122,3 @@ def _record(cache: Path, kind: schema.Kind) -> str:
             )
     (segment,) = index.segments_of(cache, kind, FINGERPRINT[kind])
     return (cache / segment.key / schema.GROUP).read_text()
-
-
-def whole(view: View) -> View:
-    """The view, with every clip for training."""
-    return replace(view, clips=tuple(replace(clip, split="train") for clip in view.clips))

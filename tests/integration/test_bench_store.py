@@ -21,7 +21,19 @@ def test_the_store_benchmark_runs_and_loses_at_most_a_segment_a_kill(tmp_path):
     for row in figures["kills"]:
         assert row["wrong"] == 0
         assert row["lost"] <= 8 * row["kills"]
-    assert figures["index"][0]["clips"] == 64
+
+
+def test_the_benchmark_of_scale_runs_and_a_snapshot_spares_every_commit_record(tmp_path):
+    output = tmp_path / "figures.json"
+    command = [sys.executable, str(BENCH / "scale.py"), "--clips", "640", "--output", str(output)]
+    done = subprocess.run(command, check=True, timeout=300, capture_output=True, text=True)
+    figures = json.loads(output.read_text())
+    assert [row["records_read"] for row in figures["index"]] == [40, 40, None, 0, 64]
+    assert figures["start"][0]["trained_on"] == 608
+    assert figures["requests"][0]["gets"] <= 10
+    counted = {row["figure"]: row["1,000,000"] for row in figures["cluster"]}
+    assert counted["commit records"] == "62,500"
+    assert all(f"| {name} |" in done.stdout for name in counted)
 
 
 @pytest.mark.slow
