@@ -31,9 +31,14 @@ def test_the_benchmark_of_scale_runs_and_a_snapshot_spares_every_commit_record(t
     assert [row["records_read"] for row in figures["index"]] == [40, 40, None, 0, 64]
     assert figures["start"][0]["trained_on"] == 608
     assert figures["requests"][0]["gets"] <= 10
-    counted = {row["figure"]: row["1,000,000"] for row in figures["cluster"]}
-    assert counted["commit records"] == "62,500"
-    assert all(f"| {name} |" in done.stdout for name in counted)
+    page = (BENCH.parent / "docs" / "scale.md").read_text()
+    for row in figures["cluster"]:
+        line = f"| {' | '.join(row.values())} |"
+        assert line in done.stdout
+        if row["how"] in ("counted", "predicted"):
+            assert line in page
+        else:  # what was measured differs from machine to machine
+            assert f"| {row['figure']} |" in page
 
 
 @pytest.mark.slow
