@@ -82,6 +82,14 @@ def test_a_collected_generation_takes_its_snapshot_with_it(tmp_path):
     assert [path.is_file() for path in snapshots.values()] == [False, True]
 
 
+def test_repair_believes_the_records_alone(tmp_path):
+    view = build_store(tmp_path, num_clips=2)
+    StoreReader.of_view(tmp_path, view).keep_index()
+    found = mend.repair(InspectConfig(path=tmp_path, repair=True))
+    assert found == {"dropped": 0, "encoded": 0, "failures": []}
+    assert not (tmp_path / schema.SNAPSHOTS).exists()
+
+
 def test_arrays_that_were_closed_to_make_room_open_again(tmp_path, monkeypatch):
     monkeypatch.setattr(readers, "OPEN_ARRAYS", 1)
     view = build_store(tmp_path, num_clips=9, rows=2)

@@ -113,11 +113,10 @@ def scan(
     Raises:
         StoreVersionError: A record of another version.
     """
-    segments: list[Segment] = []
-    damaged: list[Damaged] = []
     keys = [key for key in _listing(cache, kind, fingerprint) if key not in known]
-    for found in _read(cache, kind, fingerprint, keys):
-        (segments if isinstance(found, Segment) else damaged).append(found)  # type: ignore[arg-type]
+    found = list(_read(cache, kind, fingerprint, keys))
+    segments = [each for each in found if isinstance(each, Segment)]
+    damaged = [each for each in found if isinstance(each, Damaged)]
     return sorted(segments, key=lambda segment: segment.name), damaged
 
 

@@ -31,7 +31,7 @@ FIRST = 5
 """How many missing names a message shows."""
 
 OPEN_ARRAYS = 1024
-"""Arrays kept open: all of a store of 32,000 clips; of a larger one the last, 20 kB each."""
+"""Arrays kept open: all of a store of 32,000 clips; of a larger one the last, 6 kB each."""
 
 PICTURED = 256
 """Segments whose normal equations are summed: 8,192 clips are a sample as good as a million."""

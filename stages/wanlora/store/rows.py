@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int64, Shaped, UInt32
 
 VERSION = 1
+COLUMNS = ("record_bytes", "row_keys", "homes", "places", "crc32c")
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, NotImplementedError,
 )  # fmt: skip
@@ -171,9 +172,6 @@ def from_bytes(data: bytes, owner: str) -> Rows | None:
             return Rows(segments, **{name: found[name] for name in COLUMNS})
     except DAMAGE:
         return None
-
-
-COLUMNS = ("record_bytes", "row_keys", "homes", "places", "crc32c")
 
 
 def _sizes(rows: Rows) -> Iterable[tuple[str, int]]:
