@@ -56,6 +56,7 @@ bench: setup
 
 bench-store: setup
 	$(BIN)/python bench/store.py
+	$(BIN)/python bench/scale.py
 	$(BIN)/python bench/stage_one.py
 
 clean:

@@ -1,8 +1,8 @@
 """What the store costs, beside what others do: `python bench/store.py`.
 
 Sections: formats (read and write beside safetensors files, tar shards, a memmap), kills (rows lost
-and wrong after SIGKILL), index (scan of 100,000 clips). CPU time is the figure to trust on a shared
-machine; wall time is not. `--tiny` runs everything in seconds, which keeps this file alive.
+and wrong after SIGKILL). CPU time is the figure to trust on a shared machine; wall time is not.
+`--tiny` runs everything in seconds, which keeps this file alive. Many clips: `scale.py`.
 """
 
 import json
@@ -21,8 +21,7 @@ import figures
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from wanlora.core.fingerprint import sha256_text
-from wanlora.store import index, objects, schema
+from wanlora.store import index, schema
 from wanlora.store.reader import RowReader
 from wanlora.store.writer import SegmentWriter
 
@@ -56,7 +55,7 @@ def writer(cache: Path, kind: schema.Kind, shape: tuple[int, ...], rows: int = 3
 
 
 def rows_of(cache: Path, kind: schema.Kind) -> RowReader:
-    return RowReader(cache, kind, index.segments_of(cache, kind, FINGERPRINT[kind]))
+    return RowReader(cache, kind, index.committed(cache, kind, FINGERPRINT[kind]))
 
 
 # --- formats ---
@@ -227,33 +226,7 @@ def kills(root: Path, *, tiny: bool) -> list[dict]:
     return result
 
 
-# --- index ---
-
-
-def scan(root: Path, *, tiny: bool) -> list[dict]:
-    """The index of simulated caches: only commit records, 32 clips each."""
-    result = []
-    for number in (64,) if tiny else (10_000, 100_000):
-        cache = root / f"index-{number}"
-        parent = schema.segments_key("latents", FINGERPRINT["latents"], (16, 21, 60, 104))
-        for first in range(0, number, 32):
-            keys = [sha256_text(f"{first + i}") for i in range(32)]
-            commit = {"kind": "segment", "version": 1, "fingerprint": FINGERPRINT["latents"],
-                      "count": 32, "keys": keys, "crc32c": {"latent": list(range(32))},
-                      "sources": [{"clip_id": key[:20], "path": f"/data/{key[:20]}.mp4",
-                                   "start_s": 0.0, "fps": 16.0} for key in keys]}  # fmt: skip
-            path = cache / parent / f"{first:016x}" / schema.GROUP
-            path.parent.mkdir(parents=True)
-            path.write_bytes(schema.group_document(commit))
-        started, cpu = time.monotonic(), time.process_time()
-        rows = rows_of(cache, "latents").rows
-        result.append({"clips": len(rows), "scan_s": time.monotonic() - started,
-                       "scan_cpu_s": time.process_time() - cpu})  # fmt: skip
-        assert objects.get(cache, "none") is None
-    return result
-
-
-SECTIONS = {"formats": formats, "kills": kills, "index": scan}
+SECTIONS = {"formats": formats, "kills": kills}
 
 if __name__ == "__main__":
     figures.main(__doc__, SECTIONS)

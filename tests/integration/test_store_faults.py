@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.killed_writers import KEYS, MODES, NUM_PUTS
 from tests.support.stores import (
+    FINGERPRINT,
     build_store,
     open_rows,
     open_store,
@@ -25,6 +26,7 @@ from tests.support.stores import (
 )
 from wanlora.errors import CorruptRowError, StoreError
 from wanlora.store import objects
+from wanlora.store.index import segments_of
 from wanlora.store.reader import StoreReader
 
 
@@ -80,10 +82,10 @@ def test_two_writers_at_once_may_repeat_a_row_and_the_lowest_segment_wins(tmp_pa
             one.add(a, row_of("latents", a))
             two.add(b, row_of("latents", b))
     assert check_rows(tmp_path, "latents") == set(keys)
-    reader = open_rows(tmp_path, "latents")
-    assert sum(len(segment.row_keys) for segment in reader.segments) == 18
-    for key, row in reader.rows.items():
-        homes = [segment.key for segment in reader.segments if key in segment.row_keys]
+    segments = segments_of(tmp_path, "latents", FINGERPRINT["latents"])
+    assert sum(len(segment.row_keys) for segment in segments) == 18
+    for key, row in open_rows(tmp_path, "latents").rows.items():
+        homes = [segment.key for segment in segments if key in segment.row_keys]
         assert row.segment == min(homes)
 
 

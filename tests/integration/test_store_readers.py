@@ -10,9 +10,17 @@ import pytest
 import tensorstore
 import zarr
 
-from tests.support.stores import build_store, open_rows, open_store, row_of, segment_writer
+from tests.support.stores import (
+    FINGERPRINT,
+    build_store,
+    open_rows,
+    open_store,
+    row_of,
+    segment_writer,
+)
 from wanlora.core.buckets import Bucket
 from wanlora.store.arrays import DIMENSIONS
+from wanlora.store.index import segments_of
 from wanlora.store.reader import StoreReader
 
 DOC = Path(__file__).parents[2] / "docs" / "store-format.md"
@@ -30,7 +38,7 @@ def segments(cache: Path) -> dict[str, tuple]:
     return {
         segment.key.removeprefix("store.zarr/"): (kind, segment)
         for kind in ("latents", "text")
-        for segment in open_rows(cache, kind).segments
+        for segment in segments_of(cache, kind, FINGERPRINT[kind])
     }
 
 

@@ -54,7 +54,7 @@ def test_rows_come_back_bit_for_bit_in_any_order_with_duplicates(drawn: tuple) -
                 for key in order[i:] if i else order:
                     writer.add(key, rows[key])
         segments = segments_of(Path(folder), kind, FINGERPRINT[kind])
-        reader = RowReader(Path(folder), kind, segments)
+        reader = RowReader.of_segments(Path(folder), kind, segments)
         assert reader.rows.keys() == rows.keys()
         for key, row in rows.items():
             found = reader.read(key)

@@ -12,7 +12,7 @@ import numpy as np
 
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.fingerprint import fingerprint, sha256_text
-from wanlora.store.index import segments_of
+from wanlora.store.index import committed
 from wanlora.store.reader import RowReader, StoreReader
 from wanlora.store.schema import Kind
 from wanlora.store.views import View, ViewClip, ViewPrompt, write_view
@@ -67,7 +67,7 @@ def write_rows(
 
 def open_rows(cache: Path, kind: Kind) -> RowReader:
     """A reader of one kind; a store with nothing committed reads as empty."""
-    return RowReader(cache, kind, segments_of(cache, kind, FINGERPRINT[kind]))
+    return RowReader(cache, kind, committed(cache, kind, FINGERPRINT[kind]))
 
 
 def open_store(cache: Path) -> StoreReader:
@@ -113,7 +113,7 @@ def build_store(
 
 def segment_folders(cache: Path, kind: Kind) -> list[Path]:
     """Folders of committed segments."""
-    return [cache / segment.key for segment in open_rows(cache, kind).segments]
+    return [cache / segment for segment in open_rows(cache, kind).rows.segments]
 
 
 @contextmanager

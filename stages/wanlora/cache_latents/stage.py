@@ -190,7 +190,7 @@ def _publish(config: CacheLatentsConfig, job: Job, kept: Sequence[KeyedClip]) ->
         name=config.view,
     )
     encode.complete_groups(config.cache, plan, kept)
-    StoreReader.of_view(config.cache, view)
+    StoreReader.of_view(config.cache, view).keep_index()
     return write_view(config.cache, config.view, view)
 
 

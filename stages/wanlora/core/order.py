@@ -126,10 +126,10 @@ class Order:
 
 def _members(activities: Sequence[str]) -> list[list[int]]:
     """Indices of each activity, by its name."""
-    return [
-        [index for index, activity in enumerate(activities) if activity == name]
-        for name in sorted(set(activities))
-    ]
+    members: dict[str, list[int]] = {}
+    for index, activity in enumerate(activities):
+        members.setdefault(activity, []).append(index)
+    return [members[name] for name in sorted(members)]
 
 
 def steps_per_epoch(sizes: Mapping[Bucket, int], batch_size: Mapping[Bucket, int]) -> Fraction:

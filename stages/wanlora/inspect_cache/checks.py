@@ -58,7 +58,7 @@ def full(cache: Location, segments: Mapping[Kind, Sequence[Segment]]) -> Verdict
     with bar(total=total, description="verify", unit="row") as progress:
         for kind, group in segments.items():
             for segment in group:
-                reader = RowReader(cache, kind, [segment])
+                reader = RowReader.of_segments(cache, kind, [segment])
                 for key in segment.row_keys:
                     try:
                         if message := problem_with(kind, reader, key):

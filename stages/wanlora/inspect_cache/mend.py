@@ -12,7 +12,7 @@ from typing import Any
 from wanlora.config import CacheLatentsConfig, InspectConfig, StoreSettings
 from wanlora.errors import StoreError, WanloraError
 from wanlora.inspect_cache import checks
-from wanlora.store import index, maintenance, schema
+from wanlora.store import index, maintenance, objects, schema
 from wanlora.store.maintenance import Generation, Limits
 from wanlora.store.views import View, read_view, view_names
 
@@ -28,6 +28,7 @@ def repair(config: InspectConfig) -> dict[str, Any]:
     Raises:
         StoreError: The disk or the network refuses; a row that cannot be read is never dropped.
     """
+    objects.remove_tree(config.path, schema.SNAPSHOTS)  # what the records say now is what counts
     dropped = _drop_damaged_records(config)
     for generation in maintenance.generations(config.path, ()):
         dropped += _drop_bad_rows(config, generation)

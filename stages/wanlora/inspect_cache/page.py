@@ -19,7 +19,7 @@ from wanlora.files import write_atomic
 from wanlora.inspect_cache.statistics import BucketStatistics, ClipStatistics, evenly
 from wanlora.report.page import Raw, escape, facts, image, page, section, table
 from wanlora.store import schema
-from wanlora.store.reader import RowReader, latent_rgb_of
+from wanlora.store.reader import RowReader
 from wanlora.store.schema import Kind
 from wanlora.store.views import View, ViewClip
 
@@ -158,5 +158,5 @@ def _captions(clip: ViewClip, source: _Source) -> Raw:
 
 
 def _projection(reader: RowReader) -> Float64[np.ndarray, "k 3"] | None:
-    equations = latent_rgb_of(reader.segments)
+    equations = reader.latent_rgb()
     return None if equations is None else solve(*equations)

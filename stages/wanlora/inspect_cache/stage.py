@@ -16,6 +16,7 @@ from wanlora.inspect_cache import checks, decode, mend, page
 from wanlora.inspect_cache.result import InspectResult
 from wanlora.inspect_cache.statistics import BucketStatistics, evenly
 from wanlora.store import index, objects, schema
+from wanlora.store.index import Segment
 from wanlora.store.reader import RowReader
 from wanlora.store.schema import Kind
 from wanlora.store.views import View, read_view, view_names
@@ -30,6 +31,7 @@ class Survey:
 
     cache: Location
     readers: Readers
+    segments: dict[tuple[Kind, str], list[Segment]]
     provenances: dict[tuple[Kind, str], dict[str, Any]]
     views: list[View]
     invalid: list[str]
@@ -96,16 +98,18 @@ def survey(cache: Location) -> Survey:
     """Read all commit records and views."""
     invalid: list[str] = []
     readers: Readers = {}
+    all_segments = {}
     provenances = {}
     for kind in schema.KINDS:
         for fingerprint, provenance in index.provenances(cache, kind).items():
             segments, damaged = index.scan(cache, kind, fingerprint)
             invalid += [record.message for record in damaged]
-            readers[kind, fingerprint] = RowReader(cache, kind, segments)
+            all_segments[kind, fingerprint] = segments
+            readers[kind, fingerprint] = RowReader.of_segments(cache, kind, segments)
             provenances[kind, fingerprint] = provenance
     views = list(_views(cache, invalid))
     sizes = objects.listing(cache, schema.STORE)
-    return Survey(cache, readers, provenances, views, invalid, sizes)
+    return Survey(cache, readers, all_segments, provenances, views, invalid, sizes)
 
 
 def _views(cache: Location, invalid: list[str]) -> Iterator[View]:
@@ -121,18 +125,18 @@ def _views(cache: Location, invalid: list[str]) -> Iterator[View]:
 def _verified(found: Survey, level: str) -> tuple[list[str], list[str]]:
     """A line for each bad row, and one for each that could not be read."""
     if level == "fast":
-        segments = [s for reader in found.readers.values() for s in reader.segments]
+        segments = [s for group in found.segments.values() for s in group]
         return [bad.message for bad in checks.fast(found.cache, segments)], []
     if level == "full":
-        verdict = checks.full(found.cache, _segments_by_kind(found.readers))
+        verdict = checks.full(found.cache, _segments_by_kind(found))
         return [bad.message for bad in verdict.bad], verdict.unread
     return [], []
 
 
-def _segments_by_kind(readers: Readers) -> dict[Kind, list[index.Segment]]:
-    by_kind: dict[Kind, list[index.Segment]] = {}
-    for (kind, _), reader in readers.items():
-        by_kind.setdefault(kind, []).extend(reader.segments)
+def _segments_by_kind(found: Survey) -> dict[Kind, list[Segment]]:
+    by_kind: dict[Kind, list[Segment]] = {}
+    for (kind, _), segments in found.segments.items():
+        by_kind.setdefault(kind, []).extend(segments)
     return by_kind
 
 
@@ -170,7 +174,7 @@ def _fingerprints(found: Survey) -> list[dict[str, Any]]:
             "kind": kind,
             "fingerprint": fingerprint,
             "rows": len(reader.rows),
-            "segments": len(reader.segments),
+            "segments": len(reader.rows.segments),
             "bytes": found.num_bytes(schema.fingerprint_key(kind, fingerprint)),
             "provenance": found.provenances[kind, fingerprint],
         }

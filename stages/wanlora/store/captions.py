@@ -29,11 +29,12 @@ def captions(reader: StoreReader, view: View, split: str) -> dict[str, dict[str,
     chosen = {clip.activity for clip in view.clips if clip.split == split}
     if not chosen:
         raise no_such_split(view, split)
+    asked = [clip for clip in view.clips if clip.split == split or clip.activity not in chosen]
+    texts = reader.prompts(key for clip in asked for key in clip.prompts)
     found: dict[str, dict[str, str]] = {}
-    for clip in view.clips:
-        if clip.split == split or clip.activity not in chosen:
-            for key in clip.prompts:
-                found.setdefault(clip.activity, {}).setdefault(reader.prompt(key), key)
+    for clip in asked:
+        for key in clip.prompts:
+            found.setdefault(clip.activity, {}).setdefault(texts[key], key)
     if lacking := sorted(found.keys() - chosen):
         logger.warning(
             "no clips of split %r show %s: prompts for it are captions of clips that may have been "

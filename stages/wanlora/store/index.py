@@ -1,11 +1,13 @@
-"""What is committed: a scan of the commit records.
+"""What is committed: a listing of the commit records, and what they say.
 
-Owns: which rows are valid and where they lie. There is no other index: a segment without its
-commit record does not exist, and everything else can be worked out from the records.
+Owns: which rows are valid and where they lie. A segment without its commit record does not exist.
+What a record says is kept in a snapshot beside the store, because a segment never changes; whether
+it is there is asked of the store, every time.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,8 @@ from wanlora.core.fingerprint import fingerprint as fingerprint_of
 from wanlora.core.location import Location
 from wanlora.errors import StaleStoreError, StoreError
 from wanlora.store import objects, schema
+from wanlora.store import rows as row_tables
+from wanlora.store.rows import Rows
 from wanlora.store.schema import Kind
 
 
@@ -42,15 +46,6 @@ class Damaged:
 
     key: str
     message: str
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """Where one row lies, and its checksum."""
-
-    segment: str
-    row: int
-    crc32c: int
 
 
 def has_store(cache: Location) -> bool:
@@ -101,8 +96,16 @@ def provenances(cache: Location, kind: Kind) -> dict[str, dict[str, Any]]:
     return found
 
 
-def scan(cache: Location, kind: Kind, fingerprint: str) -> tuple[list[Segment], list[Damaged]]:
-    """Read the commit records under a fingerprint.
+def scan(
+    cache: Location, kind: Kind, fingerprint: str, *, known: Collection[str] = ()
+) -> tuple[list[Segment], list[Damaged]]:
+    """Read commit records under a fingerprint, with everything that they say.
+
+    Args:
+        cache: Folder or URL.
+        kind: What the rows are.
+        fingerprint: Of the encoder.
+        known: Keys of segments that are left out: a record never changes.
 
     Returns:
         Segments in the order of their ids, and the records that cannot be used.
@@ -110,22 +113,88 @@ def scan(cache: Location, kind: Kind, fingerprint: str) -> tuple[list[Segment], 
     Raises:
         StoreVersionError: A record of another version.
     """
+    keys = [key for key in _listing(cache, kind, fingerprint) if key not in known]
+    found = list(_read(cache, kind, fingerprint, keys))
+    segments = [each for each in found if isinstance(each, Segment)]
+    damaged = [each for each in found if isinstance(each, Damaged)]
+    return sorted(segments, key=lambda segment: segment.name), damaged
+
+
+def committed(cache: Location, kind: Kind, fingerprint: str, *, known: Rows | None = None) -> Rows:
+    """Locate every committed row. Only records that are not known yet are read.
+
+    What a segment holds never changes, so what was read of it once is true for ever; the listing
+    says which segments are there. The result is that of `scan`, whatever is known.
+
+    Args:
+        cache: Folder or URL.
+        kind: What the rows are.
+        fingerprint: Of the encoder.
+        known: An earlier result; None = the snapshot that `keep` left in the cache, if any.
+
+    Raises:
+        StoreError: A record is damaged; names the first, and how to get their rows back.
+        StoreVersionError: A record of another version.
+    """
+    there = _listing(cache, kind, fingerprint)
+    if known is None:
+        known = _kept(cache, kind, fingerprint)
+    stay = {
+        segment
+        for segment, size in zip(known.segments, known.record_bytes.tolist(), strict=True)
+        if there.get(segment) == size
+    }
+    tables, damaged = [known.only(stay)], []
+    for found in _read(cache, kind, fingerprint, [key for key in there if key not in stay]):
+        if isinstance(found, Segment):
+            tables.append(_rows_of_one(found, there[found.key]))
+        else:
+            damaged.append(found)
+    _refuse(cache, damaged)
+    return tables[0] if len(tables) == 1 else row_tables.join(tables)
+
+
+def keep(cache: Location, kind: Kind, fingerprint: str, rows: Rows) -> None:
+    """Leave what is committed to later processes, so that they need not read it again.
+
+    A snapshot is a help and nothing else: it may be old, damaged or deleted at any time.
+    """
+    data = row_tables.to_bytes(rows, f"{kind} {fingerprint}")
+    objects.put(cache, schema.snapshot_key(kind, fingerprint), data)
+
+
+def _kept(cache: Location, kind: Kind, fingerprint: str) -> Rows:
+    data = objects.get(cache, schema.snapshot_key(kind, fingerprint))
+    kept = None if data is None else row_tables.from_bytes(data, f"{kind} {fingerprint}")
+    return row_tables.join([]) if kept is None else kept
+
+
+def _listing(cache: Location, kind: Kind, fingerprint: str) -> dict[str, int]:
+    """Bytes of the commit record of every segment that is there, by the segment's key."""
     top = schema.fingerprint_key(kind, fingerprint)
     parents = [top]
     if kind == "latents":
         parents = [f"{top}/{name}" for name in objects.folders(cache, top)]
-    keys = [f"{parent}/{name}" for parent in parents for name in objects.folders(cache, parent)]
-    segments, invalid = [], []
+    return {
+        f"{parent}/{name}": size
+        for parent in parents
+        for name, size in objects.sizes_in_folders(cache, parent, schema.GROUP).items()
+    }
+
+
+def _read(
+    cache: Location, kind: Kind, fingerprint: str, keys: Sequence[str]
+) -> Iterator[Segment | Damaged]:
+    """Parse the commit records of some segments; one that has gone since is none."""
     documents = objects.get_many(cache, [f"{key}/{schema.GROUP}" for key in keys])
     for key, document in zip(keys, documents, strict=True):
-        if document is None:  # not committed
+        if document is None:
             continue
         try:
-            segments.append(_segment(document, key, kind, fingerprint))
+            yield _segment(document, key, kind, fingerprint)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             what = f"damaged commit record ({type(error).__name__}: {error})"
-            invalid.append(Damaged(key, f"{cache / key}: {what}"))
-    return sorted(segments, key=lambda segment: segment.name), invalid
+            yield Damaged(key, f"{cache / key}: {what}")
 
 
 def _segment(document: bytes, key: str, kind: Kind, fingerprint: str) -> Segment:
@@ -146,29 +215,33 @@ def segments_of(cache: Location, kind: Kind, fingerprint: str) -> list[Segment]:
     Raises:
         StoreError: Names the first records and how to get their rows back.
     """
-    segments, invalid = scan(cache, kind, fingerprint)
-    if invalid:
-        raise StoreError(
-            f"{len(invalid)} damaged commit records in {cache / schema.STORE}:\n"
-            + "\n".join(f"  {line}" for line in [damaged.message for damaged in invalid[:3]])
-            + f"\nmend it with: wanlora inspect {cache} --repair; or delete these folders and run: "
-            f"wanlora cache-latents --cache {cache}"
-        )
+    segments, damaged = scan(cache, kind, fingerprint)
+    _refuse(cache, damaged)
     return segments
 
 
-def rows_of(segments: Iterable[Segment]) -> dict[str, Row]:
-    """Locate every row. Where segments share a row, the lowest segment id wins."""
-    rows: dict[str, Row] = {}
-    for segment in sorted(segments, key=lambda segment: segment.name):
-        for row, (key, crc) in enumerate(zip(segment.row_keys, segment.crc32c, strict=True)):
-            rows.setdefault(key, Row(segment.key, row, crc))
-    return rows
+def _refuse(cache: Location, damaged: Sequence[Damaged]) -> None:
+    if damaged:
+        raise StoreError(
+            f"{len(damaged)} damaged commit records in {cache / schema.STORE}:\n"
+            + "\n".join(f"  {record.message}" for record in damaged[:3])
+            + f"\nmend it with: wanlora inspect {cache} --repair; or delete these folders and run: "
+            f"wanlora cache-latents --cache {cache}"
+        )
 
 
-def committed_keys(cache: Location, kind: Kind, fingerprint: str) -> set[str]:
+def rows_of(segments: Iterable[Segment]) -> Rows:
+    """Locate every row of these segments. Where they share a row, the lowest segment id wins."""
+    return row_tables.join([_rows_of_one(segment, 0) for segment in segments])
+
+
+def _rows_of_one(segment: Segment, record_bytes: int) -> Rows:
+    return row_tables.of_segment(segment.key, segment.row_keys, segment.crc32c, record_bytes)
+
+
+def committed_keys(cache: Location, kind: Kind, fingerprint: str) -> AbstractSet[str]:
     """Keys of all rows that are committed under a fingerprint."""
-    return {key for segment in segments_of(cache, kind, fingerprint) for key in segment.row_keys}
+    return committed(cache, kind, fingerprint).keys()
 
 
 def require_fingerprint(

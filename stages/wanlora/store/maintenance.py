@@ -166,7 +166,7 @@ def keep_only(
     with ExitStack() as stack:
         writers: dict[str, SegmentWriter] = {}
         for segment in segments:
-            reader = RowReader(cache, generation.kind, [segment])
+            reader = RowReader.of_segments(cache, generation.kind, [segment])
             rgb = _share_of_rgb(segment, len(keep[segment.key]))
             for key in segment.row_keys:
                 if key not in keep[segment.key]:
@@ -194,6 +194,10 @@ def drop(cache: Location, segment: str) -> None:
         return
     objects.remove(cache, f"{segment}/{schema.GROUP}")
     objects.remove_tree(cache, segment)
+    _, *rest = segment.split("/")
+    if len(rest) == 2:  # a generation: nobody will ask again what its records said
+        kind, fingerprint = rest
+        objects.remove(cache, schema.snapshot_key(kind, fingerprint))
 
 
 def _writer(

@@ -6,31 +6,40 @@ Legend: as in schema.
 """
 
 import hashlib
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import zarr
-from jaxtyping import Float, Float64, UInt16
+from jaxtyping import Float, UInt16
 
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, MissingRowsError, StoreError
-from wanlora.store import arrays, index, remote, schema
+from wanlora.store import arrays, index, objects, remote, schema
 from wanlora.store.copying import LocalCopy
-from wanlora.store.index import Row, Segment
+from wanlora.store.index import Segment
+from wanlora.store.rows import Row, Rows
 from wanlora.store.schema import Kind
 from wanlora.store.views import View
+from wanlora.store.writer import NormalEquations
 
 FIRST = 5
 """How many missing names a message shows."""
 
+OPEN_ARRAYS = 1024
+"""Arrays kept open: all of a store of 32,000 clips; of a larger one the last, 6 kB each."""
+
+PICTURED = 256
+"""Segments whose normal equations are summed: 8,192 clips are a sample as good as a million."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    values: Mapping[str, "zarr.Array[Any]"]
+    values: "zarr.Array[Any]"
     lengths: UInt16[np.ndarray, " n"] | None
 
 
@@ -40,25 +49,33 @@ class RowReader:
     Args:
         cache: Cache folder or URL.
         kind: What the rows are.
-        segments: Where they lie (`index.segments_of` of a fingerprint).
+        rows: Where they lie (`index.committed`).
         copy: Segments are fetched whole into it on first use, and read from there.
+        records: Commit records that are at hand, by segment; others are read when they are needed.
     """
 
     def __init__(
         self,
         cache: Location,
         kind: Kind,
-        segments: Sequence[Segment],
+        rows: Rows,
         copy: LocalCopy | None = None,
+        *,
+        records: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        self.segments = segments
-        self.rows = index.rows_of(segments)
+        self.rows = rows
         self._cache = cache
         self._kind = kind
         self._copy = copy
-        self._records = {segment.key: segment for segment in segments}
-        self._opened: dict[str, _Opened] = {}
-        self._lock = threading.Lock()
+        self._records = records or {}
+        # A run over a million clips comes by every segment: what it has opened must not pile up.
+        self._open = lru_cache(OPEN_ARRAYS)(self._opened)
+
+    @classmethod
+    def of_segments(cls, cache: Location, kind: Kind, segments: Sequence[Segment]) -> "RowReader":
+        """Rows of segments whose records have been read (`index.scan`)."""
+        records = {segment.key: segment.record for segment in segments}
+        return cls(cache, kind, index.rows_of(segments), records=records)
 
     def read(self, key: str) -> Float[np.ndarray, "..."]:
         """Read a row: latents `[C, F, H, W]`, or prompt_embeds `[L, D]`, in the stored dtype.
@@ -73,14 +90,9 @@ class RowReader:
     def read_logvar(self, key: str) -> Float[np.ndarray, "c f h w"] | None:
         """Log-variances beside a clip's latents, None where none are stored. Raises likewise."""
         row = self.rows.get(key)
-        if row is not None and schema.LOGVAR not in self.checksums(row.segment):
+        if row is not None and schema.LOGVAR not in self._record(row.segment)["crc32c"]:
             return None
         return self._read(key, schema.LOGVAR)
-
-    def checksums(self, segment: str) -> Mapping[str, Sequence[int]]:
-        """CRC-32C of each row of a segment, by array."""
-        sums: Mapping[str, Sequence[int]] = self._records[segment].record["crc32c"]
-        return sums
 
     def _read(self, key: str, name: str) -> Float[np.ndarray, "..."]:
         row = self.rows.get(key)
@@ -95,8 +107,7 @@ class RowReader:
             if self._copy is None:
                 raise
         self._copy.forget(row.segment)  # perhaps only the copy is damaged: fetch it again
-        with self._lock:
-            self._opened.pop(row.segment, None)
+        self._open.cache_clear()
         return self._checked(key, row, name)
 
     def _checked(self, key: str, row: Row, name: str) -> Float[np.ndarray, "..."]:
@@ -113,39 +124,34 @@ class RowReader:
                 raise StoreError(f"cannot read {self._cache / row.segment}: {error}") from error
             raise self._corrupt(key, row, f"{type(error).__name__}: {error}") from error
         found = arrays.crc32c(values)
-        expected = int(self.checksums(row.segment)[name][row.row])
+        expected = row.crc32c
+        if name == schema.LOGVAR:
+            expected = int(self._record(row.segment)["crc32c"][name][row.row])
         if found != expected:
             reason = f"its checksum is {found:08x}, expected {expected:08x}"
             raise self._corrupt(key, row, reason)
         return values
 
     def _values(self, row: Row, name: str) -> Float[np.ndarray, "..."]:
-        opened = self._open(row.segment)
-        values = opened.values[name]
+        opened = self._open(row.segment, name)
         if opened.lengths is None:
-            return np.asarray(values[row.row])
+            return np.asarray(opened.values[row.row])
         length = int(opened.lengths[row.row])
         if length == 0:
             raise ValueError("its length is 0")
-        return np.asarray(values[row.row, :length])
+        return np.asarray(opened.values[row.row, :length])
 
-    def _open(self, segment: str) -> _Opened:
-        with self._lock:
-            if segment in self._opened:
-                return self._opened[segment]
+    def _opened(self, segment: str, name: str) -> _Opened:
         home = self._cache if self._copy is None else self._copy.fetch(segment)
         lengths = None
         if self._kind == "text":
             lengths = np.asarray(arrays.open_array(home, f"{segment}/length")[...])
-        names = self.checksums(segment)
-        opened = _Opened(
-            {name: arrays.open_array(home, f"{segment}/{name}") for name in names}, lengths
-        )
-        with self._lock:
-            return self._opened.setdefault(segment, opened)
+        return _Opened(arrays.open_array(home, f"{segment}/{name}"), lengths)
 
     def _corrupt(self, key: str, row: Row, reason: str) -> CorruptRowError:
-        source = self.source(row)
+        source = None
+        with suppress(StoreError):  # the record may be as damaged as the row
+            source = self.source(row)
         return CorruptRowError(
             f"{self._kind} row {key}{'' if source is None else f' of {source}'} is damaged "
             f"({reason}); encode it again with: wanlora inspect {self._cache} --repair; or delete "
@@ -153,10 +159,46 @@ class RowReader:
         )
 
     def source(self, row: Row) -> Any:
-        """What the commit record says of a row: the clip's cut, or the prompt; None of neither."""
-        record = self._records[row.segment].record
-        sources = record.get("sources") or record.get("prompts") or []
-        return sources[row.row] if row.row < len(sources) else None
+        """What the commit record says of a row: the clip's cut, or the prompt; None of neither.
+
+        Raises:
+            StoreError: The record cannot be read.
+        """
+        return _source_in(self._record(row.segment), row.row)
+
+    def sources(self, keys: Iterable[str]) -> dict[str, Any]:
+        """`source` of many rows, their records read at once. Raises likewise."""
+        wanted = self.rows.by_segment(keys)
+        records = self._records_of(list(wanted))
+        return {
+            key: _source_in(record, row)
+            for record, rows in zip(records, wanted.values(), strict=True)
+            for key, row in rows.items()
+        }
+
+    def latent_rgb(self) -> NormalEquations | None:
+        """Sum of the normal equations of the first segments, None where they carry none."""
+        return latent_rgb_of(self._records_of(self.rows.segments[:PICTURED]))
+
+    def _record(self, segment: str) -> Mapping[str, Any]:
+        return next(self._records_of([segment]))
+
+    def _records_of(self, segments: Sequence[str]) -> Iterator[Mapping[str, Any]]:
+        unread = [segment for segment in segments if segment not in self._records]
+        documents = objects.get_many(self._cache, [f"{key}/{schema.GROUP}" for key in unread])
+        for segment in segments:
+            if segment in self._records:
+                yield self._records[segment]
+                continue
+            document = next(documents)
+            if document is None:
+                raise CorruptRowError(f"{self._cache / segment} is gone; start again")
+            yield schema.own_attributes(document, str(self._cache / segment / schema.GROUP))
+
+
+def _source_in(record: Mapping[str, Any], row: int) -> Any:
+    sources = record.get("sources") or record.get("prompts") or []
+    return sources[row] if row < len(sources) else None
 
 
 class StoreReader:
@@ -193,11 +235,12 @@ class StoreReader:
         index.require_fingerprint(cache, "latents", latents, latents_provenance)
         index.require_fingerprint(cache, "text", text, text_provenance)
         self._cache = cache
+        self._fingerprints: dict[Kind, str] = {"latents": latents, "text": text}
         copy = None if local_copy is None else LocalCopy(cache, local_copy)
         self._latents = RowReader(
-            cache, "latents", index.segments_of(cache, "latents", latents), copy
+            cache, "latents", index.committed(cache, "latents", latents), copy
         )
-        self._text = RowReader(cache, "text", index.segments_of(cache, "text", text), copy)
+        self._text = RowReader(cache, "text", index.committed(cache, "text", text), copy)
         self.digest = _digest((self._latents.rows, self._text.rows))
 
     @classmethod
@@ -220,13 +263,23 @@ class StoreReader:
         reader.require(view)
         return reader
 
+    def keep_index(self) -> None:
+        """Leave what is committed to later processes (`index.keep`).
+
+        Raises:
+            StoreError: The cache cannot be written.
+        """
+        for kind, fingerprint in self._fingerprints.items():
+            rows = (self._latents if kind == "latents" else self._text).rows
+            index.keep(self._cache, kind, fingerprint, rows)
+
     def missing(
         self, clip_keys: Iterable[str], prompt_keys: Iterable[str]
     ) -> tuple[list[str], list[str]]:
         """Which of these rows the store does not have, in the given order."""
         return (
-            [key for key in clip_keys if key not in self._latents.rows],
-            [key for key in prompt_keys if key not in self._text.rows],
+            self._latents.rows.missing(list(clip_keys)),
+            self._text.rows.missing(list(prompt_keys)),
         )
 
     def require(self, view: View) -> None:
@@ -258,17 +311,21 @@ class StoreReader:
         """Embedding of a prompt without its padding, in the stored dtype. Raises likewise."""
         return self._text.read(key)
 
-    def prompt(self, key: str) -> str:
-        """Cleaned text of a prompt, as its segment's record has it."""
-        return str(self._text.source(self._text.rows[key]))
-
-    def latent_rgb(self) -> tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k 3"]]:
-        """Sum of the segments' normal equations, for `core.latent_rgb.solve`.
+    def prompts(self, keys: Iterable[str]) -> dict[str, str]:
+        """Cleaned text of prompts, as their segments' records have it, by key.
 
         Raises:
-            StoreError: No segment carries any.
+            StoreError: A record cannot be read.
         """
-        found = latent_rgb_of(self._latents.segments)
+        return {key: str(text) for key, text in self._text.sources(keys).items()}
+
+    def latent_rgb(self) -> NormalEquations:
+        """Sum of the normal equations of the first segments, for `core.latent_rgb.solve`.
+
+        Raises:
+            StoreError: No segment carries any, or a record cannot be read.
+        """
+        found = self._latents.latent_rgb()
         if found is None:
             raise StoreError(
                 f"no segment in {self._cache / schema.STORE} carries latent_rgb, so latents cannot "
@@ -277,11 +334,9 @@ class StoreReader:
         return found
 
 
-def latent_rgb_of(
-    segments: Iterable[Segment],
-) -> tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k 3"]] | None:
-    """Sum of the normal equations of segments, or None where none carries any."""
-    parts = [s.record["latent_rgb"] for s in segments if "latent_rgb" in s.record]
+def latent_rgb_of(records: Iterable[Mapping[str, Any]]) -> NormalEquations | None:
+    """Sum of the normal equations in commit records, or None where none carries any."""
+    parts = [record["latent_rgb"] for record in records if "latent_rgb" in record]
     if not parts:
         return None
     return (
@@ -295,9 +350,10 @@ def _some(names: Sequence[str], noun: str) -> str:
     return f"{len(names)} {noun} ({shown})" if names else f"0 {noun}"
 
 
-def _digest(tables: Iterable[Mapping[str, Row]]) -> str:
+def _digest(tables: Iterable[Rows]) -> str:
     digest = hashlib.sha256()
     for rows in tables:
-        for key, row in sorted(rows.items()):
-            digest.update(f"{key} {row.segment} {row.row} {row.crc32c}\n".encode())
+        digest.update("\n".join(rows.segments).encode())
+        for column in (rows.row_keys, rows.homes, rows.places, rows.crc32c):
+            digest.update(column.tobytes())
     return digest.hexdigest()

@@ -15,6 +15,7 @@ FORMAT = "wanlora-cache"
 VERSION = 1
 STORE = "store.zarr"
 VIEWS = "views"
+SNAPSHOTS = "index"
 GROUP = "zarr.json"
 """A group's document; of a segment it is the commit record, written last."""
 
@@ -47,6 +48,11 @@ def segments_key(kind: Kind, fingerprint: str, shape: tuple[int, ...]) -> str:
     """
     key = fingerprint_key(kind, fingerprint)
     return f"{key}/{'x'.join(map(str, shape))}" if kind == "latents" else key
+
+
+def snapshot_key(kind: str, fingerprint: str) -> str:
+    """Key of what is remembered of the commit records under a fingerprint."""
+    return f"{SNAPSHOTS}/{kind}-{short(fingerprint)}.npz"
 
 
 def shape_of(segments: str) -> tuple[int, ...]:

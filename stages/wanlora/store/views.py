@@ -5,8 +5,9 @@ manifest and the keys alone, so writers that race write the same bytes.
 """
 
 import hashlib
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -123,9 +124,10 @@ def read_view(cache: Location, name: str) -> View:
             f"wanlora cache-latents --cache {cache} --view {name}"
         )
     try:
-        header, *lines = [json.loads(line) for line in data.decode().splitlines()]
+        text = io.TextIOWrapper(io.BytesIO(data), encoding="utf-8", newline="\n")
+        header = json.loads(text.readline())
         schema.check_version(header, path, name=FORMAT)
-        view = _parse(header, lines)
+        view = _parse(header, (json.loads(line) for line in text))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(
             f"{path} is damaged ({type(error).__name__}: {error}); make it again with: "
@@ -144,7 +146,13 @@ def _key(name: str) -> str:
     return f"{schema.VIEWS}/{name}.jsonl"
 
 
-def _parse(header: Mapping[str, Any], lines: list[Mapping[str, Any]]) -> View:
+def _parse(header: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> View:
+    seen: dict[Any, Any] = {}
+
+    def shared(value: Any) -> Any:
+        """What many clips have in common is held in memory once."""
+        return seen.setdefault(value, value)
+
     return View(
         latents=header["latents"],
         text=header["text"],
@@ -162,11 +170,11 @@ def _parse(header: Mapping[str, Any], lines: list[Mapping[str, Any]]) -> View:
             ViewClip(
                 clip_id=line["clip_id"],
                 key=line["key"],
-                bucket=Bucket(*line["bucket"]),
+                bucket=shared(Bucket(*line["bucket"])),
                 prompts=tuple(line["prompts"]),
-                activity=line["activity"],
-                split=line["split"],
-                source_group=line["source_group"],
+                activity=shared(line["activity"]),
+                split=shared(line["split"]),
+                source_group=shared(line["source_group"]),
             )
             for line in lines
         ),

@@ -1,0 +1,186 @@
+"""Where every row of one kind lies, as columns: 80 bytes a row, for a million rows and more.
+
+Owns: the way from a key to a place, and the same as bytes. A value: it opens nothing and is never
+changed. Must not know: commit records, where it is kept.
+Legend: N rows, S segments.
+"""
+
+import io
+import zipfile
+import zlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, Shaped, UInt32
+
+VERSION = 1
+COLUMNS = ("record_bytes", "row_keys", "homes", "places", "crc32c")
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, NotImplementedError,
+)  # fmt: skip
+"""What numpy raises over bytes that are no longer what was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Where one row lies, and its checksum."""
+
+    segment: str
+    row: int
+    crc32c: int
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Mapping[str, Row]):
+    """Rows by key, sorted; where segments share a row, the lowest segment id comes first and wins.
+
+    Attributes:
+        segments: Keys of the S segments' groups, in the order of their ids.
+        record_bytes: Bytes of each segment's commit record: by which a damaged one is noticed.
+        row_keys: Key of each row, as bytes; a row that two segments have stands there twice.
+        homes: Segment of each row, an index into `segments`.
+        places: Row within its segment.
+        crc32c: Its checksum.
+    """
+
+    segments: tuple[str, ...]
+    record_bytes: UInt32[np.ndarray, " s"]
+    row_keys: Shaped[np.ndarray, " n"]
+    homes: UInt32[np.ndarray, " n"]
+    places: UInt32[np.ndarray, " n"]
+    crc32c: UInt32[np.ndarray, " n"]
+
+    def __getitem__(self, key: str) -> Row:
+        at = int(self._find([key])[0])
+        if at < 0:
+            raise KeyError(key)
+        return Row(self.segments[self.homes[at]], int(self.places[at]), int(self.crc32c[at]))
+
+    def __iter__(self) -> Iterator[str]:
+        return (key.decode() for key in self.row_keys[self._firsts()].tolist())
+
+    def __len__(self) -> int:
+        return int(np.count_nonzero(self._firsts()))
+
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        """Those of the keys that no segment has, in their order."""
+        return [keys[i] for i in np.flatnonzero(self._find(keys) < 0).tolist()]
+
+    def by_segment(self, keys: Iterable[str]) -> dict[str, dict[str, int]]:
+        """Rows within its segment of these keys, by segment; keys that no segment has are left out.
+
+        One search for all of them, so that many segments can be read at once.
+        """
+        listed = list(dict.fromkeys(keys))
+        found: dict[str, dict[str, int]] = {}
+        for key, at in zip(listed, self._find(listed).tolist(), strict=True):
+            if at >= 0:
+                segment = self.segments[self.homes[at]]
+                found.setdefault(segment, {})[key] = int(self.places[at])
+        return found
+
+    def only(self, segments: Collection[str]) -> "Rows":
+        """The rows of some segments."""
+        kept = np.array([segment in segments for segment in self.segments], bool)
+        if kept.all():
+            return self
+        stay = kept[self.homes]
+        return Rows(
+            tuple(s for s in self.segments if s in segments),
+            self.record_bytes[kept],
+            self.row_keys[stay],
+            (np.cumsum(kept) - 1).astype(np.uint32)[self.homes[stay]],
+            self.places[stay],
+            self.crc32c[stay],
+        )
+
+    def _firsts(self) -> Shaped[np.ndarray, " n"]:
+        """Where a key stands for the first time."""
+        firsts = np.ones(len(self.row_keys), bool)
+        firsts[1:] = self.row_keys[1:] != self.row_keys[:-1]
+        return firsts
+
+    def _find(self, keys: Sequence[str]) -> Int64[np.ndarray, " m"]:
+        """Index of each key's first row, -1 where there is none."""
+        if not len(self.row_keys) or not keys:
+            return np.full(len(keys), -1, np.int64)
+        wanted = np.array([key.encode() for key in keys])
+        at = self.row_keys.searchsorted(wanted)
+        there = self.row_keys[np.minimum(at, len(self.row_keys) - 1)] == wanted
+        return np.where(there, at, -1)
+
+
+def of_segment(
+    segment: str, row_keys: Sequence[str], crc32c: Sequence[int], record_bytes: int
+) -> Rows:
+    """The rows of one segment."""
+    keys = np.array([key.encode() for key in row_keys] or [b""])[: len(row_keys)]
+    order = np.argsort(keys, kind="stable")
+    return Rows(
+        (segment,),
+        np.array([record_bytes], np.uint32),
+        keys[order],
+        np.zeros(len(keys), np.uint32),
+        order.astype(np.uint32),
+        np.array(crc32c, np.uint32)[order],
+    )
+
+
+def join(tables: Sequence[Rows]) -> Rows:
+    """All rows of several tables, which share no segment."""
+    named = sorted(
+        ((segment, size) for rows in tables for segment, size in _sizes(rows)), key=_by_name
+    )
+    position = {segment: index for index, (segment, _) in enumerate(named)}
+    homes = _concatenate(
+        [np.array([position[s] for s in t.segments], np.uint32)[t.homes] for t in tables], np.uint32
+    )
+    keys = _concatenate([t.row_keys for t in tables], np.dtype("S1"))
+    order = np.lexsort((homes, keys))
+    return Rows(
+        tuple(segment for segment, _ in named),
+        np.array([size for _, size in named], np.uint32),
+        keys[order],
+        homes[order],
+        _concatenate([t.places for t in tables], np.uint32)[order],
+        _concatenate([t.crc32c for t in tables], np.uint32)[order],
+    )
+
+
+def to_bytes(rows: Rows, owner: str) -> bytes:
+    """Write as an .npz that anybody can open, with the name of whose rows they are."""
+    buffer = io.BytesIO()
+    columns = {name: getattr(rows, name) for name in COLUMNS}
+    np.savez(
+        buffer,
+        owner=np.array(f"{VERSION} {owner}"),
+        segments=np.array([segment.encode() for segment in rows.segments]),
+        **columns,
+    )
+    return buffer.getvalue()
+
+
+def from_bytes(data: bytes, owner: str) -> Rows | None:
+    """Read what `to_bytes` wrote; None where it is damaged, of another version or owner."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as found:
+            if str(found["owner"]) != f"{VERSION} {owner}":
+                return None
+            segments = tuple(segment.decode() for segment in found["segments"].tolist())
+            return Rows(segments, **{name: found[name] for name in COLUMNS})
+    except DAMAGE:
+        return None
+
+
+def _sizes(rows: Rows) -> Iterable[tuple[str, int]]:
+    return zip(rows.segments, rows.record_bytes.tolist(), strict=True)
+
+
+def _by_name(item: tuple[str, Any]) -> str:
+    return item[0].rsplit("/", 1)[-1]
+
+
+def _concatenate(arrays: Sequence[np.ndarray], dtype: Any) -> np.ndarray:
+    return np.concatenate(arrays) if arrays else np.zeros(0, dtype)
