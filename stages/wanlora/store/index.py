@@ -5,7 +5,7 @@ commit record does not exist, and everything else can be worked out from the rec
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,8 +101,16 @@ def provenances(cache: Location, kind: Kind) -> dict[str, dict[str, Any]]:
     return found
 
 
-def scan(cache: Location, kind: Kind, fingerprint: str) -> tuple[list[Segment], list[Damaged]]:
+def scan(
+    cache: Location, kind: Kind, fingerprint: str, *, known: Collection[str] = ()
+) -> tuple[list[Segment], list[Damaged]]:
     """Read the commit records under a fingerprint.
+
+    Args:
+        cache: Cache folder or URL.
+        kind: Which rows.
+        fingerprint: Of their encoder.
+        known: Keys of segments that are left out: a record never changes.
 
     Returns:
         Segments in the order of their ids, and the records that cannot be used.
@@ -114,7 +122,8 @@ def scan(cache: Location, kind: Kind, fingerprint: str) -> tuple[list[Segment], 
     parents = [top]
     if kind == "latents":
         parents = [f"{top}/{name}" for name in objects.folders(cache, top)]
-    keys = [f"{parent}/{name}" for parent in parents for name in objects.folders(cache, parent)]
+    names = [f"{parent}/{name}" for parent in parents for name in objects.folders(cache, parent)]
+    keys = [key for key in names if key not in known]
     segments, invalid = [], []
     documents = objects.get_many(cache, [f"{key}/{schema.GROUP}" for key in keys])
     for key, document in zip(keys, documents, strict=True):
