@@ -20,9 +20,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from jaxtyping import Float, UInt8
 
+from wanlora.cache_latents.decode import decode
 from wanlora.cache_latents.pipeline import Ahead, Behind, depth, explaining_memory
 from wanlora.cache_latents.plan import Encoders, Failure, KeyedClip
-from wanlora.clips import load_clip
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape
 from wanlora.core.latent_rgb import normal_equations
@@ -86,14 +86,6 @@ class _Row:
     def group(self) -> tuple[int, Bucket]:
         """Rows that one writer takes."""
         return self.chunk, self.clip.bucket
-
-
-def decode(clip: Clip) -> torch.Tensor | MediaError:
-    """Load a clip's frames; what is wrong with its source is a result like another."""
-    try:
-        return load_clip(clip)
-    except MediaError as error:
-        return error
 
 
 def encode_prompts(

@@ -9,23 +9,23 @@ had not committed goes back to the board. Actors write to the store themselves.
 
 import logging
 import os
-import socket
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import torch
 from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
 
 from wanlora.cache_latents import plan as planning
 from wanlora.cache_latents.board import Board, Chunk
-from wanlora.cache_latents.encode import decode, encode_clips, encode_prompts
+from wanlora.cache_latents.decode import decode_remotely
+from wanlora.cache_latents.encode import encode_clips, encode_prompts
 from wanlora.cache_latents.plan import Encoders, Hashes, Plan
 from wanlora.cache_latents.walk import Committed, whole
 from wanlora.cache_latents.worker import (
@@ -58,16 +58,18 @@ def workers(config: CacheLatentsConfig) -> Iterator["Workers"]:
         WorkerError: There is no cluster where RAY_ADDRESS says.
         WanloraError: Why the first actor cannot encode: its model, its device.
     """
-    ours = _connect()
-    crew = None
-    try:
-        crew = Workers(config)
-        yield crew
-    finally:
-        if crew is not None:
-            crew.close()
-        if ours:
-            ray.shutdown()
+    # Ray prints what it has to say of dead processes to stdout, which is for the result alone.
+    with redirect_stdout(sys.stderr):
+        ours = _connect()
+        try:
+            crew = Workers(config)
+            try:
+                yield crew
+            finally:
+                crew.close()
+        finally:
+            if ours:
+                ray.shutdown()
 
 
 def _connect() -> bool:
@@ -243,7 +245,7 @@ class _Worker:
 
 def _decode_elsewhere(clip: Clip) -> torch.Tensor | MediaError:
     """Decode a clip on any core of the cluster; a file that kills its process fails alone."""
-    task = ray.remote(num_cpus=1, max_retries=1)(_decode)
+    task = ray.remote(num_cpus=1, max_retries=1)(decode_remotely)
     try:
         frames = ray.get(task.remote(clip))
     except (WorkerCrashedError, OutOfMemoryError) as error:
@@ -251,19 +253,6 @@ def _decode_elsewhere(clip: Clip) -> torch.Tensor | MediaError:
         return LostProcessError("unreadable", f"{clip.path}: the process decoding it {reason}")
     # A copy: what Ray gives lies in its shared memory, and may not be written.
     return frames if isinstance(frames, MediaError) else torch.from_numpy(frames.copy())
-
-
-def _decode(clip: Clip) -> np.ndarray | MediaError:
-    frames = decode(clip)
-    if isinstance(frames, torch.Tensor):
-        return frames.numpy()
-    if frames.code != "missing":
-        return frames
-    return MediaError(
-        "missing",
-        f"{frames} (on {socket.gethostname()}; every machine of the cluster must have the videos "
-        "under the same paths)",
-    )
 
 
 def _chunks(config: CacheLatentsConfig, plan: Plan) -> dict[Kind, list[Chunk]]:

@@ -178,15 +178,27 @@ def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int
 
 
 def make(
-    config: CacheLatentsConfig, found: Sequence[Clip], *, using: Encoders, hashes: Hashes
+    config: CacheLatentsConfig,
+    found: Sequence[Clip],
+    *,
+    using: Encoders,
+    hashes: Hashes,
+    shown: bool = True,
 ) -> Plan:
     """Hash the sources of the clips found, and find what is not committed.
+
+    Args:
+        config: The settings.
+        found: Clips of the manifests.
+        using: What their rows will be filed under.
+        hashes: Known ones; new ones are added.
+        shown: Whether to show progress.
 
     Raises:
         StoreVersionError: The cache belongs to another release.
     """
     index.has_store(config.cache)
-    clips, failures, changed = _keyed(found, hashes)
+    clips, failures, changed = _keyed(found, hashes, shown=shown)
     wanted = [prompt for keyed in clips for prompt in keyed.clip.prompts]
     wanted += ["", using.variant.negative_prompt, *config.validation_prompts]
     prompts = {encoders.prompt_key(text): encoders.clean_prompt(text) for text in wanted}
@@ -244,11 +256,11 @@ def has_tf32(device: torch.device) -> bool:
 
 
 def _keyed(
-    clips: Sequence[Clip], hashes: Hashes
+    clips: Sequence[Clip], hashes: Hashes, *, shown: bool
 ) -> tuple[list[KeyedClip], list[Failure], list[str]]:
     """Give every usable clip its key; list the others, and the sources that have changed."""
     keyed, failures, changed = [], [], set()
-    with bar(total=len(clips), description="hash", unit="clip") as progress:
+    with bar(total=len(clips), description="hash", unit="clip", shown=shown) as progress:
         for clip in clips:
             progress.update(1)
             try:

@@ -134,7 +134,7 @@ def _watch(workers: Sequence[_Worker], config: CacheLatentsConfig, plan: Plan) -
                 running.remove(worker)
                 _hear(worker, num_left=len(running))
             there = sum(len(wanted & keys()) for keys, wanted in committed)
-            progress(there - done, f"{len(running)} workers")
+            progress(there - done, f"{len(running)} workers" if running else "")
             done = there
 
 
@@ -157,7 +157,8 @@ def _hear(worker: _Worker, *, num_left: int) -> None:
 def _stop(workers: Sequence[_Worker]) -> None:
     """End what is still running, which publishes what it has encoded."""
     for worker in workers:
-        worker.process.terminate()
+        if worker.outcome is None:
+            worker.process.terminate()
     for worker in workers:
         worker.process.join()
         worker.pipe.close()

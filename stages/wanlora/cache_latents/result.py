@@ -81,7 +81,7 @@ class CacheResult:
         else:
             pace = (
                 f", {self.seconds_per_clip:.2f} s a clip, encoder waited {self.encoder_stall:.0%}"
-                if self.clips_encoded
+                if self.seconds_per_clip
                 else ""
             )
             lines.append(f"{self.num_bytes / 1e6:.2f} MB written in {self.seconds:.1f} s{pace}")

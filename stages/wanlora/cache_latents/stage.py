@@ -24,7 +24,7 @@ from wanlora.cache_latents.result import CacheResult, Outcome, listed, summarize
 from wanlora.cache_latents.stopping import stopped_cleanly
 from wanlora.cache_latents.worker import Encoded, encode_share
 from wanlora.config import CacheLatentsConfig
-from wanlora.core.ranks import rank_of
+from wanlora.core.ranks import Rank, rank_of
 from wanlora.errors import ConfigError, ManifestError, StoreError
 from wanlora.files import require_folder
 from wanlora.manifest import Clip
@@ -50,9 +50,11 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was encoded is kept.
     """
     started = time.monotonic()
+    rank = rank_of(os.environ)
     found, hashes = _read(config)
-    with _launched(config, hashes) as (using, encode_missing):
-        plan = planning.make(config, found, using=using, hashes=hashes)
+    with _launched(config, rank, hashes) as (using, encode_missing):
+        shown = rank.index == 0
+        plan = planning.make(config, found, using=using, hashes=hashes, shown=shown)
         if not plan.clips:
             raise ManifestError(_nothing_left(config, plan.failures))
         planning.note_other_generations(config.cache, using)
@@ -130,14 +132,13 @@ def _read(config: CacheLatentsConfig) -> tuple[list[Clip], Hashes]:
 
 @contextmanager
 def _launched(
-    config: CacheLatentsConfig, hashes: Hashes
+    config: CacheLatentsConfig, rank: Rank, hashes: Hashes
 ) -> Iterator[tuple[Encoders, Callable[[Plan], Encoded]]]:
     """The encoders of the workers, and what has them encode a plan.
 
     Raises:
         ConfigError: Two launchers at once, or Ray is not installed.
     """
-    rank = rank_of(os.environ)
     if rank.world > 1 and (config.launcher != "local" or (config.num_workers or 1) > 1):
         raise ConfigError(
             f"this process is rank {rank.index} of {rank.world} (torchrun or srun started it), and "
