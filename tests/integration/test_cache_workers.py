@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -99,37 +100,48 @@ def test_ranks_share_an_object_store(data, alone, tmp_path, s3):  # noqa: F811
     check_same(parse(s3), alone)
 
 
-@pytest.mark.parametrize("launcher", ["local", "ray"])
-def test_a_killed_worker_is_replaced_by_the_others(launcher, data, alone, tmp_path):
-    if launcher == "ray":
-        pytest.importorskip("ray", reason="ray is not installed")
+def test_a_killed_process_leaves_its_work_to_the_others(data, alone, tmp_path, caplog):
+    cache = tmp_path / "cache"
+    killer = threading.Thread(target=kill_a_worker, args=(cache, os.getpid()))
+    killer.start()
+    result = cli.invoke(*arguments(data, cache, "--num-workers", 2))
+    killer.join()
+    assert result.exit_code == 3, result.output
+    assert "was killed (SIGKILL); others take over its work" in caplog.text
+    check_done(json.loads(result.stdout), cache, alone)
+
+
+def test_a_killed_actor_is_replaced(data, alone, tmp_path):
+    pytest.importorskip("ray", reason="ray is not installed")
     cache = tmp_path / "cache"
     run = subprocess.Popen(
         [sys.executable, "-m", "wanlora",
-         *arguments(data, cache, "--launcher", launcher, "--num-workers", 2)],
+         *arguments(data, cache, "--launcher", "ray", "--num-workers", 2)],
         env=os.environ | cli.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    os.kill(worker_at_work(cache, run), signal.SIGKILL)
+    kill_a_worker(cache, run.pid)
     output, messages = run.communicate(timeout=300)
     assert run.returncode == 3, messages
-    assert "others take over its" in messages
+    assert "died; others take over its" in messages
+    check_done(json.loads(output), cache, alone)
+
+
+def check_done(result: dict, cache: Path, alone: tuple[View, StoreReader]) -> None:
     check_same(cache, alone)
-    result = json.loads(output)
     assert (result["clips"], result["clips_encoded"], result["workers"]) == (CLIPS, CLIPS, 2)
     assert [failure["code"] for failure in result["failures"]] == ["bad_npz"]
     assert result["clips_encoded_twice"] == repeated(cache, alone[0].latents)
 
 
-def worker_at_work(cache: Path, run: "subprocess.Popen[str]") -> int:
-    """Process id of whoever committed the first clips, not the one that was started."""
+def kill_a_worker(cache: Path, parent: int) -> None:
+    """Send SIGKILL to whoever committed the first clips, once there are a few."""
     deadline = time.monotonic() + 240
     while len(records(cache)) < 2:
-        assert run.poll() is None, run.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.01)
     writer = json.loads(records(cache)[0].read_text())["attributes"]["wanlora"]["writer"]
-    assert writer["pid"] != run.pid
-    return int(writer["pid"])
+    assert writer["pid"] != parent
+    os.kill(int(writer["pid"]), signal.SIGKILL)
 
 
 def test_a_rank_starts_no_workers_of_its_own(data, tmp_path, monkeypatch):
@@ -139,6 +151,14 @@ def test_a_rank_starts_no_workers_of_its_own(data, tmp_path, monkeypatch):
         message = cli.refuses(*arguments(data, tmp_path / "cache", *more), exit_code=2)
         assert "rank 0 of 2" in message
         assert "leave out --launcher and --num-workers" in message
+
+
+def test_a_cluster_that_does_not_answer_is_named(data, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    message = cli.refuses(*arguments(data, tmp_path, "--launcher", "ray"))
+    assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9" in message
+    assert "ray start --head" in message
 
 
 def test_ray_that_is_not_installed_is_named_with_what_installs_it(data, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ had not committed goes back to the board. Actors write to the store themselves.
 
 import logging
 import os
+import socket
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,6 +45,9 @@ from wanlora.store.schema import Kind
 from wanlora.wan.variants import local_folder
 
 POLL_S = 1.0
+PATIENCE_S = 10.0
+"""For a cluster to answer."""
+
 MAX_DEATHS = 3
 """Actors that may die of a chunk before it is taken for the reason."""
 
@@ -78,17 +82,34 @@ def _connect() -> bool:
         return False
     logging.getLogger("ray").setLevel(logging.ERROR)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address := os.environ.get("RAY_ADDRESS"):
+        _require_answer(address)
+        ray.init(**quiet)
+        return True
     try:
         ray.init(address="auto", **quiet)
     except ConnectionError:
-        if address := os.environ.get("RAY_ADDRESS"):
-            raise WorkerError(
-                f"no Ray cluster answers at RAY_ADDRESS={address}; start one there with ray start "
-                "--head, or unset RAY_ADDRESS to use this machine alone"
-            ) from None
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         ray.init(address="local", include_dashboard=False, **quiet)
     return True
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address where nobody listens, which Ray would try for minutes.
+
+    Raises:
+        WorkerError: Nobody does.
+    """
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return  # auto, local
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE_S).close()
+    except OSError as error:
+        raise WorkerError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start one there with ray "
+            "start --head, or unset RAY_ADDRESS to use this machine alone"
+        ) from None
 
 
 class Workers:

@@ -147,11 +147,11 @@ def _hear(worker: _Worker, *, num_left: int) -> None:
         code = worker.process.exitcode or 0
         why = f"was killed ({signal.Signals(-code).name})" if code < 0 else f"ended with {code}"
     else:
-        if isinstance(worker.outcome, Encoded):
-            return
+        if isinstance(worker.outcome, Encoded) or not num_left:
+            return  # the last one's refusal is the run's
         why = f"stopped: {worker.outcome}"
-    left = f"{num_left} others take over its work" if num_left else "no other is at work"
-    log.warning("worker %d %s; %s", worker.rank.index, why, left)
+    after = "; others take over its work" if num_left else ""
+    log.warning("worker %d %s%s", worker.rank.index, why, after)
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
