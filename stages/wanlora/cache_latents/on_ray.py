@@ -138,7 +138,10 @@ class Workers:
         self._made: list[Encoded] = []
         self._deaths: Counter[str] = Counter()
         ready, _ = ray.wait([actor.encoders.remote() for actor in self._actors], num_returns=1)
-        first = ray.get(ready[0])
+        try:
+            first = ray.get(ready[0])
+        except RayActorError as error:
+            raise WorkerError(f"an actor died before it had found the model: {error}") from None
         if isinstance(first, WanloraError):
             raise first
         self.using: Encoders = first

@@ -95,6 +95,7 @@ def _start(config: CacheLatentsConfig, plan: Plan, rank: Rank) -> _Worker:
 def _serve(pipe: Connection, config: CacheLatentsConfig, plan: Plan, rank: Rank) -> None:
     """Run in the process of a worker: the share of a rank, and its outcome into the pipe."""
     logging.getLogger("wanlora").setLevel(logging.ERROR)  # the parent speaks for all
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who passes it on
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, torch.get_num_threads() // rank.world))
     with suppress(KeyboardInterrupt), stopped_cleanly():

@@ -12,9 +12,14 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def stopped_cleanly() -> Iterator[None]:
-    """Raise KeyboardInterrupt on SIGTERM too, and say that nothing was lost."""
+    """Raise KeyboardInterrupt on SIGTERM too, and say that nothing was lost.
+
+    Only the first one counts: a scheduler signals a group, and then its processes one another, and
+    a second one would interrupt the publishing.
+    """
 
     def stop(_number: int, _frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread():
