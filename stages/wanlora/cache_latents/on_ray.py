@@ -166,7 +166,7 @@ class Workers:
             while True:
                 state = ray.get(board.state.remote())
                 done = min(total, state.done)  # what is made again is told of again
-                progress(done - shown, f"{len(self._running)} workers")
+                progress(done - shown, f"{len(self._running)} workers" if self._running else "")
                 shown = done
                 for _ in range(min(len(self._idle), state.waiting)):
                     self._set_to_work(board, plan)
