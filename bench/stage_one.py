@@ -50,7 +50,7 @@ def stall(root: Path, *, tiny: bool) -> list[dict]:
     result = []
     for threads in (1, 2, 4):
         clips = [clip_of(video, i, tiny=tiny) for i in range(3 if tiny else 16)]
-        most = depth([97_000_000], threads=threads, max_bytes=2**30)
+        most = depth(97_000_000, threads=threads, max_bytes=2**30)
         started, cpu = time.monotonic(), time.process_time()
         ahead = Ahead(load_clip, clips, threads=threads, depth=most)
         time.sleep(encode_s)  # the VAE loads meanwhile

@@ -25,6 +25,7 @@ from typer.core import TyperCommand
 
 from wanlora import __version__
 from wanlora.config import COMMANDS, Flag, Settings, load
+from wanlora.core.ranks import rank_of
 from wanlora.errors import WanloraError
 
 STAGES = {
@@ -58,6 +59,8 @@ EXAMPLES = {
         "wanlora cache-latents",
         "wanlora cache-latents --manifest data/processed/train.jsonl --dry-run",
         "wanlora cache-latents --model micro --cache cache/",
+        "wanlora cache-latents --num-workers 4",
+        "wanlora cache-latents --launcher ray --cache s3://bucket/clips",
     ],
     "inspect": [
         "wanlora inspect cache/",
@@ -290,7 +293,7 @@ def _help(field: FieldInfo) -> str:
 
 def _run(name: str, config: Settings, as_json: bool) -> int:
     """Run a stage and print what it returns; of several processes, the first one speaks."""
-    speaks = os.environ.get("RANK", "0") == "0"
+    speaks = rank_of(os.environ).index == 0
     handler = logging.StreamHandler()
     handler.setFormatter(_Plain())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

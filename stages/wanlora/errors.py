@@ -80,6 +80,10 @@ class CorruptRowError(StoreError):
     """A stored row does not match its checksum, or its object has vanished."""
 
 
+class WorkerError(WanloraError):
+    """The processes that encode have ended before their work was done."""
+
+
 class ModelError(WanloraError):
     """A model folder is missing, incomplete, of an unknown kind, or holds wrong weights."""
 

@@ -24,7 +24,9 @@ class _Lines:
         sys.stderr.flush()
 
 
-def bar(*, total: int, description: str, unit: str, done: int = 0) -> "tqdm[Any]":
+def bar(
+    *, total: int, description: str, unit: str, done: int = 0, shown: bool = True
+) -> "tqdm[Any]":
     """Open a progress bar; use as a context manager and call `.update(n)` and `.set_postfix_str`.
 
     Args:
@@ -32,6 +34,7 @@ def bar(*, total: int, description: str, unit: str, done: int = 0) -> "tqdm[Any]
         description: What is being done, a word or two.
         unit: Name of one unit, for the rate.
         done: Units finished before this process started; they do not enter the rate.
+        shown: Whether there is anything to see; of several processes one shows it.
     """
     terminal = sys.stderr.isatty()
     return tqdm(
@@ -46,4 +49,5 @@ def bar(*, total: int, description: str, unit: str, done: int = 0) -> "tqdm[Any]
         dynamic_ncols=terminal,
         smoothing=0.1,
         leave=True,
+        disable=not shown,
     )

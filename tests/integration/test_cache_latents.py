@@ -250,7 +250,7 @@ def test_a_vae_that_cannot_give_a_clip_back_is_refused_before_latents_are_writte
     from dataclasses import replace
 
     strict = replace(VARIANTS["micro"], min_psnr_db=60.0, channel_std_range=(2.0, 3.0))
-    monkeypatch.setattr(cache_latents.stage, "variant_of", lambda folder: strict)
+    monkeypatch.setattr(cache_latents.plan, "variant_of", lambda folder: strict)
     with pytest.raises(ModelError, match=r"dB PSNR, expected at least 60 dB; the spread of latent"):
         cache_latents.run(config)
     assert not list(config.cache.glob("store.zarr/latents/*/*/*"))
@@ -262,7 +262,7 @@ def test_a_vae_that_can_is_accepted(config, monkeypatch):
     from dataclasses import replace
 
     lenient = replace(VARIANTS["micro"], min_psnr_db=1.0, channel_std_range=(0.0, 99.0))
-    monkeypatch.setattr(cache_latents.stage, "variant_of", lambda folder: lenient)
+    monkeypatch.setattr(cache_latents.plan, "variant_of", lambda folder: lenient)
     assert cache_latents.run(config).clips_encoded == 3
 
 
@@ -293,9 +293,9 @@ def test_decoding_runs_ahead_only_so_far_and_keeps_the_order():
 
 
 def test_the_queue_is_bounded_by_bytes_and_by_threads():
-    assert pipeline.depth([97_000_000] * 50, threads=4, max_bytes=2**30) == 8
-    assert pipeline.depth([97_000_000] * 50, threads=4, max_bytes=3 * 10**8) == 3
-    assert pipeline.depth([97_000_000], threads=4, max_bytes=1) == 1
+    assert pipeline.depth(97_000_000, threads=4, max_bytes=2**30) == 8
+    assert pipeline.depth(97_000_000, threads=4, max_bytes=3 * 10**8) == 3
+    assert pipeline.depth(97_000_000, threads=4, max_bytes=1) == 1
 
 
 def test_out_of_memory_says_what_to_change_and_keeps_what_is_encoded(config, monkeypatch):

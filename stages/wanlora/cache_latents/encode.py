@@ -8,12 +8,11 @@ Legend: t frames, c channels, f latent frames, h w height and width.
 import gc
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import groupby
-from math import prod
-from pathlib import Path
+from dataclasses import dataclass, field
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from jaxtyping import Float, UInt8
 
+from wanlora.cache_latents.decode import decode
 from wanlora.cache_latents.pipeline import Ahead, Behind, depth, explaining_memory
-from wanlora.cache_latents.plan import Failure, KeyedClip, Plan
-from wanlora.clips import load_clip
+from wanlora.cache_latents.plan import Encoders, Failure, KeyedClip
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape
 from wanlora.core.latent_rgb import normal_equations
@@ -31,12 +30,31 @@ from wanlora.core.location import Location
 from wanlora.core.quality import psnr
 from wanlora.errors import MediaError, ModelError
 from wanlora.manifest import Clip
-from wanlora.progress import bar
+from wanlora.store.schema import Kind
 from wanlora.store.writer import SegmentWriter, write_groups
 from wanlora.wan import encoders
 from wanlora.wan.variants import Variant
 
+Decode = Callable[[Clip], "torch.Tensor | MediaError"]
+"""A clip's frames, uint8 `[T, 3, H, W]`, or why there are none; called in threads."""
+
+Progress = Callable[[int, str], None]
+"""Told of every row: that it is done, and a note on how it goes."""
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompts:
+    """How the loop over prompts went.
+
+    Attributes:
+        rows: How many were encoded.
+        truncated: Those that lost their end: over 512 tokens.
+    """
+
+    rows: int = 0
+    truncated: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,90 +62,130 @@ class EncodedClips:
     """How the loop over clips went.
 
     Attributes:
+        rows: How many were encoded.
         failures: Why a clip could not be decoded, by clip key.
         seconds: From the first clip to the last, without loading the VAE.
         stall: Share of it that the encoder waited for decoded clips.
     """
 
-    failures: dict[str, Failure]
-    seconds: float
-    stall: float
+    rows: int = 0
+    failures: Mapping[str, Failure] = field(default_factory=dict)
+    seconds: float = 0.0
+    stall: float = 0.0
 
 
-NOTHING = EncodedClips({}, 0.0, 0.0)
-"""Where no clip was missing."""
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A clip to encode, its key, and which chunk it came with."""
+
+    chunk: int
+    key: str
+    clip: Clip
+
+    @property
+    def group(self) -> tuple[int, Bucket]:
+        """Rows that one writer takes."""
+        return self.chunk, self.clip.bucket
 
 
 def encode_prompts(
-    config: CacheLatentsConfig, plan: Plan, *, folder: Path, device: torch.device
-) -> list[str]:
-    """Load UMT5, encode the missing prompts, write them, and free it.
+    config: CacheLatentsConfig,
+    using: Encoders,
+    chunks: Iterable[Mapping[str, str]],
+    progress: Progress,
+    *,
+    committed: Callable[[], AbstractSet[str]] = frozenset,
+) -> EncodedPrompts:
+    """Load UMT5, encode prompts, write them, and free it; without any prompt it is not loaded.
 
-    Returns:
-        The prompts whose end was cut off because they have over 512 tokens.
+    Args:
+        config: The settings.
+        using: The model's folder, and where to compute.
+        chunks: Prompts by key; each chunk is committed before the next one is asked for.
+        progress: Told of every prompt.
+        committed: Rows that others have made, looked at before each chunk.
     """
+    chunks = iter(chunks)
+    if (first := next(chunks, None)) is None:
+        return EncodedPrompts()
     dtype = getattr(torch, config.text_dtype)
     with explaining_memory(
         "loading the text encoder", "free the device (UMT5-XXL takes 11.4 GB in bfloat16)",
         *_halved("text_dtype", config.text_dtype), "choose another device with --device",
     ):  # fmt: skip
-        encoder = encoders.load_text_encoder(folder, dtype=dtype, device=device)
-    text_dim = int(plan.text_provenance["text_dim"])
-    truncated = []
-    with (
-        _writer(
-            config, "text", plan.text_provenance, (MAX_TOKENS, text_dim), device
-        ) as writer,
-        bar(total=len(plan.missing_prompts), description="prompts", unit="prompt") as progress,
-    ):  # fmt: skip
-        for key, prompt in plan.missing_prompts.items():
-            if encoders.num_prompt_tokens(encoder.tokenizer, prompt) > MAX_TOKENS:
-                truncated.append(prompt)
-            (embeds,) = encoders.encode_prompts(encoder, [prompt])
-            writer.add(key, embeds.float().numpy(), source=prompt)
-            progress.update(1)
+        encoder = encoders.load_text_encoder(using.folder, dtype=dtype, device=using.device)
+    shape = (MAX_TOKENS, int(using.text_provenance["text_dim"]))
+    rows, truncated = 0, []
+    for prompts in chain([first], chunks):
+        there = committed()
+        with _writer(config, using, "text", shape) as writer:
+            for key, prompt in prompts.items():
+                if key not in there:
+                    if encoders.num_prompt_tokens(encoder.tokenizer, prompt) > MAX_TOKENS:
+                        truncated.append(prompt)
+                    (embeds,) = encoders.encode_prompts(encoder, [prompt])
+                    writer.add(key, embeds.float().numpy(), source=prompt)
+                    rows += 1
+                progress(1, "")
     del encoder
     _free_memory()
-    return truncated
+    return EncodedPrompts(rows, truncated)
 
 
 def encode_clips(
-    config: CacheLatentsConfig, plan: Plan, *, folder: Path, variant: Variant, device: torch.device
+    config: CacheLatentsConfig,
+    using: Encoders,
+    chunks: Iterable[Mapping[str, Clip]],
+    progress: Progress,
+    *,
+    largest: int,
+    committed: Callable[[], AbstractSet[str]] = frozenset,
+    decoded_by: Decode = decode,
 ) -> EncodedClips:
-    """Load the VAE, encode the missing clips, write them, and free it.
+    """Load the VAE, encode clips, write them, and free it; without any clip it is not loaded.
 
     Decoding starts before the VAE is loaded, and goes on while clips are encoded; so does writing.
+
+    Args:
+        config: The settings.
+        using: The model's folder and thresholds, and where to compute.
+        chunks: Clips of one bucket by key, asked for as decoding gets to them; each chunk is
+            committed before the next one is encoded.
+        progress: Told of every clip.
+        largest: Bytes of the largest decoded clip.
+        committed: Rows that others have made, looked at before each chunk is encoded.
+        decoded_by: What decodes a clip.
 
     Raises:
         ModelError: The VAE cannot give back the first clip; no latents have been written then.
         DeviceError: Out of memory; says what to change.
     """
-    failures: dict[str, Failure] = {}
-    with closing(_decode_ahead(config, plan.missing_clips, device)) as decoded:
-        with explaining_memory(
-            "loading the VAE", "free the device", *_halved("vae_dtype", config.vae_dtype)
-        ):
-            vae = encoders.load_vae(
-                folder, dtype=getattr(torch, config.vae_dtype), device=device, tf32=config.tf32
-            )
-        encode = _Encode(config, vae, _to_check(config, variant))
+    chunks = iter(chunks)
+    if (first := next(chunks, None)) is None:
+        return EncodedClips()
+    numbered = enumerate(chain([first], chunks))
+    todo = (_Row(i, key, clip) for i, chunk in numbered for key, clip in chunk.items())
+    rows, failures = 0, {}
+    with closing(_decode_ahead(config, using, todo, largest, decoded_by)) as decoded:
+        encode = _Encode(config, _load_vae(config, using), _to_check(config, using.variant))
         started = time.monotonic()
-        with bar(total=len(plan.missing_clips), description="latents", unit="clip") as progress:
-            for bucket, group in groupby(decoded, key=lambda item: item[0].clip.bucket):
-                with _latents_writer(config, plan, bucket, device) as writer, Behind() as behind:
-                    for keyed, frames in group:
-                        if isinstance(frames, MediaError):
-                            clip_id = keyed.clip.clip_id
-                            failures[keyed.key] = Failure(frames.code, clip_id, str(frames))
-                        else:
-                            behind.do(_write, writer, keyed, *encode(keyed.clip, frames))
-                        stall = decoded.waited_s / max(time.monotonic() - started, 1e-9)
-                        progress.set_postfix_str(f"encoder waits {stall:.0%}", refresh=False)
-                        progress.update(1)
+        for (_, bucket), group in groupby(decoded, key=lambda item: item[0].group):
+            there = committed()
+            shape = latent_shape(bucket, int(using.latents_provenance["z_dim"]))
+            with _writer(config, using, "latents", shape) as writer, Behind() as behind:
+                for row, frames in group:
+                    if isinstance(frames, MediaError):
+                        failures[row.key] = Failure(frames.code, row.clip.clip_id, str(frames))
+                    elif row.key not in there:
+                        behind.do(_write, writer, row, *encode(row.clip, frames))
+                        rows += 1
+                    stall = decoded.waited_s / max(time.monotonic() - started, 1e-9)
+                    progress(1, f"encoder waits {stall:.0%}")
         seconds = time.monotonic() - started
-    del vae, encode
+    del encode
     _free_memory()
-    return EncodedClips(failures, seconds, min(1.0, decoded.waited_s / max(seconds, 1e-9)))
+    stall = min(1.0, decoded.waited_s / max(seconds, 1e-9))
+    return EncodedClips(rows, failures, seconds, stall)
 
 
 class _Encode:
@@ -166,46 +224,53 @@ def _halved(setting: str, dtype: str) -> list[str]:
 
 def _write(
     writer: SegmentWriter,
-    keyed: KeyedClip,
+    row: _Row,
     latents: np.ndarray,
     logvar: np.ndarray | None,
     pixels: np.ndarray,
 ) -> None:
     """Add a row; runs in the write thread, with the fit to RGB, compression and fsync."""
     rgb = normal_equations(latents, pixels)
-    writer.add(keyed.key, latents, source=_source(keyed.clip), rgb=rgb, logvar=logvar)
+    writer.add(row.key, latents, source=_source(row.clip), rgb=rgb, logvar=logvar)
 
 
 def _decode_ahead(
-    config: CacheLatentsConfig, clips: Sequence[KeyedClip], device: torch.device
-) -> Ahead[KeyedClip, "torch.Tensor | MediaError"]:
-    def work(keyed: KeyedClip) -> torch.Tensor | MediaError:
-        frames = _decode(keyed.clip)
-        pinned = device.type == "cuda" and isinstance(frames, torch.Tensor)
+    config: CacheLatentsConfig,
+    using: Encoders,
+    rows: Iterable[_Row],
+    largest: int,
+    decoded_by: Decode,
+) -> Ahead[_Row, "torch.Tensor | MediaError"]:
+    def work(row: _Row) -> torch.Tensor | MediaError:
+        frames = decoded_by(row.clip)
+        pinned = using.device.type == "cuda" and isinstance(frames, torch.Tensor)
         return frames.pin_memory() if pinned else frames  # type: ignore[union-attr]
 
-    sizes = [3 * prod(keyed.clip.bucket) for keyed in clips]
     threads = config.decode_workers
-    most = depth(sizes, threads=threads, max_bytes=config.decode_bytes)
-    return Ahead(work, clips, threads=threads, depth=most)
+    most = depth(largest, threads=threads, max_bytes=config.decode_bytes)
+    return Ahead(work, rows, threads=threads, depth=most)
 
 
-def _latents_writer(
-    config: CacheLatentsConfig, plan: Plan, bucket: Bucket, device: torch.device
-) -> SegmentWriter:
-    shape = latent_shape(bucket, int(plan.latents_provenance["z_dim"]))
-    bits = config.store.latent_mantissa_bits
-    return _writer(config, "latents", plan.latents_provenance, shape, device, mantissa_bits=bits)
+def _load_vae(config: CacheLatentsConfig, using: Encoders) -> AutoencoderKLWan:
+    with explaining_memory(
+        "loading the VAE", "free the device", *_halved("vae_dtype", config.vae_dtype)
+    ):
+        return encoders.load_vae(
+            using.folder,
+            dtype=getattr(torch, config.vae_dtype),
+            device=using.device,
+            tf32=config.tf32,
+        )
 
 
-def complete_groups(cache: Location, plan: Plan, clips: Sequence[KeyedClip]) -> None:
+def complete_groups(cache: Location, using: Encoders, clips: Sequence[KeyedClip]) -> None:
     """Make the groups above the rows of clips that are not there; one may have been deleted."""
-    channels = int(plan.latents_provenance["z_dim"])
+    channels = int(using.latents_provenance["z_dim"])
     for bucket in {keyed.clip.bucket for keyed in clips}:
         shape = latent_shape(bucket, channels)
-        write_groups(cache, "latents", plan.latents_provenance, shape)
-    text_shape = (MAX_TOKENS, int(plan.text_provenance["text_dim"]))
-    write_groups(cache, "text", plan.text_provenance, text_shape)
+        write_groups(cache, "latents", using.latents_provenance, shape)
+    text_shape = (MAX_TOKENS, int(using.text_provenance["text_dim"]))
+    write_groups(cache, "text", using.text_provenance, text_shape)
 
 
 def _to_check(config: CacheLatentsConfig, variant: Variant) -> Variant | None:
@@ -257,35 +322,24 @@ def check_vae(
         )
 
 
-def _decode(clip: Clip) -> torch.Tensor | MediaError:
-    try:
-        return load_clip(clip)
-    except MediaError as error:
-        return error
-
-
 def _writer(
-    config: CacheLatentsConfig,
-    kind: Any,
-    provenance: Any,
-    shape: tuple[int, ...],
-    device: torch.device,
-    *,
-    mantissa_bits: int | None = None,
+    config: CacheLatentsConfig, using: Encoders, kind: Kind, shape: tuple[int, ...]
 ) -> SegmentWriter:
-    store = config.store
+    store, latents = config.store, kind == "latents"
     return SegmentWriter(
         config.cache,
         kind=kind,
-        provenance=provenance,
+        provenance=using.latents_provenance if latents else using.text_provenance,
         shape=shape,
         dtype=store.dtype,
         rows=store.clips_per_segment,
         max_bytes=store.segment_bytes,
         max_seconds=store.segment_s,
-        mantissa_bits=mantissa_bits,
-        writer={"model": config.model, "device": str(device), "torch": str(torch.__version__)},
-    )
+        mantissa_bits=store.latent_mantissa_bits if latents else None,
+        writer={
+            "model": config.model, "device": str(using.device), "torch": str(torch.__version__),
+        },
+    )  # fmt: skip
 
 
 def _source(clip: Clip) -> dict[str, Any]:

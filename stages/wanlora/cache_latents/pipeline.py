@@ -108,9 +108,9 @@ class Behind:
                 future.result()
 
 
-def depth(num_bytes: Sequence[int], *, threads: int, max_bytes: int) -> int:
-    """How many decoded clips may wait: two a thread, as far as memory allows, one at least."""
-    return max(1, min(2 * threads, max_bytes // max(num_bytes, default=1)))
+def depth(largest: int, *, threads: int, max_bytes: int) -> int:
+    """How many decoded clips of so many bytes may wait: two a thread, if memory allows, but one."""
+    return max(1, min(2 * threads, max_bytes // max(1, largest)))
 
 
 @contextmanager

@@ -33,7 +33,8 @@ from wanlora.progress import bar
 from wanlora.store import index, objects
 from wanlora.store.schema import Kind
 from wanlora.wan import encoders
-from wanlora.wan.variants import Variant, cache_home
+from wanlora.wan.device import pick
+from wanlora.wan.variants import ENCODERS, Variant, cache_home, resolve, variant_of
 
 SOURCES = "sources.json"
 WEIGHTS = "weights.json"
@@ -59,6 +60,25 @@ class KeyedClip:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoders:
+    """The model of a process that encodes, where it computes, and what its rows are filed under.
+
+    Attributes:
+        folder: Of the model's weights.
+        variant: Which Wan model it is.
+        device: Where to compute.
+        latents_provenance: What decides the value of latents.
+        text_provenance: What decides the value of prompt embeddings.
+    """
+
+    folder: Path
+    variant: Variant
+    device: torch.device
+    latents_provenance: Mapping[str, Any]
+    text_provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Everything that the manifests ask for, and what of it is not in the store yet.
 
@@ -70,6 +90,7 @@ class Plan:
         captions: How many captions the clips have in all.
         missing_clips: To encode: one clip a key, those of one bucket together.
         missing_prompts: To encode: prompt key to text.
+        using: What the rows are filed under; in this process or in its workers.
     """
 
     clips: tuple[KeyedClip, ...]
@@ -79,20 +100,28 @@ class Plan:
     captions: int
     missing_clips: tuple[KeyedClip, ...]
     missing_prompts: Mapping[str, str]
-    latents_provenance: Mapping[str, Any]
-    text_provenance: Mapping[str, Any]
+    using: Encoders
 
     @property
     def num_bytes(self) -> int:
         """Raw size of what is missing; prompts are taken to have a token for 3 bytes."""
-        item = np.dtype(self.latents_provenance["store_dtype"]).itemsize
-        channels = int(self.latents_provenance["z_dim"])
+        item = np.dtype(self.using.latents_provenance["store_dtype"]).itemsize
+        channels = int(self.using.latents_provenance["z_dim"])
         latents = sum(prod(latent_shape(c.clip.bucket, channels)) for c in self.missing_clips)
-        latents *= 1 + ("logvar" in self.latents_provenance["posterior"])
+        latents *= 1 + ("logvar" in self.using.latents_provenance["posterior"])
         tokens = sum(
             min(MAX_TOKENS, 1 + len(t.encode()) // 3) for t in self.missing_prompts.values()
         )
-        return int(item * (latents + tokens * int(self.text_provenance["text_dim"])))
+        return int(item * (latents + tokens * int(self.using.text_provenance["text_dim"])))
+
+    def fingerprint(self, kind: Kind) -> str:
+        """What the rows of a kind are filed under."""
+        return fingerprint(dict(_by_kind(self.using))[kind])
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the largest clip to encode, decoded."""
+        return max((3 * prod(keyed.clip.bucket) for keyed in self.missing_clips), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,30 +163,48 @@ def _kept_weights() -> bytes | None:
         return None
 
 
+def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int = 0) -> Encoders:
+    """Find the device and the model of this process, and hash its weights.
+
+    Raises:
+        ModelError: There is no such model, or it is incomplete.
+        DeviceError: The model is too large for what this machine has.
+    """
+    device = pick(config.device, config.model, local_rank=local_rank)
+    folder = resolve(config.model, ENCODERS)
+    latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
+    hashes.keep_weights()
+    return Encoders(folder, variant_of(folder), device, latents_provenance, text_provenance)
+
+
 def make(
     config: CacheLatentsConfig,
     found: Sequence[Clip],
     *,
-    folder: Path,
-    variant: Variant,
-    device: torch.device,
+    using: Encoders,
     hashes: Hashes,
+    shown: bool = True,
 ) -> Plan:
-    """Hash the sources of the clips found and the weights, and find what is not committed.
+    """Hash the sources of the clips found, and find what is not committed.
+
+    Args:
+        config: The settings.
+        found: Clips of the manifests.
+        using: What their rows will be filed under.
+        hashes: Known ones; new ones are added.
+        shown: Whether to show progress.
 
     Raises:
         StoreVersionError: The cache belongs to another release.
     """
     index.has_store(config.cache)
-    latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
-    hashes.keep_weights()
-    clips, failures, changed = _keyed(found, hashes)
+    clips, failures, changed = _keyed(found, hashes, shown=shown)
     wanted = [prompt for keyed in clips for prompt in keyed.clip.prompts]
-    wanted += ["", variant.negative_prompt, *config.validation_prompts]
+    wanted += ["", using.variant.negative_prompt, *config.validation_prompts]
     prompts = {encoders.prompt_key(text): encoders.clean_prompt(text) for text in wanted}
     there = {
         kind: index.committed_keys(config.cache, kind, fingerprint(provenance))
-        for kind, provenance in _by_kind(latents_provenance, text_provenance)
+        for kind, provenance in _by_kind(using)
     }
     missing = {keyed.key: keyed for keyed in clips if keyed.key not in there["latents"]}
     return Plan(
@@ -168,15 +215,12 @@ def make(
         captions=sum(len(keyed.clip.prompts) for keyed in clips),
         missing_clips=tuple(sorted(missing.values(), key=lambda keyed: keyed.clip.bucket)),
         missing_prompts={k: text for k, text in prompts.items() if k not in there["text"]},
-        latents_provenance=latents_provenance,
-        text_provenance=text_provenance,
+        using=using,
     )
 
 
-def _by_kind(
-    latents: Mapping[str, Any], text: Mapping[str, Any]
-) -> tuple[tuple[Kind, Mapping[str, Any]], ...]:
-    return (("latents", latents), ("text", text))
+def _by_kind(using: Encoders) -> tuple[tuple[Kind, Mapping[str, Any]], ...]:
+    return (("latents", using.latents_provenance), ("text", using.text_provenance))
 
 
 def _provenances(
@@ -212,11 +256,11 @@ def has_tf32(device: torch.device) -> bool:
 
 
 def _keyed(
-    clips: Sequence[Clip], hashes: Hashes
+    clips: Sequence[Clip], hashes: Hashes, *, shown: bool
 ) -> tuple[list[KeyedClip], list[Failure], list[str]]:
     """Give every usable clip its key; list the others, and the sources that have changed."""
     keyed, failures, changed = [], [], set()
-    with bar(total=len(clips), description="hash", unit="clip") as progress:
+    with bar(total=len(clips), description="hash", unit="clip", shown=shown) as progress:
         for clip in clips:
             progress.update(1)
             try:
@@ -252,9 +296,9 @@ def _check_size(clip: Clip) -> None:
         raise MediaError("bad_size", f"{clip.path}: {problem}")
 
 
-def note_other_generations(cache: Location, plan: Plan) -> None:
+def note_other_generations(cache: Location, using: Encoders) -> None:
     """Say how encodings of other weights or settings in this cache differ from this run's."""
-    for kind, wanted in _by_kind(plan.latents_provenance, plan.text_provenance):
+    for kind, wanted in _by_kind(using):
         for other, provenance in index.provenances(cache, kind).items():
             if other != fingerprint(wanted):
                 fields = "; ".join(difference(provenance, wanted))

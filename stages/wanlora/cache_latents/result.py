@@ -7,8 +7,8 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from wanlora.cache_latents.encode import NOTHING, EncodedClips
 from wanlora.cache_latents.plan import Failure, KeyedClip, Plan
+from wanlora.cache_latents.worker import Encoded
 from wanlora.config import CacheLatentsConfig
 from wanlora.wan import encoders
 
@@ -22,12 +22,15 @@ class CacheResult:
 
     Attributes:
         clips: Clips in the view.
-        clips_encoded: Rows of latents made by this run (of a dry run: to be made).
+        clips_encoded: Rows of latents made by this run, by whichever worker (of a dry run: to be
+            made).
         clips_cached: Rows of latents that were there.
         duplicate_clips: Clips that share a row with another clip.
         prompts_encoded: Likewise, prompts.
         prompts_cached: Likewise.
         shared_captions: Captions that share a row with another caption.
+        workers: Processes or actors that encoded.
+        clips_encoded_twice: Rows of latents that several workers made, copies too many.
         encoder_stall: Share of the time that the VAE waited for decoded clips.
         num_bytes: Bytes added to the store (of a dry run: an estimate).
         failures: Clips that are not in the view, and why.
@@ -50,6 +53,8 @@ class CacheResult:
     seconds: float
     seconds_per_clip: float
     encoder_stall: float = 0.0
+    workers: int = 1
+    clips_encoded_twice: int = 0
     failures: list[Failure] = field(default_factory=list)
     truncated_prompts: list[str] = field(default_factory=list)
     changed_sources: list[str] = field(default_factory=list)
@@ -69,12 +74,14 @@ class CacheResult:
             f"prompts: {self.prompts_encoded} {verb}, {self.prompts_cached} already there"
             + _saved(self.shared_captions, "repeated captions"),
         ]
+        if self.workers > 1:
+            lines.append(f"{self.workers} workers; {self.clips_encoded_twice} clips encoded twice")
         if self.dry_run:
             lines.append(f"about {self.num_bytes / 1e6:.2f} MB; nothing was written (--dry-run)")
         else:
             pace = (
                 f", {self.seconds_per_clip:.2f} s a clip, encoder waited {self.encoder_stall:.0%}"
-                if self.clips_encoded
+                if self.seconds_per_clip
                 else ""
             )
             lines.append(f"{self.num_bytes / 1e6:.2f} MB written in {self.seconds:.1f} s{pace}")
@@ -102,22 +109,22 @@ class Outcome:
         kept: Clips of the view.
         failures: The others, and why.
         num_bytes: Added to the store (of a dry run: an estimate).
-        truncated: Prompts encoded by this run that lost their end.
+        made: What workers made of it.
     """
 
     kept: Sequence[KeyedClip]
     failures: Sequence[Failure]
     num_bytes: int
     view_sha256: str = ""
-    truncated: Sequence[str] = ()
-    encoding: EncodedClips = NOTHING
+    made: Encoded | None = None
 
 
 def summarize(
     config: CacheLatentsConfig, plan: Plan, outcome: Outcome, *, seconds: float
 ) -> CacheResult:
     """Count what was made."""
-    encoded = len(plan.missing_clips) - len(outcome.encoding.failures)
+    made = outcome.made or Encoded()
+    encoded = len(plan.missing_clips) - len(made.clips.failures)
     rows = len({keyed.key for keyed in outcome.kept})
     captions = {encoders.prompt_key(text) for k in plan.clips for text in k.clip.prompts}
     return CacheResult(
@@ -134,10 +141,12 @@ def summarize(
         shared_captions=plan.captions - len(captions),
         num_bytes=outcome.num_bytes,
         seconds=round(seconds, 3),
-        seconds_per_clip=round(outcome.encoding.seconds / encoded, 4) if encoded else 0.0,
-        encoder_stall=round(outcome.encoding.stall, 4),
+        seconds_per_clip=round(made.clips.seconds / encoded, 4) if encoded else 0.0,
+        encoder_stall=round(made.clips.stall, 4),
+        workers=made.workers,
+        clips_encoded_twice=made.clips_twice,
         failures=list(outcome.failures),
-        truncated_prompts=list(outcome.truncated),
+        truncated_prompts=list(made.prompts.truncated),
         changed_sources=list(plan.changed_sources),
         next_command="" if config.dry_run else _next_command(config),
     )

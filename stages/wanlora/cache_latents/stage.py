@@ -5,47 +5,36 @@ most a segment, and a second run encodes nothing that is there.
 """
 
 import logging
+import os
 import shlex
-import signal
-import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import FrameType
-
-import torch
+from types import ModuleType
 
 from wanlora import manifest
-from wanlora.cache_latents import encode
 from wanlora.cache_latents import plan as planning
-from wanlora.cache_latents.encode import EncodedClips
-from wanlora.cache_latents.plan import Failure, Hashes, KeyedClip, Plan
+from wanlora.cache_latents import processes
+from wanlora.cache_latents.encode import complete_groups
+from wanlora.cache_latents.plan import Encoders, Failure, Hashes, KeyedClip, Plan
 from wanlora.cache_latents.result import CacheResult, Outcome, listed, summarize
+from wanlora.cache_latents.stopping import stopped_cleanly
+from wanlora.cache_latents.worker import Encoded, encode_share
 from wanlora.config import CacheLatentsConfig
-from wanlora.core.fingerprint import fingerprint
-from wanlora.errors import ManifestError, StoreError
+from wanlora.core.ranks import Rank, rank_of
+from wanlora.errors import ConfigError, ManifestError, StoreError
 from wanlora.files import require_folder
-from wanlora.store import objects, schema
+from wanlora.manifest import Clip
+from wanlora.store import index, objects, schema
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, ViewPrompt, write_view
 from wanlora.wan import encoders
-from wanlora.wan.device import pick
-from wanlora.wan.variants import ENCODERS, MICRO, Variant, resolve, variant_of
+from wanlora.wan.variants import MICRO
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """A plan, and what it takes to carry it out."""
-
-    plan: Plan
-    folder: Path
-    variant: Variant
-    device: torch.device
-    hashes: Hashes
 
 
 def run(config: CacheLatentsConfig) -> CacheResult:
@@ -57,26 +46,30 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         DeviceError: The model is too large for what this machine has.
         OutputError: The cache folder cannot be written.
         StoreError: An object of the cache cannot be written, or the disk is too small.
+        WorkerError: All workers were killed.
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was encoded is kept.
     """
     started = time.monotonic()
-    job = _plan(config)
-    plan = job.plan
-    if not plan.clips:
-        raise ManifestError(_nothing_left(config, plan.failures))
-    planning.note_other_generations(config.cache, plan)
-    if config.dry_run:
-        outcome = Outcome(plan.clips, plan.failures, plan.num_bytes)
-        return summarize(config, plan, outcome, seconds=time.monotonic() - started)
-    before = objects.num_bytes(config.cache, schema.STORE)
-    truncated, encoding = _encode(config, job)
-    kept = [keyed for keyed in plan.clips if keyed.key not in encoding.failures]
-    failures = [*plan.failures, *_failures(plan.clips, encoding.failures)]
+    rank = rank_of(os.environ)
+    found, hashes = _read(config)
+    with _launched(config, rank, hashes) as (using, encode_missing):
+        shown = rank.index == 0
+        plan = planning.make(config, found, using=using, hashes=hashes, shown=shown)
+        if not plan.clips:
+            raise ManifestError(_nothing_left(config, plan.failures))
+        planning.note_other_generations(config.cache, using)
+        if config.dry_run:
+            outcome = Outcome(plan.clips, plan.failures, plan.num_bytes)
+            return summarize(config, plan, outcome, seconds=time.monotonic() - started)
+        before = objects.num_bytes(config.cache, schema.STORE)
+        made = _encode(config, plan, hashes, encode_missing)
+    kept = [keyed for keyed in plan.clips if keyed.key not in made.clips.failures]
+    failures = [*plan.failures, *_failures(plan.clips, made.clips.failures)]
     if not kept:
         raise ManifestError(_nothing_left(config, failures))
-    view = _publish(config, job, kept)
+    view = _publish(config, plan, kept)
     added = objects.num_bytes(config.cache, schema.STORE) - before
-    outcome = Outcome(kept, failures, added, view.sha256, truncated, encoding)
+    outcome = Outcome(kept, failures, added, view.sha256, made)
     return summarize(config, plan, outcome, seconds=time.monotonic() - started)
 
 
@@ -100,73 +93,108 @@ def encode_rows(
     Raises:
         StoreError: The manifests, the model or the device give none of these rows.
     """
-    job = _plan(config)
-    missing_clips = tuple(keyed for keyed in job.plan.missing_clips if keyed.key in clips)
-    missing_prompts = {k: t for k, t in job.plan.missing_prompts.items() if k in prompts}
+    found, hashes = _read(config)
+    using = planning.encoders_here(config, hashes)
+    all_of_it = planning.make(config, found, using=using, hashes=hashes)
+    missing_clips = tuple(keyed for keyed in all_of_it.missing_clips if keyed.key in clips)
+    missing_prompts = {k: t for k, t in all_of_it.missing_prompts.items() if k in prompts}
     named = (
         f"of the {len(clips)} clips and {len(prompts)} prompts that it lacks, "
         f"{', '.join(map(str, config.manifest))} names {len(missing_clips)} and "
         f"{len(missing_prompts)}"
     )
-    others = (clips and fingerprint(job.plan.latents_provenance) != view.latents) or (
-        prompts and fingerprint(job.plan.text_provenance) != view.text
+    others = (clips and all_of_it.fingerprint("latents") != view.latents) or (
+        prompts and all_of_it.fingerprint("text") != view.text
     )
-    found = len(missing_clips) + len(missing_prompts)
-    if others or not found:
+    num_rows = len(missing_clips) + len(missing_prompts)
+    if others or not num_rows:
         raise StoreError(
             f"{named}{', for another encoder' if others else ''}: the manifests, the model or the "
             "device are not those it was made with. Give them with --manifest and --device, or "
             f"make the view anew: wanlora cache-latents --cache {config.cache} --view {view.name}"
         )
-    if found < len(clips) + len(prompts):
+    if num_rows < len(clips) + len(prompts):
         log.warning("view %r: %s; these are encoded", view.name, named)
-    plan = replace(job.plan, missing_clips=missing_clips, missing_prompts=missing_prompts)
-    _, encoding = _encode(config, replace(job, plan=plan))
-    failures = _failures(missing_clips, encoding.failures)
-    return found - len(failures), failures
+    plan = replace(all_of_it, missing_clips=missing_clips, missing_prompts=missing_prompts)
+    made = _encode(config, plan, hashes, partial(encode_share, config))
+    failures = _failures(missing_clips, made.clips.failures)
+    return num_rows - len(failures), failures
 
 
-def _plan(config: CacheLatentsConfig) -> Job:
-    """Find out what there is to encode; writes nothing to the cache."""
+def _read(config: CacheLatentsConfig) -> tuple[list[Clip], Hashes]:
+    """Read what costs little and may be wrong, before a model is downloaded."""
     if isinstance(config.cache, Path):
         require_folder(config.cache, flag="--cache")
-    found = manifest.read_all(config.manifest)  # before a model is downloaded
-    device = pick(config.device, config.model)
-    folder = resolve(config.model, ENCODERS)
-    variant = variant_of(folder)
-    hashes = Hashes.read(config.cache)
-    plan = planning.make(
-        config, found, folder=folder, variant=variant, device=device, hashes=hashes
-    )
-    return Job(plan, folder, variant, device, hashes)
+    found = manifest.read_all(config.manifest)
+    index.has_store(config.cache)
+    return found, Hashes.read(config.cache)
 
 
-def _encode(config: CacheLatentsConfig, job: Job) -> tuple[list[str], EncodedClips]:
-    """Encode what is missing; also returns the prompts that lost their end."""
-    plan, folder, device = job.plan, job.folder, job.device
+@contextmanager
+def _launched(
+    config: CacheLatentsConfig, rank: Rank, hashes: Hashes
+) -> Iterator[tuple[Encoders, Callable[[Plan], Encoded]]]:
+    """The encoders of the workers, and what has them encode a plan.
+
+    Raises:
+        ConfigError: Two launchers at once, or Ray is not installed.
+    """
+    if rank.world > 1 and (config.launcher != "local" or (config.num_workers or 1) > 1):
+        raise ConfigError(
+            f"this process is rank {rank.index} of {rank.world} (torchrun or srun started it), and "
+            "a rank is one worker: leave out --launcher and --num-workers"
+        )
+    if config.launcher == "ray":
+        with _on_ray().workers(config) as workers:
+            yield workers.using, workers.encode
+        return
+    using = planning.encoders_here(config, hashes, local_rank=rank.local)
+
+    def encode_missing(plan: Plan) -> Encoded:
+        num_workers = processes.how_many(config, plan) if rank.world == 1 else 1
+        if num_workers > 1:
+            return processes.encode(config, plan, num_workers=num_workers)
+        return encode_share(config, plan, rank)
+
+    yield using, encode_missing
+
+
+def _on_ray() -> ModuleType:
+    """Import what needs Ray.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    try:
+        from wanlora.cache_latents import on_ray  # noqa: PLC0415  (an extra, and slow to import)
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise ConfigError("--launcher ray needs Ray: pip install 'wanlora[ray]'") from None
+    return on_ray
+
+
+def _encode(
+    config: CacheLatentsConfig,
+    plan: Plan,
+    hashes: Hashes,
+    encode_missing: Callable[[Plan], Encoded],
+) -> Encoded:
     planning.check_disk(config.cache, plan.num_bytes)
-    job.hashes.write_sources(config.cache)
-    truncated: list[str] = []
-    clips = encode.NOTHING
-    with _stopped_cleanly():
-        if plan.missing_prompts:
-            truncated = encode.encode_prompts(config, plan, folder=folder, device=device)
-        if plan.missing_clips:
-            clips = encode.encode_clips(
-                config, plan, folder=folder, variant=job.variant, device=device
-            )
-    return truncated, clips
+    hashes.write_sources(config.cache)
+    with stopped_cleanly():
+        return encode_missing(plan)
 
 
-def _publish(config: CacheLatentsConfig, job: Job, kept: Sequence[KeyedClip]) -> View:
+def _publish(config: CacheLatentsConfig, plan: Plan, kept: Sequence[KeyedClip]) -> View:
     """Write the view, once every row of it is known to be committed."""
-    plan, variant = job.plan, job.variant
+    using, variant = plan.using, plan.using.variant
     view = View(
-        latents=fingerprint(plan.latents_provenance),
-        text=fingerprint(plan.text_provenance),
-        latents_provenance=plan.latents_provenance,
-        text_provenance=plan.text_provenance,
-        model=_portable(config.model, job.folder),
+        latents=plan.fingerprint("latents"),
+        text=plan.fingerprint("text"),
+        latents_provenance=using.latents_provenance,
+        text_provenance=using.text_provenance,
+        model=_portable(config.model, using.folder),
         variant=variant.name,
         shift=variant.shift,
         empty_prompt=encoders.prompt_key(""),
@@ -189,7 +217,7 @@ def _publish(config: CacheLatentsConfig, job: Job, kept: Sequence[KeyedClip]) ->
         ),
         name=config.view,
     )
-    encode.complete_groups(config.cache, plan, kept)
+    complete_groups(config.cache, using, kept)
     StoreReader.of_view(config.cache, view).keep_index()
     return write_view(config.cache, config.view, view)
 
@@ -213,23 +241,3 @@ def _nothing_left(config: CacheLatentsConfig, failures: Sequence[Failure]) -> st
     lines = ["no clip of the manifests can be used", *listed(shown, "clips failed")]
     command = shlex.join(["wanlora", "verify", *map(str, config.manifest)])
     return "\n".join([*lines, f"look at them with: {command}"])
-
-
-@contextmanager
-def _stopped_cleanly() -> Iterator[None]:
-    """Treat SIGTERM as Ctrl-C, so that a scheduler's stop publishes what is encoded."""
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may catch signals
-        return
-    previous = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    except KeyboardInterrupt:
-        log.warning("stopped; what was encoded is kept, and the same command goes on from there")
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)

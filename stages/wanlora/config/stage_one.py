@@ -76,6 +76,32 @@ class CacheLatentsConfig(Settings):
         Flag(),
     ] = DEFAULT_MODEL
     device: Device = "auto"
+    launcher: Annotated[
+        Literal["local", "ray"],
+        Field(
+            description="What starts the workers: local, this machine's processes (under torchrun "
+            "and srun each rank is one); ray, actors of a cluster (pip install 'wanlora[ray]')."
+        ),
+        Flag(),
+    ] = "local"
+    num_workers: Annotated[
+        int | None,
+        Field(
+            description="Processes or actors that encode, each with a model of its own; None = one "
+            "a GPU, on a CPU one.",
+            ge=1,
+        ),
+        Flag(),
+    ] = None
+    gpus_per_worker: Annotated[
+        float | None,
+        Field(
+            description="With ray: GPUs that an actor asks for; None = 1, or 0 for device cpu and "
+            "in a cluster without any.",
+            ge=0,
+        ),
+        Flag(),
+    ] = None
     view: ViewName = "default"
     dry_run: Annotated[bool, Field(description="Say what would be encoded, and stop."), Flag()] = (
         False
@@ -107,6 +133,14 @@ class CacheLatentsConfig(Settings):
         ),
     ] = True
     store: StoreSettings = StoreSettings()
+
+    @model_validator(mode="after")
+    def _gpus_are_rays(self) -> Self:
+        if self.gpus_per_worker is not None and self.launcher != "ray":
+            raise ValueError(
+                "gpus_per_worker goes with launcher ray; a local worker has one GPU of its own"
+            )
+        return self
 
 
 class InspectConfig(Settings):

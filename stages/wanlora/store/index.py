@@ -102,9 +102,9 @@ def scan(
     """Read commit records under a fingerprint, with everything that they say.
 
     Args:
-        cache: Folder or URL.
-        kind: What the rows are.
-        fingerprint: Of the encoder.
+        cache: Cache folder or URL.
+        kind: Which rows.
+        fingerprint: Of their encoder.
         known: Keys of segments that are left out: a record never changes.
 
     Returns:

@@ -14,7 +14,7 @@ from wanlora.wan.variants import MICRO, local_folder, variant_of
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
-def pick(device: str, model: str) -> torch.device:
+def pick(device: str, model: str, *, local_rank: int = 0) -> torch.device:
     """Turn `--device` into a device that works.
 
     `auto` takes CUDA, then Apple's MPS, then the CPU; the last only for the micro model. A device
@@ -23,6 +23,8 @@ def pick(device: str, model: str) -> torch.device:
     Args:
         device: auto, cpu, cuda, cuda:N or mps.
         model: The `--model` value; `micro` or a folder of that size may run on the CPU.
+        local_rank: Index of this process among those of the machine: `auto` gives each its own GPU,
+            unless there are more processes than GPUs.
 
     Raises:
         DeviceError: Names the driver, torch's CUDA build, and what to do.
@@ -31,7 +33,8 @@ def pick(device: str, model: str) -> torch.device:
     if device != "auto":
         return _checked(torch.device(device))
     if torch.cuda.is_available():
-        return _checked(torch.device("cuda"))
+        index = local_rank % torch.cuda.device_count()
+        return _checked(torch.device(f"cuda:{index}" if index else "cuda"))
     if torch.backends.mps.is_available():
         return _checked(torch.device("mps"))
     if is_small(model):

@@ -1,0 +1,102 @@
+"""How a rank walks over the rows that several processes make, without a word between them.
+
+Owns: what is committed by now, and the chunk to make next. The store is all that ranks share: a row
+that nobody has committed is anybody's to make, so whoever lives takes over from whoever died. What
+it costs is that two may make one row when little is left; such rows are counted.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from itertools import takewhile
+from typing import Any, TypeVar
+
+from wanlora.core.location import Location
+from wanlora.core.ranks import Rank, share
+from wanlora.store import index
+from wanlora.store.schema import Kind
+
+T = TypeVar("T")
+
+PATIENCE = 20
+"""A look at the store is as good as new until it is so many times as old as it took: 5 % of the
+time at most goes into looking, on a far store with a million rows too."""
+
+
+class Committed:
+    """Keys of the rows in the store by now, whoever wrote them.
+
+    Args:
+        cache: Cache folder or URL.
+        kind: Which rows.
+        fingerprint: Of their encoder.
+    """
+
+    def __init__(self, cache: Location, kind: Kind, fingerprint: str) -> None:
+        self._where: tuple[Location, Kind, str] = (cache, kind, fingerprint)
+        self._segments: set[str] = set()
+        self._copies: Counter[str] = Counter()
+        self._looked_s = self._cost_s = 0.0
+
+    def __call__(self) -> AbstractSet[str]:
+        """What was there at the last look; looks again when that is not long past."""
+        if time.monotonic() - self._looked_s >= PATIENCE * self._cost_s:
+            self.look()
+        return self._copies.keys()
+
+    def look(self) -> AbstractSet[str]:
+        """What is there now; reads only the commit records that are new."""
+        started = time.monotonic()
+        segments, _ = index.scan(*self._where, known=self._segments)
+        for segment in segments:
+            self._segments.add(segment.key)
+            self._copies.update(segment.row_keys)
+        self._looked_s = time.monotonic()
+        self._cost_s = self._looked_s - started
+        return self._copies.keys()
+
+    def repeated(self, keys: Collection[str]) -> int:
+        """How many copies too many there are of these rows."""
+        return sum(max(0, self._copies[key] - 1) for key in keys)
+
+
+def walk(
+    missing: Mapping[str, T],
+    rank: Rank,
+    committed: Callable[[], AbstractSet[str]],
+    *,
+    most: int,
+    alike: Callable[[T], Any],
+    elsewhere: Callable[[int], None],
+) -> Iterator[dict[str, T]]:
+    """Yield chunks until every row has been yielded or is committed: any rank ends with all done.
+
+    Args:
+        missing: The rows, by key, in an order that all ranks share.
+        rank: Who walks.
+        committed: Keys that need no more work.
+        most: Rows in a chunk.
+        alike: What the rows of a chunk have in common.
+        elsewhere: Told how many rows others have been found to have committed.
+    """
+    left = dict(missing)
+    while left:
+        there = left.keys() & committed()
+        for key in there:
+            del left[key]
+        elsewhere(len(there))
+        if not left:
+            return
+        keys = share(list(left), rank, most=most)
+        first = alike(left[keys[0]])
+        chosen = list(takewhile(lambda key: alike(left[key]) == first, keys))  # noqa: B023
+        yield {key: left.pop(key) for key in chosen}
+
+
+def whole(missing: Mapping[str, T], *, alike: Callable[[T], Any]) -> Iterator[dict[str, T]]:
+    """Yield everything, what is alike together: the walk of a process that is alone."""
+    groups: dict[Any, dict[str, T]] = {}
+    for key, row in missing.items():
+        groups.setdefault(alike(row), {})[key] = row
+    yield from groups.values()

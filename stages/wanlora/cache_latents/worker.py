@@ -1,0 +1,195 @@
+"""What one worker does, whoever started it: all that is missing, or a rank's share of it.
+
+Owns: the order of prompts and clips, and what a worker reports. Local processes, ranks and actors
+all come through here, with rows to make and a way to tell of progress.
+"""
+
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+
+from wanlora.cache_latents import plan as planning
+from wanlora.cache_latents.encode import (
+    EncodedClips,
+    EncodedPrompts,
+    Progress,
+    encode_clips,
+    encode_prompts,
+)
+from wanlora.cache_latents.plan import Encoders, Hashes, Plan
+from wanlora.cache_latents.walk import Committed, walk, whole
+from wanlora.config import CacheLatentsConfig
+from wanlora.core.buckets import Bucket
+from wanlora.core.fingerprint import difference
+from wanlora.core.ranks import ALONE, Rank
+from wanlora.errors import ModelError
+from wanlora.manifest import Clip
+from wanlora.progress import bar
+from wanlora.store.schema import Kind
+
+T = TypeVar("T")
+
+PROMPTS_WORTH_LOADING = 64
+"""Prompts that it takes to make a worker load UMT5: loading takes longer than encoding so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What workers have made.
+
+    Attributes:
+        prompts: How encoding prompts went.
+        clips: How encoding clips went.
+        clips_twice: Copies too many of rows of latents, made by two workers at once.
+        workers: How many there were.
+    """
+
+    prompts: EncodedPrompts = field(default_factory=EncodedPrompts)
+    clips: EncodedClips = field(default_factory=EncodedClips)
+    clips_twice: int = 0
+    workers: int = 1
+
+
+def encode_share(
+    config: CacheLatentsConfig, plan: Plan, rank: Rank = ALONE, *, shown: bool = True
+) -> Encoded:
+    """Encode what is missing, in this process; as a rank, until nobody's share is left undone.
+
+    Few prompts are the first rank's: another would load UMT5 for longer than encode. It makes clips
+    first, and looks afterwards whether prompts are left.
+
+    Args:
+        config: The settings.
+        plan: What is missing, and the model to use.
+        rank: Which of several processes this one is.
+        shown: Whether to show progress.
+    """
+    shown = shown and rank.index == 0
+    few = len(plan.missing_prompts) < PROMPTS_WORTH_LOADING * rank.world
+    if rank.index and few:
+        clips = _clips(config, plan, rank, shown=shown)
+        prompts = _prompts(config, plan, rank, shown=shown)
+    else:
+        prompts = _prompts(config, plan, rank, shown=shown)
+        clips = _clips(config, plan, rank, shown=shown)
+    if rank.world == 1:
+        return Encoded(prompts, clips)
+    return settled(config, plan, Encoded(prompts, clips, workers=rank.world))
+
+
+def merged(made: Sequence[Encoded], *, workers: int) -> Encoded:
+    """Put together what several workers report."""
+    rows = max(1, sum(each.clips.rows for each in made))
+    return Encoded(
+        prompts=EncodedPrompts(
+            rows=sum(each.prompts.rows for each in made),
+            truncated=sorted({text for each in made for text in each.prompts.truncated}),
+        ),
+        clips=EncodedClips(
+            rows=sum(each.clips.rows for each in made),
+            failures={key: why for each in made for key, why in each.clips.failures.items()},
+            seconds=max((each.clips.seconds for each in made), default=0.0),
+            stall=sum(each.clips.stall * each.clips.rows for each in made) / rows,
+        ),
+        workers=workers,
+    )
+
+
+def settled(config: CacheLatentsConfig, plan: Plan, made: Encoded) -> Encoded:
+    """Look in the store what has come of it, also of what the dead have made.
+
+    Rows are those that the plan missed and that are there now; what is there is no failure.
+    """
+    text = Committed(config.cache, "text", plan.fingerprint("text")).look()
+    latents = Committed(config.cache, "latents", plan.fingerprint("latents"))
+    wanted = {keyed.key for keyed in plan.missing_clips}
+    there = wanted & latents.look()
+    failures = {key: why for key, why in made.clips.failures.items() if key not in there}
+    return replace(
+        made,
+        prompts=replace(made.prompts, rows=len(plan.missing_prompts.keys() & text)),
+        clips=replace(made.clips, rows=len(there), failures=failures),
+        clips_twice=latents.repeated(wanted),
+    )
+
+
+def same_encoders(config: CacheLatentsConfig, wanted: Encoders, *, local_rank: int = 0) -> Encoders:
+    """Find this worker's model and device, and refuse what would make other rows.
+
+    Raises:
+        ModelError: Its weights, or what its device computes with, are not those of the plan.
+    """
+    here = planning.encoders_here(config, Hashes.read(config.cache), local_rank=local_rank)
+    different = [
+        *difference(wanted.latents_provenance, here.latents_provenance),
+        *difference(wanted.text_provenance, here.text_provenance),
+    ]
+    if different:
+        raise ModelError(
+            f"the worker on {socket.gethostname()}, {here.device}, would not encode as the others: "
+            f"{'; '.join(different)}. Give every machine the same model, and GPUs that agree on "
+            "TF32 (or --set tf32=false)"
+        )
+    return here
+
+
+def _prompts(config: CacheLatentsConfig, plan: Plan, rank: Rank, *, shown: bool) -> EncodedPrompts:
+    missing = plan.missing_prompts
+    if not missing:
+        return EncodedPrompts()
+    with shown_progress(len(missing), "prompts", "prompt", shown=shown) as progress:
+        chunks, there = _rows(config, plan, "text", missing, rank, lambda _: 0, progress)
+        return encode_prompts(config, plan.using, chunks, progress, committed=there)
+
+
+def _clips(config: CacheLatentsConfig, plan: Plan, rank: Rank, *, shown: bool) -> EncodedClips:
+    missing = {keyed.key: keyed.clip for keyed in plan.missing_clips}
+    if not missing:
+        return EncodedClips()
+    with shown_progress(len(missing), "latents", "clip", shown=shown) as progress:
+        chunks, there = _rows(config, plan, "latents", missing, rank, bucket_of, progress)
+        return encode_clips(
+            config, plan.using, chunks, progress, largest=plan.largest, committed=there
+        )
+
+
+def bucket_of(clip: Clip) -> Bucket:
+    """What the clips of a chunk have in common."""
+    return clip.bucket
+
+
+def _rows(
+    config: CacheLatentsConfig,
+    plan: Plan,
+    kind: Kind,
+    missing: Mapping[str, T],
+    rank: Rank,
+    alike: Callable[[T], Any],
+    progress: Progress,
+) -> tuple[Iterator[dict[str, T]], Callable[[], AbstractSet[str]]]:
+    """The chunks of a rank, and what others have committed; alone, there are no others."""
+    if rank.world == 1:
+        return whole(missing, alike=alike), frozenset
+    there = Committed(config.cache, kind, plan.fingerprint(kind))
+    most = config.store.clips_per_segment
+
+    def elsewhere(rows: int) -> None:
+        progress(rows, "")
+
+    return walk(missing, rank, there, most=most, alike=alike, elsewhere=elsewhere), there
+
+
+@contextmanager
+def shown_progress(total: int, what: str, unit: str, *, shown: bool) -> Iterator[Progress]:
+    """Give a function that moves a bar, and says how it goes beside it."""
+    with bar(total=total, description=what, unit=unit, shown=shown) as progress:
+
+        def update(rows: int, note: str) -> None:
+            if note:
+                progress.set_postfix_str(note, refresh=False)
+            progress.update(rows)
+
+        yield update

@@ -1,0 +1,170 @@
+"""Stage one in several processes, some of which are killed: the cache is that of one process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support import cli
+from tests.support.ranks import Fate, records, run_ranks
+from tests.support.s3 import s3, s3_port  # noqa: F401
+from wanlora import cache_latents
+from wanlora.core.location import parse
+from wanlora.store import remote
+from wanlora.store.index import segments_of
+from wanlora.store.reader import StoreReader
+from wanlora.store.views import View, read_view
+
+CLIPS, ROWS = 24, 2
+SETTINGS = {"model": "micro", "device": "cpu", "store": {"clips_per_segment": ROWS}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Clips of two sizes, and one that is damaged behind its header."""
+    folder = tmp_path_factory.mktemp("workers") / "data"
+    folder.mkdir()
+    rng, lines = np.random.default_rng(0), []
+    for i in range(CLIPS + 1):
+        frames = rng.integers(0, 256, (5, 16, 32 if i % 3 else 16, 3), dtype=np.uint8)
+        np.savez(folder / f"clip-{i:02d}.npz", frames=frames)
+        lines.append({"npz": f"clip-{i:02d}.npz", "prompt": f"caption {i % 7}"})
+    damaged = bytearray((folder / f"clip-{CLIPS}.npz").read_bytes())
+    damaged[len(damaged) // 2] ^= 255
+    (folder / f"clip-{CLIPS}.npz").write_bytes(damaged)
+    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def arguments(data: Path, cache: Path, *more: object) -> list[str]:
+    return [
+        "cache-latents", "--manifest", str(data), "--cache", str(cache), "--model", "micro",
+        "--device", "cpu", "--set", f"store.clips_per_segment={ROWS}", "--json", *map(str, more),
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def alone(data, micro_home) -> tuple[View, StoreReader]:
+    """What one process makes of it."""
+    result = cli.invoke(*arguments(data, data.parent / "alone"))
+    assert result.exit_code == 3, result.output
+    summary = json.loads(result.stdout)
+    assert (summary["clips"], summary["workers"], summary["clips_encoded_twice"]) == (CLIPS, 1, 0)
+    view = read_view(data.parent / "alone", "default")
+    return view, StoreReader.of_view(data.parent / "alone", view)
+
+
+def repeated(cache: object, fingerprint: str) -> int:
+    rows = [key for s in segments_of(cache, "latents", fingerprint) for key in s.row_keys]
+    return len(rows) - len(set(rows))
+
+
+def check_same(cache: object, alone: tuple[View, StoreReader]) -> None:
+    """The view to the bit, and every row that it names."""
+    view, wanted = alone
+    assert read_view(cache, "default").sha256 == view.sha256
+    reader = StoreReader.of_view(cache, view)
+    for clip in view.clips:
+        assert np.array_equal(reader.latents(clip.key), wanted.latents(clip.key))
+    for key in view.prompt_keys():
+        assert np.array_equal(reader.prompt_embeds(key), wanted.prompt_embeds(key))
+
+
+def test_ranks_that_join_late_or_are_killed_leave_the_cache_of_one_process(data, alone, tmp_path):
+    cache = tmp_path / "cache"
+    settings = SETTINGS | {"manifest": [str(data)], "cache": str(cache)}
+    results = run_ranks(tmp_path, settings, 3, [Fate(0), Fate(1, killed_at=4), Fate(2, joins_at=2)])
+    assert set(results) == {0, 2}
+    check_same(cache, alone)
+    for result in results.values():
+        assert [failure["code"] for failure in result["failures"]] == ["bad_npz"]
+        assert (result["clips"], result["workers"]) == (CLIPS, 3)
+    assert results[0]["clips_encoded"] == CLIPS  # whoever encoded them
+    # The rank that ended last has seen them all.
+    counted = max(result["clips_encoded_twice"] for result in results.values())
+    assert counted == repeated(cache, alone[0].latents)
+
+
+@pytest.mark.filterwarnings("ignore:.*ObjectStore.*:UserWarning")
+def test_ranks_share_an_object_store(data, alone, tmp_path, s3):  # noqa: F811
+    remote.open_store.cache_clear()
+    settings = SETTINGS | {"manifest": [str(data)], "cache": s3}
+    results = run_ranks(tmp_path, settings, 2, [Fate(0), Fate(1)])
+    assert {result["view_sha256"] for result in results.values()} == {alone[0].sha256}
+    check_same(parse(s3), alone)
+
+
+def test_a_killed_process_leaves_its_work_to_the_others(data, alone, tmp_path, caplog):
+    cache = tmp_path / "cache"
+    killer = threading.Thread(target=kill_a_worker, args=(cache, os.getpid()))
+    killer.start()
+    result = cli.invoke(*arguments(data, cache, "--num-workers", 2))
+    killer.join()
+    assert result.exit_code == 3, result.output
+    assert "was killed (SIGKILL); others take over its work" in caplog.text
+    check_done(json.loads(result.stdout), cache, alone)
+
+
+def test_a_killed_actor_is_replaced(data, alone, tmp_path):
+    pytest.importorskip("ray", reason="ray is not installed")
+    cache = tmp_path / "cache"
+    run = subprocess.Popen(
+        [sys.executable, "-m", "wanlora",
+         *arguments(data, cache, "--launcher", "ray", "--num-workers", 2)],
+        env=os.environ | cli.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    kill_a_worker(cache, run.pid)
+    output, messages = run.communicate(timeout=300)
+    assert run.returncode == 3, messages
+    assert "died; others take over its" in messages
+    check_done(json.loads(output), cache, alone)
+
+
+def check_done(result: dict, cache: Path, alone: tuple[View, StoreReader]) -> None:
+    check_same(cache, alone)
+    assert (result["clips"], result["clips_encoded"], result["workers"]) == (CLIPS, CLIPS, 2)
+    assert [failure["code"] for failure in result["failures"]] == ["bad_npz"]
+    assert result["clips_encoded_twice"] == repeated(cache, alone[0].latents)
+
+
+def kill_a_worker(cache: Path, parent: int) -> None:
+    """Send SIGKILL to whoever committed the first clips, once there are a few."""
+    deadline = time.monotonic() + 240
+    while len(records(cache)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    writer = json.loads(records(cache)[0].read_text())["attributes"]["wanlora"]["writer"]
+    assert writer["pid"] != parent
+    os.kill(int(writer["pid"]), signal.SIGKILL)
+
+
+def test_a_rank_starts_no_workers_of_its_own(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for more in (("--num-workers", 2), ("--launcher", "ray")):
+        message = cli.refuses(*arguments(data, tmp_path / "cache", *more), exit_code=2)
+        assert "rank 0 of 2" in message
+        assert "leave out --launcher and --num-workers" in message
+
+
+def test_a_cluster_that_does_not_answer_is_named(data, tmp_path, monkeypatch):
+    pytest.importorskip("ray", reason="ray is not installed")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
+    message = cli.refuses(*arguments(data, tmp_path, "--launcher", "ray"))
+    assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9" in message
+    assert "ray start --head" in message
+
+
+def test_ray_that_is_not_installed_is_named_with_what_installs_it(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "wanlora.cache_latents.on_ray", raising=False)
+    monkeypatch.delattr(cache_latents, "on_ray", raising=False)
+    message = cli.refuses(*arguments(data, tmp_path, "--launcher", "ray"), exit_code=2)
+    assert "pip install 'wanlora[ray]'" in message
