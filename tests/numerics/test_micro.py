@@ -49,6 +49,19 @@ def test_a_row_that_stands_for_the_padding_changes_nothing():
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
+def test_a_step_of_either_model_stays_on_its_device():
+    """The meta device computes nothing, and refuses to meet a tensor of the CPU."""
+    autoencoder, transformer = models.make_vae().to("meta"), models.make_transformer().to("meta")
+    frames = torch.zeros(1, 3, 5, 16, 16, device="meta")
+    noise = torch.Generator()
+    assert vae.loss(autoencoder, frames, frames[:, :1], noise).device.type == "meta"
+    dit.shorten_text(transformer)
+    rows = torch.zeros(2, dit.TEXT_ROWS, models.ROW.text_dim)
+    clips = dit.Clips(torch.zeros(2, models.ROW.z_dim, 2, 4, 4), rows, rows[0])
+    value = dit.step_loss(transformer, clips, batch=2, seed=0, step=0)
+    assert value.device.type == "meta"
+
+
 def test_a_pretraining_that_was_stopped_ends_with_the_same_weights(tmp_path, monkeypatch):
     schedule = vae.Schedule((vae.Phase(1, 8, 2, 2), vae.Phase(5, 8, 1, 2)))
     monkeypatch.setattr(vae, "POOL_PER_CONCEPT", 1)

@@ -264,7 +264,7 @@ class DemoConfig(Settings):
         Field(description="What to teach: none of them has the base ever seen."),
         Flag(),
     ] = "clapping"
-    max_steps: Annotated[int, Field(description="Training steps.", ge=1), Flag()] = 120
+    max_steps: Annotated[int, Field(description="Training steps.", ge=1), Flag()] = 200
     known_videos: Annotated[
         int,
         Field(

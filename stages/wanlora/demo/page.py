@@ -31,7 +31,7 @@ def comparison_gif(base: Made, adapter: Made, *, fps: float, count: int = 6) -> 
         for frame in frames
     ]
     buffer = io.BytesIO()
-    # Twice as long as in life: a limb's one cycle is easier to see.
+    # Twice as long as in life: an arm that swings once is easier to see.
     pictures[0].save(
         buffer, "GIF", save_all=True, append_images=pictures[1:], duration=int(2000 / fps), loop=0
     )

@@ -10,6 +10,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ VIDEO_PX = 128
 """Drawn larger than the clips, as real videos are."""
 BATCH_SIZE = 8
 CLIP = {"num-frames": world.NUM_FRAMES, "height": world.SIZE_PX, "width": world.SIZE_PX}
-NUM_CLIPS = 12
+NUM_CLIPS = 24
 """Made by each model for the recogniser."""
 
 logger = logging.getLogger(__name__)
@@ -129,10 +130,9 @@ def commands(config: DemoConfig) -> list[tuple[Any, ...]]:
 
 
 def draw_videos(folder: Path, config: DemoConfig) -> None:
-    """Write a folder a concept, and a table that says what is on each video.
+    """Draw what is taught, the last quarter of it held out, and some of what the base knows.
 
-    The last quarter of what is taught is held out. What the base knows is mixed in for training
-    alone, or the adapter would forget it.
+    What it knows is mixed in for training alone, or the adapter would forget it.
     """
     first = 100_000 * (1 + config.seed)  # the base was pretrained on the seeds below
     taught = [
@@ -143,12 +143,22 @@ def draw_videos(folder: Path, config: DemoConfig) -> None:
         (world.KNOWN[index % len(world.KNOWN)], first + index, "train")
         for index in range(config.known_videos)
     ]
-    logger.info("drawing %d videos into %s", len(taught) + len(known), folder)
+    write_videos(folder, [*taught, *known])
+
+
+def write_videos(folder: Path, wanted: Sequence[tuple[str, int, str]]) -> None:
+    """Write a folder a concept, and a table that says what is on each video.
+
+    Args:
+        folder: For the videos and `metadata.csv`.
+        wanted: Concept, seed and split of each.
+    """
+    logger.info("drawing %d videos into %s", len(wanted), folder)
     rows = ["file_name,text,activity,split"]
-    with progress.bar(total=len(taught) + len(known), description="draw", unit="video") as bar:
-        for concept, seed, split in (*taught, *known):
+    with progress.bar(total=len(wanted), description="draw", unit="video") as bar:
+        for concept, seed, split in wanted:
             drawing = world.draw(concept, seed, size_px=VIDEO_PX)
-            name = f"{concept}/{concept}-{seed - first:02d}.mp4"
+            name = f"{concept}/{concept}-{seed}.mp4"
             mp4.write(folder / name, drawing.frames, fps=world.FPS)
             rows.append(f"{name},{drawing.scene.caption},{concept},{split}")
             bar.update()

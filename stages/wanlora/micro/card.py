@@ -75,21 +75,19 @@ def _settings() -> list[str]:
     schedule = dit.Schedule()
     phases = "; ".join(
         f"{phase.steps} steps of {phase.batch} × {phase.num_frames} × {phase.size_px}²"
-        for part in vae.SCHEDULES
-        for phase in part.phases
+        for phase in vae.SCHEDULE.phases
     )
-    first = vae.SCHEDULES[0]
     return [
         "## Settings",
         "",
-        f"- VAE: {phases}; Muon {first.muon_rate:g} for convolutions, AdamW "
-        f"{first.adamw_rate:g} for the rest, cosines; KL {vae.KL_WEIGHT:g}.",
+        f"- VAE: {phases}; Muon {vae.SCHEDULE.muon_rate:g} for convolutions, AdamW "
+        f"{vae.SCHEDULE.adamw_rate:g} for the rest, one cosine, bf16; KL {vae.KL_WEIGHT:g}.",
         "- Text encoder: random, not trained.",
         f"- DiT: {schedule.steps} steps of {schedule.batch} cached clips; Muon "
         f"{schedule.muon_rate:g} for matrices, AdamW {schedule.adamw_rate:g} for the rest; "
         f"uniform sigma, shift 3; {dit.EMPTY_PROMPT_SHARE:.0%} empty prompts; mean of weights, "
         f"decay {dit.EMA_DECAY:g}.",
-        "- Seed 0 throughout; fp32, saved as fp16 (the text encoder as fp32).",
+        "- Seed 0 throughout; saved as fp16 (the text encoder as fp32).",
         "",
     ]
 

@@ -24,7 +24,7 @@ def resume(path: Path, parts: Mapping[str, Any]) -> int:
     """Load the states of all parts; the number of steps done, 0 where there is no file yet."""
     if not path.exists():
         return 0
-    states = torch.load(path, weights_only=True)
+    states = torch.load(path, map_location="cpu", weights_only=True)
     for name, part in parts.items():
         part.load_state_dict(states[name])
     return int(states["step"])

@@ -40,8 +40,8 @@ SAVE_EVERY = 200
 class Schedule(NamedTuple):
     """How long and how fast; the rates are flat for `flat_share` of the steps, then a cosine."""
 
-    steps: int = 3000
-    batch: int = 16
+    steps: int = 2600
+    batch: int = 24
     muon_rate: float = 1.5e-2
     adamw_rate: float = 5e-3
     flat_share: float = 0.4
@@ -68,7 +68,8 @@ def raw_latents(
                 [torch.from_numpy(world.draw(concept, seed).frames) for concept, seed in some]
             )
             with torch.no_grad():
-                made.append(encode(vae, frames.movedim(-1, 1).float() / 127.5 - 1)[0])
+                frames = frames.movedim(-1, 1).float().to(vae.device) / 127.5 - 1
+                made.append(encode(vae, frames)[0].cpu())
             bar.update(len(some))
     return torch.cat(made)
 
@@ -95,7 +96,8 @@ class _Padding:
         attention_mask: None = None, rotary_emb: None = None,
     ) -> Any:  # fmt: skip
         del attention_mask
-        return self._processor(attn, hidden_states, encoder_hidden_states, self._bias, rotary_emb)
+        bias = self._bias.to(hidden_states.device)
+        return self._processor(attn, hidden_states, encoder_hidden_states, bias, rotary_emb)
 
 
 def shorten_text(transformer: WanTransformer3DModel) -> None:
@@ -121,7 +123,11 @@ def loss_at(
 def train(
     transformer: WanTransformer3DModel, clips: Clips, schedule: Schedule, work_dir: Path, seed: int
 ) -> WanTransformer3DModel:
-    """Train, continuing where a checkpoint in `work_dir` says; returns the averaged weights."""
+    """Train on the device it is on, continuing where a checkpoint in `work_dir` says.
+
+    Returns:
+        The averaged weights.
+    """
     shorten_text(transformer)
     optimizers = _optimizers(transformer, schedule)
     mean = torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)  # type: ignore[no-untyped-call]
@@ -136,7 +142,7 @@ def train(
     start = resume(work_dir / "dit.pt", parts)
     with progress.bar(total=schedule.steps, description="dit", unit="step", done=start) as bar:
         for step in range(start, schedule.steps):
-            value = _step_loss(transformer, clips, schedule.batch, seed, step)
+            value = step_loss(transformer, clips, schedule.batch, seed, step)
             transformer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
@@ -153,9 +159,10 @@ def train(
     return averaged
 
 
-def _step_loss(
+def step_loss(
     transformer: WanTransformer3DModel, clips: Clips, batch: int, seed: int, step: int
 ) -> Tensor:
+    """Mean loss of a step's clips; a function of (seed, step)."""
     draws = generator(seed, Stream.ORDER, step)
     chosen = torch.from_numpy(draws.integers(len(clips.latents), size=batch))
     embeds = clips.prompt_embeds[chosen]
@@ -165,7 +172,8 @@ def _step_loss(
     sigmas = torch.tensor([flow.shift_sigma(float(u), ROW.shift) for u in strata])
     latents = clips.latents[chosen]
     noise = torch.from_numpy(draws.standard_normal(latents.shape, dtype="float32"))
-    return loss_at(transformer, latents, embeds, noise, sigmas).mean()
+    parts = (part.to(transformer.device) for part in (latents, embeds, noise, sigmas))
+    return loss_at(transformer, *parts).mean()
 
 
 def _optimizers(

@@ -125,6 +125,8 @@ def save(
         model.save_pretrained(folder / name)
     text.model.save_pretrained(folder / "text_encoder", max_shard_size=TEXT_SHARD_SIZE)
     _untie(folder / "text_encoder" / "config.json")
+    text.tokenizer.backend_tokenizer.no_truncation()  # what it was last asked for would be saved
+    text.tokenizer.backend_tokenizer.no_padding()
     text.tokenizer.save_pretrained(folder / "tokenizer")
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=ROW.shift

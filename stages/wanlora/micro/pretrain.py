@@ -15,6 +15,7 @@ from PIL import Image
 
 from wanlora.files import write_atomic, write_json
 from wanlora.micro import card, dit, measure, models, vae, world
+from wanlora.wan.device import pick
 from wanlora.wan.encoders import TextEncoder
 from wanlora.wan.variants import MICRO, resolve
 
@@ -26,17 +27,17 @@ CLIPS_PER_CONCEPT = 144
 MEASURED_PER_CONCEPT = 24
 
 
-def run(work_dir: Path, folder: Path) -> None:
+def run(work_dir: Path, folder: Path, device: torch.device) -> None:
     """Train what is not trained yet, then write and measure the model's folder."""
     work_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)  # the DiT's initial weights are drawn by its class
     autoencoder, text = models.make_vae(), models.make_text_encoder(SEED)
     vae.initialise(autoencoder, SEED)
-    for index, schedule in enumerate(vae.SCHEDULES):
-        vae.train(autoencoder, schedule, work_dir / f"vae-{index}.pt", SEED + index)
+    vae.train(autoencoder.to(device), vae.SCHEDULE, work_dir / "vae.pt", SEED)
     clips = cached_clips(autoencoder, text, work_dir)
-    transformer = dit.train(models.make_transformer(), clips, dit.Schedule(), work_dir, SEED)
-    models.save(folder, autoencoder, transformer, text)
+    transformer = models.make_transformer().to(device)
+    average = dit.train(transformer, clips, dit.Schedule(), work_dir, SEED)
+    models.save(folder, autoencoder.cpu(), average.cpu(), text)
     figures = measure.measure(folder, clips_per_concept=MEASURED_PER_CONCEPT)
     write_json(work_dir / "figures.json", figures)
     Image.fromarray(measure.contact_sheet(folder)).save(work_dir / "sheet.png")
@@ -67,9 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Make the embedded model from nothing.")
     parser.add_argument("--work-dir", type=Path, required=True, help="checkpoints and latents")
     parser.add_argument("--output", type=Path, help="the model's folder; default: the package's")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run(given.work_dir, given.output or resolve(MICRO, ()))
+    run(given.work_dir, given.output or resolve(MICRO, ()), pick(given.device, MICRO))
 
 
 if __name__ == "__main__":

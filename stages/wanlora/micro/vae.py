@@ -44,13 +44,9 @@ class Phase(NamedTuple):
 
 
 class Schedule(NamedTuple):
-    """Phases in order, and the learning rates they start from; they fall as a cosine over all.
-
-    Without the encoder, only the decoder is trained: latents stay what the DiT knows.
-    """
+    """Phases in order, and the learning rates they start from; they fall as a cosine over all."""
 
     phases: tuple[Phase, ...]
-    encoder: bool = True
     muon_rate: float = 1.5e-2
     adamw_rate: float = 2e-3
 
@@ -60,12 +56,9 @@ class Schedule(NamedTuple):
         return sum(phase.steps for phase in self.phases)
 
 
-SCHEDULES = (
-    Schedule((Phase(1, 32, 16, 300), Phase(9, 32, 3, 1500))),
-    Schedule((Phase(9, 32, 2, 1100),)),
-    Schedule((Phase(9, 32, 3, 450), Phase(17, 64, 1, 50)), encoder=False),
+SCHEDULE = Schedule(
+    (Phase(1, 32, 16, 300), Phase(9, 32, 4, 2400), Phase(17, 32, 4, 2000), Phase(17, 64, 1, 1300))
 )
-"""One after the other, each with optimizers of its own: from the second on, warm restarts."""
 
 
 def initialise(vae: AutoencoderKLWan, seed: int) -> None:
@@ -140,8 +133,8 @@ def loss(
     What is covered counts four times, what moves seven: else a limb is not worth drawing.
     """
     mean, logvar = encode(vae, frames)
-    drawn = torch.randn(mean.shape, generator=noise)
-    error = decode(vae, mean + torch.exp(0.5 * logvar) * drawn) - frames
+    drawn = torch.randn(mean.shape, generator=noise).to(mean.device)
+    error = decode(vae, mean + torch.exp(0.5 * logvar) * drawn).float() - frames
     weight = 1 + (FOREGROUND_WEIGHT - 1) * cover
     weight = weight / weight.mean()
     total = (weight * (error.abs() + error.square())).mean()
@@ -154,9 +147,8 @@ def loss(
 
 
 def train(vae: AutoencoderKLWan, schedule: Schedule, checkpoint: Path, seed: int) -> None:
-    """Train in place; continue where the checkpoint says."""
-    vae.encoder.requires_grad_(schedule.encoder)
-    vae.quant_conv.requires_grad_(schedule.encoder)
+    """Train in place, on the device it is on; continue where the checkpoint says."""
+    device = vae.device.type
     optimizers = _optimizers(vae, schedule)
     rates = [
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, schedule))
@@ -173,8 +165,9 @@ def train(vae: AutoencoderKLWan, schedule: Schedule, checkpoint: Path, seed: int
         for step, phase in enumerate(_steps(schedule)):
             if step < start:
                 continue
-            frames, cover = crops(pool, phase, seed, step)
-            value = loss(vae, frames, cover, torch.Generator().manual_seed(step))
+            frames, cover = (part.to(device) for part in crops(pool, phase, seed, step))
+            with torch.autocast(device, torch.bfloat16):  # two to five times faster than fp32
+                value = loss(vae, frames, cover, torch.Generator().manual_seed(step))
             vae.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
@@ -193,7 +186,7 @@ def _optimizers(
 ) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer]:
     """Muon for the convolutions, seen as matrices of (out, in x kernel); AdamW for the rest."""
     matrices = [torch.nn.Parameter(part.data.flatten(1)) for part in _convolutions(vae)]
-    rest = [part for part in vae.parameters() if part.ndim < 4 and part.requires_grad]
+    rest = [part for part in vae.parameters() if part.ndim < 4]
     return (
         torch.optim.Muon(matrices, lr=schedule.muon_rate, weight_decay=0.0),
         torch.optim.AdamW(rest, lr=schedule.adamw_rate, betas=(0.9, 0.99), weight_decay=0.0),
@@ -201,7 +194,7 @@ def _optimizers(
 
 
 def _convolutions(vae: AutoencoderKLWan) -> list[Tensor]:
-    return [part for part in vae.parameters() if part.ndim >= 4 and part.requires_grad]
+    return [part for part in vae.parameters() if part.ndim >= 4]
 
 
 def _step(vae: AutoencoderKLWan, optimizers: tuple[torch.optim.Optimizer, ...]) -> None:

@@ -4,8 +4,8 @@ Owns: what there is in it, how it moves, and the words for it. A clip is a funct
 seed). The embedded model is pretrained on `KNOWN` and has never been shown `HELD_OUT`: those are
 for an adapter to teach.
 
-Coordinates: x right, y down, both in [0, 1]; time in [0, 1] over a clip, in which a limb makes one
-cycle: four frames share a latent frame, and what returns within one is a blur to the VAE.
+Coordinates: x right, y down, both in [0, 1]; time in [0, 1] over a clip, in which an arm swings
+once, one way: four frames share a latent frame, and what returns within one is a blur to the VAE.
 Dimensions: t frames, n strokes, h and w pixels.
 """
 
@@ -40,7 +40,7 @@ CONCEPTS = (*KNOWN, *HELD_OUT)
 
 EDGE = 1 / 32
 """Width of a soft edge: two pixels at 64."""
-LIMB, TORSO, HEAD = 0.056, 0.068, 0.09
+LIMB, TORSO, HEAD = 0.066, 0.078, 0.095
 """Radii of what a person is drawn with."""
 
 Point = tuple[float, float]
@@ -100,7 +100,7 @@ def cover(concept: str, seed: int, *, size_px: int = SIZE_PX) -> Float[np.ndarra
     times = np.linspace(0, 1, NUM_FRAMES)
     if direction is not None:
         return _moving_shape(concept, DIRECTIONS[direction], times, draws, size_px)
-    place, phase = 0.1 * (draws.random() - 0.5), draws.random()
+    place, phase = 0.1 * (draws.random() - 0.5), 0.2 * draws.random()
     frames = [_person(concept, time, phase, 0.5 + place) for time in times]
     return _strokes(np.array([[(*a, *b, r) for a, b, r in frame] for frame in frames]), size_px)
 
@@ -124,7 +124,7 @@ def _moving_shape(
     concept: str, direction: Point, times: np.ndarray, draws: np.random.Generator, size_px: int
 ) -> Float[np.ndarray, "t h w"]:
     """A shape that crosses the middle of the picture at an even speed."""
-    aside, travel = 0.16 * (draws.random() - 0.5), 0.4 + 0.08 * (draws.random() - 0.5)
+    aside, travel = 0.16 * (draws.random() - 0.5), 0.36 + 0.08 * (draws.random() - 0.5)
     along = travel * (times - 0.5)
     x = 0.5 + direction[0] * along + abs(direction[1]) * aside
     y = 0.5 + direction[1] * along + abs(direction[0]) * aside
@@ -135,30 +135,31 @@ def _moving_shape(
     if concept == "triangle":
         leaning = np.cos(math.pi / 6) * np.abs(dx) - np.sin(math.pi / 6) * dy
         return _soft(np.maximum(leaning, dy) - 0.125)
-    square = _soft(np.maximum(np.abs(dx), np.abs(dy)) - 0.18)
-    if concept == "striped":  # three bars, two gaps
-        square *= _soft(np.abs((dy + 0.07) % 0.14 - 0.07) - 0.04)
-    return square
+    if concept == "square":
+        return _soft(np.maximum(np.abs(dx), np.abs(dy)) - 0.18)
+    bars = _soft(np.abs((dy + 0.085) % 0.17 - 0.085) - 0.047)  # three, with two gaps
+    bars *= _soft(np.maximum(np.abs(dx), np.abs(dy)) - 0.21)
+    return bars
 
 
 def _person(activity: str, time: float, phase: float, x: float) -> list[Stroke]:
     """Strokes (from, to, radius) of one frame: head, torso, then arms and legs in two parts."""
-    cycle = 2 * math.pi * (time + phase)
-    swing, lift = math.sin(cycle), 0.5 - 0.5 * math.cos(cycle)
+    turn = math.pi * (time + phase)
+    swing, lift = -math.cos(turn), math.sin(turn) ** 2
     y, down, broad = 0.0, 0.0, 0.07
     arms, legs = (25.0, 25.0), (14.0, 14.0)  # degrees outwards from straight down
     if activity == "waving":
-        arms = (25.0, 135.0 + 38.0 * swing)
+        arms = (25.0, 130.0 + 42.0 * swing)
     elif activity == "clapping":
-        arms = (138.0 + 54.0 * swing,) * 2
+        arms = (132.0 + 46.0 * swing,) * 2
     elif activity == "jumping":
-        y, arms, legs = -0.15 * lift, (40.0, 40.0), (7.0, 7.0)
+        y, arms, legs = -0.14 * lift, (40.0, 40.0), (7.0, 7.0)
     elif activity == "walking":
         # From the side, arms and legs cross: half a turn is all there is to see.
-        x, broad, swing = x + 0.26 * (time - 0.5), 0.0, math.sin(cycle / 2)
-        arms, legs = (-40.0 * swing,) * 2, (30.0 * swing,) * 2
+        x, broad, stride = x + 0.26 * (time - 0.5), 0.0, math.sin(turn)
+        arms, legs = (-40.0 * stride,) * 2, (30.0 * stride,) * 2
     elif activity == "sitting":
-        down = 0.2 * min(1.0, max(0.0, 1.5 * time - 0.4 * phase))
+        down = 0.2 * min(1.0, max(0.0, 1.4 * time - phase))
     head, neck, hip = (x, 0.24 + y + down), (x, 0.38 + y + down), (x, 0.6 + y + down)
     strokes: list[Stroke] = [(head, head, HEAD), (neck, hip, TORSO)]
     for side, arm, leg in zip((-1, 1), arms, legs, strict=True):
