@@ -86,7 +86,8 @@ def test_ranks_that_join_late_or_are_killed_leave_the_cache_of_one_process(data,
     for result in results.values():
         assert [failure["code"] for failure in result["failures"]] == ["bad_npz"]
         assert (result["clips"], result["workers"]) == (CLIPS, 3)
-    assert results[0]["clips_encoded"] == CLIPS  # whoever encoded them
+        # Whoever encoded them, and whenever.
+        assert result["clips_encoded"] + result["clips_cached"] == CLIPS
     # The rank that ended last has seen them all.
     counted = max(result["clips_encoded_twice"] for result in results.values())
     assert counted == repeated(cache, alone[0].latents)
