@@ -26,7 +26,7 @@ from typer.core import TyperCommand
 from wanlora import __version__
 from wanlora.config import COMMANDS, Flag, Settings, load
 from wanlora.core.ranks import rank_of
-from wanlora.errors import WanloraError
+from wanlora.errors import ConfigError, WanloraError
 
 STAGES = {
     "demo": "wanlora.demo",
@@ -107,6 +107,9 @@ EXAMPLES = {
 }  # fmt: skip
 
 # Errors of the disk that a person can mend; any other is a bug and shows its traceback.
+SHARED = ("cache-latents", "train")
+"""What several processes of a launcher do together; each does any other command for itself."""
+
 USERS_TO_MEND = frozenset(
     {
         errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC,
@@ -293,7 +296,7 @@ def _help(field: FieldInfo) -> str:
 
 def _run(name: str, config: Settings, as_json: bool) -> int:
     """Run a stage and print what it returns; of several processes, the first one speaks."""
-    speaks = rank_of(os.environ).index == 0
+    speaks = name not in SHARED or rank_of(os.environ).index == 0
     handler = logging.StreamHandler()
     handler.setFormatter(_Plain())
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -301,6 +304,8 @@ def _run(name: str, config: Settings, as_json: bool) -> int:
     stage = importlib.import_module(STAGES[name])
     result = stage.run(config)
     if not speaks:
+        if result.exit_code:
+            print("\n".join(result.lines()), file=sys.stderr)
         return int(result.exit_code)
     if as_json:
         print(json.dumps(asdict(result), indent=2, default=_jsonable))
@@ -340,8 +345,11 @@ def _guarded(action: Callable[[], int]) -> int:
 
 def _speaker() -> str:
     """Name this process where a launcher started several, all writing to one terminal."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    return f"process {os.environ.get('RANK', '0')} of {count}: " if count > 1 else ""
+    try:
+        rank = rank_of(os.environ)
+    except ConfigError:  # says so itself
+        return ""
+    return f"process {rank.index} of {rank.world}: " if rank.world > 1 else ""
 
 
 def _jsonable(value: Any) -> Any:

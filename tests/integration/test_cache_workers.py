@@ -146,6 +146,28 @@ def kill_a_worker(cache: Path, parent: int) -> None:
     os.kill(int(writer["pid"]), signal.SIGKILL)
 
 
+def test_a_rank_whose_machine_lacks_a_video_publishes_no_smaller_view(data, tmp_path, monkeypatch):
+    lines = (data / "train.jsonl").read_text()
+    for clip in data.glob("*.npz"):
+        if clip.stem != "clip-03":
+            (tmp_path / clip.name).symlink_to(clip)
+    (tmp_path / "train.jsonl").write_text(lines)
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    message = cli.refuses(*arguments(tmp_path, tmp_path / "cache"))
+    assert "process 1 of 2" in message
+    assert "lacks 1 clips' videos" in message
+    assert "clip-03.npz" in message
+    assert not (tmp_path / "cache" / "views").exists()
+
+
+def test_variables_that_no_launcher_sets_are_named(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "x")
+    message = cli.refuses(*arguments(data, tmp_path / "cache"), exit_code=2)
+    assert "WORLD_SIZE=x" in message
+
+
 def test_a_rank_starts_no_workers_of_its_own(data, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -81,7 +81,9 @@ def test_every_flipped_or_missing_byte_of_a_snapshot_is_noticed_or_harmless() ->
     assert dict(from_bytes(data, "latents") or {}) == dict(rows)
     assert from_bytes(data, "text") is None
     for place in range(len(data)):
-        flipped = data[:place] + bytes([data[place] ^ 0x41]) + data[place + 1 :]
-        for damaged in (flipped, data[:place]):
+        flipped = [
+            data[:place] + bytes([data[place] ^ bits]) + data[place + 1 :] for bits in (0x41, 0x01)
+        ]
+        for damaged in (*flipped, data[:place]):
             found = from_bytes(damaged, "latents")
             assert found is None or dict(found) == dict(rows), place

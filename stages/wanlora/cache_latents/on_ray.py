@@ -7,6 +7,7 @@ Owns: all that is said to Ray; nothing else imports it. An actor that dies is re
 had not committed goes back to the board. Actors write to the store themselves.
 """
 
+import functools
 import logging
 import os
 import socket
@@ -21,7 +22,13 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
 
 from wanlora.cache_latents import plan as planning
 from wanlora.cache_latents.board import Board, Chunk
@@ -43,6 +50,9 @@ from wanlora.errors import LostProcessError, MediaError, WanloraError, WorkerErr
 from wanlora.manifest import Clip
 from wanlora.store.schema import Kind
 from wanlora.wan.variants import local_folder
+
+ACTOR_DIED = (RayActorError, OutOfMemoryError)
+"""One that Ray ends for its memory is not a RayActorError."""
 
 POLL_S = 1.0
 PATIENCE_S = 10.0
@@ -140,7 +150,7 @@ class Workers:
         ready, _ = ray.wait([actor.encoders.remote() for actor in self._actors], num_returns=1)
         try:
             first = ray.get(ready[0])
-        except RayActorError as error:
+        except ACTOR_DIED as error:
             raise WorkerError(f"an actor died before it had found the model: {error}") from None
         if isinstance(first, WanloraError):
             raise first
@@ -187,7 +197,7 @@ class Workers:
         index = self._running.pop(future)
         try:
             outcome = ray.get(future)
-        except RayActorError:
+        except ACTOR_DIED:
             outcome = None
         held, told = ray.get(board.ended.remote(index))
         if isinstance(outcome, Encoded):
@@ -201,6 +211,7 @@ class Workers:
             self._actors.append(self._actor.remote(self._config))
             self._idle.append(len(self._actors) - 1)
         elif self._running or self._idle:
+            ray.kill(self._actors[index])  # or it would keep its GPU from one that waits for it
             why = f"stopped: {outcome}"
         else:
             raise outcome
@@ -267,12 +278,17 @@ class _Worker:
             return error
 
 
+@functools.cache
+def _decode_task() -> Any:
+    """One for all clips: each made anew would be kept by the cluster."""
+    return ray.remote(num_cpus=1, max_retries=1)(decode_remotely)
+
+
 def _decode_elsewhere(clip: Clip) -> torch.Tensor | MediaError:
     """Decode a clip on any core of the cluster; a file that kills its process fails alone."""
-    task = ray.remote(num_cpus=1, max_retries=1)(decode_remotely)
     try:
-        frames = ray.get(task.remote(clip))
-    except (WorkerCrashedError, OutOfMemoryError) as error:
+        frames = ray.get(_decode_task().remote(clip))
+    except (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError) as error:
         reason = "took too much memory" if isinstance(error, OutOfMemoryError) else "crashed"
         return LostProcessError("unreadable", f"{clip.path}: the process decoding it {reason}")
     # A copy: what Ray gives lies in its shared memory, and may not be written.

@@ -67,7 +67,8 @@ def encode(config: CacheLatentsConfig, plan: Plan, *, num_workers: int) -> Encod
     ranks = [Rank(i, num_workers, i) for i in range(num_workers)]
     workers: list[_Worker] = []
     try:
-        workers += [_start(config, small, rank) for rank in ranks]
+        for rank in ranks:  # one after the other, so that those that run are known
+            workers.append(_start(config, small, rank))  # noqa: PERF401
         _watch(workers, config, plan)
     finally:
         _stop(workers)

@@ -7,6 +7,7 @@ most a segment, and a second run encodes nothing that is there.
 import logging
 import os
 import shlex
+import socket
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,8 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         plan = planning.make(config, found, using=using, hashes=hashes, shown=shown)
         if not plan.clips:
             raise ManifestError(_nothing_left(config, plan.failures))
+        if rank.world > 1:
+            _require_videos(plan.failures)
         planning.note_other_generations(config.cache, using)
         if config.dry_run:
             outcome = Outcome(plan.clips, plan.failures, plan.num_bytes)
@@ -71,6 +74,26 @@ def run(config: CacheLatentsConfig) -> CacheResult:
     added = objects.num_bytes(config.cache, schema.STORE) - before
     outcome = Outcome(kept, failures, added, view.sha256, made)
     return summarize(config, plan, outcome, seconds=time.monotonic() - started)
+
+
+def _require_videos(failures: Sequence[Failure]) -> None:
+    """Refuse a machine that lacks videos which others may have: it would publish a smaller view.
+
+    Raises:
+        ManifestError: Names the machine and what it lacks.
+    """
+    lacking = [failure.message for failure in failures if failure.code == "missing"]
+    if lacking:
+        raise ManifestError(
+            "\n".join(
+                [
+                    f"{socket.gethostname()} lacks {len(lacking)} clips' videos, and another "
+                    "machine may have them; mount them under the same path, or take them out of "
+                    "the manifest:",
+                    *listed(lacking, "clips"),
+                ]
+            )
+        )
 
 
 def encode_rows(
@@ -218,8 +241,13 @@ def _publish(config: CacheLatentsConfig, plan: Plan, kept: Sequence[KeyedClip]) 
         name=config.view,
     )
     complete_groups(config.cache, using, kept)
-    StoreReader.of_view(config.cache, view).keep_index()
-    return write_view(config.cache, config.view, view)
+    reader = StoreReader.of_view(config.cache, view)
+    written = write_view(config.cache, config.view, view)
+    try:
+        reader.keep_index()
+    except StoreError as error:  # it would only have saved time
+        log.warning("the index is not kept: %s", error)
+    return written
 
 
 def _portable(model: str, folder: Path) -> str:

@@ -47,13 +47,14 @@ class Committed:
 
     def look(self) -> AbstractSet[str]:
         """What is there now; reads only the commit records that are new."""
-        started = time.monotonic()
+        started, first = time.monotonic(), not self._looked_s
         segments, _ = index.scan(*self._where, known=self._segments)
         for segment in segments:
             self._segments.add(segment.key)
             self._copies.update(segment.row_keys)
         self._looked_s = time.monotonic()
-        self._cost_s = self._looked_s - started
+        # The first look reads every record, the others only what is new.
+        self._cost_s = 0.0 if first else self._looked_s - started
         return self._copies.keys()
 
     def repeated(self, keys: Collection[str]) -> int:
@@ -69,6 +70,7 @@ def walk(
     most: int,
     alike: Callable[[T], Any],
     elsewhere: Callable[[int], None],
+    look: Callable[[], AbstractSet[str]] | None = None,
 ) -> Iterator[dict[str, T]]:
     """Yield chunks until every row has been yielded or is committed: any rank ends with all done.
 
@@ -79,10 +81,17 @@ def walk(
         most: Rows in a chunk.
         alike: What the rows of a chunk have in common.
         elsewhere: Told how many rows others have been found to have committed.
+        look: `committed` as it is now, whatever that costs: asked before a rank that has made its
+            part of what was left takes what is probably another's.
     """
     left = dict(missing)
+    made = part = 0
     while left:
-        there = left.keys() & committed()
+        if made >= part:
+            there = left.keys() & (look or committed)()
+            made, part = 0, (len(left) - len(there)) // rank.world
+        else:
+            there = left.keys() & committed()
         for key in there:
             del left[key]
         elsewhere(len(there))
@@ -91,6 +100,7 @@ def walk(
         keys = share(list(left), rank, most=most)
         first = alike(left[keys[0]])
         chosen = list(takewhile(lambda key: alike(left[key]) == first, keys))  # noqa: B023
+        made += len(chosen)
         yield {key: left.pop(key) for key in chosen}
 
 

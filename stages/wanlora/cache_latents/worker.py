@@ -73,7 +73,7 @@ def encode_share(
         clips = _clips(config, plan, rank, shown=shown)
         prompts = _prompts(config, plan, rank, shown=shown)
     else:
-        prompts = _prompts(config, plan, rank, shown=shown)
+        prompts = _prompts(config, plan, ALONE if few else rank, shown=shown)
         clips = _clips(config, plan, rank, shown=shown)
     if rank.world == 1:
         return Encoded(prompts, clips)
@@ -179,7 +179,10 @@ def _rows(
     def elsewhere(rows: int) -> None:
         progress(rows, "")
 
-    return walk(missing, rank, there, most=most, alike=alike, elsewhere=elsewhere), there
+    chunks = walk(
+        missing, rank, there, most=most, alike=alike, elsewhere=elsewhere, look=there.look
+    )
+    return chunks, there
 
 
 @contextmanager

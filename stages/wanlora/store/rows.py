@@ -18,7 +18,7 @@ from jaxtyping import Int64, Shaped, UInt32
 VERSION = 1
 COLUMNS = ("record_bytes", "row_keys", "homes", "places", "crc32c")
 DAMAGE = (
-    zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, NotImplementedError,
+    zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, RuntimeError,
 )  # fmt: skip
 """What numpy raises over bytes that are no longer what was written."""
 
