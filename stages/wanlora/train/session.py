@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
@@ -27,20 +28,20 @@ from wanlora.errors import AdapterError, CheckpointError, ConfigError, ModelErro
 from wanlora.step import fitting
 from wanlora.step.masters import Masters, MovingAverage
 from wanlora.step.trial import Trial
-from wanlora.step.validation import losses, make_panel
+from wanlora.step.validation import losses, make_panel, panel_facts
 from wanlora.store import index
-from wanlora.store.views import read_view
+from wanlora.store.views import View, read_view
 from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
-from wanlora.train.data import Data, open_data
+from wanlora.train.data import Data, open_data, read_fixed_rows
 from wanlora.train.git import git_commit
-from wanlora.train.optimizers import make_optimizer
+from wanlora.train.optimizers import make_optimizer, rate_of
 from wanlora.train.ranks import Ranks, own_device
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
 from wanlora.wan.blocks import is_compiled
-from wanlora.wan.transformer import load_transformer
+from wanlora.wan.transformer import base_fingerprint, load_transformer
 from wanlora.wan.variants import Variant, resolve, variant_of
 
 BASE_CHECK_PAIRS = 8
@@ -62,7 +63,8 @@ class Session:
         end_step: Steps run up to, not including, this one.
         identity: What a checkpoint is compared with before it is continued.
         facts: Where the adapter comes from; written into its header.
-        base_losses: The base's losses by panel, measured once.
+        panel_keys: Key of each panel, by its name.
+        base_losses: The base's losses by panel key, measured once.
     """
 
     transformer: Any
@@ -83,6 +85,7 @@ class Session:
     checkpoint: Path | None
     identity: dict[str, Any]
     facts: dict[str, str]
+    panel_keys: dict[str, str]
     base_losses: dict[str, list[list[float]]]
 
     @property
@@ -130,13 +133,16 @@ def open_session(config: TrainConfig) -> Session:
             "its peak (--set optimizer.warmup_steps=%d)",
             config.optimizer.warmup_steps, end_step, end_step // 10,
         )  # fmt: skip
-    identity = data.identity(variant)
-    facts = _facts(config, data, model, identity)
-    checkpoint = _open_run(config, ranks)
-
     device = ranks.device
     dtype = devices.base_dtype(config.dtype, device)
+    checkpoint = _open_run(config, view, ranks)
+    ranks.from_main(lambda: read_fixed_rows(config, data))
+
     transformer = load_transformer(folder, dtype=dtype, device=device)
+    base = base_fingerprint(transformer)
+    identity = data.identity(variant, base)
+    facts = _facts(config, data, model, identity)
+    at_panel = panel_facts(view, base, dtype=dtype, device=device)
     shape = lora.LoraShape(
         rank=config.lora.rank,
         alpha=config.lora.alpha or config.lora.rank,
@@ -163,7 +169,7 @@ def open_session(config: TrainConfig) -> Session:
         if config.resume:
             logger.info("%s holds no checkpoint to resume: starting at step 0", config.output_dir)
     if ranks.count > 1:
-        ranks.require_same(_what_is_trained(config, identity, end_step, masters))
+        ranks.require_same(_what_is_trained(config, view, device, identity, end_step, masters))
     work, trial = _fit(config, transformer, data, variant, masters, device, dtype)
     if checkpoint is None and variant.max_base_loss is not None and not config.allow_untrained_base:
         with attention.pinned(config.attention, device):
@@ -187,7 +193,8 @@ def open_session(config: TrainConfig) -> Session:
         checkpoint=checkpoint,
         identity=identity,
         facts=facts,
-        base_losses=ranks.from_main(lambda: _read_base_losses(config.output_dir)),
+        panel_keys={panel.name: panel.key(data.source, at_panel) for panel in data.panels},
+        base_losses=ranks.from_main(lambda: _read_base_losses(config, checkpoint)),
     )
 
 
@@ -202,11 +209,24 @@ def _require_shares(config: TrainConfig, world: int) -> None:
         )
 
 
-def _open_run(config: TrainConfig, ranks: Ranks) -> Path | None:
+def _open_run(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
     """Let the main process check the folder; every rank then continues from one checkpoint."""
-    settings = config.model_dump(mode="json")
+
+    def resolve(recorded: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return resolved(TrainConfig.model_validate(recorded), view, ranks.device)
+        except ValidationError as error:
+            path = config.output_dir / runs.CONFIG_NAME
+            raise RunError(
+                f"{path} holds settings that this release ({__version__}) does not know: {error}. "
+                "Continue the run with the release that made it, or start anew in another "
+                "--output-dir"
+            ) from None
+
     chosen = ranks.from_main(
-        lambda: runs.open_run(config.output_dir, settings, resume=config.resume)
+        lambda: runs.open_run(
+            config.output_dir, config.model_dump(mode="json"), resume=config.resume, resolve=resolve
+        )
     )
     if chosen is None:
         return None
@@ -219,15 +239,39 @@ def _open_run(config: TrainConfig, ranks: Ranks) -> Path | None:
     return checkpoint
 
 
+def resolved(config: TrainConfig, view: View, device: torch.device) -> dict[str, Any]:
+    """Settings with the values that stand for None and auto: equal runs have equal ones.
+
+    Args:
+        config: The settings.
+        view: Gives the model and the shift of sigma.
+        device: Decides the type of the base.
+    """
+    settings = config.model_dump(mode="json")
+    settings["model"] = config.model or view.model
+    dtype = devices.base_dtype(config.dtype, device)
+    settings["dtype"] = str(dtype).removeprefix("torch.")
+    settings["learning_rate"] = rate_of(config.optimizer, config.learning_rate)
+    settings["lora"]["alpha"] = config.lora.alpha or float(config.lora.rank)
+    settings["flow"]["shift"] = config.flow.shift or view.shift
+    return settings
+
+
 def _what_is_trained(
-    config: TrainConfig, identity: dict[str, Any], end_step: int, masters: Masters
+    config: TrainConfig,
+    view: View,
+    device: torch.device,
+    identity: dict[str, Any],
+    end_step: int,
+    masters: Masters,
 ) -> dict[str, Any]:
-    """What must be the same in all processes, or their gradients would be of different runs."""
+    """Everything that must be equal in all processes, or their gradients are of different runs."""
     digest = hashlib.sha256()
     for master in masters.parameters.values():
         digest.update(master.detach().cpu().numpy().tobytes())
+    settings = resolved(config, view, device)
     return {
-        "settings": config.model_dump(mode="json", exclude=set(OF_A_NODE)),
+        "settings": {key: settings[key] for key in settings if key not in OF_A_NODE},
         "wanlora": __version__,
         "end_step": end_step,
         "adapter": digest.hexdigest(),
@@ -235,10 +279,16 @@ def _what_is_trained(
     }
 
 
-def _read_base_losses(run_dir: Path) -> dict[str, list[list[float]]]:
-    """Base losses kept by an earlier start of this run."""
-    path = run_dir / runs.BASE_LOSSES_NAME
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+def _read_base_losses(config: TrainConfig, checkpoint: Path | None) -> dict[str, list[list[float]]]:
+    """Base losses that this run has measured; none of an attempt that left no checkpoint."""
+    path = config.output_dir / runs.BASE_LOSSES_NAME
+    if checkpoint is None or not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        logger.warning("%s is damaged (%s): the base is measured again", path, error)
+        return {}
 
 
 def _be_deterministic() -> None:
