@@ -239,6 +239,7 @@ def _publish(config: CacheLatentsConfig, plan: Plan, kept: Sequence[KeyedClip]) 
                 activity=keyed.clip.activity,
                 split=keyed.clip.split,
                 source_group=keyed.clip.source_group,
+                fps=keyed.clip.fps,
             )
             for keyed in kept
         ),
