@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import MediaError
 
 BLOCK_BYTES = 4 * 2**20
@@ -32,21 +33,11 @@ def reading(path: Path) -> Iterator[None]:
     except MediaError:
         raise
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise
         raise MediaError(
             "unreadable", f"{path}: reading it fails with {type(error).__name__}: {error!s:.300}"
         ) from error
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Recognize it; torch's errors by name and text, because torch is not imported here."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "not enough memory" in text or "can't allocate memory" in text or "out of memory" in text
-    )
 
 
 def source_sha256(
