@@ -36,10 +36,11 @@ def measure(groups: int, clips: int, correlation: float, runs: int, seed: int) -
             low, high = mean_interval(values, names).ci95
             inside[name] += low < 0 < high
             width[name] += (high - low) / 2
-    for name in inside:
-        row[f"coverage_over_{name}"] = inside[name] / runs
-        row[f"half_width_over_{name}"] = width[name] / runs
-    return row
+    return (
+        row
+        | {f"coverage_over_{name}": count / runs for name, count in inside.items()}
+        | {f"half_width_over_{name}": total / runs for name, total in width.items()}
+    )
 
 
 def main() -> None:

@@ -34,7 +34,8 @@ def write_run(folder, *, num_steps=20, preview_steps=(10, 20), validations=True)
         row = {"step": step, "split": split, "mean": mean, "base_mean": 0.5,
                "difference": mean - 0.5, "standard_error": 0.01,
                "ci95": [mean - 0.52, mean - 0.48], "per_sigma": [[0.2, 0.6, 0.7], [0.8, 0.2, 0.3]],
-               "per_activity": {"walking": [mean, 0.5]}, "num_clips": 12, "num_groups": 3}  # fmt: skip
+               "per_activity": {"walking": [mean, 0.5]},
+               "num_clips": 12, "num_groups": 3}  # fmt: skip
         runs.append_row(folder, runs.VALIDATION_NAME, row)
     for step in preview_steps:
         save_previews(
