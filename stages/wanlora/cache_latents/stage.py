@@ -22,13 +22,13 @@ from wanlora.cache_latents import processes
 from wanlora.cache_latents.encode import complete_groups
 from wanlora.cache_latents.plan import Encoders, Failure, Hashes, KeyedClip, Plan
 from wanlora.cache_latents.result import CacheResult, Outcome, listed, summarize
-from wanlora.cache_latents.stopping import stopped_cleanly
 from wanlora.cache_latents.worker import Encoded, encode_share
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.ranks import Rank, rank_of
 from wanlora.errors import ConfigError, ManifestError, StoreError
 from wanlora.files import require_folder
 from wanlora.manifest import Clip
+from wanlora.stopping import interrupted_by_signals
 from wanlora.store import index, objects, schema
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, ViewPrompt, write_view
@@ -48,7 +48,7 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         OutputError: The cache folder cannot be written.
         StoreError: An object of the cache cannot be written, or the disk is too small.
         WorkerError: All workers were killed.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; what was encoded is kept.
+        KeyboardInterrupt: SIGINT or SIGTERM; encoded rows are kept.
     """
     started = time.monotonic()
     rank = rank_of(os.environ)
@@ -205,8 +205,12 @@ def _encode(
 ) -> Encoded:
     planning.check_disk(config.cache, plan.num_bytes)
     hashes.write_sources(config.cache)
-    with stopped_cleanly():
-        return encode_missing(plan)
+    with interrupted_by_signals():
+        try:
+            return encode_missing(plan)
+        except KeyboardInterrupt:
+            log.warning("stopped; encoded rows are kept. To continue, run the same command")
+            raise
 
 
 def _publish(config: CacheLatentsConfig, plan: Plan, kept: Sequence[KeyedClip]) -> View:

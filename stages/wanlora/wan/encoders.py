@@ -23,6 +23,7 @@ from transformers import AutoTokenizer
 
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.fingerprint import sha256_text
+from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import MediaError, ModelError
 from wanlora.wan.weights import (
     HashFile,
@@ -73,6 +74,8 @@ def load_vae(
             folder / "vae", torch_dtype=dtype, output_loading_info=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"cannot load the VAE in {folder / 'vae'}: {error}") from error
     check_loading(info, folder / "vae")
     torch.backends.cudnn.allow_tf32 = tf32
@@ -248,6 +251,8 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype, device: torch.device)
             part, dtype=dtype, output_loading_info=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"cannot load the text encoder in {part}: {error}") from error
     check_loading(info, part)
     if model.encoder.embed_tokens.weight.data_ptr() != model.shared.weight.data_ptr():
