@@ -17,7 +17,7 @@ from jaxtyping import Float
 from wanlora.core import flow
 from wanlora.core.fingerprint import fingerprint
 from wanlora.core.rng import Stream, normal
-from wanlora.core.validation import Report, choose, sigma_grid, summarize
+from wanlora.core.validation import Report, choose, describe_sample, sigma_grid, summarize
 from wanlora.errors import NonFiniteError
 from wanlora.step.batches import BatchSource, MicroBatch
 from wanlora.step.predict import predict
@@ -90,10 +90,14 @@ def panel_facts(
 def make_panel(
     name: str, clips: Sequence[ViewClip], source: BatchSource, *, num_clips: int, num_sigmas: int
 ) -> Panel | None:
-    """Choose the panel of a split, evenly over activities; None when the split is empty."""
+    """Choose the panel of a split, evenly over activities, from different source groups first.
+
+    None when the split is empty.
+    """
     if not clips:
         return None
-    chosen = choose([clip.activity for clip in clips], num_clips, seed=source.seed)
+    activities, groups = zip(*((clip.activity, clip.source_group) for clip in clips), strict=True)
+    chosen = choose(activities, groups, num_clips, seed=source.seed)
     grid = sigma_grid(num_sigmas, sampler=source.sampler, shift=source.shift)
     return Panel(name, tuple(clips[index] for index in chosen), tuple(grid))
 
@@ -144,6 +148,7 @@ def validate(
         np.array(base_losses[key]),
         sigmas=panel.sigmas,
         activities=[clip.activity for clip in panel.clips],
+        groups=[clip.source_group for clip in panel.clips],
     )
 
 
@@ -235,7 +240,7 @@ def record(
 
 
 def describe(panel: Panel, report: Report, *, weights: str = ADAPTER) -> str:
-    """Format a report as one line: the loss, and its distance from the base's."""
+    """Loss and its difference to the base's, in one line."""
     change = 100 * report.difference / report.base_mean
     interval = (
         f", 95 % interval {100 * report.ci95[0] / report.base_mean:+.2f} to "
@@ -243,10 +248,11 @@ def describe(panel: Panel, report: Report, *, weights: str = ADAPTER) -> str:
         if report.ci95
         else ""
     )
+    sample = describe_sample(report.num_clips, report.num_groups)
     return (
         f"{panel.name} loss{' of the moving average' if weights == EMA else ''} "
         f"{report.mean:.4f}, base {report.base_mean:.4f} ({change:+.2f} %"
-        f"{interval}; {report.num_clips} clips x {len(panel.sigmas)} sigmas)"
+        f"{interval}; {sample}; {len(panel.sigmas)} sigmas)"
     )
 
 

@@ -1,12 +1,14 @@
-"""Views: which clips, with which captions, stage two trains on.
+"""Views: the clips, with their captions, that stage two trains on.
 
-Owns: `CACHE/views/<name>.jsonl`, a header line, then a line a clip. A view is derived from the
+Owns: `CACHE/views/<name>.jsonl`, a header line, then one line per clip. A view is derived from the
 manifest and the keys alone, so writers that race write the same bytes.
 """
 
 import hashlib
 import io
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,11 +20,19 @@ from wanlora.errors import StoreError
 from wanlora.store import objects, schema
 
 FORMAT = "wanlora-view"
+DEFAULT_FPS = 16.0
+"""Frame rate of a clip whose line has none: Wan 2.1's, and that of every view of release 0.1.0."""
 
 
 @dataclass(frozen=True, slots=True)
 class ViewClip:
-    """A clip: its latents' key, the keys of its captions, and what it is sorted by."""
+    """A clip: its latents' key, the keys of its captions, and how it is sorted, drawn and played.
+
+    Attributes:
+        source_group: Clips of one group come from one source and are not independent.
+        fps: Frames per second of the clip, > 0.
+        weight: How often the clip is drawn, relative to a clip of weight 1; > 0.
+    """
 
     clip_id: str
     key: str
@@ -31,6 +41,8 @@ class ViewClip:
     activity: str
     split: str
     source_group: str
+    fps: float = DEFAULT_FPS
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +57,9 @@ class ViewPrompt:
 class View:
     """Header and clips. `latents` and `text` are whole fingerprints of the provenances.
 
-    `name` and `sha256` come from the file and are not written into it.
+    `name` and `sha256` come from the file and are not written into it. `sha256` is the identity of
+    what is trained on: of the file without the clips' frame rates, which change no trained value.
+    A view that only gained frame rates therefore continues the runs of the earlier one.
     """
 
     latents: str
@@ -100,12 +114,14 @@ def write_view(cache: Location, name: str, view: View) -> View:
             "activity": clip.activity,
             "split": clip.split,
             "source_group": clip.source_group,
+            **({"fps": clip.fps} if clip.fps != DEFAULT_FPS else {}),
+            **({"weight": clip.weight} if clip.weight != 1 else {}),
         }
         for clip in sorted(view.clips, key=lambda clip: clip.clip_id)
     ]
     data = "".join(f"{canonical_json(line)}\n" for line in lines).encode()
     objects.put(cache, _key(name), data)
-    return replace(view, name=name, sha256=hashlib.sha256(data).hexdigest())
+    return replace(view, name=name, sha256=_identity(data))
 
 
 def read_view(cache: Location, name: str) -> View:
@@ -133,13 +149,32 @@ def read_view(cache: Location, name: str) -> View:
             f"{path} is damaged ({type(error).__name__}: {error}); make it again with: "
             f"wanlora cache-latents --cache {cache} --view {name}"
         ) from error
-    return replace(view, name=name, sha256=hashlib.sha256(data).hexdigest())
+    return replace(view, name=name, sha256=_identity(data))
 
 
 def view_names(cache: Location) -> list[str]:
     """Names of the views of a cache, sorted."""
     names = objects.files(cache, schema.VIEWS)
     return [name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl")]
+
+
+def frame_rate(clips: Iterable[ViewClip]) -> float:
+    """Frame rate, in frames per second, of most clips; still images count only without videos."""
+    number = Counter((clip.bucket.num_frames > 1, clip.fps) for clip in clips)
+    (_, fps) = max(number, key=lambda item: (item[0], number[item], item[1]))
+    return fps
+
+
+def _identity(data: bytes) -> str:
+    """Hex sha256 of a view's bytes, clips without their `fps`."""
+    digest = hashlib.sha256()
+    for line in data.splitlines(keepends=True):
+        if b'"fps":' in line:  # in a text the quotes would be escaped
+            clip = json.loads(line)
+            clip.pop("fps", None)
+            line = f"{canonical_json(clip)}\n".encode()  # noqa: PLW2901
+        digest.update(line)
+    return digest.hexdigest()
 
 
 def _key(name: str) -> str:
@@ -175,7 +210,16 @@ def _parse(header: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> Vie
                 activity=shared(line["activity"]),
                 split=shared(line["split"]),
                 source_group=shared(line["source_group"]),
+                fps=shared(_positive(line, "fps", DEFAULT_FPS)),
+                weight=shared(_positive(line, "weight", 1.0)),
             )
             for line in lines
         ),
     )
+
+
+def _positive(line: Mapping[str, Any], name: str, default: float) -> float:
+    value = float(line.get(name, default))
+    if not 0 < value < math.inf:
+        raise ValueError(f"clip {line['clip_id']}: {name} {value}; expected a number > 0")
+    return value
