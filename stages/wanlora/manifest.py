@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -50,6 +50,8 @@ class Clip:
         orig: What the source was like (size, fps, duration), for people.
         transform: How frames become pixels of the clip; part of the clip's key.
         path: Absolute path of the source; not written.
+        weight: How often the clip is drawn in training, relative to a clip of weight 1; written
+            only when it is not 1.
     """
 
     clip_id: str
@@ -69,6 +71,7 @@ class Clip:
     transform: dict[str, Any]
     warnings: tuple[str, ...]
     path: Path
+    weight: float = 1.0
 
     @property
     def prompt(self) -> str:
@@ -125,23 +128,40 @@ def read(path: Path) -> list[Clip]:
     """Read a manifest, wanlora's own lines or plain ones.
 
     Raises:
-        ManifestError: It is missing or empty, a line is bad (`file:line`), or two lines name the
-            same clip.
+        ManifestError: It is missing or empty, a line is bad (`file:line`), or two lines that differ
+            name the same clip. Equal lines are one clip, whose weight is the sum of theirs.
     """
     clips: dict[str, Clip] = {}
     for number, row in _rows(path):
         where = f"{path}:{number}"
         own = "source" in row and "kind" in row
         clip = _own_clip(row, path, where) if own else _plain_clip(row, path, where)
-        if clip.clip_id in clips:
-            raise ManifestError(
-                f"{where}: clip {clip.clip_id} ({clip.source}) stands in this manifest twice; "
-                "write several captions of one clip as a list"
-            )
+        earlier = clips.get(clip.clip_id)
+        if earlier is not None:
+            clip = _repeated(earlier, clip, where)
         clips[clip.clip_id] = clip
     if not clips:
         raise ManifestError(f"{path} holds no clip; make one with: wanlora prepare VIDEOS")
     return list(clips.values())
+
+
+def _repeated(earlier: Clip, clip: Clip, where: str) -> Clip:
+    """Merge two equal lines: their weights add up.
+
+    Raises:
+        ManifestError: They differ in more than the weight, or together weigh too much.
+    """
+    if replace(earlier, weight=clip.weight) != clip:
+        raise ManifestError(
+            f"{where}: clip {clip.clip_id} ({clip.source}) is in this manifest twice, with "
+            "different values; write several captions of one clip as a list"
+        )
+    weight = earlier.weight + clip.weight
+    if problem := rows.weight_problem(weight):
+        raise ManifestError(
+            f"{where}: the lines of clip {clip.clip_id} have weight {weight:g} in all; {problem}"
+        )
+    return replace(clip, weight=weight)
 
 
 def read_all(paths: Sequence[Path]) -> list[Clip]:
@@ -201,6 +221,7 @@ def _own_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
         **values,
         prompts=_captions(row, where),
         path=_absolute(manifest.parent / values["source"]),
+        weight=rows.weight_in(row, f"{where}: clip {values['clip_id']}") or 1.0,
     )
 
 
@@ -264,6 +285,7 @@ def _plain_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
         transform={},
         warnings=(),
         path=path,
+        weight=rows.weight_in(row, f"{where}: {source}") or 1.0,
     )
 
 
@@ -298,6 +320,8 @@ def _record(clip: Clip) -> dict[str, Any]:
     del record["path"]
     record["prompt"] = list(clip.prompts) if len(clip.prompts) > 1 else clip.prompts[0]
     del record["prompts"]
+    if clip.weight == 1:
+        del record["weight"]
     return record
 
 

@@ -240,6 +240,7 @@ def _publish(config: CacheLatentsConfig, plan: Plan, kept: Sequence[KeyedClip]) 
                 split=keyed.clip.split,
                 source_group=keyed.clip.source_group,
                 fps=keyed.clip.fps,
+                weight=keyed.clip.weight,
             )
             for keyed in kept
         ),

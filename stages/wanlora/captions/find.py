@@ -35,6 +35,7 @@ class Source:
         activity: A column of that meaning, else the name of the folder.
         group: A column of that meaning, else None.
         split: train or val, when a column says so.
+        weight: A column of that meaning, times the rows of one table that repeat each other.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class Source:
     activity: str
     group: str | None
     split: str | None
+    weight: float = 1.0
 
 
 class Failure(NamedTuple):
@@ -78,6 +80,15 @@ class _Notes:
     activity: str | None = None
     group: str | None = None
     split: str | None = None
+    weights: dict[tuple[Path, tuple[str, ...]], float] = field(default_factory=dict)
+    """Sum over the rows of one table with the same captions. Equal rows of two tables do not add
+    up: the tables are copies of one list."""
+    weighted: set[tuple[Path, tuple[str, ...]]] = field(default_factory=set)
+    """Keys of `weights` whose rows have a weight column; they count before the others."""
+
+    @property
+    def weight(self) -> float:
+        return max((self.weights[key] for key in self.weighted or self.weights), default=1.0)
 
 
 def find(given: Sequence[Path], captions: Path | None) -> Found:
@@ -110,7 +121,9 @@ def find(given: Sequence[Path], captions: Path | None) -> Found:
         note = notes.get(path, _Notes())
         if note.prompts:
             activity = note.activity or path.parent.name
-            sources.append(Source(path, tuple(note.prompts), activity, note.group, note.split))
+            sources.append(
+                Source(path, tuple(note.prompts), activity, note.group, note.split, note.weight)
+            )
         elif path not in beside:
             silent.append(path)
     if not sources:
@@ -215,7 +228,7 @@ def _collect(
             candidates = [_absolute(base / name) for base in bases]
             path = next((c for c in candidates if c in paths), None)
             if path is not None:
-                _add(notes.setdefault(path, _Notes()), row, where)
+                _add(notes.setdefault(path, _Notes()), row, where, table=table)
             elif any(candidate.is_file() for candidate in candidates) or not folders:
                 elsewhere += 1
             else:
@@ -224,8 +237,16 @@ def _collect(
     return notes, list(absent.values()), elsewhere
 
 
-def _add(note: _Notes, row: Mapping[str, Any], where: str) -> None:
-    note.prompts.update(dict.fromkeys(rows.captions_in(row, where)))
+def _add(note: _Notes, row: Mapping[str, Any], where: str, *, table: Path) -> None:
+    captions = rows.captions_in(row, where)
+    note.prompts.update(dict.fromkeys(captions))
+    own = rows.weight_in(row, where)
+    weight = note.weights.get((table, captions), 0.0) + (1.0 if own is None else own)
+    if problem := rows.weight_problem(weight):
+        raise ManifestError(f"{where}: the rows of this file weigh {weight:g} in all; {problem}")
+    note.weights[table, captions] = weight
+    if own is not None:
+        note.weighted.add((table, captions))
     note.activity = _agreed(note.activity, row, rows.ACTIVITY_NAMES, where)
     note.group = _agreed(note.group, row, rows.GROUP_NAMES, where)
     split = rows.split_in(row, where)

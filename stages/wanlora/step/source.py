@@ -92,6 +92,7 @@ def make_source(
         batch_size=batch_size,
         seed=seed,
         activities=activities if balance_activities else None,
+        weights={b: [clip.weight for clip in members] for b, members in buckets.items()},
     )
     return BatchSource(
         reader=reader,

@@ -16,6 +16,7 @@ from typing import Any
 from wanlora.core.buckets import Bucket
 from wanlora.core.fingerprint import canonical_json
 from wanlora.core.location import Location
+from wanlora.core.rows import weight_problem
 from wanlora.errors import StoreError
 from wanlora.store import objects, schema
 
@@ -31,7 +32,7 @@ class ViewClip:
     Attributes:
         source_group: Clips of one group come from one source and are not independent.
         fps: Frames per second of the clip, > 0.
-        weight: How often the clip is drawn, relative to a clip of weight 1; > 0.
+        weight: How often the clip is drawn, relative to a clip of weight 1; 0.001 to 1000.
     """
 
     clip_id: str
@@ -210,16 +211,23 @@ def _parse(header: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> Vie
                 activity=shared(line["activity"]),
                 split=shared(line["split"]),
                 source_group=shared(line["source_group"]),
-                fps=shared(_positive(line, "fps", DEFAULT_FPS)),
-                weight=shared(_positive(line, "weight", 1.0)),
+                fps=shared(_fps(line)),
+                weight=shared(_weight(line)),
             )
             for line in lines
         ),
     )
 
 
-def _positive(line: Mapping[str, Any], name: str, default: float) -> float:
-    value = float(line.get(name, default))
-    if not 0 < value < math.inf:
-        raise ValueError(f"clip {line['clip_id']}: {name} {value}; expected a number > 0")
-    return value
+def _fps(line: Mapping[str, Any]) -> float:
+    fps = float(line.get("fps", DEFAULT_FPS))
+    if not 0 < fps < math.inf:
+        raise ValueError(f"clip {line['clip_id']}: fps {fps}; expected a number > 0")
+    return fps
+
+
+def _weight(line: Mapping[str, Any]) -> float:
+    weight = float(line.get("weight", 1.0))
+    if problem := weight_problem(weight):
+        raise ValueError(f"clip {line['clip_id']}: weight {weight}; {problem}")
+    return weight

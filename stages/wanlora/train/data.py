@@ -5,6 +5,7 @@ Owns: the choice of clips.
 
 import logging
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +13,8 @@ from wanlora import manifest
 from wanlora.config import TrainConfig
 from wanlora.core.batch_sizes import BatchSize, batch_sizes
 from wanlora.core.buckets import Bucket
-from wanlora.errors import StoreError
+from wanlora.core.rows import weight_problem
+from wanlora.errors import ConfigError, StoreError
 from wanlora.step.batches import BatchSource
 from wanlora.step.source import check_encodings, make_source
 from wanlora.step.validation import Panel, make_panel
@@ -53,10 +55,11 @@ def open_data(config: TrainConfig, variant: Variant) -> Data:
 
     Raises:
         StoreError: There is no such view or split, clips are missing, or encodings do not fit.
+        ConfigError: A weight belongs to no activity or is out of range.
         ManifestError: A manifest given to choose clips cannot be read.
     """
     view = _shortened(read_view(config.cache, config.view), config.train_frames)
-    clips = _training_clips(view, config)
+    clips = weighted(_training_clips(view, config), config.clip_weights)
     held_out = tuple(clip for clip in view.clips if clip.split == config.validation.split)
     again = _encode_again(config, config.model or view.model)
     check_encodings(view, variant, encode_again=again)
@@ -127,6 +130,34 @@ def _training_clips(view: View, config: TrainConfig) -> tuple[ViewClip, ...]:
             f"train on; it has {len(view.clips)} clips, of splits: {', '.join(splits) or 'none'}"
         )
     return chosen
+
+
+def weighted(
+    clips: tuple[ViewClip, ...], clip_weights: Mapping[str, float]
+) -> tuple[ViewClip, ...]:
+    """Multiply the weights of clips by those of their activities.
+
+    Raises:
+        ConfigError: There is no such activity, or a product is out of range.
+    """
+    activities = {clip.activity for clip in clips}
+    if unknown := sorted(clip_weights.keys() - activities):
+        raise ConfigError(
+            f"clip_weights.{unknown[0]}: no training clip has this activity; there are: "
+            f"{', '.join(sorted(activities - {''})) or 'none'}"
+        )
+    if not clip_weights:
+        return clips
+    made = tuple(
+        replace(clip, weight=clip.weight * clip_weights.get(clip.activity, 1.0)) for clip in clips
+    )
+    for clip in made:
+        if problem := weight_problem(clip.weight):
+            raise ConfigError(
+                f"clip_weights.{clip.activity}: clip {clip.clip_id} would have weight "
+                f"{clip.weight:g}; {problem}"
+            )
+    return made
 
 
 def _encode_again(config: TrainConfig, model: str) -> str:
