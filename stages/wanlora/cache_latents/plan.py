@@ -35,7 +35,6 @@ from wanlora.manifest import Clip
 from wanlora.progress import bar
 from wanlora.store import index, objects
 from wanlora.store.schema import Kind
-from wanlora.wan import encoders
 from wanlora.wan.device import pick
 from wanlora.wan.identity import Memo, memo_document, parse_memo
 from wanlora.wan.provenance import (
