@@ -31,6 +31,10 @@ class ManifestError(WanloraError):
     """A manifest or caption file cannot be used as it is."""
 
 
+class NoCaptionError(ManifestError):
+    """No source has a caption."""
+
+
 class MediaError(WanloraError):
     """One source file or clip cannot be used. `code` is one of `MEDIA_ERROR_CODES`."""
 
@@ -55,7 +59,7 @@ class LostProcessError(PassingError):
 MEDIA_ERROR_CODES = frozenset(
     {
         "missing", "unreadable", "no_video", "truncated", "too_short", "low_fps", "corrupt_at",
-        "hdr", "bad_npz", "bad_size", "no_caption", "caption_truncated",
+        "hdr", "bad_npz", "bad_size", "bad_line", "no_caption", "caption_truncated",
     }
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from wanlora.core.batch_sizes import BatchSize
 from wanlora.core.buckets import Bucket
-from wanlora.core.order import Order, num_steps, shares
+from wanlora.core.order import Order, describe_untrained, num_steps, shares
 
 BUCKETS = [Bucket(frames, 16, 16) for frames in (1, 5, 9, 17)]
 RECORDED = [
@@ -237,3 +237,36 @@ def test_shares_of_draws_are_those_of_the_weights():
     order = Order({bucket: 3}, batch_size=4, seed=0, weights={bucket: [w for _, w in clips]})
     counts = Counter(clips[i][0] for step in range(100) for i in order.batch(step).indices)
     assert counts["sit"] / counts.total() == 0.25
+
+
+@given(sizes=sizes, batch_size=batch_sizes, end_step=st.integers(0, 50))
+@settings(max_examples=40, deadline=None)
+def test_steps_by_bucket_are_those_of_the_order(sizes, batch_size, end_step):
+    order = Order(sizes, batch_size=batch_size, seed=3)
+    counted = Counter(order.batch(step).bucket for step in range(end_step))
+    assert order.steps_by_bucket(end_step) == {bucket: counted[bucket] for bucket in sizes}
+
+
+def test_a_bucket_without_a_step_is_named_with_the_epochs_that_give_it_one():
+    """56 and 16 clips of two sizes beside one image, of which a step takes 80."""
+    image, *others = BUCKETS[:3]
+    number = {image: 1, others[0]: 16, others[1]: 56}
+    batch = {image: 80, others[0]: 4, others[1]: 1}
+    order = Order(number, batch_size=batch, seed=0)
+    ten_epochs = num_steps(order.steps_per_epoch, num_epochs=10)
+    (problem,) = describe_untrained(order, number, batch, end_step=ten_epochs)
+    needed = order.epochs_until(image)
+    for fact in ("1x16x16", "80 clips", f"--num-epochs {needed} ", "--batch-by clips"):
+        assert fact in problem
+    enough = num_steps(order.steps_per_epoch, num_epochs=needed + 1)
+    assert describe_untrained(order, number, batch, end_step=enough) == []
+    too_few = num_steps(order.steps_per_epoch, num_epochs=needed - 1)
+    assert describe_untrained(order, number, batch, end_step=too_few)
+
+
+def test_every_bucket_is_named_also_when_all_steps_have_the_same_number_of_clips():
+    number = {BUCKETS[0]: 1, BUCKETS[1]: 40}
+    order = Order(number, batch_size=16, seed=4)
+    (problem,) = describe_untrained(order, number, dict.fromkeys(number, 16), end_step=3)
+    assert "1x16x16" in problem
+    assert "--batch-by" not in problem

@@ -15,29 +15,39 @@ import numpy as np
 import torch
 
 from wanlora import manifest
+from wanlora.cache_latents.turns import turn
 from wanlora.clips import (
     SourceHashes,
     hashes_document,
     load_clip,
     parse_hashes,
+    reading,
     source_sha256,
 )
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
+from wanlora.core.prompts import prompt_key
 from wanlora.errors import MediaError, StoreError
 from wanlora.files import write_atomic
 from wanlora.manifest import Clip
 from wanlora.progress import bar
 from wanlora.store import index, objects
 from wanlora.store.schema import Kind
-from wanlora.wan import encoders
 from wanlora.wan.device import pick
+from wanlora.wan.identity import Memo, memo_document, parse_memo
+from wanlora.wan.provenance import (
+    recorded_by_0_1_0,
+    require_own_arithmetic,
+    text_provenance,
+    vae_provenance,
+)
 from wanlora.wan.variants import ENCODERS, Variant, cache_home, resolve, variant_of
 
 SOURCES = "sources.json"
 WEIGHTS = "weights.json"
+DIGESTS = "encoders.json"
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +96,8 @@ class Plan:
         clips: All usable clips, in the manifests' order.
         failures: Clips that cannot be used.
         changed_sources: Source files that are not what they were when the manifest was written.
-        prompts: Prompt key to cleaned text, of all captions and of the prompts training needs.
+        prompts: Prompt key to text, of all captions and of the prompts training needs. The text is
+            as given: cleaning is not idempotent, and the encoder cleans it once.
         captions: How many captions the clips have in all.
         missing_clips: To encode: one clip a key, those of one bucket together.
         missing_prompts: To encode: prompt key to text.
@@ -130,13 +141,15 @@ class Hashes:
 
     sources: SourceHashes
     weights: SourceHashes
+    digests: Memo
 
     @classmethod
     def read(cls, cache: Location) -> "Hashes":
-        """What earlier runs left: of the sources in the cache, of the weights with the user."""
+        """Those of earlier runs: of the sources in the cache, of the weights with the user."""
         return cls(
             parse_hashes(objects.get(cache, SOURCES)),
-            parse_hashes(_kept_weights()),
+            parse_hashes(_kept(WEIGHTS)),
+            parse_memo(_kept(DIGESTS)),
         )
 
     def write_sources(self, cache: Location) -> None:
@@ -152,13 +165,14 @@ class Hashes:
         try:
             cache_home().mkdir(parents=True, exist_ok=True)
             write_atomic(cache_home() / WEIGHTS, hashes_document(self.weights))
+            write_atomic(cache_home() / DIGESTS, memo_document(self.digests))
         except OSError as error:  # it would only have saved time
             log.info("the hashes of the weights are not kept: %s", error)
 
 
-def _kept_weights() -> bytes | None:
+def _kept(name: str) -> bytes | None:
     try:
-        return (cache_home() / WEIGHTS).read_bytes()
+        return (cache_home() / name).read_bytes()
     except OSError:
         return None
 
@@ -167,14 +181,19 @@ def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int
     """Find the device and the model of this process, and hash its weights.
 
     Raises:
+        ConfigError: An environment variable changes the encoders' arithmetic.
         ModelError: There is no such model, or it is incomplete.
         DeviceError: The model is too large for what this machine has.
     """
     device = pick(config.device, config.model, local_rank=local_rank)
+    require_own_arithmetic(device)
     folder = resolve(config.model, ENCODERS)
-    latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
-    hashes.keep_weights()
-    return Encoders(folder, variant_of(folder), device, latents_provenance, text_provenance)
+    variant = variant_of(folder)
+    with turn("hash"):  # the others find the digests of the first
+        hashes.digests.update(parse_memo(_kept(DIGESTS)))
+        latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
+        hashes.keep_weights()
+    return Encoders(folder, variant, device, latents_provenance, text_provenance)
 
 
 def make(
@@ -201,7 +220,7 @@ def make(
     clips, failures, changed = _keyed(found, hashes, shown=shown)
     wanted = [prompt for keyed in clips for prompt in keyed.clip.prompts]
     wanted += ["", using.variant.negative_prompt, *config.validation_prompts]
-    prompts = {encoders.prompt_key(text): encoders.clean_prompt(text) for text in wanted}
+    prompts = {prompt_key(text): text for text in wanted}
     there = {
         kind: index.committed_keys(config.cache, kind, fingerprint(provenance))
         for kind, provenance in _by_kind(using)
@@ -225,29 +244,44 @@ def _by_kind(using: Encoders) -> tuple[tuple[Kind, Mapping[str, Any]], ...]:
 
 def _provenances(
     config: CacheLatentsConfig, folder: Path, device: torch.device, hashes: Hashes
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    def hash_file(path: Path) -> str:
-        return source_sha256(path, hashes.weights)
-
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     log.info("hashing the encoders in %s", folder)
-    return (
-        encoders.vae_provenance(
-            folder,
-            dtype=getattr(torch, config.vae_dtype),
-            tf32=has_tf32(device) and config.tf32,
-            store_dtype=config.store.dtype,
-            transform_revision=manifest.TRANSFORM_REVISION,
-            mantissa_bits=config.store.latent_mantissa_bits,
-            logvar=config.store.logvar,
-            hash_file=hash_file,
-        ),
-        encoders.text_provenance(
-            folder,
-            dtype=getattr(torch, config.text_dtype),
-            store_dtype=config.store.dtype,
-            hash_file=hash_file,
-        ),
+    latents = vae_provenance(
+        folder,
+        dtype=getattr(torch, config.vae_dtype),
+        tf32=has_tf32(device) and config.tf32,
+        store_dtype=config.store.dtype,
+        transform_revision=manifest.TRANSFORM_REVISION,
+        mantissa_bits=config.store.latent_mantissa_bits,
+        logvar=config.store.logvar,
+        memo=hashes.digests,
     )
+    text = text_provenance(
+        folder,
+        dtype=getattr(torch, config.text_dtype),
+        store_dtype=config.store.dtype,
+        memo=hashes.digests,
+    )
+    return (
+        _recorded(config.cache, "latents", folder, latents, hashes),
+        _recorded(config.cache, "text", folder, text, hashes),
+    )
+
+
+def _recorded(
+    cache: Location, kind: Kind, folder: Path, provenance: Mapping[str, Any], hashes: Hashes
+) -> Mapping[str, Any]:
+    """Provenance under which a cache has an encoder's rows; that of 0.1.0 if it has no other."""
+    stored = index.provenances(cache, kind)
+    if fingerprint(provenance) in stored:
+        return provenance
+    old = recorded_by_0_1_0(
+        folder, provenance, stored.values(), lambda path: source_sha256(path, hashes.weights)
+    )
+    if old is None:
+        return provenance
+    log.info("the %s of this encoder are filed as release 0.1.0 filed them", kind)
+    return old
 
 
 def has_tf32(device: torch.device) -> bool:
@@ -264,8 +298,9 @@ def _keyed(
         for clip in clips:
             progress.update(1)
             try:
-                _check_size(clip)
-                digest = _source_sha256(clip, hashes)
+                with reading(clip.path):
+                    _check_size(clip)
+                    digest = _source_sha256(clip, hashes)
             except MediaError as error:
                 failures.append(Failure(error.code, clip.clip_id, str(error)))
                 continue

@@ -350,7 +350,7 @@ class TrainConfig(Settings):
     balance_activities: Annotated[
         bool, Field(description="Train every activity equally often, however many clips it has.")
     ] = False
-    clip_weights: ClipWeights = {}
+    clip_weights: ClipWeights = {}  # noqa: RUF012  (pydantic copies it)
     init_adapter: Annotated[
         Path | None,
         Field(description="Run folder, PEFT folder or adapter file, in any format, to start from."),

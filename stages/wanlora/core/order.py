@@ -194,6 +194,7 @@ class Order:
     def _copies_before(self, rank: int, number: int, epoch: int) -> Ints:
         """Draws of each clip of a weighted group before an epoch."""
         weights = self._groups[rank][number].weights
+        assert weights is not None
         copies: Ints = (epoch * weights + self._offsets(rank, number)) // _ONE
         return copies
 

@@ -5,7 +5,7 @@ Owns: the choice of clips.
 
 import logging
 import shlex
-from collections.abc import Mapping
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +13,10 @@ from wanlora import manifest
 from wanlora.config import TrainConfig
 from wanlora.core.batch_sizes import BatchSize, batch_sizes
 from wanlora.core.buckets import Bucket
-from wanlora.core.rows import weight_problem
-from wanlora.errors import ConfigError, StoreError
+from wanlora.core.order import describe_shares, describe_untrained, shares
+from wanlora.errors import StoreError
 from wanlora.step.batches import BatchSource
-from wanlora.step.source import check_encodings, make_source
+from wanlora.step.source import check_encodings, make_source, weighted
 from wanlora.step.validation import Panel, make_panel
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, read_view
@@ -90,6 +90,19 @@ def open_data(config: TrainConfig, variant: Variant) -> Data:
     return Data(view, clips, sizes, source, _panels(config, source, clips, held_out))
 
 
+def log_draws(config: TrainConfig, data: Data, *, end_step: int) -> None:
+    """Log the expected share of draws of each activity, and warn of buckets without a step."""
+    found = shares(
+        ((clip.activity, clip.weight) for clip in data.clips), balanced=config.balance_activities
+    )
+    if len(found) > 1:
+        logger.info("expected share of draws: %s", describe_shares(found))
+    number = Counter(clip.bucket for clip in data.clips)
+    batch = {bucket: size.global_batch for bucket, size in data.sizes.items()}
+    for problem in describe_untrained(data.source.order, number, batch, end_step=end_step):
+        logger.warning("%s", problem)
+
+
 def _shortened(view: View, train_frames: int | None) -> View:
     """Let longer clips count as their first frames.
 
@@ -130,34 +143,6 @@ def _training_clips(view: View, config: TrainConfig) -> tuple[ViewClip, ...]:
             f"train on; it has {len(view.clips)} clips, of splits: {', '.join(splits) or 'none'}"
         )
     return chosen
-
-
-def weighted(
-    clips: tuple[ViewClip, ...], clip_weights: Mapping[str, float]
-) -> tuple[ViewClip, ...]:
-    """Multiply the weights of clips by those of their activities.
-
-    Raises:
-        ConfigError: There is no such activity, or a product is out of range.
-    """
-    activities = {clip.activity for clip in clips}
-    if unknown := sorted(clip_weights.keys() - activities):
-        raise ConfigError(
-            f"clip_weights.{unknown[0]}: no training clip has this activity; there are: "
-            f"{', '.join(sorted(activities - {''})) or 'none'}"
-        )
-    if not clip_weights:
-        return clips
-    made = tuple(
-        replace(clip, weight=clip.weight * clip_weights.get(clip.activity, 1.0)) for clip in clips
-    )
-    for clip in made:
-        if problem := weight_problem(clip.weight):
-            raise ConfigError(
-                f"clip_weights.{clip.activity}: clip {clip.clip_id} would have weight "
-                f"{clip.weight:g}; {problem}"
-            )
-    return made
 
 
 def _encode_again(config: TrainConfig, model: str) -> str:
