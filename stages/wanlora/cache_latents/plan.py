@@ -26,7 +26,7 @@ from wanlora.config import CacheLatentsConfig
 from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
-from wanlora.errors import MediaError, StoreError
+from wanlora.errors import MediaError, OutputError, StoreError
 from wanlora.files import write_atomic
 from wanlora.manifest import Clip
 from wanlora.progress import bar
@@ -152,7 +152,7 @@ class Hashes:
         try:
             cache_home().mkdir(parents=True, exist_ok=True)
             write_atomic(cache_home() / WEIGHTS, hashes_document(self.weights))
-        except OSError as error:  # it would only have saved time
+        except (OSError, OutputError) as error:  # it would only have saved time
             log.info("the hashes of the weights are not kept: %s", error)
 
 
