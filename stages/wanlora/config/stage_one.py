@@ -93,6 +93,14 @@ class CacheLatentsConfig(Settings):
         ),
         Flag(),
     ] = None
+    worker_timeout_s: Annotated[
+        float,
+        Field(
+            description="A local worker that finishes no row for this many seconds is killed; the "
+            "others take over its work. Longer than one clip takes to encode.",
+            gt=0,
+        ),
+    ] = 1800.0
     gpus_per_worker: Annotated[
         float | None,
         Field(
