@@ -67,10 +67,15 @@ def existing_spelling(path: Path) -> Path:
 
     The disk is read only for names with backslashes or characters beyond ASCII.
     """
-    names = spellings(str(path))
-    if len(names) == 1:
+    names = [*spellings(str(path)), *(str(path.with_name(n)) for n in _names(path))]
+    if len(set(names)) == 1:
         return path
     return next((Path(name) for name in names if os.path.lexists(name)), path)
+
+
+def _names(path: Path) -> list[str]:
+    """Spellings of the last part alone, for a folder that is spelled in another way."""
+    return [name for name in spellings(path.name) if "/" not in name]
 
 
 def publish(temporary: Path, path: Path) -> None:
