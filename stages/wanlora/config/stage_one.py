@@ -211,7 +211,9 @@ class InspectConfig(Settings):
             ge=0,
         ),
     ] = 32
-    html_clips: Annotated[int, Field(description="Most clips on the page.", ge=1)] = 1000
+    html_clips: Annotated[
+        int, Field(description="Maximum number of clips on the page, about 10 kB each.", ge=1)
+    ] = 1000
     gc_min_age_h: Annotated[
         float,
         Field(

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from wanlora.clips import load_clip
+from wanlora.core.text import file_stem
 from wanlora.errors import MediaError
 from wanlora.files import partial_path, publish, writing
 from wanlora.manifest import Clip
@@ -39,7 +40,7 @@ def materialize(
     folder.mkdir(parents=True, exist_ok=True)
     made, failed = [], []
     for clip in clips:
-        path = folder / f"{clip.clip_id}-{clip.bucket}-{clip.fps:g}fps.npz"
+        path = folder / f"{file_stem(clip.clip_id)}-{clip.bucket}-{clip.fps:g}fps.npz"
         try:
             if not _is_there(path, clip):
                 _write(path, clip)
