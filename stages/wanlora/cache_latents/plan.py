@@ -29,7 +29,7 @@ from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
 from wanlora.core.prompts import prompt_key
-from wanlora.errors import MediaError, StoreError
+from wanlora.errors import MediaError, OutputError, StoreError
 from wanlora.files import write_atomic
 from wanlora.manifest import Clip
 from wanlora.progress import bar
@@ -166,7 +166,7 @@ class Hashes:
             cache_home().mkdir(parents=True, exist_ok=True)
             write_atomic(cache_home() / WEIGHTS, hashes_document(self.weights))
             write_atomic(cache_home() / DIGESTS, memo_document(self.digests))
-        except OSError as error:  # it would only have saved time
+        except (OSError, OutputError) as error:  # it would only have saved time
             log.info("the hashes of the weights are not kept: %s", error)
 
 
