@@ -135,7 +135,7 @@ def _watch(workers: Sequence[_Worker], config: CacheLatentsConfig, plan: Plan) -
             for worker in [worker for worker in running if worker.pipe in ended]:
                 running.remove(worker)
                 _hear(worker, num_left=len(running))
-            there = sum(len(wanted & keys()) for keys, wanted in committed)
+            there = sum(len(rows().present(wanted)) for rows, wanted in committed)
             progress(there - done, f"{len(running)} workers" if running else "")
             done = there
 
