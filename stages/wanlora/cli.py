@@ -10,6 +10,7 @@ import inspect
 import json
 import logging
 import os
+import signal
 import sys
 import types
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from typer.core import TyperCommand
 
 from wanlora import __version__
 from wanlora.config import COMMANDS, Flag, Settings, load
+from wanlora.core.out_of_memory import is_out_of_memory, reason_of
 from wanlora.core.ranks import rank_of
 from wanlora.errors import ConfigError, WanloraError
 
@@ -329,18 +331,30 @@ def _guarded(action: Callable[[], int]) -> int:
     except WanloraError as error:
         print(f"error: {_speaker()}{error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
-        return 130
-    except OSError as error:
-        if error.errno not in USERS_TO_MEND:
+        return 128 + (interrupt.args[0] if interrupt.args else signal.SIGINT)
+    except Exception as error:
+        message = _explanation(error)
+        if message is None:
             raise
-        print(
-            f"error: {error.filename or 'disk'}: {error.strerror}; check that path, its "
-            "permissions and the disk's free space, then run the command again",
-            file=sys.stderr,
-        )
+        print(f"error: {_speaker()}{message}", file=sys.stderr)
         return 1
+
+
+def _explanation(error: Exception) -> str | None:
+    """Explain an error of the machine that a user can fix; None for a bug."""
+    if is_out_of_memory(error):
+        return (
+            f"out of memory ({reason_of(error)}); stop other programs that use this memory, or "
+            "choose another --device or smaller settings"
+        )
+    if isinstance(error, OSError) and error.errno in USERS_TO_MEND:
+        return (
+            f"{error.filename or 'disk'}: {error.strerror}; check that path, its permissions and "
+            "the disk's free space, then run the command again"
+        )
+    return None
 
 
 def _speaker() -> str:

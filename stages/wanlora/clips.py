@@ -21,7 +21,13 @@ from wanlora.errors import ManifestError, MediaError
 from wanlora.manifest import Clip
 from wanlora.media import image, npz
 from wanlora.media.decode import iter_frames
-from wanlora.media.source import SourceHashes, hashes_document, parse_hashes, source_sha256
+from wanlora.media.source import (
+    SourceHashes,
+    hashes_document,
+    parse_hashes,
+    reading,
+    source_sha256,
+)
 from wanlora.media.transform import resize_and_crop
 
 __all__ = [
@@ -33,6 +39,7 @@ __all__ = [
     "hashes_document",
     "load_clip",
     "parse_hashes",
+    "reading",
     "source_sha256",
     "to_signed",
 ]
@@ -60,8 +67,14 @@ def load_clip(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
     """Load a clip exactly as the VAE will see it, before `to_signed`.
 
     Raises:
-        MediaError: The source cannot be used, or is not what the manifest says.
+        MediaError: The source cannot be used, or is not what the manifest says; whatever a library
+            raises for it, except for running out of memory.
     """
+    with reading(clip.path):
+        return _load(clip)
+
+
+def _load(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
     if clip.kind == "npz":
         frames = npz.read(clip.path)
         if frames.shape[:3] != tuple(clip.bucket):
@@ -80,7 +93,7 @@ def load_clip(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
 
 def sample_aspect(clip: Clip) -> Fraction:
     """Width over height of one pixel of the source, upright."""
-    return Fraction(clip.transform.get("sample_aspect", "1"))
+    return manifest.sample_aspect(clip.transform)
 
 
 def _source_frames(clip: Clip) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
@@ -100,10 +113,16 @@ def to_signed(frames: UInt8[torch.Tensor, "*shape"]) -> Float32[torch.Tensor, "*
 
 
 class ClipDataset(Dataset[Item]):
-    """The clips of a manifest as tensors: `frames` float32 `[T, C, H, W]` in [-1, 1].
+    """Clips of a manifest as tensors: `frames` float32 `[T, C, H, W]` in [-1, 1].
+
+    Bad lines of the manifest are logged and left out. A clip that cannot be loaded raises
+    MediaError when it is reached; `wanlora verify` lists them beforehand.
 
     Args:
-        path: A manifest, or a folder, which stands for its train.jsonl and val.jsonl.
+        path: A manifest, or a folder, which means its train.jsonl and val.jsonl.
+
+    Raises:
+        ManifestError: The manifest is missing, or none of its lines can be used.
     """
 
     def __init__(self, path: str | Path) -> None:

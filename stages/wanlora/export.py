@@ -138,7 +138,7 @@ def _convert(
     with staging(config.output) as folder:
         for name, data in files.items():
             (folder / name).write_bytes(data)
-        error = check_export(folder, PEFT_FILE, config.format, updates)
+        error = check_export(folder, PEFT_FILE, config.format, adapter, updates)
         if not error <= bound:
             raise AdapterError(
                 f"{config.output} was not written: {dtype} changes an update by {error:.2g} of "

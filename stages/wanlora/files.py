@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from wanlora.core.text import spellings
 from wanlora.errors import OutputError
 
 
@@ -50,6 +51,26 @@ def write_atomic(path: Path, data: bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     fsync_dir(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    r"""Replace a UTF-8 file as `write_atomic` does; any text can be written.
+
+    A half of a UTF-16 pair, which UTF-8 cannot hold, becomes `\udcff`: the same character in JSON,
+    and readable elsewhere.
+    """
+    write_atomic(path, text.encode(errors="backslashreplace"))
+
+
+def existing_spelling(path: Path) -> Path:
+    """Path of the file that is there under this or an equivalent name, else the path given.
+
+    The disk is read only for names with backslashes or characters beyond ASCII.
+    """
+    names = spellings(str(path))
+    if len(names) == 1:
+        return path
+    return next((Path(name) for name in names if os.path.lexists(name)), path)
 
 
 def publish(temporary: Path, path: Path) -> None:

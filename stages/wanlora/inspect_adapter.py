@@ -26,7 +26,8 @@ class AdapterReport:
 
     Attributes:
         adapter: The file.
-        format: diffusers, peft, comfyui or kohya.
+        format: diffusers, peft, comfyui or kohya: its layout, or the closest one.
+        prefix: What its keys have before the names of modules.
         sha256: Of the file.
         bytes: Of the file.
         ranks: Ranks and how many modules have them.
@@ -49,6 +50,7 @@ class AdapterReport:
 
     adapter: str
     format: str
+    prefix: str
     sha256: str
     bytes: int
     ranks: dict[int, int]
@@ -77,7 +79,8 @@ class AdapterReport:
         """Tables for people."""
         kind = "DoRA" if self.dora else "rsLoRA" if self.rslora else "LoRA"
         return [
-            f"{self.adapter}: {kind} in the layout of {self.format}, "
+            f"{self.adapter}: {kind} in the layout of {self.format} (keys start with "
+            f"{self.prefix or 'the names of modules'}), "
             f"{self.parameters / 1e6:.3g} M parameters, {self.bytes / 1e6:.3g} MB",
             f"  sha256   {self.sha256}",
             f"  rank     {_counts(self.ranks)}",
@@ -124,6 +127,7 @@ def run(path: Path) -> AdapterReport:
     return AdapterReport(
         adapter=str(adapter.path),
         format=adapter.format,
+        prefix=adapter.prefix,
         sha256=file_sha256(adapter.path),
         bytes=adapter.path.stat().st_size,
         ranks=dict(Counter(update.rank for update in updates.values())),
@@ -134,7 +138,7 @@ def run(path: Path) -> AdapterReport:
         targets=preset_of(updates) or _in_words(updates),
         modules=list(updates),
         parameters=sum(update.num_parameters for update in updates.values()),
-        dtypes=dict(Counter(str(t.dtype).removeprefix("torch.") for t in adapter.tensors.values())),
+        dtypes=adapter.dtypes,
         norm=_total(norms.values()),
         blocks=_grouped("block", norms, 1),
         kinds=_grouped("kind", norms, 0),
@@ -153,7 +157,7 @@ def _grouped(column: str, norms: Mapping[str, float], part: int) -> list[dict[st
     groups: dict[str, list[float]] = {}
     for module, value in norms.items():
         groups.setdefault(template(module)[part], []).append(value)
-    names = sorted(groups, key=lambda name: (not name, int(name))) if part else sorted(groups)
+    names = sorted(groups, key=lambda name: (not name, int(name or 0))) if part else sorted(groups)
     return [
         {column: name, "modules": len(groups[name]), "norm": _total(groups[name])} for name in names
     ]

@@ -1,7 +1,8 @@
-"""Contract 1, the manifest: JSON lines, a clip a line.
+"""Contract 1, the manifest: JSON lines, one clip per line.
 
-Owns: what a line says, and what makes two clips the same. Reads wanlora's own lines and those of
-plain .npz data sets (a path and a prompt). Knows nothing of how pixels are decoded.
+Owns: the fields of a line and their bounds, and what makes two clips the same. Reads wanlora's own
+lines and those of plain .npz data sets (a path and a prompt). A line that cannot be used is
+reported, and the others are read. Must not know: how pixels are decoded.
 
 A relative path is relative to the manifest's folder, never to the working directory. In a line
 that wanlora did not write it may also be relative to a folder above (`data/processed/clips/a.npz`
@@ -11,16 +12,20 @@ in `data/processed/train.jsonl`): the nearest folder where the file exists count
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from fractions import Fraction
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 from wanlora.core import npz, rows
-from wanlora.core.buckets import Bucket
+from wanlora.core.buckets import MAX_FPS, MAX_FRAMES, MAX_SIDE_PX, MIN_FPS, Bucket
 from wanlora.core.fingerprint import fingerprint, sha256_text
+from wanlora.core.text import decode_utf8, shorten, spellings, without_surrogates
 from wanlora.errors import ManifestError
-from wanlora.files import write_atomic
+from wanlora.files import existing_spelling, write_text
 
 TRANSFORM_REVISION = 1
 """Stands for the pixel rules (which frame is taken, rotation, resize, crop) in every clip key."""
@@ -31,7 +36,34 @@ DEFAULT_FPS = 16.0
 TRAIN, VAL = "train", "val"
 KINDS = ("video", "npz", "images")
 
+MAX_LINE_BYTES = 2**20
+"""Longest line of a manifest; a caption of 512 tokens has about 3 kB."""
+MAX_START_S = 1e6
+"""Eleven days: later starts are typing errors, and overflow FFmpeg's time stamps at last."""
+SHOWN = 3
+"""Bad lines in the message about a manifest without any usable line."""
+
 log = logging.getLogger(__name__)
+
+
+class BadLine(NamedTuple):
+    """A line of a manifest that cannot be used.
+
+    Attributes:
+        where: Manifest and number of the line, `train.jsonl:3`.
+        message: Reason; starts with `where`.
+    """
+
+    where: str
+    message: str
+
+
+OnBad = Callable[[BadLine], object]
+
+
+def warn(line: BadLine) -> None:
+    """Log a bad line."""
+    log.warning("%s; the line is not used", line.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,51 +149,76 @@ def written_path(source: Path, folder: Path) -> str:
 
 def write(path: Path, clips: Sequence[Clip]) -> None:
     """Write a manifest whole: a reader or a kill sees the old file or the new one."""
-    text = "".join(json.dumps(_record(clip), ensure_ascii=False) + "\n" for clip in clips)
-    write_atomic(path, text.encode())
+    write_text(path, "".join(f"{line_of(clip)}\n" for clip in clips))
 
 
-def read(path: Path) -> list[Clip]:
-    """Read a manifest, wanlora's own lines or plain ones.
+def line_of(clip: Clip) -> str:
+    """Line of a clip, without the newline."""
+    return json.dumps(_record(clip), ensure_ascii=False)
+
+
+def read(path: Path, *, on_bad: OnBad = warn) -> list[Clip]:
+    """Read a manifest: wanlora's own lines or plain ones.
+
+    Args:
+        path: The manifest.
+        on_bad: Called for each line that cannot be used.
 
     Raises:
-        ManifestError: It is missing or empty, a line is bad (`file:line`), or two lines name the
-            same clip.
+        ManifestError: The file is missing, is not UTF-8 text, or no line of it can be used.
     """
     clips: dict[str, Clip] = {}
-    for number, row in _rows(path):
-        where = f"{path}:{number}"
-        own = "source" in row and "kind" in row
-        clip = _own_clip(row, path, where) if own else _plain_clip(row, path, where)
-        if clip.clip_id in clips:
-            raise ManifestError(
-                f"{where}: clip {clip.clip_id} ({clip.source}) stands in this manifest twice; "
-                "write several captions of one clip as a list"
-            )
+    bad: list[BadLine] = []
+    for where, line in lines(path):
+        try:
+            clip = parse_line(line, path, where)
+            if clip.clip_id in clips:
+                raise ManifestError(
+                    f"{where}: clip {clip.clip_id} ({clip.source}) is in this manifest twice; "
+                    "write several captions of one clip as a list"
+                )
+        except ManifestError as error:
+            bad.append(BadLine(where, str(error)))
+            continue
         clips[clip.clip_id] = clip
     if not clips:
-        raise ManifestError(f"{path} holds no clip; make one with: wanlora prepare VIDEOS")
+        raise ManifestError(_nothing_usable(path, bad))
+    for line_ in bad:
+        on_bad(line_)
     return list(clips.values())
 
 
-def read_all(paths: Sequence[Path]) -> list[Clip]:
-    """Read several manifests as one; a folder stands for its train.jsonl and val.jsonl.
+def read_all(paths: Sequence[Path], *, on_bad: OnBad = warn) -> list[Clip]:
+    """Read several manifests as one; a folder means its train.jsonl and val.jsonl.
 
     Raises:
         ManifestError: As `read`, or two manifests name the same clip.
     """
     seen: dict[str, Path] = {}
     clips: list[Clip] = []
-    for path in (file for given in paths for file in _files(given)):
-        for clip in read(path):
+    for path in files(paths):
+        for clip in read(path, on_bad=on_bad):
             if clip.clip_id in seen:
                 raise ManifestError(
-                    f"clip {clip.clip_id} stands in {seen[clip.clip_id]} and in {path}; "
+                    f"clip {clip.clip_id} is in {seen[clip.clip_id]} and in {path}; "
                     "a clip belongs to one manifest, or it would be trained on twice"
                 )
             seen[clip.clip_id] = path
             clips.append(clip)
     return clips
+
+
+def files(paths: Sequence[Path]) -> list[Path]:
+    """Manifest files of paths; a folder means its train.jsonl and val.jsonl."""
+    return [file for path in paths for file in _files(path)]
+
+
+def _nothing_usable(path: Path, bad: Sequence[BadLine]) -> str:
+    if not bad:
+        return f"{path} holds no clip; make one with: wanlora prepare VIDEOS"
+    more = [f"  ... and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else []
+    shown = [f"  {line.message}" for line in bad[:SHOWN]]
+    return "\n".join([f"{path} holds no usable clip; {len(bad):,} bad lines:", *shown, *more])
 
 
 def _files(given: Path) -> list[Path]:
@@ -171,36 +228,79 @@ def _files(given: Path) -> list[Path]:
     return [path for path in (train, val) if path.exists()] or [train]
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def lines(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (`file:line`, bytes) of each line that is not blank; memory is bounded.
+
+    A line longer than `MAX_LINE_BYTES` is cut there, one byte past the limit.
+
+    Raises:
+        ManifestError: The file is missing, or cannot be read.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            for number in count(1):
+                line = file.readline(MAX_LINE_BYTES + 1)
+                if not line:
+                    return
+                rest = line
+                while len(rest) > MAX_LINE_BYTES and not rest.endswith(b"\n"):
+                    rest = file.readline(MAX_LINE_BYTES + 1)
+                if line.strip():
+                    yield f"{path}:{number}", line
     except FileNotFoundError:
         raise ManifestError(
             f"no manifest at {path}; make one with: wanlora prepare VIDEOS"
         ) from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
+    except (OSError, ValueError) as error:
         raise ManifestError(f"{path} is not a manifest: {error}") from None
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield number, rows.json_object(line, f"{path}:{number}")
+
+
+def parse_line(line: bytes, path: Path, where: str) -> Clip:
+    """Read one line.
+
+    Args:
+        line: The bytes, UTF-8.
+        path: The manifest, for relative paths.
+        where: How an error names the line.
+
+    Raises:
+        ManifestError: The line cannot be used.
+    """
+    if len(line) > MAX_LINE_BYTES:
+        raise ManifestError(f"{where}: the line has over {MAX_LINE_BYTES:,} bytes")
+    try:
+        text = decode_utf8(line)
+    except ValueError as error:
+        raise ManifestError(f"{where}: {error}") from None
+    row = rows.json_object(text, where)
+    own = "source" in row and "kind" in row
+    return _own_clip(row, path, where) if own else _plain_clip(row, path, where)
 
 
 def _own_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
     """Read a line that `write` wrote; a person may have edited it since."""
     values = {name: _checked(row, name, kinds, where) for name, kinds in _FIELDS.items()}
     if values["kind"] not in KINDS:
-        raise ManifestError(f"{where}: kind {values['kind']!r}; expected one of {', '.join(KINDS)}")
-    if values["start_s"] < 0 or not 0 < values["fps"] < float("inf"):
         raise ManifestError(
-            f"{where}: start_s {values['start_s']}, fps {values['fps']}; "
-            "expected start_s >= 0 and fps > 0"
+            f"{where}: kind {shorten(values['kind'])}; expected one of {', '.join(KINDS)}"
         )
+    for name, (low, high) in _BOUNDS.items():
+        if not low <= values[name] <= high:
+            raise ManifestError(
+                f"{where}: {name} {_shown(values[name])}; expected {low:g} to {high:g}"
+            )
+    for name in ("clip_id", "source_group", "activity", "split"):
+        values[name] = rows.label(values[name], name, where)
     values |= {"start_s": float(values["start_s"]), "fps": float(values["fps"])}
-    values["warnings"] = tuple(map(str, row.get("warnings", ())))
+    _require_flat(values["orig"], "orig", where)
+    _require_flat(values["transform"], "transform", where)
+    _require_aspect(values["transform"], where)
+    values["warnings"] = _warnings(row, where)
+    source = rows.checked_path(values["source"], where)
     return Clip(
         **values,
         prompts=_captions(row, where),
-        path=_absolute(manifest.parent / values["source"]),
+        path=existing_spelling(_absolute(manifest.parent / source)),
     )
 
 
@@ -222,14 +322,69 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 }
 
 
+_BOUNDS: dict[str, tuple[float, float]] = {
+    "start_s": (0, MAX_START_S),
+    "fps": (MIN_FPS, MAX_FPS),
+    "num_frames": (0, MAX_FRAMES),
+    "height": (0, MAX_SIDE_PX),
+    "width": (0, MAX_SIDE_PX),
+}
+
+_ASPECT = re.compile(r"[0-9]{1,10}(/[0-9]{1,10}|\.[0-9]{1,10})?")
+MAX_ASPECT = 100
+"""Widest pixel, and inverse of the narrowest; anamorphic video has at most 3."""
+
+
+def sample_aspect(transform: Mapping[str, Any]) -> Fraction:
+    """Width over height of one pixel of the source, upright.
+
+    Raises:
+        ValueError: It is not a number or ratio such as `128/117`, or is out of range.
+    """
+    text = transform.get("sample_aspect", "1")
+    if not isinstance(text, str) or not _ASPECT.fullmatch(text) or re.search(r"/0+$", text):
+        raise ValueError(f'sample_aspect {_shown(text)}; expected a text such as "1" or "128/117"')
+    aspect = Fraction(text)
+    if not Fraction(1, MAX_ASPECT) <= aspect <= MAX_ASPECT:
+        raise ValueError(f"sample_aspect {text}; expected 1/{MAX_ASPECT} to {MAX_ASPECT}")
+    return aspect
+
+
+def _require_aspect(transform: Mapping[str, Any], where: str) -> None:
+    try:
+        sample_aspect(transform)
+    except ValueError as error:
+        raise ManifestError(f"{where}: {error}") from None
+
+
+def _require_flat(values: Mapping[str, Any], name: str, where: str) -> None:
+    """Refuse nested values: they are hashed and compared, and none is ever written."""
+    for key, value in values.items():
+        if not isinstance(value, str | int | float | None):
+            raise ManifestError(
+                f"{where}: {name}.{key:.40} is {_shown(value)}; expected text or a number"
+            )
+
+
+def _warnings(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
+    found = row.get("warnings", [])
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ManifestError(f"{where}: warnings is {_shown(found)}; expected a list of texts")
+    return tuple(map(without_surrogates, found))
+
+
 def _checked(row: Mapping[str, Any], name: str, kinds: tuple[type, ...], where: str) -> Any:
     if name not in row:
         raise ManifestError(f"{where}: no {name}; write the manifest again with: wanlora prepare")
     value = row[name]
     if not isinstance(value, kinds) or isinstance(value, bool):
         names = " or ".join(kind.__name__ for kind in kinds)
-        raise ManifestError(f"{where}: {name} is {value!r}; expected {names}")
+        raise ManifestError(f"{where}: {name} is {_shown(value)}; expected {names}")
     return value
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.80}"
 
 
 def _plain_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
@@ -242,12 +397,12 @@ def _plain_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
     path = _plain_path(source, manifest)
     if path.suffix.lower() != ".npz":
         raise ManifestError(
-            f"{where}: {source} is no .npz clip, and the line does not say how to cut it; make a "
-            f"manifest from videos with: wanlora prepare VIDEOS --captions {manifest}"
+            f"{where}: {source:.200} is not an .npz clip, and the line has no start and size to "
+            f"cut it by; make a manifest with: wanlora prepare VIDEOS --captions {manifest}"
         )
     num_frames, height, width = _npz_size(path)
     return Clip(
-        clip_id=str(row.get("clip_id") or f"{path.stem}-{sha256_text(source)[:8]}"),
+        clip_id=rows.text_in(row, ("clip_id",), where) or f"{path.stem}-{sha256_text(source)[:8]}",
         source=source,
         source_sha256=None,
         source_group=rows.text_in(row, rows.GROUP_NAMES, where) or path.stem,
@@ -269,8 +424,11 @@ def _plain_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
 
 def _plain_path(source: str, manifest: Path) -> Path:
     folder = _absolute(manifest.parent)
-    candidates = [_absolute(above / source) for above in (folder, *folder.parents)]
-    return next((path for path in candidates if path.is_file()), candidates[0])
+    candidates = [
+        _absolute(above / name) for above in (folder, *folder.parents) for name in spellings(source)
+    ]
+    # Path.is_file raises for a path that the system refuses; this is False for it.
+    return next((path for path in candidates if os.path.isfile(path)), candidates[0])  # noqa: PTH113
 
 
 def _npz_size(path: Path) -> tuple[int, int, int]:

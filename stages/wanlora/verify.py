@@ -12,6 +12,7 @@ from pathlib import Path
 from wanlora import manifest
 from wanlora.clips import load_clip, to_signed
 from wanlora.config import VerifyConfig
+from wanlora.core.text import shorten
 from wanlora.errors import MediaError
 from wanlora.manifest import Clip
 from wanlora.plan import sheet
@@ -69,7 +70,7 @@ class VerifyResult:
         """The first clips, every failure, the plan of the clips that load, the next command."""
         lines = [
             f"{clip.clip_id}  {list(clip.shape)}  [{clip.low:.2f}, {clip.high:.2f}]  "
-            f"{clip.prompts[0]!r}" + _more_captions(clip)
+            f"{shorten(clip.prompts[0])}" + _more_captions(clip)
             for clip in self.loaded[:SHOWN]
         ]
         if len(self.loaded) > SHOWN:
@@ -97,10 +98,11 @@ def run(config: VerifyConfig) -> VerifyResult:
     Raises:
         ManifestError: A manifest cannot be read.
     """
-    everything = manifest.read_all(config.manifests)
+    bad: list[manifest.BadLine] = []
+    everything = manifest.read_all(config.manifests, on_bad=bad.append)
     chosen = _first_of_each(config) if config.limit else everything
     loaded: list[LoadedClip] = []
-    failed: list[FailedClip] = []
+    failed = [FailedClip(line.where, "", "bad_line", line.message) for line in bad]
     with bar(total=len(chosen), description="loading", unit="clip") as progress:
         for clip in chosen:
             try:
@@ -116,7 +118,7 @@ def run(config: VerifyConfig) -> VerifyResult:
     if config.html is not None:
         _write_sheet(config.html, usable, failed, plan, tokens)
     return VerifyResult(
-        total=len(everything),
+        total=len(everything) + len(bad),
         loaded=tuple(loaded),
         failed=tuple(failed),
         buckets=dict(Counter("x".join(_size(clip.shape)) for clip in loaded).most_common()),
@@ -126,7 +128,15 @@ def run(config: VerifyConfig) -> VerifyResult:
 
 
 def _first_of_each(config: VerifyConfig) -> Sequence[Clip]:
-    return [clip for path in config.manifests for clip in manifest.read_all([path])[: config.limit]]
+    return [
+        clip
+        for path in config.manifests
+        for clip in manifest.read_all([path], on_bad=_listed_already)[: config.limit]
+    ]
+
+
+def _listed_already(line: manifest.BadLine) -> None:
+    pass
 
 
 def _load(clip: Clip) -> LoadedClip:

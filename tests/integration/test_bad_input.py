@@ -200,7 +200,8 @@ def test_a_manifest_that_is_missing_or_no_text(home, monkeypatch):
     assert "wanlora prepare VIDEOS" in message
     shutil.copy(real_videos()["bikes"], home / "train.jsonl")
     message = cli.refuses("cache-latents", "--manifest", "train.jsonl", "--device", "cpu")
-    assert "train.jsonl is not a manifest" in message
+    assert "train.jsonl holds no usable clip" in message
+    assert "not UTF-8 text" in message
 
 
 # --- caches --------------------------------------------------------------------------------------

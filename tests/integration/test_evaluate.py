@@ -96,6 +96,7 @@ def test_the_loss_is_the_one_that_training_reported(evaluated, trained):
     assert (last["split"], last["step"]) == ("val", 24)
     assert (found["adapter"], found["base"]) == (last["mean"], last["base_mean"])
     assert found["ci95"] == last["ci95"]
+    assert (found["clips"], found["source_groups"]) == (last["num_clips"], last["num_groups"])
     assert [[row["sigma"], row["adapter"], row["base"]] for row in found["per_sigma"]] == last[
         "per_sigma"
     ]

@@ -139,10 +139,14 @@ def test_scales_and_modules_that_need_care_are_expressed(transformer, tmp_path, 
 @pytest.mark.parametrize(
     ("shape", "form", "message"),
     [
-        (LoraShape(2, 2.0, dora=True), "comfyui", "it is a DoRA"),
-        (LoraShape(2, 2.0, dora=True), "kohya", "it is a DoRA"),
-        (LoraShape(2, 2.0, "attention"), "kohya", "all ten linear modules.*ffn.*comfyui"),
-        (LoraShape(2, 2.0, "all-linear"), "kohya", "modules of blocks only.*comfyui"),
+        (LoraShape(2, 2.0, dora=True), "comfyui", r"DoRA.*norm of W \+ dW.*merged"),
+        (LoraShape(2, 2.0, dora=True), "kohya", r"DoRA.*--format merged"),
+        (LoraShape(2, 2.0, "attention"), "kohya", "ffn.*--format comfyui.*convert_lora"),
+        (
+            LoraShape(2, 2.0, "all-linear"),
+            "kohya",
+            "condition_embedder.*--format comfyui.*convert_lora",
+        ),
     ],
 )
 def test_what_a_format_cannot_say_is_refused_with_the_reason(
@@ -181,6 +185,51 @@ def test_an_export_that_reads_back_differently_is_never_there(run_dir, tmp_path,
     )  # fmt: skip
     assert "was not written" in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_diffusers_refuses_is_not_called_read_back(run_dir, tmp_path, monkeypatch):
+    """The original Wan code's names after `transformer.`: no module of the model has them."""
+    wrong = replace(LAYOUTS["diffusers"], names=LAYOUTS["comfyui"].names)
+    monkeypatch.setitem(LAYOUTS, "diffusers", wrong)
+    output = tmp_path / "x.safetensors"
+    said = cli.refuses("export", "--adapter", run_dir, "--format", "diffusers", "--output", output)
+    assert "diffusers does not read" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_original_names_after_transformer_become_a_file_that_wanpipeline_loads(run_dir, tmp_path):
+    theirs = {
+        f"transformer.{LAYOUTS['comfyui'].written(module)}".replace("diffusion_model.", ""): update
+        for module, update in read_adapter(run_dir).updates().items()
+    }
+    tensors = {f"{name}.lora_A.weight": update.a for name, update in theirs.items()}
+    tensors |= {f"{name}.lora_B.weight": update.b * update.scale for name, update in theirs.items()}
+    file = adapters.write(tmp_path / "theirs.safetensors", tensors)
+    output = Path(_export(file, "diffusers", tmp_path / "out")["output"])
+    found = adapters.updates_by_diffusers(output)
+    for module, update in read_adapter(run_dir).updates().items():
+        torch.testing.assert_close(found[module], dense(update), rtol=1e-6, atol=1e-6)
+
+
+def test_an_adapter_of_no_known_model_is_not_exported(tmp_path):
+    file = adapters.write(
+        tmp_path / "a.safetensors",
+        {f"transformer.{n}": t for n, t in adapters.tensors_of(adapters.pairs(
+            ["blocks.0.attn1.to_q"])).items()},
+    )  # fmt: skip
+    said = cli.refuses(
+        "export", "--adapter", file, "--format", "diffusers", "--output", tmp_path / "b.safetensors"
+    )
+    assert "t2v-1.3b 1536" in said
+
+
+def test_an_adapter_of_the_image_model_can_be_converted(tmp_path):
+    names = {"blocks.39.attn2.add_k_proj": (5120, 5120), "blocks.0.attn1.to_q": (5120, 5120),
+             "blocks.39.attn2.add_v_proj": (5120, 5120)}  # fmt: skip
+    tensors = {f"transformer.{n}.lora_A.weight": torch.randn(1, i) for n, (_, i) in names.items()}
+    tensors |= {f"transformer.{n}.lora_B.weight": torch.randn(o, 1) for n, (o, _) in names.items()}
+    file = adapters.write(tmp_path / "a.safetensors", tensors)
+    assert _export(file, "comfyui", tmp_path / "out")["max_relative_error"] == 0.0
 
 
 def test_an_equal_adapter_gives_an_equal_file_with_its_history(run_dir, tmp_path):

@@ -5,6 +5,9 @@ import json
 import pytest
 
 from tests.support import cli, fuzz
+from tests.support.clips import clip
+from wanlora import manifest, verify
+from wanlora.config import VerifyConfig
 from wanlora.errors import MEDIA_ERROR_CODES
 
 
@@ -32,6 +35,26 @@ def check(tmp_path, count):
     verified = cli.invoke("verify", tmp_path / "out", "--json")
     assert verified.exit_code in (0, 3)
     assert json.loads(verified.stdout)["failed"] == []
+    check_loading(tmp_path / "unchecked", written)
+
+
+def check_loading(folder, written):
+    """Damage that comes after `prepare`: a clip of each file loads, or is listed."""
+    kinds = dict.fromkeys(fuzz.IMAGES, "images") | {".npz": "npz"}
+    clips = [
+        clip(
+            path.name, source=str(path), path=path, kind=kinds.get(path.suffix, "video"),
+            num_frames=1 if path.suffix in fuzz.IMAGES else 17, height=48, width=80,
+            start_s=number % 3 / 4,
+        )
+        for number, path in enumerate(written)
+    ]  # fmt: skip
+    folder.mkdir()
+    manifest.write(folder / "train.jsonl", clips)
+    result = verify.run(VerifyConfig(manifests=(folder,), model="none/here"))
+    assert len(result.loaded) + len(result.failed) == result.total == len(written)
+    assert {failed.code for failed in result.failed} <= MEDIA_ERROR_CODES
+    assert result.failed
 
 
 def test_forty_damaged_files(tmp_path):

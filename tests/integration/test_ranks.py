@@ -250,3 +250,37 @@ def test_a_node_that_is_gone_with_its_launcher_stops_the_other_node(held_out_cac
     said, _ = nodes[0].communicate(timeout=60)
     assert nodes[0].returncode == 1
     assert "error: process 0 of 2: lost process 1" in said
+
+
+def check_saved_after_the_last_step(run_dir):
+    (checkpoint,) = (run_dir / "checkpoints").iterdir()
+    assert checkpoint.name == f"step-{len(rows(run_dir)):06d}"
+
+
+def test_repeated_sigterm_to_all_processes_still_saves(server, held_out_cache, tmp_path):
+    run_dir = tmp_path / "run"
+    command = train(held_out_cache, run_dir, "--save-steps", 0, steps=4000, every=0)
+    launched = server.start(tmp_path / "log", [command] * 2)
+    wait_for(run_dir / "metrics.jsonl")
+    for _ in range(3):
+        for pid in launched.pids:
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(0.02)
+    ended = launched.wait()
+    assert [each.code for each in ended] == [143, 143], [each.text for each in ended]
+    check_saved_after_the_last_step(run_dir)
+
+
+@pytest.mark.slow
+def test_sigterm_to_the_workers_and_then_to_torchrun_still_saves(held_out_cache, tmp_path):
+    run_dir = tmp_path / "run"
+    arguments = train(held_out_cache, run_dir, "--save-steps", 0, steps=4000, every=0)
+    launcher = launch(("torch.distributed.run", "--standalone", "--nproc_per_node", "2"), arguments)
+    wait_for(run_dir / "metrics.jsonl")
+    for worker in psutil.Process(launcher.pid).children():
+        worker.terminate()
+    time.sleep(0.1)
+    launcher.terminate()
+    output, _ = launcher.communicate(timeout=60)
+    check_saved_after_the_last_step(run_dir)
+    assert output.count("SIGTERM: saving after this step") == 1, output

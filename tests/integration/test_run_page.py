@@ -34,7 +34,8 @@ def write_run(folder, *, num_steps=20, preview_steps=(10, 20), validations=True)
         row = {"step": step, "split": split, "mean": mean, "base_mean": 0.5,
                "difference": mean - 0.5, "standard_error": 0.01,
                "ci95": [mean - 0.52, mean - 0.48], "per_sigma": [[0.2, 0.6, 0.7], [0.8, 0.2, 0.3]],
-               "per_activity": {"walking": [mean, 0.5]}}  # fmt: skip
+               "per_activity": {"walking": [mean, 0.5]},
+               "num_clips": 12, "num_groups": 3}  # fmt: skip
         runs.append_row(folder, runs.VALIDATION_NAME, row)
     for step in preview_steps:
         save_previews(
@@ -53,6 +54,7 @@ def test_a_page_shows_curves_validation_and_previews(tmp_path):
                   "Achieved TFLOP/s", "95 % interval", "By noise level at step 20"):  # fmt: skip
         assert title in made, title
     assert "0.4000 at step 10 (-20.00 % against the base)" in made
+    assert "12 clips of 3 source groups" in made
     assert "<script>alert" not in made
     assert "a &lt;dog&gt;" in made
     gifs = [base64.b64decode(data) for data in re.findall(r"image/gif;base64,([^\"]+)", made)]

@@ -200,14 +200,13 @@ def forward(transformer) -> torch.Tensor:
     ("tensors", "message"),
     [
         (comfyui() | {"diffusion_model.blocks.0.self_attn.q.diff_b": torch.ones(24)},
-         r"1 tensors that are no LoRA matrices.*diff_b.*biases"),
+         r"diff_b.*biases"),
         (musubi() | {"lora_unet_blocks_0_ffn_0.dora_scale": torch.ones(24)}, "dora_scale"),
         ({"lora_unet_blocks_0_ffn_0.lokr_w1": torch.ones(2, 2)}, "lokr_w1"),
         (comfyui() | {"diffusion_model.patch_embedding.lora_A.weight": torch.ones(2, 2)},
          "patch_embedding"),
         (diffusers() | {"transformer_2.blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 2)},
-         "none of the layouts"),
-        (diffusers() | {"transformer.blocks.0.attn1.to_q.alpha": torch.tensor(1.0)}, "alpha"),
+         r"transformer_2.*A14B"),
         ({"diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.ones(2, 2),
           "diffusion_model.blocks.0.ffn.0.lora_B.weight": torch.ones(2, 3)},
          r"ffn\.net\.0\.proj: A is \(2, 2\), B is \(2, 3\)"),
@@ -227,7 +226,7 @@ def test_settings_that_are_not_a_loras_are_refused(tmp_path, text):
     tensors = {f"{key}A.weight": torch.ones(2, 2), f"{key}B.weight": torch.ones(2, 2)}
     write(tmp_path / "adapter_model.safetensors", tensors)
     (tmp_path / "adapter_config.json").write_text(text)
-    with pytest.raises(AdapterError, match=r"adapter_config\.json is no configuration of a LoRA"):
+    with pytest.raises(AdapterError, match=r"adapter_config\.json"):
         read_adapter(tmp_path)
 
 

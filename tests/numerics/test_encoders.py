@@ -10,6 +10,7 @@ from diffusers import WanPipeline
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean  # noqa: TID251  (the oracle)
 from safetensors.torch import load_file, save_file
 
+from wanlora.core import prompts
 from wanlora.core.fingerprint import fingerprint
 from wanlora.errors import MediaError, ModelError
 from wanlora.micro import world
@@ -144,7 +145,7 @@ def test_a_tiling_vae_is_refused(micro_folder):
 
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_prompts_are_cleaned_as_diffusers_cleans_them(prompt):
-    assert encoders.clean_prompt(prompt) == prompt_clean(prompt)
+    assert prompts.clean_prompt(prompt) == prompt_clean(prompt)
 
 
 def test_padded_embeddings_equal_the_pipelines_bit_for_bit(text_encoder, pipeline):
@@ -184,8 +185,8 @@ def test_the_empty_prompt_is_one_row_that_is_not_zero(text_encoder):
 
 
 def test_a_prompts_key_is_that_of_its_cleaned_text():
-    assert encoders.prompt_key(" a  dog &amp; a cat\n") == encoders.prompt_key("a dog & a cat")
-    assert encoders.prompt_key("a dog") != encoders.prompt_key("a cat")
+    assert prompts.prompt_key(" a  dog &amp; a cat\n") == prompts.prompt_key("a dog & a cat")
+    assert prompts.prompt_key("a dog") != prompts.prompt_key("a cat")
 
 
 def test_tokens_are_counted_past_the_limit(text_encoder):

@@ -49,7 +49,7 @@ def tensors_of(found: dict) -> dict[str, torch.Tensor]:
 
 def write(path: Path, tensors: dict[str, torch.Tensor], header: dict | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, header)
+    save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, path, header)
     return path
 
 

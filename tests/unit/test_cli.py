@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 
 import pytest
 from typer.testing import CliRunner
@@ -53,8 +54,9 @@ def test_errors_have_the_exit_codes_that_are_documented(capsys):
     assert fails_with(ManifestError("no clips")) == 1
     assert fails_with(ConfigError("no such setting")) == 2
     assert fails_with(KeyboardInterrupt()) == 130
+    assert fails_with(KeyboardInterrupt(signal.SIGTERM)) == 143
     assert capsys.readouterr().err.splitlines() == [
-        "error: no clips", "error: no such setting", "interrupted",
+        "error: no clips", "error: no such setting", "interrupted", "interrupted",
     ]  # fmt: skip
 
 
@@ -75,3 +77,10 @@ def test_a_bug_shows_its_traceback():
 def test_a_command_with_defaults_for_everything_may_be_typed_alone():
     result = CliRunner().invoke(cli.app, ["estimate"])
     assert result.exit_code == 0, result.output
+
+
+def test_memory_that_runs_out_in_any_command_is_a_message(capsys):
+    assert fails_with(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: out of memory (cuDNN error: CUDNN_STATUS_ALLOC_FAILED)")
+    assert "--device" in message

@@ -1,6 +1,8 @@
 """Contract 1: what a manifest says, and what is refused."""
 
 import json
+import re
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +18,12 @@ def write_lines(path, *rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def bad_lines(path):
+    bad = []
+    manifest.read(path, on_bad=bad.append)
+    return bad
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -98,8 +106,7 @@ def test_a_plain_line_may_say_its_split_and_else_the_name_of_the_manifest_does(t
         path = write_lines(tmp_path / f"{name}.jsonl", *said)
         assert [clip.split for clip in manifest.read(path)] == ["val", "train", last]
     path = write_lines(tmp_path / "train.jsonl", lines[0], lines[1] | {"split": "later"})
-    with pytest.raises(ManifestError, match=r"train\.jsonl:2: split 'later'; expected one of"):
-        manifest.read(path)
+    assert [line.where for line in bad_lines(path)] == [f"{path}:2"]
 
 
 def test_several_captions_are_a_list(tmp_path):
@@ -121,19 +128,44 @@ def test_several_captions_are_a_list(tmp_path):
         ({"source": "a.mp4", "kind": "video", "prompt": "x"}, "no clip_id"),
     ],
 )
-def test_a_bad_line_is_refused_by_file_and_line(tmp_path, row, message):
+def test_a_bad_line_is_listed_by_file_and_line_and_the_others_are_used(tmp_path, row, message):
     videos.write_npz(tmp_path / "good.npz")
-    path = write_lines(tmp_path / "train.jsonl", {"npz": "good.npz", "prompt": "x"}, row)
-    with pytest.raises(ManifestError, match=message) as raised:
-        manifest.read(path)
-    assert f"{path}:2" in str(raised.value)
+    good = {"npz": "good.npz", "prompt": "x"}
+    path = write_lines(tmp_path / "train.jsonl", good, row, good | {"clip_id": "b"})
+    bad = []
+    assert len(manifest.read(path, on_bad=bad.append)) == 2
+    assert [line.where for line in bad] == [f"{path}:2"]
+    assert bad[0].message.startswith(f"{path}:2: ")
+    assert re.search(message, bad[0].message)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fps": 0}, "fps > 0"),
-        ({"start_s": -1}, "start_s >= 0"),
+        ({"fps": 0}, "fps 0; expected 0.1 to 1000"),
+        ({"start_s": -1}, "start_s -1; expected 0 to 1e"),
+        ({"start_s": 1e300}, "start_s"),
+        ({"start_s": float("nan")}, "NaN"),
+        ({"fps": float("inf")}, "Infinity"),
+        ({"fps": 1e-9}, "fps"),
+        ({"height": 16_000_000}, "height"),
+        ({"num_frames": 10**4000}, "num_frames"),
+        ({"num_frames": 17.0}, "num_frames is 17.0; expected int"),
+        ({"transform": {"sample_aspect": "abc"}}, "sample_aspect"),
+        ({"transform": {"sample_aspect": "0"}}, "sample_aspect"),
+        ({"transform": {"sample_aspect": "1/0"}}, "sample_aspect"),
+        ({"transform": {"sample_aspect": "1e999999999"}}, "sample_aspect"),
+        ({"transform": {"sample_aspect": "1/9999"}}, "sample_aspect"),
+        ({"transform": {"sample_aspect": [1, 1]}}, "sample_aspect"),
+        ({"transform": {"resize": {"deep": {}}}}, "transform.resize"),
+        ({"orig": {"width": []}}, "orig.width"),
+        ({"warnings": 3}, "warnings is 3"),
+        ({"source": "a" * 5000}, "4,096 bytes"),
+        ({"source": "a\0.mp4"}, "NUL"),
+        ({"source": " "}, "path is empty"),
+        ({"source": "a\ud83d.mp4"}, "not valid Unicode"),
+        ({"clip_id": "a" * 5000}, "clip_id has 5,000 characters"),
+        ({"prompt": "&nbsp; \u200b"}, "no caption"),
         ({"num_frames": "17"}, "num_frames is '17'; expected int"),
         ({"height": True}, "height is True"),
         ({"kind": "film"}, "expected one of video, npz, images"),
@@ -168,14 +200,62 @@ def test_a_folder_stands_for_both_splits(tmp_path):
 def test_a_clip_in_two_manifests_is_refused(tmp_path):
     manifest.write(tmp_path / "train.jsonl", [clip("a")])
     manifest.write(tmp_path / "val.jsonl", [clip("a")])
-    with pytest.raises(ManifestError, match=r"clip a stands in .*train\.jsonl and in .*val\.jsonl"):
+    with pytest.raises(ManifestError, match=r"clip a is in .*train\.jsonl and in .*val\.jsonl"):
         manifest.read_all([tmp_path])
 
 
-def test_a_clip_twice_in_one_manifest_is_refused(tmp_path):
-    manifest.write(tmp_path / "train.jsonl", [clip("a"), clip("a", prompts=("other",))])
-    with pytest.raises(ManifestError, match=r"train\.jsonl:2: clip a .*twice; .*as a list"):
+def test_the_second_line_of_a_clip_is_listed(tmp_path):
+    path = tmp_path / "train.jsonl"
+    manifest.write(path, [clip("a"), clip("a", prompts=("other",))])
+    (bad,) = bad_lines(path)
+    assert bad.where == f"{path}:2"
+    assert "as a list" in bad.message
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"npz": "a.npz", "prompt": "x"}\n'.encode("utf-16"), "UTF-16"),
+        ('{"npz": "a.npz", "prompt": "größer"}\n'.encode("cp1252"), "Windows-1252"),
+        (b"\0\0\0\x18ftypmp42\xff" + bytes(5000), "not text"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b'{"npz": ' + b"9" * 5000 + b"}", "4300"),
+        (b"x" * 3_000_000, "1,048,576 bytes"),
+    ],
+)
+def test_a_file_without_one_usable_line_is_refused_with_the_reason(tmp_path, content, reason):
+    (tmp_path / "train.jsonl").write_bytes(content)
+    with pytest.raises(ManifestError, match=reason) as refusal:
         manifest.read(tmp_path / "train.jsonl")
+    assert len(str(refusal.value)) < 1000
+
+
+def test_half_an_emoji_in_a_caption_or_a_name_is_replaced(tmp_path):
+    path = write_lines(
+        tmp_path / "train.jsonl",
+        {"npz": "a.npz", "prompt": "clap \ud83d", "activity": "\ud83d", "clip_id": "\ud83d\ude00"},
+    )
+    (found,) = manifest.read(path)
+    assert (found.prompt, found.activity, found.clip_id) == ("clap \ufffd", "\ufffd", "😀")
+
+
+def test_any_text_can_be_written(tmp_path):
+    path = tmp_path / "train.jsonl"
+    manifest.write(path, [clip("a", prompts=("clap \ud83d",))])
+    assert manifest.read(path)[0].prompt == "clap \ufffd"
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("own", [True, False])
+def test_the_spelling_of_a_name_may_differ(tmp_path, on_disk, own):
+    name = unicodedata.normalize(on_disk, "sub/café.npz")
+    file = videos.write_npz(tmp_path / name)
+    written = unicodedata.normalize("NFD" if on_disk == "NFC" else "NFC", "sub\\café.npz")
+    if own:
+        manifest.write(tmp_path / "train.jsonl", [clip(source=written, kind="npz")])
+    else:
+        write_lines(tmp_path / "train.jsonl", {"npz": written, "prompt": "x"})
+    assert manifest.read(tmp_path / "train.jsonl")[0].path == file
 
 
 def test_the_key_changes_with_the_pixels_and_with_nothing_else():

@@ -18,7 +18,7 @@ FACTS = {
     "activities": {"walking": 9, "clapping": 15}, "view_sha256": "ab" * 32,
     "settings": {"lora.rank": 32, "learning_rate": 1e-4}, "loss": 0.12345,
     "best": {"step": 400, "mean": 0.1, "base_mean": 0.125, "difference": -0.025,
-             "ci95": [-0.03, -0.02]},
+             "ci95": [-0.03, -0.02], "num_clips": 16, "num_groups": 4},
     "example_prompt": "A person's \"hands\" clapping", "num_frames": 81, "height": 480,
     "provenance": {"wanlora": "0.1.0", "torch": "2.13.0", "git_commit": None},
 }  # fmt: skip
@@ -64,6 +64,7 @@ def test_it_says_what_was_trained_on_what_and_how_well():
     assert f"`{'ab' * 32}`" in card
     assert "43.7 M parameters" in card
     assert "-20.00 %" in card
+    assert "16 clips of 4 source groups" in card
     assert "0.1235" in card
     assert "git_commit" not in card  # not known is left out
 

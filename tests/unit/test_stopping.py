@@ -1,26 +1,60 @@
-"""SIGTERM as Ctrl-C."""
+"""The first signal requests a stop; only SIGINT after SIGINT stops at once."""
 
-import os
 import signal
+from signal import SIGINT, SIGTERM
 
 import pytest
 
-from wanlora.cache_latents.stopping import stopped_cleanly
+from wanlora.stopping import interrupted_by_signals, stop_on_signals
 
 
-def work(published: list[str]) -> None:
-    with stopped_cleanly():
+@pytest.mark.parametrize(
+    ("received", "stops_at_once"),
+    [
+        ([SIGINT], False),
+        ([SIGTERM], False),
+        ([SIGTERM, SIGTERM, SIGTERM], False),
+        ([SIGTERM, SIGINT], False),
+        ([SIGINT, SIGTERM, SIGTERM], False),
+        ([SIGINT, SIGINT], True),
+        ([SIGINT, SIGTERM, SIGINT], True),
+        ([SIGTERM, SIGINT, SIGINT], True),
+    ],
+)
+def test_only_a_second_sigint_stops_at_once(received, stops_at_once):
+    before = [signal.getsignal(number) for number in (SIGINT, SIGTERM)]
+    noted, interrupted = [], False
+    with stop_on_signals(noted.append) as stop:
+        assert stop.signal is None
         try:
-            os.kill(os.getpid(), signal.SIGTERM)
-        finally:
-            os.kill(os.getpid(), signal.SIGTERM)
-            published.append("a segment")
+            for number in received:
+                assert not interrupted
+                signal.raise_signal(number)
+        except KeyboardInterrupt:
+            interrupted = True
+    assert (interrupted, stop.signal, noted) == (stops_at_once, received[0], received[:1])
+    assert [signal.getsignal(number) for number in (SIGINT, SIGTERM)] == before
 
 
-def test_a_second_sigterm_does_not_interrupt_what_the_first_one_made_publish():
-    published: list[str] = []
-    handler = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt):
-        work(published)
+@pytest.mark.parametrize("first", [SIGINT, SIGTERM])
+def test_a_later_sigterm_does_not_interrupt_what_the_first_signal_made_publish(first):
+    published = []
+
+    def work() -> None:
+        with interrupted_by_signals():
+            try:
+                signal.raise_signal(first)
+            finally:
+                signal.raise_signal(SIGTERM)
+                published.append("a segment")
+
+    with pytest.raises(KeyboardInterrupt) as interrupt:
+        work()
     assert published
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert interrupt.value.args == (first,)
+
+
+def test_a_signal_that_is_not_listed_keeps_its_handler():
+    before = signal.getsignal(SIGINT)
+    with interrupted_by_signals([SIGTERM]):
+        assert signal.getsignal(SIGINT) is before

@@ -11,7 +11,6 @@ board.py      who of those actors makes what
 pipeline.py   threads that decode ahead of the encoder and write behind it
 encode.py     the two encoders at work, and the check that they are the right ones
 decode.py     a clip to frames, or to what is wrong with it
-stopping.py   SIGTERM as Ctrl-C
 """
 
 from typing import TYPE_CHECKING, Any

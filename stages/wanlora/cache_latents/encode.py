@@ -123,7 +123,8 @@ def encode_prompts(
                 if key not in there:
                     if encoders.num_prompt_tokens(encoder.tokenizer, prompt) > MAX_TOKENS:
                         truncated.append(prompt)
-                    (embeds,) = encoders.encode_prompts(encoder, [prompt])
+                    with explaining_memory("encoding a prompt", "stop what else uses the device"):
+                        (embeds,) = encoders.encode_prompts(encoder, [prompt])
                     writer.add(key, embeds.float().numpy(), source=prompt)
                     rows += 1
                 progress(1, "")
@@ -242,9 +243,13 @@ def _decode_ahead(
     decoded_by: Decode,
 ) -> Ahead[_Row, "torch.Tensor | MediaError"]:
     def work(row: _Row) -> torch.Tensor | MediaError:
-        frames = decoded_by(row.clip)
-        pinned = using.device.type == "cuda" and isinstance(frames, torch.Tensor)
-        return frames.pin_memory() if pinned else frames  # type: ignore[union-attr]
+        with explaining_memory(
+            f"decoding clip {row.clip.clip_id}", "lower --set decode_workers or decode_bytes",
+            "prepare smaller or shorter clips",
+        ):  # fmt: skip
+            frames = decoded_by(row.clip)
+            pinned = using.device.type == "cuda" and isinstance(frames, torch.Tensor)
+            return frames.pin_memory() if pinned else frames  # type: ignore[union-attr]
 
     threads = config.decode_workers
     most = depth(largest, threads=threads, max_bytes=config.decode_bytes)

@@ -8,15 +8,13 @@ enough: PyAV and torch decode and resize without the GIL (docs/benchmarks.md).
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-import torch
-
-from wanlora.errors import DeviceError
+from wanlora.core.out_of_memory import explained_out_of_memory
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -113,24 +111,17 @@ def depth(largest: int, *, threads: int, max_bytes: int) -> int:
     return max(1, min(2 * threads, max_bytes // max(1, largest)))
 
 
-@contextmanager
-def explaining_memory(what: str, *advice: str) -> "Generator[None, None, None]":
-    """Turn running out of memory into a message that says what to change.
+def explaining_memory(what: str, *advice: str) -> AbstractContextManager[None]:
+    """Replace out-of-memory errors inside the block by a refusal that names what to change.
+
+    Args:
+        what: The work, as in "loading the VAE".
+        advice: Options that save memory.
 
     Raises:
         DeviceError: The device or the machine has too little memory.
     """
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise DeviceError(_explanation(what, advice, error)) from error
-    except RuntimeError as error:
-        if "not enough memory" not in str(error) and "can't allocate memory" not in str(error):
-            raise
-        raise DeviceError(_explanation(what, advice, error)) from error
-
-
-def _explanation(what: str, advice: Sequence[str], error: BaseException) -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     options = "; ".join(advice)
-    return f"out of memory {what} ({reason}). What is encoded is kept. Options: {options}"
+    return explained_out_of_memory(
+        lambda reason: f"out of memory {what} ({reason}). Encoded rows are kept. Options: {options}"
+    )

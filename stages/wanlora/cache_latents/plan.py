@@ -20,12 +20,14 @@ from wanlora.clips import (
     hashes_document,
     load_clip,
     parse_hashes,
+    reading,
     source_sha256,
 )
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
+from wanlora.core.prompts import prompt_key
 from wanlora.errors import MediaError, StoreError
 from wanlora.files import write_atomic
 from wanlora.manifest import Clip
@@ -86,7 +88,8 @@ class Plan:
         clips: All usable clips, in the manifests' order.
         failures: Clips that cannot be used.
         changed_sources: Source files that are not what they were when the manifest was written.
-        prompts: Prompt key to cleaned text, of all captions and of the prompts training needs.
+        prompts: Prompt key to text, of all captions and of the prompts training needs. The text is
+            as given: cleaning is not idempotent, and the encoder cleans it once.
         captions: How many captions the clips have in all.
         missing_clips: To encode: one clip a key, those of one bucket together.
         missing_prompts: To encode: prompt key to text.
@@ -201,7 +204,7 @@ def make(
     clips, failures, changed = _keyed(found, hashes, shown=shown)
     wanted = [prompt for keyed in clips for prompt in keyed.clip.prompts]
     wanted += ["", using.variant.negative_prompt, *config.validation_prompts]
-    prompts = {encoders.prompt_key(text): encoders.clean_prompt(text) for text in wanted}
+    prompts = {prompt_key(text): text for text in wanted}
     return Plan(
         clips=tuple(clips),
         failures=tuple(failures),
@@ -280,8 +283,9 @@ def _keyed(
         for clip in clips:
             progress.update(1)
             try:
-                _check_size(clip)
-                digest = _source_sha256(clip, hashes)
+                with reading(clip.path):
+                    _check_size(clip)
+                    digest = _source_sha256(clip, hashes)
             except MediaError as error:
                 failures.append(Failure(error.code, clip.clip_id, str(error)))
                 continue

@@ -17,7 +17,6 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from wanlora.cache_latents.plan import Plan
-from wanlora.cache_latents.stopping import stopped_cleanly
 from wanlora.cache_latents.walk import Committed
 from wanlora.cache_latents.worker import (
     PROMPTS_WORTH_LOADING,
@@ -31,6 +30,7 @@ from wanlora.cache_latents.worker import (
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.ranks import Rank
 from wanlora.errors import WanloraError, WorkerError
+from wanlora.stopping import interrupted_by_signals
 
 POLL_S = 1.0
 """Between two looks at the store, for the bar."""
@@ -99,7 +99,7 @@ def _serve(pipe: Connection, config: CacheLatentsConfig, plan: Plan, rank: Rank)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who passes it on
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, torch.get_num_threads() // rank.world))
-    with suppress(KeyboardInterrupt), stopped_cleanly():
+    with suppress(KeyboardInterrupt), interrupted_by_signals([signal.SIGTERM]):
         try:
             using = same_encoders(config, plan.using, local_rank=rank.local)
             outcome: Encoded | WanloraError = encode_share(

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from wanlora.cache_latents.plan import Failure, KeyedClip, Plan
 from wanlora.cache_latents.worker import Encoded
 from wanlora.config import CacheLatentsConfig
-from wanlora.wan import encoders
+from wanlora.core.prompts import prompt_key
+from wanlora.core.text import shorten
 
 SHOWN = 10
 """How many failures are printed; all of them stand in the JSON."""
@@ -91,7 +92,8 @@ class CacheResult:
             "clips cannot be used, and are not in the view",
         )
         lines += listed(
-            self.truncated_prompts, "prompts have over 512 tokens; their end was cut off"
+            [shorten(text) for text in self.truncated_prompts],
+            "prompts have over 512 tokens; their end was cut off",
         )
         lines += listed(
             self.changed_sources,
@@ -126,7 +128,7 @@ def summarize(
     made = outcome.made or Encoded()
     encoded = len(plan.missing_clips) - len(made.clips.failures)
     rows = len({keyed.key for keyed in outcome.kept})
-    captions = {encoders.prompt_key(text) for k in plan.clips for text in k.clip.prompts}
+    captions = {prompt_key(text) for k in plan.clips for text in k.clip.prompts}
     return CacheResult(
         cache=str(config.cache),
         view=config.view,

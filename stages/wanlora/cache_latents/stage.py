@@ -22,17 +22,17 @@ from wanlora.cache_latents import processes
 from wanlora.cache_latents.encode import complete_groups
 from wanlora.cache_latents.plan import Encoders, Failure, Hashes, KeyedClip, Plan
 from wanlora.cache_latents.result import CacheResult, Outcome, listed, summarize
-from wanlora.cache_latents.stopping import stopped_cleanly
 from wanlora.cache_latents.worker import Encoded, encode_share
 from wanlora.config import CacheLatentsConfig
+from wanlora.core.prompts import prompt_key
 from wanlora.core.ranks import Rank, rank_of
 from wanlora.errors import ConfigError, ManifestError, StoreError
 from wanlora.files import require_folder
 from wanlora.manifest import Clip
+from wanlora.stopping import interrupted_by_signals
 from wanlora.store import index, objects, schema, wants
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, ViewPrompt, write_view
-from wanlora.wan import encoders
 from wanlora.wan.variants import MICRO
 
 log = logging.getLogger(__name__)
@@ -48,14 +48,15 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         OutputError: The cache folder cannot be written.
         StoreError: An object of the cache cannot be written, or the disk is too small.
         WorkerError: All workers were killed.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; what was encoded is kept.
+        KeyboardInterrupt: SIGINT or SIGTERM; encoded rows are kept.
     """
     started = time.monotonic()
     rank = rank_of(os.environ)
-    found, hashes = _read(config)
+    found, bad, hashes = _read(config)
     with _launched(config, rank, hashes) as (using, encode_missing):
         shown = rank.index == 0
         plan = planning.make(config, found, using=using, hashes=hashes, shown=shown)
+        plan = replace(plan, failures=(*bad, *plan.failures))
         if not plan.clips:
             raise ManifestError(_nothing_left(config, plan.failures))
         if rank.world > 1:
@@ -121,7 +122,7 @@ def encode_rows(
     Raises:
         StoreError: The manifests, the model or the device give none of these rows.
     """
-    found, hashes = _read(config)
+    found, _, hashes = _read(config)
     using = planning.encoders_here(config, hashes)
     all_of_it = planning.look(config, planning.make(config, found, using=using, hashes=hashes))
     missing_clips = tuple(keyed for keyed in all_of_it.missing_clips if keyed.key in clips)
@@ -149,13 +150,17 @@ def encode_rows(
     return num_rows - len(failures), failures
 
 
-def _read(config: CacheLatentsConfig) -> tuple[list[Clip], Hashes]:
-    """Read what costs little and may be wrong, before a model is downloaded."""
+def _read(config: CacheLatentsConfig) -> tuple[list[Clip], list[Failure], Hashes]:
+    """Read the manifests, with their bad lines, and known hashes, before a model is downloaded."""
     if isinstance(config.cache, Path):
         require_folder(config.cache, flag="--cache")
-    found = manifest.read_all(config.manifest)
+    bad: list[Failure] = []
+    found = manifest.read_all(
+        config.manifest,
+        on_bad=lambda line: bad.append(Failure("bad_line", line.where, line.message)),
+    )
     index.has_store(config.cache)
-    return found, Hashes.read(config.cache)
+    return found, bad, Hashes.read(config.cache)
 
 
 @contextmanager
@@ -210,8 +215,12 @@ def _encode(
 ) -> Encoded:
     planning.check_disk(config.cache, plan.num_bytes)
     hashes.write_sources(config.cache)
-    with stopped_cleanly():
-        return encode_missing(plan)
+    with interrupted_by_signals():
+        try:
+            return encode_missing(plan)
+        except KeyboardInterrupt:
+            log.warning("stopped; encoded rows are kept. To continue, run the same command")
+            raise
 
 
 def _publish(config: CacheLatentsConfig, plan: Plan, kept: Sequence[KeyedClip]) -> View:
@@ -237,18 +246,17 @@ def _view(config: CacheLatentsConfig, plan: Plan, clips: Sequence[KeyedClip]) ->
         model=_portable(config.model, using.folder),
         variant=variant.name,
         shift=variant.shift,
-        empty_prompt=encoders.prompt_key(""),
-        negative_prompt=encoders.prompt_key(variant.negative_prompt),
+        empty_prompt=prompt_key(""),
+        negative_prompt=prompt_key(variant.negative_prompt),
         validation_prompts=tuple(
-            ViewPrompt(encoders.clean_prompt(text), encoders.prompt_key(text))
-            for text in config.validation_prompts
+            ViewPrompt(text, prompt_key(text)) for text in config.validation_prompts
         ),
         clips=tuple(
             ViewClip(
                 clip_id=keyed.clip.clip_id,
                 key=keyed.key,
                 bucket=keyed.clip.bucket,
-                prompts=tuple(encoders.prompt_key(text) for text in keyed.clip.prompts),
+                prompts=tuple(prompt_key(text) for text in keyed.clip.prompts),
                 activity=keyed.clip.activity,
                 split=keyed.clip.split,
                 source_group=keyed.clip.source_group,

@@ -15,7 +15,7 @@ from wanlora.config.settings import (
     Settings,
     TokenizerOf,
 )
-from wanlora.core.buckets import Bucket, problem_with
+from wanlora.core.buckets import MAX_FPS, MIN_FPS, Bucket, problem_with
 
 
 class PrepareConfig(Settings):
@@ -47,7 +47,9 @@ class PrepareConfig(Settings):
     num_frames: Annotated[int, Field(description="Frames in a clip, 4k+1.", ge=1), Flag()] = 81
     height: Annotated[int, Field(description="Clip height in px, a multiple of 16."), Flag()] = 480
     width: Annotated[int, Field(description="Clip width in px, a multiple of 16."), Flag()] = 832
-    fps: Annotated[float, Field(description="Frames a second of a clip.", gt=0), Flag()] = 16.0
+    fps: Annotated[
+        float, Field(description="Frames per second of a clip.", ge=MIN_FPS, le=MAX_FPS), Flag()
+    ] = 16.0
     buckets: Annotated[
         bool,
         Field(

@@ -15,6 +15,12 @@ PATCH = (1, 2, 2)
 SIZE_MULTIPLE = SPATIAL_FACTOR * PATCH[1]
 MAX_TOKENS = 512
 """Rows of the padded prompt embedding that Wan's transformer consumes; a longer caption is cut."""
+MAX_FRAMES = 10_001
+MAX_SIDE_PX = 16_384
+MAX_CLIP_PX = 2**30
+"""Pixels of a clip, all frames: 3.2 GB decoded. 81x480x832 has 32 million."""
+MIN_FPS, MAX_FPS = 0.1, 1000.0
+"""Frame rates are taken as fractions with a denominator of at most 1001."""
 
 
 class Bucket(NamedTuple):
@@ -47,6 +53,17 @@ def problem_with(bucket: Bucket) -> str | None:
                 f"{name} {value} px; expected a multiple of {SIZE_MULTIPLE}: "
                 f"use {below} or {below + SIZE_MULTIPLE}"
             )
+    return _too_large(bucket)
+
+
+def _too_large(bucket: Bucket) -> str | None:
+    frames, height, width = bucket
+    if frames > MAX_FRAMES:
+        return f"{frames:,} frames; expected at most {MAX_FRAMES:,}"
+    if max(height, width) > MAX_SIDE_PX:
+        return f"{height}x{width} px; expected at most {MAX_SIDE_PX:,} px for each side"
+    if frames * height * width > MAX_CLIP_PX:
+        return f"{frames}x{height}x{width} is over {MAX_CLIP_PX:,} pixels; use a smaller clip"
     return None
 
 

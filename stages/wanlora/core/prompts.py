@@ -1,11 +1,14 @@
-"""What a prompt is called in a file name, and how the captions of an activity are dealt out.
+"""Prompts as text: cleaning, identity, the part of a file name, and a plan of videos to make.
 
-Owns: names and order alone. Knows nothing of stores or files.
+Owns: the text that is encoded, and the order of prompts. Must not know: stores, files, models.
 """
 
+import html
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
+
+from wanlora.core.fingerprint import sha256_text
 
 SLUG_LENGTH = 48
 
@@ -18,6 +21,23 @@ class Dealt(NamedTuple):
     activity: str
     prompt: str
     seed: int
+
+
+def clean_prompt(text: str) -> str:
+    """Clean a prompt as WanPipeline does (prompt_clean): mended text, entities, single spaces.
+
+    Not idempotent: `&amp;amp;amp;` loses two levels of entities each time. Clean a prompt once,
+    immediately before it is encoded or hashed.
+    """
+    from ftfy import fix_text  # noqa: PLC0415  (0.1 s that --help does not need)
+
+    text = html.unescape(html.unescape(fix_text(text))).strip()
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def prompt_key(text: str) -> str:
+    """Name a prompt by content: the hex sha256 of its cleaned text."""
+    return sha256_text(clean_prompt(text))
 
 
 def slug(prompt: str) -> str:

@@ -1,13 +1,17 @@
 """The validation loss: fixed clips x fixed noise levels x fixed noise, paired with the base model.
 
-Owns: which sigmas, and what is concluded from a table of losses. A number does not depend on the
-step, the rank or the run, so two of them differ only by the model.
+Owns: which clips and sigmas, and what is concluded from a table of losses: the only place where a
+confidence interval is computed and worded. A number does not depend on the step, the rank or the
+run, so two of them differ only by the model.
 Legend: N clips, Q quantiles of the training density.
 """
 
+import heapq
 import math
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -23,20 +27,41 @@ _T95 = (
 )  # fmt: skip
 _Z95 = 1.959964
 
+FEW_GROUPS = 6
+"""With fewer source groups an interval is called wide: from 2.78 standard errors (5 groups) to 12.7
+(2 groups) to either side, against 1.96 with many."""
+
+
+class MeanInterval(NamedTuple):
+    """Mean of values whose groups are independent.
+
+    Attributes:
+        mean: Mean over groups of their mean values.
+        standard_error: Of the mean, between groups; None with a single group.
+        ci95: 95 % confidence interval of the mean; None with a single group.
+        num_groups: Number of groups.
+    """
+
+    mean: float
+    standard_error: float | None
+    ci95: tuple[float, float] | None
+    num_groups: int
+
 
 @dataclass(frozen=True)
 class Report:
-    """What a table of losses says about a model.
+    """Conclusions from a table of losses. All means give each source group the same weight.
 
     Attributes:
-        mean: Mean loss over clips and sigmas.
+        mean: Mean loss over source groups and sigmas.
         base_mean: The base model's.
         difference: mean - base_mean; below 0 is better than the base.
-        standard_error: Of the difference, clustered by clip; None with a single clip.
-        ci95: 95 % confidence interval of the difference (Student's t over clips).
+        standard_error: Of the difference, between source groups; None with a single group.
+        ci95: 95 % confidence interval of the difference (Student's t over source groups).
         per_sigma: (sigma, loss, base loss) by rising sigma.
         per_activity: (loss, base loss) of each activity.
         num_clips: N.
+        num_groups: Source groups of the clips.
     """
 
     mean: float
@@ -47,6 +72,7 @@ class Report:
     per_sigma: tuple[tuple[float, float, float], ...]
     per_activity: dict[str, tuple[float, float]]
     num_clips: int
+    num_groups: int
 
 
 def sigma_grid(num_sigmas: int, *, sampler: str, shift: float) -> list[float]:
@@ -57,29 +83,50 @@ def sigma_grid(num_sigmas: int, *, sampler: str, shift: float) -> list[float]:
     )
 
 
-def choose(activities: Sequence[str], num_clips: int, *, seed: int) -> list[int]:
-    """Choose clips, as many of each activity as possible: a round over the activities at a time.
+def choose(
+    activities: Sequence[str], groups: Sequence[str], num_clips: int, *, seed: int
+) -> list[int]:
+    """Choose clips: evenly over activities, and in each activity from unused source groups first.
 
     Args:
         activities: Activity of each clip.
-        num_clips: How many to choose; all, when there are fewer.
+        groups: Source group of each clip.
+        num_clips: Number of clips to choose; all of them when there are fewer.
         seed: The run's seed.
 
     Returns:
         Indices into `activities`, rising.
     """
     shuffled = generator(seed, Stream.VALIDATION, 2**32).permutation(len(activities))
-    by_activity: dict[str, list[int]] = {}
-    for index in shuffled:
-        by_activity.setdefault(activities[index], []).append(int(index))
-    rounds = max((len(members) for members in by_activity.values()), default=0)
-    chosen = [
-        by_activity[activity][position]
-        for position in range(rounds)
-        for activity in sorted(by_activity)
-        if position < len(by_activity[activity])
-    ]
+    waiting: dict[tuple[str, str], deque[int]] = {}
+    turns: dict[str, list[tuple[int, int, str]]] = {}  # heaps: clips taken of the group, place
+    for place, index in enumerate(shuffled.tolist()):
+        activity, group = activities[index], groups[index]
+        if (activity, group) not in waiting:
+            waiting[activity, group] = deque()
+            turns.setdefault(activity, []).append((0, place, group))
+        waiting[activity, group].append(index)
+    taken: Counter[str] = Counter()
+    chosen: list[int] = []
+    while len(chosen) < num_clips and turns:
+        for activity in sorted(turns):
+            place, group = _least_taken(turns[activity], taken)
+            chosen.append(waiting[activity, group].popleft())
+            taken[group] += 1
+            if waiting[activity, group]:
+                heapq.heappush(turns[activity], (taken[group], place, group))
+            if not turns[activity]:
+                del turns[activity]
     return sorted(chosen[:num_clips])
+
+
+def _least_taken(turns: list[tuple[int, int, str]], taken: Counter[str]) -> tuple[int, str]:
+    """Pop the group with the fewest clips taken; other activities may have taken some since."""
+    while True:
+        known, place, group = heapq.heappop(turns)
+        if known == taken[group]:
+            return place, group
+        heapq.heappush(turns, (taken[group], place, group))
 
 
 def summarize(
@@ -88,53 +135,92 @@ def summarize(
     *,
     sigmas: Sequence[float],
     activities: Sequence[str],
+    groups: Sequence[str],
 ) -> Report:
     """Pair a model's losses with the base's.
 
-    The standard error is that of the clips' mean differences: sigmas of one clip are not
-    independent. Paired, noise and difficulty cancel: a change of 0.5 % shows at about 53 pairs.
+    Sigmas of one clip and clips of one source are not independent, so each source group gives one
+    number. Paired, noise and difficulty cancel: a change of 0.5 % shows at about 53 pairs.
 
     Args:
         losses: Loss of each clip at each sigma.
         base: The base model's, on the same clips, sigmas and noise.
         sigmas: The Q sigmas.
         activities: Activity of each of the N clips.
+        groups: Source group of each of the N clips.
     """
     assert losses.shape == base.shape == (len(activities), len(sigmas))
     losses, base = losses.astype(np.float64), base.astype(np.float64)
-    difference, error, interval = mean_interval((losses - base).mean(axis=1))
-    names = np.array(activities)
+    interval = mean_interval((losses - base).mean(axis=1), groups)
+
+    all_rows = range(len(groups))
+
+    def mean(table: Float[np.ndarray, "n k"], rows: Sequence[int] = all_rows) -> float:
+        means = group_means(table[list(rows)].mean(axis=1), [groups[row] for row in rows])
+        return float(means.mean())
+
+    by_activity: dict[str, list[int]] = {}
+    for row, activity in enumerate(activities):
+        by_activity.setdefault(activity, []).append(row)
     return Report(
-        mean=float(losses.mean()),
-        base_mean=float(base.mean()),
-        difference=difference,
-        standard_error=error,
-        ci95=interval,
+        mean=mean(losses),
+        base_mean=mean(base),
+        difference=interval.mean,
+        standard_error=interval.standard_error,
+        ci95=interval.ci95,
         per_sigma=tuple(
-            (float(sigma), float(losses[:, q].mean()), float(base[:, q].mean()))
+            (float(sigma), mean(losses[:, [q]]), mean(base[:, [q]]))
             for q, sigma in enumerate(sigmas)
         ),
         per_activity={
-            name: (float(losses[names == name].mean()), float(base[names == name].mean()))
-            for name in sorted(set(activities))
+            name: (mean(losses, rows), mean(base, rows))
+            for name, rows in sorted(by_activity.items())
         },
         num_clips=len(activities),
+        num_groups=interval.num_groups,
     )
 
 
-def mean_interval(
-    values: Float[np.ndarray, " n"],
-) -> tuple[float, float | None, tuple[float, float] | None]:
-    """Mean of independent values, its standard error, and its 95 % interval by Student's t.
+def group_means(values: Float[np.ndarray, " n"], groups: Sequence[str]) -> Float[np.ndarray, " g"]:
+    """Mean value of each group, in the order of their first values."""
+    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    of_value = [numbers[group] for group in groups]
+    return np.bincount(of_value, weights=values) / np.bincount(of_value)
 
-    Of a single value, neither error nor interval is known.
+
+def mean_interval(values: Float[np.ndarray, " n"], groups: Sequence[str]) -> MeanInterval:
+    """Mean over groups, and its 95 % interval by Student's t over their means.
+
+    Values of one group may depend on each other: clips of one video do. An interval over all values
+    would then be too narrow (`bench/coverage.py`).
+
+    Args:
+        values: The values, for example each clip's difference to the base.
+        groups: Group of each value; groups are independent.
     """
-    mean = float(values.mean())
-    if len(values) < 2:
-        return mean, None, None
-    error = float(values.std(ddof=1) / math.sqrt(len(values)))
-    reach = t95(len(values) - 1) * error
-    return mean, error, (mean - reach, mean + reach)
+    means = group_means(values, groups)
+    mean, count = float(means.mean()), len(means)
+    if count < 2:
+        return MeanInterval(mean, None, None, count)
+    error = float(means.std(ddof=1) / math.sqrt(count))
+    reach = t95(count - 1) * error
+    return MeanInterval(mean, error, (mean - reach, mean + reach), count)
+
+
+def describe_sample(num_clips: int, num_groups: int | None) -> str:
+    """Clips and source groups of an interval, and whether the groups are too few for a narrow one.
+
+    Args:
+        num_clips: Number of clips.
+        num_groups: Number of source groups; None in results of release 0.1.0.
+    """
+    clips = f"{num_clips} clip{'s' * (num_clips != 1)}"
+    if num_groups is None:
+        return clips
+    if num_groups == 1:
+        return f"{clips} of one source group, so no interval"
+    wide = ", so a wide interval" if num_groups < FEW_GROUPS else ""
+    return f"{clips} of {num_groups} source groups{wide}"
 
 
 def t95(degrees: int) -> float:

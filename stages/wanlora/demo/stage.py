@@ -17,6 +17,7 @@ from typing import Any
 
 from wanlora import progress
 from wanlora.config import DemoConfig
+from wanlora.core.validation import describe_sample
 from wanlora.demo import measure
 from wanlora.demo.page import comparison_gif, demo_page
 from wanlora.errors import RunError
@@ -75,7 +76,8 @@ class DemoResult:
             "taught": f"{self.concept}, which the base has never seen",
             "held-out loss": f"{base:.4f} base, {found['mean']:.4f} adapter "
             f"({100 * found['difference'] / base:+.1f} %, "
-            f"95 % interval {low:+.1f} to {high:+.1f} %)",
+            f"95 % interval {low:+.1f} to {high:+.1f} %, "
+            f"{describe_sample(found['num_clips'], found['num_groups'])})",
             "recognised": f"{self.base_share:.0%} of the base's clips, "
             f"{self.adapter_share:.0%} of the adapter's, of {NUM_CLIPS} each",
             "cache": f"{self.clips} clips: {self.cache_bytes / 1e6:.1f} MB in the store, "

@@ -117,6 +117,7 @@ def compare(panel: Panel, table: Table, other: Table, *, name: str) -> dict[str,
         name: What that is called.
     """
     activities = [clip.activity for clip in panel.clips]
+    groups = [clip.source_group for clip in panel.clips]
     rows = {
         activity: [i for i, found in enumerate(activities) if found == activity]
         for activity in sorted(set(activities))
@@ -129,6 +130,7 @@ def compare(panel: Panel, table: Table, other: Table, *, name: str) -> dict[str,
             other[cells],
             sigmas=[panel.sigmas[column] for column in columns],
             activities=[activities[clip] for clip in clips],
+            groups=[groups[clip] for clip in clips],
         )
         return _figures(report, name)
 
@@ -151,4 +153,5 @@ def _figures(report: Report, name: str) -> dict[str, Any]:
         "standard_error": report.standard_error,
         "ci95": list(report.ci95) if report.ci95 else None,
         "clips": report.num_clips,
+        "source_groups": report.num_groups,
     }

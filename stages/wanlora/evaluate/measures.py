@@ -64,13 +64,22 @@ def _of_activity(videos: Sequence[Video]) -> dict[str, float | None]:
 
 
 def against_base(model: Model, base: Model) -> dict[str, Any]:
-    """Mean difference of each measure to the base's video of the same prompt and noise."""
+    """Mean difference of each measure to the base's video of the same prompt and noise.
+
+    Videos of one prompt are not independent: each prompt counts as one group of the interval.
+    """
     pairs = list(zip(model.videos, base.videos, strict=True))
+    prompts = [video.prompt_key for video in model.videos]
     result = {}
     for name in MEASURES:
         values = np.array([_measures(own)[name] - _measures(other)[name] for own, other in pairs])
-        mean, _, interval = mean_interval(values)
-        result[name] = {"paired_difference": mean, "ci95": list(interval) if interval else None}
+        found = mean_interval(values, prompts)
+        result[name] = {
+            "paired_difference": found.mean,
+            "ci95": list(found.ci95) if found.ci95 else None,
+            "videos": len(values),
+            "prompts": found.num_groups,
+        }
     return result
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from wanlora import __version__
 from wanlora.config import EvaluateConfig
+from wanlora.core.validation import FEW_GROUPS, describe_sample
 from wanlora.evaluate import losses, videos
 from wanlora.evaluate.measures import against_base, frames_of, measured
 from wanlora.evaluate.plan import Model, describe, plan, plan_clips
@@ -109,17 +110,18 @@ def _load(setup: Setup, compared: Sequence[Subject]) -> Any:
 
 
 def say(name: str, validation: Mapping[str, Any]) -> str:
-    """Say in a line how an adapter's loss differs from the base's."""
+    """An adapter's loss and its difference to the base's, in one line."""
     base, interval = validation["base"], validation["ci95"]
     change = 100 * validation["paired_difference"] / base
+    sample = describe_sample(validation["clips"], validation["source_groups"])
+    line = f"{name}: held-out loss {validation['adapter']:.4f}, base {base:.4f} ({change:+.2f} %"
     if interval is None:
-        return f"{name}: held-out loss {change:+.2f} % against the base, on one clip: no interval"
+        return f"{line}; {sample})"
     low, high = (100 * end / base for end in interval)
-    verdict = "lower" if high < 0 else "higher" if low > 0 else "no difference shown"
-    return (
-        f"{name}: held-out loss {validation['adapter']:.4f}, base {base:.4f} ({change:+.2f} %, "
-        f"95 % interval {low:+.2f} to {high:+.2f} %: {verdict}; {validation['clips']} clips)"
-    )
+    few = validation["source_groups"] < FEW_GROUPS
+    undecided = "too few source groups to decide" if few else "no difference shown"
+    verdict = "lower" if high < 0 else "higher" if low > 0 else undecided
+    return f"{line}, 95 % interval {low:+.2f} to {high:+.2f} %: {verdict}; {sample})"
 
 
 def _evaluation(
@@ -129,18 +131,19 @@ def _evaluation(
     base: losses.Table,
     others: Sequence[losses.Table],
 ) -> dict[str, Any]:
-    """What evaluation.json says of the losses."""
-    best = min(range(len(others)), key=lambda index: float(others[index].mean()))
+    """Losses, as evaluation.json has them."""
+    found = [losses.compare(setup.panel, table, base, name="base") for table in others]
+    best = min(range(len(others)), key=lambda index: float(found[index]["adapter"]))
     adapters = [
         {
             "name": item.name,
             "run": item.run,
             **item.scaled.record,
             "step": item.step,
-            "validation": losses.compare(setup.panel, table, base, name="base"),
+            "validation": validation,
             "against_best": losses.compare(setup.panel, table, others[best], name="best"),
         }
-        for item, table in zip(compared, others, strict=True)
+        for item, table, validation in zip(compared, others, found, strict=True)
     ]
     return {
         "wanlora": __version__,

@@ -1,20 +1,43 @@
-"""Identity of a source file: the sha256 of its bytes, remembered between runs.
+"""Identity of a source file, and the errors of reading one.
 
-Owns: the hash and its memory by (path, size, mtime). Imports no torch, so that the processes that
-check videos start quickly.
+Owns: the sha256 of a file's bytes and its memory by (path, size, mtime); the translation of what
+libraries raise. Imports no torch, so that the processes that check videos start quickly.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 
+from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import MediaError
 
 BLOCK_BYTES = 4 * 2**20
 
 SourceHashes = MutableMapping[str, tuple[int, int, str]]
 """Absolute path to (size in bytes, mtime in ns, hex sha256)."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn whatever a library raises for a source file into a MediaError that names the file.
+
+    Running out of memory is not turned: the file may be fine.
+
+    Raises:
+        MediaError: Reading the file failed.
+    """
+    try:
+        yield
+    except MediaError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise MediaError(
+            "unreadable", f"{path}: reading it fails with {type(error).__name__}: {error!s:.300}"
+        ) from error
 
 
 def source_sha256(

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from wanlora.core.validation import FEW_GROUPS, describe_sample
 from wanlora.report.chart import COLOURS, Line, charts, line_chart
 from wanlora.report.intervals import Interval, interval_chart
 from wanlora.report.page import Raw, escape, facts, page, section, table
@@ -68,7 +69,7 @@ def _verdict(item: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Raw:
     found = item["validation"]
     change = _percent(found, found["paired_difference"])
     if found["ci95"] is None:
-        kind, says = "soft", f"{change:+.2f} % on one clip: too few for an interval"
+        kind, says = "soft", f"changes the held-out loss by {change:+.2f} %"
     else:
         low, high = (_percent(found, end) for end in found["ci95"])
         reach = f"(95 % interval {low:+.2f} to {high:+.2f} %)"
@@ -76,12 +77,15 @@ def _verdict(item: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Raw:
             kind, says = "good", f"lowers the held-out loss by {-change:.2f} % {reach}"
         elif low > 0:
             kind, says = "bad", f"raises the held-out loss by {change:.2f} % {reach}"
+        elif found["source_groups"] < FEW_GROUPS:
+            kind, says = "soft", f"changes the held-out loss by {change:+.2f} % {reach}"
         else:
             kind, says = "soft", f"shows no difference in held-out loss: {change:+.2f} % {reach}"
-    sampled = f"{found['clips']} clips × {len(evaluation['sigmas'])} noise levels"
+    sample = describe_sample(found["clips"], found["source_groups"])
+    sampled = f"{sample}; {len(evaluation['sigmas'])} noise levels"
     return Raw(
         f'<p class="verdict {kind}"><b>{escape(item["name"])}</b> {escape(says)} '
-        f'<span class="soft">{sampled}, paired with the base</span></p>'
+        f'<span class="soft">{sampled}; paired with the base</span></p>'
     )
 
 
@@ -225,7 +229,7 @@ def _measures(measures: Mapping[str, Any]) -> Raw:
         "They tell frozen, flickering, blurred and collapsed videos from others. None of them "
         "knows what a video shows: look at the videos.",
         facts(MEASURES),
-        Raw("<h3>Difference to the base's videos, paired (95 % interval)</h3>"),
+        Raw("<h3>Difference to the base's videos, paired (95 % interval over prompts)</h3>"),
         table(["adapter", *MEASURES], paired),
         Raw("<h3>By activity</h3>"),
         table(["activity", "model", *MEASURES], rows),
@@ -244,10 +248,11 @@ def _meaning() -> Raw:
     return section(
         "How to read it",
         "The loss is training's, on clips no step has seen, at fixed noise levels and with fixed "
-        "noise: the same for every model, so that two losses differ by the model alone. Each "
-        "clip's difference to the base is one number; the interval is Student's over clips. An "
-        "interval that covers zero says: nothing shown, with this many clips; its dot is hollow, "
-        "as is that of a single clip, which has no interval.",
+        "noise: the same for every model, so that two losses differ by the model alone. Clips of "
+        "one source are not independent, so each source group's mean difference to the base is "
+        "one number; the interval is Student's over source groups. An interval that covers zero "
+        "shows nothing with this many groups; its dot is hollow, as is that of a single group, "
+        "which has no interval. With few groups the interval is wide, whatever was learned.",
         "An interval is for one comparison. Of twenty activities without any effect, one will "
         "probably show one. A lower loss is no better taste: it says that held-out clips of this "
         "kind became likelier, not that a person prefers the videos.",

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from wanlora.core.validation import describe_sample
 from wanlora.report.chart import Line, charts, line_chart, means
 from wanlora.report.page import Raw, escape, facts, page, section, table
 
@@ -106,7 +107,7 @@ def _validation_loss(validations: Sequence[Row]) -> Raw:
 
 def _validation(validations: Sequence[Row]) -> Raw:
     """Difference to the base with its interval; then the last validation by sigma and activity."""
-    differences, by_sigma = [], []
+    differences, by_sigma, samples = [], [], []
     activities: list[list[object]] = []
     for split, (name, colour) in SPLITS.items():
         rows = [row for row in validations if row["split"] == split]
@@ -115,6 +116,7 @@ def _validation(validations: Sequence[Row]) -> Raw:
         band = [(float(row["step"]), *row["ci95"]) for row in rows if row.get("ci95")]
         differences.append(Line(name, _curve(rows, "difference"), colour, band=band))
         last = rows[-1]
+        samples.append(f"{name}: {describe_sample(last['num_clips'], last.get('num_groups'))}")
         sigmas = sorted(last["per_sigma"])
         by_sigma += [
             Line(name, [(s, loss) for s, loss, _ in sigmas], colour),
@@ -128,6 +130,7 @@ def _validation(validations: Sequence[Row]) -> Raw:
     headers = ["activity", "clips", "loss", "base", "change"]
     return section(
         "Against the base model",
+        "; ".join(samples),
         charts(
             line_chart(
                 "Loss minus base, 95 % interval (below 0 is better)", differences, zero=True

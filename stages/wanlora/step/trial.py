@@ -14,6 +14,7 @@ import torch
 
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.flops import Recompute
+from wanlora.core.out_of_memory import is_out_of_memory, reason_of
 from wanlora.step.batches import MicroBatch
 from wanlora.step.predict import predict
 from wanlora.wan import attention
@@ -81,22 +82,15 @@ def try_modes(
         set_activations(transformer, modes, compiled=compiled)
         try:
             return _try(transformer, batch, modes, device, dtype, passes)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            reason = str(error).splitlines()[0]
+            reason = reason_of(error)
         gc.collect()  # a pass that broke off leaves its activations in reference cycles
         if device.type == "cuda":
             torch.cuda.empty_cache()
         logger.warning("out of memory with activations %s (%s)", describe(modes), reason)
     raise torch.OutOfMemoryError(reason)
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether there was no room, as torch, the driver, Triton, cuBLAS and cuDNN say it."""
-    said = str(error).lower()
-    spellings = ("out of memory", "can't allocate memory", "alloc_failed")
-    return isinstance(error, torch.OutOfMemoryError) or any(text in said for text in spellings)
 
 
 def describe(modes: Sequence[Recompute]) -> str:

@@ -17,7 +17,13 @@ from jaxtyping import Float
 from wanlora.core import flow
 from wanlora.core.fingerprint import fingerprint
 from wanlora.core.rng import Stream, normal
-from wanlora.core.validation import Report, choose, sigma_grid, summarize
+from wanlora.core.validation import (
+    Report,
+    choose,
+    describe_sample,
+    sigma_grid,
+    summarize,
+)
 from wanlora.step.batches import BatchSource, MicroBatch
 from wanlora.step.predict import predict
 from wanlora.store.views import ViewClip
@@ -46,10 +52,14 @@ class Panel:
 def make_panel(
     name: str, clips: Sequence[ViewClip], source: BatchSource, *, num_clips: int, num_sigmas: int
 ) -> Panel | None:
-    """Choose the panel of a split, evenly over activities; None when the split is empty."""
+    """Choose the panel of a split, evenly over activities, from different source groups first.
+
+    None when the split is empty.
+    """
     if not clips:
         return None
-    chosen = choose([clip.activity for clip in clips], num_clips, seed=source.seed)
+    activities, groups = zip(*((clip.activity, clip.source_group) for clip in clips), strict=True)
+    chosen = choose(activities, groups, num_clips, seed=source.seed)
     grid = sigma_grid(num_sigmas, sampler=source.sampler, shift=source.shift)
     return Panel(name, tuple(clips[index] for index in chosen), tuple(grid))
 
@@ -87,6 +97,7 @@ def validate(
         np.array(base_losses[key]),
         sigmas=panel.sigmas,
         activities=[clip.activity for clip in panel.clips],
+        groups=[clip.source_group for clip in panel.clips],
     )
 
 
@@ -126,7 +137,7 @@ def record(step: int, panel: Panel, report: Report) -> dict[str, Any]:
 
 
 def describe(panel: Panel, report: Report) -> str:
-    """Say it in a line: the loss, and how far it is from the base's."""
+    """Loss and its difference to the base's, in one line."""
     change = 100 * report.difference / report.base_mean
     interval = (
         f", 95 % interval {100 * report.ci95[0] / report.base_mean:+.2f} to "
@@ -134,9 +145,10 @@ def describe(panel: Panel, report: Report) -> str:
         if report.ci95
         else ""
     )
+    sample = describe_sample(report.num_clips, report.num_groups)
     return (
         f"{panel.name} loss {report.mean:.4f}, base {report.base_mean:.4f} ({change:+.2f} %"
-        f"{interval}; {report.num_clips} clips x {len(panel.sigmas)} sigmas)"
+        f"{interval}; {sample}; {len(panel.sigmas)} sigmas)"
     )
 
 

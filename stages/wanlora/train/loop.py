@@ -4,8 +4,10 @@ Owns: the order of things in a step. What is checked and built before is in `ses
 in `core.flow`, `predict`, `masters` and `wan.adapter`.
 """
 
+import logging
 import math
 import shlex
+import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -21,17 +23,20 @@ from wanlora import progress, runs
 from wanlora.config import TrainConfig
 from wanlora.core import flow, schedule
 from wanlora.core.cost import all_reduce_bytes
-from wanlora.errors import DeviceError, NonFiniteError
+from wanlora.core.out_of_memory import explained_out_of_memory
+from wanlora.errors import NonFiniteError
 from wanlora.step.batches import MicroBatch, read_ahead
 from wanlora.step.predict import predict
-from wanlora.step.trial import Trial, describe, is_out_of_memory
+from wanlora.step.trial import Trial, describe
+from wanlora.stopping import stop_on_signals
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
 from wanlora.train.outcomes import Outcome, Outcomes
 from wanlora.train.reporting import Reporter
 from wanlora.train.session import Session, open_session
-from wanlora.train.stopping import stop_on_signals
 from wanlora.wan import attention
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -112,14 +117,14 @@ def run(config: TrainConfig) -> TrainResult:
     with (
         session.ranks.explained(),
         _begin(config, session),
-        explained_out_of_memory(session.progress, session.trial),
+        explained_out_of_memory(partial(_explain_memory, session.progress, session.trial)),
         attention.pinned(config.attention, session.device),
         closing(
             read_ahead(
                 session.data.source, plan, depth=config.prefetch_batches, device=session.device
             )
         ) as batches,
-        stop_on_signals() as stop,
+        stop_on_signals(_log_stop) as stop,
         closing(Reporter(config, session)) as reporter,
         _bar(session) as bar,
     ):
@@ -189,6 +194,10 @@ def _follow_up(
     return stopping
 
 
+def _log_stop(received: signal.Signals) -> None:
+    logger.warning("%s: saving after this step, then stopping", received.name)
+
+
 @contextmanager
 def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
     """Take the run's folder into possession, now that nothing can be refused any more."""
@@ -203,24 +212,13 @@ def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def explained_out_of_memory(done: Progress, trial: Trial) -> Iterator[None]:
-    """Say how a run goes on whose memory ran out although the largest bucket had room.
-
-    Raises:
-        DeviceError: In the place of the allocator's error.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise DeviceError(
-            f"out of memory after {done.step} steps with activations {describe(trial.modes)}: "
-            f"{str(error).splitlines()[0]} What was saved is whole: continue with the same "
-            "command, --resume and --activations selective or full; or free what other programs "
-            "hold of this memory"
-        ) from error
+def _explain_memory(done: Progress, trial: Trial, reason: str) -> str:
+    """Explain how to continue a run whose memory ran out although the largest bucket fitted."""
+    return (
+        f"out of memory after {done.step} steps with activations {describe(trial.modes)}: "
+        f"{reason} Saved checkpoints are complete: continue with the same command, --resume and "
+        "--activations selective or full, or stop other programs that use this memory"
+    )
 
 
 def _losses(session: Session, batch: MicroBatch) -> Tensor:

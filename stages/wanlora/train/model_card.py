@@ -12,6 +12,7 @@ from huggingface_hub import ModelCardData
 
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import usual
+from wanlora.core.validation import describe_sample
 from wanlora.train.session import Session
 
 CARD_NAME = "README.md"
@@ -179,13 +180,17 @@ def _validation(facts: Mapping[str, Any]) -> str:
             f"{name} (step {line['step']:,})", f"{line['mean']:.4f}", f"{line['base_mean']:.4f}",
             f"{100 * line['difference'] / line['base_mean']:+.2f} %",
             "{:+.4f} to {:+.4f}".format(*line["ci95"]) if line.get("ci95") else "",
+            describe_sample(line["num_clips"], line.get("num_groups")),
         ]
         for name in ("best", "final")
         if (line := facts.get(name))
     ]  # fmt: skip
     if not rows:
         return ""
-    headers = ["held-out loss", "adapter", "base", "change", "95 % interval of the difference"]
+    headers = [
+        "held-out loss", "adapter", "base", "change", "95 % interval of the difference",
+        "measured on",
+    ]  # fmt: skip
     return (
         _grid(headers, rows)
         + "\n\nMean squared error of the predicted velocity on fixed held-out clips, noise levels "

@@ -84,18 +84,13 @@ def attach(transformer: Any, adapters: Sequence[ScaledAdapter]) -> None:
 
 
 def _put_in(transformer: Any, adapter: AdapterFile, name: str) -> None:
-    """Load one with diffusers' loader: from its file, or from what another layout was read into."""
-    source: dict[str, Any] = {
-        "pretrained_model_name_or_path_or_dict": str(adapter.path.parent),
-        "weight_name": adapter.path.name,
-    }
-    if adapter.format != "diffusers":
-        tensors = {f"{PREFIX}{key}": tensor for key, tensor in adapter.tensors.items()}
-        source = {
-            "pretrained_model_name_or_path_or_dict": tensors,
-            "metadata": dict(adapter.metadata),
-        }
-    transformer.load_lora_adapter(**source, prefix=PREFIX.removesuffix("."), adapter_name=name)
+    """Load one with diffusers' loader, from what its file was read into."""
+    transformer.load_lora_adapter(
+        {f"{PREFIX}{key}": tensor for key, tensor in adapter.tensors.items()},
+        metadata=dict(adapter.metadata),
+        prefix=PREFIX.removesuffix("."),
+        adapter_name=name,
+    )
 
 
 def detach(transformer: Any) -> None:

@@ -7,14 +7,11 @@ max_sequence_length 512, and the inverse of its latent normalisation).
 Legend: b clips, c channels, t frames, f latent frames, h w height and width, l tokens, d text_dim.
 """
 
-import html
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ftfy
 import torch
 import transformers
 from diffusers import AutoencoderKLWan
@@ -22,7 +19,8 @@ from jaxtyping import Float, Float32, UInt8
 from transformers import AutoTokenizer
 
 from wanlora.core.buckets import MAX_TOKENS
-from wanlora.core.fingerprint import sha256_text
+from wanlora.core.out_of_memory import is_out_of_memory
+from wanlora.core.prompts import clean_prompt
 from wanlora.errors import MediaError, ModelError
 from wanlora.wan.weights import (
     HashFile,
@@ -73,6 +71,8 @@ def load_vae(
             folder / "vae", torch_dtype=dtype, output_loading_info=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"cannot load the VAE in {folder / 'vae'}: {error}") from error
     check_loading(info, folder / "vae")
     torch.backends.cudnn.allow_tf32 = tf32
@@ -248,6 +248,8 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype, device: torch.device)
             part, dtype=dtype, output_loading_info=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"cannot load the text encoder in {part}: {error}") from error
     check_loading(info, part)
     if model.encoder.embed_tokens.weight.data_ptr() != model.shared.weight.data_ptr():
@@ -269,17 +271,6 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the tokenizer in {folder / 'tokenizer'}: {error}") from error
-
-
-def clean_prompt(text: str) -> str:
-    """Clean a prompt as WanPipeline does (prompt_clean): mended text, entities, single spaces."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
-    return re.sub(r"\s+", " ", text).strip()
-
-
-def prompt_key(text: str) -> str:
-    """Name a prompt by content: the hex sha256 of its cleaned text."""
-    return sha256_text(clean_prompt(text))
 
 
 def num_prompt_tokens(tokenizer: Any, prompt: str) -> int:

@@ -18,6 +18,7 @@ import transformers
 from diffusers import AutoencoderKLWan, WanPipeline
 from jaxtyping import UInt8
 
+from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import ModelError
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_text_encoder, load_vae
 from wanlora.wan.transformer import load_transformer
@@ -79,6 +80,8 @@ def load_pipeline(
             local_files_only=True,
         )
     except (OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"cannot load a WanPipeline from {folder}: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

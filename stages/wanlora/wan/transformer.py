@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import WanTransformer3DModel
 
+from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import ModelError
 from wanlora.wan.weights import check_loading, hide_bars_without_terminal
 
@@ -36,6 +37,8 @@ def load_transformer(
             part, torch_dtype=dtype, output_loading_info=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(f"cannot load the transformer in {part}: {error}") from error
     check_loading(info, part)
     return transformer.to(device).eval().requires_grad_(requires_grad=False)

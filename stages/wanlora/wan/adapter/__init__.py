@@ -1,8 +1,9 @@
 """The adapter: LoRA matrices in the transformer, and contract 3, the file they are kept in.
 
 lora.py      in the model: which modules, how the matrices start, whether a file fits
-file.py      in a file: read_adapter takes any of the four layouts, save_adapter writes ours
-names.py     the four layouts: one table of names, read in both directions
+file.py      in a file: read_adapter takes any trainer's plain LoRA, save_adapter writes ours
+names.py     both names of every module, whatever the prefix; the four layouts that export writes
+alphas.py    where a file keeps alpha and rank, and in which order they count
 updates.py   scale B A of each module: scales, norms, differences
 formats.py   an adapter as the bytes of another tool's file
 merge.py     an adapter multiplied out into the transformer's weights

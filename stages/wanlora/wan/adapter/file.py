@@ -1,6 +1,6 @@
-"""Contract 3, the adapter's file: ours in diffusers' layout, and anybody's read as if it were ours.
+"""Contract 3, the adapter's file: ours in diffusers' layout, and other trainers' read into it.
 
-Owns: `AdapterFile`, reading any of the four layouts into it, and writing ours, so that
+Owns: `AdapterFile`, reading any trainer's plain LoRA into it, and writing ours, so that
 `WanPipeline.load_lora_weights(folder)` reads what is written here.
 """
 
@@ -18,21 +18,34 @@ from torch import Tensor
 
 from wanlora.errors import AdapterError, NonFiniteError
 from wanlora.files import write_atomic
-from wanlora.wan.adapter.names import LAYOUTS, layout_of, split_key
-from wanlora.wan.adapter.updates import PREFIX, Update, alpha_of, folded, scale_of, updates_of
+from wanlora.wan.adapter.alphas import (
+    LORA_HEADER,
+    PEFT_CONFIG,
+    alpha_sources,
+    check_ranks,
+    completed,
+    finite,
+    plain_number,
+    ranks_of,
+    warn_of_other_alphas,
+)
+from wanlora.wan.adapter.names import Key, layout_of, read_key
+from wanlora.wan.adapter.updates import (
+    PREFIX,
+    Update,
+    updates_of,
+)
 from wanlora.wan.targets import preset_pattern
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-PEFT_CONFIG = "adapter_config.json"
 PROVENANCE_PREFIX = "wanlora."
 
 _ALIGNMENT_BYTES = 64
-_LORA_HEADER = "lora_adapter_metadata"
 
 
 @dataclass(frozen=True, slots=True)
 class LoraShape:
-    """What a LoRA is, beyond its numbers.
+    """Settings of a LoRA that its tensors do not show.
 
     Attributes:
         rank: Rank r.
@@ -51,22 +64,27 @@ class LoraShape:
 
 @dataclass(frozen=True, slots=True)
 class AdapterFile:
-    """What an adapter file holds, whoever wrote it.
+    """Content of an adapter file, from any trainer.
 
     Attributes:
         path: The file.
-        format: Its layout: diffusers, peft, comfyui or kohya.
-        tensors: By diffusers' name without prefix, `blocks.0.attn1.to_q.lora_A.weight`.
+        format: Its layout, or the closest one: diffusers, peft, comfyui or kohya.
+        prefix: What its keys have before the names of modules.
+        tensors: By diffusers' name without prefix, `blocks.0.attn1.to_q.lora_A.weight`. float8 is
+            widened to float32, which changes no value.
         metadata: PEFT settings with their prefix; always with `transformer.r`, `.lora_alpha` and
-            `.target_modules`, as the file says or as its tensors tell.
-        header: The file's own header, as it is.
+            `.target_modules`, from the file or derived from its tensors.
+        header: The file's own header, unchanged.
+        dtypes: Number of tensors by their type in the file.
     """
 
     path: Path
     format: str
+    prefix: str
     tensors: dict[str, Tensor]
     metadata: dict[str, Any]
     header: dict[str, str]
+    dtypes: dict[str, int]
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -141,7 +159,7 @@ def save_adapter(
 
 def diffusers_header(metadata: Mapping[str, Any]) -> dict[str, str]:
     """Put PEFT settings where diffusers' loader looks for them."""
-    return {_LORA_HEADER: json.dumps(metadata, indent=2, sort_keys=True)}
+    return {LORA_HEADER: json.dumps(metadata, indent=2, sort_keys=True)}
 
 
 def to_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
@@ -163,31 +181,46 @@ def to_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
 
 
 def read_adapter(path: Path) -> AdapterFile:
-    """Read an adapter: a file, or the one in a run's or PEFT's folder, in any of the four layouts.
+    """Read an adapter: a file, or the one in a run's or PEFT's folder, from any trainer.
 
-    Where ranks or scales differ between modules and the file is not diffusers' own, each scale is
-    multiplied into its B, so that the metadata says it all.
+    A module's alpha is its `.alpha` tensor; else that of diffusers' header, of
+    `adapter_config.json` beside a PEFT file, or of finetrainers' header; else its rank (scale 1, as
+    diffusers and ComfyUI read such files). If two of them differ, a warning names both.
+
+    If ranks or scales differ between modules and the file is not diffusers' own, each scale is
+    multiplied into its B, so that rank and alpha are the same for all modules.
 
     Raises:
-        AdapterError: There is none, there are several, or it is no LoRA of a known layout.
+        AdapterError: There is no adapter, there are several, or it is not a plain LoRA of Wan's
+            linear modules.
     """
     file = _find(path)
     try:
         with safetensors.safe_open(file, framework="pt") as opened:
             header = opened.metadata() or {}
             found = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-        settings = json.loads(header.get(_LORA_HEADER, "{}"))
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise AdapterError(f"{file} is not a safetensors adapter: {error}") from None
-    layout, tensors, alphas = _in_our_names(file, found)
+    keys = _read_keys(file, found)
+    tensors, alphas = _in_our_names(file, found, keys)
     _check_pairs(file, tensors)
-    if layout == "diffusers" and {f"{PREFIX}r", f"{PREFIX}lora_alpha"} <= settings.keys():
-        modules = sorted({name.partition(".lora_")[0] for name in tensors})
-        metadata = {f"{PREFIX}target_modules": modules} | settings
+    layout = layout_of(keys.values())
+    sources = alpha_sources(file, layout, header)
+    if layout == "peft" and not sources and not alphas:
+        raise AdapterError(
+            f"{file} is in PEFT's layout, but its rank and alpha are in {PEFT_CONFIG}, which is "
+            "not beside it: keep the two files in one folder"
+        )
+    warn_of_other_alphas(file, tensors, alphas, sources, header)
+    name, settings = next(iter(sources.items()), ("", {}))
+    check_ranks(file, tensors, settings, name)
+    if layout == "diffusers" and name == LORA_HEADER and not alphas and f"{PREFIX}r" in settings:
+        metadata = {f"{PREFIX}target_modules": sorted(ranks_of(tensors))} | settings
     else:
-        settings = _peft_settings(file) if layout == "peft" else {}
-        tensors, metadata = _completed(tensors, alphas, settings)
-    return AdapterFile(file, layout, tensors, metadata, header)
+        tensors, metadata = completed(tensors, alphas, settings)
+    dtypes = Counter(str(t.dtype).removeprefix("torch.") for t in _matrices(found, keys))
+    prefix = Counter(key.prefix for key in keys.values()).most_common(1)[0][0]
+    return AdapterFile(file, layout, prefix, tensors, metadata, header, dict(dtypes))
 
 
 def _find(path: Path) -> Path:
@@ -204,39 +237,51 @@ def _find(path: Path) -> Path:
     return files[0]
 
 
-def _in_our_names(
-    file: Path, found: Mapping[str, Tensor]
-) -> tuple[str, dict[str, Tensor], dict[str, float]]:
-    """Rename a file's tensors; returns its layout, the tensors, and each module's own alpha."""
+def _read_keys(file: Path, found: Mapping[str, Tensor]) -> dict[str, Key]:
+    """Take every key apart.
+
+    Raises:
+        AdapterError: A key cannot be used; names some of them, by reason.
+    """
     if not found:
         raise AdapterError(f"{file} holds no tensors")
-    layout = layout_of(found)
-    if layout is None:
-        keys = "; ".join(f"{name}: {item.example}" for name, item in LAYOUTS.items())
+    keys = {key: read_key(key) for key in found}
+    reasons: dict[str, list[str]] = {}
+    for key, value in keys.items():
+        if isinstance(value, str):
+            reasons.setdefault(value, []).append(key)
+    if reasons:
+        listed = [f"{some(sorted(names))}: {reason}" for reason, names in reasons.items()]
         raise AdapterError(
-            f"{file} is in none of the layouts known here: expected keys such as {keys}; found "
-            f"{some(sorted(found))}"
+            f"{file} holds {sum(map(len, reasons.values()))} tensors that cannot be used, and an "
+            f"adapter is used whole or not at all. {some(sorted(listed), '; ')}"
         )
-    name, prefix = layout
-    tensors, alphas, strange = {}, {}, []
-    for key, tensor in found.items():
-        written, part = split_key(key.removeprefix(prefix)) or ("", "")
-        module = LAYOUTS[name].module(written) if written else None
-        if module is None or (part == "alpha" and name in ("diffusers", "peft")):
-            strange.append(key)
-        elif part == "alpha":
-            alphas[module] = float(tensor)
-        elif part == "magnitude":
-            tensors[f"{module}.lora_magnitude_vector"] = tensor
-        else:
-            tensors[f"{module}.lora_{part}.weight"] = tensor
-    if strange:
-        raise AdapterError(
-            f"{file} holds {len(strange)} tensors that are no LoRA matrices of Wan's linear "
-            f"modules: {some(sorted(strange))}. Trained biases and norms (.diff), dora_scale, LoHa "
-            "and LoKr, convolutions and second experts cannot be used here"
-        )
-    return name, dict(sorted(tensors.items())), alphas
+    return {key: value for key, value in keys.items() if isinstance(value, Key)}
+
+
+def _matrices(found: Mapping[str, Tensor], keys: Mapping[str, Key]) -> list[Tensor]:
+    return [tensor for key, tensor in found.items() if keys[key].part != "alpha"]
+
+
+def _in_our_names(
+    file: Path, found: Mapping[str, Tensor], keys: Mapping[str, Key]
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Rename a file's tensors; returns them, and the alphas that are tensors, by module."""
+    endings = {"A": "lora_A.weight", "B": "lora_B.weight", "magnitude": "lora_magnitude_vector"}
+    tensors: dict[str, Tensor] = {}
+    alphas: dict[str, float] = {}
+    for name, tensor in found.items():
+        key = keys[name]
+        ours = f"{key.module}.{endings.get(key.part, 'alpha')}"
+        if ours in tensors or (key.part == "alpha" and key.module in alphas):
+            raise AdapterError(f"{file} holds {ours} twice, once as {name}; expected one adapter")
+        if key.part == "alpha":
+            alphas[key.module] = finite(file, name, tensor)
+        elif not tensor.is_floating_point():
+            raise AdapterError(f"{file}: {name} is {tensor.dtype}; expected floating-point numbers")
+        else:  # float8 has no arithmetic
+            tensors[ours] = tensor.float() if tensor.element_size() == 1 else tensor
+    return dict(sorted(tensors.items())), alphas
 
 
 def _check_pairs(file: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -249,65 +294,9 @@ def _check_pairs(file: Path, tensors: Mapping[str, Tensor]) -> None:
             problems.append(f"{module}: A is {tuple(a.shape)}, B is {tuple(b.shape)}")
     if problems:
         raise AdapterError(
-            f"{file} is damaged or no LoRA: expected A (rank, in) and B (out, rank) for each "
+            f"{file} is damaged or not a LoRA: expected A (rank, in) and B (out, rank) for each "
             f"module; found {some(problems, '; ')}"
         )
-
-
-def _peft_settings(file: Path) -> dict[str, Any]:
-    """Read the settings beside a PEFT file; without them its scale is anybody's guess."""
-    config = file.parent / PEFT_CONFIG
-    try:
-        settings = json.loads(config.read_text(encoding="utf-8"))
-        settings = {f"{PREFIX}{key}": value for key, value in settings.items()}
-        kind = settings.get(f"{PREFIX}peft_type")
-        if kind != "LORA" or f"{PREFIX}r" not in settings:
-            raise ValueError(f"peft_type {kind}, expected LORA with r and lora_alpha")
-    except FileNotFoundError:
-        raise AdapterError(
-            f"{file} is in PEFT's layout, but its rank and alpha are in {PEFT_CONFIG}, which is "
-            "not beside it: keep the two files in one folder"
-        ) from None
-    except (OSError, ValueError, AttributeError) as error:
-        raise AdapterError(f"{config} is no configuration of a LoRA: {error}") from None
-    return settings
-
-
-def _completed(
-    tensors: dict[str, Tensor], alphas: Mapping[str, float], settings: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Say in metadata what PEFT's settings, or else the tensors and their own alphas, tell.
-
-    Without any alpha it is the rank: scale 1, as diffusers and ComfyUI read such files.
-    """
-    modules = sorted({name.partition(".lora_")[0] for name in tensors})
-    ranks = {module: int(tensors[f"{module}.lora_A.weight"].shape[0]) for module in modules}
-    rslora = bool(settings.get(f"{PREFIX}use_rslora"))
-    alphas = {
-        module: alpha_of(module, settings) if settings else alphas.get(module, ranks[module])
-        for module in modules
-    }
-    if len(set(ranks.values())) > 1 or len(set(alphas.values())) > 1:
-        for module, rank in ranks.items():
-            scale = scale_of(alphas[module], rank, rslora=rslora)
-            tensors[f"{module}.lora_B.weight"] = folded(tensors[f"{module}.lora_B.weight"], scale)
-        alphas, rslora = ranks, False
-    usual = Counter(ranks.values()).most_common(1)[0][0]
-    others = {module: rank for module, rank in ranks.items() if rank != usual}
-    metadata: dict[str, Any] = {
-        "r": usual,
-        "lora_alpha": plain_number(next(alphas[m] for m in modules if ranks[m] == usual)),
-        "target_modules": modules,
-        **({"rank_pattern": others, "alpha_pattern": others} if others else {}),
-        **({"use_rslora": True} if rslora else {}),
-        **({"use_dora": True} if any("magnitude" in name for name in tensors) else {}),
-    }
-    return tensors, {f"{PREFIX}{key}": value for key, value in metadata.items()}
-
-
-def plain_number(value: float) -> float | int:
-    """Write 8.0 as 8, as PEFT does."""
-    return int(value) if float(value).is_integer() else value
 
 
 def some(items: Sequence[str], separator: str = ", ", limit: int = 3) -> str:

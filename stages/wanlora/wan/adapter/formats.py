@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from wanlora.errors import AdapterError
+from wanlora.wan.adapter.alphas import PEFT_CONFIG, plain_number
 from wanlora.wan.adapter.file import (
-    PEFT_CONFIG,
     PROVENANCE_PREFIX,
     AdapterFile,
     diffusers_header,
-    plain_number,
     some,
     to_bytes,
 )
@@ -140,10 +139,12 @@ def _never(_: Updates) -> str | None:
 
 
 def _no_comfyui(updates: Updates) -> str | None:
+    """Refuse DoRA: ComfyUI's weight_decompose divides by |W|, peft by |W + dW|, row by row."""
     if any(update.magnitude is not None for update in updates.values()):
         return (
-            "it is a DoRA, whose magnitudes have no key there that diffusers reads back; "
-            "--format merged multiplies them out"
+            "it is a DoRA. ComfyUI divides its rows by the norm of W, but it was trained with the "
+            "norm of W + dW, so the result would be wrong by several percent. --format merged is "
+            "exact"
         )
     unknown = [module for module in updates if LAYOUTS["comfyui"].written(module) is None]
     if unknown:
@@ -157,18 +158,25 @@ def _no_kohya(updates: Updates) -> str | None:
         return reason
     parts = [template(module) for module in updates]
     if outside := sorted(name for name, number in parts if not number):
-        return f"readers of it know modules of blocks only, and it has {some(outside)}; {_COMFYUI}"
+        return (
+            "diffusers reads kohya's modules inside blocks only, and this adapter has "
+            f"{some(outside)}; {_COMFYUI}"
+        )
     blocks = range(len({number for _, number in parts}))
     wanted = [name.replace("N", str(block), 1) for block in blocks for name in BLOCK_LINEARS]
     if missing := [module for module in wanted if module not in updates]:
         return (
-            "diffusers reads it only where all ten linear modules of every block are adapted, and "
-            f"{some(missing)} are not; {_COMFYUI}"
+            "diffusers reads kohya's files only if all ten linear modules of every block are "
+            f"adapted, and {some(missing)} are not; {_COMFYUI}"
         )
     return None
 
 
-_COMFYUI = "--format comfyui has no such limit, and ComfyUI reads both"
+_COMFYUI = (
+    "use --format comfyui, which has no such limit and which ComfyUI reads too; if another tool "
+    "needs kohya's names, convert that file with musubi-tuner: python "
+    "src/musubi_tuner/convert_lora.py --input IN --output OUT --target default"
+)
 
 
 # --- headers ---

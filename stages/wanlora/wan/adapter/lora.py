@@ -17,7 +17,8 @@ from peft import LoraConfig
 
 from wanlora.core.rng import Stream, generator
 from wanlora.errors import AdapterError
-from wanlora.wan.adapter.file import AdapterFile, LoraShape, plain_number, some
+from wanlora.wan.adapter.alphas import plain_number
+from wanlora.wan.adapter.file import AdapterFile, LoraShape, some
 from wanlora.wan.adapter.updates import rank_of
 from wanlora.wan.targets import preset_pattern, target_names
 

@@ -1,0 +1,80 @@
+"""SIGINT and SIGTERM: the first one requests a stop, and only a second Ctrl-C stops at once.
+
+Owns: the signal handlers of every command that saves its work before it stops. Must not know what
+that work is.
+"""
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """The signal that requested a stop, if one came.
+
+    Args:
+        on_first: Called with the first signal, in the main thread.
+    """
+
+    def __init__(self, on_first: Callable[[signal.Signals], None]) -> None:
+        self.signal: signal.Signals | None = None
+        self._on_first = on_first
+        self._num_interrupts = 0
+
+    def handle(self, number: int, _frame: FrameType | None) -> None:
+        """Note the first signal; ignore later ones, except a second SIGINT.
+
+        A scheduler or launcher signals a group and then its processes, so SIGTERM often comes more
+        than once. Only a person sends SIGINT twice.
+
+        Raises:
+            KeyboardInterrupt: On the second SIGINT, or from `on_first`.
+        """
+        received = signal.Signals(number)
+        self._num_interrupts += received == signal.SIGINT
+        if self.signal is None:
+            self.signal = received
+            self._on_first(received)
+        elif received == signal.SIGINT and self._num_interrupts > 1:
+            raise KeyboardInterrupt(received)
+
+
+@contextmanager
+def stop_on_signals(
+    on_first: Callable[[signal.Signals], None], signals: Sequence[signal.Signals] = SIGNALS
+) -> Iterator[StopRequest]:
+    """Catch signals inside the block. Outside of the main thread Python cannot, and none are.
+
+    Args:
+        on_first: Called with the first signal.
+        signals: Signals to catch.
+    """
+    request = StopRequest(on_first)
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request.handle) for number in signals}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def interrupted_by_signals(signals: Sequence[signal.Signals] = SIGNALS) -> Iterator[None]:
+    """Raise KeyboardInterrupt on the first signal, for work that is kept when it is interrupted.
+
+    Raises:
+        KeyboardInterrupt: With the signal as its argument.
+    """
+
+    def interrupt(received: signal.Signals) -> None:
+        raise KeyboardInterrupt(received)
+
+    with stop_on_signals(interrupt, signals):
+        yield
