@@ -260,12 +260,9 @@ def _remove(
     if not segments and not litter and not stale:
         return
     own = condemned.publish(cache, {*segments, *litter})
-    if others := set(condemned.names(cache)) - {own, *stale}:
+    if set(condemned.names(cache)) - {own, *stale}:
         condemned.withdraw(cache, [own])
-        raise StoreError(
-            f"another wanlora inspect --gc or --repair has begun on {cache} "
-            f"({schema.CONDEMNED}/{min(others)}); nothing was removed: run this again afterwards"
-        )
+        raise _collision(cache)
     going = sorted(set(segments) - set(spare()))
     open_parts = [key for key in litter if not _is_committed(cache, key)]
     records = [f"{key}/{schema.GROUP}" for key in going]
@@ -413,18 +410,26 @@ def _records(cache: Location, generation: Generation, segments: Sequence[str]) -
     """Read commit records of segments, one after the other.
 
     Raises:
-        CorruptRowError: One is damaged or gone.
+        CorruptRowError: One is damaged.
+        StoreError: One is gone.
     """
-    lost = set(segments)
+    left = set(segments)
     for each in index.read_records(cache, generation.kind, generation.fingerprint, segments):
-        if isinstance(each, Segment):
-            lost.discard(each.key)
-            yield each
-    if lost:
-        raise CorruptRowError(
-            f"the commit record of {cache / min(lost)} is damaged or gone; repair the cache with: "
-            f"wanlora inspect {cache} --repair"
-        )
+        left.discard(each.key)
+        if not isinstance(each, Segment):
+            raise CorruptRowError(
+                f"{each.message}; repair the cache with: wanlora inspect {cache} --repair"
+            )
+        yield each
+    if left:
+        raise _collision(cache)
+
+
+def _collision(cache: Location) -> StoreError:
+    return StoreError(
+        f"another wanlora inspect --gc or --repair has begun on {cache}; nothing was removed: run "
+        "this again afterwards"
+    )
 
 
 def _write_again(
@@ -446,7 +451,7 @@ def _write_again(
             for key in segment.row_keys:
                 if key not in keep[segment.key]:
                     continue
-                row = reader.read(key)
+                row = _read(cache, segment, reader, key)
                 parent = segment.key.rpartition("/")[0]
                 if parent not in writers:
                     writers[parent] = stack.enter_context(_writer(cache, generation, row, limits))
@@ -458,6 +463,17 @@ def _write_again(
                     logvar=reader.read_logvar(key) if generation.kind == "latents" else None,
                 )
                 rgb = None
+
+
+def _read(
+    cache: Location, segment: Segment, reader: RowReader, key: str
+) -> Float[np.ndarray, "..."]:
+    try:
+        return reader.read(key)
+    except CorruptRowError as error:
+        if not _is_committed(cache, segment.key):
+            raise _collision(cache) from error
+        raise
 
 
 def _writer(
