@@ -325,6 +325,19 @@ def test_decode_writes_the_clip_beside_its_source_and_says_how_alike_they_are(
     assert "no view of" in cli.refuses("inspect", cache_fp16, "--decode", "nobody")
 
 
+def test_a_decoded_clip_stays_in_its_folder(cache_fp16, micro_folder, tmp_path):  # noqa: F811
+    cache = tmp_path / "cache"
+    shutil.copytree(cache_fp16, cache)
+    view = read_view(cache, "default")
+    write_view(cache, "default", replace(view, clips=(replace(view.clips[0], clip_id="../out"),)))
+    result = cli.invoke("inspect", cache, "--decode", "../out", "--json",
+                        "--output-dir", tmp_path / "decoded", "--device", "cpu")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    video = Path(json.loads(result.stdout)["decoded"][0]["video"])
+    assert video.resolve().parent == (tmp_path / "decoded").resolve()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "decoded"]
+
+
 def test_contradictory_jobs_are_refused():
     assert "dry_run goes with gc" in cli.refuses("inspect", "x", "--dry-run", exit_code=2)
     assert "one after the other" in cli.refuses("inspect", "x", "--gc", "--repair", exit_code=2)

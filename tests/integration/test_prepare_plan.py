@@ -87,6 +87,15 @@ def test_the_tokenizer_of_a_local_model_counts_exactly(tmp_path, micro_folder):
     assert result.warnings["caption_truncated"] == 2
 
 
+def test_a_page_shows_the_first_clips_and_how_many_there_are(tmp_path):
+    raw = tmp_path / "raw"
+    sheet_of(tmp_path)
+    page = tmp_path / "few.html"
+    prepared(raw, tmp_path / "out", html=page, html_clips=2)
+    assert page.read_text().count("data:image/jpeg;base64,") == 3 * 2
+    assert "first 2 of 8" in page.read_text()
+
+
 def sheet_of(tmp_path):
     raw = small_set(tmp_path / "raw")
     prepared(raw, tmp_path / "out", html=tmp_path / "new" / "sheet.html")

@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 from pydantic import (
     BaseModel,
@@ -17,6 +17,8 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 
 from wanlora.core import location
@@ -46,6 +48,17 @@ class Settings(BaseModel):
     """Frozen, and closed: an unknown key is an error, not a surprise."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_paths(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read every path of every command in one way; a location reads its URLs itself."""
+        kinds = _kinds(cls.model_fields[info.field_name].annotation) if info.field_name else set()
+        if Path not in kinds or Url in kinds:
+            return value
+        if isinstance(value, list | tuple):
+            return [location.parse_path(v) if isinstance(v, str | Path) else v for v in value]
+        return location.parse_path(value) if isinstance(value, str | Path) else value
 
 
 Device = Annotated[
@@ -94,6 +107,12 @@ TokenizerOf = Annotated[
 S = TypeVar("S", bound=Settings)
 
 
+def _kinds(annotation: Any) -> set[Any]:
+    """List the types inside an annotation."""
+    parts = get_args(annotation)
+    return set().union(*map(_kinds, parts)) if parts else {annotation}
+
+
 def load(
     model: type[S],
     *,
@@ -109,7 +128,7 @@ def load(
     """
     values: dict[str, Any] = {}
     if file is not None:
-        values = _read_toml(file)
+        values = _read_toml(file.expanduser())
     for item in sets:
         _assign(values, item)
     values |= {key: value for key, value in (flags or {}).items() if value is not None}

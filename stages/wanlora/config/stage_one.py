@@ -93,6 +93,14 @@ class CacheLatentsConfig(Settings):
         ),
         Flag(),
     ] = None
+    worker_timeout_s: Annotated[
+        float,
+        Field(
+            description="A local worker that finishes no row for this many seconds is killed; the "
+            "others take over its work. Longer than one clip takes to encode.",
+            gt=0,
+        ),
+    ] = 1800.0
     gpus_per_worker: Annotated[
         float | None,
         Field(
@@ -206,7 +214,9 @@ class InspectConfig(Settings):
             ge=0,
         ),
     ] = 32
-    html_clips: Annotated[int, Field(description="Most clips on the page.", ge=1)] = 1000
+    html_clips: Annotated[
+        int, Field(description="Maximum number of clips on the page, about 10 kB each.", ge=1)
+    ] = 1000
     gc_min_age_h: Annotated[
         float,
         Field(

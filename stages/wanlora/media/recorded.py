@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from wanlora.files import partial_path, write_atomic
+from wanlora.files import partial_path, write_atomic, writing
 from wanlora.media import mp4
 
 
@@ -70,13 +70,14 @@ def _write_frames(
     for key, value in {**metadata, "fps": str(fps)}.items():
         about.add_itxt(key, value)
     temporary = partial_path(path)
-    temporary.mkdir()
     try:
-        for number, pixels in enumerate(frames):
-            Image.fromarray(np.ascontiguousarray(pixels)).save(
-                temporary / f"{number:04d}.png", pnginfo=about
-            )
-        temporary.rename(path)
+        with writing(path):
+            temporary.mkdir()
+            for number, pixels in enumerate(frames):
+                Image.fromarray(np.ascontiguousarray(pixels)).save(
+                    temporary / f"{number:04d}.png", pnginfo=about
+                )
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -6,6 +6,7 @@ was checked the same way. It only saves time: a torn or unknown line is checked 
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +17,7 @@ import av
 
 from wanlora.core.buckets import Bucket
 from wanlora.errors import MediaError, PassingError
+from wanlora.files import writing
 from wanlora.media.image import Picture
 from wanlora.media.probe import Scan, VideoInfo
 from wanlora.media.scenes import Detector
@@ -39,7 +41,8 @@ class Journal:
         self._how = [REVISION, av.__version__, detector]
         self._known = _read(folder / NAME)
         self._stamps: dict[Path, list[int] | None] = {}
-        self._file = (folder / NAME).open("a", encoding="utf-8")
+        self._path = folder / NAME
+        self._file = self._path.open("a", encoding="utf-8")
         self._file.write("\n")  # ends the torn line of a killed run
 
     def __enter__(self) -> Self:
@@ -51,7 +54,8 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with suppress(OSError) if error else writing(self._path):
+            self._file.close()
 
     def recall(self, paths: Sequence[Path]) -> dict[Path, Checked | MediaError]:
         """What is known of files that have not changed since; all stamps are taken now."""
@@ -69,8 +73,9 @@ class Journal:
         if stamp is None or isinstance(outcome, PassingError):
             return
         entry = {"path": str(path), "stamp": stamp, "how": self._how, **_entry(outcome)}
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
