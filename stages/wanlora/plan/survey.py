@@ -67,6 +67,8 @@ class Plan:
         frames: Number of frames of all clips.
         tokens: Length of the transformer's sequence, by bucket.
         duplicate_sources: Files of equal content, in groups.
+        repeated_frames: Frames that show the same frame of their video as the one before.
+        repeating_clips: Clips with a warning about such frames.
         cache_bytes: Estimated size of the store: latents and trimmed text in float16.
         encode_s: Predicted seconds of stage one on an H100, from and to.
     """
@@ -79,6 +81,8 @@ class Plan:
     activities: dict[str, Activity]
     captions: Captions
     duplicate_sources: tuple[tuple[str, ...], ...]
+    repeated_frames: int
+    repeating_clips: int
     cache_bytes: int
     encode_s: tuple[float, float]
 
@@ -96,6 +100,11 @@ class Plan:
         ]
         table += [("same bytes", " = ".join(group)) for group in self.duplicate_sources[:SHOWN]]
         table += _rest("same bytes", len(self.duplicate_sources))
+        if self.repeated_frames:
+            repeats = (
+                f"{self.repeated_frames:,} of {self.frames:,} frames show the one before again"
+            )
+            table.append(("repeats", f"{repeats}; often in {self.repeating_clips:,} clips"))
         low, high = self.encode_s
         table += [
             ("cache", f"about {human_bytes(self.cache_bytes)} (estimated: float16 latents, text)"),
@@ -155,6 +164,8 @@ def survey(
         activities=_activities(clips),
         captions=_captions(clips, token_counts, tokenizer),
         duplicate_sources=_duplicates(clips),
+        repeated_frames=sum(_repeated_frames(clip) for clip in clips),
+        repeating_clips=sum(any(w.startswith("repeated:") for w in c.warnings) for c in clips),
         cache_bytes=BYTES_PER_VALUE * (values + text_values),
         encode_s=(round(H100_S_PER_CLIP[0] * share, 1), round(H100_S_PER_CLIP[1] * share, 1)),
     )
@@ -174,6 +185,12 @@ def human_s(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
     return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
+
+
+def _repeated_frames(clip: Clip) -> int:
+    """Number that `prepare` wrote; 0 in older lines, of images and of .npz clips."""
+    count = clip.orig.get("repeated_frames")
+    return count if isinstance(count, int) else 0
 
 
 def _latent_values(bucket: Bucket) -> int:
