@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wanlora.core.buckets import Bucket
-from wanlora.core.fingerprint import canonical_json
+from wanlora.core.fingerprint import canonical_json, fingerprint
 from wanlora.core.location import Location
 from wanlora.core.rows import weight_problem
 from wanlora.errors import StoreError
@@ -90,6 +90,13 @@ def write_view(cache: Location, name: str, view: View) -> View:
     Returns:
         The view with its name and sha256.
     """
+    data = document(view)
+    objects.put(cache, _key(name), data)
+    return replace(view, name=name, sha256=_identity(data))
+
+
+def document(view: View) -> bytes:
+    """Serialize a view: a header line, then one line per clip, sorted by clip id."""
     header = {
         "format": FORMAT,
         "version": schema.VERSION,
@@ -120,9 +127,7 @@ def write_view(cache: Location, name: str, view: View) -> View:
         }
         for clip in sorted(view.clips, key=lambda clip: clip.clip_id)
     ]
-    data = "".join(f"{canonical_json(line)}\n" for line in lines).encode()
-    objects.put(cache, _key(name), data)
-    return replace(view, name=name, sha256=_identity(data))
+    return "".join(f"{canonical_json(line)}\n" for line in lines).encode()
 
 
 def read_view(cache: Location, name: str) -> View:
@@ -145,12 +150,25 @@ def read_view(cache: Location, name: str) -> View:
         header = json.loads(text.readline())
         schema.check_version(header, path, name=FORMAT)
         view = _parse(header, (json.loads(line) for line in text))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _check(view)
+    except schema.DAMAGE as error:
         raise StoreError(
             f"{path} is damaged ({type(error).__name__}: {error}); make it again with: "
             f"wanlora cache-latents --cache {cache} --view {name}"
         ) from error
     return replace(view, name=name, sha256=_identity(data))
+
+
+def _check(view: View) -> None:
+    for wanted, provenance in (
+        (view.latents, view.latents_provenance),
+        (view.text, view.text_provenance),
+    ):
+        if fingerprint(provenance) != wanted:
+            raise ValueError(f"its provenance does not have the fingerprint {wanted}")
+    for clip in view.clips:
+        if not all(type(size) is int and size > 0 for size in clip.bucket):
+            raise ValueError(f"clip {clip.clip_id!r} has the size {clip.bucket}")
 
 
 def view_names(cache: Location) -> list[str]:
