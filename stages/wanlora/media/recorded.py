@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +90,17 @@ def _write_gif(
     fps: float,
     metadata: Mapping[str, str],
 ) -> None:
-    """A GIF that repeats: 256 colours a frame, and a frame's time is a multiple of 10 ms."""
+    """Write a GIF that repeats, with 256 colours per frame.
+
+    A GIF counts time in 10 ms. Each frame starts at its own time rounded to that, so that the
+    length is kept: at 16 fps, 81 frames last 5.06 s, not 81 x 60 ms.
+    """
+    starts = [round(100 * number / fps) for number in range(len(frames) + 1)]
     first, *others = (Image.fromarray(np.ascontiguousarray(pixels)) for pixels in frames)
     buffer = io.BytesIO()
     first.save(
-        buffer, "GIF", save_all=True, append_images=others, duration=1000 / fps, loop=0,
+        buffer, "GIF", save_all=True, append_images=others, loop=0,
+        duration=[10 * (end - start) for start, end in pairwise(starts)],
         comment=metadata["comment"].encode(),
     )  # fmt: skip
     write_atomic(path, buffer.getvalue())

@@ -21,10 +21,11 @@ from wanlora.files import writing
 from wanlora.media.image import Picture
 from wanlora.media.probe import Scan, VideoInfo
 from wanlora.media.scenes import Detector
+from wanlora.media.timeline import Timeline
 from wanlora.prepare.check import Checked
 
 NAME = ".prepare-scan.jsonl"
-REVISION = 2
+REVISION = 3
 """Stands for everything that `check` does; another revision's entries are made again."""
 
 
@@ -127,8 +128,10 @@ def _outcome(entry: dict[str, Any]) -> Checked | MediaError:
     if "image" in entry:
         return Checked(entry["sha256"], Picture(**entry["image"]))
     values = dict(entry["video"])
-    info = values.pop("info")
-    info = VideoInfo(**{**info, "sample_aspect": Fraction(info["sample_aspect"])})
-    return Checked(
-        entry["sha256"], Scan(**{**values, "info": info, "cuts_s": tuple(values["cuts_s"])})
+    info, timeline = values.pop("info"), values.pop("timeline")
+    scan = Scan(
+        **{**values, "cuts_s": tuple(values["cuts_s"])},
+        info=VideoInfo(**{**info, "sample_aspect": Fraction(info["sample_aspect"])}),
+        timeline=Timeline(**{**timeline, "time_base": Fraction(timeline["time_base"])}),
     )
+    return Checked(entry["sha256"], scan)
