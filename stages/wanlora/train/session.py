@@ -35,7 +35,7 @@ from wanlora.train.checkpoints import Progress
 from wanlora.train.data import Data, log_draws, open_data
 from wanlora.train.git import git_commit
 from wanlora.train.optimizers import make_optimizer
-from wanlora.train.ranks import Ranks, own_device
+from wanlora.train.ranks import Ranks, adopt_launcher, own_device, warn_of_accelerate_settings
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
@@ -108,6 +108,8 @@ def open_session(config: TrainConfig) -> Session:
     index.open_store(config.cache)
     view = read_view(config.cache, config.view)  # refused, if at all, before a model is downloaded
     model = config.model or view.model
+    adopt_launcher()
+    warn_of_accelerate_settings()
     own_device()
     device = devices.pick(config.device, model)
     folder = resolve(model, ["transformer"])
