@@ -12,6 +12,7 @@ FORBIDDEN = (
     "diffusers.models.autoencoders.autoencoder_kl_wan",
     "diffusers.pipelines",
     "wanlora.wan.encoders",
+    "wanlora.wan.identity",
     "wanlora.wan.pipeline",
     "wanlora.wan.adapter.reread",
     "wanlora.media",

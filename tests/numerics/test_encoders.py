@@ -15,6 +15,7 @@ from wanlora.core.fingerprint import fingerprint
 from wanlora.errors import MediaError, ModelError
 from wanlora.micro import world
 from wanlora.wan import encoders
+from wanlora.wan.provenance import text_provenance, vae_provenance
 from wanlora.wan.variants import VARIANTS
 
 CPU = torch.device("cpu")
@@ -241,32 +242,48 @@ def test_a_text_encoder_with_a_missing_weight_is_refused(micro_folder, tmp_path)
 def test_the_provenance_changes_with_everything_that_changes_latents(micro_folder, tmp_path):
     settings = {
         "dtype": torch.float32, "tf32": True, "store_dtype": "float16", "transform_revision": 1,
+        "memo": {},
     }  # fmt: skip
-    prints = {fingerprint(encoders.vae_provenance(micro_folder, **settings))}
+    prints = {fingerprint(vae_provenance(micro_folder, **settings))}
     for change in (
         {"dtype": torch.bfloat16}, {"tf32": False}, {"store_dtype": "float32"},
         {"transform_revision": 2},
     ):  # fmt: skip
-        prints.add(fingerprint(encoders.vae_provenance(micro_folder, **(settings | change))))
+        prints.add(fingerprint(vae_provenance(micro_folder, **(settings | change))))
     shutil.copytree(micro_folder / "vae", tmp_path / "vae")
-    assert fingerprint(encoders.vae_provenance(tmp_path, **settings)) in prints
+    assert fingerprint(vae_provenance(tmp_path, **settings)) in prints
     weights = tmp_path / "vae" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
     tensors["quant_conv.bias"] += 1
     save_file(tensors, weights, metadata={"format": "pt"})
-    prints.add(fingerprint(encoders.vae_provenance(tmp_path, **settings)))
+    prints.add(fingerprint(vae_provenance(tmp_path, **settings)))
     assert len(prints) == 6
 
 
 def test_the_provenance_changes_with_everything_that_changes_embeddings(micro_folder, tmp_path):
-    settings = {"dtype": torch.bfloat16, "store_dtype": "float16"}
-    prints = {fingerprint(encoders.text_provenance(micro_folder, **settings))}
+    settings = {"dtype": torch.bfloat16, "store_dtype": "float16", "memo": {}}
+    prints = {fingerprint(text_provenance(micro_folder, **settings))}
     for change in ({"dtype": torch.float32}, {"store_dtype": "float32"}):
-        prints.add(fingerprint(encoders.text_provenance(micro_folder, **(settings | change))))
+        prints.add(fingerprint(text_provenance(micro_folder, **(settings | change))))
     for part in ("text_encoder", "tokenizer"):
         shutil.copytree(micro_folder / part, tmp_path / part)
-    assert fingerprint(encoders.text_provenance(tmp_path, **settings)) in prints
+    assert fingerprint(text_provenance(tmp_path, **settings)) in prints
     tokens = tmp_path / "tokenizer" / "tokenizer.json"
     tokens.write_text(tokens.read_text().replace("walking", "talking"))
-    prints.add(fingerprint(encoders.text_provenance(tmp_path, **settings)))
+    prints.add(fingerprint(text_provenance(tmp_path, **settings)))
     assert len(prints) == 4
+
+
+def test_loading_an_encoder_turns_reduced_matrix_products_off(micro_folder):
+    before = torch.get_float32_matmul_precision()
+    load = {
+        "vae": lambda: encoders.load_vae(micro_folder, dtype=torch.float32, device=CPU, tf32=True),
+        "text": lambda: encoders.load_text_encoder(micro_folder, dtype=torch.float32, device=CPU),
+    }
+    try:
+        for loading in load.values():
+            torch.set_float32_matmul_precision("medium")  # as an environment variable may
+            loading()
+            assert torch.get_float32_matmul_precision() == "highest"
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -6,7 +6,7 @@ Owns: the way from manifests and a model folder to keys and provenances. Encodes
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from wanlora import manifest
+from wanlora.cache_latents.turns import turn
 from wanlora.clips import (
     SourceHashes,
     hashes_document,
@@ -28,18 +29,25 @@ from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
 from wanlora.core.prompts import prompt_key
-from wanlora.errors import MediaError, StoreError
+from wanlora.errors import MediaError, OutputError, StoreError
 from wanlora.files import write_atomic
 from wanlora.manifest import Clip
 from wanlora.progress import bar
 from wanlora.store import index, objects
 from wanlora.store.schema import Kind
-from wanlora.wan import encoders
 from wanlora.wan.device import pick
+from wanlora.wan.identity import Memo, memo_document, parse_memo
+from wanlora.wan.provenance import (
+    recorded_by_0_1_0,
+    require_own_arithmetic,
+    text_provenance,
+    vae_provenance,
+)
 from wanlora.wan.variants import ENCODERS, Variant, cache_home, resolve, variant_of
 
 SOURCES = "sources.json"
 WEIGHTS = "weights.json"
+DIGESTS = "encoders.json"
 
 log = logging.getLogger(__name__)
 
@@ -133,13 +141,15 @@ class Hashes:
 
     sources: SourceHashes
     weights: SourceHashes
+    digests: Memo
 
     @classmethod
     def read(cls, cache: Location) -> "Hashes":
-        """What earlier runs left: of the sources in the cache, of the weights with the user."""
+        """Those of earlier runs: of the sources in the cache, of the weights with the user."""
         return cls(
             parse_hashes(objects.get(cache, SOURCES)),
-            parse_hashes(_kept_weights()),
+            parse_hashes(_kept(WEIGHTS)),
+            parse_memo(_kept(DIGESTS)),
         )
 
     def write_sources(self, cache: Location) -> None:
@@ -155,13 +165,14 @@ class Hashes:
         try:
             cache_home().mkdir(parents=True, exist_ok=True)
             write_atomic(cache_home() / WEIGHTS, hashes_document(self.weights))
-        except OSError as error:  # it would only have saved time
+            write_atomic(cache_home() / DIGESTS, memo_document(self.digests))
+        except (OSError, OutputError) as error:  # it would only have saved time
             log.info("the hashes of the weights are not kept: %s", error)
 
 
-def _kept_weights() -> bytes | None:
+def _kept(name: str) -> bytes | None:
     try:
-        return (cache_home() / WEIGHTS).read_bytes()
+        return (cache_home() / name).read_bytes()
     except OSError:
         return None
 
@@ -170,14 +181,19 @@ def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int
     """Find the device and the model of this process, and hash its weights.
 
     Raises:
+        ConfigError: An environment variable changes the encoders' arithmetic.
         ModelError: There is no such model, or it is incomplete.
         DeviceError: The model is too large for what this machine has.
     """
     device = pick(config.device, config.model, local_rank=local_rank)
+    require_own_arithmetic(device)
     folder = resolve(config.model, ENCODERS)
-    latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
-    hashes.keep_weights()
-    return Encoders(folder, variant_of(folder), device, latents_provenance, text_provenance)
+    variant = variant_of(folder)
+    with turn("hash"):  # the others find the digests of the first
+        hashes.digests.update(parse_memo(_kept(DIGESTS)))
+        latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
+        hashes.keep_weights()
+    return Encoders(folder, variant, device, latents_provenance, text_provenance)
 
 
 def make(
@@ -188,7 +204,7 @@ def make(
     hashes: Hashes,
     shown: bool = True,
 ) -> Plan:
-    """Hash the sources of the clips found, and find what is not committed.
+    """Hash the sources of the clips found; nothing is missing yet (`look`).
 
     Args:
         config: The settings.
@@ -205,20 +221,36 @@ def make(
     wanted = [prompt for keyed in clips for prompt in keyed.clip.prompts]
     wanted += ["", using.variant.negative_prompt, *config.validation_prompts]
     prompts = {prompt_key(text): text for text in wanted}
-    there = {
-        kind: index.committed_keys(config.cache, kind, fingerprint(provenance))
-        for kind, provenance in _by_kind(using)
-    }
-    missing = {keyed.key: keyed for keyed in clips if keyed.key not in there["latents"]}
     return Plan(
         clips=tuple(clips),
         failures=tuple(failures),
         changed_sources=tuple(changed),
         prompts=prompts,
         captions=sum(len(keyed.clip.prompts) for keyed in clips),
-        missing_clips=tuple(sorted(missing.values(), key=lambda keyed: keyed.clip.bucket)),
-        missing_prompts={k: text for k, text in prompts.items() if k not in there["text"]},
+        missing_clips=(),
+        missing_prompts={},
         using=using,
+    )
+
+
+def look(config: CacheLatentsConfig, plan: Plan) -> Plan:
+    """Find the rows of a plan that are not committed.
+
+    A run publishes what it wants before it looks, so that no collection takes what it found.
+
+    Raises:
+        StoreError: A commit record is damaged.
+    """
+    clips = {keyed.key: keyed for keyed in plan.clips}
+
+    def missing(kind: Kind, keys: Iterable[str]) -> list[str]:
+        return index.missing_keys(config.cache, kind, plan.fingerprint(kind), keys)
+
+    missing_clips = [clips[key] for key in missing("latents", clips)]
+    return replace(
+        plan,
+        missing_clips=tuple(sorted(missing_clips, key=lambda keyed: keyed.clip.bucket)),
+        missing_prompts={key: plan.prompts[key] for key in missing("text", plan.prompts)},
     )
 
 
@@ -228,29 +260,44 @@ def _by_kind(using: Encoders) -> tuple[tuple[Kind, Mapping[str, Any]], ...]:
 
 def _provenances(
     config: CacheLatentsConfig, folder: Path, device: torch.device, hashes: Hashes
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    def hash_file(path: Path) -> str:
-        return source_sha256(path, hashes.weights)
-
+) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     log.info("hashing the encoders in %s", folder)
-    return (
-        encoders.vae_provenance(
-            folder,
-            dtype=getattr(torch, config.vae_dtype),
-            tf32=has_tf32(device) and config.tf32,
-            store_dtype=config.store.dtype,
-            transform_revision=manifest.TRANSFORM_REVISION,
-            mantissa_bits=config.store.latent_mantissa_bits,
-            logvar=config.store.logvar,
-            hash_file=hash_file,
-        ),
-        encoders.text_provenance(
-            folder,
-            dtype=getattr(torch, config.text_dtype),
-            store_dtype=config.store.dtype,
-            hash_file=hash_file,
-        ),
+    latents = vae_provenance(
+        folder,
+        dtype=getattr(torch, config.vae_dtype),
+        tf32=has_tf32(device) and config.tf32,
+        store_dtype=config.store.dtype,
+        transform_revision=manifest.TRANSFORM_REVISION,
+        mantissa_bits=config.store.latent_mantissa_bits,
+        logvar=config.store.logvar,
+        memo=hashes.digests,
     )
+    text = text_provenance(
+        folder,
+        dtype=getattr(torch, config.text_dtype),
+        store_dtype=config.store.dtype,
+        memo=hashes.digests,
+    )
+    return (
+        _recorded(config.cache, "latents", folder, latents, hashes),
+        _recorded(config.cache, "text", folder, text, hashes),
+    )
+
+
+def _recorded(
+    cache: Location, kind: Kind, folder: Path, provenance: Mapping[str, Any], hashes: Hashes
+) -> Mapping[str, Any]:
+    """Provenance under which a cache has an encoder's rows; that of 0.1.0 if it has no other."""
+    stored = index.provenances(cache, kind)
+    if fingerprint(provenance) in stored:
+        return provenance
+    old = recorded_by_0_1_0(
+        folder, provenance, stored.values(), lambda path: source_sha256(path, hashes.weights)
+    )
+    if old is None:
+        return provenance
+    log.info("the %s of this encoder are filed as release 0.1.0 filed them", kind)
+    return old
 
 
 def has_tf32(device: torch.device) -> bool:

@@ -179,7 +179,7 @@ def losses(
     Raises:
         ValidationStopped: `stop` returned a signal in any process; all processes raise it.
     """
-    table = torch.zeros(len(panel.clips), len(panel.sigmas), dtype=torch.float64, device=device)
+    table = torch.zeros(len(panel.clips), len(panel.sigmas), device=device)
     for row in range(rank, len(panel.clips), num_ranks):
         if stop():
             break
@@ -195,11 +195,11 @@ def losses(
                 torch.ones(1), prompt,
             )  # fmt: skip
             prediction, target = predict(transformer, batch, device, dtype)
-            table[row, column] = flow.loss_per_clip(prediction, target)[0].double()
+            table[row, column] = flow.loss_per_clip(prediction, target)[0]
     if num_ranks > 1:  # every cell is one rank's, the others hold 0
         dist.all_reduce(table)
     _raise_if_stopped(stop(), device, num_ranks)
-    return table.cpu().numpy()
+    return table.cpu().double().numpy()  # float64 on the host alone: MPS does not have it
 
 
 def require_finite(panel: Panel, table: Float[np.ndarray, "n q"], model: str) -> None:

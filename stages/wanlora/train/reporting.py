@@ -32,6 +32,7 @@ from wanlora.step.validation import (
     record,
     validate,
 )
+from wanlora.store.views import frame_rate
 from wanlora.train import saving
 from wanlora.train.advice import (
     best_held_out,
@@ -51,8 +52,6 @@ from wanlora.train.record import row as figures
 from wanlora.train.session import Session
 
 logger = logging.getLogger(__name__)
-
-PREVIEW_FPS = 16.0
 
 
 class Reporter:
@@ -316,6 +315,6 @@ def _make_previews(config: TrainConfig, session: Session) -> list[UInt8[np.ndarr
         latents,
         solve(*source.reader.latent_rgb()),
         seed=config.seed,
-        fps=PREVIEW_FPS,
+        fps=frame_rate(session.data.clips),
         facts={"model": session.facts["model"], "variant": variant.name},
     )

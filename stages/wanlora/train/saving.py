@@ -7,16 +7,15 @@ appears is `runs`' and `files`' business.
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from wanlora import runs
 from wanlora.config import TrainConfig
-from wanlora.errors import AdapterError, RunError
-from wanlora.files import partial_path, publish, write_atomic
+from wanlora.errors import AdapterError
+from wanlora.files import partial_path, publish, write_atomic, writing
 from wanlora.step.validation import ADAPTER, EMA
 from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
@@ -54,7 +53,7 @@ def add_validation(config: TrainConfig, session: Session) -> bool:
     checkpoint = runs.newest_checkpoint(config.output_dir)
     if not checkpoint or runs.step_of(checkpoint) != session.progress.step:
         return False
-    with _explained(checkpoint, checkpoint):
+    with writing(checkpoint, then=_go_on(checkpoint)):
         _keep_best(config.output_dir, checkpoint, session.progress)
         checkpoints.replace_progress(checkpoint, session.progress)
     return True
@@ -72,7 +71,7 @@ def show(run_dir: Path, checkpoint: Path) -> None:
         data = source.read_bytes()
         if target.exists() and target.read_bytes() == data:
             continue
-        with _explained(target, checkpoint):
+        with writing(target, then=_go_on(checkpoint)):
             target.parent.mkdir(exist_ok=True)
             write_atomic(target, data)
 
@@ -108,7 +107,7 @@ def restore_best(
     if checkpoint and progress.best_step is not None:
         kept = checkpoint / runs.BEST_NAME / runs.ADAPTER_NAME
         if kept.exists() and not _is_best(best, progress):
-            with _explained(best, checkpoint):
+            with writing(best, then=_go_on(checkpoint)):
                 best.parent.mkdir(exist_ok=True)
                 write_atomic(best, kept.read_bytes())
     if panel is not None and progress.panel != panel:
@@ -195,17 +194,5 @@ def _put_aside(best: Path, step: int) -> str:
     return f"; the one so far is kept in {target}"
 
 
-@contextmanager
-def _explained(target: Path, checkpoint: Path) -> Iterator[None]:
-    """Name a file that cannot be written, and what is whole.
-
-    Raises:
-        RunError: In place of an `OSError`.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"cannot write {target}: {error.strerror or error}; checkpoint {checkpoint} is "
-            "whole. Make room or access, then continue with --resume"
-        ) from error
+def _go_on(checkpoint: Path) -> str:
+    return f"continue with --resume; checkpoint {checkpoint} is complete"

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
-from wanlora.core.buckets import Bucket
+from wanlora.core.buckets import Bucket, usual
 from wanlora.core.cost import all_reduce_bytes, model_flops
 from wanlora.core.memory import Workload
 from wanlora.core.order import num_steps
@@ -30,13 +30,13 @@ from wanlora.step.masters import Masters, MovingAverage
 from wanlora.step.trial import Trial
 from wanlora.step.validation import losses, make_panel, panel_facts
 from wanlora.store import index
-from wanlora.store.views import View, read_view
+from wanlora.store.views import View, frame_rate, read_view
 from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
-from wanlora.train.data import Data, open_data, read_fixed_rows
+from wanlora.train.data import Data, log_draws, open_data, read_fixed_rows
 from wanlora.train.git import git_commit
 from wanlora.train.optimizers import make_optimizer, rate_of
-from wanlora.train.ranks import Ranks, own_device
+from wanlora.train.ranks import Ranks, adopt_launcher, own_device, warn_of_accelerate_settings
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
@@ -111,6 +111,8 @@ def open_session(config: TrainConfig) -> Session:
     index.open_store(config.cache)
     view = read_view(config.cache, config.view)  # refused, if at all, before a model is downloaded
     model = config.model or view.model
+    adopt_launcher()
+    warn_of_accelerate_settings()
     own_device()
     device = devices.pick(config.device, model)
     folder = resolve(model, ["transformer"])
@@ -127,6 +129,8 @@ def open_session(config: TrainConfig) -> Session:
     end_step = config.max_steps or num_steps(
         data.source.order.steps_per_epoch, num_epochs=config.num_epochs
     )
+    if ranks.is_main:
+        log_draws(config, data, end_step=end_step)
     if config.optimizer.warmup_steps >= end_step:
         logger.warning(
             "the warm-up of %d steps is not over in a run of %d: the learning rate never reaches "
@@ -159,15 +163,7 @@ def open_session(config: TrainConfig) -> Session:
         _say_what_is_resident(transformer, masters, dtype, device, ranks.count)
     average = MovingAverage(masters, config.ema_decay) if config.ema_decay else None
     optimizer = make_optimizer(masters.parameters.values(), config.optimizer, config.learning_rate)
-    if checkpoint:
-        progress = checkpoints.load(
-            checkpoint, identity=identity, masters=masters, average=average, optimizer=optimizer
-        )
-        logger.info("continuing from %s: step %d comes next", checkpoint, progress.step)
-    else:
-        progress = Progress()
-        if config.resume:
-            logger.info("%s holds no checkpoint to resume: starting at step 0", config.output_dir)
+    progress = _load(config, checkpoint, identity, masters, average, optimizer)
     if ranks.count > 1:
         ranks.require_same(_what_is_trained(config, view, device, identity, end_step, masters))
     work, trial = _fit(config, transformer, data, variant, masters, device, dtype)
@@ -196,6 +192,26 @@ def open_session(config: TrainConfig) -> Session:
         panel_keys={panel.name: panel.key(data.source, at_panel) for panel in data.panels},
         base_losses=ranks.from_main(lambda: _read_base_losses(config, checkpoint)),
     )
+
+
+def _load(
+    config: TrainConfig,
+    checkpoint: Path | None,
+    identity: dict[str, Any],
+    masters: Masters,
+    average: MovingAverage | None,
+    optimizer: torch.optim.Optimizer,
+) -> Progress:
+    """Take masters, average and optimizer from the checkpoint, if there is one."""
+    if checkpoint is None:
+        if config.resume:
+            logger.info("%s holds no checkpoint to resume: starting at step 0", config.output_dir)
+        return Progress()
+    progress = checkpoints.load(
+        checkpoint, identity=identity, masters=masters, average=average, optimizer=optimizer
+    )
+    logger.info("continuing from %s: step %d comes next", checkpoint, progress.step)
+    return progress
 
 
 def _require_shares(config: TrainConfig, world: int) -> None:
@@ -335,6 +351,8 @@ def _facts(config: TrainConfig, data: Data, model: str, identity: dict[str, Any]
         **{key: str(value) for key, value in identity.items()},
         "store_digest": data.source.reader.digest,
         "seed": str(config.seed),
+        "fps": f"{frame_rate(data.clips):g}",
+        **{name: str(size) for name, size in usual(c.bucket for c in data.clips)._asdict().items()},
     }
 
 

@@ -1,8 +1,8 @@
 """Stage one's models: frames to latents (VAE) and prompts to prompt_embeds (UMT5), and back.
 
-Owns: loading both encoders, their exact numerics, and the provenance that names what they produce.
-Must not be imported by training. Source: diffusers' WanPipeline (encode_prompt with
-max_sequence_length 512, and the inverse of its latent normalisation).
+Owns: loading both encoders and their exact numerics. Must not be imported by training.
+Source: diffusers' WanPipeline (encode_prompt with max_sequence_length 512, and the inverse of its
+latent normalisation).
 
 Legend: b clips, c channels, t frames, f latent frames, h w height and width, l tokens, d text_dim.
 """
@@ -22,14 +22,7 @@ from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.core.prompts import clean_prompt
 from wanlora.errors import MediaError, ModelError
-from wanlora.wan.weights import (
-    HashFile,
-    check_loading,
-    file_sha256,
-    hide_bars_without_terminal,
-    read_json,
-    weights_sha256,
-)
+from wanlora.wan.weights import check_loading, hide_bars_without_terminal
 
 MAX_SEQUENCE_LENGTH = MAX_TOKENS
 """What diffusers calls it."""
@@ -60,7 +53,8 @@ def load_vae(
         folder: Model folder that holds `vae/`.
         dtype: float32; bfloat16 costs about 1 % accuracy.
         device: Where to compute.
-        tf32: Let cuDNN use TF32 in fp32 convolutions. Sets the process-wide switch.
+        tf32: Let cuDNN use TF32 in fp32 convolutions. Sets the process-wide switches; matrix
+            products never use TF32.
 
     Raises:
         ModelError: Weights are missing, left over or of another shape.
@@ -76,6 +70,7 @@ def load_vae(
         raise ModelError(f"cannot load the VAE in {folder / 'vae'}: {error}") from error
     check_loading(info, folder / "vae")
     torch.backends.cudnn.allow_tf32 = tf32
+    torch.set_float32_matmul_precision("highest")
     return vae.to(device).eval().requires_grad_(requires_grad=False)
 
 
@@ -117,7 +112,7 @@ def encode_posterior(
     mean, std = _latent_statistics(vae)
     latents, logvars = [], []
     for clip in torch.split(frames, 1):
-        pixels = clip.to(vae.device, non_blocking=True)
+        pixels = clip.to(vae.device, non_blocking=vae.device.type == "cuda")
         if not pixels.is_floating_point():
             pixels = pixels.float() / 127.5 - 1
         posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
@@ -145,48 +140,6 @@ def decode_latents(
         unit = (video * 0.5 + 0.5).clamp(0, 1).float()
         clips.append((unit * 255).round().to(torch.uint8).permute(0, 2, 3, 4, 1))
     return torch.cat(clips)
-
-
-def vae_provenance(
-    folder: Path,
-    *,
-    dtype: torch.dtype,
-    tf32: bool,
-    store_dtype: str,
-    transform_revision: int,
-    mantissa_bits: int | None = None,
-    logvar: bool = False,
-    hash_file: HashFile | None = None,
-) -> dict[str, Any]:
-    """Describe everything that decides a latent's value; its fingerprint names the segments.
-
-    Args:
-        folder: Model folder that holds `vae/`.
-        dtype: Compute type of the VAE.
-        tf32: Whether TF32 convolutions were allowed (only fp32 knows them).
-        store_dtype: Type of the stored latents, for example float16.
-        transform_revision: `manifest.TRANSFORM_REVISION`: the pixel rules.
-        mantissa_bits: What the stored latents are rounded to; None = not rounded.
-        logvar: Whether the log-variances are stored too.
-        hash_file: Hex sha256 of a file; give one that caches by path, size and mtime.
-    """
-    part = folder / "vae"
-    config = dict(AutoencoderKLWan.load_config(part, local_files_only=True))
-    return {
-        "kind": "latents",
-        "vae_sha256": weights_sha256(part, hash_file),
-        "z_dim": config["z_dim"],
-        "latents_mean": list(config["latents_mean"]),
-        "latents_std": list(config["latents_std"]),
-        "posterior": "mode+logvar" if logvar else "mode",
-        "normalized": True,
-        "tiling": False,
-        "compute_dtype": _dtype_name(dtype),
-        "tf32": tf32 and dtype == torch.float32,
-        "store_dtype": store_dtype,
-        "mantissa_bits": mantissa_bits,
-        "transform_revision": transform_revision,
-    }
 
 
 def _check_frames(frames: torch.Tensor) -> None:
@@ -227,7 +180,9 @@ def _latent_statistics(
 
 
 def load_text_encoder(folder: Path, *, dtype: torch.dtype, device: torch.device) -> TextEncoder:
-    """Load UMT5 straight into `dtype`, with its tokenizer.
+    """Load UMT5 onto the device, tensor by tensor, with its tokenizer.
+
+    The host holds at most a few tensors at a time, in `dtype`; the largest is the embedding.
 
     Raises:
         ModelError: Weights are missing or left over, the embedding is not tied (transformers
@@ -245,8 +200,9 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype, device: torch.device)
     hide_bars_without_terminal()
     try:
         model, info = UMT5EncoderModel.from_pretrained(
-            part, dtype=dtype, output_loading_info=True, local_files_only=True
-        )
+            part, dtype=dtype, device_map={"": device}, output_loading_info=True,
+            local_files_only=True,
+        )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
@@ -257,7 +213,8 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype, device: torch.device)
             f"the text encoder in {part} was loaded with an untied embedding "
             f"(transformers {transformers.__version__}); install transformers>=5.3"
         )
-    model = model.to(device).eval().requires_grad_(requires_grad=False)
+    model = model.eval().requires_grad_(requires_grad=False)
+    torch.set_float32_matmul_precision("highest")
     return TextEncoder(tokenizer=load_tokenizer(folder), model=model)
 
 
@@ -295,33 +252,25 @@ def encode_prompts(
     return [_encode_prompt(encoder, clean_prompt(prompt)) for prompt in prompts]
 
 
-def text_provenance(
-    folder: Path, *, dtype: torch.dtype, store_dtype: str, hash_file: HashFile | None = None
-) -> dict[str, Any]:
-    """Describe everything that decides a prompt embedding's value, like `vae_provenance`."""
-    config = read_json(folder / "text_encoder" / "config.json")
-    return {
-        "kind": "text",
-        "text_encoder_sha256": weights_sha256(folder / "text_encoder", hash_file),
-        "tokenizer_sha256": _tokenizer_sha256(folder / "tokenizer", hash_file),
-        "text_dim": config["d_model"],
-        "max_sequence_length": MAX_SEQUENCE_LENGTH,
-        "cleaning_revision": CLEANING_REVISION,
-        "compute_dtype": _dtype_name(dtype),
-        "store_dtype": store_dtype,
-    }
+def tokenize(tokenizer: Any, prompts: Sequence[str]) -> list[list[int]]:
+    """Turn cleaned prompts into ids as the text encoder receives them: padded or cut to 512."""
+    return [list(ids) for ids in _tokens(tokenizer, prompts).input_ids]
 
 
-def _encode_prompt(encoder: TextEncoder, prompt: str) -> torch.Tensor:
-    inputs = encoder.tokenizer(
-        [prompt],
+def _tokens(tokenizer: Any, prompts: Sequence[str], **options: Any) -> Any:
+    return tokenizer(
+        list(prompts),
         padding="max_length",
         max_length=MAX_SEQUENCE_LENGTH,
         truncation=True,
         add_special_tokens=True,
         return_attention_mask=True,
-        return_tensors="pt",
+        **options,
     )
+
+
+def _encode_prompt(encoder: TextEncoder, prompt: str) -> torch.Tensor:
+    inputs = _tokens(encoder.tokenizer, [prompt], return_tensors="pt")
     device = encoder.model.device
     mask = inputs.attention_mask.to(device)
     states = encoder.model(inputs.input_ids.to(device), mask).last_hidden_state
@@ -332,15 +281,3 @@ def _encode_prompt(encoder: TextEncoder, prompt: str) -> torch.Tensor:
             "its weights are wrong, or text_dtype overflows (use bfloat16 or float32)"
         )
     return embeds
-
-
-def _tokenizer_sha256(part: Path, hash_file: HashFile | None) -> str:
-    """Hash the file that decides the tokens; tokenizer.json is read before spiece.model."""
-    for name in ("tokenizer.json", "spiece.model"):
-        if (part / name).is_file():
-            return (hash_file or file_sha256)(part / name)
-    raise ModelError(f"{part} holds neither tokenizer.json nor spiece.model")
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -15,10 +15,11 @@ from typing import Any
 
 import platformdirs
 
+from wanlora.core.buckets import DEFAULT_FPS
 from wanlora.core.flops import TransformerShape
 from wanlora.errors import ModelError
 from wanlora.wan.hub import check_room, network_errors
-from wanlora.wan.weights import read_json, weight_files
+from wanlora.wan.weights import WEIGHT_NAMES, read_json, weight_files
 
 MICRO = "micro"
 
@@ -68,6 +69,7 @@ class Variant:
         channel_std_range: Where the spread of each latent channel must lie; None = not checked.
         max_base_loss: Greatest loss of the base on real pairs, as a fraction of the velocity
             target's power; None = not checked.
+        fps: Frames per second of the videos that the model was trained on.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Variant:
     channel_std_range: tuple[float, float] | None
     max_base_loss: float | None
     max_sequence_length: int = 512
+    fps: float = DEFAULT_FPS
 
     @property
     def transformer_shape(self) -> TransformerShape:
@@ -104,6 +107,21 @@ class Variant:
             num_text_tokens=self.max_sequence_length,
         )
 
+
+# What changes the output of the encoders without changing the shape of any weight. Source:
+# configurations of Wan-AI's diffusers repositories; the micro model has the same. Other fields
+# change shapes or names of weights, and loading refuses those.
+_VAE: dict[str, Any] = {
+    "is_residual": False, "patch_size": None, "temperal_downsample": (False, True, True),
+    "attn_scales": (), "in_channels": 3, "out_channels": 3,
+}  # fmt: skip
+_TEXT_ENCODER: dict[str, Any] = {
+    "model_type": "umt5", "is_decoder": False, "feed_forward_proj": "gated-gelu",
+    "dense_act_fn": "gelu_new", "is_gated_act": True, "layer_norm_epsilon": 1e-6,
+    "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
+}  # fmt: skip
+_NEVER = ("quantization_config", "transformers_weights", "per_layer_config")
+"""Fields with which from_pretrained loads something else than the folder's weights as they are."""
 
 # Recipe: configurations of the released models. The micro model has no thresholds: it knows its
 # drawn world alone, and whoever tries the commands with it on real videos is not to be stopped.
@@ -180,7 +198,7 @@ def variant_of(folder: Path) -> Variant:
     (Wan's T2V models all do). Every configuration present must agree with the row.
 
     Raises:
-        ModelError: No row matches; lists what was found and the rows. Or it has two transformers.
+        ModelError: No row matches; lists the fields that differ. Or it has two transformers.
     """
     _require_one_transformer(folder)
     found = _found(folder)
@@ -192,12 +210,15 @@ def variant_of(folder: Path) -> Variant:
     for row in VARIANTS.values():
         if all(_expected(row)[key] == value for key, value in found.items()):
             return row
-    rows = "\n".join(
-        f"  {row.name}: {_text({key: _expected(row)[key] for key in found})}"
+    different = {
+        row.name: {key: _expected(row)[key] for key in found if _expected(row)[key] != found[key]}
         for row in VARIANTS.values()
-    )
+    }
+    keys = dict.fromkeys(key for fields in different.values() for key in fields)
+    rows = "\n".join(f"  {name}: {_text(fields)}" for name, fields in different.items())
     raise ModelError(
-        f"the model in {folder} is none of the known variants\n  found: {_text(found)}\n{rows}"
+        f"the model in {folder} is none of the known variants\n  found: "
+        f"{_text({key: found[key] for key in keys})}\n{rows}"
     )
 
 
@@ -296,11 +317,9 @@ def _missing_in(part: Path) -> list[str]:
     missing = [] if (part / config).is_file() else [f"{name}/{config}"]
     if name == "scheduler":
         return missing
-    try:
-        files = weight_files(part)
-    except ModelError:
+    if not any((part / file).is_file() for file in WEIGHT_NAMES):
         return [*missing, f"{name}/*.safetensors"]
-    return missing + [f"{name}/{file.name}" for file in files if not file.is_file()]
+    return missing + [f"{name}/{file.name}" for file in weight_files(part) if not file.is_file()]
 
 
 def _found(folder: Path) -> dict[str, Any]:
@@ -309,8 +328,8 @@ def _found(folder: Path) -> dict[str, Any]:
     wanted = {
         "transformer": ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim",
                         "text_dim", "in_channels", "out_channels"),
-        "vae": ("z_dim", "latents_mean", "latents_std"),
-        "text_encoder": ("d_model",),
+        "vae": ("z_dim", "latents_mean", "latents_std", *_VAE),
+        "text_encoder": ("d_model", *_TEXT_ENCODER),
     }  # fmt: skip
     for part, names in wanted.items():
         file = folder / part / "config.json"
@@ -319,7 +338,7 @@ def _found(folder: Path) -> dict[str, Any]:
         config = read_json(file)
         found |= {
             f"{part}.{name}": tuple(value) if isinstance(value, list) else value
-            for name in names
+            for name in (*names, *_NEVER)
             if (value := config.get(name)) is not None
         }
         if not any(key.startswith(f"{part}.") for key in found):
@@ -328,23 +347,30 @@ def _found(folder: Path) -> dict[str, Any]:
 
 
 def _expected(row: Variant) -> dict[str, Any]:
-    return {
-        "transformer.num_layers": row.num_layers,
-        "transformer.num_attention_heads": row.num_attention_heads,
-        "transformer.attention_head_dim": row.attention_head_dim,
-        "transformer.ffn_dim": row.ffn_dim,
-        "transformer.text_dim": row.text_dim,
-        "transformer.in_channels": row.z_dim,
-        "transformer.out_channels": row.z_dim,
-        "vae.z_dim": row.z_dim,
-        "vae.latents_mean": row.latents_mean,
-        "vae.latents_std": row.latents_std,
-        "text_encoder.d_model": row.text_dim,
-    }
+    constants = {f"vae.{name}": value for name, value in _VAE.items()}
+    constants |= {f"text_encoder.{name}": value for name, value in _TEXT_ENCODER.items()}
+    never = {f"{part}.{name}": None for part in PIPELINE for name in _NEVER}
+    return (
+        constants
+        | never
+        | {
+            "transformer.num_layers": row.num_layers,
+            "transformer.num_attention_heads": row.num_attention_heads,
+            "transformer.attention_head_dim": row.attention_head_dim,
+            "transformer.ffn_dim": row.ffn_dim,
+            "transformer.text_dim": row.text_dim,
+            "transformer.in_channels": row.z_dim,
+            "transformer.out_channels": row.z_dim,
+            "vae.z_dim": row.z_dim,
+            "vae.latents_mean": row.latents_mean,
+            "vae.latents_std": row.latents_std,
+            "text_encoder.d_model": row.text_dim,
+        }
+    )
 
 
 def _text(values: Mapping[str, Any]) -> str:
     return ", ".join(
-        f"{key}={value if not isinstance(value, tuple) else f'({value[0]}, ...)'}"
+        f"{key}={f'({value[0]}, ...)' if isinstance(value, tuple) and len(value) > 3 else value}"
         for key, value in values.items()
     )

@@ -16,6 +16,13 @@ from wanlora.errors import ModelError
 HashFile = Callable[[Path], str]
 """Hex sha256 of a file; a caller may give one that remembers by path, size and mtime."""
 
+WEIGHT_NAMES = tuple(
+    f"{stem}.safetensors{index}"
+    for stem in ("diffusion_pytorch_model", "model")
+    for index in (".index.json", "")
+)
+"""Names that diffusers and transformers look for. Each reads its own stem only."""
+
 _CHUNK_BYTES = 1 << 22
 
 
@@ -23,16 +30,21 @@ def weight_files(part: Path) -> list[Path]:
     """List the weight files that `from_pretrained` reads from a sub-folder, sorted by name.
 
     Raises:
-        ModelError: There are none.
+        ModelError: There are none, or more than one set of them.
     """
-    for stem in ("diffusion_pytorch_model", "model"):
-        index = part / f"{stem}.safetensors.index.json"
-        if index.is_file():
-            return [part / name for name in sorted(set(read_json(index)["weight_map"].values()))]
-        single = part / f"{stem}.safetensors"
-        if single.is_file():
-            return [single]
-    raise ModelError(f"{part} holds no .safetensors weights")
+    found = [name for name in WEIGHT_NAMES if (part / name).is_file()]
+    if len(found) > 1:
+        raise ModelError(
+            f"{part} holds {' and '.join(found)}, and the libraries do not agree on the one to "
+            "load (transformers prefers a single file, diffusers the index): delete the one that "
+            "does not belong to this model, or download the folder again"
+        )
+    if not found:
+        raise ModelError(f"{part} holds no .safetensors weights")
+    if found[0].endswith(".index.json"):
+        shards = set(read_json(part / found[0])["weight_map"].values())
+        return [part / name for name in sorted(shards)]
+    return [part / found[0]]
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,0 +1,33 @@
+"""Work that the processes of one machine do one after the other: hashing and loading UMT5.
+
+Owns: the lock. It is in the machine's temporary folder, because the user's cache folder may be
+shared by many machines, and the system releases it when its holder dies.
+"""
+
+import getpass
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+PATIENCE_S = 1800.0
+"""After that a process goes on without its turn: its neighbour hangs."""
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def turn(name: str) -> Iterator[None]:
+    """Wait until no other process of this user on this machine holds the turn of that name."""
+    lock = FileLock(Path(tempfile.gettempdir()) / f"wanlora-{getpass.getuser()}-{name}.lock")
+    try:
+        lock.acquire(timeout=PATIENCE_S)
+    except (Timeout, OSError) as error:  # it would only have saved time or memory
+        log.warning("not waiting for the turn to %s: %s", name, error)
+    try:
+        yield
+    finally:
+        lock.release()

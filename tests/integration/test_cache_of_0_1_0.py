@@ -1,0 +1,47 @@
+"""A cache that release 0.1.0 wrote is used as it is: nothing in it is encoded again."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support.models import micro_home  # noqa: F401
+from wanlora import cache_latents, train
+from wanlora.config import CacheLatentsConfig, TrainConfig
+from wanlora.store.views import read_view
+
+FIXTURE = Path(__file__).parent.parent / "fixtures" / "v0.1.0"
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(FIXTURE, tmp_path / "old"))
+
+
+@pytest.fixture
+def config(old: Path, micro_home: Path) -> CacheLatentsConfig:  # noqa: F811
+    return CacheLatentsConfig(
+        manifest=(old / "data",), cache=old / "cache", model="micro", device="cpu"
+    )
+
+
+def test_its_rows_are_recognised_and_new_ones_join_them(config, old):
+    before = read_view(config.cache, "default")
+    result = cache_latents.run(config)
+    assert (result.clips_encoded, result.prompts_encoded, result.clips) == (0, 0, 6)
+    after = read_view(config.cache, "default")
+    assert (after.latents, after.text) == (before.latents, before.text)
+    assert after.latents_provenance == before.latents_provenance
+    path = old / "data" / "train.jsonl"
+    path.write_text(path.read_text().replace("a still square number 1", "a new caption"))
+    again = cache_latents.run(config)
+    assert (again.clips_encoded, again.prompts_encoded) == (0, 1)
+    assert read_view(config.cache, "default").text == before.text
+
+
+def test_training_runs_on_its_view(old):
+    config = TrainConfig(
+        cache=old / "cache", output_dir=old / "new", max_steps=1, device="cpu", eager="on",
+        lora={"rank": 1, "targets": "attention"}, validation={"every": 0}, trackers=(),
+    )  # fmt: skip
+    assert train.run(config).steps == 1
