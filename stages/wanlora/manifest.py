@@ -25,7 +25,7 @@ from wanlora.core.buckets import MAX_FPS, MAX_FRAMES, MAX_SIDE_PX, MIN_FPS, Buck
 from wanlora.core.fingerprint import fingerprint, sha256_text
 from wanlora.core.text import decode_utf8, shorten, spellings, without_surrogates
 from wanlora.errors import ManifestError
-from wanlora.files import existing_spelling, write_text
+from wanlora.files import encode_text, existing_spelling, write_atomic
 
 TRANSFORM_REVISION = 1
 """Stands for the pixel rules (which frame is taken, rotation, resize, crop) in every clip key."""
@@ -149,7 +149,12 @@ def written_path(source: Path, folder: Path) -> str:
 
 def write(path: Path, clips: Sequence[Clip]) -> None:
     """Write a manifest whole: a reader or a kill sees the old file or the new one."""
-    write_text(path, "".join(f"{line_of(clip)}\n" for clip in clips))
+    write_atomic(path, document(clips))
+
+
+def document(clips: Sequence[Clip]) -> bytes:
+    """Bytes of a manifest."""
+    return encode_text("".join(f"{line_of(clip)}\n" for clip in clips))
 
 
 def line_of(clip: Clip) -> str:

@@ -12,6 +12,7 @@ from wanlora.cache_latents.worker import Encoded
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.prompts import prompt_key
 from wanlora.core.text import shorten
+from wanlora.edits import unused_captions
 
 SHOWN = 10
 """How many failures are printed; all of them stand in the JSON."""
@@ -37,6 +38,8 @@ class CacheResult:
         failures: Clips that are not in the view, and why.
         truncated_prompts: Prompts encoded by this run that lost their end: over 512 tokens.
         changed_sources: Source files that changed after the manifest was written.
+        unused_captions: Caption files that were edited after `prepare` read them.
+        captions_command: Command that reads them.
     """
 
     cache: str
@@ -59,6 +62,8 @@ class CacheResult:
     failures: list[Failure] = field(default_factory=list)
     truncated_prompts: list[str] = field(default_factory=list)
     changed_sources: list[str] = field(default_factory=list)
+    unused_captions: list[str] = field(default_factory=list)
+    captions_command: str = ""
     next_command: str = ""
 
     @property
@@ -100,6 +105,11 @@ class CacheResult:
             "sources changed after the manifest was written, and were cut as they are now; if "
             "that is not what you want, run wanlora prepare again",
         )
+        lines += listed(
+            self.unused_captions,
+            "caption files were edited after prepare read them, and their text is not used; read "
+            f"them with: {self.captions_command}",
+        )
         return lines + ([f"next: {self.next_command}"] if self.next_command else [])
 
 
@@ -128,6 +138,7 @@ def summarize(
     made = outcome.made or Encoded()
     encoded = len(plan.missing_clips) - len(made.clips.failures)
     rows = len({keyed.key for keyed in outcome.kept})
+    unused, captions_command = unused_captions(config.manifest)
     captions = {prompt_key(text) for k in plan.clips for text in k.clip.prompts}
     return CacheResult(
         cache=str(config.cache),
@@ -150,6 +161,8 @@ def summarize(
         failures=list(outcome.failures),
         truncated_prompts=list(made.prompts.truncated),
         changed_sources=list(plan.changed_sources),
+        unused_captions=unused,
+        captions_command=captions_command,
         next_command="" if config.dry_run else _next_command(config),
     )
 

@@ -15,8 +15,7 @@ from wanlora.files import partial_path, publish
 from wanlora.manifest import Clip
 from wanlora.media import npz
 from wanlora.media.source import source_sha256
-
-FOLDER = "clips"
+from wanlora.prepare.clip_files import FOLDER, file_name
 
 
 def materialize(
@@ -39,7 +38,7 @@ def materialize(
     folder.mkdir(parents=True, exist_ok=True)
     made, failed = [], []
     for clip in clips:
-        path = folder / f"{clip.clip_id}-{clip.bucket}-{clip.fps:g}fps.npz"
+        path = folder / file_name(clip)
         try:
             if not _is_there(path, clip):
                 _write(path, clip)
