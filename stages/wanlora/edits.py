@@ -25,7 +25,7 @@ VERSION = 1
 
 MANIFESTS = (f"{manifest.TRAIN}.jsonl", f"{manifest.VAL}.jsonl")
 
-KEPT = ("prompts", "activity", "source_group", "split")
+KEPT = ("prompts", "activity", "source_group", "split", "weight")
 """Fields of an edited line that are kept; the others follow from the source and the settings."""
 
 
@@ -94,19 +94,22 @@ def find_edits(folder: Path) -> Edits:
     if all(_sha256(path) in accepted.get(path.name, ()) for path in files):
         return Edits({}, {}, frozenset(), (), recorded=True)
     written: Mapping[str, str] = record.get("lines", {})
-    changed, added, bad, kept = {}, {}, [], set()
-    for line, clip in _lines(files):
-        if isinstance(clip, BadLine):
-            bad.append(clip)
+    changed, added, bad, seen = {}, {}, [], dict[str, Clip]()
+    for line, found in _lines(files):
+        if isinstance(found, BadLine):
+            bad.append(found)
             continue
-        kept.add(clip.clip_id)
-        if not record or clip.clip_id in written:
-            if written.get(clip.clip_id) != digest(line):
-                changed[clip.clip_id] = clip
-        else:
+        clip = found
+        known = seen.get(clip.clip_id)
+        if known is not None:  # repeated lines count as weight
+            clip = replace(known, weight=known.weight + clip.weight)
+        seen[clip.clip_id] = clip
+        if record and clip.clip_id not in written:
             added[clip.clip_id] = clip
+        elif known is not None or written.get(clip.clip_id) != digest(line):
+            changed[clip.clip_id] = clip
     whole = accepted.keys() <= {path.name for path in files}  # a deleted file is made again
-    removed = written.keys() - kept if whole else set()
+    removed = written.keys() - seen.keys() if whole else set()
     return Edits(changed, added, frozenset(removed), tuple(bad), recorded=bool(record))
 
 

@@ -127,7 +127,7 @@ def run(config: VerifyConfig) -> VerifyResult:
     tokens = count_tokens(config.model, (text for clip in usable for text in clip.prompts))
     plan = survey(usable, tokens.counts, tokenizer=tokens.tokenizer)
     if config.html is not None:
-        _write_sheet(config.html, usable, failed, plan, tokens)
+        _write_sheet(config.html, usable, failed, plan, tokens, config.html_clips)
     unused, captions_command = unused_captions(config.manifests)
     return VerifyResult(
         total=len(everything) + len(bad),
@@ -169,11 +169,16 @@ def _more_captions(clip: LoadedClip) -> str:
 
 
 def _write_sheet(
-    path: Path, clips: list[Clip], failed: list[FailedClip], plan: Plan, tokens: TokenCounts
+    path: Path,
+    clips: list[Clip],
+    failed: list[FailedClip],
+    plan: Plan,
+    tokens: TokenCounts,
+    most: int,
 ) -> None:
     left = [sheet.Left(clip.source, clip.code, clip.message) for clip in failed]
-    with bar(total=len(clips), description="contact sheet", unit="clip") as progress:
+    with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
         sheet.write(
-            path, clips, left, plan, tokens.counts, title="wanlora verify",
+            path, clips, left, plan, tokens.counts, title="wanlora verify", most=most,
             step=lambda: progress.update(1),
         )  # fmt: skip

@@ -195,3 +195,12 @@ def test_a_damaged_record_refuses_rather_than_loses(raw, out):
     with pytest.raises(ManifestError, match="--edits"):
         prepared(raw, out)
     assert manifest.read(out / "train.jsonl")
+
+
+def test_a_weight_and_a_repeated_line_are_edits_that_are_kept(raw, out):
+    a, b, c = rows_of(out)
+    write_rows(out, [a | {"weight": 2.5}, b, b, c])
+    with pytest.raises(ManifestError, match="2 lines changed"):
+        prepared(raw, out)
+    prepared(raw, out, edits="keep")
+    assert [row.get("weight", 1) for row in rows_of(out)] == [2.5, 2, 1]

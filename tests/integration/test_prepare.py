@@ -109,8 +109,10 @@ def test_names_that_are_not_utf_8_are_listed_and_stop_nothing(tmp_path):
     raw = dataset(tmp_path / "raw", 1)
     captioned(raw / os.fsdecode(b"gr\xfcn.mp4")).write_bytes(b"")
     (raw / "metadata.jsonl").write_text('{"path": "\\udcff.mp4", "caption": "x"}\n')
-    assert prepared(raw, tmp_path / "out").errors == {"missing": 1, "unreadable": 1}
-    assert errors_of(tmp_path / "out") == {"\udcff.mp4": "missing", r"gr\xfcn.mp4": "unreadable"}
+    assert prepared(raw, tmp_path / "out").errors == {"bad_line": 1, "unreadable": 1}
+    assert errors_of(tmp_path / "out") == {
+        "metadata.jsonl:1": "bad_line", r"gr\xfcn.mp4": "unreadable",
+    }  # fmt: skip
 
 
 def test_low_fps_and_hdr_are_taken_on_request_with_a_warning(tmp_path):

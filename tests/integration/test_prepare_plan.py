@@ -47,7 +47,7 @@ def test_a_dry_run_says_everything_and_writes_no_manifest(tmp_path):
     result = prepared(raw, tmp_path / "out", dry_run=True)
     text = "\n".join(result.lines())
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".prepare-scan.jsonl"]
-    assert re.search(r"unreadable: .*e\.mp4 .* is no video", text)
+    assert re.search(r"unreadable: .*e\.mp4", text)
     assert "136 in 8 clips, 8.5 s" in text
     assert "17x48x80  8 clips, 75 tokens each" in text
     assert "clap  4 clips of 2 sources" in text
@@ -85,6 +85,15 @@ def test_the_tokenizer_of_a_local_model_counts_exactly(tmp_path, micro_folder):
     assert result.plan.captions.tokenizer == str(micro_folder / "tokenizer")
     assert "estimated: no tokenizer" not in "\n".join(result.lines())
     assert result.warnings["caption_truncated"] == 2
+
+
+def test_a_page_shows_the_first_clips_and_how_many_there_are(tmp_path):
+    raw = tmp_path / "raw"
+    sheet_of(tmp_path)
+    page = tmp_path / "few.html"
+    prepared(raw, tmp_path / "out", html=page, html_clips=2)
+    assert page.read_text().count("data:image/jpeg;base64,") == 3 * 2
+    assert "first 2 of 8" in page.read_text()
 
 
 def sheet_of(tmp_path):

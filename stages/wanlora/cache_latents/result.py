@@ -7,9 +7,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from wanlora import manifest
 from wanlora.cache_latents.plan import Failure, KeyedClip, Plan
 from wanlora.cache_latents.worker import Encoded
 from wanlora.config import CacheLatentsConfig
+from wanlora.core.order import describe_shares, shares
 from wanlora.core.prompts import prompt_key
 from wanlora.core.text import shorten
 from wanlora.edits import unused_captions
@@ -40,6 +42,7 @@ class CacheResult:
         changed_sources: Source files that changed after the manifest was written.
         unused_captions: Caption files that were edited after `prepare` read them.
         captions_command: Command that reads them.
+        draws: Expected share of the clips drawn in training, by activity; 0 to 1.
     """
 
     cache: str
@@ -64,6 +67,7 @@ class CacheResult:
     changed_sources: list[str] = field(default_factory=list)
     unused_captions: list[str] = field(default_factory=list)
     captions_command: str = ""
+    draws: dict[str, float] = field(default_factory=dict)
     next_command: str = ""
 
     @property
@@ -80,6 +84,8 @@ class CacheResult:
             f"prompts: {self.prompts_encoded} {verb}, {self.prompts_cached} already there"
             + _saved(self.shared_captions, "repeated captions"),
         ]
+        if self.dry_run and len(self.draws) > 1:
+            lines.append(f"expected share of draws: {describe_shares(self.draws)}")
         if self.workers > 1:
             lines.append(f"{self.workers} workers; {self.clips_encoded_twice} clips encoded twice")
         if self.dry_run:
@@ -163,6 +169,11 @@ def summarize(
         changed_sources=list(plan.changed_sources),
         unused_captions=unused,
         captions_command=captions_command,
+        draws=shares(
+            (keyed.clip.activity, keyed.clip.weight)
+            for keyed in outcome.kept
+            if keyed.clip.split == manifest.TRAIN
+        ),
         next_command="" if config.dry_run else _next_command(config),
     )
 

@@ -33,6 +33,7 @@ class Source:
         activity: A column of that meaning, else the name of the folder.
         group: A column of that meaning, else None.
         split: train or val, when a column says so.
+        weight: A column of that meaning, times the rows of one table that repeat each other.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Source:
     activity: str
     group: str | None
     split: str | None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,15 @@ class _Notes:
     group: str | None = None
     split: str | None = None
     problem: str | None = None
+    weights: dict[tuple[Path, tuple[str, ...]], float] = field(default_factory=dict)
+    """Sum over the rows of one table with the same captions. Equal rows of two tables do not add
+    up: the tables are copies of one list."""
+    weighted: set[tuple[Path, tuple[str, ...]]] = field(default_factory=set)
+    """Keys of `weights` whose rows have a weight column; they count before the others."""
+
+    @property
+    def weight(self) -> float:
+        return max((self.weights[key] for key in self.weighted or self.weights), default=1.0)
 
 
 @dataclass(slots=True)
@@ -139,7 +150,9 @@ def find(
             unreadable[path] = note.problem
         elif note.prompts:
             activity = note.activity or path.parent.name
-            sources.append(Source(path, tuple(note.prompts), activity, note.group, note.split))
+            sources.append(
+                Source(path, tuple(note.prompts), activity, note.group, note.split, note.weight)
+            )
         elif path not in beside:
             silent.append(path)
     failures = [*files.failures, *collected.failures.values()]
@@ -237,26 +250,19 @@ def _collect(
             is about these alone: elsewhere, a file of the same name may be another one.
 
     Raises:
-        ManifestError: A table cannot be read, or none of its rows can.
+        ManifestError: A table cannot be read.
     """
     collected = _Collected()
     folders = [path for path in map(absolute, given) if path.is_dir()]
     lookup = Lookup(paths, folders if anywhere else [])
     for table in found_tables:
-        bad: dict[str, Failure] = {}
-        num_good = 0
         for where, row in tables.read(table, sidecars):
             try:
                 if isinstance(row, ManifestError):
                     raise row
                 _read_row(row, table, where, collected, lookup, has_folders=bool(folders))
-                num_good += 1
             except ManifestError as error:
-                bad[where] = Failure("bad_line", str(error), where)
-        if bad and not num_good:
-            reasons = [failure.message for failure in bad.values()]
-            raise ManifestError("\n".join([f"no row of {table} can be used:", *reasons[:SHOWN]]))
-        collected.failures |= bad
+                collected.failures[where] = Failure("bad_line", str(error), where)
     return collected
 
 
@@ -270,10 +276,9 @@ def _read_row(
     has_folders: bool,
 ) -> None:
     name = rows.path_in(row, where)
-    rows.captions_in(row, where)
     path, candidates = lookup(name, table, where)
     if path is not None:
-        _add(collected.notes.setdefault(path, _Notes()), row, where)
+        _add(collected.notes.setdefault(path, _Notes()), row, where, table=table)
         return
     collected.unmatched.append((where, name, candidates[0]))
     # Path.is_file raises for a path that the system refuses; this is False for it.
@@ -284,11 +289,20 @@ def _read_row(
         collected.failures[str(candidates[0])] = Failure("missing", message, str(candidates[0]))
 
 
-def _add(note: _Notes, row: Mapping[str, Any], where: str) -> None:
-    note.prompts.update(dict.fromkeys(rows.captions_in(row, where)))
+def _add(note: _Notes, row: Mapping[str, Any], where: str, *, table: Path) -> None:
+    captions = rows.captions_in(row, where)
     activity = rows.text_in(row, rows.ACTIVITY_NAMES, where)
     group = rows.text_in(row, rows.GROUP_NAMES, where)
     split = rows.split_in(row, where)
+    own = rows.weight_in(row, where)
+    weight = note.weights.get((table, captions), 0.0) + (1.0 if own is None else own)
+    if problem := rows.weight_problem(weight):
+        raise ManifestError(f"{where}: the rows of this file weigh {weight:g} in all; {problem}")
+    # Nothing of a bad row is kept: all checks are above.
+    note.weights[table, captions] = weight
+    if own is not None:
+        note.weighted.add((table, captions))
+    note.prompts.update(dict.fromkeys(captions))
     note.activity = _agreed(note, "activity", note.activity, activity, where)
     note.group = _agreed(note, "source_group", note.group, group, where)
     note.split = _agreed(note, "split", note.split, split, where)

@@ -246,6 +246,10 @@ class EvaluateConfig(Settings):
         int,
         Field(description="Videos of each activity inside report.html; all are in videos/.", ge=0),
     ] = 4
+    html_clips: Annotated[
+        int,
+        Field(description="Maximum number of prompts with videos inside report.html.", ge=1),
+    ] = 200
     shown_height: Annotated[
         int, Field(description="Greatest height in px of a video inside report.html.", ge=16)
     ] = 320

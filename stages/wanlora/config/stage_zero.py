@@ -146,8 +146,11 @@ class PrepareConfig(Settings):
         Flag(),
     ] = None
     html: Annotated[
-        Path | None, Field(description="Write a contact sheet of all clips to this file."), Flag()
+        Path | None, Field(description="Write a contact sheet of the clips to this file."), Flag()
     ] = None
+    html_clips: Annotated[
+        int, Field(description="Maximum number of clips on the page, about 10 kB each.", ge=1)
+    ] = 1000
     materialize: Annotated[
         Literal["npz"] | None,
         Field(description="Also write every clip's frames to OUTPUT/clips, 97 MB each at 480p."),
@@ -188,4 +191,7 @@ class VerifyConfig(Settings):
         Field(description="Write a contact sheet of the clips loaded to this file."),
         Flag(),
     ] = None
+    html_clips: Annotated[
+        int, Field(description="Maximum number of clips on the page, about 10 kB each.", ge=1)
+    ] = 1000
     model: TokenizerOf = DEFAULT_MODEL

@@ -197,7 +197,7 @@ def _shown(config: EvaluateConfig, models: Mapping[str, Model]) -> list[Shown]:
     taken: dict[str, int] = {}
     for number, video in enumerate(models[BASE].videos):
         taken[video.activity] = taken.get(video.activity, 0) + 1
-        if taken[video.activity] > config.shown_per_activity:
+        if taken[video.activity] > config.shown_per_activity or len(shown) >= config.html_clips:
             continue
         small = {
             name: mp4.small(

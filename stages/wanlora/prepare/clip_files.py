@@ -6,23 +6,18 @@ Owns: OUTPUT/clips. Imports no torch.
 import re
 from pathlib import Path
 
-from wanlora.core.fingerprint import sha256_text
+from wanlora.core.text import file_stem
 from wanlora.manifest import Clip
 from wanlora.prepare import journal
 
 FOLDER = "clips"
-MAX_STEM = 180
-"""Characters of a clip's name in a file name, so that no file system refuses it."""
 
 _PATTERN = re.compile(r"-\d+x\d+x\d+-[0-9.e+-]+fps\.npz")
 
 
 def file_name(clip: Clip) -> str:
-    """Name of a clip's file: source's hash, start and size are in it."""
-    stem = clip.clip_id
-    if len(stem.encode()) > MAX_STEM:
-        stem = f"{stem.encode()[:MAX_STEM].decode(errors='ignore')}-{sha256_text(clip.clip_id)[:8]}"
-    return f"{stem}-{clip.bucket}-{clip.fps:g}fps.npz"
+    """Name of a clip's file: the source's hash, the start and the size are in it."""
+    return f"{file_stem(clip.clip_id)}-{clip.bucket}-{clip.fps:g}fps.npz"
 
 
 def is_clip_file(path: Path) -> bool:

@@ -86,7 +86,7 @@ def run(config: PrepareConfig) -> PrepareResult:
     clips = [_warn_of_length(clip, tokens) for clip in clips]
     plan = survey(clips, tokens.counts, tokenizer=tokens.tokenizer)
     if config.html is not None:
-        _write_sheet(config.html, clips, failures, plan, tokens)
+        _write_sheet(config.html, clips, failures, plan, tokens, config.html_clips)
     if not config.dry_run:
         if config.materialize is not None:
             clips, failures = _materialized(clips, failures, config)
@@ -241,14 +241,19 @@ def _split(clips: list[Clip], found: Found, config: PrepareConfig) -> list[Clip]
 
 
 def _write_sheet(
-    path: Path, clips: list[Clip], failures: list[Failure], plan: Plan, tokens: TokenCounts
+    path: Path,
+    clips: list[Clip],
+    failures: list[Failure],
+    plan: Plan,
+    tokens: TokenCounts,
+    most: int,
 ) -> None:
     from wanlora.plan import sheet  # noqa: PLC0415  it imports torch, which checking does not need
 
     left = [sheet.Left(failure.path, failure.code, failure.message) for failure in failures]
-    with bar(total=len(clips), description="contact sheet", unit="clip") as progress:
+    with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
         sheet.write(
-            path, clips, left, plan, tokens.counts, title="wanlora prepare",
+            path, clips, left, plan, tokens.counts, title="wanlora prepare", most=most,
             step=lambda: progress.update(1),
         )  # fmt: skip
 

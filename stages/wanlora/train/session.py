@@ -32,7 +32,7 @@ from wanlora.store import index
 from wanlora.store.views import read_view
 from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
-from wanlora.train.data import Data, open_data
+from wanlora.train.data import Data, log_draws, open_data
 from wanlora.train.git import git_commit
 from wanlora.train.optimizers import make_optimizer
 from wanlora.train.ranks import Ranks, own_device
@@ -124,6 +124,8 @@ def open_session(config: TrainConfig) -> Session:
     end_step = config.max_steps or num_steps(
         data.source.order.steps_per_epoch, num_epochs=config.num_epochs
     )
+    if ranks.is_main:
+        log_draws(config, data, end_step=end_step)
     if config.optimizer.warmup_steps >= end_step:
         logger.warning(
             "the warm-up of %d steps is not over in a run of %d: the learning rate never reaches "
