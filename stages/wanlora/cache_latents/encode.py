@@ -33,6 +33,7 @@ from wanlora.store.groups import write_groups
 from wanlora.store.schema import Kind
 from wanlora.store.writer import SegmentWriter
 from wanlora.wan import encoders
+from wanlora.wan.device import current_in_thread
 from wanlora.wan.variants import Variant
 
 Decode = Callable[[Clip], "torch.Tensor | MediaError"]
@@ -253,7 +254,8 @@ def _decode_ahead(
 
     threads = config.decode_workers
     most = depth(largest, threads=threads, max_bytes=config.decode_bytes)
-    return Ahead(work, rows, threads=threads, depth=most)
+    first = current_in_thread(using.device)  # pinning memory needs a context, on this GPU
+    return Ahead(work, rows, threads=threads, depth=most, initializer=first)
 
 
 def _load_vae(config: CacheLatentsConfig, using: Encoders) -> AutoencoderKLWan:

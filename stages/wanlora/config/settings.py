@@ -66,8 +66,8 @@ class Settings(BaseModel):
 Device = Annotated[
     str,
     Field(
-        description="Where to compute: auto, cpu, cuda, cuda:1, mps. auto never falls back to a "
-        "CPU for a model other than micro.",
+        description="Where to compute: auto, cpu, cuda, cuda:1, mps. auto takes CUDA; it "
+        "never takes mps, nor a CPU for a model other than micro.",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
     ),
     Flag(),
