@@ -211,7 +211,7 @@ def _watch(workers: Sequence[_Worker], config: CacheLatentsConfig, plan: Plan) -
                     log.warning("worker %d %s", worker.rank.index, why)
                 if finished_s is None and isinstance(worker.outcome, Encoded):
                     finished_s = time.monotonic()
-            there = sum(len(wanted & keys()) for keys, wanted in committed)
+            there = sum(len(rows().present(wanted)) for rows, wanted in committed)
             progress(there - done, f"{len(running)} workers" if running else "")
             done = there
 

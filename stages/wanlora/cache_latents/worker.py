@@ -5,8 +5,7 @@ all come through here, with rows to make and a way to tell of progress.
 """
 
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -113,13 +112,14 @@ def settled(config: CacheLatentsConfig, plan: Plan, made: Encoded) -> Encoded:
     text = Committed(config.cache, "text", plan.fingerprint("text")).look()
     latents = Committed(config.cache, "latents", plan.fingerprint("latents"))
     wanted = {keyed.key for keyed in plan.missing_clips}
-    there = wanted & latents.look()
+    rows = latents.look()
+    there = rows.present(wanted)
     failures = {key: why for key, why in made.clips.failures.items() if key not in there}
     return replace(
         made,
-        prompts=replace(made.prompts, rows=len(plan.missing_prompts.keys() & text)),
+        prompts=replace(made.prompts, rows=len(text.present(plan.missing_prompts))),
         clips=replace(made.clips, rows=len(there), failures=failures),
-        clips_twice=latents.repeated(wanted),
+        clips_twice=rows.repeats(wanted),
     )
 
 
@@ -182,7 +182,7 @@ def _rows(
     rank: Rank,
     alike: Callable[[T], Any],
     progress: Progress,
-) -> tuple[Iterator[dict[str, T]], Callable[[], AbstractSet[str]]]:
+) -> tuple[Iterator[dict[str, T]], Callable[[], Container[str]]]:
     """The chunks of a rank, and what others have committed; alone, there are no others."""
     if rank.world == 1:
         return whole(missing, alike=alike), frozenset

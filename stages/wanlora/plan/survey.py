@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from wanlora import manifest
 from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape, num_tokens, problem_with
 from wanlora.core.near_duplicates import similar_pairs
+from wanlora.core.order import shares
 from wanlora.manifest import Clip
 
 BYTES_PER_VALUE = 2
@@ -50,13 +51,18 @@ class Captions:
 
 @dataclass(frozen=True)
 class Activity:
-    """Share of one activity."""
+    """Share of one activity.
+
+    Attributes:
+        draws: Expected share of the clips drawn in training, by their weights; 0 to 1.
+    """
 
     clips: int
     sources: int
     train: int
     val: int
     length_s: float
+    draws: float
 
 
 @dataclass(frozen=True)
@@ -202,6 +208,7 @@ def _activities(clips: Sequence[Clip]) -> dict[str, Activity]:
     members: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         members[clip.activity].append(clip)
+    draws = shares((c.activity, c.weight) for c in clips if c.split == manifest.TRAIN)
     return {
         name: Activity(
             clips=len(own),
@@ -209,6 +216,7 @@ def _activities(clips: Sequence[Clip]) -> dict[str, Activity]:
             train=sum(clip.split == manifest.TRAIN for clip in own),
             val=sum(clip.split == manifest.VAL for clip in own),
             length_s=round(sum(clip.num_frames / clip.fps for clip in own), 3),
+            draws=round(draws.get(name, 0.0), 4),
         )
         for name, own in sorted(members.items())
     }
@@ -246,7 +254,7 @@ def _duplicates(clips: Sequence[Clip]) -> tuple[tuple[str, ...], ...]:
 def _activity_line(name: str, row: Activity) -> str:
     return (
         f"{name}  {row.clips:,} clips of {row.sources:,} sources, {row.length_s:,.1f} s, "
-        f"train {row.train:,}, val {row.val:,}"
+        f"train {row.train:,}, val {row.val:,}, {row.draws:.1%} of draws"
     )
 
 

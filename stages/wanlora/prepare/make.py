@@ -96,6 +96,7 @@ def _video_clip(source: Source, sha256: str, scan: Scan, cut: Cut, config: Prepa
         transform=_transform(scan),
         warnings=_warnings(scan, cut, repeats, height, width, config),
         path=source.path,
+        weight=source.weight,
     )
 
 
@@ -122,6 +123,7 @@ def _image_clip(source: Source, sha256: str, picture: Picture, config: PrepareCo
         transform={"resize": "bicubic-antialias", "crop": "center", "sample_aspect": "1"},
         warnings=tuple(warnings),
         path=source.path,
+        weight=source.weight,
     )
 
 
@@ -152,6 +154,7 @@ def _npz_clip(
         transform={},
         warnings=() if source.group or match else ("no_group: other clips of its video unknown",),
         path=source.path,
+        weight=source.weight,
     )
 
 

@@ -32,10 +32,10 @@ from wanlora.store import index
 from wanlora.store.views import read_view
 from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
-from wanlora.train.data import Data, open_data
+from wanlora.train.data import Data, log_draws, open_data
 from wanlora.train.git import git_commit
 from wanlora.train.optimizers import make_optimizer
-from wanlora.train.ranks import Ranks, own_device
+from wanlora.train.ranks import Ranks, adopt_launcher, own_device, warn_of_accelerate_settings
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
@@ -108,6 +108,8 @@ def open_session(config: TrainConfig) -> Session:
     index.open_store(config.cache)
     view = read_view(config.cache, config.view)  # refused, if at all, before a model is downloaded
     model = config.model or view.model
+    adopt_launcher()
+    warn_of_accelerate_settings()
     own_device()
     device = devices.pick(config.device, model)
     folder = resolve(model, ["transformer"])
@@ -124,6 +126,8 @@ def open_session(config: TrainConfig) -> Session:
     end_step = config.max_steps or num_steps(
         data.source.order.steps_per_epoch, num_epochs=config.num_epochs
     )
+    if ranks.is_main:
+        log_draws(config, data, end_step=end_step)
     if config.optimizer.warmup_steps >= end_step:
         logger.warning(
             "the warm-up of %d steps is not over in a run of %d: the learning rate never reaches "
