@@ -22,7 +22,14 @@ from typing import Any, Literal, NamedTuple, cast
 
 from wanlora.core import npz, rows
 from wanlora.core.aspect import is_hd
-from wanlora.core.buckets import MAX_FPS, MAX_FRAMES, MAX_SIDE_PX, MIN_FPS, Bucket
+from wanlora.core.buckets import (
+    DEFAULT_FPS,
+    MAX_FPS,
+    MAX_FRAMES,
+    MAX_SIDE_PX,
+    MIN_FPS,
+    Bucket,
+)
 from wanlora.core.fingerprint import fingerprint, sha256_text
 from wanlora.core.text import decode_utf8, shorten, spellings, without_surrogates
 from wanlora.errors import ManifestError
@@ -33,7 +40,6 @@ TRANSFORM_REVISION = 1
 IMAGE_REVISION = 2
 """The same for clips of images."""
 
-DEFAULT_FPS = 16.0
 TRAIN, VAL = "train", "val"
 KINDS = ("video", "npz", "images")
 

@@ -55,6 +55,8 @@ def test_its_snippets_survive_any_prompt():
     assert FACTS["example_prompt"] in constants
     assert shlex.split(code(card, "sh"))[-1] == FACTS["example_prompt"]
     assert "num_frames=81, height=480" in card
+    assert "fps=16)" in card
+    assert "fps=24)" in model_card(FACTS | {"fps": 24.0})
 
 
 def test_it_says_what_was_trained_on_what_and_how_well():

@@ -11,8 +11,9 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from wanlora.config import TrainConfig
-from wanlora.core.buckets import usual
+from wanlora.core.buckets import DEFAULT_FPS, usual
 from wanlora.core.validation import describe_sample
+from wanlora.store.views import frame_rate
 from wanlora.train.session import Session
 
 CARD_NAME = "README.md"
@@ -32,7 +33,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
               view, view_sha256, instance_prompt;
             - settings: names and values to list;
             - loss: last smoothed training loss; best, final: lines of validation.jsonl;
-            - example_prompt, num_frames, height, width;
+            - example_prompt, num_frames, height, width, fps;
             - provenance: versions, fingerprints, store_digest, git_commit, ...
     """
     parts = [
@@ -82,6 +83,7 @@ def card_facts(
         "num_frames": bucket.num_frames,
         "height": bucket.height,
         "width": bucket.width,
+        "fps": frame_rate(clips),
         "provenance": session.facts,
     }
 
@@ -134,7 +136,7 @@ def _usage(facts: Mapping[str, Any]) -> str:
         'pipeline.load_lora_weights("FOLDER")  # this one',
         'pipeline.to("cuda")',
         f"video = pipeline({call}).frames[0]",
-        'export_to_video(video, "video.mp4", fps=16)',
+        f'export_to_video(video, "video.mp4", fps={facts.get("fps", DEFAULT_FPS):g})',
         "```",
         "",
         "or",
