@@ -111,6 +111,7 @@ def run(config: VerifyConfig) -> VerifyResult:
     """
     bad: list[manifest.BadLine] = []
     everything = manifest.read_all(config.manifests, on_bad=bad.append)
+    manifest.warn_of_old_colours(everything)
     chosen = _first_of_each(config) if config.limit else everything
     loaded: list[LoadedClip] = []
     failed = [FailedClip(line.where, "", "bad_line", line.message) for line in bad]

@@ -74,7 +74,9 @@ def test_the_summary_counts_everything_and_names_the_next_command(tmp_path):
     text = "\n".join(result.lines())
     assert "6 found, 4 used" in text
     assert "8 (2.0 a source)" in text
-    assert "train 6, val 2" in text
+    # A file's side is a hash of its bytes, and those depend on the release of the encoder.
+    assert f"train {result.train}, val {result.val}" in text
+    assert result.train + result.val == 8
     assert "bucket      17x48x80  8 clips, 75 tokens each" in text
     assert "activity    clap  4 clips of 2 sources" in text
     assert "no_caption 1, unreadable 1" in text
