@@ -11,7 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wanlora.core.out_of_memory import is_out_of_memory
+from wanlora.core.text import LFS_REMEDY
 from wanlora.errors import MediaError, WanloraError
+from wanlora.files import is_lfs_pointer
 
 BLOCK_BYTES = 4 * 2**20
 
@@ -30,10 +32,12 @@ def reading(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except WanloraError:
-        raise
     except Exception as error:
         if is_out_of_memory(error):
+            raise
+        if is_lfs_pointer(path):
+            raise MediaError("unreadable", f"{path} {LFS_REMEDY}") from error
+        if isinstance(error, WanloraError):
             raise
         if isinstance(error, FileNotFoundError) and not path.exists():
             raise MediaError("missing", f"{path}: there is no such file") from None
