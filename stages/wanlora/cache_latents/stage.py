@@ -32,7 +32,14 @@ from wanlora.manifest import Clip
 from wanlora.stopping import interrupted_by_signals
 from wanlora.store import index, objects, schema
 from wanlora.store.reader import StoreReader
-from wanlora.store.views import View, ViewClip, ViewPrompt, write_view
+from wanlora.store.views import (
+    View,
+    ViewClip,
+    ViewPrompt,
+    read_view,
+    view_names,
+    write_view,
+)
 from wanlora.wan.variants import MICRO
 
 log = logging.getLogger(__name__)
@@ -63,7 +70,7 @@ def run(config: CacheLatentsConfig) -> CacheResult:
             _require_videos(plan.failures)
         planning.note_other_generations(config.cache, using)
         if config.dry_run:
-            outcome = Outcome(plan.clips, plan.failures, plan.num_bytes)
+            outcome = Outcome(plan.clips, plan.failures, num_bytes=plan.num_bytes)
             return summarize(config, plan, outcome, seconds=time.monotonic() - started)
         before = objects.num_bytes(config.cache, schema.STORE)
         made = _encode(config, plan, hashes, encode_missing)
@@ -71,9 +78,10 @@ def run(config: CacheLatentsConfig) -> CacheResult:
     failures = [*plan.failures, *_failures(plan.clips, made.clips.failures)]
     if not kept:
         raise ManifestError(_nothing_left(config, failures))
-    view = _publish(config, plan, kept)
+    stays = _as_before(config, plan, found, failures)
+    view = _publish(config, plan, kept, stays)
     added = objects.num_bytes(config.cache, schema.STORE) - before
-    outcome = Outcome(kept, failures, added, view.sha256, made)
+    outcome = Outcome(kept, failures, stays, added, view.sha256, made)
     return summarize(config, plan, outcome, seconds=time.monotonic() - started)
 
 
@@ -83,7 +91,7 @@ def _require_videos(failures: Sequence[Failure]) -> None:
     Raises:
         ManifestError: Names the machine and what it lacks.
     """
-    lacking = [failure.message for failure in failures if failure.code == "missing"]
+    lacking = [f.message for f in failures if f.code in ("missing", "unreadable")]
     if lacking:
         raise ManifestError(
             "\n".join(
@@ -155,7 +163,7 @@ def _read(config: CacheLatentsConfig) -> tuple[list[Clip], list[Failure], Hashes
         on_bad=lambda line: bad.append(Failure("bad_line", line.where, line.message)),
     )
     index.has_store(config.cache)
-    return found, bad, Hashes.read(config.cache)
+    return found, bad, Hashes.read(config.cache, config.manifest)
 
 
 @contextmanager
@@ -218,7 +226,37 @@ def _encode(
             raise
 
 
-def _publish(config: CacheLatentsConfig, plan: Plan, kept: Sequence[KeyedClip]) -> View:
+def _as_before(
+    config: CacheLatentsConfig, plan: Plan, found: Sequence[Clip], failures: Sequence[Failure]
+) -> list[ViewClip]:
+    """Clips that fail now and are in the view that will be replaced: they stay as they are in it.
+
+    A disk that does not answer for a moment would otherwise make the view smaller.
+    """
+    ids = {failure.clip_id for failure in failures}
+    clips = {clip.clip_id: clip for clip in found if clip.clip_id in ids}
+    if not clips or config.view not in view_names(config.cache):
+        return []
+    try:
+        view = read_view(config.cache, config.view)
+    except StoreError as error:
+        log.warning("the view that is replaced cannot be read: %s", error)
+        return []
+    latents, text = plan.fingerprint("latents"), plan.fingerprint("text")
+    if (view.latents, view.text) != (latents, text):
+        return []
+    rows = index.committed_keys(config.cache, "latents", latents)
+    prompts = index.committed_keys(config.cache, "text", text)
+    return [
+        replace(old, activity=clip.activity, split=clip.split, source_group=clip.source_group)
+        for old in view.clips
+        if (clip := clips.get(old.clip_id)) and old.key in rows and prompts >= set(old.prompts)
+    ]
+
+
+def _publish(
+    config: CacheLatentsConfig, plan: Plan, kept: Sequence[KeyedClip], stays: Sequence[ViewClip]
+) -> View:
     """Write the view, once every row of it is known to be committed."""
     using, variant = plan.using, plan.using.variant
     view = View(
@@ -234,18 +272,21 @@ def _publish(config: CacheLatentsConfig, plan: Plan, kept: Sequence[KeyedClip]) 
         validation_prompts=tuple(
             ViewPrompt(text, prompt_key(text)) for text in config.validation_prompts
         ),
-        clips=tuple(
-            ViewClip(
-                clip_id=keyed.clip.clip_id,
-                key=keyed.key,
-                bucket=keyed.clip.bucket,
-                prompts=tuple(prompt_key(text) for text in keyed.clip.prompts),
-                activity=keyed.clip.activity,
-                split=keyed.clip.split,
-                source_group=keyed.clip.source_group,
-                fps=keyed.clip.fps,
-            )
-            for keyed in kept
+        clips=(
+            *stays,
+            *(
+                ViewClip(
+                    clip_id=keyed.clip.clip_id,
+                    key=keyed.key,
+                    bucket=keyed.clip.bucket,
+                    prompts=tuple(prompt_key(text) for text in keyed.clip.prompts),
+                    activity=keyed.clip.activity,
+                    split=keyed.clip.split,
+                    source_group=keyed.clip.source_group,
+                    fps=keyed.clip.fps,
+                )
+                for keyed in kept
+            ),
         ),
         name=config.view,
     )

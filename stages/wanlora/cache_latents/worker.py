@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from wanlora.cache_latents import plan as planning
+from wanlora.cache_latents.decode import decode
 from wanlora.cache_latents.encode import (
     EncodedClips,
     EncodedPrompts,
@@ -152,8 +154,11 @@ def _clips(config: CacheLatentsConfig, plan: Plan, rank: Rank, *, shown: bool) -
     with shown_progress(len(missing), "latents", "clip", shown=shown) as progress:
         chunks, there = _rows(config, plan, "latents", missing, rank, bucket_of, progress)
         return encode_clips(
-            config, plan.using, chunks, progress, largest=plan.largest, committed=there
-        )
+            config, plan.using, chunks, progress,
+            largest=plan.largest,
+            committed=there,
+            decoded_by=partial(decode, known=dict(plan.sources)),
+        )  # fmt: skip
 
 
 def bucket_of(clip: Clip) -> Bucket:
