@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -86,6 +87,9 @@ class TrainResult:
             *lines,
             f"adapter: {self.adapter}",
             f'next: wanlora sample --adapter {self.output_dir} --prompt "..."',
+            "for ComfyUI, which does not read this file: wanlora export --adapter "
+            f"{self.output_dir} --format comfyui --output "
+            f"{Path(self.output_dir).resolve().name}.safetensors",
         ]
 
 

@@ -36,6 +36,7 @@ from wanlora.train.data import Data, open_data
 from wanlora.train.git import git_commit
 from wanlora.train.optimizers import make_optimizer
 from wanlora.train.ranks import Ranks, own_device
+from wanlora.train.record import check_trackers
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
@@ -105,6 +106,7 @@ def open_session(config: TrainConfig) -> Session:
     Raises:
         WanloraError: The run is impossible or pointless as asked for.
     """
+    check_trackers(config.trackers)
     index.open_store(config.cache)
     view = read_view(config.cache, config.view)  # refused, if at all, before a model is downloaded
     model = config.model or view.model
