@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from wanlora.core.fingerprint import difference
 from wanlora.errors import RunError, WanloraError
-from wanlora.files import fsync_dir, fsync_tree, require_folder, write_atomic
+from wanlora.files import fsync_dir, fsync_tree, require_folder, write_atomic, writing
 
 ADAPTER_NAME = "pytorch_lora_weights.safetensors"
 CONFIG_NAME = "config.toml"
@@ -199,20 +199,18 @@ def publish_checkpoint(
         shutil.rmtree(leftover)
     final = parent / f"step-{step:06d}"
     temporary = parent / f".{final.name}.partial"
-    temporary.mkdir()
     try:
-        write(temporary)
-        fsync_tree(temporary)
-        if final.exists():  # the same step again, after a resume
-            _remove(final)
-        temporary.rename(final)
-        fsync_dir(parent)
-    except OSError as error:
+        with writing(final, then="continue with --resume; the checkpoint before it is untouched"):
+            temporary.mkdir()
+            write(temporary)
+            fsync_tree(temporary)
+            if final.exists():  # the same step again, after a resume
+                _remove(final)
+            temporary.rename(final)
+            fsync_dir(parent)
+    except Exception:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RunError(
-            f"cannot write checkpoint {final}: {error.strerror or error}; the one before it is "
-            "untouched. Make room or access, then continue with --resume"
-        ) from error
+        raise
     if keep:
         for old in checkpoints(run_dir)[:-keep]:
             _remove(old)
@@ -228,7 +226,10 @@ def _remove(checkpoint: Path) -> None:
 
 def append_row(run_dir: Path, name: str, row: Mapping[str, Any]) -> None:
     """Add a line to metrics.jsonl or validation.jsonl; a resume cuts off one torn by a kill."""
-    with (run_dir / name).open("a") as file:
+    with (
+        writing(run_dir / name, then="continue with --resume"),
+        (run_dir / name).open("a") as file,
+    ):
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
 

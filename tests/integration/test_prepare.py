@@ -216,6 +216,15 @@ def test_a_folder_of_validation_clips_alone_is_a_data_set(tmp_path):
     assert verify.run(VerifyConfig(manifests=(tmp_path / "out",))).exit_code == 0
 
 
+def test_a_frame_rate_that_is_not_the_models_is_noted(tmp_path):
+    raw = dataset(tmp_path / "raw", 1)
+    assert not any("fps" in note for note in prepared(raw, tmp_path / "16").notes)
+    (note,) = (n for n in prepared(raw, tmp_path / "8", fps=8.0).notes if "fps" in n)
+    assert "16 fps" in note
+    assert "8 fps" in note
+    assert {clip.fps for clip in manifest.read_all([tmp_path / "8"])} == {8.0}
+
+
 def test_editing_a_caption_changes_neither_ids_nor_keys_nor_split(tmp_path):
     raw = dataset(tmp_path / "raw")
     runs = []

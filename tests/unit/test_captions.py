@@ -258,6 +258,42 @@ def test_missing_inputs_are_named(tmp_path):
         find([tmp_path], tmp_path / "words.xlsx")
 
 
+def weights(found):
+    return {source.path.name: source.weight for source in found.sources}
+
+
+def test_rows_that_repeat_count_as_weight_and_other_captions_do_not(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4", "c.mp4", "d.mp4")
+    rows = ["a.mp4,one", "a.mp4,one", "a.mp4,one", "b.mp4,one", "c.mp4,one", "c.mp4,two"]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,text", *rows, "d.mp4,one", ""]))
+    assert weights(find([tmp_path], None)) == {"a.mp4": 3, "b.mp4": 1, "c.mp4": 1, "d.mp4": 1}
+    assert prompts(find([tmp_path], None))["c.mp4"] == ("one", "two")
+
+
+def test_a_second_table_with_the_same_rows_is_no_repeat(tmp_path):
+    make(tmp_path, "a.mp4")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.mp4,one\n")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.mp4", "text": "one"}\n')
+    assert weights(find([tmp_path], None)) == {"a.mp4": 1}
+
+
+def test_a_weight_column_is_read_also_beside_a_caption_elsewhere(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    (tmp_path / "metadata.csv").write_text(
+        "file_name,text,num_repeats\na.mp4,one,2.5\nb.mp4,,0.5\nc.mp4,one,\n"
+    )
+    (tmp_path / "b.txt").write_text("one")
+    assert weights(find([tmp_path], None)) == {"a.mp4": 2.5, "b.mp4": 0.5, "c.mp4": 1}
+
+
+@pytest.mark.parametrize("weight", ["0", "-2", "nan", "much"])
+def test_a_weight_out_of_range_is_refused_by_its_row(tmp_path, weight):
+    make(tmp_path, "a.mp4")
+    (tmp_path / "metadata.csv").write_text(f"file_name,text,weight\na.mp4,one,{weight}\n")
+    with pytest.raises(ManifestError, match=r"metadata\.csv:2.*weight.*1000"):
+        find([tmp_path], None)
+
+
 def test_one_bad_row_is_listed_and_the_others_are_used(tmp_path):
     make(tmp_path, "a.mp4", "b.mp4")
     rows = [

@@ -58,6 +58,7 @@ def test_its_snippets_survive_any_prompt():
     assert shlex.split(code(card, "sh"))[-1] == FACTS["prompts"][0]
     assert "num_frames=81, height=480, guidance_scale=5.0" in card
     assert "fps=16)" in card
+    assert "fps=24)" in model_card(FACTS | {"fps": 24.0})
     assert "- two" in card
     keywords = {word.arg: word.value for call in calls for word in call.keywords}
     assert keywords["weight_name"].value == "pytorch_lora_weights.safetensors"

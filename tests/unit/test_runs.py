@@ -109,7 +109,7 @@ def test_a_checkpoint_that_fails_while_written_is_not_seen_and_leaves_the_last_o
         (folder / "half").write_text("...")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(RunError, match=r"No space left.*untouched"):
+    with pytest.raises(OutputError, match=r"step-000002: No space left.*--resume"):
         runs.publish_checkpoint(tmp_path, 2, full_disk, keep=0)
     assert [path.name for path in runs.checkpoints(tmp_path)] == ["step-000001"]
     assert not list((tmp_path / "checkpoints").glob(".*"))

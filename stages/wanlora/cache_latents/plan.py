@@ -6,7 +6,7 @@ Owns: the way from manifests and a model folder to keys and provenances. Encodes
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
 from wanlora.core.prompts import prompt_key
-from wanlora.errors import MediaError, StoreError
+from wanlora.errors import MediaError, OutputError, StoreError
 from wanlora.files import write_atomic
 from wanlora.manifest import Clip
 from wanlora.progress import bar
@@ -166,7 +166,7 @@ class Hashes:
             cache_home().mkdir(parents=True, exist_ok=True)
             write_atomic(cache_home() / WEIGHTS, hashes_document(self.weights))
             write_atomic(cache_home() / DIGESTS, memo_document(self.digests))
-        except OSError as error:  # it would only have saved time
+        except (OSError, OutputError) as error:  # it would only have saved time
             log.info("the hashes of the weights are not kept: %s", error)
 
 
@@ -204,7 +204,7 @@ def make(
     hashes: Hashes,
     shown: bool = True,
 ) -> Plan:
-    """Hash the sources of the clips found, and find what is not committed.
+    """Hash the sources of the clips found; nothing is missing yet (`look`).
 
     Args:
         config: The settings.
@@ -221,20 +221,36 @@ def make(
     wanted = [prompt for keyed in clips for prompt in keyed.clip.prompts]
     wanted += ["", using.variant.negative_prompt, *config.validation_prompts]
     prompts = {prompt_key(text): text for text in wanted}
-    there = {
-        kind: index.committed_keys(config.cache, kind, fingerprint(provenance))
-        for kind, provenance in _by_kind(using)
-    }
-    missing = {keyed.key: keyed for keyed in clips if keyed.key not in there["latents"]}
     return Plan(
         clips=tuple(clips),
         failures=tuple(failures),
         changed_sources=tuple(changed),
         prompts=prompts,
         captions=sum(len(keyed.clip.prompts) for keyed in clips),
-        missing_clips=tuple(sorted(missing.values(), key=lambda keyed: keyed.clip.bucket)),
-        missing_prompts={k: text for k, text in prompts.items() if k not in there["text"]},
+        missing_clips=(),
+        missing_prompts={},
         using=using,
+    )
+
+
+def look(config: CacheLatentsConfig, plan: Plan) -> Plan:
+    """Find the rows of a plan that are not committed.
+
+    A run publishes what it wants before it looks, so that no collection takes what it found.
+
+    Raises:
+        StoreError: A commit record is damaged.
+    """
+    clips = {keyed.key: keyed for keyed in plan.clips}
+
+    def missing(kind: Kind, keys: Iterable[str]) -> list[str]:
+        return index.missing_keys(config.cache, kind, plan.fingerprint(kind), keys)
+
+    missing_clips = [clips[key] for key in missing("latents", clips)]
+    return replace(
+        plan,
+        missing_clips=tuple(sorted(missing_clips, key=lambda keyed: keyed.clip.bucket)),
+        missing_prompts={key: plan.prompts[key] for key in missing("text", plan.prompts)},
     )
 
 

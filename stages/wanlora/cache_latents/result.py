@@ -7,9 +7,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from wanlora import manifest
 from wanlora.cache_latents.plan import Failure, KeyedClip, Plan
 from wanlora.cache_latents.worker import Encoded
 from wanlora.config import CacheLatentsConfig
+from wanlora.core.order import describe_shares, shares
 from wanlora.core.prompts import prompt_key
 from wanlora.core.text import shorten
 
@@ -37,6 +39,7 @@ class CacheResult:
         failures: Clips that are not in the view, and why.
         truncated_prompts: Prompts encoded by this run that lost their end: over 512 tokens.
         changed_sources: Source files that changed after the manifest was written.
+        draws: Expected share of the clips drawn in training, by activity; 0 to 1.
     """
 
     cache: str
@@ -59,6 +62,7 @@ class CacheResult:
     failures: list[Failure] = field(default_factory=list)
     truncated_prompts: list[str] = field(default_factory=list)
     changed_sources: list[str] = field(default_factory=list)
+    draws: dict[str, float] = field(default_factory=dict)
     next_command: str = ""
 
     @property
@@ -75,6 +79,8 @@ class CacheResult:
             f"prompts: {self.prompts_encoded} {verb}, {self.prompts_cached} already there"
             + _saved(self.shared_captions, "repeated captions"),
         ]
+        if self.dry_run and len(self.draws) > 1:
+            lines.append(f"expected share of draws: {describe_shares(self.draws)}")
         if self.workers > 1:
             lines.append(f"{self.workers} workers; {self.clips_encoded_twice} clips encoded twice")
         if self.dry_run:
@@ -150,6 +156,11 @@ def summarize(
         failures=list(outcome.failures),
         truncated_prompts=list(made.prompts.truncated),
         changed_sources=list(plan.changed_sources),
+        draws=shares(
+            (keyed.clip.activity, keyed.clip.weight)
+            for keyed in outcome.kept
+            if keyed.clip.split == manifest.TRAIN
+        ),
         next_command="" if config.dry_run else _next_command(config),
     )
 

@@ -30,7 +30,7 @@ from wanlora.errors import ConfigError, ManifestError, StoreError
 from wanlora.files import require_folder
 from wanlora.manifest import Clip
 from wanlora.stopping import interrupted_by_signals
-from wanlora.store import index, objects, schema
+from wanlora.store import index, objects, schema, wants
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, ViewPrompt, write_view
 from wanlora.wan.variants import MICRO
@@ -63,15 +63,20 @@ def run(config: CacheLatentsConfig) -> CacheResult:
             _require_videos(plan.failures)
         planning.note_other_generations(config.cache, using)
         if config.dry_run:
+            plan = planning.look(config, plan)
             outcome = Outcome(plan.clips, plan.failures, plan.num_bytes)
             return summarize(config, plan, outcome, seconds=time.monotonic() - started)
         before = objects.num_bytes(config.cache, schema.STORE)
+        earlier = wants.names(config.cache, config.view)
+        wanted = wants.publish(config.cache, _view(config, plan, plan.clips))
+        plan = planning.look(config, plan)
         made = _encode(config, plan, hashes, encode_missing)
     kept = [keyed for keyed in plan.clips if keyed.key not in made.clips.failures]
     failures = [*plan.failures, *_failures(plan.clips, made.clips.failures)]
     if not kept:
         raise ManifestError(_nothing_left(config, failures))
     view = _publish(config, plan, kept)
+    wants.drop(config.cache, {wanted, *earlier})
     added = objects.num_bytes(config.cache, schema.STORE) - before
     outcome = Outcome(kept, failures, added, view.sha256, made)
     return summarize(config, plan, outcome, seconds=time.monotonic() - started)
@@ -119,7 +124,7 @@ def encode_rows(
     """
     found, _, hashes = _read(config)
     using = planning.encoders_here(config, hashes)
-    all_of_it = planning.make(config, found, using=using, hashes=hashes)
+    all_of_it = planning.look(config, planning.make(config, found, using=using, hashes=hashes))
     missing_clips = tuple(keyed for keyed in all_of_it.missing_clips if keyed.key in clips)
     missing_prompts = {k: t for k, t in all_of_it.missing_prompts.items() if k in prompts}
     named = (
@@ -220,8 +225,20 @@ def _encode(
 
 def _publish(config: CacheLatentsConfig, plan: Plan, kept: Sequence[KeyedClip]) -> View:
     """Write the view, once every row of it is known to be committed."""
+    view = _view(config, plan, kept)
+    complete_groups(config.cache, plan.using, kept)
+    reader = StoreReader.of_view(config.cache, view)
+    written = write_view(config.cache, config.view, view)
+    try:
+        reader.keep_index()
+    except StoreError as error:  # it would only have saved time
+        log.warning("the index is not kept: %s", error)
+    return written
+
+
+def _view(config: CacheLatentsConfig, plan: Plan, clips: Sequence[KeyedClip]) -> View:
     using, variant = plan.using, plan.using.variant
-    view = View(
+    return View(
         latents=plan.fingerprint("latents"),
         text=plan.fingerprint("text"),
         latents_provenance=using.latents_provenance,
@@ -244,19 +261,12 @@ def _publish(config: CacheLatentsConfig, plan: Plan, kept: Sequence[KeyedClip]) 
                 split=keyed.clip.split,
                 source_group=keyed.clip.source_group,
                 fps=keyed.clip.fps,
+                weight=keyed.clip.weight,
             )
-            for keyed in kept
+            for keyed in clips
         ),
         name=config.view,
     )
-    complete_groups(config.cache, using, kept)
-    reader = StoreReader.of_view(config.cache, view)
-    written = write_view(config.cache, config.view, view)
-    try:
-        reader.keep_index()
-    except StoreError as error:  # it would only have saved time
-        log.warning("the index is not kept: %s", error)
-    return written
 
 
 def _portable(model: str, folder: Path) -> str:

@@ -33,6 +33,7 @@ class Source:
         activity: A column of that meaning, else the name of the folder.
         group: A column of that meaning, else None.
         split: train or val, when a column says so.
+        weight: A column of that meaning, times the rows of one table that repeat each other.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Source:
     activity: str
     group: str | None
     split: str | None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,15 @@ class _Notes:
     group: str | None = None
     split: str | None = None
     problem: str | None = None
+    weights: dict[tuple[Path, tuple[str, ...]], float] = field(default_factory=dict)
+    """Sum over the rows of one table with the same captions. Equal rows of two tables do not add
+    up: the tables are copies of one list."""
+    weighted: set[tuple[Path, tuple[str, ...]]] = field(default_factory=set)
+    """Keys of `weights` whose rows have a weight column; they count before the others."""
+
+    @property
+    def weight(self) -> float:
+        return max((self.weights[key] for key in self.weighted or self.weights), default=1.0)
 
 
 @dataclass(slots=True)
@@ -139,7 +150,9 @@ def find(
             unreadable[path] = note.problem
         elif note.prompts:
             activity = note.activity or path.parent.name
-            sources.append(Source(path, tuple(note.prompts), activity, note.group, note.split))
+            sources.append(
+                Source(path, tuple(note.prompts), activity, note.group, note.split, note.weight)
+            )
         elif path not in beside:
             silent.append(path)
     failures = [*files.failures, *collected.failures.values()]
@@ -273,7 +286,7 @@ def _read_row(
     rows.captions_in(row, where)
     path, candidates = lookup(name, table, where)
     if path is not None:
-        _add(collected.notes.setdefault(path, _Notes()), row, where)
+        _add(collected.notes.setdefault(path, _Notes()), row, where, table=table)
         return
     collected.unmatched.append((where, name, candidates[0]))
     # Path.is_file raises for a path that the system refuses; this is False for it.
@@ -284,8 +297,16 @@ def _read_row(
         collected.failures[str(candidates[0])] = Failure("missing", message, str(candidates[0]))
 
 
-def _add(note: _Notes, row: Mapping[str, Any], where: str) -> None:
-    note.prompts.update(dict.fromkeys(rows.captions_in(row, where)))
+def _add(note: _Notes, row: Mapping[str, Any], where: str, *, table: Path) -> None:
+    captions = rows.captions_in(row, where)
+    own = rows.weight_in(row, where)
+    weight = note.weights.get((table, captions), 0.0) + (1.0 if own is None else own)
+    if problem := rows.weight_problem(weight):
+        raise ManifestError(f"{where}: the rows of this file weigh {weight:g} in all; {problem}")
+    note.weights[table, captions] = weight
+    if own is not None:
+        note.weighted.add((table, captions))
+    note.prompts.update(dict.fromkeys(captions))
     activity = rows.text_in(row, rows.ACTIVITY_NAMES, where)
     group = rows.text_in(row, rows.GROUP_NAMES, where)
     split = rows.split_in(row, where)

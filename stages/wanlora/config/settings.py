@@ -8,7 +8,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -64,8 +64,8 @@ class Settings(BaseModel):
 Device = Annotated[
     str,
     Field(
-        description="Where to compute: auto, cpu, cuda, cuda:1, mps. auto never falls back to a "
-        "CPU for a model other than micro.",
+        description="Where to compute: auto, cpu, cuda, cuda:1, mps. auto takes CUDA; it "
+        "never takes mps, nor a CPU for a model other than micro.",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
     ),
     Flag(),
@@ -130,7 +130,7 @@ def load(
     if file is not None:
         values = _read_toml(file.expanduser())
     for item in sets:
-        _assign(values, item)
+        _assign(model, values, item)
     values |= {key: value for key, value in (flags or {}).items() if value is not None}
     try:
         return model.model_validate(values)
@@ -150,7 +150,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is not TOML: {error}") from None
 
 
-def _assign(values: dict[str, Any], item: str) -> None:
+def _assign(model: type[Settings], values: dict[str, Any], item: str) -> None:
     """Apply one `a.b=value`; the value is TOML, or plain text when it is not."""
     name, equals, text = item.partition("=")
     if not equals:
@@ -159,12 +159,21 @@ def _assign(values: dict[str, Any], item: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    *parents, leaf = name.strip().replace("-", "_").split(".")
+    *parents, leaf = _parts(model, name.strip())
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ConfigError(f"--set {item}: {parent} is a value, not a group of settings")
     values[leaf] = value
+
+
+def _parts(model: type[Settings], name: str) -> list[str]:
+    """Parts of a dotted name. In a table with free keys the rest is one key, kept as it is."""
+    group, _, key = name.partition(".")
+    field = model.model_fields.get(group.replace("-", "_"))
+    if key and field and get_origin(field.annotation) is dict:
+        return [group.replace("-", "_"), key]
+    return name.replace("-", "_").split(".")
 
 
 def _explain(model: type[Settings], problem: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from wanlora.config.settings import (
     Settings,
     TokenizerOf,
 )
-from wanlora.core.buckets import MAX_FPS, MIN_FPS, Bucket, problem_with
+from wanlora.core.buckets import DEFAULT_FPS, MAX_FPS, MIN_FPS, Bucket, problem_with
 
 
 class PrepareConfig(Settings):
@@ -49,7 +49,7 @@ class PrepareConfig(Settings):
     width: Annotated[int, Field(description="Clip width in px, a multiple of 16."), Flag()] = 832
     fps: Annotated[
         float, Field(description="Frames per second of a clip.", ge=MIN_FPS, le=MAX_FPS), Flag()
-    ] = 16.0
+    ] = DEFAULT_FPS
     buckets: Annotated[
         bool,
         Field(

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wanlora.core.out_of_memory import is_out_of_memory
-from wanlora.errors import MediaError
+from wanlora.errors import MediaError, WanloraError
 
 BLOCK_BYTES = 4 * 2**20
 
@@ -23,18 +23,20 @@ SourceHashes = MutableMapping[str, tuple[int, int, str]]
 def reading(path: Path) -> Iterator[None]:
     """Turn whatever a library raises for a source file into a MediaError that names the file.
 
-    Running out of memory is not turned: the file may be fine.
+    Running out of memory is not turned: the file may be fine. Neither are wanlora's own errors.
 
     Raises:
-        MediaError: Reading the file failed.
+        MediaError: missing or unreadable.
     """
     try:
         yield
-    except MediaError:
+    except WanloraError:
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        if isinstance(error, FileNotFoundError) and not path.exists():
+            raise MediaError("missing", f"{path}: there is no such file") from None
         raise MediaError(
             "unreadable", f"{path}: reading it fails with {type(error).__name__}: {error!s:.300}"
         ) from error

@@ -13,11 +13,11 @@ import torch
 from jaxtyping import UInt8
 
 from wanlora.clips import load_clip, sample_aspect
+from wanlora.core.aspect import cover_size
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.errors import MediaError
 from wanlora.files import write_atomic
 from wanlora.manifest import Clip
-from wanlora.media.transform import cover_size
 from wanlora.plan.survey import Plan
 from wanlora.report.page import Keyed, Raw, escape, facts, image, page, section, table
 

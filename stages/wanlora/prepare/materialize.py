@@ -12,7 +12,7 @@ import numpy as np
 from wanlora.clips import load_clip
 from wanlora.core.text import file_stem
 from wanlora.errors import MediaError
-from wanlora.files import partial_path, publish
+from wanlora.files import partial_path, publish, writing
 from wanlora.manifest import Clip
 from wanlora.media import npz
 from wanlora.media.source import source_sha256
@@ -74,9 +74,10 @@ def _is_there(path: Path, clip: Clip) -> bool:
 def _write(path: Path, clip: Clip) -> None:
     frames = load_clip(clip).permute(0, 2, 3, 1).contiguous().numpy()
     temporary = partial_path(path)
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, frames=frames)
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, frames=frames)
+            publish(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from wanlora import manifest
 from wanlora.captions import Failure, Found
 from wanlora.config import PrepareConfig
+from wanlora.core.buckets import DEFAULT_FPS
 from wanlora.manifest import Clip
 from wanlora.plan.survey import Plan
 
@@ -153,6 +154,11 @@ def notes(config: PrepareConfig, found: Found, clips: Sequence[Clip]) -> list[st
         said.append(
             f"{found.images_unused} images beside videos or without a caption are not used; name "
             "them in a captions table, or put them in a folder of their own"
+        )
+    if config.fps != DEFAULT_FPS and any(clip.num_frames > 1 for clip in clips):
+        said.append(
+            f"Wan 2.1 is a {DEFAULT_FPS:g} fps model, and these clips have {config.fps:g} fps: "
+            f"videos of an adapter trained on them are played at {config.fps:g} fps"
         )
     if all(clip.split == manifest.VAL for clip in clips):
         said.append("every clip is held out: there is none to train on; name some split=train")

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from wanlora.config import TrainConfig
-from wanlora.core.buckets import usual
+from wanlora.core.buckets import DEFAULT_FPS, usual
 from wanlora.core.validation import describe_sample
 from wanlora.runs import ADAPTER_NAME, PREVIEWS_NAME
 from wanlora.store.views import frame_rate
@@ -170,7 +170,7 @@ def _usage(facts: Mapping[str, Any]) -> str:
         f'pipeline.load_lora_weights("{FOLDER}", weight_name="{ADAPTER_NAME}")',
         'pipeline.to("cuda")',
         f"video = pipeline({call}).frames[0]",
-        f'export_to_video(video, "video.mp4", fps={facts.get("fps", 16):g})',
+        f'export_to_video(video, "video.mp4", fps={facts.get("fps", DEFAULT_FPS):g})',
         "```",
         "",
         "or",

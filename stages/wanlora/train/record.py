@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 
 from wanlora.core.gpus import mfu
 from wanlora.errors import ConfigError
-from wanlora.files import write_atomic
+from wanlora.files import write_atomic, writing
 
 SMOOTHING = 0.98
 PROJECT = "wanlora"
@@ -136,6 +136,7 @@ class Recorder:
         *,
         first_step: int,
     ) -> None:
+        self._run_dir = run_dir
         PartialState()  # accelerate's trackers ask it which process they are in
         self._trackers: dict[str, Any] = {}
         for name in trackers:
@@ -185,13 +186,15 @@ class Recorder:
         """Show frames of a preview."""
         for kind, tracker in self._trackers.items():
             layout = {"dataformats": "NHWC"} if kind == "tensorboard" else {}
-            tracker.log_images({name: frames}, step=step, **layout)
+            with writing(self._run_dir / kind, then="continue with --resume"):
+                tracker.log_images({name: frames}, step=step, **layout)
 
     def close(self) -> None:
         """Write what is still held back."""
-        for tracker in self._trackers.values():
-            tracker.finish()
-        self._trackers = {}
+        trackers, self._trackers = self._trackers, {}
+        for kind, tracker in trackers.items():
+            with writing(self._run_dir / kind, then="continue with --resume"):
+                tracker.finish()
 
     def __enter__(self) -> "Recorder":  # noqa: PYI034  (beartype refuses Self here)
         return self
@@ -205,8 +208,9 @@ class Recorder:
         self.close()
 
     def _log(self, values: Mapping[str, Any], *, step: int) -> None:
-        for tracker in self._trackers.values():
-            tracker.log(dict(values), step=step)
+        for kind, tracker in self._trackers.items():
+            with writing(self._run_dir / kind, then="continue with --resume"):
+                tracker.log(dict(values), step=step)
 
 
 def _open_tensorboard(run_dir: Path, first_step: int) -> GeneralTracker:

@@ -22,6 +22,7 @@ from wanlora.core.latent_rgb import solve
 from wanlora.core.validation import Report
 from wanlora.files import write_atomic, write_json
 from wanlora.step.validation import Panel, describe, validate
+from wanlora.store.views import frame_rate
 from wanlora.train import saving
 from wanlora.train.model_card import card_facts, model_card
 from wanlora.train.outcomes import Outcome
@@ -35,7 +36,6 @@ from wanlora.train.session import Session
 logger = logging.getLogger(__name__)
 
 OVERFIT_VALIDATIONS = 2
-PREVIEW_FPS = 16.0
 
 
 class Reporter:
@@ -277,7 +277,7 @@ def _make_previews(config: TrainConfig, session: Session) -> list[UInt8[np.ndarr
         latents,
         solve(*source.reader.latent_rgb()),
         seed=config.seed,
-        fps=PREVIEW_FPS,
+        fps=frame_rate(session.data.clips),
         facts={"model": session.facts["model"], "variant": variant.name},
     )
 

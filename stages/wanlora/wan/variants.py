@@ -15,6 +15,7 @@ from typing import Any
 
 import platformdirs
 
+from wanlora.core.buckets import DEFAULT_FPS
 from wanlora.core.flops import TransformerShape
 from wanlora.errors import ModelError
 from wanlora.wan.hub import check_room, network_errors
@@ -68,6 +69,7 @@ class Variant:
         channel_std_range: Where the spread of each latent channel must lie; None = not checked.
         max_base_loss: Greatest loss of the base on real pairs, as a fraction of the velocity
             target's power; None = not checked.
+        fps: Frames per second of the videos that the model was trained on.
     """
 
     name: str
@@ -90,6 +92,7 @@ class Variant:
     channel_std_range: tuple[float, float] | None
     max_base_loss: float | None
     max_sequence_length: int = 512
+    fps: float = DEFAULT_FPS
 
     @property
     def transformer_shape(self) -> TransformerShape:
