@@ -14,6 +14,7 @@ from wanlora.config import CacheLatentsConfig
 from wanlora.core.order import describe_shares, shares
 from wanlora.core.prompts import prompt_key
 from wanlora.core.text import shorten
+from wanlora.edits import unused_captions
 
 SHOWN = 10
 """How many failures are printed; all of them stand in the JSON."""
@@ -39,6 +40,8 @@ class CacheResult:
         failures: Clips that are not in the view, and why.
         truncated_prompts: Prompts encoded by this run that lost their end: over 512 tokens.
         changed_sources: Source files that changed after the manifest was written.
+        unused_captions: Caption files that were edited after `prepare` read them.
+        captions_command: Command that reads them.
         draws: Expected share of the clips drawn in training, by activity; 0 to 1.
     """
 
@@ -62,6 +65,8 @@ class CacheResult:
     failures: list[Failure] = field(default_factory=list)
     truncated_prompts: list[str] = field(default_factory=list)
     changed_sources: list[str] = field(default_factory=list)
+    unused_captions: list[str] = field(default_factory=list)
+    captions_command: str = ""
     draws: dict[str, float] = field(default_factory=dict)
     next_command: str = ""
 
@@ -106,6 +111,11 @@ class CacheResult:
             "sources changed after the manifest was written, and were cut as they are now; if "
             "that is not what you want, run wanlora prepare again",
         )
+        lines += listed(
+            self.unused_captions,
+            "caption files were edited after prepare read them, and their text is not used; read "
+            f"them with: {self.captions_command}",
+        )
         return lines + ([f"next: {self.next_command}"] if self.next_command else [])
 
 
@@ -134,6 +144,7 @@ def summarize(
     made = outcome.made or Encoded()
     encoded = len(plan.missing_clips) - len(made.clips.failures)
     rows = len({keyed.key for keyed in outcome.kept})
+    unused, captions_command = unused_captions(config.manifest)
     captions = {prompt_key(text) for k in plan.clips for text in k.clip.prompts}
     return CacheResult(
         cache=str(config.cache),
@@ -156,6 +167,8 @@ def summarize(
         failures=list(outcome.failures),
         truncated_prompts=list(made.prompts.truncated),
         changed_sources=list(plan.changed_sources),
+        unused_captions=unused,
+        captions_command=captions_command,
         draws=shares(
             (keyed.clip.activity, keyed.clip.weight)
             for keyed in outcome.kept

@@ -159,6 +159,7 @@ def _read(config: CacheLatentsConfig) -> tuple[list[Clip], list[Failure], Hashes
         config.manifest,
         on_bad=lambda line: bad.append(Failure("bad_line", line.where, line.message)),
     )
+    manifest.warn_of_old_colours(found)
     index.has_store(config.cache)
     return found, bad, Hashes.read(config.cache)
 

@@ -10,14 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from wanlora.clips import load_clip
-from wanlora.core.text import file_stem
 from wanlora.errors import MediaError
 from wanlora.files import partial_path, publish, writing
 from wanlora.manifest import Clip
 from wanlora.media import npz
 from wanlora.media.source import source_sha256
-
-FOLDER = "clips"
+from wanlora.prepare.clip_files import FOLDER, file_name
 
 
 def materialize(
@@ -40,7 +38,7 @@ def materialize(
     folder.mkdir(parents=True, exist_ok=True)
     made, failed = [], []
     for clip in clips:
-        path = folder / f"{file_stem(clip.clip_id)}-{clip.bucket}-{clip.fps:g}fps.npz"
+        path = folder / file_name(clip)
         try:
             if not _is_there(path, clip):
                 _write(path, clip)
