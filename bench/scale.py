@@ -95,7 +95,7 @@ def scanned_into_dicts(cache: Path) -> Measured:
     """As it was: every record parsed and kept, a dict of objects by key."""
     kept = []
     for kind in schema.KINDS:
-        segments, _ = index.scan(cache, kind, FINGERPRINT[kind])
+        segments = index.segments_of(cache, kind, FINGERPRINT[kind])
         kept.append(segments)
         rows = {}
         for segment in segments:

@@ -41,7 +41,7 @@ def real(paths: list[Path]) -> None:
         except MediaError as error:
             print(f"{path.name:28} {error.code}: {error}")
             continue
-        available = decode.num_outputs(found.span_s, 16)
+        available = found.timeline.parts((), 16)[0].available
         whole = decode.decode(path, start_s=0, fps=16, num_frames=available)
         starts = range(0, available - COUNT + 1, max(1, available // 40))
         wrong = sum(

@@ -14,8 +14,9 @@ import numpy as np
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.fingerprint import fingerprint
 from wanlora.store import index, schema
+from wanlora.store.groups import write_groups
 from wanlora.store.views import View, ViewClip
-from wanlora.store.writer import SegmentWriter, write_groups
+from wanlora.store.writer import SegmentWriter
 from wanlora.wan.variants import VARIANTS
 
 ROWS = 32

@@ -2,7 +2,7 @@
 
 import types
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
@@ -64,6 +64,10 @@ def _type(kind: Any) -> str:
         return " or ".join(_type(part) for part in get_args(kind) if part is not type(None))
     if get_origin(kind) is tuple:
         return "list of " + _type(get_args(kind)[0])
+    if get_origin(kind) is dict:
+        return f"table of {_type(get_args(kind)[1])}"
+    if get_origin(kind) is Annotated:
+        return _type(get_args(kind)[0])
     if get_origin(kind) is Literal:
         return ", ".join(map(str, get_args(kind)))
     names = {bool: "true/false", int: "integer", float: "number", str: "text", Path: "path"}
@@ -81,7 +85,7 @@ def _bounds(field: FieldInfo) -> str:
 
 
 def _default(value: Any) -> str:
-    if value is None or value == ():
+    if value is None or value in ((), {}):
         return "none"
     if isinstance(value, bool):
         return str(value).lower()

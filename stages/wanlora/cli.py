@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -29,6 +30,7 @@ from wanlora.config import COMMANDS, Flag, Settings, load
 from wanlora.core.out_of_memory import is_out_of_memory, reason_of
 from wanlora.core.ranks import rank_of
 from wanlora.errors import ConfigError, WanloraError
+from wanlora.files import disk_error
 
 STAGES = {
     "demo": "wanlora.demo",
@@ -108,14 +110,13 @@ EXAMPLES = {
     ],
 }  # fmt: skip
 
-# Errors of the disk that a person can mend; any other is a bug and shows its traceback.
 SHARED = ("cache-latents", "train")
 """What several processes of a launcher do together; each does any other command for itself."""
 
+# Errors of paths that a user can fix, beside those of the disk; any other shows its traceback.
 USERS_TO_MEND = frozenset(
     {
-        errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOSPC,
-        errno.EROFS, errno.EDQUOT, errno.ENAMETOOLONG, errno.EMFILE, errno.EIO,
+        errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE,
     }
 )  # fmt: skip
 
@@ -171,7 +172,14 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    threading.excepthook = _report_thread
     app()
+
+
+def _report_thread(failed: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, unless the main thread raises the same error of the disk."""
+    if failed.exc_value is None or disk_error(failed.exc_value) is None:
+        threading.__excepthook__(failed)
 
 
 def _parameter(name: str, annotation: Any, info: Any, default: Any = None) -> inspect.Parameter:
@@ -349,11 +357,14 @@ def _explanation(error: Exception) -> str | None:
             f"out of memory ({reason_of(error)}); stop other programs that use this memory, or "
             "choose another --device or smaller settings"
         )
-    if isinstance(error, OSError) and error.errno in USERS_TO_MEND:
+    if reason := disk_error(error):
+        named = error.filename if isinstance(error, OSError) else None
         return (
-            f"{error.filename or 'disk'}: {error.strerror}; check that path, its permissions and "
-            "the disk's free space, then run the command again"
+            f"{named or 'disk'}: {reason}; check that path, its permissions and the disk's free "
+            "space, then run the command again"
         )
+    if isinstance(error, OSError) and error.errno in USERS_TO_MEND:
+        return f"{error.filename}: {error.strerror}; check that path, then run the command again"
     return None
 
 

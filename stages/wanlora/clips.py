@@ -5,7 +5,7 @@ Owns: `load_clip`, the one way pixels are made, and the PyTorch data set over it
 Dimensions: b clips, t frames, c = 3 channels, h height, w width in px.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TypedDict
@@ -16,10 +16,12 @@ from jaxtyping import Float32, UInt8
 from torch.utils.data import Dataset
 
 from wanlora import manifest
+from wanlora.core.aspect import cover_problem
 from wanlora.core.buckets import problem_with
 from wanlora.errors import ManifestError, MediaError, PassingError
 from wanlora.manifest import Clip
 from wanlora.media import image, npz
+from wanlora.media.colour import ASSUMABLE
 from wanlora.media.decode import iter_frames
 from wanlora.media.source import (
     SourceHashes,
@@ -30,6 +32,7 @@ from wanlora.media.source import (
     source_sha256,
     unchanged,
 )
+from wanlora.media.timeline import COARSE
 from wanlora.media.transform import resize_and_crop
 
 __all__ = [
@@ -122,6 +125,13 @@ def _load(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
         raise MediaError("bad_size", f"clip {clip.clip_id}: {problem}")
     pixels = torch.empty(clip.num_frames, 3, clip.height, clip.width, dtype=torch.uint8)
     for k, frame in enumerate(_source_frames(clip)):
+        if problem := cover_problem(
+            *frame.shape[:2],
+            height=clip.height,
+            width=clip.width,
+            sample_aspect=sample_aspect(clip),
+        ):
+            raise MediaError("bad_size", f"{clip.path}: {problem}")
         pixels[k : k + 1] = resize_and_crop(
             frame[None], height=clip.height, width=clip.width, sample_aspect=sample_aspect(clip)
         )
@@ -140,8 +150,25 @@ def _source_frames(clip: Clip) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         yield image.read(clip.path)[0]
         return
     yield from iter_frames(
-        clip.path, start_s=clip.start_s, fps=clip.fps, num_frames=clip.num_frames
+        clip.path,
+        start_s=clip.start_s,
+        fps=clip.fps,
+        num_frames=clip.num_frames,
+        matrix=_known(clip, "matrix", ASSUMABLE),
+        coarse=_known(clip, "timestamps", [COARSE]) is not None,
     )
+
+
+def _known(clip: Clip, rule: str, names: Collection[str]) -> str | None:
+    """Read an optional pixel rule of a line; another name would change pixels unnoticed."""
+    value = clip.transform.get(rule)
+    if value is not None and value not in names:
+        raise MediaError(
+            "unreadable",
+            f"clip {clip.clip_id}: transform {rule} {value!r}; expected {' or '.join(names)}; "
+            "write the manifest again with: wanlora prepare",
+        )
+    return value
 
 
 def to_signed(frames: UInt8[torch.Tensor, "*shape"]) -> Float32[torch.Tensor, "*shape"]:

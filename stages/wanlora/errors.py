@@ -31,6 +31,10 @@ class ManifestError(WanloraError):
     """A manifest or caption file cannot be used as it is."""
 
 
+class NoCaptionError(ManifestError):
+    """No source has a caption."""
+
+
 class MediaError(WanloraError):
     """One source file or clip cannot be used. `code` is one of `MEDIA_ERROR_CODES`."""
 

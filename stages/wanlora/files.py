@@ -1,11 +1,13 @@
-"""How files appear: whole, or not at all.
+"""How files appear: whole, or not at all; and the refusal when the disk does not take it.
 
-Owns: the temporary name, fsync and rename. A temporary name starts with a dot and ends with
-`.partial`, so that no reader takes it for the file.
+Owns: the temporary name, fsync and rename, and the ways in which libraries report a full disk. A
+temporary name starts with a dot and ends with `.partial`, so that no reader takes it for the file.
 """
 
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +16,15 @@ from typing import Any
 
 from wanlora.core.text import spellings
 from wanlora.errors import OutputError
+
+DISK_ERRORS = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EIO,
+        errno.ESTALE, errno.ETIMEDOUT,
+    }
+)  # fmt: skip
+"""System errors of a disk that refuses data: full, over quota, read-only, over the limit on the
+size of a file, not this user's, or broken."""
 
 
 def require_folder(path: Path, *, flag: str) -> None:
@@ -39,27 +50,77 @@ def require_folder(path: Path, *, flag: str) -> None:
     raise OutputError(f"cannot write into {path}: {problem}; choose another folder with {flag}")
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace a file so that a reader, a kill or a power cut sees the old one or the new one."""
-    temporary = partial_path(path)
+def disk_error(error: BaseException) -> str | None:
+    """Return the system's reason if the disk refused data; None for any other error.
+
+    torch's writer puts a RuntimeError without a reason in the place of the OSError that it handles;
+    safetensors' error has the number of the system's error in its text.
+    """
+    cause: BaseException | None = error
+    while cause and (isinstance(cause, OutputError) or "inline_container" in str(cause)):
+        cause = cause.__cause__ or cause.__context__
+    number = cause.errno if isinstance(cause, OSError) else None
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(cause))):
+        number = int(found[1])
+    return os.strerror(number) if number in DISK_ERRORS else None
+
+
+@contextmanager
+def writing(path: Path, *, then: str = "run the command again") -> Iterator[None]:
+    """Replace any library's error for a disk that refuses data by one refusal.
+
+    Of nested blocks, the outer one names its path: the inner path may be a temporary one.
+
+    Args:
+        path: File or folder that the block writes.
+        then: What the user does once there is room.
+
+    Raises:
+        OutputError: A system error of `DISK_ERRORS`, whatever the library made of it.
+    """
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    fsync_dir(path.parent)
+        yield
+    except Exception as error:
+        reason = disk_error(error)
+        if reason is None:
+            raise
+        raise OutputError(
+            f"cannot write {path}: {reason}. Check the disk's free space and the folder's "
+            f"permissions, or choose another folder, then {then}"
+        ) from error
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace a file so that a reader, a kill or a power cut sees the old one or the new one.
+
+    Raises:
+        OutputError: The disk refuses it.
+    """
+    temporary = partial_path(path)
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_dir(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
-    r"""Replace a UTF-8 file as `write_atomic` does; any text can be written.
+    """Replace a UTF-8 file as `write_atomic` does; any text can be written (`encode_text`)."""
+    write_atomic(path, encode_text(text))
+
+
+def encode_text(text: str) -> bytes:
+    r"""Encode any text as UTF-8.
 
     A half of a UTF-16 pair, which UTF-8 cannot hold, becomes `\udcff`: the same character in JSON,
     and readable elsewhere.
     """
-    write_atomic(path, text.encode(errors="backslashreplace"))
+    return text.encode(errors="backslashreplace")
 
 
 def existing_spelling(path: Path) -> Path:
@@ -67,10 +128,15 @@ def existing_spelling(path: Path) -> Path:
 
     The disk is read only for names with backslashes or characters beyond ASCII.
     """
-    names = spellings(str(path))
-    if len(names) == 1:
+    names = [*spellings(str(path)), *(str(path.with_name(n)) for n in _names(path))]
+    if len(set(names)) == 1:
         return path
     return next((Path(name) for name in names if os.path.lexists(name)), path)
+
+
+def _names(path: Path) -> list[str]:
+    """Spellings of the last part alone, for a folder that is spelled in another way."""
+    return [name for name in spellings(path.name) if "/" not in name]
 
 
 def publish(temporary: Path, path: Path) -> None:
@@ -91,12 +157,16 @@ def staging(path: Path) -> Iterator[Path]:
     """Give an empty hidden folder beside `path` to make its content in; it is gone afterwards.
 
     Its name is the same for each process, so that a killed one's leftovers are found and removed.
+
+    Raises:
+        OutputError: The disk refuses it.
     """
     folder = path.with_name(f".{path.name}.partial")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     try:
-        yield folder
+        with writing(path):
+            folder.mkdir(parents=True)
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

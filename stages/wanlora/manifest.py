@@ -14,25 +14,32 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from wanlora.core import npz, rows
-from wanlora.core.buckets import MAX_FPS, MAX_FRAMES, MAX_SIDE_PX, MIN_FPS, Bucket
+from wanlora.core.aspect import is_hd
+from wanlora.core.buckets import (
+    DEFAULT_FPS,
+    MAX_FPS,
+    MAX_FRAMES,
+    MAX_SIDE_PX,
+    MIN_FPS,
+    Bucket,
+)
 from wanlora.core.fingerprint import fingerprint, sha256_text
 from wanlora.core.text import decode_utf8, shorten, spellings, without_surrogates
 from wanlora.errors import ManifestError
-from wanlora.files import existing_spelling, write_text
+from wanlora.files import encode_text, existing_spelling, write_atomic
 
 TRANSFORM_REVISION = 1
 """Stands for the pixel rules (which frame is taken, rotation, resize, crop) in every clip key."""
 IMAGE_REVISION = 2
 """The same for clips of images."""
 
-DEFAULT_FPS = 16.0
 TRAIN, VAL = "train", "val"
 KINDS = ("video", "npz", "images")
 
@@ -82,6 +89,8 @@ class Clip:
         orig: What the source was like (size, fps, duration), for people.
         transform: How frames become pixels of the clip; part of the clip's key.
         path: Absolute path of the source; not written.
+        weight: How often the clip is drawn in training, relative to a clip of weight 1; written
+            only when it is not 1.
     """
 
     clip_id: str
@@ -101,6 +110,7 @@ class Clip:
     transform: dict[str, Any]
     warnings: tuple[str, ...]
     path: Path
+    weight: float = 1.0
 
     @property
     def prompt(self) -> str:
@@ -149,7 +159,12 @@ def written_path(source: Path, folder: Path) -> str:
 
 def write(path: Path, clips: Sequence[Clip]) -> None:
     """Write a manifest whole: a reader or a kill sees the old file or the new one."""
-    write_text(path, "".join(f"{line_of(clip)}\n" for clip in clips))
+    write_atomic(path, document(clips))
+
+
+def document(clips: Sequence[Clip]) -> bytes:
+    """Bytes of a manifest."""
+    return encode_text("".join(f"{line_of(clip)}\n" for clip in clips))
 
 
 def line_of(clip: Clip) -> str:
@@ -172,11 +187,8 @@ def read(path: Path, *, on_bad: OnBad = warn) -> list[Clip]:
     for where, line in lines(path):
         try:
             clip = parse_line(line, path, where)
-            if clip.clip_id in clips:
-                raise ManifestError(
-                    f"{where}: clip {clip.clip_id} ({clip.source}) is in this manifest twice; "
-                    "write several captions of one clip as a list"
-                )
+            if (earlier := clips.get(clip.clip_id)) is not None:
+                clip = _repeated(earlier, clip, where)
         except ManifestError as error:
             bad.append(BadLine(where, str(error)))
             continue
@@ -186,6 +198,25 @@ def read(path: Path, *, on_bad: OnBad = warn) -> list[Clip]:
     for line_ in bad:
         on_bad(line_)
     return list(clips.values())
+
+
+def _repeated(earlier: Clip, clip: Clip, where: str) -> Clip:
+    """Merge two equal lines: their weights add up.
+
+    Raises:
+        ManifestError: They differ in more than the weight, or together weigh too much.
+    """
+    if replace(earlier, weight=clip.weight) != clip:
+        raise ManifestError(
+            f"{where}: clip {clip.clip_id} ({clip.source}) is in this manifest twice, with "
+            "different values; write several captions of one clip as a list"
+        )
+    weight = earlier.weight + clip.weight
+    if problem := rows.weight_problem(weight):
+        raise ManifestError(
+            f"{where}: the lines of clip {clip.clip_id} have weight {weight:g} in all; {problem}"
+        )
+    return replace(clip, weight=weight)
 
 
 def read_all(paths: Sequence[Path], *, on_bad: OnBad = warn) -> list[Clip]:
@@ -206,6 +237,29 @@ def read_all(paths: Sequence[Path], *, on_bad: OnBad = warn) -> list[Clip]:
             seen[clip.clip_id] = path
             clips.append(clip)
     return clips
+
+
+def warn_of_old_colours(clips: Sequence[Clip]) -> None:
+    """Log the number of clips whose colours may be wrong because their lines are of wanlora 0.1.
+
+    It read HD video without a colour matrix as BT.601; such a line keeps its pixels and its key.
+    """
+    old = sum(clip.kind == "video" and "matrix" not in clip.orig and _hd(clip) for clip in clips)
+    if old:
+        log.warning(
+            "%d clips of HD videos have lines of wanlora 0.1, which read HD video without a colour "
+            "matrix as BT.601 (players: BT.709). Write them again with: wanlora prepare. Then "
+            "cache-latents encodes only the clips whose colours change",
+            old,
+        )
+
+
+def _hd(clip: Clip) -> bool:
+    """Whether the coded frames have HD size; the size in `orig` is upright."""
+    height, width = clip.orig.get("height"), clip.orig.get("width")
+    if not (isinstance(height, int) and isinstance(width, int)):
+        return False
+    return is_hd(width, height) if clip.orig.get("rotation") in (90, 270) else is_hd(height, width)
 
 
 def files(paths: Sequence[Path]) -> list[Path]:
@@ -301,6 +355,7 @@ def _own_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
         **values,
         prompts=_captions(row, where),
         path=existing_spelling(_absolute(manifest.parent / source)),
+        weight=rows.weight_in(row, f"{where}: clip {values['clip_id']}") or 1.0,
     )
 
 
@@ -419,6 +474,7 @@ def _plain_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
         transform={},
         warnings=(),
         path=path,
+        weight=rows.weight_in(row, f"{where}: {source}") or 1.0,
     )
 
 
@@ -456,6 +512,8 @@ def _record(clip: Clip) -> dict[str, Any]:
     del record["path"]
     record["prompt"] = list(clip.prompts) if len(clip.prompts) > 1 else clip.prompts[0]
     del record["prompts"]
+    if clip.weight == 1:
+        del record["weight"]
     return record
 
 

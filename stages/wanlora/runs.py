@@ -26,8 +26,8 @@ import tomli_w
 from filelock import FileLock, Timeout
 
 from wanlora.core.fingerprint import difference
-from wanlora.errors import RunError
-from wanlora.files import fsync_dir, fsync_tree, require_folder, write_atomic
+from wanlora.errors import RunError, WanloraError
+from wanlora.files import fsync_dir, fsync_tree, require_folder, write_atomic, writing
 
 ADAPTER_NAME = "pytorch_lora_weights.safetensors"
 CONFIG_NAME = "config.toml"
@@ -37,6 +37,8 @@ BASE_LOSSES_NAME = "validation_base.json"
 BEST_NAME = "best"
 EMA_NAME = "ema"
 CHECKPOINTS_NAME = "checkpoints"
+PREVIEWS_NAME = "previews"
+CARD_NAME = "README.md"
 LOCK_NAME = ".lock"
 
 logger = logging.getLogger(__name__)
@@ -91,6 +93,8 @@ def begin_run(
 ) -> Iterator[None]:
     """Make a run's folder, record its settings, and keep other processes out of it meanwhile.
 
+    A run that is refused before its first step leaves nothing that was not there before it.
+
     Args:
         run_dir: The run's folder.
         settings: What config.toml says.
@@ -101,6 +105,7 @@ def begin_run(
     Raises:
         RunError: Another process trains in this folder, or did so since it was checked.
     """
+    before = set(run_dir.iterdir()) if run_dir.exists() else None
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / LOCK_NAME)
     try:
@@ -122,8 +127,22 @@ def begin_run(
         text = head + tomli_w.dumps(_without_none(settings))
         write_atomic(run_dir / CONFIG_NAME, text.encode())
         yield
+    except WanloraError:
+        if not (run_dir / METRICS_NAME).exists() and newest_checkpoint(run_dir) is None:
+            _leave_as_before(run_dir, before)
+        raise
     finally:
         lock.release()
+
+
+def _leave_as_before(run_dir: Path, before: set[Path] | None) -> None:
+    """Remove what a refused start has made: the folder if it is new, else config.toml and .lock."""
+    if before is None:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        return
+    for name in (CONFIG_NAME, LOCK_NAME):
+        if run_dir / name not in before:
+            (run_dir / name).unlink(missing_ok=True)
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
@@ -180,20 +199,18 @@ def publish_checkpoint(
         shutil.rmtree(leftover)
     final = parent / f"step-{step:06d}"
     temporary = parent / f".{final.name}.partial"
-    temporary.mkdir()
     try:
-        write(temporary)
-        fsync_tree(temporary)
-        if final.exists():  # the same step again, after a resume
-            _remove(final)
-        temporary.rename(final)
-        fsync_dir(parent)
-    except OSError as error:
+        with writing(final, then="continue with --resume; the checkpoint before it is untouched"):
+            temporary.mkdir()
+            write(temporary)
+            fsync_tree(temporary)
+            if final.exists():  # the same step again, after a resume
+                _remove(final)
+            temporary.rename(final)
+            fsync_dir(parent)
+    except Exception:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise RunError(
-            f"cannot write checkpoint {final}: {error.strerror or error}; the one before it is "
-            "untouched. Make room or access, then continue with --resume"
-        ) from error
+        raise
     if keep:
         for old in checkpoints(run_dir)[:-keep]:
             _remove(old)
@@ -209,7 +226,10 @@ def _remove(checkpoint: Path) -> None:
 
 def append_row(run_dir: Path, name: str, row: Mapping[str, Any]) -> None:
     """Add a line to metrics.jsonl or validation.jsonl; a resume cuts off one torn by a kill."""
-    with (run_dir / name).open("a") as file:
+    with (
+        writing(run_dir / name, then="continue with --resume"),
+        (run_dir / name).open("a") as file,
+    ):
         file.write(json.dumps(row, allow_nan=False) + "\n")
 
 

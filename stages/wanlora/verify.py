@@ -14,6 +14,7 @@ from wanlora import manifest
 from wanlora.clips import load_unchanged, to_signed
 from wanlora.config import VerifyConfig
 from wanlora.core.text import shorten
+from wanlora.edits import unused_captions
 from wanlora.errors import MediaError
 from wanlora.manifest import Clip
 from wanlora.plan import sheet
@@ -53,6 +54,8 @@ class VerifyResult:
     Attributes:
         total: Clips in the manifests; more than were loaded when there is a limit.
         plan: What the clips that load are, and what encoding them costs.
+        unused_captions: Caption files that were edited after `prepare` read them.
+        captions_command: Command that reads them.
     """
 
     total: int
@@ -61,6 +64,8 @@ class VerifyResult:
     buckets: dict[str, int]
     plan: Plan
     manifests: tuple[str, ...]
+    unused_captions: tuple[str, ...] = ()
+    captions_command: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -83,6 +88,12 @@ class VerifyResult:
         lines.append(f"{len(self.loaded):,} of {tried:,} clips load ({sizes or 'none'})")
         if tried < self.total:
             lines.append(f"{self.total - tried:,} clips were not tried (--limit)")
+        if self.unused_captions:
+            lines.append(
+                f"{len(self.unused_captions):,} caption files were edited after prepare read "
+                f"them, and their text is not used; read them with: {self.captions_command}"
+            )
+            lines += [f"  {text}" for text in self.unused_captions[:SHOWN]]
         if self.failed:
             codes = Counter(clip.code for clip in self.failed)
             reasons = ", ".join(f"{code} {count}" for code, count in sorted(codes.items()))
@@ -101,6 +112,7 @@ def run(config: VerifyConfig) -> VerifyResult:
     """
     bad: list[manifest.BadLine] = []
     everything = manifest.read_all(config.manifests, on_bad=bad.append)
+    manifest.warn_of_old_colours(everything)
     chosen = _first_of_each(config) if config.limit else everything
     loaded: list[LoadedClip] = []
     failed = [FailedClip(line.where, "", "bad_line", line.message) for line in bad]
@@ -117,7 +129,8 @@ def run(config: VerifyConfig) -> VerifyResult:
     tokens = count_tokens(config.model, (text for clip in usable for text in clip.prompts))
     plan = survey(usable, tokens.counts, tokenizer=tokens.tokenizer)
     if config.html is not None:
-        _write_sheet(config.html, usable, failed, plan, tokens)
+        _write_sheet(config.html, usable, failed, plan, tokens, config.html_clips)
+    unused, captions_command = unused_captions(config.manifests)
     return VerifyResult(
         total=len(everything) + len(bad),
         loaded=tuple(loaded),
@@ -125,6 +138,8 @@ def run(config: VerifyConfig) -> VerifyResult:
         buckets=dict(Counter("x".join(_size(clip.shape)) for clip in loaded).most_common()),
         plan=plan,
         manifests=tuple(map(str, config.manifests)),
+        unused_captions=tuple(unused),
+        captions_command=captions_command,
     )
 
 
@@ -156,11 +171,16 @@ def _more_captions(clip: LoadedClip) -> str:
 
 
 def _write_sheet(
-    path: Path, clips: list[Clip], failed: list[FailedClip], plan: Plan, tokens: TokenCounts
+    path: Path,
+    clips: list[Clip],
+    failed: list[FailedClip],
+    plan: Plan,
+    tokens: TokenCounts,
+    most: int,
 ) -> None:
     left = [sheet.Left(clip.source, clip.code, clip.message) for clip in failed]
-    with bar(total=len(clips), description="contact sheet", unit="clip") as progress:
+    with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
         sheet.write(
-            path, clips, left, plan, tokens.counts, title="wanlora verify",
+            path, clips, left, plan, tokens.counts, title="wanlora verify", most=most,
             step=lambda: progress.update(1),
         )  # fmt: skip

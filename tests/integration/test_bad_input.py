@@ -71,7 +71,8 @@ def test_a_caption_that_is_empty_or_no_text_or_a_folder(home, content):
     message = cli.refuses("prepare", "videos", *SMALL)
     assert "none of 1 source files has a caption" in message
     if content and content.strip():
-        assert "walk.txt cannot be read as UTF-8" in message
+        assert "walk.txt cannot be read" in message
+        assert "save the file as UTF-8" in message
 
 
 @pytest.mark.parametrize(

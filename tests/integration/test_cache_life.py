@@ -26,7 +26,7 @@ from wanlora.core.location import Url
 from wanlora.errors import StoreError
 from wanlora.inspect_cache import run as inspect
 from wanlora.store import objects
-from wanlora.store.index import committed_keys
+from wanlora.store.index import committed
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view, write_view
 
@@ -41,7 +41,7 @@ def contents(cache: Path) -> dict[str, bytes]:
 
 def latents_in(cache: Path) -> set[str]:
     """Keys of all rows of latents, whether a view names them or not."""
-    return committed_keys(cache, "latents", read_view(cache, "default").latents)
+    return set(committed(cache, "latents", read_view(cache, "default").latents))
 
 
 def shards(folder: Path) -> list[Path]:
@@ -168,7 +168,7 @@ def test_gc_frees_what_no_view_names_and_keeps_what_one_does(tmp_path):
     now = InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0)
     young = inspect(now.model_copy(update={"dry_run": True, "gc_min_age_h": 24.0}))
     assert (young.freed["rows"], young.freed["young"]) == (0, 3)
-    assert "left alone" in "\n".join(young.lines())
+    assert "gc_min_age_h=0" in "\n".join(young.lines())
     planned = inspect(now.model_copy(update={"dry_run": True}))
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == everything
     done = inspect(now)
@@ -323,6 +323,19 @@ def test_decode_writes_the_clip_beside_its_source_and_says_how_alike_they_are(
         assert (info.width, info.height) == (96, 32)  # the source on the left
         assert len(decode(Path(row["video"]), start_s=0, fps=16, num_frames=9)) == 9
     assert "no view of" in cli.refuses("inspect", cache_fp16, "--decode", "nobody")
+
+
+def test_a_decoded_clip_stays_in_its_folder(cache_fp16, micro_folder, tmp_path):  # noqa: F811
+    cache = tmp_path / "cache"
+    shutil.copytree(cache_fp16, cache)
+    view = read_view(cache, "default")
+    write_view(cache, "default", replace(view, clips=(replace(view.clips[0], clip_id="../out"),)))
+    result = cli.invoke("inspect", cache, "--decode", "../out", "--json",
+                        "--output-dir", tmp_path / "decoded", "--device", "cpu")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    video = Path(json.loads(result.stdout)["decoded"][0]["video"])
+    assert video.resolve().parent == (tmp_path / "decoded").resolve()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "decoded"]
 
 
 def test_contradictory_jobs_are_refused():

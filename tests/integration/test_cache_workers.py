@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tests.support import cli
 from tests.support.ranks import Fate, records, run_ranks
 from tests.support.s3 import s3, s3_port  # noqa: F401
 from wanlora import cache_latents
+from wanlora.cache_latents import processes
 from wanlora.core.location import parse
 from wanlora.store import remote
 from wanlora.store.index import segments_of
@@ -191,3 +193,78 @@ def test_ray_that_is_not_installed_is_named_with_what_installs_it(data, tmp_path
     monkeypatch.delattr(cache_latents, "on_ray", raising=False)
     message = cli.refuses(*arguments(data, tmp_path, "--launcher", "ray"), exit_code=2)
     assert "pip install 'wanlora[ray]'" in message
+
+
+def stop_a_worker(cache: Path) -> None:
+    """Send SIGSTOP to the worker that committed the first clips."""
+    deadline = time.monotonic() + 240
+    while not records(cache):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    writer = json.loads(records(cache)[0].read_text())["attributes"]["wanlora"]["writer"]
+    os.kill(int(writer["pid"]), signal.SIGSTOP)
+
+
+def in_a_thread(*steps) -> threading.Thread:
+    thread = threading.Thread(target=lambda: [step() for step in steps])
+    thread.start()
+    return thread
+
+
+def test_a_frozen_worker_is_named_and_killed_and_the_others_finish(
+    data, alone, tmp_path, caplog, monkeypatch
+):
+    monkeypatch.setattr(processes, "SILENT_S", 8.0)
+    cache = tmp_path / "cache"
+    stopper = in_a_thread(lambda: stop_a_worker(cache))
+    result = cli.invoke(*arguments(data, cache, "--num-workers", 2))
+    stopper.join()
+    assert result.exit_code == 3, result.output
+    assert re.search(r"worker [01] was killed: no heartbeat for 8 s; others", caplog.text)
+    check_done(json.loads(result.stdout), cache, alone)
+
+
+def test_ctrl_c_ends_within_seconds_although_a_worker_is_frozen(
+    data, alone, tmp_path, caplog, monkeypatch
+):
+    cache, interrupted_s = tmp_path / "cache", []
+
+    def interrupt() -> None:
+        interrupted_s.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    stopper = in_a_thread(lambda: stop_a_worker(cache), interrupt)
+    result = cli.invoke(*arguments(data, cache, "--num-workers", 2))
+    stopper.join()
+    assert time.monotonic() - interrupted_s[0] < 40
+    assert result.exit_code == 130, result.output
+    assert "did not stop and was killed" in caplog.text
+
+
+class Worker:
+    """Stands for a worker whose process is not looked at."""
+
+    def __init__(self, *, num_rows: int | None, heard_s: float, advanced_s: float) -> None:
+        now = time.monotonic()
+        self.num_rows, self.heard_s, self.advanced_s = num_rows, now - heard_s, now - advanced_s
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "heard_s", "advanced_s", "finished_s", "reason"),
+    [
+        (3, 1, 100, None, None),
+        (None, 900, 900, None, None),  # still starting
+        (3, 61, 61, None, "no heartbeat"),
+        (3, 1, 1801, None, "worker_timeout_s"),
+        (None, 1801, 1801, None, "worker_timeout_s"),
+        (3, 1, 100, 30, None),
+        (3, 1, 100, 61, "every row is made"),
+    ],
+)
+def test_a_worker_is_given_up_for_one_of_three_reasons(
+    num_rows, heard_s, advanced_s, finished_s, reason
+):
+    worker = Worker(num_rows=num_rows, heard_s=heard_s, advanced_s=advanced_s)
+    finished = None if finished_s is None else time.monotonic() - finished_s
+    found = processes._hangs(worker, 1800.0, finished)
+    assert found is None if reason is None else reason in found

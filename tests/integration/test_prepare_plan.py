@@ -47,7 +47,7 @@ def test_a_dry_run_says_everything_and_writes_no_manifest(tmp_path):
     result = prepared(raw, tmp_path / "out", dry_run=True)
     text = "\n".join(result.lines())
     assert [p.name for p in (tmp_path / "out").iterdir()] == [".prepare-scan.jsonl"]
-    assert re.search(r"unreadable: .*e\.mp4 .* is no video", text)
+    assert re.search(r"unreadable: .*e\.mp4", text)
     assert "136 in 8 clips, 8.5 s" in text
     assert "17x48x80  8 clips, 75 tokens each" in text
     assert "clap  4 clips of 2 sources" in text
@@ -85,6 +85,15 @@ def test_the_tokenizer_of_a_local_model_counts_exactly(tmp_path, micro_folder):
     assert result.plan.captions.tokenizer == str(micro_folder / "tokenizer")
     assert "estimated: no tokenizer" not in "\n".join(result.lines())
     assert result.warnings["caption_truncated"] == 2
+
+
+def test_a_page_shows_the_first_clips_and_how_many_there_are(tmp_path):
+    raw = tmp_path / "raw"
+    sheet_of(tmp_path)
+    page = tmp_path / "few.html"
+    prepared(raw, tmp_path / "out", html=page, html_clips=2)
+    assert page.read_text().count("data:image/jpeg;base64,") == 3 * 2
+    assert "first 2 of 8" in page.read_text()
 
 
 def sheet_of(tmp_path):
@@ -286,3 +295,37 @@ def test_a_column_overrules_the_draw_and_must_not_contradict_itself(tmp_path):
     (raw / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(ManifestError, match=r"source group one .* named both"):
         prepared(raw, tmp_path / "out")
+
+
+def test_a_crop_of_over_30_percent_is_a_warning_that_names_the_flag(tmp_path):
+    raw = tmp_path / "raw"
+    captioned(videos.write_video(raw / "portrait.mp4", width=48, height=96))
+    captioned(videos.write_video(raw / "wide.mp4", width=96, height=64))
+    result = prepared(raw, tmp_path / "out", mode="head")
+    assert result.warnings["cropped"] == 1
+    assert any("--buckets" in note and note.startswith("1 clips") for note in result.notes)
+    (portrait,) = [c for c in manifest.read(tmp_path / "out" / "train.jsonl") if "cropped: 30 %" in
+                   " ".join(c.warnings) or "cropped: 30%" in " ".join(c.warnings)]  # fmt: skip
+    assert portrait.path.name == "portrait.mp4"
+    kept = prepared(raw, tmp_path / "kept", mode="head", buckets=True)
+    assert "cropped" not in kept.warnings
+
+
+def test_materialized_clips_are_not_sources_of_the_next_run(tmp_path):
+    data = tmp_path / "data"
+    captioned(videos.write_video(data / "clips" / "v.mp4"))
+    videos.write_npz(data / "clips" / "mine.npz", num_frames=17, height=48, width=80)
+    (data / "clips" / "mine.txt").write_text("my own clip")
+    first = prepared(data, data, materialize="npz")
+    again = prepared(data, data, materialize="npz")
+    assert (again.sources, again.clips) == (first.sources, first.clips)
+    assert any(f"{first.clips} files" in note for note in again.notes)
+    written = sorted((data / "clips").glob("*fps.npz"))
+    captioned(written[0])
+    assert prepared(written[0], tmp_path / "other").clips == 1  # named by the user
+
+
+def test_a_prefix_without_captions_is_refused_with_that_reason(tmp_path):
+    videos.write_video(tmp_path / "raw" / "a.mp4")
+    with pytest.raises(ManifestError, match="--caption-prefix is put before captions"):
+        prepared(tmp_path / "raw", tmp_path / "out", caption_prefix="ohwx dog")

@@ -5,12 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 
 import numpy as np
+import obstore
 import pytest
 
 from tests.support import cli
-from tests.support.s3 import failing_proxy, s3, s3_port  # noqa: F401
+from tests.support.s3 import failing_proxy, s3, s3_port, slow_proxy  # noqa: F401
 from tests.support.stores import build_store, open_rows, row_of, segment_writer
 from wanlora.core.location import Url, parse
 from wanlora.errors import CorruptRowError, StoreError
@@ -42,7 +44,10 @@ def test_objects_are_put_read_listed_and_removed_as_in_a_folder(cache, tmp_path)
         assert objects.sizes_in_folders(root, "a", "one") == {}
         found = objects.listing(root, "a")
         assert {key: entry.num_bytes for key, entry in found.items()} == {"a/one": 5, "a/b/two": 7}
-        assert all(objects.age_s(entry) < 600 for entry in found.values())
+        assert all(abs(objects.clock(root) - entry.written) < 600 for entry in found.values())
+        objects.remove_many(root, [])
+        objects.put(root, "d/e/four", b"")
+        objects.remove_trees(root, ["d/e", "d/none"])
         objects.remove(root, "a/one")
         objects.remove(root, "a/one")
         objects.remove_tree(root, "a")
@@ -127,28 +132,101 @@ def test_killed_writers_leave_whole_segments_or_nothing(cache):
     assert len(reader.rows.row_keys) == 2 * len(reader.rows.segments)
 
 
-def test_a_local_copy_fetches_each_segment_once_and_heals_itself(cache, tmp_path, monkeypatch):
+def test_a_local_copy_fetches_each_row_once_and_heals_itself(cache, tmp_path, monkeypatch):
     view = build_store(cache, num_clips=6, rows=3)
     folder = tmp_path / "copy"
     StoreReader.of_view(cache, view, local_copy=folder)
     assert not folder.exists()  # nothing before it is read
-    fetched = []
-    original = remote.get
-    monkeypatch.setattr(remote, "get", lambda root, key: fetched.append(key) or original(root, key))
     reader = StoreReader.of_view(cache, view, local_copy=folder)
-    fetched.clear()
-    for _ in range(2):
-        for clip in view.clips:
-            assert np.array_equal(reader.latents(clip.key), row_of("latents", clip.key))
-    assert len([key for key in fetched if "/latent/c/" in key]) == 2
-    assert len(fetched) == len(set(fetched))
-    shard = next(p for p in folder.rglob("*") if p.is_file() and p.suffix != ".json")
-    shard.write_bytes(b"damaged")
-    again = StoreReader.of_view(cache, view, local_copy=folder)
+    with counted_bytes(monkeypatch) as seen:
+        assert np.array_equal(
+            reader.latents(view.clips[0].key), row_of("latents", view.clips[0].key)
+        )
+        assert sum(seen) < 1.2 * row_of("latents", "k").nbytes + 4000  # not the whole segment
     for clip in view.clips:
-        assert np.array_equal(again.latents(clip.key), row_of("latents", clip.key))
-    files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
-    assert set(files) < set(objects.listing(cache, "store.zarr"))
+        reader.latents(clip.key)
+    again = StoreReader.of_view(cache, view, local_copy=folder)
+    with counted_bytes(monkeypatch) as seen:
+        for clip in view.clips:
+            assert np.array_equal(again.latents(clip.key), row_of("latents", clip.key))
+        assert seen == []
+        for damage in (b"damaged", b"", None):
+            row = next(path for path in sorted(folder.rglob("*.latent")))
+            data = bytearray(row.read_bytes())
+            data[-1] ^= 1
+            row.write_bytes(bytes(data) if damage is None else damage)
+            for clip in view.clips:
+                assert np.array_equal(again.latents(clip.key), row_of("latents", clip.key))
+    assert len(list(folder.rglob("*.latent"))) == len(view.clips)
+    assert not list((folder / ".partial").iterdir())
+
+
+@contextmanager
+def counted_bytes(monkeypatch):
+    """Sizes of what zarr reads."""
+    from zarr.storage import ObjectStore
+
+    seen, original = [], ObjectStore.get
+
+    async def get(self, *arguments, **options):
+        found = await original(self, *arguments, **options)
+        seen.append(0 if found is None else len(found))
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStore, "get", get)
+        yield seen
+
+
+def through(monkeypatch, port, **limits):
+    """Send requests to a port of this machine, with other limits than the default ones."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+    for name, value in limits.items():
+        monkeypatch.setattr(remote, name, value)
+    remote.open_store.cache_clear()
+
+
+def test_a_large_object_travels_in_parts_each_with_its_own_timeout(
+    cache, s3_port, monkeypatch  # noqa: F811
+):  # fmt: skip
+    data = np.random.default_rng(0).bytes(36_000_000)
+    with slow_proxy(s3_port, 10e6) as port:  # 3.6 s for the object, 1 s for two parts
+        through(monkeypatch, port, REQUEST_S=3, PART_BYTES=5 * 2**20, PARTS_AT_ONCE=2)
+        objects.put(cache, "large", data)
+        assert objects.get(cache, "large") == data
+        through(monkeypatch, port, PART_BYTES=2**40, MAX_RETRIES=0)
+        with pytest.raises(StoreError, match="3 s") as refused:
+            objects.put(cache, "whole", data)
+    assert "MB/s" in str(refused.value)
+    assert "AWS_ACCESS_KEY_ID" not in str(refused.value)
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_read_whole(cache, monkeypatch):
+    old, new = b"o" * 5000, b"n" * 6000
+    objects.put(cache, "view", old)
+    parts, calls = remote._get_in_parts, []
+
+    def replaced(*arguments):
+        calls.append(None)
+        if len(calls) == 1:
+            obstore.put(remote.open_store(cache), "view", new)
+        return parts(*arguments)
+
+    monkeypatch.setattr(remote, "PART_BYTES", 1000)
+    monkeypatch.setattr(remote, "_get_in_parts", replaced)
+    assert objects.get(cache, "view") == new
+    assert len(calls) == 2
+
+
+def test_many_objects_are_removed_with_one_request(cache, s3_port, monkeypatch):  # noqa: F811
+    keys = [f"many/{i}" for i in range(30)]
+    for key in keys:
+        objects.put(cache, key, b"x")
+    with failing_proxy(s3_port, every=10**9) as (port, counts):
+        through(monkeypatch, port)
+        objects.remove_many(cache, [*keys, "many/none"])
+    assert counts[0] == 1
+    assert objects.listing(cache, "many") == {}
 
 
 def test_stage_one_inspect_and_train_take_an_address(
@@ -179,7 +257,7 @@ def test_stage_one_inspect_and_train_take_an_address(
     for folder, arguments in (("far", ()), ("near", ("--local-copy", copied))):
         done = cli.invoke(*train, tmp_path / folder, "--cache", s3, *arguments)
         assert done.exit_code == 0, done.output
-    assert list(copied.rglob("zarr.json"))
+    assert list(copied.rglob("*.latent"))
 
 
 def test_without_obstore_the_message_says_what_to_install(monkeypatch):

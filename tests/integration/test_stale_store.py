@@ -17,7 +17,8 @@ from tests.support.stores import (
 )
 from wanlora.core.fingerprint import fingerprint
 from wanlora.errors import MissingRowsError, StaleStoreError, StoreError, StoreVersionError
-from wanlora.store.index import committed_keys, provenances
+from wanlora.store import schema
+from wanlora.store.index import committed, provenances
 from wanlora.store.reader import StoreReader
 from wanlora.store.writer import SegmentWriter
 
@@ -77,14 +78,16 @@ def test_generations_of_encoders_live_side_by_side(tmp_path):
     assert provenances(tmp_path, "latents") == {
         FINGERPRINT["latents"]: PROVENANCE["latents"], fingerprint(other): other,
     }  # fmt: skip
-    assert committed_keys(tmp_path, "latents", fingerprint(other)) == {"k"}
-    assert "k" not in committed_keys(tmp_path, "latents", FINGERPRINT["latents"])
+    assert set(committed(tmp_path, "latents", fingerprint(other))) == {"k"}
+    assert "k" not in committed(tmp_path, "latents", FINGERPRINT["latents"])
 
 
 def edit(path, **changes):
     document = json.loads(path.read_bytes())
-    document["attributes"]["wanlora"] |= changes
-    path.write_text(json.dumps(document))
+    own = document["attributes"]["wanlora"] | changes
+    path.write_bytes(
+        schema.commit_record(own) if own.get("kind") == "segment" else schema.group_document(own)
+    )
 
 
 def test_a_store_of_another_version_is_neither_read_nor_written(tmp_path):

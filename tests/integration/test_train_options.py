@@ -157,14 +157,15 @@ def test_a_signal_saves_after_the_step_and_the_run_continues(cache, tmp_path, na
     assert 0 < done < 400
 
 
-def test_a_disk_that_fills_up_leaves_the_checkpoint_before_it(cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize("share", [0.5, 1.5], ids=["adapter", "optimizer"])
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before_it(cache, tmp_path, share):
     import resource
 
     _train(cache, tmp_path, "--max-steps", 1, "--set", "validation.every=0")
     before = (tmp_path / NAME).read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(share * len(before)), limits[1]))
     try:
         message = cli.refuses(
             "train", "--cache", cache, "--output-dir", tmp_path, *SMALL, "--max-steps", 2,
@@ -173,7 +174,8 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_it(cache, tmp_path, m
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
-    assert "the one before it is untouched" in message
+    assert "step-000002: File too large" in message
+    assert "continue with --resume" in message
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
     assert (tmp_path / NAME).read_bytes() == before
 

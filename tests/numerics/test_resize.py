@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from wanlora.core.aspect import cover_size
 from wanlora.media import transform
 
 
@@ -29,7 +30,7 @@ def test_cover_and_centre_crop_follow_the_definition(size):
     # Values from the middle: the overshoot of the first pass is cut off at 0 and 255 otherwise.
     frames = np.random.default_rng(0).integers(80, 176, (1, *size, 3), dtype=np.uint8)
     found = transform.resize_and_crop(frames, height=48, width=80).permute(0, 2, 3, 1).numpy()
-    height, width = transform.cover_size(*size, height=48, width=80)
+    height, width = cover_size(*size, height=48, width=80)
     rows, columns = weights(size[0], height), weights(size[1], width)
     resized = np.moveaxis(rows @ np.moveaxis(frames / 1.0, 3, 1) @ columns.T, 1, 3)
     top, left = (height - 48) // 2, (width - 80) // 2
@@ -63,7 +64,7 @@ def test_fine_texture_does_not_alias():
     ],
 )
 def test_the_cover_keeps_displayed_proportions(frame, aspect, wanted):
-    found = transform.cover_size(*frame, height=480, width=832, sample_aspect=Fraction(aspect))
+    found = cover_size(*frame, height=480, width=832, sample_aspect=Fraction(aspect))
     assert found == wanted
 
 

@@ -7,6 +7,13 @@ from wanlora.cache_latents.walk import walk
 from wanlora.core.ranks import Rank, share
 
 
+class Keys(frozenset):
+    """Committed rows as `walk` asks for them."""
+
+    def present(self, keys):
+        return self & set(keys)
+
+
 def simulate(num_rows: int, world: int, most: int, order: list[int], deaths: dict[int, int]):
     """Let ranks encode and commit a chunk each, in an order; the copies made of every row.
 
@@ -22,7 +29,7 @@ def simulate(num_rows: int, world: int, most: int, order: list[int], deaths: dic
 
         chunks = walk(
             dict(sorted(missing.items(), key=lambda item: item[1])),
-            Rank(index, world), lambda: {key for key, n in copies.items() if n},
+            Rank(index, world), lambda: Keys(key for key, n in copies.items() if n),
             most=most, alike=lambda bucket: bucket, elsewhere=tell,
         )  # fmt: skip
         for number, chunk in enumerate(chunks):

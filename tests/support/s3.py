@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -140,3 +140,42 @@ def _pump(
             target.sendall(block)
         except OSError:
             return
+
+
+@contextmanager
+def slow_proxy(port: int, bytes_per_s: float) -> Iterator[int]:
+    """Forward connections to a port; all of them together get a rate, in both directions."""
+    lock = threading.Lock()
+    free_at = [0.0]
+    server = socket.create_server(("127.0.0.1", 0))
+
+    def pump(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while block := source.recv(65536):
+                with lock:
+                    free_at[0] = max(free_at[0], time.monotonic()) + len(block) / bytes_per_s
+                    wait = free_at[0] - time.monotonic()
+                time.sleep(max(0.0, wait))
+                target.sendall(block)
+            target.shutdown(socket.SHUT_WR)
+
+    def serve(client: socket.socket) -> None:
+        with client, socket.create_connection(("127.0.0.1", port)) as upstream:
+            back = threading.Thread(target=pump, args=(upstream, client))
+            back.start()
+            pump(client, upstream)
+            back.join()
+
+    def accept() -> None:
+        while True:
+            try:
+                client, _ = server.accept()
+            except OSError:
+                return
+            threading.Thread(target=serve, args=(client,), daemon=True).start()
+
+    threading.Thread(target=accept, daemon=True).start()
+    try:
+        yield server.getsockname()[1]
+    finally:
+        server.close()

@@ -155,7 +155,7 @@ def write_two_streams(path: Path, *, large_first: bool) -> Path:
             stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
             stream.codec_context.thread_count = 1
             if height == 96:
-                stream.disposition = av.stream.Disposition.default
+                stream.disposition = int(av.stream.Disposition.default.value)
             streams.append(stream)
         for number in range(60):
             for stream, (height, width) in zip(streams, sizes, strict=True):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +39,9 @@ def test_a_video_without_a_caption_is_listed(tmp_path):
     (tmp_path / "c.txt").write_text("  \n")
     (tmp_path / "b.txt").write_bytes("größer".encode("latin-1"))
     found = find([tmp_path], None)
-    assert "b.txt cannot be read as UTF-8" in found.failures[0].message
+    assert "b.txt" in found.failures[0].message
+    assert "Windows-1252" in found.failures[0].message
+    assert "save the file as UTF-8" in found.failures[0].message
     assert [(f.code, f.path) for f in found.failures] == [
         ("no_caption", str(tmp_path / "b.mp4")),
         ("no_caption", str(tmp_path / "c.mp4")),
@@ -221,7 +225,10 @@ def test_a_single_file_needs_no_folder(tmp_path):
     [
         ({}, "holds no video or image; looked for .*mp4"),
         ({"a.mp4": ""}, "none of 1 source files has a caption"),
-        ({"a.mp4": "", "a.txt": "x", "metadata.csv": "path,text\na.mp4,y\n"}, "another in a meta"),
+        (
+            {"a.mp4": "", "a.txt": "x", "metadata.csv": "path,text\na.mp4,y\n"},
+            "a.txt and another in a table",
+        ),
         ({"a.mp4": "", "metadata.csv": "path,text\na.mp4,y,z\n"}, r"csv:2: more fields"),
         ({"a.mp4": "", "metadata.csv": 'path,text\na.mp4,"y\n'}, "not CSV"),
         ({"a.mp4": "", "metadata.csv": "name,words\na.mp4,y\n"}, r"csv:2: no path; .*name, words"),
@@ -249,3 +256,210 @@ def test_missing_inputs_are_named(tmp_path):
     (tmp_path / "words.xlsx").write_text("")
     with pytest.raises(ManifestError, match=r"expected \.jsonl, \.json or \.csv"):
         find([tmp_path], tmp_path / "words.xlsx")
+
+
+def weights(found):
+    return {source.path.name: source.weight for source in found.sources}
+
+
+def test_rows_that_repeat_count_as_weight_and_other_captions_do_not(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4", "c.mp4", "d.mp4")
+    rows = ["a.mp4,one", "a.mp4,one", "a.mp4,one", "b.mp4,one", "c.mp4,one", "c.mp4,two"]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,text", *rows, "d.mp4,one", ""]))
+    assert weights(find([tmp_path], None)) == {"a.mp4": 3, "b.mp4": 1, "c.mp4": 1, "d.mp4": 1}
+    assert prompts(find([tmp_path], None))["c.mp4"] == ("one", "two")
+
+
+def test_a_second_table_with_the_same_rows_is_no_repeat(tmp_path):
+    make(tmp_path, "a.mp4")
+    (tmp_path / "metadata.csv").write_text("file_name,text\na.mp4,one\n")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.mp4", "text": "one"}\n')
+    assert weights(find([tmp_path], None)) == {"a.mp4": 1}
+
+
+def test_a_weight_column_is_read_also_beside_a_caption_elsewhere(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    (tmp_path / "metadata.csv").write_text(
+        "file_name,text,num_repeats\na.mp4,one,2.5\nb.mp4,,0.5\nc.mp4,one,\n"
+    )
+    (tmp_path / "b.txt").write_text("one")
+    assert weights(find([tmp_path], None)) == {"a.mp4": 2.5, "b.mp4": 0.5, "c.mp4": 1}
+
+
+@pytest.mark.parametrize("weight", ["0", "-2", "nan", "much"])
+def test_a_weight_out_of_range_is_refused_by_its_row(tmp_path, weight):
+    make(tmp_path, "a.mp4")
+    (tmp_path / "metadata.csv").write_text(f"file_name,text,weight\na.mp4,one,{weight}\n")
+    with pytest.raises(ManifestError, match=r"metadata\.csv:2.*weight.*1000"):
+        find([tmp_path], None)
+
+
+def test_one_bad_row_is_listed_and_the_others_are_used(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4")
+    rows = [
+        {"path": "a.mp4", "text": "one"}, {"path": "b.mp4", "text": 7}, {"path": "\ud83d.mp4"},
+        {"text": "x"}, {"path": "a" * 5000, "text": "x"}, {"path": "b.mp4", "split": "later"},
+    ]  # fmt: skip
+    lines = [json.dumps(row) for row in rows] + ["{", "[" * 100_000, '{"path": 1e999}', "3"]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    found = find([tmp_path], None)
+    assert prompts(found) == {"a.mp4": ("one",)}
+    bad = [failure.path for failure in found.failures if failure.code == "bad_line"]
+    assert sorted(bad) == sorted(f"{tmp_path}/metadata.jsonl:{n}" for n in range(2, 11))
+    assert [f.path for f in found.failures if f.code == "no_caption"] == [f"{tmp_path}/b.mp4"]
+
+
+def test_a_bad_row_of_json_and_of_csv_is_listed_too(tmp_path):
+    make(tmp_path, "a.mp4")
+    (tmp_path / "list.json").write_text('[{"path": "a.mp4", "cap": "x"}, 3, {"cap": "x"}]')
+    found = find([tmp_path], tmp_path / "list.json")
+    assert [f.path for f in found.failures] == [f"{tmp_path}/list.json: row {n}" for n in (2, 3)]
+    (tmp_path / "list.csv").write_text("path,cap\na.mp4,x\na.mp4,x,y\n")
+    found = find([tmp_path], tmp_path / "list.csv")
+    assert [f.path for f in found.failures] == [f"{tmp_path}/list.csv:3"]
+    assert prompts(found) == {"a.mp4": ("x",)}
+
+
+def test_a_contradiction_concerns_one_file(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "metadata.csv").write_text("path,text,label\na.mp4,x,run\na.mp4,y,walk\nb.mp4,z,\n")
+    found = find([tmp_path], None)
+    assert prompts(found) == {"b.mp4": ("z",)}
+    assert [f.path for f in found.failures] == [f"{tmp_path}/a.mp4"]
+
+
+def test_half_an_emoji_is_replaced_and_a_blank_caption_is_none(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    rows = [{"path": "a.mp4", "text": "clap \ud83d"}, {"path": "b.mp4", "text": "&nbsp;\u200b"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "c.txt").write_text("&nbsp;&nbsp;")
+    found = find([tmp_path], None)
+    assert prompts(found) == {"a.mp4": ("clap \ufffd",)}
+    assert [Path(f.path).name for f in found.failures] == ["b.mp4", "c.mp4"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "cp1252"])
+@pytest.mark.parametrize("name", ["a.txt", "metadata.csv", "metadata.jsonl", "metadata.json"])
+def test_another_encoding_is_refused_with_the_remedy(tmp_path, encoding, name):
+    make(tmp_path, "a.mp4")
+    (tmp_path / name).write_bytes("path,text\na.mp4,größer\n".encode(encoding))
+    with pytest.raises(ManifestError, match="save the file as UTF-8") as refusal:
+        find([tmp_path], None)
+    likely = {"cp1252": "Windows-1252"}.get(encoding, encoding.upper())
+    assert likely in str(refusal.value)
+
+
+def test_a_loop_of_links_and_a_folder_linked_twice_are_read_once(tmp_path):
+    make(tmp_path / "videos", "walk/a.mp4", "b.mp4")
+    (tmp_path / "videos/a_first").symlink_to(tmp_path / "videos/walk")
+    (tmp_path / "videos/walk/latest").symlink_to(tmp_path / "videos")
+    (tmp_path / "videos/walk/again").symlink_to(".")
+    (tmp_path / "videos/gone").symlink_to("nowhere")
+    for name in ("walk/a", "b"):
+        (tmp_path / f"videos/{name}.txt").write_text(name)
+    found = find([tmp_path / "videos"], None)
+    assert [s.path for s in found.sources] == [
+        tmp_path / "videos/b.mp4", tmp_path / "videos/walk/a.mp4",
+    ]  # fmt: skip
+    linked = tmp_path / "elsewhere"
+    linked.symlink_to(tmp_path / "videos")
+    assert find([linked], None).sources[0].path == linked / "b.mp4"
+    assert len(find([linked, tmp_path / "videos"], None).sources) == 2
+
+
+def test_links_to_one_file_are_sources_of_their_own_and_a_broken_one_is_kept(tmp_path):
+    make(tmp_path, "walk/a.mp4")
+    (tmp_path / "clap").mkdir()
+    (tmp_path / "clap/b.mp4").symlink_to("../walk/a.mp4")
+    (tmp_path / "clap/c.mp4").symlink_to("nowhere.mp4")
+    for name in ("walk/a", "clap/b", "clap/c"):
+        (tmp_path / f"{name}.txt").write_text(name)
+    found = find([tmp_path], None)  # `prepare` lists the broken one as missing
+    assert [s.activity for s in found.sources] == ["clap", "clap", "walk"]
+
+
+@pytest.mark.parametrize("stem", ["video", "caption", "prompt", "videos"])
+def test_the_txt_of_a_video_with_the_name_of_a_list_is_its_caption(tmp_path, stem):
+    make(tmp_path, f"{stem}.mp4", "other.mp4")
+    for name in (stem, "other"):
+        (tmp_path / f"{name}.txt").write_text(f"a video of {name}")
+    assert prompts(find([tmp_path], None)) == {
+        f"{stem}.mp4": (f"a video of {stem}",), "other.mp4": ("a video of other",),
+    }  # fmt: skip
+
+
+def test_lists_beside_a_video_of_their_name_still_count(tmp_path):
+    make(tmp_path, "prompt.mp4", "a.mp4")
+    (tmp_path / "prompt.txt").write_text("a prompt")
+    (tmp_path / "videos.txt").write_text("a.mp4\n")
+    (tmp_path / "captions.txt").write_text("one\n")
+    assert prompts(find([tmp_path], None)) == {"prompt.mp4": ("a prompt",), "a.mp4": ("one",)}
+
+
+@pytest.mark.parametrize("on_disk", ["NFC", "NFD"])
+@pytest.mark.parametrize("kind", ["sidecar", "row", "backslashes"])
+def test_the_spelling_of_a_name_may_differ(tmp_path, on_disk, kind):
+    other = "NFD" if on_disk == "NFC" else "NFC"
+    make(tmp_path, unicodedata.normalize(on_disk, "sub/café.mp4"))
+    named = unicodedata.normalize(other, "sub/café.mp4")
+    if kind == "sidecar":
+        folder = next(tmp_path.iterdir())
+        (folder / unicodedata.normalize(other, "café.txt")).write_text("x")
+    else:
+        named = named.replace("/", "\\") if kind == "backslashes" else named
+        (tmp_path / "metadata.jsonl").write_text(json.dumps({"path": named, "text": "x"}))
+    (source,) = find([tmp_path], None).sources
+    assert source.path.exists()
+    assert source.prompts == ("x",)
+
+
+@pytest.mark.parametrize("prefix", ["", "train/", "data/train/", "train\\"])
+@pytest.mark.parametrize("place", [".", ".."])
+def test_a_table_in_the_folder_or_one_above_is_found_with_any_prefix(tmp_path, prefix, place):
+    folder = make(tmp_path / "data" / "train", "a.mp4", "b.mp4")
+    rows = [f"{prefix}{name}.mp4,{name}" for name in "ab"]
+    (folder / place / "metadata.csv").write_text("path,text\n" + "\n".join(rows))
+    found = find([folder], None)
+    assert prompts(found) == {"a.mp4": ("a",), "b.mp4": ("b",)}
+    assert found.tables == [(folder / place / "metadata.csv").resolve()]
+
+
+def test_a_table_above_is_not_read_when_there_are_captions(tmp_path):
+    folder = make(tmp_path / "train", "a.mp4", "b.mp4")
+    (folder / "a.txt").write_text("x")
+    (tmp_path / "metadata.csv").write_text("path,text\nb.mp4,y\n")
+    found = find([folder], None)
+    assert prompts(found) == {"a.mp4": ("x",)}
+    assert [f.code for f in found.failures] == ["no_caption"]
+
+
+def test_rows_that_fit_no_file_are_shown_with_what_was_looked_for(tmp_path):
+    make(tmp_path, "train/a.mp4")
+    (tmp_path / "train/metadata.csv").write_text("path,text\nvalid/a.mp4,x\nvalid/b.mp4,y\n")
+    with pytest.raises(ManifestError) as refusal:
+        find([tmp_path / "train"], None)
+    for shown in ("2 rows", "metadata.csv:2", "valid/a.mp4", str(tmp_path / "train/a.mp4")):
+        assert shown in str(refusal.value)
+
+
+def test_a_row_that_fits_files_of_two_folders_is_listed(tmp_path):
+    make(tmp_path, "one/a.mp4", "two/a.mp4", "two/b.mp4")
+    (tmp_path / "list.csv").write_text("path,text\na.mp4,x\nb.mp4,y\n")
+    found = find([tmp_path / "one", tmp_path / "two"], tmp_path / "list.csv")
+    assert prompts(found) == {"b.mp4": ("y",)}
+    assert any("one/a.mp4" in f.message and "two/a.mp4" in f.message for f in found.failures)
+
+
+def test_a_folder_that_cannot_be_read_is_listed(tmp_path, monkeypatch):
+    make(tmp_path, "a.mp4", "closed/b.mp4")
+    (tmp_path / "a.txt").write_text("x")
+    scan = os.scandir
+
+    def refusing(path):
+        if path == tmp_path / "closed":
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    found = find([tmp_path], None)
+    assert [(f.code, f.path) for f in found.failures] == [("unreadable", str(tmp_path / "closed"))]

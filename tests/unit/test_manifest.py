@@ -204,6 +204,39 @@ def test_a_clip_in_two_manifests_is_refused(tmp_path):
         manifest.read_all([tmp_path])
 
 
+def test_weights_are_read_back_and_written_only_when_not_1(tmp_path):
+    path = tmp_path / "train.jsonl"
+    manifest.write(path, [clip("a", weight=2.5), clip("b")])
+    assert [c.weight for c in manifest.read(path)] == [2.5, 1.0]
+    assert ["weight" in json.loads(line) for line in path.read_text().splitlines()] == [True, False]
+
+
+def test_equal_lines_are_one_clip_whose_weight_is_their_sum(tmp_path):
+    clips = [clip("a"), clip("b"), clip("a", weight=1.5), clip("a")]
+    manifest.write(tmp_path / "train.jsonl", clips)
+    found = manifest.read(tmp_path / "train.jsonl")
+    assert [(c.clip_id, c.weight) for c in found] == [("a", 3.5), ("b", 1.0)]
+    plain = write_lines(tmp_path / "plain.jsonl", *[{"npz": "x.npz", "prompt": "a"}] * 3)
+    assert [c.weight for c in manifest.read(plain)] == [3.0]
+
+
+def test_a_plain_line_has_a_weight_under_any_of_its_names(tmp_path):
+    names = ["weight", "num_repeats", "repeats"]
+    lines = [{"npz": f"{name}.npz", "prompt": "a", name: 4} for name in names]
+    found = manifest.read(write_lines(tmp_path / "train.jsonl", *lines))
+    assert [c.weight for c in found] == [4.0] * 3
+
+
+@pytest.mark.parametrize("weight", [0, -1, "nan", "inf", 1e-9, 1e9, "much", [2]])
+def test_a_weight_out_of_range_is_listed_with_the_clip(tmp_path, weight):
+    path = tmp_path / "train.jsonl"
+    manifest.write(path, [clip("good"), clip("heavy", weight=weight)])
+    (bad,) = bad_lines(path)
+    assert bad.where == f"{path}:2"
+    assert "clip heavy: weight" in bad.message
+    assert "0.001 to 1000" in bad.message
+
+
 def test_the_second_line_of_a_clip_is_listed(tmp_path):
     path = tmp_path / "train.jsonl"
     manifest.write(path, [clip("a"), clip("a", prompts=("other",))])
@@ -264,7 +297,7 @@ def test_the_key_changes_with_the_pixels_and_with_nothing_else():
     same = [
         {"clip_id": "other"}, {"prompts": ("new",)}, {"activity": "x"}, {"split": "val"},
         {"source": "elsewhere.mp4"}, {"path": Path("/x")}, {"orig": {}}, {"warnings": ("w",)},
-        {"source_group": "g"}, {"source_sha256": None},
+        {"source_group": "g"}, {"source_sha256": None}, {"weight": 3.0},
     ]  # fmt: skip
     for changes in same:
         assert manifest.clip_key(replace(base, **changes), "ab" * 32) == key
@@ -276,3 +309,23 @@ def test_the_key_changes_with_the_pixels_and_with_nothing_else():
     keys.add(manifest.clip_key(base, "cd" * 32))
     assert len(keys) == len(different) + 1
     assert key not in keys
+
+
+@pytest.mark.parametrize(
+    ("orig", "named"),
+    [
+        ({"width": 1920, "height": 1080}, 1),
+        ({"width": 720, "height": 1280}, 1),
+        ({"width": 720, "height": 576}, 0),
+        ({"width": 576, "height": 720, "rotation": 270}, 0),
+        ({"width": 1920, "height": 1080, "matrix": "bt709"}, 0),
+        ({"width": "wide", "height": None}, 0),
+        ({}, 0),
+    ],
+)
+def test_old_lines_of_hd_videos_are_counted_with_the_command_that_corrects_them(
+    caplog, orig, named
+):
+    manifest.warn_of_old_colours([clip(orig=orig), clip(kind="npz", orig=orig)])
+    assert [record.args for record in caplog.records] == [(1,)] * named
+    assert all("wanlora prepare" in record.getMessage() for record in caplog.records)

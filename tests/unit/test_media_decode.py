@@ -89,10 +89,10 @@ def test_a_cut_past_the_end_says_where_both_end(tmp_path):
     assert raised.value.code == "too_short"
 
 
-def test_the_last_output_that_num_outputs_promises_can_be_decoded(tmp_path):
-    for num_frames, fps in ((25, 25), (33, 24000 / 1001), (40, 30)):
+def test_the_last_frame_that_a_timeline_promises_can_be_decoded(tmp_path):
+    for num_frames, fps in ((25, 25), (33, 24000 / 1001), (40, 30), (20, 8)):
         path = videos.write_video(tmp_path / "a.mp4", num_frames=num_frames, fps=fps)
-        available = decode.num_outputs(probe.scan(path).span_s, 16)
+        [(_, available)] = probe.scan(path).timeline.parts((), 16)
         assert len(decode.decode(path, start_s=0, fps=16, num_frames=available)) == available
 
 

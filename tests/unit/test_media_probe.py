@@ -76,9 +76,3 @@ def test_rotation_swaps_the_size_and_inverts_the_sample_aspect(tmp_path):
 def test_hdr_is_recognized(tmp_path, transfer, name):
     path = videos.write_video(tmp_path / "a.mp4", transfer=transfer)
     assert name in (probe.probe(path).hdr or "")
-
-
-def test_the_longest_gap_of_a_variable_rate_is_found(tmp_path):
-    times = [*range(0, 1000, 40), *range(1500, 2500, 40)]
-    path = videos.write_video(tmp_path / "a.mkv", num_frames=50, times_ms=times)
-    assert probe.scan(path).longest_gap_s == pytest.approx(0.54)

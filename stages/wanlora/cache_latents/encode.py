@@ -8,8 +8,7 @@ Legend: t frames, c channels, f latent frames, h w height and width.
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain, groupby
@@ -29,9 +28,11 @@ from wanlora.core.location import Location
 from wanlora.core.quality import psnr
 from wanlora.errors import MediaError, ModelError
 from wanlora.manifest import Clip
+from wanlora.store.groups import write_groups
 from wanlora.store.schema import Kind
-from wanlora.store.writer import SegmentWriter, write_groups
+from wanlora.store.writer import SegmentWriter
 from wanlora.wan import encoders
+from wanlora.wan.device import current_in_thread
 from wanlora.wan.variants import Variant
 
 Decode = Callable[[Clip], "torch.Tensor | MediaError"]
@@ -93,7 +94,7 @@ def encode_prompts(
     chunks: Iterable[Mapping[str, str]],
     progress: Progress,
     *,
-    committed: Callable[[], AbstractSet[str]] = frozenset,
+    committed: Callable[[], Container[str]] = frozenset,
 ) -> EncodedPrompts:
     """Load UMT5, encode prompts, write them, and free it; without any prompt it is not loaded.
 
@@ -139,7 +140,7 @@ def encode_clips(
     progress: Progress,
     *,
     largest: int,
-    committed: Callable[[], AbstractSet[str]] = frozenset,
+    committed: Callable[[], Container[str]] = frozenset,
     decoded_by: Decode,
 ) -> EncodedClips:
     """Load the VAE, encode clips, write them, and free it; without any clip it is not loaded.
@@ -252,7 +253,8 @@ def _decode_ahead(
 
     threads = config.decode_workers
     most = depth(largest, threads=threads, max_bytes=config.decode_bytes)
-    return Ahead(work, rows, threads=threads, depth=most)
+    first = current_in_thread(using.device)  # pinning memory needs a context, on this GPU
+    return Ahead(work, rows, threads=threads, depth=most, initializer=first)
 
 
 def _load_vae(config: CacheLatentsConfig, using: Encoders) -> AutoencoderKLWan:

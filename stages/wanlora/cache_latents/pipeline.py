@@ -36,15 +36,24 @@ class Ahead(Generic[In, Out]):
         items: In the order the results are wanted.
         threads: How many.
         depth: Most results (and work under way) at a time: bounds memory, whatever len(items) is.
+        initializer: Called first in each thread.
     """
 
     def __init__(
-        self, work: Callable[[In], Out], items: Iterable[In], *, threads: int, depth: int
+        self,
+        work: Callable[[In], Out],
+        items: Iterable[In],
+        *,
+        threads: int,
+        depth: int,
+        initializer: Callable[[], None] | None = None,
     ) -> None:
         self.waited_s = 0.0
         self._work = work
         self._todo = iter(items)
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(
+            threads, thread_name_prefix="decode", initializer=initializer
+        )
         self._ahead: deque[tuple[In, Future[Out]]] = deque()
         for _ in range(depth):
             self._start_one()

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -32,7 +31,7 @@ from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
 from wanlora.core.prompts import prompt_key
-from wanlora.errors import MediaError, StoreError
+from wanlora.errors import MediaError, OutputError, StoreError
 from wanlora.files import write_atomic
 from wanlora.manifest import Clip
 from wanlora.media.source import SOURCES
@@ -98,10 +97,11 @@ class Plan:
     Attributes:
         clips: All usable clips, in the manifests' order.
         failures: Clips that cannot be used.
-        unread: Clips whose sources cannot be read now and whose rows are committed: they stay.
+        unread: Clips whose sources cannot be read now but have a known hash; after `look` only
+            those whose rows are committed.
         changed_sources: Source files that are not what they were when the manifest was written.
         num_bytes_hashed: Bytes of sources that were read to hash them.
-        sources: Hashes of the sources of missing clips, by path, size and mtime.
+        sources: Hashes of the sources by path, size and mtime; after `look` of missing clips only.
         prompts: Prompt key to text, of all captions and of the prompts training needs. The text is
             as given: cleaning is not idempotent, and the encoder cleans it once.
         captions: How many captions the clips have in all.
@@ -179,7 +179,7 @@ class Hashes:
             cache_home().mkdir(parents=True, exist_ok=True)
             write_atomic(cache_home() / WEIGHTS, hashes_document(self.weights))
             write_atomic(cache_home() / DIGESTS, memo_document(self.digests))
-        except OSError as error:  # it would only have saved time
+        except (OSError, OutputError) as error:  # it would only have saved time
             log.info("the hashes of the weights are not kept: %s", error)
 
 
@@ -230,7 +230,7 @@ def make(
     hashes: Hashes,
     shown: bool = True,
 ) -> Plan:
-    """Hash the sources of the clips found, and find what is not committed.
+    """Hash the sources of the clips found; nothing is missing yet (`look`).
 
     Args:
         config: The settings.
@@ -243,29 +243,49 @@ def make(
         StoreVersionError: The cache belongs to another release.
     """
     index.has_store(config.cache)
-    there = {
-        kind: index.committed_keys(config.cache, kind, fingerprint(provenance))
-        for kind, provenance in _by_kind(using)
-    }
-    keyed = _keyed(found, hashes, there["latents"], threads=config.decode_workers, shown=shown)
-    clips = keyed.clips
-    wanted = [prompt for each in clips for prompt in each.clip.prompts]
+    keyed = _keyed(found, hashes, threads=config.decode_workers, shown=shown)
+    wanted = [prompt for each in keyed.clips for prompt in each.clip.prompts]
     wanted += ["", using.variant.negative_prompt, *config.validation_prompts]
     prompts = {prompt_key(text): text for text in wanted}
-    missing = {each.key: each for each in clips if each.key not in there["latents"]}
-    paths = {str(each.clip.path) for each in missing.values()} & hashes.sources.keys()
+    paths = {str(each.clip.path) for each in keyed.clips} & hashes.sources.keys()
     return Plan(
-        clips=tuple(clips),
+        clips=tuple(keyed.clips),
         failures=tuple(keyed.failures),
         unread=tuple(keyed.unread),
         changed_sources=tuple(sorted(keyed.changed)),
         num_bytes_hashed=keyed.num_bytes_hashed,
         sources={path: hashes.sources[path] for path in sorted(paths)},
         prompts=prompts,
-        captions=sum(len(each.clip.prompts) for each in clips),
-        missing_clips=tuple(sorted(missing.values(), key=lambda each: each.clip.bucket)),
-        missing_prompts={k: text for k, text in prompts.items() if k not in there["text"]},
+        captions=sum(len(each.clip.prompts) for each in keyed.clips),
+        missing_clips=(),
+        missing_prompts={},
         using=using,
+    )
+
+
+def look(config: CacheLatentsConfig, plan: Plan) -> Plan:
+    """Find the rows of a plan that are not committed.
+
+    A run publishes what it wants before it looks, so that no collection takes what it found.
+
+    Raises:
+        StoreError: A commit record is damaged.
+    """
+    clips = {keyed.key: keyed for keyed in plan.clips}
+
+    def missing(kind: Kind, keys: Iterable[str]) -> list[str]:
+        return index.missing_keys(config.cache, kind, plan.fingerprint(kind), keys)
+
+    missing_clips = [clips[key] for key in missing("latents", clips)]
+    keys = {keyed.key for keyed in missing_clips}
+    missing_ids = {keyed.clip.clip_id for keyed in plan.clips if keyed.key in keys}
+    paths = {str(keyed.clip.path) for keyed in missing_clips}
+    return replace(
+        plan,
+        unread=tuple(each for each in plan.unread if each.clip_id not in missing_ids),
+        sources={path: entry for path, entry in plan.sources.items() if path in paths},
+        missing_clips=tuple(sorted(missing_clips, key=lambda keyed: keyed.clip.bucket)),
+        missing_prompts={key: plan.prompts[key] for key in missing("text", plan.prompts)},
     )
 
 
@@ -334,7 +354,6 @@ class _Keyed:
 def _keyed(
     clips: Sequence[Clip],
     hashes: Hashes,
-    committed: AbstractSet[str],
     *,
     threads: int,
     shown: bool,
@@ -364,7 +383,7 @@ def _keyed(
         result.clips.append(keyed)
         if clip.source_sha256 not in (None, digest):
             result.changed.add(clip.source)
-        if isinstance(outcome, MediaError) and keyed.key in committed:
+        if isinstance(outcome, MediaError):
             result.unread.append(Failure(outcome.code, clip.clip_id, str(outcome)))
     return result
 

@@ -7,11 +7,14 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from wanlora import manifest
 from wanlora.cache_latents.plan import Failure, KeyedClip, Plan
 from wanlora.cache_latents.worker import Encoded
 from wanlora.config import CacheLatentsConfig
+from wanlora.core.order import describe_shares, shares
 from wanlora.core.prompts import prompt_key
 from wanlora.core.text import shorten
+from wanlora.edits import unused_captions
 from wanlora.store.views import ViewClip
 
 SHOWN = 10
@@ -41,6 +44,9 @@ class CacheResult:
         bytes_hashed: Bytes of sources that were read to hash them.
         truncated_prompts: Prompts encoded by this run that lost their end: over 512 tokens.
         changed_sources: Source files that changed after the manifest was written.
+        unused_captions: Caption files that were edited after `prepare` read them.
+        captions_command: Command that reads them.
+        draws: Expected share of the clips drawn in training, by activity; 0 to 1.
     """
 
     cache: str
@@ -66,6 +72,9 @@ class CacheResult:
     unread: list[Failure] = field(default_factory=list)
     truncated_prompts: list[str] = field(default_factory=list)
     changed_sources: list[str] = field(default_factory=list)
+    unused_captions: list[str] = field(default_factory=list)
+    captions_command: str = ""
+    draws: dict[str, float] = field(default_factory=dict)
     next_command: str = ""
 
     @property
@@ -82,6 +91,8 @@ class CacheResult:
             f"prompts: {self.prompts_encoded} {verb}, {self.prompts_cached} already there"
             + _saved(self.shared_captions, "repeated captions"),
         ]
+        if self.dry_run and len(self.draws) > 1:
+            lines.append(f"expected share of draws: {describe_shares(self.draws)}")
         if self.workers > 1:
             lines.append(f"{self.workers} workers; {self.clips_encoded_twice} clips encoded twice")
         if self.dry_run:
@@ -112,6 +123,11 @@ class CacheResult:
             self.changed_sources,
             "sources changed after the manifest was written, and were cut as they are now; if "
             "that is not what you want, run wanlora prepare again",
+        )
+        lines += listed(
+            self.unused_captions,
+            "caption files were edited after prepare read them, and their text is not used; read "
+            f"them with: {self.captions_command}",
         )
         return lines + ([f"next: {self.next_command}"] if self.next_command else [])
 
@@ -144,6 +160,7 @@ def summarize(
     encoded = len(plan.missing_clips) - len(made.clips.failures)
     rows = len({keyed.key for keyed in outcome.kept})
     stays = {clip.clip_id for clip in outcome.stays}
+    unused, captions_command = unused_captions(config.manifest)
     captions = {prompt_key(text) for k in plan.clips for text in k.clip.prompts}
     return CacheResult(
         cache=str(config.cache),
@@ -169,6 +186,13 @@ def summarize(
         unread=list(plan.unread),
         truncated_prompts=list(made.prompts.truncated),
         changed_sources=list(plan.changed_sources),
+        unused_captions=unused,
+        captions_command=captions_command,
+        draws=shares(
+            (keyed.clip.activity, keyed.clip.weight)
+            for keyed in outcome.kept
+            if keyed.clip.split == manifest.TRAIN
+        ),
         next_command="" if config.dry_run else _next_command(config),
     )
 

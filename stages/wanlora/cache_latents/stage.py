@@ -30,7 +30,7 @@ from wanlora.errors import ConfigError, ManifestError, StoreError
 from wanlora.files import require_folder
 from wanlora.manifest import Clip
 from wanlora.stopping import interrupted_by_signals
-from wanlora.store import index, objects, schema
+from wanlora.store import index, objects, schema, wants
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import (
     View,
@@ -70,9 +70,13 @@ def run(config: CacheLatentsConfig) -> CacheResult:
             _require_videos(plan.failures)
         planning.note_other_generations(config.cache, using)
         if config.dry_run:
+            plan = planning.look(config, plan)
             outcome = Outcome(plan.clips, plan.failures, num_bytes=plan.num_bytes)
             return summarize(config, plan, outcome, seconds=time.monotonic() - started)
         before = objects.num_bytes(config.cache, schema.STORE)
+        earlier = wants.names(config.cache, config.view)
+        wanted = wants.publish(config.cache, _view(config, plan, plan.clips))
+        plan = planning.look(config, plan)
         made = _encode(config, plan, hashes, encode_missing)
     kept = [keyed for keyed in plan.clips if keyed.key not in made.clips.failures]
     failures = [*plan.failures, *_failures(plan.clips, made.clips.failures)]
@@ -80,6 +84,7 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         raise ManifestError(_nothing_left(config, failures))
     stays = _as_before(config, plan, found, failures)
     view = _publish(config, plan, kept, stays)
+    wants.drop(config.cache, {wanted, *earlier})
     added = objects.num_bytes(config.cache, schema.STORE) - before
     outcome = Outcome(kept, failures, stays, added, view.sha256, made)
     return summarize(config, plan, outcome, seconds=time.monotonic() - started)
@@ -127,7 +132,7 @@ def encode_rows(
     """
     found, _, hashes = _read(config)
     using = planning.encoders_here(config, hashes)
-    all_of_it = planning.make(config, found, using=using, hashes=hashes)
+    all_of_it = planning.look(config, planning.make(config, found, using=using, hashes=hashes))
     missing_clips = tuple(keyed for keyed in all_of_it.missing_clips if keyed.key in clips)
     missing_prompts = {k: t for k, t in all_of_it.missing_prompts.items() if k in prompts}
     named = (
@@ -162,6 +167,7 @@ def _read(config: CacheLatentsConfig) -> tuple[list[Clip], list[Failure], Hashes
         config.manifest,
         on_bad=lambda line: bad.append(Failure("bad_line", line.where, line.message)),
     )
+    manifest.warn_of_old_colours(found)
     index.has_store(config.cache)
     return found, bad, Hashes.read(config.cache, config.manifest)
 
@@ -245,21 +251,40 @@ def _as_before(
     latents, text = plan.fingerprint("latents"), plan.fingerprint("text")
     if (view.latents, view.text) != (latents, text):
         return []
-    rows = index.committed_keys(config.cache, "latents", latents)
-    prompts = index.committed_keys(config.cache, "text", text)
+    stays = [old for old in view.clips if old.clip_id in clips]
+    keys = [old.key for old in stays]
+    gone = set(index.missing_keys(config.cache, "latents", latents, keys))
+    prompts = {key for old in stays for key in old.prompts}
+    gone |= set(index.missing_keys(config.cache, "text", text, prompts))
     return [
-        replace(old, activity=clip.activity, split=clip.split, source_group=clip.source_group)
-        for old in view.clips
-        if (clip := clips.get(old.clip_id)) and old.key in rows and prompts >= set(old.prompts)
-    ]
+        replace(
+            old, activity=now.activity, split=now.split, source_group=now.source_group,
+            weight=now.weight,
+        )
+        for old in stays
+        if gone.isdisjoint({old.key, *old.prompts}) and (now := clips[old.clip_id])
+    ]  # fmt: skip
 
 
 def _publish(
     config: CacheLatentsConfig, plan: Plan, kept: Sequence[KeyedClip], stays: Sequence[ViewClip]
 ) -> View:
     """Write the view, once every row of it is known to be committed."""
+    view = _view(config, plan, kept)
+    view = replace(view, clips=(*stays, *view.clips))
+    complete_groups(config.cache, plan.using, kept)
+    reader = StoreReader.of_view(config.cache, view)
+    written = write_view(config.cache, config.view, view)
+    try:
+        reader.keep_index()
+    except StoreError as error:  # it would only have saved time
+        log.warning("the index is not kept: %s", error)
+    return written
+
+
+def _view(config: CacheLatentsConfig, plan: Plan, clips: Sequence[KeyedClip]) -> View:
     using, variant = plan.using, plan.using.variant
-    view = View(
+    return View(
         latents=plan.fingerprint("latents"),
         text=plan.fingerprint("text"),
         latents_provenance=using.latents_provenance,
@@ -272,32 +297,22 @@ def _publish(
         validation_prompts=tuple(
             ViewPrompt(text, prompt_key(text)) for text in config.validation_prompts
         ),
-        clips=(
-            *stays,
-            *(
-                ViewClip(
-                    clip_id=keyed.clip.clip_id,
-                    key=keyed.key,
-                    bucket=keyed.clip.bucket,
-                    prompts=tuple(prompt_key(text) for text in keyed.clip.prompts),
-                    activity=keyed.clip.activity,
-                    split=keyed.clip.split,
-                    source_group=keyed.clip.source_group,
-                    fps=keyed.clip.fps,
-                )
-                for keyed in kept
-            ),
+        clips=tuple(
+            ViewClip(
+                clip_id=keyed.clip.clip_id,
+                key=keyed.key,
+                bucket=keyed.clip.bucket,
+                prompts=tuple(prompt_key(text) for text in keyed.clip.prompts),
+                activity=keyed.clip.activity,
+                split=keyed.clip.split,
+                source_group=keyed.clip.source_group,
+                fps=keyed.clip.fps,
+                weight=keyed.clip.weight,
+            )
+            for keyed in clips
         ),
         name=config.view,
     )
-    complete_groups(config.cache, using, kept)
-    reader = StoreReader.of_view(config.cache, view)
-    written = write_view(config.cache, config.view, view)
-    try:
-        reader.keep_index()
-    except StoreError as error:  # it would only have saved time
-        log.warning("the index is not kept: %s", error)
-    return written
 
 
 def _portable(model: str, folder: Path) -> str:

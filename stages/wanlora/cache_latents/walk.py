@@ -6,15 +6,14 @@ it costs is that two may make one row when little is left; such rows are counted
 """
 
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterator, Mapping
 from itertools import takewhile
 from typing import Any, TypeVar
 
 from wanlora.core.location import Location
 from wanlora.core.ranks import Rank, share
 from wanlora.store import index
+from wanlora.store.rows import Rows
 from wanlora.store.schema import Kind
 
 T = TypeVar("T")
@@ -25,59 +24,52 @@ time at most goes into looking, on a far store with a million rows too."""
 
 
 class Committed:
-    """Keys of the rows in the store by now, whoever wrote them.
+    """Rows in the store by now, whoever wrote them.
 
     Args:
         cache: Cache folder or URL.
-        kind: Which rows.
+        kind: Kind of the rows.
         fingerprint: Of their encoder.
     """
 
     def __init__(self, cache: Location, kind: Kind, fingerprint: str) -> None:
         self._where: tuple[Location, Kind, str] = (cache, kind, fingerprint)
-        self._segments: set[str] = set()
-        self._copies: Counter[str] = Counter()
+        self._rows: Rows | None = None
         self._looked_s = self._cost_s = 0.0
 
-    def __call__(self) -> AbstractSet[str]:
-        """What was there at the last look; looks again when that is not long past."""
-        if time.monotonic() - self._looked_s >= PATIENCE * self._cost_s:
-            self.look()
-        return self._copies.keys()
+    def __call__(self) -> Rows:
+        """Rows at the last look; looks again when that is not long past."""
+        if self._rows is None or time.monotonic() - self._looked_s >= PATIENCE * self._cost_s:
+            return self.look()
+        return self._rows
 
-    def look(self) -> AbstractSet[str]:
-        """What is there now; reads only the commit records that are new."""
-        started, first = time.monotonic(), not self._looked_s
-        segments, _ = index.scan(*self._where, known=self._segments)
-        for segment in segments:
-            self._segments.add(segment.key)
-            self._copies.update(segment.row_keys)
+    def look(self) -> Rows:
+        """Rows that are there now; reads only the commit records that are new."""
+        started, first = time.monotonic(), self._rows is None
+        # A damaged record is not counted; the check of the finished view names it.
+        self._rows, _ = index.lasting(*self._where, known=self._rows)
         self._looked_s = time.monotonic()
         # The first look reads every record, the others only what is new.
         self._cost_s = 0.0 if first else self._looked_s - started
-        return self._copies.keys()
-
-    def repeated(self, keys: Collection[str]) -> int:
-        """How many copies too many there are of these rows."""
-        return sum(max(0, self._copies[key] - 1) for key in keys)
+        return self._rows
 
 
 def walk(
     missing: Mapping[str, T],
     rank: Rank,
-    committed: Callable[[], AbstractSet[str]],
+    committed: Callable[[], Rows],
     *,
     most: int,
     alike: Callable[[T], Any],
     elsewhere: Callable[[int], None],
-    look: Callable[[], AbstractSet[str]] | None = None,
+    look: Callable[[], Rows] | None = None,
 ) -> Iterator[dict[str, T]]:
     """Yield chunks until every row has been yielded or is committed: any rank ends with all done.
 
     Args:
         missing: The rows, by key, in an order that all ranks share.
         rank: Who walks.
-        committed: Keys that need no more work.
+        committed: Rows that need no more work.
         most: Rows in a chunk.
         alike: What the rows of a chunk have in common.
         elsewhere: Told how many rows others have been found to have committed.
@@ -88,10 +80,10 @@ def walk(
     made = part = 0
     while left:
         if made >= part:
-            there = left.keys() & (look or committed)()
+            there = (look or committed)().present(left)
             made, part = 0, (len(left) - len(there)) // rank.world
         else:
-            there = left.keys() & committed()
+            there = committed().present(left)
         for key in there:
             del left[key]
         elsewhere(len(there))

@@ -5,8 +5,7 @@ all come through here, with rows to make and a way to tell of progress.
 """
 
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -33,6 +32,7 @@ from wanlora.progress import bar
 from wanlora.store.schema import Kind
 
 T = TypeVar("T")
+OnRows = Callable[[int], None] | None
 
 PROMPTS_WORTH_LOADING = 64
 """Prompts that it takes to make a worker load UMT5: loading takes longer than encoding so many."""
@@ -56,7 +56,12 @@ class Encoded:
 
 
 def encode_share(
-    config: CacheLatentsConfig, plan: Plan, rank: Rank = ALONE, *, shown: bool = True
+    config: CacheLatentsConfig,
+    plan: Plan,
+    rank: Rank = ALONE,
+    *,
+    shown: bool = True,
+    on_rows: OnRows = None,
 ) -> Encoded:
     """Encode what is missing, in this process; as a rank, until nobody's share is left undone.
 
@@ -68,15 +73,16 @@ def encode_share(
         plan: What is missing, and the model to use.
         rank: Which of several processes this one is.
         shown: Whether to show progress.
+        on_rows: Called with the number of rows, whenever some are done.
     """
     shown = shown and rank.index == 0
     few = len(plan.missing_prompts) < PROMPTS_WORTH_LOADING * rank.world
     if rank.index and few:
-        clips = _clips(config, plan, rank, shown=shown)
-        prompts = _prompts(config, plan, rank, shown=shown)
+        clips = _clips(config, plan, rank, shown=shown, on_rows=on_rows)
+        prompts = _prompts(config, plan, rank, shown=shown, on_rows=on_rows)
     else:
-        prompts = _prompts(config, plan, ALONE if few else rank, shown=shown)
-        clips = _clips(config, plan, rank, shown=shown)
+        prompts = _prompts(config, plan, ALONE if few else rank, shown=shown, on_rows=on_rows)
+        clips = _clips(config, plan, rank, shown=shown, on_rows=on_rows)
     if rank.world == 1:
         return Encoded(prompts, clips)
     return settled(config, plan, Encoded(prompts, clips, workers=rank.world))
@@ -108,13 +114,14 @@ def settled(config: CacheLatentsConfig, plan: Plan, made: Encoded) -> Encoded:
     text = Committed(config.cache, "text", plan.fingerprint("text")).look()
     latents = Committed(config.cache, "latents", plan.fingerprint("latents"))
     wanted = {keyed.key for keyed in plan.missing_clips}
-    there = wanted & latents.look()
+    rows = latents.look()
+    there = rows.present(wanted)
     failures = {key: why for key, why in made.clips.failures.items() if key not in there}
     return replace(
         made,
-        prompts=replace(made.prompts, rows=len(plan.missing_prompts.keys() & text)),
+        prompts=replace(made.prompts, rows=len(text.present(plan.missing_prompts))),
         clips=replace(made.clips, rows=len(there), failures=failures),
-        clips_twice=latents.repeated(wanted),
+        clips_twice=rows.repeats(wanted),
     )
 
 
@@ -138,20 +145,26 @@ def same_encoders(config: CacheLatentsConfig, wanted: Encoders, *, local_rank: i
     return here
 
 
-def _prompts(config: CacheLatentsConfig, plan: Plan, rank: Rank, *, shown: bool) -> EncodedPrompts:
+def _prompts(
+    config: CacheLatentsConfig, plan: Plan, rank: Rank, *, shown: bool, on_rows: OnRows
+) -> EncodedPrompts:
     missing = plan.missing_prompts
     if not missing:
         return EncodedPrompts()
-    with shown_progress(len(missing), "prompts", "prompt", shown=shown) as progress:
+    with shown_progress(
+        len(missing), "prompts", "prompt", shown=shown, on_rows=on_rows
+    ) as progress:
         chunks, there = _rows(config, plan, "text", missing, rank, lambda _: 0, progress)
         return encode_prompts(config, plan.using, chunks, progress, committed=there)
 
 
-def _clips(config: CacheLatentsConfig, plan: Plan, rank: Rank, *, shown: bool) -> EncodedClips:
+def _clips(
+    config: CacheLatentsConfig, plan: Plan, rank: Rank, *, shown: bool, on_rows: OnRows
+) -> EncodedClips:
     missing = {keyed.key: keyed.clip for keyed in plan.missing_clips}
     if not missing:
         return EncodedClips()
-    with shown_progress(len(missing), "latents", "clip", shown=shown) as progress:
+    with shown_progress(len(missing), "latents", "clip", shown=shown, on_rows=on_rows) as progress:
         chunks, there = _rows(config, plan, "latents", missing, rank, bucket_of, progress)
         return encode_clips(
             config, plan.using, chunks, progress,
@@ -174,7 +187,7 @@ def _rows(
     rank: Rank,
     alike: Callable[[T], Any],
     progress: Progress,
-) -> tuple[Iterator[dict[str, T]], Callable[[], AbstractSet[str]]]:
+) -> tuple[Iterator[dict[str, T]], Callable[[], Container[str]]]:
     """The chunks of a rank, and what others have committed; alone, there are no others."""
     if rank.world == 1:
         return whole(missing, alike=alike), frozenset
@@ -191,7 +204,9 @@ def _rows(
 
 
 @contextmanager
-def shown_progress(total: int, what: str, unit: str, *, shown: bool) -> Iterator[Progress]:
+def shown_progress(
+    total: int, what: str, unit: str, *, shown: bool, on_rows: OnRows = None
+) -> Iterator[Progress]:
     """Give a function that moves a bar, and says how it goes beside it."""
     with bar(total=total, description=what, unit=unit, shown=shown) as progress:
 
@@ -199,5 +214,7 @@ def shown_progress(total: int, what: str, unit: str, *, shown: bool) -> Iterator
             if note:
                 progress.set_postfix_str(note, refresh=False)
             progress.update(rows)
+            if on_rows:
+                on_rows(rows)
 
         yield update

@@ -1,28 +1,26 @@
-"""Which videos there are, and what they show, in the words of people.
+"""Sources and their captions, as people write them.
 
-Owns: finding source files in folders, and their captions in .txt sidecars and tables. Opens no
-video. How tables are read stands in `captions.tables`, what a column may be called in `core.rows`.
+Owns: the captions of each source, from .txt sidecars and tables, and what contradicts. Opens no
+video. The walk is in `captions.folders`, the reading of tables in `captions.tables`, the names of
+columns in `core.rows`.
 """
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from wanlora.captions import tables
+from wanlora.captions.folders import IMAGE_SUFFIXES, Failure, absolute, sources_in
+from wanlora.captions.lookup import Lookup
 from wanlora.core import rows
-from wanlora.errors import ManifestError
+from wanlora.core.text import decode_utf8, shorten
+from wanlora.errors import ManifestError, NoCaptionError
+from wanlora.files import existing_spelling
 
-VIDEO_SUFFIXES = frozenset(
-    {
-        ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".ts", ".mts", ".m2ts",
-        ".mpg", ".mpeg", ".m2v", ".vob", ".3gp", ".ogv", ".gif", ".mxf", ".asf", ".divx",
-    }
-)  # fmt: skip
-CLIP_SUFFIXES = VIDEO_SUFFIXES | {".npz"}
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
-SOURCE_SUFFIXES = CLIP_SUFFIXES | IMAGE_SUFFIXES
+SHOWN = 3
+"""Rows that name no source, in the message about missing captions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +33,7 @@ class Source:
         activity: A column of that meaning, else the name of the folder.
         group: A column of that meaning, else None.
         split: train or val, when a column says so.
+        weight: A column of that meaning, times the rows of one table that repeat each other.
     """
 
     path: Path
@@ -42,92 +41,161 @@ class Source:
     activity: str
     group: str | None
     split: str | None
-
-
-class Failure(NamedTuple):
-    """A line of errors.jsonl: one source that gives no clip, and why."""
-
-    code: str
-    message: str
-    path: str
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What there is to work on.
+    """Sources with captions.
 
     Attributes:
         sources: Sorted by path.
-        failures: Those that cannot be used.
-        rows_elsewhere: Number of rows about files that were not asked for.
-        images_unused: Number of images that stand beside videos, or have no caption among sources
-            that have: thumbnails more often than data.
+        failures: Sources and rows that cannot be used.
+        rows_elsewhere: Number of rows about files outside the sources given.
+        images_unused: Number of images beside videos, or without a caption among sources that
+            have one: thumbnails more often than data.
+        ours: Number of files that `prepare --materialize` wrote, which are not sources.
+        tables: Tables of captions that were read.
     """
 
     sources: list[Source]
     failures: list[Failure]
     rows_elsewhere: int
     images_unused: int
+    ours: int
+    tables: list[Path]
 
 
 @dataclass(slots=True)
 class _Notes:
-    """Everything the rows about one file say."""
+    """Everything that is written about one file.
+
+    Attributes:
+        problem: Contradiction; the source is then not used.
+    """
 
     prompts: dict[str, None] = field(default_factory=dict)  # a set that keeps the order
     activity: str | None = None
     group: str | None = None
     split: str | None = None
+    problem: str | None = None
+    weights: dict[tuple[Path, tuple[str, ...]], float] = field(default_factory=dict)
+    """Sum over the rows of one table with the same captions. Equal rows of two tables do not add
+    up: the tables are copies of one list."""
+    weighted: set[tuple[Path, tuple[str, ...]]] = field(default_factory=set)
+    """Keys of `weights` whose rows have a weight column; they count before the others."""
+
+    @property
+    def weight(self) -> float:
+        return max((self.weights[key] for key in self.weighted or self.weights), default=1.0)
 
 
-def find(given: Sequence[Path], captions: Path | None) -> Found:
+@dataclass(slots=True)
+class _Collected:
+    """Content of tables.
+
+    Attributes:
+        notes: By source.
+        failures: Bad rows, and rows about missing files.
+        elsewhere: Number of rows about files outside the sources given.
+        unmatched: Rows that name no source: where, the path as written, the path looked for.
+    """
+
+    notes: dict[Path, _Notes] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+    elsewhere: int = 0
+    unmatched: list[tuple[str, str, Path]] = field(default_factory=list)
+
+
+def find(
+    given: Sequence[Path], captions: Path | None, *, ours: Callable[[Path], bool] = lambda _: False
+) -> Found:
     """Find sources and their captions.
 
-    With a captions file, it alone is believed. Without one, each source has a .txt beside it, or
-    rows in a table (`tables.NAMES`) of a folder searched. An image counts when a row names it, when
-    it has a .txt that no video shares, or when no video lies in its folder.
+    With a captions file, all other captions are ignored. Without one, each source has a .txt beside
+    it, or rows in a table (`tables.NAMES`) of a folder searched; if that gives no caption at all,
+    tables in the folder above are read. An image counts when a row names it, when it has a .txt
+    that no video shares, or when there is no video in its folder.
 
     Args:
         given: Folders, searched to the bottom, or single files.
         captions: JSONL, JSON or CSV; paths in it are relative to its folder or to a folder given,
             those in other tables to the table's folder alone.
+        ours: Whether a file below a folder given was written by `prepare` and is not a source.
 
     Raises:
-        ManifestError: A folder is missing, holds no video, nothing has a caption, or two places
-            disagree about one file.
+        NoCaptionError: No source has a caption.
+        ManifestError: A folder is missing or holds no video, or a table cannot be read.
     """
-    paths, unnamed = _nameable(_sources_in(given))
-    found_tables = [captions] if captions is not None else _tables_beside(given, paths)
-    notes, absent, elsewhere = _collect(
-        found_tables, given, set(paths), beside_videos=captions is None
-    )
-    beside = {p for p in _thumbnails(paths) if p not in notes} - set(map(_absolute, given))
+    files = sources_in(given, ours=ours)
+    paths = files.paths
+    sidecars = {path.with_suffix(".txt") for path in paths}
+    found_tables = [captions] if captions is not None else _tables_beside(given, paths, sidecars)
+    collected = _collect(found_tables, given, paths, sidecars, anywhere=captions is not None)
+    notes = collected.notes
+    beside = {p for p in _thumbnails(paths) if p not in notes} - set(map(absolute, given))
     unreadable: dict[Path, str] = {}
     if captions is None:
         unreadable = _read_sidecars((p for p in paths if p not in beside), notes)
+        if not unreadable and not any(note.prompts for note in notes.values()):
+            above = _tables_above(given, sidecars)
+            found_tables += above
+            collected = _collect(found_tables, given, paths, sidecars, anywhere=bool(above))
+            notes = collected.notes
     sources, silent = [], []
     for path in paths:
         note = notes.get(path, _Notes())
-        if note.prompts:
+        if note.problem:
+            silent.append(path)
+            unreadable[path] = note.problem
+        elif note.prompts:
             activity = note.activity or path.parent.name
-            sources.append(Source(path, tuple(note.prompts), activity, note.group, note.split))
+            sources.append(
+                Source(path, tuple(note.prompts), activity, note.group, note.split, note.weight)
+            )
         elif path not in beside:
             silent.append(path)
+    failures = [*files.failures, *collected.failures.values()]
     if not sources:
-        reasons = [*unreadable.values(), *(failure.message for failure in unnamed)]
-        reason = next(iter(reasons), _where_captions(captions))
-        raise ManifestError(
-            f"none of {len(paths) + len(unnamed)} source files has a caption: {reason}"
-        )
+        raise NoCaptionError(_no_caption(files.paths, failures, unreadable, collected, captions))
     films = any(not _is_image(source.path) for source in sources)
     thumbnails = [p for p in silent if films and _is_image(p) and p not in unreadable]
-    failures = [*unnamed, *absent] + [
+    failures += [
         Failure("no_caption", f"{p}: {unreadable.get(p) or _where_captions(captions)}", str(p))
         for p in silent
         if p not in thumbnails
     ]
     failures.sort(key=lambda failure: failure.path)
-    return Found(sources, failures, elsewhere, len(beside) + len(thumbnails))
+    return Found(
+        sources, failures, collected.elsewhere, len(beside) + len(thumbnails), files.ours,
+        found_tables,
+    )  # fmt: skip
+
+
+def _no_caption(
+    paths: Sequence[Path],
+    failures: Sequence[Failure],
+    unreadable: Mapping[Path, str],
+    collected: _Collected,
+    captions: Path | None,
+) -> str:
+    """Reason why no source has a caption; rows that name none of them are the likeliest."""
+    num_files = len(paths) + sum(failure.code == "unreadable" for failure in failures)
+    start = f"none of {num_files} source files has a caption: "
+    unmatched = collected.unmatched
+    if unmatched and paths:
+        shown = [
+            f"  {w}: {shorten(name)}, looked for {path}" for w, name, path in unmatched[:SHOWN]
+        ]
+        return "\n".join(
+            [
+                f"{start}{len(unmatched):,} rows of captions name other files. The first are",
+                *shown,
+                f"the sources are, for example, {paths[0]}; correct the paths in the rows",
+            ]
+        )
+    reasons = [*unreadable.values(), *(failure.message for failure in failures)]
+    return start + next(iter(reasons), _where_captions(captions))
 
 
 def _is_image(path: Path) -> bool:
@@ -147,126 +215,145 @@ def _thumbnails(paths: Sequence[Path]) -> set[Path]:
     }
 
 
-def _sources_in(given: Sequence[Path]) -> list[Path]:
-    """Every source file once, sorted; a file given by name counts whatever its suffix is."""
-    found: set[Path] = set()
-    for path in map(_absolute, given):
-        if path.is_dir():
-            inside = set(_files_under(path, SOURCE_SUFFIXES))
-            if not inside:
-                known = " ".join(sorted(SOURCE_SUFFIXES))
-                raise ManifestError(f"{path} holds no video or image; looked for {known}")
-            found |= inside
-        elif path.is_file():
-            found.add(path)
-        else:
-            raise ManifestError(f"there is no video or folder at {path}")
-    return sorted(found)
-
-
-def _nameable(paths: Sequence[Path]) -> tuple[list[Path], list[Failure]]:
-    """Set apart the files whose path is no text: neither a manifest nor a page could name them."""
-    named, failures = [], []
-    for path in paths:
-        shown = os.fsencode(path).decode(errors="backslashreplace")
-        if shown == str(path):
-            named.append(path)
-        else:
-            message = f"{shown}: its name is not UTF-8; rename it"
-            failures.append(Failure("unreadable", message, shown))
-    return named, failures
-
-
-def _files_under(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:
-    for root, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes:
-                yield Path(root, name)
-
-
-def _tables_beside(given: Sequence[Path], paths: Sequence[Path]) -> list[Path]:
-    """The tables in the folders given, in those below, and beside single files."""
+def _tables_beside(given: Sequence[Path], paths: Sequence[Path], sidecars: set[Path]) -> list[Path]:
+    """List the tables in the folders given, in those below, and beside single files."""
     folders = {path.parent for path in paths}
-    for path in map(_absolute, given):
+    for path in map(absolute, given):
         if path.is_dir():
             folders.add(path)
             folders |= {f for source in paths for f in source.parents if f.is_relative_to(path)}
-    return sorted(table for folder in folders for table in tables.in_folder(folder))
+    return sorted(table for folder in folders for table in tables.in_folder(folder, sidecars))
+
+
+def _tables_above(given: Sequence[Path], sidecars: set[Path]) -> list[Path]:
+    """List the tables one level above the folders given."""
+    above = {path.parent for path in map(absolute, given) if path.is_dir()}
+    return sorted(table for folder in above for table in tables.in_folder(folder, sidecars))
 
 
 def _collect(
-    found_tables: Sequence[Path], given: Sequence[Path], paths: set[Path], *, beside_videos: bool
-) -> tuple[dict[Path, _Notes], list[Failure], int]:
-    """Gather what tables say; apart, rows about files that are missing or not asked for.
+    found_tables: Sequence[Path],
+    given: Sequence[Path],
+    paths: Sequence[Path],
+    sidecars: set[Path],
+    *,
+    anywhere: bool,
+) -> _Collected:
+    """Gather the rows of tables by source.
 
-    A table that was found beside videos is about these alone: a path of it never starts at another
-    folder given, where a file of the same name may be of somebody else.
+    Args:
+        found_tables: The tables.
+        given: Folders or files given.
+        paths: The sources.
+        sidecars: Captions of single videos.
+        anywhere: Whether a path may start at a folder given. A table that was found beside videos
+            is about these alone: elsewhere, a file of the same name may be another one.
+
+    Raises:
+        ManifestError: A table cannot be read.
     """
-    notes: dict[Path, _Notes] = {}
-    absent: dict[Path, Failure] = {}
-    elsewhere = 0
-    folders = [path for path in map(_absolute, given) if path.is_dir()]
+    collected = _Collected()
+    folders = [path for path in map(absolute, given) if path.is_dir()]
+    lookup = Lookup(paths, folders if anywhere else [])
     for table in found_tables:
-        for where, row in tables.read(table):
-            name = rows.path_in(row, where)
-            bases = [table.parent, table.parent / "videos"]  # FastVideo's rows omit it
-            bases += [] if beside_videos else folders
-            candidates = [_absolute(base / name) for base in bases]
-            path = next((c for c in candidates if c in paths), None)
-            if path is not None:
-                _add(notes.setdefault(path, _Notes()), row, where)
-            elif any(candidate.is_file() for candidate in candidates) or not folders:
-                elsewhere += 1
-            else:
-                message = f"{where}: there is no file {candidates[0]}"
-                absent[candidates[0]] = Failure("missing", message, str(candidates[0]))
-    return notes, list(absent.values()), elsewhere
+        for where, row in tables.read(table, sidecars):
+            try:
+                if isinstance(row, ManifestError):
+                    raise row
+                _read_row(row, table, where, collected, lookup, has_folders=bool(folders))
+            except ManifestError as error:
+                collected.failures[where] = Failure("bad_line", str(error), where)
+    return collected
 
 
-def _add(note: _Notes, row: Mapping[str, Any], where: str) -> None:
-    note.prompts.update(dict.fromkeys(rows.captions_in(row, where)))
-    note.activity = _agreed(note.activity, row, rows.ACTIVITY_NAMES, where)
-    note.group = _agreed(note.group, row, rows.GROUP_NAMES, where)
+def _read_row(
+    row: Mapping[str, Any],
+    table: Path,
+    where: str,
+    collected: _Collected,
+    lookup: Lookup,
+    *,
+    has_folders: bool,
+) -> None:
+    name = rows.path_in(row, where)
+    path, candidates = lookup(name, table, where)
+    if path is not None:
+        _add(collected.notes.setdefault(path, _Notes()), row, where, table=table)
+        return
+    collected.unmatched.append((where, name, candidates[0]))
+    # Path.is_file raises for a path that the system refuses; this is False for it.
+    if any(map(os.path.isfile, candidates)) or not has_folders:
+        collected.elsewhere += 1
+    else:
+        message = f"{where}: there is no file {candidates[0]}"
+        collected.failures[str(candidates[0])] = Failure("missing", message, str(candidates[0]))
+
+
+def _add(note: _Notes, row: Mapping[str, Any], where: str, *, table: Path) -> None:
+    captions = rows.captions_in(row, where)
+    activity = rows.text_in(row, rows.ACTIVITY_NAMES, where)
+    group = rows.text_in(row, rows.GROUP_NAMES, where)
     split = rows.split_in(row, where)
-    if note.split is not None and split not in (None, note.split):
-        raise ManifestError(f"{where}: split {split} disagrees with another row of this file")
-    note.split = split or note.split
+    own = rows.weight_in(row, where)
+    weight = note.weights.get((table, captions), 0.0) + (1.0 if own is None else own)
+    if problem := rows.weight_problem(weight):
+        raise ManifestError(f"{where}: the rows of this file weigh {weight:g} in all; {problem}")
+    # Nothing of a bad row is kept: all checks are above.
+    note.weights[table, captions] = weight
+    if own is not None:
+        note.weighted.add((table, captions))
+    note.prompts.update(dict.fromkeys(captions))
+    note.activity = _agreed(note, "activity", note.activity, activity, where)
+    note.group = _agreed(note, "source_group", note.group, group, where)
+    note.split = _agreed(note, "split", note.split, split, where)
 
 
 def _agreed(
-    before: str | None, row: Mapping[str, Any], names: Sequence[str], where: str
+    note: _Notes, name: str, before: str | None, value: str | None, where: str
 ) -> str | None:
-    value = rows.text_in(row, names, where)
+    """Return the value that rows of one file agree on; a contradiction is a problem of the file."""
     if before is not None and value is not None and value != before:
-        raise ManifestError(
-            f"{where}: {names[0]} {value!r} disagrees with {before!r} in another row of this file"
+        note.problem = (
+            f"{where}: {name} {shorten(value)} disagrees with {shorten(before)} in another row of "
+            "this file"
         )
-    return value if value is not None else before
+    return before if value is None else value
 
 
 def _read_sidecars(paths: Iterable[Path], notes: dict[Path, _Notes]) -> dict[Path, str]:
-    """Add the captions of .txt files; what is wrong with those that cannot be read comes back."""
+    """Add the captions of .txt files, and return what is wrong with those that cannot be read."""
     problems: dict[Path, str] = {}
     for path in paths:
-        sidecar = path.with_suffix(".txt")
-        if sidecar == path or not sidecar.is_file():
-            continue
         try:
-            text = sidecar.read_text(encoding="utf-8-sig").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            problems[path] = f"{sidecar.name} cannot be read as UTF-8: {error}"
+            text = sidecar_text(path)
+        except (OSError, ValueError) as error:
+            problems[path] = f"{path.with_suffix('.txt').name} cannot be read: {error}"
+            continue
+        if text is None:
             continue
         note = notes.setdefault(path, _Notes())
-        if note.prompts and text and text not in note.prompts:
-            raise ManifestError(
-                f"{path} has a caption in {sidecar.name} and another in a metadata file: "
-                f"{text!r:.80} against {next(iter(note.prompts))!r:.80}; remove one, or name the "
-                "file to believe with --captions"
+        if note.prompts and text not in note.prompts:
+            note.problem = (
+                f"it has a caption in {path.with_suffix('.txt').name} and another in a table: "
+                f"{shorten(text)} against {shorten(next(iter(note.prompts)))}; remove one, or use "
+                "one file with --captions"
             )
-        if text:
-            note.prompts[text] = None
+        note.prompts[text] = None
     return problems
+
+
+def sidecar_text(path: Path) -> str | None:
+    """Caption in the .txt beside a source; None when there is no such file or it is blank.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: The file is not UTF-8 text.
+    """
+    sidecar = existing_spelling(path.with_suffix(".txt"))
+    if sidecar == path or not sidecar.is_file():
+        return None
+    text = decode_utf8(sidecar.read_bytes()).strip()
+    return text if rows.is_caption(text) else None
 
 
 def _where_captions(captions: Path | None) -> str:
@@ -276,7 +363,3 @@ def _where_captions(captions: Path | None) -> str:
         "no caption; put one in a .txt of the same name beside it, in a metadata.jsonl or "
         "metadata.csv in its folder, or in a file given by --captions"
     )
-
-
-def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path))  # noqa: PTH100  (Path.resolve follows links)

@@ -4,11 +4,13 @@ Owns: precedence (default < TOML < --set < flag) and the words of a refusal. Mus
 """
 
 import difflib
+import json
 import re
+import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -17,6 +19,8 @@ from pydantic import (
     Field,
     PlainSerializer,
     ValidationError,
+    ValidationInfo,
+    field_validator,
 )
 
 from wanlora.core import location
@@ -47,12 +51,23 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _read_paths(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read every path of every command in one way; a location reads its URLs itself."""
+        kinds = _kinds(cls.model_fields[info.field_name].annotation) if info.field_name else set()
+        if Path not in kinds or Url in kinds:
+            return value
+        if isinstance(value, list | tuple):
+            return [location.parse_path(v) if isinstance(v, str | Path) else v for v in value]
+        return location.parse_path(value) if isinstance(value, str | Path) else value
+
 
 Device = Annotated[
     str,
     Field(
-        description="Where to compute: auto, cpu, cuda, cuda:1, mps. auto never falls back to a "
-        "CPU for a model other than micro.",
+        description="Where to compute: auto, cpu, cuda, cuda:1, mps. auto takes CUDA; it "
+        "never takes mps, nor a CPU for a model other than micro.",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
     ),
     Flag(),
@@ -94,6 +109,12 @@ TokenizerOf = Annotated[
 S = TypeVar("S", bound=Settings)
 
 
+def _kinds(annotation: Any) -> set[Any]:
+    """List the types inside an annotation."""
+    parts = get_args(annotation)
+    return set().union(*map(_kinds, parts)) if parts else {annotation}
+
+
 def load(
     model: type[S],
     *,
@@ -109,15 +130,41 @@ def load(
     """
     values: dict[str, Any] = {}
     if file is not None:
-        values = _read_toml(file)
+        values = _read_toml(file.expanduser())
     for item in sets:
-        _assign(values, item)
+        _assign(model, values, item)
     values |= {key: value for key, value in (flags or {}).items() if value is not None}
     try:
         return model.model_validate(values)
     except ValidationError as error:
         problems = [_explain(model, dict(problem)) for problem in error.errors()]
         raise ConfigError("\n".join(problems)) from None
+
+
+def command_line(command: str, config: Settings, *, without: Collection[str] = ()) -> str:
+    """Write the command that gives these settings, from any working directory.
+
+    Args:
+        command: Its name.
+        config: Settings; those at their defaults are left out.
+        without: Fields to leave out.
+    """
+    words = ["wanlora", command]
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if name in without or value == field.default:
+            continue
+        flag = next((item for item in field.metadata if isinstance(item, Flag)), None)
+        values = [str(v.absolute() if isinstance(v, Path) else v) for v in
+                  (value if isinstance(value, tuple) else [value])]  # fmt: skip
+        if flag is None:
+            shown = json.dumps(value) if isinstance(value, tuple | bool) else values[0]
+            words += ["--set", f"{name}={shown}"]
+            continue
+        option = next(iter(flag.names), f"--{name.replace('_', '-')}")
+        for text in values:
+            words += [text] if flag.argument else [option] if value is True else [option, text]
+    return shlex.join(words)
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -131,7 +178,7 @@ def _read_toml(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file} is not TOML: {error}") from None
 
 
-def _assign(values: dict[str, Any], item: str) -> None:
+def _assign(model: type[Settings], values: dict[str, Any], item: str) -> None:
     """Apply one `a.b=value`; the value is TOML, or plain text when it is not."""
     name, equals, text = item.partition("=")
     if not equals:
@@ -140,12 +187,21 @@ def _assign(values: dict[str, Any], item: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text
-    *parents, leaf = name.strip().replace("-", "_").split(".")
+    *parents, leaf = _parts(model, name.strip())
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
             raise ConfigError(f"--set {item}: {parent} is a value, not a group of settings")
     values[leaf] = value
+
+
+def _parts(model: type[Settings], name: str) -> list[str]:
+    """Parts of a dotted name. In a table with free keys the rest is one key, kept as it is."""
+    group, _, key = name.partition(".")
+    field = model.model_fields.get(group.replace("-", "_"))
+    if key and field and get_origin(field.annotation) is dict:
+        return [group.replace("-", "_"), key]
+    return name.replace("-", "_").split(".")
 
 
 def _explain(model: type[Settings], problem: dict[str, Any]) -> str:

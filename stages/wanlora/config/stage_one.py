@@ -93,6 +93,14 @@ class CacheLatentsConfig(Settings):
         ),
         Flag(),
     ] = None
+    worker_timeout_s: Annotated[
+        float,
+        Field(
+            description="A local worker that finishes no row for this many seconds is killed; the "
+            "others take over its work. Longer than one clip takes to encode.",
+            gt=0,
+        ),
+    ] = 1800.0
     gpus_per_worker: Annotated[
         float | None,
         Field(
@@ -167,7 +175,10 @@ class InspectConfig(Settings):
     ] = False
     gc: Annotated[
         bool,
-        Field(description="Free what no view names, repeated rows, and what kills have left."),
+        Field(
+            description="Free rows that no view and no unfinished run names, repeated rows, and "
+            "what kills have left."
+        ),
         Flag(),
     ] = False
     dry_run: Annotated[
@@ -203,15 +214,24 @@ class InspectConfig(Settings):
             ge=0,
         ),
     ] = 32
-    html_clips: Annotated[int, Field(description="Most clips on the page.", ge=1)] = 1000
+    html_clips: Annotated[
+        int, Field(description="Maximum number of clips on the page, about 10 kB each.", ge=1)
+    ] = 1000
     gc_min_age_h: Annotated[
         float,
         Field(
-            description="Hours that unnamed rows and half-written segments are left alone, for a "
-            "writer may be at work on them.",
+            description="Minimum age in hours of the rows that --gc may delete because no view and "
+            "no unfinished run of cache-latents names them.",
             ge=0,
         ),
     ] = 24.0
+    gc_drop_wants: Annotated[
+        tuple[str, ...],
+        Field(
+            description="With --gc: unfinished runs of cache-latents whose rows may be freed, by "
+            "the names that inspect lists."
+        ),
+    ] = ()
     store: StoreSettings = StoreSettings()
 
     @model_validator(mode="after")
@@ -220,4 +240,6 @@ class InspectConfig(Settings):
             raise ValueError("repair and gc: run one after the other")
         if self.dry_run and not self.gc:
             raise ValueError("dry_run goes with gc")
+        if self.gc_drop_wants and not self.gc:
+            raise ValueError("gc_drop_wants goes with gc")
         return self

@@ -73,6 +73,15 @@ BatchBy = Annotated[
 ]
 
 
+ClipWeights = Annotated[
+    dict[str, Annotated[float, Field(gt=0)]],
+    Field(
+        description="Weight of all clips of an activity, by its name: clip_weights.walking=2 draws "
+        "them twice as often. Multiplies the weights of the manifest."
+    ),
+]
+
+
 class LoraSettings(Settings):
     """The adapter: where it sits and how large it is."""
 
@@ -341,6 +350,7 @@ class TrainConfig(Settings):
     balance_activities: Annotated[
         bool, Field(description="Train every activity equally often, however many clips it has.")
     ] = False
+    clip_weights: ClipWeights = {}  # noqa: RUF012  (pydantic copies it)
     init_adapter: Annotated[
         Path | None,
         Field(description="Run folder, PEFT folder or adapter file, in any format, to start from."),
@@ -381,4 +391,9 @@ class TrainConfig(Settings):
                 f"train_frames {self.train_frames}: expected 4k+1; use {below} or {below + 4}"
             )
         _compiled_dora(self.eager, self.lora)
+        if self.balance_activities and self.clip_weights:
+            raise ValueError(
+                "balance_activities draws all activities equally often, and clip_weights draws "
+                "some more often: leave out one of them"
+            )
         return self

@@ -15,7 +15,7 @@ from wanlora.config.settings import (
     Settings,
     TokenizerOf,
 )
-from wanlora.core.buckets import MAX_FPS, MIN_FPS, Bucket, problem_with
+from wanlora.core.buckets import DEFAULT_FPS, MAX_FPS, MIN_FPS, Bucket, problem_with
 
 
 class PrepareConfig(Settings):
@@ -49,7 +49,7 @@ class PrepareConfig(Settings):
     width: Annotated[int, Field(description="Clip width in px, a multiple of 16."), Flag()] = 832
     fps: Annotated[
         float, Field(description="Frames per second of a clip.", ge=MIN_FPS, le=MAX_FPS), Flag()
-    ] = 16.0
+    ] = DEFAULT_FPS
     buckets: Annotated[
         bool,
         Field(
@@ -137,9 +137,20 @@ class PrepareConfig(Settings):
     dry_run: Annotated[
         bool, Field(description="Check everything, show the plan, write no manifest."), Flag()
     ] = False
-    html: Annotated[
-        Path | None, Field(description="Write a contact sheet of all clips to this file."), Flag()
+    edits: Annotated[
+        Literal["keep", "drop"] | None,
+        Field(
+            description="A manifest that was edited by hand since prepare wrote it: keep the "
+            "edits, or drop them; None = refuse to replace it. The edited file is copied to *.bak."
+        ),
+        Flag(),
     ] = None
+    html: Annotated[
+        Path | None, Field(description="Write a contact sheet of the clips to this file."), Flag()
+    ] = None
+    html_clips: Annotated[
+        int, Field(description="Maximum number of clips on the page, about 10 kB each.", ge=1)
+    ] = 1000
     materialize: Annotated[
         Literal["npz"] | None,
         Field(description="Also write every clip's frames to OUTPUT/clips, 97 MB each at 480p."),
@@ -180,4 +191,7 @@ class VerifyConfig(Settings):
         Field(description="Write a contact sheet of the clips loaded to this file."),
         Flag(),
     ] = None
+    html_clips: Annotated[
+        int, Field(description="Maximum number of clips on the page, about 10 kB each.", ge=1)
+    ] = 1000
     model: TokenizerOf = DEFAULT_MODEL

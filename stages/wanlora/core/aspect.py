@@ -1,6 +1,7 @@
-"""Which size keeps a picture's aspect: the bucket rule.
+"""Sizes of pictures: the bucket that keeps an aspect, the size that covers a clip, the largest.
 
-Owns: the ladder of sizes and lengths of `prepare --buckets`. Pure arithmetic; sizes in px.
+Owns: the sizes and lengths of `prepare --buckets`, and the bound on pictures and scaled frames.
+Pure arithmetic; sizes in px.
 """
 
 from fractions import Fraction
@@ -12,6 +13,64 @@ MAX_RATIO = 3
 
 LENGTH_STEP = 16
 """Buckets of length are 17, 33, 49, 65, 81 ... frames: few enough that each holds some clips."""
+
+MAX_PICTURE_PX = 89_478_485
+"""Largest picture that is decoded or scaled to: 256 MiB of RGB, above which Pillow suspects a
+decompression bomb (`Image.MAX_IMAGE_PIXELS`). 8K video has 33 million."""
+
+
+def is_hd(height: int, width: int) -> bool:
+    """Whether players take a video of this size for HD, whose colours are BT.709 unless tagged.
+
+    Source: `mp_csp_guess_colorspace` of mpv (video/csputils.c); VLC and Kodi also draw the line at
+    576 lines.
+    """
+    return width >= 1280 or height > 576
+
+
+def size_problem(height: int, width: int) -> str | None:
+    """Describe why a picture of a declared size is not decoded, or None."""
+    if height * width > MAX_PICTURE_PX:
+        return f"pictures of {width}x{height} px; expected at most {MAX_PICTURE_PX:,} px"
+    return None
+
+
+def cover_size(
+    frame_height: int,
+    frame_width: int,
+    *,
+    height: int,
+    width: int,
+    sample_aspect: Fraction = Fraction(1),
+) -> tuple[int, int]:
+    """Smallest size (height, width) in the frame's displayed proportions that covers the clip."""
+    displayed_width = frame_width * sample_aspect
+    scale = max(Fraction(height, frame_height), width / displayed_width)
+    return max(height, round(frame_height * scale)), max(width, round(displayed_width * scale))
+
+
+def cover_problem(
+    frame_height: int,
+    frame_width: int,
+    *,
+    height: int,
+    width: int,
+    sample_aspect: Fraction = Fraction(1),
+) -> str | None:
+    """Describe why a frame is too long and narrow to cover a clip, or None.
+
+    A picture of 1 x 12000 px would have to be scaled to 832 x 9,984,000 px.
+    """
+    scaled = cover_size(
+        frame_height, frame_width, height=height, width=width, sample_aspect=sample_aspect
+    )
+    if scaled[0] * scaled[1] <= MAX_PICTURE_PX:
+        return None
+    return (
+        f"a picture of {frame_width}x{frame_height} px (sample aspect {sample_aspect}) becomes "
+        f"{scaled[1]}x{scaled[0]} px to cover {width}x{height}; expected at most "
+        f"{MAX_PICTURE_PX:,} px: crop it first"
+    )
 
 
 def nearest_size(display_width: Fraction, display_height: int, *, area: int) -> tuple[int, int]:

@@ -1,10 +1,11 @@
 """Names and values of the columns of a caption file or manifest.
 
-Owns: the names under which a path, captions, an activity and a source group are found in one row,
-and the checks of their values. Must not know: files. `where` is how an error names the row, for
-example `train.jsonl:3`.
+Owns: the names under which a path, captions, an activity, a source group and a weight are found in
+one row, and the checks of their values. Must not know: files. `where` is how an error names the
+row, for example `train.jsonl:3`.
 """
 
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,9 @@ CAPTION_NAMES = ("prompt", "caption", "text", "cap")
 ACTIVITY_NAMES = ("activity", "label", "class")
 GROUP_NAMES = ("source_group", "group")
 SPLIT_NAMES = ("split",)
+WEIGHT_NAMES = ("weight", "num_repeats", "repeats")
+MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
+"""Range of a clip's weight: wide enough for any mix, and an epoch keeps a sane length."""
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
           "test": "val"}  # fmt: skip
 
@@ -127,6 +131,34 @@ def split_in(row: Mapping[str, Any], where: str) -> str | None:
     if value.strip().lower() not in SPLITS:
         raise ManifestError(f"{where}: split {shorten(value)}; expected one of {', '.join(SPLITS)}")
     return SPLITS[value.strip().lower()]
+
+
+def weight_in(row: Mapping[str, Any], where: str) -> float | None:
+    """Weight of a row, given as a number or (in CSV) as text; None without one.
+
+    Raises:
+        ManifestError: It is not a number in the range.
+    """
+    value = _value(row, WEIGHT_NAMES, where)
+    if value is None:
+        return None
+    try:
+        weight = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        weight = math.nan
+    if problem := weight_problem(weight):
+        raise ManifestError(f"{where}: weight {_shown(value)}; {problem}")
+    return weight
+
+
+def weight_problem(weight: float) -> str | None:
+    """Expected range when a weight is outside it, else None."""
+    if MIN_WEIGHT <= weight <= MAX_WEIGHT:
+        return None
+    return (
+        f"expected a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g} (to leave a clip out, remove "
+        "its line)"
+    )
 
 
 def _value(row: Mapping[str, Any], names: Sequence[str], where: str) -> Any:

@@ -5,8 +5,10 @@ manifests, tables, where a text comes from.
 """
 
 import codecs
+import hashlib
 import json
 import math
+import re
 import unicodedata
 from typing import Any
 
@@ -14,6 +16,8 @@ MAX_PATH_BYTES = 4096
 """PATH_MAX of Linux, terminator included."""
 MAX_NAME_BYTES = 255
 """NAME_MAX of ext4, XFS, APFS and NTFS: the longest part of a path."""
+_STEM_BYTES = 160
+"""Leaves room in a name for a size, a hash and a suffix."""
 MAX_LABEL = 1000
 """Characters of a name: a clip, an activity, a source group."""
 
@@ -101,6 +105,20 @@ def path_problem(text: str) -> str | None:
             f"at most {MAX_NAME_BYTES} for each part: {text:.40}..."
         )
     return None
+
+
+def file_stem(text: str) -> str:
+    """Turn an id from user data into a part of a file name: never a path, hidden or too long.
+
+    Letters, digits, `.`, `_` and `-` stay. If anything changes, a hash of the text is added, so
+    that different ids keep different names.
+    """
+    data = re.sub(r"[^\w.-]+", "-", text).strip(".-").encode(errors="ignore")
+    safe = data[:_STEM_BYTES].decode(errors="ignore")
+    if safe == text:
+        return safe
+    digest = hashlib.sha256(text.encode(errors="backslashreplace")).hexdigest()[:8]
+    return f"{safe}-{digest}" if safe else digest
 
 
 def spellings(name: str) -> list[str]:

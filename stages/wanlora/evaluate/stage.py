@@ -64,7 +64,6 @@ def run(config: EvaluateConfig) -> EvaluateResult:
         setup,
         compared,
         num_videos=config.videos_per_activity,
-        fps=config.fps,
         base_dir=base_dir,
         output_dir=config.output_dir,
     )
@@ -93,7 +92,6 @@ def _with_clips(config: EvaluateConfig, setup: Setup, models: Sequence[Model]) -
     clips = plan_clips(
         setup,
         num_videos=config.videos_per_activity,
-        fps=config.fps,
         output_dir=config.output_dir,
     )
     if clips:
@@ -160,7 +158,7 @@ def _evaluation(
             "steps": setup.steps,
             "guidance_scale": setup.guidance_scale,
             "shift": setup.source.shift,
-            "fps": config.fps,
+            "fps": setup.fps,
             "videos_per_activity": config.videos_per_activity,
         },
         "best": compared[best].name,
@@ -197,11 +195,13 @@ def _shown(config: EvaluateConfig, models: Mapping[str, Model]) -> list[Shown]:
     taken: dict[str, int] = {}
     for number, video in enumerate(models[BASE].videos):
         taken[video.activity] = taken.get(video.activity, 0) + 1
-        if taken[video.activity] > config.shown_per_activity:
+        if taken[video.activity] > config.shown_per_activity or len(shown) >= config.html_clips:
             continue
         small = {
             name: mp4.small(
-                frames_of(model.videos[number]), fps=config.fps, height=config.shown_height
+                frames_of(model.videos[number]),
+                fps=model.videos[number].facts["fps"],
+                height=config.shown_height,
             )
             for name, model in models.items()
         }

@@ -1,8 +1,8 @@
-"""Is every row what was written? Fast: records and sizes. Full: every byte of every row.
+"""Verification of rows. Fast: records and sizes. Full: every byte of every row.
 
 Owns: what counts as a bad row, as against one that a disk or a network did not give. Reads segment
 by segment, repeated rows too: one that does not count today is read as soon as the one before it is
-gone. Changes nothing.
+gone. Commit records are read, never taken from the snapshot. Changes nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,8 +13,8 @@ import numpy as np
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, StoreError
 from wanlora.progress import bar
-from wanlora.store import objects, schema
-from wanlora.store.index import Segment
+from wanlora.store import index, objects, schema
+from wanlora.store.index import Damaged, Segment
 from wanlora.store.reader import RowReader
 from wanlora.store.schema import Kind
 
@@ -41,39 +41,54 @@ class Verdict:
     unread: list[str] = field(default_factory=list)
 
 
-def fast(cache: Location, segments: Sequence[Segment]) -> list[Bad]:
+Generations = Sequence[tuple[Kind, str]]
+"""Kinds and whole fingerprints."""
+
+
+def fast(cache: Location, generations: Generations) -> list[Bad]:
     """Compare the objects of each segment with the sizes in its commit record."""
     found = objects.listing(cache, schema.STORE)
-    return [
-        Bad(segment.key, None, message)
-        for segment in segments
-        for message in _wrong_sizes(cache, segment, found)
-    ]
+    bad: list[Bad] = []
+    for kind, fingerprint in generations:
+        for record in index.read_records(cache, kind, fingerprint):
+            if isinstance(record, Segment):
+                wrong = _wrong_sizes(cache, record, found)
+                bad += [Bad(record.key, None, message) for message in wrong]
+            else:
+                bad.append(Bad(record.key, None, record.message))
+    return bad
 
 
-def full(cache: Location, segments: Mapping[Kind, Sequence[Segment]]) -> Verdict:
-    """Read every row: checksum, finite, not constant."""
-    total = sum(len(s.row_keys) for group in segments.values() for s in group)
+def full(cache: Location, generations: Generations) -> Verdict:
+    """Read every row: checksum, finite, not constant. Damaged records are listed without a key."""
+    total = sum(len(index.look(cache, *one)[0].row_keys) for one in generations)
     verdict = Verdict()
     with bar(total=total, description="verify", unit="row") as progress:
-        for kind, group in segments.items():
-            for segment in group:
-                reader = RowReader.of_segments(cache, kind, [segment])
-                for key in segment.row_keys:
-                    try:
-                        if message := problem_with(kind, reader, key):
-                            verdict.bad.append(Bad(segment.key, key, message))
-                    except StoreError as error:
-                        verdict.unread.append(str(error))
-                    progress.update(1)
+        for kind, fingerprint in generations:
+            for record in index.read_records(cache, kind, fingerprint):
+                if isinstance(record, Damaged):
+                    verdict.bad.append(Bad(record.key, None, record.message))
+                    continue
+                _read_all(cache, record, verdict)
+                progress.update(len(record.row_keys))
     return verdict
 
 
+def _read_all(cache: Location, segment: Segment, verdict: Verdict) -> None:
+    reader = RowReader.of_segments(cache, segment.kind, [segment])
+    for key in segment.row_keys:
+        try:
+            if message := problem_with(segment.kind, reader, key):
+                verdict.bad.append(Bad(segment.key, key, message))
+        except StoreError as error:
+            verdict.unread.append(str(error))
+
+
 def problem_with(kind: Kind, reader: RowReader, key: str) -> str | None:
-    """Say why a row cannot be used, or None.
+    """Reason why a row cannot be used, or None.
 
     Raises:
-        StoreError: The disk or the network does not give it, so it may well be whole.
+        StoreError: The disk or the network does not give it, so it may be whole.
     """
     try:
         row = reader.read(key)

@@ -1,19 +1,21 @@
-"""`--repair`: drop what is bad and encode just that again. `--gc`: free what nobody names.
+"""`--repair`: drop bad rows and encode only those again. `--gc`: free what nothing names.
 
-Owns: from a verdict to a whole cache. What is dropped is what no reader could use anyway; what is
-encoded again is what stage one would make of the same manifests, with the settings that the view
-records.
+Owns: from a verdict to a whole cache. Only rows that no reader could use are dropped; they are
+encoded again as stage one would from the same manifests, with the settings in the view.
 """
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from wanlora.config import CacheLatentsConfig, InspectConfig, StoreSettings
 from wanlora.errors import StoreError, WanloraError
 from wanlora.inspect_cache import checks
-from wanlora.store import index, maintenance, objects, schema
-from wanlora.store.maintenance import Generation, Limits
+from wanlora.store import groups, index, maintenance, objects, schema, wants
+from wanlora.store.index import Segment
+from wanlora.store.maintenance import Limits
+from wanlora.store.schema import Kind
 from wanlora.store.views import View, read_view, view_names
 
 log = logging.getLogger(__name__)
@@ -23,16 +25,20 @@ def repair(config: InspectConfig) -> dict[str, Any]:
     """Verify in full, drop the bad rows, and encode again what a view then lacks.
 
     Returns:
-        dropped: Rows. encoded: Rows. failures: A line for each view that could not be mended.
+        dropped: Number of rows. encoded: Number of rows. failures: A line for each part that could
+        not be repaired.
 
     Raises:
         StoreError: The disk or the network refuses; a row that cannot be read is never dropped.
     """
-    objects.remove_tree(config.path, schema.SNAPSHOTS)  # what the records say now is what counts
+    groups.restore_root(config.path)
+    objects.remove_tree(config.path, schema.SNAPSHOTS)  # only the records count now
+    failures = _restore_groups(config)
     dropped = _drop_damaged_records(config)
-    for generation in maintenance.generations(config.path, ()):
-        dropped += _drop_bad_rows(config, generation)
-    encoded, failures = 0, []
+    for kind in schema.KINDS:
+        for fingerprint, provenance in index.provenances(config.path, kind).items():
+            dropped += _drop_bad_rows(config, kind, fingerprint, provenance)
+    encoded = 0
     for name in view_names(config.path):
         try:
             encoded += _encode_missing(config, read_view(config.path, name))
@@ -42,24 +48,34 @@ def repair(config: InspectConfig) -> dict[str, Any]:
 
 
 def gc(config: InspectConfig) -> dict[str, Any]:
-    """Free what no view names; with `dry_run`, only say what.
+    """Free what no view and no unfinished run names; with `dry_run`, only count it.
 
     Raises:
-        StoreError: A view or a commit record is damaged (then nobody knows what is named), or there
-            is no view at all.
+        StoreError: A view, a list of wants or a commit record is damaged (then the rows to keep are
+            not known), nothing names any row, or another collection runs.
     """
-    views = [read_view(config.path, name) for name in view_names(config.path)]
-    if not views:
+    cache, listed = config.path, wants.names(config.path)
+    if unknown := sorted(set(config.gc_drop_wants) - set(listed)):
         raise StoreError(
-            f"{config.path} has no view, so nothing in it is named and everything would be freed; "
-            f"make one with: wanlora cache-latents --cache {config.path}"
+            f"gc_drop_wants: {cache} has no unfinished run {', '.join(unknown)} (there are: "
+            f"{', '.join(listed) or 'none'})"
         )
-    found = maintenance.generations(config.path, views)
-    garbage = maintenance.find_garbage(
-        config.path, found, now=time.time(), min_age_s=3600 * config.gc_min_age_h
-    )
+    kept = [name for name in listed if name not in config.gc_drop_wants]
+    if not kept and not view_names(cache):
+        raise StoreError(
+            f"{cache} has no view, so nothing in it is named and everything would be freed; "
+            f"make one with: wanlora cache-latents --cache {cache}"
+        )
+
+    def named() -> wants.Named:
+        return wants.named_rows(cache, ignored=config.gc_drop_wants)
+
+    found = maintenance.generations(cache, named())
+    now = time.time() if config.dry_run else objects.clock(cache)
+    garbage = maintenance.find_garbage(cache, found, now=now, min_age_s=3600 * config.gc_min_age_h)
     if not config.dry_run:
-        maintenance.collect(config.path, found, garbage, _limits(config))
+        maintenance.collect(cache, found, garbage, _limits(config), named_now=named)
+        wants.drop(cache, config.gc_drop_wants)
     return {
         "dry_run": config.dry_run,
         "rows": garbage.rows,
@@ -67,8 +83,9 @@ def gc(config: InspectConfig) -> dict[str, Any]:
         "young": garbage.young,
         "dropped": len(garbage.dropped),
         "rewritten": len(garbage.rewritten),
-        "litter": len(garbage.litter),
+        "litter": len(garbage.litter) + len(garbage.emptied),
         "bytes": garbage.num_bytes,
+        "wants": kept,
     }
 
 
@@ -76,32 +93,66 @@ def _limits(config: InspectConfig) -> Limits:
     return Limits(config.store.clips_per_segment, config.store.segment_bytes)
 
 
-def _drop_damaged_records(config: InspectConfig) -> int:
-    """Drop segments whose commit record cannot be read; each counts as one row at least."""
-    dropped = 0
+def _restore_groups(config: InspectConfig) -> list[str]:
+    """Write the documents of groups again, from the provenances that the views have."""
+    failures = []
+    for name in view_names(config.path):
+        try:
+            view = read_view(config.path, name)
+        except WanloraError:
+            continue  # it is listed as a failure where its rows would be encoded
+        groups.restore(config.path, "latents", view.latents_provenance)
+        groups.restore(config.path, "text", view.text_provenance)
     for kind in schema.KINDS:
-        for fingerprint in index.provenances(config.path, kind):
-            for record in index.scan(config.path, kind, fingerprint)[1]:
-                log.info("dropping %s", record.message)
-                maintenance.drop(config.path, record.key)
-                dropped += 1
-    return dropped
+        for key in groups.damaged(config.path, kind):
+            objects.remove(config.path, key)
+            failures.append(
+                f"{config.path / key} was damaged and no view has its content; it was deleted, and "
+                "the rows of that encoder cannot be read until cache-latents runs with it again"
+            )
+    return failures
 
 
-def _drop_bad_rows(config: InspectConfig, generation: Generation) -> int:
-    verdict = checks.full(config.path, {generation.kind: generation.segments})
+def _drop_damaged_records(config: InspectConfig) -> int:
+    """Drop segments whose commit record cannot be read; each counts as one row."""
+    damaged = [
+        record
+        for kind in schema.KINDS
+        for fingerprint in index.provenances(config.path, kind)
+        for record in index.read_records(config.path, kind, fingerprint)
+        if isinstance(record, index.Damaged)
+    ]
+    for record in damaged:
+        log.info("dropping %s", record.message)
+    if damaged:
+        maintenance.drop_segments(config.path, [record.key for record in damaged])
+    return len(damaged)
+
+
+def _drop_bad_rows(
+    config: InspectConfig, kind: Kind, fingerprint: str, provenance: Mapping[str, Any]
+) -> int:
+    verdict = checks.full(config.path, [(kind, fingerprint)])
     if verdict.unread:
         raise StoreError(
-            f"{len(verdict.unread)} rows of {config.path / generation.key} could not be read, so "
-            f"nobody knows whether they are whole, and none was dropped: {verdict.unread[0]}. Run "
-            "the same command again once the disk or the network answers"
+            f"{len(verdict.unread)} rows of "
+            f"{config.path / schema.fingerprint_key(kind, fingerprint)} could not be read, so they "
+            f"may be whole, and none was dropped: {verdict.unread[0]}. Run the same command again "
+            "once the disk or the network answers"
         )
     bad: dict[str, set[str]] = {}
     for found in verdict.bad:
         bad.setdefault(found.segment, set()).add(found.key or "")
-    hit = [segment for segment in generation.segments if segment.key in bad]
-    keep = {segment.key: set(segment.row_keys) - bad[segment.key] for segment in hit}
-    maintenance.keep_only(config.path, generation, hit, keep, _limits(config))
+    segments = [
+        segment
+        for segment in index.read_records(config.path, kind, fingerprint, list(bad))
+        if isinstance(segment, Segment)
+    ]
+    keep = {segment.key: set(segment.row_keys) - bad[segment.key] for segment in segments}
+    if segments:
+        maintenance.keep_only(
+            config.path, kind, fingerprint, provenance, segments, keep, _limits(config)
+        )
     return sum(len(keys) for keys in bad.values())
 
 
@@ -125,9 +176,10 @@ def _encode_missing(config: InspectConfig, view: View) -> int:
 
 
 def _lacking(config: InspectConfig, view: View) -> tuple[set[str], set[str]]:
+    clips = [clip.key for clip in view.clips]
     return (
-        {c.key for c in view.clips} - index.committed_keys(config.path, "latents", view.latents),
-        set(view.prompt_keys()) - index.committed_keys(config.path, "text", view.text),
+        set(index.missing_keys(config.path, "latents", view.latents, clips)),
+        set(index.missing_keys(config.path, "text", view.text, view.prompt_keys())),
     )
 
 

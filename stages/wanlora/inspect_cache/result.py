@@ -26,12 +26,15 @@ class InspectResult:
         bytes_per_clip: Of the whole store; 0 without clips.
         fingerprints: A dict an encoder: kind, fingerprint, rows, segments, bytes, provenance.
         views: A dict a view: name, clips, splits, prompts, missing_clips, missing_prompts.
+        wants: A dict for each run of cache-latents that has not published its view: name, view,
+            rows, missing.
         invalid: A line for each row, record or view that cannot be used.
         unread: A line for each row that a disk or a network did not give; it may be whole.
         verified: Rows that were checked.
         level: How: fast or full; empty when they were not.
         repaired: What --repair did: dropped, encoded, failures.
-        freed: What --gc did, or would do: rows, repeats, segments, litter, young, bytes, dry_run.
+        freed: Result of --gc: rows, repeats, young, dropped, rewritten, litter, bytes, wants,
+            dry_run.
         page: The page that --html wrote.
         decoded: A dict a clip: clip_id, key, video, psnr_db.
     """
@@ -44,6 +47,7 @@ class InspectResult:
     bytes_per_clip: float
     fingerprints: list[dict[str, Any]]
     views: list[dict[str, Any]]
+    wants: list[dict[str, Any]] = field(default_factory=list)
     invalid: list[str] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
     verified: int = 0
@@ -98,6 +102,10 @@ class InspectResult:
                     ]
                     for row in self.views
                 ],
+            ),
+            *text_table(
+                ["unfinished run of cache-latents", "view", "rows", "not encoded yet"],
+                [[row["name"], row["view"], row["rows"], row["missing"]] for row in self.wants],
             ),
             *self._jobs(),
             *self._verdict(),
@@ -164,15 +172,20 @@ class InspectResult:
 def _freed(freed: dict[str, Any]) -> list[str]:
     verb = "would free" if freed["dry_run"] else "freed"
     lines = [
-        f"gc {verb} about {_size(freed['bytes'])}: {freed['rows']} rows that no view names, "
+        f"gc {verb} about {_size(freed['bytes'])}: {freed['rows']} rows that nothing names, "
         f"{freed['repeats']} repeated rows, {freed['litter']} pieces of litter; "
         f"{freed['dropped']} segments dropped, {freed['rewritten']} written anew"
     ]
     if freed["young"]:
         lines.append(
-            f"  {freed['young']} rows that no view names are new and were left alone, for a "
-            "writer may be at work on them; to free them: --set gc_min_age_h=0"
+            f"  {freed['young']} rows that nothing names were kept because they are new; to free "
+            "them: --set gc_min_age_h=0"
         )
+    lines += [
+        f"  the rows of {name}, an unfinished run of cache-latents, were kept; finish it with "
+        f"cache-latents, or give its rows up with --set gc_drop_wants={name}"
+        for name in freed["wants"]
+    ]
     return lines
 
 

@@ -8,6 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from jaxtyping import Int64
+
 from wanlora.config import InspectConfig
 from wanlora.core.buckets import SPATIAL_FACTOR, TEMPORAL_FACTOR, Bucket
 from wanlora.core.location import Location
@@ -15,9 +18,9 @@ from wanlora.errors import CorruptRowError, StoreError, StoreVersionError
 from wanlora.inspect_cache import checks, decode, mend, page
 from wanlora.inspect_cache.result import InspectResult
 from wanlora.inspect_cache.statistics import BucketStatistics, evenly
-from wanlora.store import index, objects, schema
-from wanlora.store.index import Segment
+from wanlora.store import index, objects, schema, wants
 from wanlora.store.reader import RowReader
+from wanlora.store.rows import Rows
 from wanlora.store.schema import Kind
 from wanlora.store.views import View, read_view, view_names
 
@@ -27,11 +30,10 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """A cache as it was found: who can read what, and what cannot be used."""
+    """A cache as it was found: readers, and what cannot be used."""
 
     cache: Location
     readers: Readers
-    segments: dict[tuple[Kind, str], list[Segment]]
     provenances: dict[tuple[Kind, str], dict[str, Any]]
     views: list[View]
     invalid: list[str]
@@ -53,13 +55,14 @@ def run(config: InspectConfig) -> InspectResult:
         StoreError: There is no cache, or the disk refuses.
         StoreVersionError: It belongs to another release.
     """
-    index.open_store(config.path)
+    if not config.repair:  # which restores the store's document
+        index.open_store(config.path)
     repaired = mend.repair(config) if config.repair else {}
     freed = mend.gc(config) if config.gc else {}
     found = survey(config.path)
     level = "full" if config.repair else config.verify or ""
     invalid, unread = _verified(found, level)
-    invalid = found.invalid + invalid
+    invalid = list(dict.fromkeys(found.invalid + invalid))
     everything = level == "full" or config.html is not None
     statistics = _statistics(
         found, None if everything else config.statistics_clips, invalid, unread
@@ -83,6 +86,7 @@ def run(config: InspectConfig) -> InspectResult:
         bytes_per_clip=num_bytes / clips if clips else 0.0,
         fingerprints=_fingerprints(found),
         views=[_view(view, found.readers) for view in found.views],
+        wants=_wants(found, invalid),
         invalid=invalid,
         unread=unread,
         verified=sum(len(r.rows) for r in found.readers.values()) if level else 0,
@@ -95,21 +99,19 @@ def run(config: InspectConfig) -> InspectResult:
 
 
 def survey(cache: Location) -> Survey:
-    """Read all commit records and views."""
+    """Read all views, and the places of all rows."""
     invalid: list[str] = []
     readers: Readers = {}
-    all_segments = {}
     provenances = {}
     for kind in schema.KINDS:
         for fingerprint, provenance in index.provenances(cache, kind).items():
-            segments, damaged = index.scan(cache, kind, fingerprint)
+            rows, damaged = index.look(cache, kind, fingerprint)
             invalid += [record.message for record in damaged]
-            all_segments[kind, fingerprint] = segments
-            readers[kind, fingerprint] = RowReader.of_segments(cache, kind, segments)
+            readers[kind, fingerprint] = RowReader.of_generation(cache, kind, fingerprint, rows)
             provenances[kind, fingerprint] = provenance
     views = list(_views(cache, invalid))
     sizes = objects.listing(cache, schema.STORE)
-    return Survey(cache, readers, all_segments, provenances, views, invalid, sizes)
+    return Survey(cache, readers, provenances, views, invalid, sizes)
 
 
 def _views(cache: Location, invalid: list[str]) -> Iterator[View]:
@@ -125,19 +127,11 @@ def _views(cache: Location, invalid: list[str]) -> Iterator[View]:
 def _verified(found: Survey, level: str) -> tuple[list[str], list[str]]:
     """A line for each bad row, and one for each that could not be read."""
     if level == "fast":
-        segments = [s for group in found.segments.values() for s in group]
-        return [bad.message for bad in checks.fast(found.cache, segments)], []
+        return [bad.message for bad in checks.fast(found.cache, list(found.readers))], []
     if level == "full":
-        verdict = checks.full(found.cache, _segments_by_kind(found))
+        verdict = checks.full(found.cache, list(found.readers))
         return [bad.message for bad in verdict.bad], verdict.unread
     return [], []
-
-
-def _segments_by_kind(found: Survey) -> dict[Kind, list[Segment]]:
-    by_kind: dict[Kind, list[Segment]] = {}
-    for (kind, _), segments in found.segments.items():
-        by_kind.setdefault(kind, []).extend(segments)
-    return by_kind
 
 
 def _statistics(
@@ -148,12 +142,10 @@ def _statistics(
     for (kind, _), reader in found.readers.items():
         if kind != "latents":
             continue
-        by_shape: dict[Shape, list[str]] = {}
-        for key, row in reader.rows.items():
-            by_shape.setdefault(_shape_of(row.segment), []).append(key)
-        for shape, keys in by_shape.items():
+        for shape, places in _by_shape(reader.rows).items():
             sums = statistics.setdefault(shape, BucketStatistics())
-            for key in evenly(keys, len(keys) if number is None else number):
+            for place in evenly(places.tolist(), len(places) if number is None else number):
+                key = reader.rows.row_keys[place].decode()
                 try:
                     sums.add(key, reader.read(key))
                 except StoreError as error:
@@ -163,9 +155,21 @@ def _statistics(
     return statistics
 
 
+def _by_shape(rows: Rows) -> dict[Shape, Int64[np.ndarray, " n"]]:
+    """Indices of the rows of each latent shape, repeated rows once."""
+    shapes = [_shape_of(segment) for segment in rows.segments]
+    number = {shape: i for i, shape in enumerate(dict.fromkeys(shapes))}
+    of_segment = np.array([number[shape] for shape in shapes], np.int64)
+    firsts = rows.firsts()
+    of_row = of_segment[rows.homes[firsts]]
+    return {shape: firsts[of_row == i] for shape, i in number.items()}
+
+
 def _num_different(found: Survey, kind: Kind) -> int:
-    tables = (reader.rows for (one, _), reader in found.readers.items() if one == kind)
-    return len({key for rows in tables for key in rows})
+    tables = [reader.rows for (one, _), reader in found.readers.items() if one == kind]
+    if len(tables) == 1:
+        return len(tables[0])
+    return len(np.unique(np.concatenate([rows.row_keys for rows in tables]))) if tables else 0
 
 
 def _fingerprints(found: Survey) -> list[dict[str, Any]]:
@@ -188,7 +192,8 @@ def _buckets(found: Survey, statistics: dict[Shape, BucketStatistics]) -> list[d
     num_bytes: Counter[Shape] = Counter()
     for (kind, _), reader in found.readers.items():
         if kind == "latents":
-            clips.update(_shape_of(row.segment) for row in reader.rows.values())
+            for shape, places in _by_shape(reader.rows).items():
+                clips[shape] += len(places)
     for key, entry in found.sizes.items():
         parts = key.split("/")  # store.zarr/latents/<fp>/<shape>/<segment>/...
         if parts[1] == "latents" and len(parts) > 5:
@@ -220,15 +225,38 @@ def _bucket_of(shape: Sequence[int]) -> Bucket:
 
 
 def _view(view: View, readers: Readers) -> dict[str, Any]:
-    latents, text = readers.get(("latents", view.latents)), readers.get(("text", view.text))
-    clips = {} if latents is None else latents.rows
-    prompts = {} if text is None else text.rows
+    prompts = view.prompt_keys()
+    lost = set(_missing(readers.get(("latents", view.latents)), [c.key for c in view.clips]))
     return {
         "name": view.name,
         "clips": len(view.clips),
         "splits": dict(sorted(Counter(clip.split for clip in view.clips).items())),
-        "prompts": len(view.prompt_keys()),
+        "prompts": len(prompts),
         "model": view.model,
-        "missing_clips": [clip.clip_id for clip in view.clips if clip.key not in clips],
-        "missing_prompts": [key for key in view.prompt_keys() if key not in prompts],
+        "missing_clips": [clip.clip_id for clip in view.clips if clip.key in lost],
+        "missing_prompts": _missing(readers.get(("text", view.text)), prompts),
     }
+
+
+def _missing(reader: RowReader | None, keys: list[str]) -> list[str]:
+    return keys if reader is None else reader.rows.missing(keys)
+
+
+def _wants(found: Survey, invalid: list[str]) -> list[dict[str, Any]]:
+    """A dict for each unfinished run of cache-latents: name, view, rows, missing."""
+    listed = []
+    for name in wants.names(found.cache):
+        try:
+            named = wants.read(found.cache, name)
+        except StoreVersionError:
+            raise
+        except StoreError as error:
+            invalid.append(str(error))
+            continue
+        missing = 0
+        for where, keys in named.items():
+            reader = found.readers.get(where)
+            missing += len(keys) if reader is None else reader.rows.num_missing(keys)
+        rows = sum(map(len, named.values()))
+        listed.append({"name": name, "view": wants.view_of(name), "rows": rows, "missing": missing})
+    return listed

@@ -5,10 +5,12 @@ Owns: sums over clips, and which clip stands out. Legend: C channels.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Float64
+
+T = TypeVar("T", int, str)
 
 MIN_CLIPS = 8
 """Fewer clips than this say nothing of what is usual."""
@@ -102,9 +104,9 @@ def distances(values: Sequence[float]) -> list[float]:
     return apart
 
 
-def evenly(keys: Iterable[str], number: int) -> list[str]:
-    """At most `number` keys, evenly spaced in their order."""
-    everything = sorted(keys)
+def evenly(items: Iterable[T], number: int) -> list[T]:
+    """At most `number` items, evenly spaced in their order."""
+    everything = sorted(items)
     if len(everything) <= number:
         return everything
     places = np.linspace(0, len(everything) - 1, number).round().astype(int)

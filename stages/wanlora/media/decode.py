@@ -16,11 +16,10 @@ from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from wanlora.errors import MediaError
-from wanlora.media import probe
+from wanlora.media import colour, probe
 from wanlora.media.orientation import orientation
-
-MAX_ROUNDING_S = Fraction(1, 2000)
-"""Matroska rounds timestamps to 1 ms; half of that is the most a timestamp may be late."""
+from wanlora.media.source import reading
+from wanlora.media.timeline import target_ticks
 
 SEEK_BACK_S = (0.0, 2.0, 10.0)
 
@@ -30,59 +29,58 @@ to three frames; it is read from its start."""
 
 
 def decode(
-    path: Path, *, start_s: float, fps: float, num_frames: int
+    path: Path,
+    *,
+    start_s: float,
+    fps: float,
+    num_frames: int,
+    matrix: str | None = None,
+    coarse: bool = False,
 ) -> UInt8[np.ndarray, "t h w 3"]:
     """Decode a cut into one array, rotated upright; pixels keep the file's size and aspect.
 
     Args:
         path: The video.
         start_s: Seconds after the first frame of the video.
-        fps: Frames a second of the output.
+        fps: Frames per second of the output.
         num_frames: Frames of the output.
+        matrix: One of `colour.ASSUMABLE`, for a file that names no colour matrix.
+        coarse: Timestamps are rounded to 10 ms, as `Timeline.coarse` finds.
 
     Raises:
         MediaError: The file cannot be read, a frame of the cut is damaged (corrupt_at), or the
             video ends before the cut does (too_short).
     """
-    return np.stack(list(iter_frames(path, start_s=start_s, fps=fps, num_frames=num_frames)))
+    frames = iter_frames(
+        path, start_s=start_s, fps=fps, num_frames=num_frames, matrix=matrix, coarse=coarse
+    )
+    return np.stack(list(frames))
 
 
 def iter_frames(
-    path: Path, *, start_s: float, fps: float, num_frames: int
+    path: Path,
+    *,
+    start_s: float,
+    fps: float,
+    num_frames: int,
+    matrix: str | None = None,
+    coarse: bool = False,
 ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Decode like `decode`, a frame at a time: a 4K cut would be gigabytes at once."""
+    """Decode like `decode`, one frame at a time: a 4K cut would be gigabytes at once."""
     assert start_s >= 0
     assert num_frames >= 1
-    with probe.open_video(path) as (container, stream):
+    with reading(path), probe.open_video(path) as (container, stream):
         first = probe.first_frame(path, container, stream)
-        targets = target_ticks(
-            probe.time_base(stream), start_s=start_s, fps=fps, num_frames=num_frames
-        )
+        unit = probe.time_base(stream)
+        targets = target_ticks(unit, start_s=start_s, fps=fps, num_frames=num_frames, coarse=coarse)
         targets = [probe.pts_of(first) + ticks for ticks in targets]
         picked: VideoFrame | None = None
         picture: UInt8[np.ndarray, "h w 3"] | None = None
-        for frame in _pick(path, container, stream, first, targets):
+        for frame in _pick(path, container, stream, first, targets, int(1 / fps / unit)):
             if picture is None or frame is not picked:
                 probe.require_intact(path, stream, frame, since=first)
-                picked, picture = frame, _upright(path, frame)
+                picked, picture = frame, _upright(path, frame, matrix)
             yield picture
-
-
-def target_ticks(time_base: Fraction, *, start_s: float, fps: float, num_frames: int) -> list[int]:
-    """Times of the output frames in ticks after the first frame, rounded down.
-
-    A timestamp is the true time rounded to the time base, so one that is late by up to half a tick
-    (and at most half a millisecond) still counts as on time.
-    """
-    rate = Fraction(fps).limit_denominator(1001)  # 23.976023976 is 24000/1001
-    late = min(time_base / 2, MAX_ROUNDING_S)
-    start = Fraction(start_s) + late
-    return [int((start + k / rate) // time_base) for k in range(num_frames)]
-
-
-def num_outputs(span_s: float, fps: float) -> int:
-    """How many frames at `fps` a span holds, each with its whole period inside the span."""
-    return int(span_s * fps + 1e-3)
 
 
 def _pick(
@@ -91,8 +89,13 @@ def _pick(
     stream: VideoStream,
     first: VideoFrame,
     targets: list[int],
+    period: int,
 ) -> Iterator[VideoFrame]:
-    """Yield, for every target, the last frame with pts <= target."""
+    """Yield, for every target, the last frame with pts <= target.
+
+    The last frame of the video counts for `period` ticks at least, an output's time: files are
+    often wrong about its duration.
+    """
     done = 0
     shown: VideoFrame | None = None
     previous: VideoFrame | None = None
@@ -105,8 +108,9 @@ def _pick(
         previous, shown = shown, frame
     assert shown is not None
     gap = probe.pts_of(shown) - probe.pts_of(previous) if previous is not None else 0
-    end = probe.pts_of(shown) + probe.frame_ticks(shown, stream, fallback=gap)
-    while done < len(targets) and targets[done] < end:
+    held = probe.frame_ticks(shown, stream, fallback=gap)
+    end = probe.pts_of(shown) + held
+    while done < len(targets) and targets[done] < probe.pts_of(shown) + max(held, period):
         yield shown
         done += 1
     if done < len(targets):
@@ -156,7 +160,8 @@ def _first_key_frame(frames: Iterator[VideoFrame]) -> VideoFrame | None:
         return None
 
 
-def _upright(path: Path, frame: VideoFrame) -> UInt8[np.ndarray, "h w 3"]:
+def _upright(path: Path, frame: VideoFrame, matrix: str | None) -> UInt8[np.ndarray, "h w 3"]:
     turns, mirrored = orientation(path, frame)
-    pixels = frame.to_ndarray(format="rgb24", threads=1)
+    source = colour.source_matrix(frame, matrix)
+    pixels = frame.to_ndarray(format="rgb24", src_colorspace=source, threads=1)
     return np.ascontiguousarray(np.rot90(pixels[:, ::-1] if mirrored else pixels, k=turns))

@@ -6,18 +6,19 @@ Dimensions: h height, w width in px.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
+from wanlora.core.aspect import MAX_PICTURE_PX, size_problem
 from wanlora.errors import MediaError
+from wanlora.media.source import reading
 
 ANIMATED = frozenset({"PNG", "WEBP"})
 """Formats that hold a still or a moving picture. More pictures in a TIFF or in a phone's JPEG are
 smaller copies or other pages, and the first is taken."""
-MAX_PIXELS = 89_478_485
-"""Largest image that is decoded: 256 MiB of RGB, where Pillow starts to suspect a bomb."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def read(path: Path) -> UInt8[np.ndarray, "1 h w 3"]:
     """Read an image as a clip of one frame: upright by its EXIF tag, transparency on white.
 
     Raises:
-        MediaError: missing or unreadable.
+        MediaError: missing; bad_size, by the header, for more than `MAX_PICTURE_PX`; unreadable.
     """
     return np.asarray(_load(path)[0])[None].copy()
 
@@ -53,42 +54,44 @@ def read_checked(path: Path) -> Picture:
 
 
 def _load(path: Path) -> tuple[Image.Image, bool]:
-    """Decode to upright RGB, and say whether it was transparent."""
+    """Decode to upright RGB; the second value is True if parts were transparent."""
+    with reading(path), path.open("rb") as opened, _opened(path, opened) as file:
+        _require_still(path, file)
+        upright = _in_eight_bits(path, ImageOps.exif_transpose(file))
+        if "A" not in upright.getbands() and "transparency" not in upright.info:
+            return upright.convert("RGB"), False
+        ground = Image.new("RGBA", upright.size, "white")
+        return Image.alpha_composite(ground, upright.convert("RGBA")).convert("RGB"), True
+
+
+def _opened(path: Path, file: IO[bytes]) -> Image.Image:
+    """Read the header. Pillow refuses or warns about a large picture even before its own size."""
     try:
-        with path.open("rb") as opened, Image.open(opened) as file:
-            _require_size(file)
-            _require_still(file)
-            upright = _in_eight_bits(ImageOps.exif_transpose(file))
-            if "A" not in upright.getbands() and "transparency" not in upright.info:
-                return upright.convert("RGB"), False
-            ground = Image.new("RGBA", upright.size, "white")
-            return Image.alpha_composite(ground, upright.convert("RGBA")).convert("RGB"), True
-    except FileNotFoundError:
-        raise MediaError("missing", f"{path}: there is no such file") from None
-    except Exception as error:  # a damaged image raises any of OSError, SyntaxError, struct.error
-        if isinstance(error, MemoryError):
-            raise
-        raise MediaError("unreadable", f"{path} is no image that can be read: {error}") from None
+        picture = Image.open(file)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise MediaError(
+            "bad_size", f"{path}: {error} Expected at most {MAX_PICTURE_PX:,} px"
+        ) from None
+    if problem := size_problem(picture.height, picture.width):
+        raise MediaError("bad_size", f"{path}: {problem}")
+    return picture
 
 
-def _in_eight_bits(picture: Image.Image) -> Image.Image:
+def _in_eight_bits(path: Path, picture: Image.Image) -> Image.Image:
     """Keep the high byte of 16-bit grey, as Pillow does of colour; it would clip grey."""
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):
-        raise ValueError("its pixels are 32-bit numbers of no known range; expected 8 or 16 bits")
+        raise MediaError(
+            "unreadable",
+            f"{path}: pixels are 32-bit numbers of unknown range; expected 8 or 16 bits",
+        )
     return picture
 
 
-def _require_still(file: Image.Image) -> None:
+def _require_still(path: Path, file: Image.Image) -> None:
     number = getattr(file, "n_frames", 1)
     if file.format in ANIMATED and number > 1:
-        raise ValueError(f"it moves, in {number} pictures; convert it to a video")
-
-
-def _require_size(file: Image.Image) -> None:
-    """Refuse a decompression bomb. Not by Pillow's warning: filters are shared by all threads."""
-    if file.width * file.height > MAX_PIXELS:
-        raise ValueError(
-            f"it has {file.width}x{file.height} pixels, expected at most {MAX_PIXELS:,}"
+        raise MediaError(
+            "unreadable", f"{path}: a moving picture of {number} frames; convert it to a video"
         )

@@ -16,7 +16,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from jaxtyping import UInt8
 
 from wanlora.errors import MediaError
-from wanlora.files import partial_path, publish
+from wanlora.files import partial_path, publish, writing
 
 TAGS = frozenset({"title", "comment", "artist", "album", "date", "description", "copyright"})
 """Metadata that the mp4 muxer keeps; it drops any other name without a word."""
@@ -59,6 +59,7 @@ def write(
 
     Raises:
         MediaError: bad_size when height or width is odd, which yuv420p cannot hold.
+        OutputError: The disk refuses it.
     """
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
@@ -67,13 +68,14 @@ def write(
         )
     unknown = set(metadata or {}) - TAGS
     assert not unknown, f"an mp4 would lose the metadata {sorted(unknown)}"
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial_path(path)
-    try:
-        _encode(str(temporary), frames, fps, metadata or {}, codec)
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _encode(str(temporary), frames, fps, metadata or {}, codec)
+            publish(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 def small(frames: UInt8[np.ndarray, "t h w 3"], *, fps: float, height: int) -> bytes:

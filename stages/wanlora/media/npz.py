@@ -10,6 +10,7 @@ from jaxtyping import UInt8
 
 from wanlora.core import npz
 from wanlora.core.buckets import Bucket, problem_with
+from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import MediaError, PassingError
 from wanlora.media.source import sha256_of
 
@@ -26,7 +27,9 @@ def read_size(path: Path) -> Bucket:
             header = npz.read_header(file)
     except FileNotFoundError:
         raise MediaError("missing", f"{path}: there is no such file") from None
-    except (OSError, ValueError) as error:
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         raise MediaError("bad_npz", f"{path}: {error}") from None
     if problem := npz.layout_problem(header):
         raise MediaError("bad_npz", f"{path}: {problem}")
@@ -66,7 +69,7 @@ def _read(path: Path, *, hashed: bool) -> tuple[np.ndarray, str]:
             with np.load(file, allow_pickle=False) as archive:
                 frames: np.ndarray = archive[npz.frames_key(archive.files)]
     except Exception as error:  # zlib, zipfile, EOF: a damaged member raises any of them
-        if isinstance(error, MemoryError):
+        if is_out_of_memory(error):
             raise
         raise MediaError("bad_npz", f"{path} is damaged: {error}") from None
     if frames.shape[:3] != tuple(bucket):
@@ -75,7 +78,7 @@ def _read(path: Path, *, hashed: bool) -> tuple[np.ndarray, str]:
 
 
 def read_checked(path: Path) -> Bucket:
-    """Read all of a clip to see that it is whole, and say its size.
+    """Read all of a clip to see that it is whole.
 
     Raises:
         MediaError: As `read`.

@@ -4,25 +4,33 @@ Owns: the time axis (0 is the presentation time of the first frame the decoder g
 as a broken file, and the one way frames are read. Must not know: clips, manifests, captions.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import av
 from av.container import InputContainer
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 
+from wanlora.core.aspect import MAX_PICTURE_PX, size_problem
+from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import MediaError
-from wanlora.media import scenes
+from wanlora.media import colour, scenes
 from wanlora.media.orientation import orientation
+from wanlora.media.source import reading
+from wanlora.media.timeline import Timeline
 
 HDR_TRANSFERS = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
 MIN_DECODED_SHARE = 0.95
 """Decoded span over the header's duration; a truncated file decodes what is left without error."""
+
+_CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
+"""`00:00:02.400000000`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,8 @@ class VideoInfo:
         mirrored: Whether left and right are swapped before it is turned.
         sample_aspect: Width over height of one displayed pixel.
         hdr: Name of the HDR transfer function, or None.
+        matrix: Colour matrix that the file names, by FFmpeg's name, or `unspecified`.
+        assumed_matrix: Matrix to decode with instead of FFmpeg's default; None to keep that.
         duration_s: Length of the video by the header, or None.
     """
 
@@ -44,6 +54,8 @@ class VideoInfo:
     sample_aspect: Fraction
     codec: str
     hdr: str | None
+    matrix: str
+    assumed_matrix: str | None
     interlaced: bool
     duration_s: float | None
 
@@ -54,8 +66,8 @@ class Scan:
 
     Attributes:
         span_s: From the first frame to the end of the last one.
-        fps: Mean frames a second between the first and the last frame.
-        longest_gap_s: Longest time between two frames.
+        fps: Mean frames per second between the first and the last frame.
+        timeline: Time of every frame.
         cuts_s: Times of the first frames of new scenes, from the first frame of the video.
     """
 
@@ -63,7 +75,7 @@ class Scan:
     num_frames: int
     span_s: float
     fps: float
-    longest_gap_s: float
+    timeline: Timeline
     cuts_s: tuple[float, ...] = ()
 
 
@@ -72,22 +84,28 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Open a file and its best video stream, to be decoded by one thread.
 
     Raises:
-        MediaError: missing, unreadable or no_video.
+        MediaError: missing, unreadable, no_video, or bad_size for frames that are too large.
     """
     try:
         container = av.open(str(path))
     except FileNotFoundError:
         raise MediaError("missing", f"{path}: there is no such file") from None
-    except (av.FFmpegError, OSError) as error:
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
         size = path.stat().st_size if path.is_file() else 0
         raise MediaError(
-            "unreadable", f"{path} ({size:,} bytes) is no video that FFmpeg can open: {error}"
+            "unreadable", f"{path} ({size:,} bytes): FFmpeg cannot open it as a video: {error}"
         ) from None
     with container:
         stream = container.streams.best("video")
         if not isinstance(stream, VideoStream):
             raise MediaError("no_video", f"{path} has no video stream")
-        stream.codec_context.thread_count = 1
+        context = stream.codec_context
+        if problem := size_problem(context.height, context.width):
+            raise MediaError("bad_size", f"{path}: {problem}")
+        context.options = {"max_pixels": str(MAX_PICTURE_PX)}  # a later frame may be larger
+        context.thread_count = 1
         yield container, stream
 
 
@@ -97,7 +115,7 @@ def probe(path: Path) -> VideoInfo:
     Raises:
         MediaError: As `open_video`, and unreadable or corrupt_at for the first frame.
     """
-    with open_video(path) as (container, stream):
+    with reading(path), open_video(path) as (container, stream):
         frame = first_frame(path, container, stream)
         return _info(path, container, stream, frame)
 
@@ -120,7 +138,7 @@ def scan(
             the file ends before 95 % of the header's duration.
     """
     cuts = scenes.finder(detector)
-    with open_video(path) as (container, stream):
+    with reading(path), open_video(path) as (container, stream):
         times: list[int] = []
         first: VideoFrame | None = None
         last: VideoFrame | None = None
@@ -145,7 +163,7 @@ def scan(
         num_frames=len(times),
         span_s=span_s,
         fps=(len(times) - 1) / float(ticks * unit) if ticks else 0.0,
-        longest_gap_s=float(max((b - a for a, b in pairwise(times)), default=0) * unit),
+        timeline=Timeline.of(times, time_base=unit, last_ticks=max(1, end - ticks)),
         cuts_s=tuple(float((times[i] - times[0]) * unit) for i in cuts.found()) if cuts else (),
     )
 
@@ -178,7 +196,9 @@ def read_frames(path: Path, container: InputContainer, stream: VideoStream) -> I
     while True:
         try:
             frame = next(frames, None)
-        except (av.FFmpegError, OSError) as error:
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
             at = 0.0 if last is None else seconds(last, stream)
             raise MediaError(
                 "corrupt_at", f"{path}: decoding stops after timestamp {at:.3f} s: {error}"
@@ -230,9 +250,19 @@ def pts_of(frame: VideoFrame) -> int:
 
 
 def time_base(stream: VideoStream) -> Fraction:
-    """Seconds a tick."""
-    assert stream.time_base is not None, "FFmpeg gives every stream it demuxes a time base"
-    return stream.time_base
+    """Seconds per tick."""
+    unit = _fraction(stream.time_base)
+    assert unit is not None, "FFmpeg gives every stream it demuxes a time base"
+    return unit
+
+
+def _fraction(rational: Any) -> Fraction | None:
+    """Convert a rational number of PyAV; None when the file leaves it unset.
+
+    From PyAV 19 on it is an `av.AVRational`, which does not mix with `Fraction` in every operation,
+    and an unset one is 0 or n/0 instead of None. No other function reads such a number.
+    """
+    return Fraction(rational.numerator, rational.denominator) if rational else None
 
 
 def seconds(frame: VideoFrame, stream: VideoStream) -> float:
@@ -242,7 +272,7 @@ def seconds(frame: VideoFrame, stream: VideoStream) -> float:
 
 def frame_ticks(frame: VideoFrame, stream: VideoStream, *, fallback: int) -> int:
     """How long a frame is shown; files that do not say give the fallback, else the mean rate."""
-    rate = stream.average_rate
+    rate = _fraction(stream.average_rate)
     nominal = round(1 / (rate * time_base(stream))) if rate else 1
     return frame.duration or fallback or nominal
 
@@ -251,7 +281,7 @@ def _info(
     path: Path, container: InputContainer, stream: VideoStream, frame: VideoFrame
 ) -> VideoInfo:
     turns, mirrored = orientation(path, frame)
-    aspect = Fraction(stream.sample_aspect_ratio or 1)
+    aspect = _fraction(stream.sample_aspect_ratio) or Fraction(1)
     height, width = frame.height, frame.width
     if turns % 2:
         aspect, height, width = 1 / aspect, width, height
@@ -263,6 +293,8 @@ def _info(
         sample_aspect=aspect,
         codec=stream.codec_context.name,
         hdr=HDR_TRANSFERS.get(stream.codec_context.color_trc),
+        matrix=colour.matrix_name(frame),
+        assumed_matrix=colour.assumed_matrix(frame),
         interlaced=frame.interlaced_frame,
         duration_s=_header_duration_s(container, stream, seconds(frame, stream)),
     )
@@ -278,8 +310,8 @@ def _header_duration_s(
     """
     if stream.duration:
         return float(stream.duration * time_base(stream))
-    if tag := stream.metadata.get("DURATION"):  # Matroska, "00:00:02.400000000"
-        hours, minutes, secs = tag.split(":")
+    if tag := _CLOCK.fullmatch(stream.metadata.get("DURATION", "")):  # of Matroska
+        hours, minutes, secs = tag.groups()
         return int(hours) * 3600 + int(minutes) * 60 + float(secs) - first_s
     if not container.duration:
         return None
@@ -318,7 +350,9 @@ def _require_packets_to_the_end(path: Path, alive: Callable[[], None]) -> None:
                 alive()
                 if packet.pts is not None:
                     times.append(packet.pts)
-        except (av.FFmpegError, OSError):
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
             return
         if times:
             first_s = float(min(times) * time_base(stream))

@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from wanlora.files import partial_path, write_atomic
+from wanlora.files import partial_path, write_atomic, writing
 from wanlora.media import mp4
 
 
@@ -70,13 +71,14 @@ def _write_frames(
     for key, value in {**metadata, "fps": str(fps)}.items():
         about.add_itxt(key, value)
     temporary = partial_path(path)
-    temporary.mkdir()
     try:
-        for number, pixels in enumerate(frames):
-            Image.fromarray(np.ascontiguousarray(pixels)).save(
-                temporary / f"{number:04d}.png", pnginfo=about
-            )
-        temporary.rename(path)
+        with writing(path):
+            temporary.mkdir()
+            for number, pixels in enumerate(frames):
+                Image.fromarray(np.ascontiguousarray(pixels)).save(
+                    temporary / f"{number:04d}.png", pnginfo=about
+                )
+            temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -88,11 +90,17 @@ def _write_gif(
     fps: float,
     metadata: Mapping[str, str],
 ) -> None:
-    """A GIF that repeats: 256 colours a frame, and a frame's time is a multiple of 10 ms."""
+    """Write a GIF that repeats, with 256 colours per frame.
+
+    A GIF counts time in 10 ms. Each frame starts at its own time rounded to that, so that the
+    length is kept: at 16 fps, 81 frames last 5.06 s, not 81 x 60 ms.
+    """
+    starts = [round(100 * number / fps) for number in range(len(frames) + 1)]
     first, *others = (Image.fromarray(np.ascontiguousarray(pixels)) for pixels in frames)
     buffer = io.BytesIO()
     first.save(
-        buffer, "GIF", save_all=True, append_images=others, duration=1000 / fps, loop=0,
+        buffer, "GIF", save_all=True, append_images=others, loop=0,
+        duration=[10 * (end - start) for start, end in pairwise(starts)],
         comment=metadata["comment"].encode(),
     )  # fmt: skip
     write_atomic(path, buffer.getvalue())

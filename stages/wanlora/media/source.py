@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from wanlora.core.out_of_memory import is_out_of_memory
-from wanlora.errors import MediaError, PassingError
+from wanlora.errors import MediaError, PassingError, WanloraError
 
 SOURCES = "sources.json"
 """Known hashes, in a cache with absolute paths, and beside a manifest as the manifest has them."""
@@ -29,18 +29,20 @@ SourceHashes = MutableMapping[str, tuple[int, int, str]]
 def reading(path: Path) -> Iterator[None]:
     """Turn whatever a library raises for a source file into a MediaError that names the file.
 
-    Running out of memory is not turned: the file may be fine.
+    Running out of memory is not turned: the file may be fine. Neither are wanlora's own errors.
 
     Raises:
-        MediaError: Reading the file failed.
+        MediaError: missing or unreadable.
     """
     try:
         yield
-    except MediaError:
+    except WanloraError:
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise
+        if isinstance(error, FileNotFoundError) and not path.exists():
+            raise MediaError("missing", f"{path}: there is no such file") from None
         raise MediaError(
             "unreadable", f"{path}: reading it fails with {type(error).__name__}: {error!s:.300}"
         ) from error

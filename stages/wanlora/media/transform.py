@@ -11,6 +11,8 @@ import torch
 from jaxtyping import UInt8
 from torch.nn.functional import interpolate
 
+from wanlora.core.aspect import cover_size
+
 
 def resize_and_crop(
     frames: UInt8[np.ndarray, "t hh ww 3"],
@@ -37,17 +39,3 @@ def resize_and_crop(
         pixels = interpolate(pixels, size=size, mode="bicubic", antialias=True)
     top, left = (size[0] - height) // 2, (size[1] - width) // 2
     return pixels[:, :, top : top + height, left : left + width].contiguous()
-
-
-def cover_size(
-    frame_height: int,
-    frame_width: int,
-    *,
-    height: int,
-    width: int,
-    sample_aspect: Fraction = Fraction(1),
-) -> tuple[int, int]:
-    """Smallest size (height, width) in the frame's displayed proportions that covers the clip."""
-    displayed_width = frame_width * sample_aspect
-    scale = max(Fraction(height, frame_height), width / displayed_width)
-    return max(height, round(frame_height * scale)), max(width, round(displayed_width * scale))

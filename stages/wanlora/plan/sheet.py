@@ -13,11 +13,11 @@ import torch
 from jaxtyping import UInt8
 
 from wanlora.clips import load_clip, sample_aspect
+from wanlora.core.aspect import cover_size
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.errors import MediaError
 from wanlora.files import write_atomic
 from wanlora.manifest import Clip
-from wanlora.media.transform import cover_size
 from wanlora.plan.survey import Plan
 from wanlora.report.page import Keyed, Raw, escape, facts, image, page, section, table
 
@@ -45,6 +45,7 @@ def write(
     token_counts: Mapping[str, int],
     *,
     title: str,
+    most: int,
     step: Callable[[], object] = lambda: None,
 ) -> None:
     """Write the page, whole.
@@ -56,11 +57,12 @@ def write(
         plan: Its rows stand at the top.
         token_counts: Tokens of every caption.
         title: Of the page.
+        most: Maximum number of clips, and of sources not used, on the page: the first ones.
         step: Called after each clip.
     """
     about = "" if plan.captions.tokenizer else "about "
     rows, unshown = [], []
-    for clip in clips:
+    for clip in clips[:most]:
         try:
             frames = shown_frames(clip)
         except MediaError as error:
@@ -75,11 +77,18 @@ def write(
     )  # fmt: skip
     sections = [
         section("Plan", facts(_joined(plan.rows()))),
-        section(f"Clips: {len(rows):,}", table(headers, rows)),
-        section(f"Not used: {len(dropped):,}", _left_table(dropped)),
+        section(f"Clips: {_first(len(rows), len(clips) - len(unshown))}", table(headers, rows)),
+        section(
+            f"Not used: {_first(min(most, len(dropped)), len(dropped))}",
+            _left_table(dropped[:most]),
+        ),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, page(title, sections).encode())
+
+
+def _first(shown: int, total: int) -> str:
+    return f"{total:,}" if shown == total else f"first {shown:,} of {total:,} (html_clips)"
 
 
 def shown_frames(clip: Clip) -> list[UInt8[np.ndarray, "h w 3"]]:

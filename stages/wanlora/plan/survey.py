@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from wanlora import manifest
 from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape, num_tokens, problem_with
 from wanlora.core.near_duplicates import similar_pairs
+from wanlora.core.order import shares
 from wanlora.manifest import Clip
 
 BYTES_PER_VALUE = 2
@@ -50,13 +51,18 @@ class Captions:
 
 @dataclass(frozen=True)
 class Activity:
-    """Share of one activity."""
+    """Share of one activity.
+
+    Attributes:
+        draws: Expected share of the clips drawn in training, by their weights; 0 to 1.
+    """
 
     clips: int
     sources: int
     train: int
     val: int
     length_s: float
+    draws: float
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class Plan:
         frames: Number of frames of all clips.
         tokens: Length of the transformer's sequence, by bucket.
         duplicate_sources: Files of equal content, in groups.
+        repeated_frames: Frames that show the same frame of their video as the one before.
+        repeating_clips: Clips with a warning about such frames.
         cache_bytes: Estimated size of the store: latents and trimmed text in float16.
         encode_s: Predicted seconds of stage one on an H100, from and to.
     """
@@ -79,6 +87,8 @@ class Plan:
     activities: dict[str, Activity]
     captions: Captions
     duplicate_sources: tuple[tuple[str, ...], ...]
+    repeated_frames: int
+    repeating_clips: int
     cache_bytes: int
     encode_s: tuple[float, float]
 
@@ -96,6 +106,11 @@ class Plan:
         ]
         table += [("same bytes", " = ".join(group)) for group in self.duplicate_sources[:SHOWN]]
         table += _rest("same bytes", len(self.duplicate_sources))
+        if self.repeated_frames:
+            repeats = (
+                f"{self.repeated_frames:,} of {self.frames:,} frames show the one before again"
+            )
+            table.append(("repeats", f"{repeats}; often in {self.repeating_clips:,} clips"))
         low, high = self.encode_s
         table += [
             ("cache", f"about {human_bytes(self.cache_bytes)} (estimated: float16 latents, text)"),
@@ -155,6 +170,8 @@ def survey(
         activities=_activities(clips),
         captions=_captions(clips, token_counts, tokenizer),
         duplicate_sources=_duplicates(clips),
+        repeated_frames=sum(_repeated_frames(clip) for clip in clips),
+        repeating_clips=sum(any(w.startswith("repeated:") for w in c.warnings) for c in clips),
         cache_bytes=BYTES_PER_VALUE * (values + text_values),
         encode_s=(round(H100_S_PER_CLIP[0] * share, 1), round(H100_S_PER_CLIP[1] * share, 1)),
     )
@@ -176,6 +193,12 @@ def human_s(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 
+def _repeated_frames(clip: Clip) -> int:
+    """Number that `prepare` wrote; 0 in older lines, of images and of .npz clips."""
+    count = clip.orig.get("repeated_frames")
+    return count if isinstance(count, int) else 0
+
+
 def _latent_values(bucket: Bucket) -> int:
     channels, frames, height, width = latent_shape(bucket)
     return channels * frames * height * width
@@ -185,6 +208,7 @@ def _activities(clips: Sequence[Clip]) -> dict[str, Activity]:
     members: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         members[clip.activity].append(clip)
+    draws = shares((c.activity, c.weight) for c in clips if c.split == manifest.TRAIN)
     return {
         name: Activity(
             clips=len(own),
@@ -192,6 +216,7 @@ def _activities(clips: Sequence[Clip]) -> dict[str, Activity]:
             train=sum(clip.split == manifest.TRAIN for clip in own),
             val=sum(clip.split == manifest.VAL for clip in own),
             length_s=round(sum(clip.num_frames / clip.fps for clip in own), 3),
+            draws=round(draws.get(name, 0.0), 4),
         )
         for name, own in sorted(members.items())
     }
@@ -229,7 +254,7 @@ def _duplicates(clips: Sequence[Clip]) -> tuple[tuple[str, ...], ...]:
 def _activity_line(name: str, row: Activity) -> str:
     return (
         f"{name}  {row.clips:,} clips of {row.sources:,} sources, {row.length_s:,.1f} s, "
-        f"train {row.train:,}, val {row.val:,}"
+        f"train {row.train:,}, val {row.val:,}, {row.draws:.1%} of draws"
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from wanlora.captions.find import IMAGE_SUFFIXES
+from wanlora.captions.folders import IMAGE_SUFFIXES
 from wanlora.core.buckets import Bucket
 from wanlora.errors import MediaError, PassingError
 from wanlora.media import image, npz, probe

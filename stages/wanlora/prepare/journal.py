@@ -6,6 +6,7 @@ was checked the same way. It only saves time: a torn or unknown line is checked 
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
@@ -16,13 +17,15 @@ import av
 
 from wanlora.core.buckets import Bucket
 from wanlora.errors import MediaError, PassingError
+from wanlora.files import writing
 from wanlora.media.image import Picture
 from wanlora.media.probe import Scan, VideoInfo
 from wanlora.media.scenes import Detector
+from wanlora.media.timeline import Timeline
 from wanlora.prepare.check import Checked
 
 NAME = ".prepare-scan.jsonl"
-REVISION = 2
+REVISION = 3
 """Stands for everything that `check` does; another revision's entries are made again."""
 
 
@@ -39,7 +42,8 @@ class Journal:
         self._how = [REVISION, av.__version__, detector]
         self._known = _read(folder / NAME)
         self._stamps: dict[Path, list[int] | None] = {}
-        self._file = (folder / NAME).open("a", encoding="utf-8")
+        self._path = folder / NAME
+        self._file = self._path.open("a", encoding="utf-8")
         self._file.write("\n")  # ends the torn line of a killed run
 
     def __enter__(self) -> Self:
@@ -51,7 +55,8 @@ class Journal:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with suppress(OSError) if error else writing(self._path):
+            self._file.close()
 
     def recall(self, paths: Sequence[Path]) -> dict[Path, Checked | MediaError]:
         """What is known of files that have not changed since; all stamps are taken now."""
@@ -79,8 +84,9 @@ class Journal:
         if stamp is None or isinstance(outcome, PassingError):
             return
         entry = {"path": str(path), "stamp": stamp, "how": self._how, **_entry(outcome)}
-        self._file.write(json.dumps(entry) + "\n")
-        self._file.flush()
+        with writing(self._path):
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
 
 
 def _read(path: Path) -> dict[str, dict[str, Any]]:
@@ -132,8 +138,10 @@ def _outcome(entry: dict[str, Any]) -> Checked | MediaError:
     if "image" in entry:
         return Checked(entry["sha256"], Picture(**entry["image"]))
     values = dict(entry["video"])
-    info = values.pop("info")
-    info = VideoInfo(**{**info, "sample_aspect": Fraction(info["sample_aspect"])})
-    return Checked(
-        entry["sha256"], Scan(**{**values, "info": info, "cuts_s": tuple(values["cuts_s"])})
+    info, timeline = values.pop("info"), values.pop("timeline")
+    scan = Scan(
+        **{**values, "cuts_s": tuple(values["cuts_s"])},
+        info=VideoInfo(**{**info, "sample_aspect": Fraction(info["sample_aspect"])}),
+        timeline=Timeline(**{**timeline, "time_base": Fraction(timeline["time_base"])}),
     )
+    return Checked(entry["sha256"], scan)

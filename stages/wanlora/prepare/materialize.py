@@ -11,12 +11,11 @@ import numpy as np
 
 from wanlora.clips import SourceHashes, load_unchanged
 from wanlora.errors import MediaError
-from wanlora.files import partial_path, publish
+from wanlora.files import partial_path, publish, writing
 from wanlora.manifest import Clip
 from wanlora.media import npz
 from wanlora.media.source import source_sha256
-
-FOLDER = "clips"
+from wanlora.prepare.clip_files import FOLDER, file_name
 
 
 def materialize(
@@ -40,7 +39,7 @@ def materialize(
     folder.mkdir(parents=True, exist_ok=True)
     made, failed = [], []
     for clip in clips:
-        path = folder / f"{clip.clip_id}-{clip.bucket}-{clip.fps:g}fps.npz"
+        path = folder / file_name(clip)
         try:
             if not _is_there(path, clip):
                 _write(path, clip, known)
@@ -74,9 +73,10 @@ def _is_there(path: Path, clip: Clip) -> bool:
 def _write(path: Path, clip: Clip, known: SourceHashes) -> None:
     frames = load_unchanged(clip, known).permute(0, 2, 3, 1).contiguous().numpy()
     temporary = partial_path(path)
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, frames=frames)
-        publish(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, frames=frames)
+            publish(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -22,6 +22,7 @@ from wanlora.core.order import Order
 from wanlora.core.rng import Stream, generator, normal, uniform
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import ViewClip
+from wanlora.wan.device import current_in_thread
 
 READ_THREADS = 2
 
@@ -176,7 +177,9 @@ def read_ahead(
 
     pending: deque[Future[MicroBatch]] = deque()
     todo = iter(plan)
-    with ThreadPoolExecutor(READ_THREADS, thread_name_prefix="read-ahead") as pool:
+    with ThreadPoolExecutor(
+        READ_THREADS, thread_name_prefix="read-ahead", initializer=current_in_thread(device)
+    ) as pool:
         try:
             for step, slots in todo:
                 pending.append(pool.submit(read, step, slots))

@@ -19,14 +19,16 @@ def predict(
     Mixing and target are fp32; the transformer's inputs are cast to its type, the timestep stays
     float32. No autocast: it would demote the modules that diffusers keeps in fp32.
     """
+    # From pageable memory only CUDA waits for the copy; MPS would read memory that is reused.
+    ahead = device.type == "cuda"
     latents, noise, sigmas = (
-        tensor.to(device, non_blocking=True)
+        tensor.to(device, non_blocking=ahead)
         for tensor in (batch.latents, batch.noise, batch.sigmas)
     )
     prediction = transformer(
         hidden_states=flow.mix(latents, noise, sigmas).to(dtype),
         timestep=flow.timesteps(sigmas),
-        encoder_hidden_states=batch.prompt_embeds.to(device, dtype, non_blocking=True),
+        encoder_hidden_states=batch.prompt_embeds.to(device, dtype, non_blocking=ahead),
         return_dict=False,
     )[0]
     return prediction, flow.velocity_target(latents, noise)

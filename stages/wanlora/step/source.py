@@ -1,15 +1,18 @@
 """A view over an open store as the source of a step's tensors, for a transformer that reads it.
 
-Owns: the check that what is cached is what the transformer reads, and the making of a BatchSource.
+Owns: the check that what is cached is what the transformer reads, the weights of clips by
+activity, and the making of a BatchSource.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from wanlora.core.buckets import Bucket
 from wanlora.core.fingerprint import difference
 from wanlora.core.order import Order
-from wanlora.errors import StaleStoreError
+from wanlora.core.rows import weight_problem
+from wanlora.errors import ConfigError, StaleStoreError
 from wanlora.step.batches import BatchSource
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip
@@ -52,6 +55,34 @@ def check_encodings(view: View, variant: Variant, *, encode_again: str) -> None:
         )
 
 
+def weighted(
+    clips: tuple[ViewClip, ...], clip_weights: Mapping[str, float]
+) -> tuple[ViewClip, ...]:
+    """Multiply the weights of clips by those of their activities.
+
+    Raises:
+        ConfigError: There is no such activity, or a product is out of range.
+    """
+    activities = {clip.activity for clip in clips}
+    if unknown := sorted(clip_weights.keys() - activities):
+        raise ConfigError(
+            f"clip_weights.{unknown[0]}: no training clip has this activity; there are: "
+            f"{', '.join(sorted(activities - {''})) or 'none'}"
+        )
+    if not clip_weights:
+        return clips
+    made = tuple(
+        replace(clip, weight=clip.weight * clip_weights.get(clip.activity, 1.0)) for clip in clips
+    )
+    for clip in made:
+        if problem := weight_problem(clip.weight):
+            raise ConfigError(
+                f"clip_weights.{clip.activity}: clip {clip.clip_id} would have weight "
+                f"{clip.weight:g}; {problem}"
+            )
+    return made
+
+
 def make_source(
     view: View,
     reader: StoreReader,
@@ -92,6 +123,7 @@ def make_source(
         batch_size=batch_size,
         seed=seed,
         activities=activities if balance_activities else None,
+        weights={b: [clip.weight for clip in members] for b, members in buckets.items()},
     )
     return BatchSource(
         reader=reader,

@@ -113,7 +113,7 @@ def losses(
     num_ranks: int = 1,
 ) -> Float[np.ndarray, "n q"]:
     """Loss of each clip at each sigma, as the model stands; ranks share the clips."""
-    table = torch.zeros(len(panel.clips), len(panel.sigmas), dtype=torch.float64, device=device)
+    table = torch.zeros(len(panel.clips), len(panel.sigmas), device=device)
     for row in range(rank, len(panel.clips), num_ranks):
         clip = panel.clips[row]
         latents = source.latents(clip)[None]
@@ -125,10 +125,10 @@ def losses(
                 torch.ones(1), prompt,
             )  # fmt: skip
             prediction, target = predict(transformer, batch, device, dtype)
-            table[row, column] = flow.loss_per_clip(prediction, target)[0].double()
+            table[row, column] = flow.loss_per_clip(prediction, target)[0]
     if num_ranks > 1:  # every cell is one rank's, the others hold 0
         dist.all_reduce(table)
-    return table.cpu().numpy()
+    return table.cpu().double().numpy()  # float64 on the host alone: MPS does not have it
 
 
 def record(step: int, panel: Panel, report: Report) -> dict[str, Any]:

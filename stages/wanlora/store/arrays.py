@@ -95,7 +95,7 @@ def build(
     documents = {name for name in built if name.endswith(schema.GROUP)}
     ordered = [*sorted(built.keys() - documents), *sorted(documents)]
     sizes = {name: len(built[name]) for name in ordered}
-    record = schema.group_document({**commit, "sizes": sizes})
+    record = schema.commit_record({**commit, "sizes": sizes})
     return [*((name, built[name]) for name in ordered), (schema.GROUP, record)]
 
 

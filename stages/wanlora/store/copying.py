@@ -1,66 +1,70 @@
-"""A local copy of a store that is far away, filled as it is read.
+"""A local copy of the rows of a store that is far away, filled as they are read.
 
-Owns: fetching whole segments, once, whatever the number of threads and of processes that share the
-folder. A copy has the store's own layout and is published in the store's own order, so what a kill
-leaves is no segment. It may be deleted at any time.
+Owns: one file per row, `<folder>/rows/<fp>/<first two digits>/<key>.<array>`: the row as .npy. Only
+rows whose checksum matched are written, and the reader checks them again, so a kill or a damaged
+file costs one more request. It may be deleted at any time.
 """
 
-import threading
-from collections import defaultdict
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from wanlora.core.location import Location
-from wanlora.errors import CorruptRowError
-from wanlora.store import objects, schema
+import numpy as np
+from jaxtyping import Float
+
+from wanlora.store import objects
 
 FLAG = "--local-copy"
 """Option that names the folder."""
 
 
 class LocalCopy:
-    """Segments of a store in a folder.
+    """Rows of one kind and encoder in a folder.
 
     Args:
-        origin: The cache to copy from.
-        folder: Where to; made when it is not there.
+        folder: Folder of the copy; made when the first row is written.
+        generation: Key of the group that holds the rows in the store.
     """
 
-    def __init__(self, origin: Location, folder: Path) -> None:
-        self._origin = origin
+    def __init__(self, folder: Path, generation: str) -> None:
         self._folder = folder
-        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
-        self._lock = threading.Lock()
+        self._generation = generation.rpartition("/")[2]
 
-    def fetch(self, segment: str) -> Path:
-        """Copy a segment unless it is there; return the folder to read it from.
+    def read(self, key: str, name: str) -> Float[np.ndarray, "..."] | None:
+        """Read a row, unchecked; None if it is not there or is no array.
 
         Raises:
-            CorruptRowError: The store has lost the segment.
-            StoreError: The store or the disk refuses.
+            StoreError: The disk refuses.
         """
-        with self._lock:
-            lock = self._locks[segment]
-        commit = f"{segment}/{schema.GROUP}"
-        with lock:
-            if objects.get(self._folder, commit) is None:
-                with objects.locked(self._folder, segment, flag=FLAG):
-                    self._fetch(segment, commit)
-        return self._folder
+        data = objects.get(self._folder, self._key(key, name))
+        if data is None:
+            return None
+        try:
+            row: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+        except Exception:  # noqa: BLE001  (damaged bytes raise many kinds; they are fetched again)
+            return None
+        return row
 
-    def _fetch(self, segment: str, commit: str) -> None:
-        if objects.get(self._folder, commit) is not None:  # another process has, meanwhile
-            return
-        keys = sorted(objects.listing(self._origin, segment))
-        if commit not in keys:
-            raise CorruptRowError(f"{self._origin / segment} is gone; start again")
-        keys.remove(commit)
-        for key, data in zip(keys, objects.get_many(self._origin, keys), strict=True):
-            objects.put(self._folder, key, data or b"", flag=FLAG)
-        record = objects.get(self._origin, commit) or b""
-        objects.put(self._folder, commit, record, flag=FLAG)
+    def write(self, key: str, name: str, row: Float[np.ndarray, "..."]) -> None:
+        """Keep a row whose checksum matched.
 
-    def forget(self, segment: str) -> None:
-        """Remove the copy of a segment, its commit record first."""
-        with objects.locked(self._folder, segment, flag=FLAG):  # nobody is filling it meanwhile
-            objects.remove(self._folder, f"{segment}/{schema.GROUP}")
-            objects.remove_tree(self._folder, segment)
+        Raises:
+            StoreError: The disk is full or read-only; names --local-copy.
+        """
+        buffer = io.BytesIO()
+        np.save(buffer, row, allow_pickle=False)
+        objects.put(self._folder, self._key(key, name), buffer.getvalue(), flag=FLAG)
+
+    @contextmanager
+    def locked(self, key: str, name: str) -> Iterator[None]:
+        """Keep this machine's other processes from fetching the same row meanwhile.
+
+        Raises:
+            StoreError: The disk is full or read-only; names --local-copy.
+        """
+        with objects.locked(self._folder, self._key(key, name), flag=FLAG):
+            yield
+
+    def _key(self, key: str, name: str) -> str:
+        return f"rows/{self._generation}/{key[:2]}/{key}.{name}"

@@ -1,24 +1,25 @@
-"""What is committed: a listing of the commit records, and what they say.
+"""Index of committed rows: a listing of the commit records, and their content.
 
-Owns: which rows are valid and where they lie. A segment without its commit record does not exist.
-What a record says is kept in a snapshot beside the store, because a segment never changes; whether
-it is there is asked of the store, every time.
+Owns: which rows are valid and where they are stored. A segment without a commit record does not
+exist. The content of records is kept in a snapshot beside the store, because a segment never
+changes; which records exist is read from the store every time.
 """
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from wanlora.core.fingerprint import difference
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
 from wanlora.core.location import Location
-from wanlora.errors import StaleStoreError, StoreError
-from wanlora.store import objects, schema
+from wanlora.errors import StaleStoreError, StoreError, StoreVersionError
+from wanlora.store import condemned, objects, schema
 from wanlora.store import rows as row_tables
 from wanlora.store.rows import Rows
-from wanlora.store.schema import Kind
+from wanlora.store.schema import DAMAGE, Kind
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,64 +78,63 @@ def open_store(cache: Location) -> None:
 
 
 def provenances(cache: Location, kind: Kind) -> dict[str, dict[str, Any]]:
-    """Every whole fingerprint of a kind that the store has, with its provenance."""
+    """Read every whole fingerprint of a kind that the store has, with its provenance.
+
+    Raises:
+        StoreError: A document is damaged; names it.
+    """
     found = {}
     for name in objects.folders(cache, f"{schema.STORE}/{kind}"):
-        key = f"{schema.STORE}/{kind}/{name}/{schema.GROUP}"
-        document = objects.get(cache, key)
-        if document is None:  # a writer was killed before it could say what it was about to write
-            continue
-        provenance = schema.own_attributes(document, str(cache / key)).get("provenance", {})
-        whole = fingerprint_of(provenance)
-        if schema.short(whole) != name:
-            raise StoreError(
-                f"{cache / key} was changed by hand: its provenance has the fingerprint "
-                f"{schema.short(whole)}, not {name}; restore it, or delete that file and run "
-                f"wanlora cache-latents --cache {cache}, which writes it anew"
-            )
-        found[whole] = dict(provenance)
+        provenance = provenance_of(cache, kind, name)
+        if provenance is not None:
+            found[fingerprint_of(provenance)] = provenance
     return found
 
 
-def scan(
-    cache: Location, kind: Kind, fingerprint: str, *, known: Collection[str] = ()
-) -> tuple[list[Segment], list[Damaged]]:
-    """Read commit records under a fingerprint, with everything that they say.
+def provenance_of(cache: Location, kind: Kind, name: str) -> dict[str, Any] | None:
+    """Read the provenance of the encoder of a folder; None if a kill left it without a document.
+
+    Raises:
+        StoreError: The document is damaged; names it.
+    """
+    key = f"{schema.STORE}/{kind}/{name}/{schema.GROUP}"
+    document = objects.get(cache, key)
+    if document is None:
+        return None
+    try:
+        own = schema.own_attributes(document, str(cache / key))
+        provenance = dict(own.get("provenance", {}))
+        found = schema.short(fingerprint_of(provenance))
+    except DAMAGE as error:
+        found = f"none ({type(error).__name__}: {error})"
+    if found != name:
+        raise StoreError(
+            f"{cache / key} is damaged or was changed by hand: its provenance has the fingerprint "
+            f"{found}, not {name}; repair the cache with: wanlora inspect {cache} --repair"
+        )
+    return provenance
+
+
+def look(
+    cache: Location, kind: Kind, fingerprint: str, *, known: Rows | None = None
+) -> tuple[Rows, list[Damaged]]:
+    """Locate every committed row. Only records that are not known yet are read.
+
+    The content of a segment never changes, so what was read once stays true; the listing decides
+    which segments exist. The result does not depend on what is known.
 
     Args:
         cache: Cache folder or URL.
-        kind: Which rows.
-        fingerprint: Of their encoder.
-        known: Keys of segments that are left out: a record never changes.
-
-    Returns:
-        Segments in the order of their ids, and the records that cannot be used.
-
-    Raises:
-        StoreVersionError: A record of another version.
-    """
-    keys = [key for key in _listing(cache, kind, fingerprint) if key not in known]
-    found = list(_read(cache, kind, fingerprint, keys))
-    segments = [each for each in found if isinstance(each, Segment)]
-    damaged = [each for each in found if isinstance(each, Damaged)]
-    return sorted(segments, key=lambda segment: segment.name), damaged
-
-
-def committed(cache: Location, kind: Kind, fingerprint: str, *, known: Rows | None = None) -> Rows:
-    """Locate every committed row. Only records that are not known yet are read.
-
-    What a segment holds never changes, so what was read of it once is true for ever; the listing
-    says which segments are there. The result is that of `scan`, whatever is known.
-
-    Args:
-        cache: Folder or URL.
-        kind: What the rows are.
+        kind: Kind of the rows.
         fingerprint: Of the encoder.
         known: An earlier result; None = the snapshot that `keep` left in the cache, if any.
 
+    Returns:
+        The rows, and the records that cannot be used.
+
     Raises:
-        StoreError: A record is damaged; names the first, and how to get their rows back.
         StoreVersionError: A record of another version.
+        StoreError: The disk or the object store refuses.
     """
     there = _listing(cache, kind, fingerprint)
     if known is None:
@@ -150,8 +150,32 @@ def committed(cache: Location, kind: Kind, fingerprint: str, *, known: Rows | No
             tables.append(_rows_of_one(found, there[found.key]))
         else:
             damaged.append(found)
+    return tables[0] if len(tables) == 1 else row_tables.join(tables), damaged
+
+
+def committed(cache: Location, kind: Kind, fingerprint: str, *, known: Rows | None = None) -> Rows:
+    """Locate every committed row as `look` does, and refuse a store with damaged records.
+
+    Raises:
+        StoreError: A record is damaged; names the first ones and the command that repairs them.
+        StoreVersionError: A record of another version.
+    """
+    rows, damaged = look(cache, kind, fingerprint, known=known)
     _refuse(cache, damaged)
-    return tables[0] if len(tables) == 1 else row_tables.join(tables)
+    return rows
+
+
+def lasting(
+    cache: Location, kind: Kind, fingerprint: str, *, known: Rows | None = None
+) -> tuple[Rows, list[Damaged]]:
+    """Locate the rows that a writer may count on, as `look` does: not those about to be removed.
+
+    Call it after `wants.publish`. Raises the same errors.
+    """
+    going = condemned.segments(cache)  # before the listing: afterwards they may be gone from both
+    rows, damaged = look(cache, kind, fingerprint, known=known)
+    stay = [segment for segment in rows.segments if segment not in going]
+    return rows.only(set(stay)), damaged
 
 
 def keep(cache: Location, kind: Kind, fingerprint: str, rows: Rows) -> None:
@@ -171,63 +195,148 @@ def _kept(cache: Location, kind: Kind, fingerprint: str) -> Rows:
 
 def _listing(cache: Location, kind: Kind, fingerprint: str) -> dict[str, int]:
     """Bytes of the commit record of every segment that is there, by the segment's key."""
-    top = schema.fingerprint_key(kind, fingerprint)
+    return segment_keys(cache, kind, schema.short(fingerprint))
+
+
+def segment_keys(cache: Location, kind: Kind, name: str) -> dict[str, int]:
+    """Keys of the committed segments in the folder of an encoder, with the bytes of each record."""
+    top = f"{schema.STORE}/{kind}/{name}"
     parents = [top]
     if kind == "latents":
-        parents = [f"{top}/{name}" for name in objects.folders(cache, top)]
+        parents = [f"{top}/{shape}" for shape in objects.folders(cache, top)]
     return {
-        f"{parent}/{name}": size
+        f"{parent}/{segment}": size
         for parent in parents
-        for name, size in objects.sizes_in_folders(cache, parent, schema.GROUP).items()
+        for segment, size in objects.sizes_in_folders(cache, parent, schema.GROUP).items()
     }
+
+
+def read_records(
+    cache: Location, kind: Kind, fingerprint: str, keys: Sequence[str] | None = None
+) -> Iterator[Segment | Damaged]:
+    """Read commit records one after the other; with `keys`, only those of these segments.
+
+    Raises:
+        StoreVersionError: A record of another version.
+        StoreError: The disk or the object store refuses.
+    """
+    if keys is None:
+        keys = sorted(_listing(cache, kind, fingerprint), key=_name_of)
+    return _read(cache, kind, fingerprint, keys)
+
+
+def _name_of(segment: str) -> str:
+    return segment.rpartition("/")[2]
 
 
 def _read(
     cache: Location, kind: Kind, fingerprint: str, keys: Sequence[str]
 ) -> Iterator[Segment | Damaged]:
-    """Parse the commit records of some segments; one that has gone since is none."""
+    """Parse the commit records of some segments; one that has gone since is left out."""
     documents = objects.get_many(cache, [f"{key}/{schema.GROUP}" for key in keys])
     for key, document in zip(keys, documents, strict=True):
         if document is None:
             continue
         try:
             yield _segment(document, key, kind, fingerprint)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except StoreVersionError:
+            if schema.has_checksum(document):  # whole, so it really is of another release
+                raise
+            yield Damaged(key, f"{cache / key}: damaged commit record (its version)")
+        except DAMAGE as error:
             what = f"damaged commit record ({type(error).__name__}: {error})"
             yield Damaged(key, f"{cache / key}: {what}")
 
 
 def _segment(document: bytes, key: str, kind: Kind, fingerprint: str) -> Segment:
-    own = json.loads(document)["attributes"]["wanlora"]
+    own = _checked(document, key, kind)
+    if own["fingerprint"] != fingerprint:
+        raise ValueError(f"it belongs to {own['fingerprint']}, not to this folder")
+    sums = tuple(own["crc32c"][schema.ROW_ARRAY[kind]])
+    return Segment(key, kind, tuple(own["keys"]), sums, own)
+
+
+def record_in(document: bytes, cache: Location, segment: str, kind: Kind) -> Mapping[str, Any]:
+    """Parse a commit record.
+
+    Raises:
+        StoreError: It is damaged; names the command that repairs the cache.
+        StoreVersionError: It has another version.
+    """
+    try:
+        return _checked(document, segment, kind)
+    except DAMAGE as error:
+        message = f"{cache / segment}: damaged commit record ({type(error).__name__}: {error})"
+        raise _refusal(cache, [Damaged(segment, message)]) from error
+
+
+def _checked(document: bytes, key: str, kind: Kind) -> dict[str, Any]:
+    """Parse a commit record and check everything in it that is used."""
+    group = json.loads(document)
+    own: dict[str, Any] = group["attributes"]["wanlora"]
     schema.check_version(own, f"{key}/{schema.GROUP}")
-    if own["kind"] != "segment" or own["fingerprint"] != fingerprint:
-        raise ValueError(f"it belongs to {own['kind']} {own['fingerprint']}, not to this folder")
-    keys = tuple(str(row_key) for row_key in own["keys"])
-    sums = tuple(int(crc) for crc in own["crc32c"][schema.ROW_ARRAY[kind]])
-    if not len(keys) == len(sums) == own["count"]:
-        raise ValueError(f"{own['count']} rows, {len(keys)} keys, {len(sums)} checksums")
-    return Segment(key, kind, keys, sums, own)
+    whole = schema.has_checksum(document)
+    if whole is False:
+        raise ValueError("its bytes do not match its checksum")
+    if (group["zarr_format"], group["node_type"], own["kind"]) != (3, "group", "segment"):
+        raise ValueError("it is not the Zarr v3 group of a segment")
+    keys = own["keys"]
+    if not all(isinstance(k, str) and k and k.isascii() and k.isprintable() for k in keys):
+        raise ValueError("a key is not printable ASCII")
+    sums = own["crc32c"]
+    for name, column in {schema.ROW_ARRAY[kind]: sums[schema.ROW_ARRAY[kind]], **sums}.items():
+        if not 0 < own["count"] == len(keys) == len(column):
+            raise ValueError(f"{own['count']} rows, {len(keys)} keys, {len(column)} {name} sums")
+        if not all(map(_is_crc32c, column)):
+            raise ValueError(f"a checksum of {name} is not an unsigned 32-bit number")
+    if whole is None:
+        _check_details(own)
+    return own
+
+
+def _check_details(own: Mapping[str, Any]) -> None:
+    """Check the rest of a record without a checksum (of 0.1.0), as far as readers use it."""
+    for name in ("sources", "prompts"):
+        if not isinstance(own.get(name, []), list):
+            raise TypeError(f"{name} is not a list")
+    for name, num_bytes in own.get("sizes", {}).items():
+        if type(num_bytes) is not int:
+            raise TypeError(f"the size of {name} is not a number")
+    if (rgb := own.get("latent_rgb")) is not None:
+        gram, cross = (np.asarray(rgb[name], np.float64) for name in ("gram", "cross"))
+        if gram.shape != (len(cross), len(cross)) or cross.shape != (len(gram), 3):
+            raise ValueError(f"latent_rgb has the shapes {gram.shape} and {cross.shape}")
+
+
+def _is_crc32c(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**32
 
 
 def segments_of(cache: Location, kind: Kind, fingerprint: str) -> list[Segment]:
-    """Scan, and refuse a store with damaged commit records.
+    """Read all commit records in the order of their ids, and refuse a store with damaged ones.
+
+    They take 17 kB per segment in memory: for tests and small stores.
 
     Raises:
-        StoreError: Names the first records and how to get their rows back.
+        StoreError: Names the first damaged records and the command that repairs them.
     """
-    segments, damaged = scan(cache, kind, fingerprint)
-    _refuse(cache, damaged)
-    return segments
+    found = list(read_records(cache, kind, fingerprint))
+    _refuse(cache, [each for each in found if isinstance(each, Damaged)])
+    return [each for each in found if isinstance(each, Segment)]
 
 
 def _refuse(cache: Location, damaged: Sequence[Damaged]) -> None:
     if damaged:
-        raise StoreError(
-            f"{len(damaged)} damaged commit records in {cache / schema.STORE}:\n"
-            + "\n".join(f"  {record.message}" for record in damaged[:3])
-            + f"\nmend it with: wanlora inspect {cache} --repair; or delete these folders and run: "
-            f"wanlora cache-latents --cache {cache}"
-        )
+        raise _refusal(cache, damaged)
+
+
+def _refusal(cache: Location, damaged: Sequence[Damaged]) -> StoreError:
+    return StoreError(
+        f"{len(damaged)} damaged commit records in {cache / schema.STORE}:\n"
+        + "\n".join(f"  {record.message}" for record in damaged[:3])
+        + f"\nrepair it with: wanlora inspect {cache} --repair; or delete these folders and run: "
+        f"wanlora cache-latents --cache {cache}"
+    )
 
 
 def rows_of(segments: Iterable[Segment]) -> Rows:
@@ -239,9 +348,15 @@ def _rows_of_one(segment: Segment, record_bytes: int) -> Rows:
     return row_tables.of_segment(segment.key, segment.row_keys, segment.crc32c, record_bytes)
 
 
-def committed_keys(cache: Location, kind: Kind, fingerprint: str) -> AbstractSet[str]:
-    """Keys of all rows that are committed under a fingerprint."""
-    return committed(cache, kind, fingerprint).keys()
+def missing_keys(cache: Location, kind: Kind, fingerprint: str, keys: Iterable[str]) -> list[str]:
+    """Those of the keys that a writer must encode, each once, in their order (`lasting`).
+
+    Raises:
+        StoreError: A commit record is damaged.
+    """
+    rows, damaged = lasting(cache, kind, fingerprint)
+    _refuse(cache, damaged)
+    return rows.missing(list(dict.fromkeys(keys)))
 
 
 def require_fingerprint(

@@ -7,9 +7,8 @@ is the business of `remote`, with the same promises.
 
 import os
 import shutil
-import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +30,10 @@ REQUESTS = 64
 
 HELD = 16 * REQUESTS
 """Objects fetched ahead of whoever uses them."""
+
+
+FEW = 16
+"""Folders that are listed one by one; more are found in a listing of their parent."""
 
 
 class Entry(NamedTuple):
@@ -59,17 +62,24 @@ def put(root: Location, key: str, data: bytes, *, flag: str = "--cache") -> None
         remote.put(root, key, data)
         return
     target = root / key
-    temporary = root / PARTIAL / uuid.uuid4().hex
     with _naming("write", target, flag):
-        make_folder(temporary.parent)
-        make_folder(target.parent)
         try:
-            temporary.write_bytes(data)
-            publish(temporary, target)
-        except OSError:
-            with suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
+            _put_file(root, target, data)
+        except FileNotFoundError:  # a collection took the temporary file or an empty folder
+            _put_file(root, target, data)
+
+
+def _put_file(root: Path, target: Path, data: bytes) -> None:
+    temporary = root / PARTIAL / uuid.uuid4().hex
+    make_folder(temporary.parent)
+    make_folder(target.parent)
+    try:
+        temporary.write_bytes(data)
+        publish(temporary, target)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager
@@ -174,18 +184,29 @@ def num_bytes(root: Location, key: str) -> int:
 
 
 def remove(root: Location, key: str) -> None:
-    """Remove an object for good; one that is not there is none.
+    """Remove an object for good; one that does not exist is ignored.
+
+    Raises:
+        StoreError: The disk or the object store refuses.
+    """
+    remove_many(root, [key])
+
+
+def remove_many(root: Location, keys: Collection[str]) -> None:
+    """Remove objects for good, in one request per 1,000 where the object store can do that.
 
     Raises:
         StoreError: The disk or the object store refuses.
     """
     if isinstance(root, Url):
-        remote.remove(root, [key])
+        remote.remove(root, list(keys))
         return
-    with _naming("remove", root / key):
-        (root / key).unlink(missing_ok=True)
-        if (root / key).parent.is_dir():
-            fsync_dir((root / key).parent)
+    for key in keys:
+        with _naming("remove", root / key), suppress(FileNotFoundError, NotADirectoryError):
+            (root / key).unlink()
+    for folder in {(root / key).parent for key in keys}:
+        with _naming("remove", folder), suppress(FileNotFoundError, NotADirectoryError):
+            fsync_dir(folder)
 
 
 def remove_tree(root: Location, key: str) -> None:
@@ -197,13 +218,62 @@ def remove_tree(root: Location, key: str) -> None:
     if isinstance(root, Url):
         remote.remove(root, list(remote.listing(root, key)))
         return
-    with _naming("remove", root / key), suppress(FileNotFoundError):
+    with _naming("remove", root / key), suppress(FileNotFoundError, NotADirectoryError):
         shutil.rmtree(root / key)
 
 
-def age_s(entry: Entry) -> float:
-    """Seconds since an object was written."""
-    return time.time() - entry.written
+def remove_trees(root: Location, keys: Collection[str]) -> None:
+    """Remove every object under each key.
+
+    Raises:
+        StoreError: The disk or the object store refuses.
+    """
+    if not isinstance(root, Url):
+        for key in keys:
+            remove_tree(root, key)
+        return
+    names: dict[str, set[str]] = {}
+    for key in keys:
+        parent, _, name = key.rpartition("/")
+        names.setdefault(parent, set()).add(name)
+    found: list[str] = []
+    for parent, inside in names.items():
+        if len(inside) < FEW:
+            found += [key for name in inside for key in remote.listing(root, f"{parent}/{name}")]
+        else:  # one listing of all of them
+            below = len(parent) + 1
+            listed = remote.listing(root, parent)
+            found += [key for key in listed if key[below:].split("/", 1)[0] in inside]
+    remote.remove(root, found)
+
+
+def remove_empty_folders(root: Location, key: str) -> None:
+    """Remove a folder and those in it as far as they are empty; an object store has none."""
+    if isinstance(root, Url):
+        return
+    for folder, _, _ in os.walk(root / key, topdown=False):
+        with suppress(OSError):  # it is not empty, or gone
+            Path(folder).rmdir()
+
+
+def clock(root: Location) -> float:
+    """Read the clock that dates objects, in seconds since 1970; writes and removes a small object.
+
+    An object store or a file server has a clock of its own: the age of an object is only known
+    relative to it.
+
+    Raises:
+        StoreError: The disk or the object store refuses.
+    """
+    key = f"{PARTIAL}/{uuid.uuid4().hex}"
+    put(root, key, b"clock")
+    try:
+        if isinstance(root, Url):
+            return remote.written(root, key)
+        with _naming("read", root / key):
+            return (root / key).stat().st_mtime
+    finally:
+        remove(root, key)
 
 
 def make_folder(folder: Path) -> None:

@@ -6,12 +6,13 @@ Legend: as in schema.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from threading import Lock
+from typing import Any, TypeVar
 
 import numpy as np
 import zarr
@@ -33,8 +34,14 @@ FIRST = 5
 OPEN_ARRAYS = 1024
 """Arrays kept open: all of a store of 32,000 clips; of a larger one the last, 6 kB each."""
 
+MOVES = 4
+"""Places that a row is looked for at: each time it has moved on, the store is listed again."""
+
 PICTURED = 256
 """Segments whose normal equations are summed: 8,192 clips are a sample as good as a million."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +53,16 @@ class _Opened:
 class RowReader:
     """Rows of one kind under one fingerprint.
 
+    A row that cannot be read at its place is read from another segment that has it. If its segment
+    is gone, the store is listed again: a collection moves rows while others read them.
+
     Args:
         cache: Cache folder or URL.
-        kind: What the rows are.
-        rows: Where they lie (`index.committed`).
-        copy: Segments are fetched whole into it on first use, and read from there.
+        kind: Kind of the rows.
+        rows: Places of the rows (`index.committed`).
+        copy: Local copy that rows are kept in and read from.
         records: Commit records that are at hand, by segment; others are read when they are needed.
+        relist: Places of the rows as they are now; None = the rows given are all there are.
     """
 
     def __init__(
@@ -62,75 +73,149 @@ class RowReader:
         copy: LocalCopy | None = None,
         *,
         records: Mapping[str, Mapping[str, Any]] | None = None,
+        relist: Callable[[Rows], Rows] | None = None,
     ) -> None:
         self.rows = rows
         self._cache = cache
         self._kind = kind
         self._copy = copy
         self._records = records or {}
+        self._relist = relist
+        self._relisting = Lock()
         # A run over a million clips comes by every segment: what it has opened must not pile up.
         self._open = lru_cache(OPEN_ARRAYS)(self._opened)
 
     @classmethod
     def of_segments(cls, cache: Location, kind: Kind, segments: Sequence[Segment]) -> "RowReader":
-        """Rows of segments whose records have been read (`index.scan`)."""
+        """Rows of segments whose records have been read (`index.read_records`)."""
         records = {segment.key: segment.record for segment in segments}
         return cls(cache, kind, index.rows_of(segments), records=records)
+
+    @classmethod
+    def of_generation(
+        cls,
+        cache: Location,
+        kind: Kind,
+        fingerprint: str,
+        rows: Rows,
+        *,
+        local_copy: Path | None = None,
+    ) -> "RowReader":
+        """All rows that are committed under a fingerprint (`index.committed`)."""
+        copy = None
+        if local_copy is not None:
+            copy = LocalCopy(local_copy, schema.fingerprint_key(kind, fingerprint))
+
+        def relist(known: Rows) -> Rows:
+            return index.look(cache, kind, fingerprint, known=known)[0]
+
+        return cls(cache, kind, rows, copy, relist=relist)
 
     def read(self, key: str) -> Float[np.ndarray, "..."]:
         """Read a row: latents `[C, F, H, W]`, or prompt_embeds `[L, D]`, in the stored dtype.
 
         Raises:
             MissingRowsError: The row is not in the store.
-            CorruptRowError: Its bytes are not those that were written; names the key.
-            StoreError: The disk refuses.
+            CorruptRowError: No copy of it has the bytes that were written; names the key.
+            StoreError: The disk or the object store refuses.
         """
         return self._read(key, schema.ROW_ARRAY[self._kind])
 
     def read_logvar(self, key: str) -> Float[np.ndarray, "c f h w"] | None:
-        """Log-variances beside a clip's latents, None where none are stored. Raises likewise."""
-        row = self.rows.get(key)
-        if row is not None and schema.LOGVAR not in self._record(row.segment)["crc32c"]:
-            return None
-        return self._read(key, schema.LOGVAR)
+        """Log-variances beside a clip's latents, None if none are stored. Raises the same."""
+
+        def is_stored(rows: Rows) -> bool:
+            row = rows.get(key)
+            return row is None or schema.LOGVAR in self._record(row.segment)["crc32c"]
+
+        return self._read(key, schema.LOGVAR) if self._follow(is_stored) else None
+
+    def read_at(self, key: str, row: Row) -> Float[np.ndarray, "..."]:
+        """Read one copy of a row and no other. Raises as `read`."""
+        return self._checked(key, row, schema.ROW_ARRAY[self._kind])
 
     def _read(self, key: str, name: str) -> Float[np.ndarray, "..."]:
-        row = self.rows.get(key)
-        if row is None:
-            raise MissingRowsError(
-                f"{self._kind} row {key} is not in {self._cache / schema.STORE}; encode it with: "
-                f"wanlora cache-latents --cache {self._cache}"
-            )
-        try:
-            return self._checked(key, row, name)
-        except CorruptRowError:
-            if self._copy is None:
-                raise
-        self._copy.forget(row.segment)  # perhaps only the copy is damaged: fetch it again
-        self._open.cache_clear()
-        return self._checked(key, row, name)
+        if self._copy is None:
+            return self._read_far(key, name)
+        if (row := self._read_near(key, name)) is not None:
+            return row
+        with self._copy.locked(key, name):
+            row = self._read_near(key, name)  # another process has fetched it meanwhile
+            if row is None:
+                row = self._read_far(key, name)
+                self._copy.write(key, name, row)
+        return row
+
+    def _read_near(self, key: str, name: str) -> Float[np.ndarray, "..."] | None:
+        """Read a row from the local copy; None if it is not there as it was written."""
+        assert self._copy is not None
+        values = self._copy.read(key, name)
+        place = self.rows.get(key)
+        if values is None or place is None:
+            return None
+        return values if arrays.crc32c(values) == self._expected(place, name) else None
+
+    def _read_far(self, key: str, name: str) -> Float[np.ndarray, "..."]:
+        failed: CorruptRowError | None = None
+        for _ in range(MOVES):
+            rows = self.rows
+            copies = rows.copies(key)
+            if not copies and failed is None:
+                raise self._missing(key)
+            for row in copies:
+                try:
+                    return self._checked(key, row, name)
+                except CorruptRowError as error:
+                    failed = failed or error
+            if not any(map(self._is_gone, copies)) or not self._look_again(rows):
+                break
+        if not self.rows.copies(key):
+            raise self._missing(key)
+        assert failed is not None
+        raise failed
+
+    def _is_gone(self, row: Row) -> bool:
+        return objects.get(self._cache, f"{row.segment}/{schema.GROUP}") is None
+
+    def _look_again(self, seen: Rows) -> bool:
+        """List the store unless another thread has; whether the rows are other ones than seen."""
+        if self._relist is None:
+            return False
+        with self._relisting:
+            if self.rows is seen:
+                self.rows = self._relist(seen)
+        return self.rows is not seen
+
+    def _missing(self, key: str) -> MissingRowsError:
+        return MissingRowsError(
+            f"{self._kind} row {key} is not in {self._cache / schema.STORE}; encode it with: "
+            f"wanlora cache-latents --cache {self._cache}"
+        )
 
     def _checked(self, key: str, row: Row, name: str) -> Float[np.ndarray, "..."]:
         try:
             values = self._values(row, name)
+            expected = self._expected(row, name)
         except (StoreError, MemoryError):
             raise
         except OSError as error:
-            if not isinstance(error, FileNotFoundError):
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
                 raise StoreError(f"cannot read {self._cache / row.segment}: {error}") from error
             raise self._corrupt(key, row, "an object is missing") from error
-        except Exception as error:  # whatever a codec says of damaged bytes
+        except Exception as error:  # codecs and damaged records raise many kinds of errors
             if remote.is_refusal(error):
                 raise StoreError(f"cannot read {self._cache / row.segment}: {error}") from error
             raise self._corrupt(key, row, f"{type(error).__name__}: {error}") from error
         found = arrays.crc32c(values)
-        expected = row.crc32c
-        if name == schema.LOGVAR:
-            expected = int(self._record(row.segment)["crc32c"][name][row.row])
         if found != expected:
             reason = f"its checksum is {found:08x}, expected {expected:08x}"
             raise self._corrupt(key, row, reason)
         return values
+
+    def _expected(self, row: Row, name: str) -> int:
+        if name != schema.LOGVAR:
+            return row.crc32c
+        return int(self._record(row.segment)["crc32c"][name][row.row])
 
     def _values(self, row: Row, name: str) -> Float[np.ndarray, "..."]:
         opened = self._open(row.segment, name)
@@ -142,15 +227,14 @@ class RowReader:
         return np.asarray(opened.values[row.row, :length])
 
     def _opened(self, segment: str, name: str) -> _Opened:
-        home = self._cache if self._copy is None else self._copy.fetch(segment)
         lengths = None
         if self._kind == "text":
-            lengths = np.asarray(arrays.open_array(home, f"{segment}/length")[...])
-        return _Opened(arrays.open_array(home, f"{segment}/{name}"), lengths)
+            lengths = np.asarray(arrays.open_array(self._cache, f"{segment}/length")[...])
+        return _Opened(arrays.open_array(self._cache, f"{segment}/{name}"), lengths)
 
     def _corrupt(self, key: str, row: Row, reason: str) -> CorruptRowError:
         source = None
-        with suppress(StoreError):  # the record may be as damaged as the row
+        with suppress(StoreError, *schema.DAMAGE):  # the record may be as damaged as the row
             source = self.source(row)
         return CorruptRowError(
             f"{self._kind} row {key}{'' if source is None else f' of {source}'} is damaged "
@@ -167,18 +251,39 @@ class RowReader:
         return _source_in(self._record(row.segment), row.row)
 
     def sources(self, keys: Iterable[str]) -> dict[str, Any]:
-        """`source` of many rows, their records read at once. Raises likewise."""
-        wanted = self.rows.by_segment(keys)
-        records = self._records_of(list(wanted))
-        return {
-            key: _source_in(record, row)
-            for record, rows in zip(records, wanted.values(), strict=True)
-            for key, row in rows.items()
-        }
+        """`source` of many rows, their records read at once. Raises the same."""
+        listed = list(keys)
+
+        def read(rows: Rows) -> dict[str, Any]:
+            wanted = rows.by_segment(listed)
+            return {
+                key: _source_in(record, row)
+                for record, found in zip(
+                    self._records_of(list(wanted)), wanted.values(), strict=True
+                )
+                for key, row in found.items()
+            }
+
+        return self._follow(read)
 
     def latent_rgb(self) -> NormalEquations | None:
-        """Sum of the normal equations of the first segments, None where they carry none."""
-        return latent_rgb_of(self._records_of(self.rows.segments[:PICTURED]))
+        """Sum of the normal equations of the first segments, None if they carry none.
+
+        Raises:
+            StoreError: A record cannot be read.
+        """
+        return self._follow(lambda rows: latent_rgb_of(self._records_of(rows.segments[:PICTURED])))
+
+    def _follow(self, work: Callable[[Rows], T]) -> T:
+        """Do something with records; if a segment is gone, again with the store as it is now."""
+        for _ in range(MOVES):
+            rows = self.rows
+            try:
+                return work(rows)
+            except _GoneError:
+                if not self._look_again(rows):
+                    raise
+        return work(self.rows)
 
     def _record(self, segment: str) -> Mapping[str, Any]:
         return next(self._records_of([segment]))
@@ -192,8 +297,12 @@ class RowReader:
                 continue
             document = next(documents)
             if document is None:
-                raise CorruptRowError(f"{self._cache / segment} is gone; start again")
-            yield schema.own_attributes(document, str(self._cache / segment / schema.GROUP))
+                raise _GoneError(f"{self._cache / segment} is gone")
+            yield index.record_in(document, self._cache, segment, self._kind)
+
+
+class _GoneError(CorruptRowError):
+    """The commit record of a segment has been removed."""
 
 
 def _source_in(record: Mapping[str, Any], row: int) -> Any:
@@ -212,8 +321,8 @@ class StoreReader:
         text: Whole fingerprint of the prompt embeddings.
         latents_provenance: What the fingerprint stands for, to explain a refusal.
         text_provenance: Likewise.
-        local_copy: Folder that segments are copied into on first use and read from; for a cache
-            that is far away.
+        local_copy: Folder that rows are copied into when they are first read, and read from; for a
+            cache that is far away.
 
     Raises:
         StoreError: There is no store.
@@ -236,11 +345,13 @@ class StoreReader:
         index.require_fingerprint(cache, "text", text, text_provenance)
         self._cache = cache
         self._fingerprints: dict[Kind, str] = {"latents": latents, "text": text}
-        copy = None if local_copy is None else LocalCopy(cache, local_copy)
-        self._latents = RowReader(
-            cache, "latents", index.committed(cache, "latents", latents), copy
+        self._latents = RowReader.of_generation(
+            cache, "latents", latents, index.committed(cache, "latents", latents),
+            local_copy=local_copy,
+        )  # fmt: skip
+        self._text = RowReader.of_generation(
+            cache, "text", text, index.committed(cache, "text", text), local_copy=local_copy
         )
-        self._text = RowReader(cache, "text", index.committed(cache, "text", text), copy)
         self.digest = _digest((self._latents.rows, self._text.rows))
 
     @classmethod

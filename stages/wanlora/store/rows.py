@@ -56,17 +56,40 @@ class Rows(Mapping[str, Row]):
         at = int(self._find([key])[0])
         if at < 0:
             raise KeyError(key)
-        return Row(self.segments[self.homes[at]], int(self.places[at]), int(self.crc32c[at]))
+        return self.at(at)
 
     def __iter__(self) -> Iterator[str]:
-        return (key.decode() for key in self.row_keys[self._firsts()].tolist())
+        return (key.decode() for key in self.row_keys[self.firsts()].tolist())
 
     def __len__(self) -> int:
-        return int(np.count_nonzero(self._firsts()))
+        return len(self.firsts())
 
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Those of the keys that no segment has, in their order."""
         return [keys[i] for i in np.flatnonzero(self._find(keys) < 0).tolist()]
+
+    def present(self, keys: Iterable[str]) -> set[str]:
+        """Those of the keys that some segment has."""
+        listed = list(keys)
+        return {listed[i] for i in np.flatnonzero(self._find(listed) >= 0).tolist()}
+
+    def repeats(self, keys: Iterable[str]) -> int:
+        """Number of superfluous copies of these rows."""
+        wanted = np.unique(_encoded(list(keys)))
+        first = self.row_keys.searchsorted(wanted)
+        copies = self.row_keys.searchsorted(wanted, side="right") - first
+        return int(np.maximum(copies - 1, 0).sum())
+
+    def copies(self, key: str) -> list[Row]:
+        """Every copy of a row, that of the lowest segment id first."""
+        wanted = key.encode(errors="replace")
+        first, end = (int(self.row_keys.searchsorted(wanted, side)) for side in ("left", "right"))
+        return [self.at(i) for i in range(first, end)]
+
+    def at(self, index: int) -> Row:
+        """Place of the row at an index of the columns."""
+        segment = self.segments[self.homes[index]]
+        return Row(segment, int(self.places[index]), int(self.crc32c[index]))
 
     def by_segment(self, keys: Iterable[str]) -> dict[str, dict[str, int]]:
         """Rows within its segment of these keys, by segment; keys that no segment has are left out.
@@ -96,17 +119,21 @@ class Rows(Mapping[str, Row]):
             self.crc32c[stay],
         )
 
-    def _firsts(self) -> Shaped[np.ndarray, " n"]:
-        """Where a key stands for the first time."""
-        firsts = np.ones(len(self.row_keys), bool)
-        firsts[1:] = self.row_keys[1:] != self.row_keys[:-1]
-        return firsts
+    def firsts(self) -> Int64[np.ndarray, " k"]:
+        """Index of the copy of each row that counts."""
+        first = np.ones(len(self.row_keys), bool)
+        first[1:] = self.row_keys[1:] != self.row_keys[:-1]
+        return np.flatnonzero(first)
+
+    def num_missing(self, keys: Shaped[np.ndarray, " m"]) -> int:
+        """Number of sorted, different keys, as bytes, that no segment has."""
+        return len(keys) - int(np.isin(keys, self.row_keys).sum())
 
     def _find(self, keys: Sequence[str]) -> Int64[np.ndarray, " m"]:
         """Index of each key's first row, -1 where there is none."""
         if not len(self.row_keys) or not keys:
             return np.full(len(keys), -1, np.int64)
-        wanted = np.array([key.encode() for key in keys])
+        wanted = _encoded(keys)
         at = self.row_keys.searchsorted(wanted)
         there = self.row_keys[np.minimum(at, len(self.row_keys) - 1)] == wanted
         return np.where(there, at, -1)
@@ -172,6 +199,12 @@ def from_bytes(data: bytes, owner: str) -> Rows | None:
             return Rows(segments, **{name: found[name] for name in COLUMNS})
     except DAMAGE:
         return None
+
+
+def _encoded(keys: Sequence[str]) -> Shaped[np.ndarray, " m"]:
+    """Keys as bytes; one that no row can have does not match any."""
+    encoded = [key.encode(errors="replace") for key in keys]
+    return np.array(encoded) if encoded else np.zeros(0, "S1")
 
 
 def _sizes(rows: Rows) -> Iterable[tuple[str, int]]:

@@ -5,8 +5,11 @@ Legend: C, F, H, W = channels, frames, height, width of latents; D = width of pr
 """
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
+
+from google_crc32c import value as crc32c_of
 
 from wanlora.core.fingerprint import SHORT
 from wanlora.errors import StoreError, StoreVersionError
@@ -15,6 +18,12 @@ FORMAT = "wanlora-cache"
 VERSION = 1
 STORE = "store.zarr"
 VIEWS = "views"
+WANTS = "wants"
+"""Folder of the views that runs of `cache-latents` have not published yet (`store.wants`)."""
+
+CONDEMNED = "condemned"
+"""Folder of the lists of segments that a collection is about to remove (`store.condemned`)."""
+
 SNAPSHOTS = "index"
 GROUP = "zarr.json"
 """A group's document; of a segment it is the commit record, written last."""
@@ -23,6 +32,14 @@ Kind = Literal["latents", "text"]
 KINDS: tuple[Kind, ...] = ("latents", "text")
 ROW_ARRAY: dict[Kind, str] = {"latents": "latent", "text": "embedding"}
 """Array of each kind that holds the rows; checksums in the commit record are filed under it."""
+
+DAMAGE = (
+    ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError,
+)  # fmt: skip
+"""Errors that damaged JSON raises, in the parser or where its values are used."""
+
+UNSUMMED = "00000000"
+_CHECKSUM = re.compile(rb'("checksum": ")([0-9a-f]{8})(")')
 
 LOGVAR = "logvar"
 """Optional array beside `latent`: log-variances of the posterior, in units of the latents."""
@@ -87,6 +104,24 @@ def group_document(own: Mapping[str, Any] | None) -> bytes:
     return json.dumps(document, sort_keys=True, indent=1, allow_nan=False).encode()
 
 
+def commit_record(own: Mapping[str, Any]) -> bytes:
+    """Document of a segment's group: the commit record, with a checksum over its own bytes.
+
+    The checksum is the CRC-32C of the document in which its eight digits are zeros.
+    """
+    document = group_document({**own, "checksum": UNSUMMED})
+    return _CHECKSUM.sub(rb"\g<1>%08x\g<3>" % crc32c_of(document), document, count=1)
+
+
+def has_checksum(document: bytes) -> bool | None:
+    """Compare a commit record with its checksum; None if it has none (written by 0.1.0)."""
+    found = _CHECKSUM.search(document)
+    if found is None:
+        return None
+    unsummed = document[: found.start(2)] + UNSUMMED.encode() + document[found.end(2) :]
+    return int(found[2], 16) == int(crc32c_of(unsummed))
+
+
 def own_attributes(document: bytes, key: str) -> dict[str, Any]:
     """Read the attribute `wanlora` of a group's document.
 
@@ -95,13 +130,13 @@ def own_attributes(document: bytes, key: str) -> dict[str, Any]:
     """
     try:
         own = json.loads(document)["attributes"]["wanlora"]
-    except (ValueError, KeyError, TypeError):
+    except DAMAGE:
         own = None
     if not isinstance(own, dict):
         raise StoreError(
             f"{key} is damaged or not part of a latent cache: expected a Zarr group with an "
-            "attribute 'wanlora'; choose another folder with --cache, or delete that file and run "
-            "wanlora cache-latents again, which writes it anew"
+            "attribute 'wanlora'; repair the cache with wanlora inspect CACHE --repair, or choose "
+            "another folder with --cache"
         )
     return own
 

@@ -13,15 +13,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wanlora.core.buckets import Bucket
-from wanlora.core.fingerprint import canonical_json
+from wanlora.core.buckets import DEFAULT_FPS, Bucket
+from wanlora.core.fingerprint import canonical_json, fingerprint
 from wanlora.core.location import Location
+from wanlora.core.rows import weight_problem
 from wanlora.errors import StoreError
 from wanlora.store import objects, schema
 
 FORMAT = "wanlora-view"
-DEFAULT_FPS = 16.0
-"""Frame rate of a clip whose line has none: Wan 2.1's, and that of every view of release 0.1.0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +29,8 @@ class ViewClip:
 
     Attributes:
         source_group: Clips of one group come from one source and are not independent.
-        fps: Frames per second of the clip, > 0.
-        weight: How often the clip is drawn, relative to a clip of weight 1; > 0.
+        fps: Frames per second of the clip, > 0; 16 in every view of release 0.1.0.
+        weight: How often the clip is drawn, relative to a clip of weight 1; 0.001 to 1000.
     """
 
     clip_id: str
@@ -89,6 +88,13 @@ def write_view(cache: Location, name: str, view: View) -> View:
     Returns:
         The view with its name and sha256.
     """
+    data = document(view)
+    objects.put(cache, _key(name), data)
+    return replace(view, name=name, sha256=_identity(data))
+
+
+def document(view: View) -> bytes:
+    """Serialize a view: a header line, then one line per clip, sorted by clip id."""
     header = {
         "format": FORMAT,
         "version": schema.VERSION,
@@ -119,9 +125,7 @@ def write_view(cache: Location, name: str, view: View) -> View:
         }
         for clip in sorted(view.clips, key=lambda clip: clip.clip_id)
     ]
-    data = "".join(f"{canonical_json(line)}\n" for line in lines).encode()
-    objects.put(cache, _key(name), data)
-    return replace(view, name=name, sha256=_identity(data))
+    return "".join(f"{canonical_json(line)}\n" for line in lines).encode()
 
 
 def read_view(cache: Location, name: str) -> View:
@@ -144,12 +148,25 @@ def read_view(cache: Location, name: str) -> View:
         header = json.loads(text.readline())
         schema.check_version(header, path, name=FORMAT)
         view = _parse(header, (json.loads(line) for line in text))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _check(view)
+    except schema.DAMAGE as error:
         raise StoreError(
             f"{path} is damaged ({type(error).__name__}: {error}); make it again with: "
             f"wanlora cache-latents --cache {cache} --view {name}"
         ) from error
     return replace(view, name=name, sha256=_identity(data))
+
+
+def _check(view: View) -> None:
+    for wanted, provenance in (
+        (view.latents, view.latents_provenance),
+        (view.text, view.text_provenance),
+    ):
+        if fingerprint(provenance) != wanted:
+            raise ValueError(f"its provenance does not have the fingerprint {wanted}")
+    for clip in view.clips:
+        if not all(type(size) is int and size > 0 for size in clip.bucket):
+            raise ValueError(f"clip {clip.clip_id!r} has the size {clip.bucket}")
 
 
 def view_names(cache: Location) -> list[str]:
@@ -210,16 +227,23 @@ def _parse(header: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> Vie
                 activity=shared(line["activity"]),
                 split=shared(line["split"]),
                 source_group=shared(line["source_group"]),
-                fps=shared(_positive(line, "fps", DEFAULT_FPS)),
-                weight=shared(_positive(line, "weight", 1.0)),
+                fps=shared(_fps(line)),
+                weight=shared(_weight(line)),
             )
             for line in lines
         ),
     )
 
 
-def _positive(line: Mapping[str, Any], name: str, default: float) -> float:
-    value = float(line.get(name, default))
-    if not 0 < value < math.inf:
-        raise ValueError(f"clip {line['clip_id']}: {name} {value}; expected a number > 0")
-    return value
+def _fps(line: Mapping[str, Any]) -> float:
+    fps = float(line.get("fps", DEFAULT_FPS))
+    if not 0 < fps < math.inf:
+        raise ValueError(f"clip {line['clip_id']}: fps {fps}; expected a number > 0")
+    return fps
+
+
+def _weight(line: Mapping[str, Any]) -> float:
+    weight = float(line.get("weight", 1.0))
+    if problem := weight_problem(weight):
+        raise ValueError(f"clip {line['clip_id']}: weight {weight}; {problem}")
+    return weight

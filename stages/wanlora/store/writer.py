@@ -22,29 +22,16 @@ from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
-from wanlora.store import arrays, objects, schema
+from wanlora.store import arrays, condemned, objects, schema
+from wanlora.store.groups import write_groups
 from wanlora.store.schema import Kind
+
+ATTEMPTS = 3
+"""Times that a segment is written before the writer gives up; the second time is rare."""
 
 log = logging.getLogger(__name__)
 
 NormalEquations = tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k 3"]]
-
-
-def write_groups(
-    cache: Location, kind: Kind, provenance: Mapping[str, Any], shape: tuple[int, ...]
-) -> None:
-    """Make the groups above segments of rows of this shape, unless they are there.
-
-    Raises:
-        StoreVersionError: The store belongs to another version.
-    """
-    for key, document in schema.groups_above(kind, fingerprint_of(provenance), provenance, shape):
-        there = objects.get(cache, key)
-        if there is None:
-            objects.put(cache, key, document)
-        elif key == f"{schema.STORE}/{schema.GROUP}":
-            path = str(cache / key)
-            schema.check_version(schema.own_attributes(there, path), path)
 
 
 class SegmentWriter:
@@ -166,16 +153,44 @@ class SegmentWriter:
         return row
 
     def flush(self) -> None:
-        """Publish what is buffered; it is kept, to be tried again, when the disk refuses."""
+        """Publish what is buffered; it is kept, to be tried again, if the disk refuses.
+
+        Raises:
+            StoreError: The disk or the object store refuses, or loses what was written.
+        """
         if self._rows:
             self._write_groups()
-            parent = schema.segments_key(self._kind, self.fingerprint, self._shape)
-            segment = f"{parent}/{secrets.token_hex(8)}"
-            built = arrays.build(self._kind, self._rows, self._commit(), logvars=self._logvars)
-            for name, data in built:
-                objects.put(self._cache, f"{segment}/{name}", data)
+            for _ in range(ATTEMPTS):
+                if self._publish():
+                    break
+            else:
+                raise StoreError(
+                    f"parts of a segment in {self._cache / schema.STORE} were gone right after "
+                    f"they were written, {ATTEMPTS} times; does another program delete files there?"
+                )
             self._clear()
         self._since = time.monotonic()
+
+    def _publish(self) -> bool:
+        """Write a segment; False if a collection has taken parts of it for a dead writer's.
+
+        A collection publishes the list of what it removes, looks for the commit record, and then
+        removes. This writes the record, and then looks for the list and the parts. So a record
+        without its parts does not stay.
+        """
+        parent = schema.segments_key(self._kind, self.fingerprint, self._shape)
+        segment = f"{parent}/{secrets.token_hex(8)}"
+        built = arrays.build(self._kind, self._rows, self._commit(), logvars=self._logvars)
+        for name, data in built:
+            objects.put(self._cache, f"{segment}/{name}", data)
+        found = objects.listing(self._cache, segment)
+        sizes = {key: entry.num_bytes for key, entry in found.items()}
+        whole = sizes == {f"{segment}/{name}": len(data) for name, data in built}
+        if whole and segment not in condemned.segments(self._cache):
+            return True
+        objects.remove(self._cache, f"{segment}/{schema.GROUP}")
+        objects.remove_tree(self._cache, segment)
+        return False
 
     def _commit(self) -> dict[str, Any]:
         commit: dict[str, Any] = {

@@ -66,7 +66,9 @@ def write_state(
         masters: The master weights, whose names are the optimizer's.
         optimizer: The optimizer over them.
     """
-    torch.save(state_of(optimizer, masters.parameters), folder / OPTIMIZER_NAME)
+    # Through Python's file: torch's own does not report why it cannot write.
+    with (folder / OPTIMIZER_NAME).open("wb") as file:
+        torch.save(state_of(optimizer, masters.parameters), file)
     state = {
         "version": VERSION,
         "progress": asdict(progress),

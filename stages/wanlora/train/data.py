@@ -5,6 +5,7 @@ Owns: the choice of clips.
 
 import logging
 import shlex
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +13,10 @@ from wanlora import manifest
 from wanlora.config import TrainConfig
 from wanlora.core.batch_sizes import BatchSize, batch_sizes
 from wanlora.core.buckets import Bucket
+from wanlora.core.order import describe_shares, describe_untrained, shares
 from wanlora.errors import StoreError
 from wanlora.step.batches import BatchSource
-from wanlora.step.source import check_encodings, make_source
+from wanlora.step.source import check_encodings, make_source, weighted
 from wanlora.step.validation import Panel, make_panel
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, read_view
@@ -53,10 +55,11 @@ def open_data(config: TrainConfig, variant: Variant) -> Data:
 
     Raises:
         StoreError: There is no such view or split, clips are missing, or encodings do not fit.
+        ConfigError: A weight belongs to no activity or is out of range.
         ManifestError: A manifest given to choose clips cannot be read.
     """
     view = _shortened(read_view(config.cache, config.view), config.train_frames)
-    clips = _training_clips(view, config)
+    clips = weighted(_training_clips(view, config), config.clip_weights)
     held_out = tuple(clip for clip in view.clips if clip.split == config.validation.split)
     again = _encode_again(config, config.model or view.model)
     check_encodings(view, variant, encode_again=again)
@@ -85,6 +88,19 @@ def open_data(config: TrainConfig, variant: Variant) -> Data:
         balance_activities=config.balance_activities,
     )
     return Data(view, clips, sizes, source, _panels(config, source, clips, held_out))
+
+
+def log_draws(config: TrainConfig, data: Data, *, end_step: int) -> None:
+    """Log the expected share of draws of each activity, and warn of buckets without a step."""
+    found = shares(
+        ((clip.activity, clip.weight) for clip in data.clips), balanced=config.balance_activities
+    )
+    if len(found) > 1:
+        logger.info("expected share of draws: %s", describe_shares(found))
+    number = Counter(clip.bucket for clip in data.clips)
+    batch = {bucket: size.global_batch for bucket, size in data.sizes.items()}
+    for problem in describe_untrained(data.source.order, number, batch, end_step=end_step):
+        logger.warning("%s", problem)
 
 
 def _shortened(view: View, train_frames: int | None) -> View:

@@ -99,9 +99,9 @@ class Outcomes:
     def note(self, step: int, values: Tensor, *, learning_rate: float, waited_s: float) -> None:
         """Send what `gather` gave on its way; the step ends here, and the next begins."""
         ended = mark(self._device)
-        host = torch.empty(
-            values.shape, dtype=values.dtype, pin_memory=self._device.type == "cuda"
-        ).copy_(values.detach(), non_blocking=True)
+        pinned = self._device.type == "cuda"
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=pinned)
+        host.copy_(values.detach(), non_blocking=pinned)
         arrived = mark(self._device)
         self._pending.append(
             _Pending(step, host, self._started, ended, arrived, learning_rate, waited_s)

@@ -4,6 +4,7 @@ Owns: the process group, and the waits for one another outside of a step's own c
 process, every wait is over at once.
 """
 
+import logging
 import os
 import re
 import time
@@ -17,7 +18,8 @@ import torch.distributed as dist
 from accelerate import PartialState
 
 from wanlora.core.fingerprint import difference
-from wanlora.errors import LostRankError, RunError, WanloraError
+from wanlora.core.ranks import rank_of
+from wanlora.errors import ConfigError, LostRankError, RunError, WanloraError
 
 ROLL_CALL = timedelta(seconds=60)
 """For those who waited in the same collective to notice, too, that it broke off."""
@@ -26,6 +28,8 @@ NEWS_S = 0.2
 """Until the threads that listen have heard of an end that one of them complains of."""
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class Ranks:
@@ -221,4 +225,59 @@ def own_device() -> None:
     Some schedulers let a process see its own GPU alone; it is then number 0, whatever the process.
     """
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(rank_of(os.environ).local % torch.cuda.device_count())
+
+
+def adopt_launcher() -> None:
+    """Give torch the place of this process in the variables that it reads, whoever started it.
+
+    Raises:
+        ConfigError: srun started several processes, and no address is set on which they can meet.
+    """
+    rank = rank_of(os.environ)
+    if rank.world == 1:
+        return
+    os.environ.update(rank.environment())
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise ConfigError(
+            f"srun started {rank.world} processes for one run, and MASTER_ADDR and MASTER_PORT are "
+            "not set. In the batch script: export MASTER_ADDR=$(scontrol show hostnames "
+            "$SLURM_JOB_NODELIST | head -n 1) MASTER_PORT=29500; or start torchrun with srun"
+        )
+
+
+NOT_USED = {
+    "ACCELERATE_USE_FSDP": "FSDP (each process holds the whole transformer; to save memory: "
+    "--activations full, or a smaller --batch-size)",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (each process holds the whole transformer; to save "
+    "memory: --activations full, or a smaller --batch-size)",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM (each process holds the whole transformer)",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config (each process holds the whole "
+    "transformer)",
+    "ACCELERATE_MIXED_PRECISION": "mixed_precision (use --set dtype=bfloat16 or float32)",
+    "ACCELERATE_DYNAMO_BACKEND": "dynamo_backend (blocks are compiled on a GPU; --eager turns that "
+    "off)",
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "gradient_accumulation_steps (use "
+    "--gradient-accumulation-steps)",
+    "ACCELERATE_GRADIENT_CLIPPING": "gradient_clipping (use --set optimizer.max_grad_norm)",
+}
+"""Variables that `accelerate launch` sets from its configuration, and what replaces them."""
+_OFF = frozenset({"", "0", "1", "no", "none", "false"})
+"""Values without an effect; 1 is that of accumulation."""
+
+
+def warn_of_accelerate_settings() -> None:
+    """Warn once of settings of `accelerate launch` that this command does not use."""
+    found = {
+        name: value
+        for name in NOT_USED
+        if (value := os.environ.get(name, "")).lower() not in _OFF
+        or (value == "1" and "_USE_" in name)
+    }
+    if found:
+        logger.warning(
+            "these settings of accelerate are not used:\n%s",
+            "\n".join(f"  {name}={value}: {NOT_USED[name]}" for name, value in found.items()),
+        )
+    # accelerate would import DeepSpeed, and refuse when it is not installed.
+    os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from wanlora import runs
 from wanlora.config import TrainConfig
-from wanlora.errors import RunError
-from wanlora.files import write_atomic
+from wanlora.files import write_atomic, writing
 from wanlora.train import checkpoints
 from wanlora.train.session import Session
 from wanlora.wan.adapter import save_adapter
@@ -51,14 +50,9 @@ def show(run_dir: Path, checkpoint: Path) -> None:
         data = source.read_bytes()
         if target.exists() and target.read_bytes() == data:
             continue
-        try:
+        with writing(target, then=f"continue with --resume; checkpoint {checkpoint} is complete"):
             target.parent.mkdir(exist_ok=True)
             write_atomic(target, data)
-        except OSError as error:
-            raise RunError(
-                f"cannot write {target}: {error.strerror or error}; checkpoint {checkpoint} is "
-                "whole. Make room or access, then continue with --resume"
-            ) from error
 
 
 def save_best(config: TrainConfig, session: Session) -> None:

@@ -19,7 +19,7 @@ import torch
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
-from wanlora.core.buckets import Bucket
+from wanlora.core.buckets import Bucket, usual
 from wanlora.core.cost import all_reduce_bytes, model_flops
 from wanlora.core.memory import Workload
 from wanlora.core.order import num_steps
@@ -29,13 +29,13 @@ from wanlora.step.masters import Masters, MovingAverage
 from wanlora.step.trial import Trial
 from wanlora.step.validation import losses, make_panel
 from wanlora.store import index
-from wanlora.store.views import read_view
+from wanlora.store.views import frame_rate, read_view
 from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
-from wanlora.train.data import Data, open_data
+from wanlora.train.data import Data, log_draws, open_data
 from wanlora.train.git import git_commit
 from wanlora.train.optimizers import make_optimizer
-from wanlora.train.ranks import Ranks, own_device
+from wanlora.train.ranks import Ranks, adopt_launcher, own_device, warn_of_accelerate_settings
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
@@ -108,6 +108,8 @@ def open_session(config: TrainConfig) -> Session:
     index.open_store(config.cache)
     view = read_view(config.cache, config.view)  # refused, if at all, before a model is downloaded
     model = config.model or view.model
+    adopt_launcher()
+    warn_of_accelerate_settings()
     own_device()
     device = devices.pick(config.device, model)
     folder = resolve(model, ["transformer"])
@@ -124,6 +126,8 @@ def open_session(config: TrainConfig) -> Session:
     end_step = config.max_steps or num_steps(
         data.source.order.steps_per_epoch, num_epochs=config.num_epochs
     )
+    if ranks.is_main:
+        log_draws(config, data, end_step=end_step)
     if config.optimizer.warmup_steps >= end_step:
         logger.warning(
             "the warm-up of %d steps is not over in a run of %d: the learning rate never reaches "
@@ -285,6 +289,8 @@ def _facts(config: TrainConfig, data: Data, model: str, identity: dict[str, Any]
         **{key: str(value) for key, value in identity.items()},
         "store_digest": data.source.reader.digest,
         "seed": str(config.seed),
+        "fps": f"{frame_rate(data.clips):g}",
+        **{name: str(size) for name, size in usual(c.bucket for c in data.clips)._asdict().items()},
     }
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wanlora.core.location import parse_path
 from wanlora.errors import AdapterError
 from wanlora.wan.adapter import PREFIX, AdapterFile, check_adapter_fits, read_adapter
 from wanlora.wan.weights import file_sha256
@@ -50,8 +51,12 @@ def scaled(path: Path, scale: float) -> ScaledAdapter:
 def split_scale(text: str) -> tuple[Path, float]:
     """Split PATH=SCALE; see `read_scaled`."""
     path, equals, tail = text.rpartition("=")
-    if not equals or Path(text).exists():
-        return Path(text), 1.0
+    try:
+        whole, path_before = parse_path(text), parse_path(path or text)
+    except ValueError as error:
+        raise AdapterError(f"--adapter {error}") from None
+    if not equals or whole.exists():
+        return whole, 1.0
     try:
         scale = float(tail)
     except ValueError:
@@ -61,7 +66,7 @@ def split_scale(text: str) -> tuple[Path, float]:
             f"--adapter {text}: expected PATH or PATH=SCALE with a number such as 0.8, and found "
             f"neither a file {text} nor a number {tail!r}"
         )
-    return Path(path), scale
+    return path_before, scale
 
 
 def attach(transformer: Any, adapters: Sequence[ScaledAdapter]) -> None:

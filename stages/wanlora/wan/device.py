@@ -3,7 +3,10 @@
 Owns: the rule for `--device`. Knows which model is small enough for a CPU, nothing of its weights.
 """
 
+import logging
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,14 +14,16 @@ import torch
 from wanlora.errors import DeviceError
 from wanlora.wan.variants import MICRO, local_folder, variant_of
 
+logger = logging.getLogger(__name__)
+
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
 def pick(device: str, model: str, *, local_rank: int = 0) -> torch.device:
     """Turn `--device` into a device that works.
 
-    `auto` takes CUDA, then Apple's MPS, then the CPU; the last only for the micro model. A device
-    named outright is taken, or refused when it does not work: never replaced by another.
+    `auto` takes CUDA, or for the micro model the CPU; never Apple's MPS, on which this release has
+    not been run. A device that you name is used, or refused when it does not work.
 
     Args:
         device: auto, cpu, cuda, cuda:N or mps.
@@ -35,14 +40,33 @@ def pick(device: str, model: str, *, local_rank: int = 0) -> torch.device:
     if torch.cuda.is_available():
         index = local_rank % torch.cuda.device_count()
         return _checked(torch.device(f"cuda:{index}" if index else "cuda"))
-    if torch.backends.mps.is_available():
-        return _checked(torch.device("mps"))
     if is_small(model):
         return torch.device("cpu")
+    apple = "; --device mps uses Apple's GPU, which is not tested"
     raise DeviceError(
         f"no usable accelerator for {model}: {_explain()}. On a CPU this would take many hours; "
         "pass --device cpu if that is what you want, or try --model micro"
+        + (apple if torch.backends.mps.is_available() else "")
     )
+
+
+def current_in_thread(device: torch.device) -> Callable[[], None]:
+    """Return an initializer for a pool whose threads use a GPU.
+
+    A new thread's current GPU is number 0. Leaving `torch.cuda.stream` returns to the thread's
+    current GPU, and that call alone makes a CUDA context there (0.5 GB), for each process.
+
+    Args:
+        device: Where the threads copy to or pin memory for.
+    """
+    if device.type != "cuda":
+        return _do_nothing
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return partial(torch.cuda.set_device, index)
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def base_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -60,6 +84,10 @@ def _checked(device: torch.device) -> torch.device:
         raise DeviceError(
             f"device mps does not work: it is for Apple's GPUs, and torch {torch.__version__} "
             "finds none here; leave --device out, or name another"
+        )
+    if device.type == "mps":
+        logger.warning(
+            "wanlora has not been run on device mps: compare a short run with --device cpu first"
         )
     try:
         torch.ones(2, device=device).sum().item()

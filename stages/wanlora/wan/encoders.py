@@ -112,7 +112,7 @@ def encode_posterior(
     mean, std = _latent_statistics(vae)
     latents, logvars = [], []
     for clip in torch.split(frames, 1):
-        pixels = clip.to(vae.device, non_blocking=True)
+        pixels = clip.to(vae.device, non_blocking=vae.device.type == "cuda")
         if not pixels.is_floating_point():
             pixels = pixels.float() / 127.5 - 1
         posterior = vae.encode(pixels.to(vae.dtype)).latent_dist

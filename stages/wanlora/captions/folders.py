@@ -1,0 +1,129 @@
+"""Source files in folders: each folder once, real ones before links to them.
+
+Owns: the walk, and the suffixes of sources. Opens no file.
+"""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from wanlora.errors import ManifestError
+
+VIDEO_SUFFIXES = frozenset(
+    {
+        ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".wmv", ".flv", ".ts", ".mts", ".m2ts",
+        ".mpg", ".mpeg", ".m2v", ".vob", ".3gp", ".ogv", ".gif", ".mxf", ".asf", ".divx",
+    }
+)  # fmt: skip
+CLIP_SUFFIXES = VIDEO_SUFFIXES | {".npz"}
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+SOURCE_SUFFIXES = CLIP_SUFFIXES | IMAGE_SUFFIXES
+
+
+class Failure(NamedTuple):
+    """A line of errors.jsonl: one source that gives no clip, and why."""
+
+    code: str
+    message: str
+    path: str
+
+
+@dataclass(slots=True)
+class Files:
+    """Source files.
+
+    Attributes:
+        paths: Absolute, sorted; symbolic links to files kept, since their names may be captions'.
+        failures: Files that cannot be named in a manifest, and folders that cannot be read.
+        ours: Number of files that `prepare --materialize` wrote, which are not sources.
+    """
+
+    paths: list[Path] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    ours: int = 0
+
+
+def sources_in(given: Sequence[Path], *, ours: Callable[[Path], bool]) -> Files:
+    """Find every source file once; a file given by name counts whatever its suffix is.
+
+    A folder that several links lead to is read once, under its own name if that is below a folder
+    given. Links to files are sources of their own: one file may be in two activities.
+
+    Args:
+        given: Folders, searched to the bottom, or single files.
+        ours: Whether a file in a folder below those given is not a source.
+
+    Raises:
+        ManifestError: A path is missing, or a folder has no source file.
+    """
+    roots = [absolute(path) for path in given]
+    for path in roots:
+        if not path.exists():
+            raise ManifestError(f"there is no video or folder at {path}")
+    files = Files()
+    folders = [path for path in roots if path.is_dir()]
+    found = {path for path in roots if not path.is_dir()}
+    reached: dict[tuple[int, int], Path] = {}
+    for root, names in _walk(folders, reached, files.failures):
+        inside = [Path(root, name) for name in names if _is_source(name)]
+        skipped = {path for path in inside if root not in folders and ours(path)}
+        files.ours += len(skipped)
+        found |= set(inside) - skipped
+    _require_files(folders, found, reached)
+    for path in sorted(found):
+        shown = os.fsencode(path).decode(errors="backslashreplace")
+        if shown == str(path):
+            files.paths.append(path)
+        else:
+            message = f"{shown}: its name is not UTF-8; rename it"
+            files.failures.append(Failure("unreadable", message, shown))
+    return files
+
+
+def absolute(path: Path) -> Path:
+    """Absolute and without `..`, but with symbolic links kept: a link's name may be the clip's."""
+    return Path(os.path.abspath(path))  # noqa: PTH100  (Path.resolve follows links)
+
+
+def _is_source(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in SOURCE_SUFFIXES
+
+
+def _walk(
+    roots: Sequence[Path], reached: dict[tuple[int, int], Path], failures: list[Failure]
+) -> Iterator[tuple[Path, list[str]]]:
+    """Yield each folder and the names of the files in it; links to folders come last."""
+    folders, links = deque(roots), deque[Path]()
+    while folders or links:
+        folder = (folders or links).popleft()
+        try:
+            stat = folder.stat()
+            if (stat.st_dev, stat.st_ino) in reached:
+                continue
+            reached[stat.st_dev, stat.st_ino] = folder
+            names = []
+            with os.scandir(folder) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if not entry.is_dir():
+                        names.append(entry.name)
+                    elif not entry.name.startswith("."):
+                        (links if entry.is_symlink() else folders).append(folder / entry.name)
+        except OSError as error:
+            message = f"{folder}: the folder cannot be read: {error.strerror}"
+            failures.append(Failure("unreadable", message, str(folder)))
+            continue
+        yield folder, names
+
+
+def _require_files(
+    folders: Sequence[Path], found: set[Path], reached: dict[tuple[int, int], Path]
+) -> None:
+    own_names = set(reached.values())
+    for folder in folders:
+        prefix = f"{folder}{os.sep}"
+        if folder in own_names and not any(str(path).startswith(prefix) for path in found):
+            known = " ".join(sorted(SOURCE_SUFFIXES))
+            raise ManifestError(f"{folder} holds no video or image; looked for {known}")

@@ -1,0 +1,158 @@
+"""The device that is chosen, and what threads and launchers must not do to it."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from wanlora.cache_latents.pipeline import Ahead
+from wanlora.core.buckets import Bucket
+from wanlora.core.ranks import rank_of
+from wanlora.errors import ConfigError, DeviceError
+from wanlora.step import batches, predict
+from wanlora.step.batches import BatchSource, MicroBatch, read_ahead
+from wanlora.step.validation import Panel, losses
+from wanlora.store.views import ViewClip
+from wanlora.train import ranks
+from wanlora.wan import device as devices
+
+CPU = torch.device("cpu")
+LATENTS = torch.ones(1, 16, 2, 4, 4)
+BATCH = MicroBatch(
+    ("a",), LATENTS, LATENTS, torch.ones(1), torch.ones(1), torch.ones(1, 512, 8)
+)  # fmt: skip
+REAL_MODEL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+
+
+@pytest.fixture
+def a_mac(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+
+
+def test_auto_never_takes_mps(a_mac):
+    assert devices.pick("auto", "micro") == CPU
+    with pytest.raises(DeviceError, match="--device mps"):
+        devices.pick("auto", REAL_MODEL)
+
+
+def test_mps_is_used_when_named_with_a_warning(a_mac, monkeypatch, caplog):
+    monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(2))
+    assert devices.pick("mps", "micro").type == "mps"
+    assert "has not been run on device mps" in caplog.text
+
+
+def test_copies_do_not_run_ahead_except_to_cuda(monkeypatch):
+    """MPS reads pageable memory after `to` has returned; only CUDA waits for it."""
+    asked = []
+    original = torch.Tensor.to
+
+    def to(tensor, *arguments, **keywords):
+        asked.append(keywords.get("non_blocking", False))
+        return original(tensor, *arguments, **keywords)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    predict.predict(lambda **given: (given["hidden_states"],), BATCH, CPU, torch.float32)
+    assert asked
+    assert not any(asked)
+
+
+class Doubles(TorchDispatchMode):
+    """Collect the operators that make float64, which MPS does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.dtype == torch.float64:
+            self.names.append(func.name())
+        return result
+
+
+def test_a_validation_table_is_float64_on_the_host_alone(monkeypatch):
+    clip = ViewClip("a", "k", Bucket(5, 16, 16), ("p",), "walk", "val", "g")
+    source = object.__new__(BatchSource)
+    object.__setattr__(source, "seed", 0)
+    monkeypatch.setattr(BatchSource, "latents", lambda *_: torch.ones(16, 2, 2, 2))
+    monkeypatch.setattr(BatchSource, "padded_prompt", lambda *_: torch.ones(4, 8))
+    with Doubles() as made:
+        table = losses(
+            Panel("val", (clip,), (0.3, 0.7)), lambda **given: (given["hidden_states"],), source,
+            device=CPU, dtype=torch.float32,
+        )  # fmt: skip
+    assert table.dtype == np.float64
+    # The copy to the host, after the table has left the device; numpy only looks at it.
+    assert made.names == ["aten::_to_copy", "aten::detach"]
+
+
+def test_threads_of_every_pool_set_their_gpu_first(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    chosen: dict[int, int] = {}
+
+    def set_device(index):
+        chosen[threading.get_ident()] = index
+
+    monkeypatch.setattr(torch.cuda, "set_device", set_device)
+    used: dict[int, int | None] = {}
+
+    def work(*_):
+        used[threading.get_ident()] = chosen.get(threading.get_ident())
+        return BATCH
+
+    first = devices.current_in_thread(torch.device("cuda:1"))
+    ahead = Ahead(work, range(8), threads=2, depth=4, initializer=first)
+    list(ahead)
+    assert set(used.values()) == {1}
+    used.clear()
+    monkeypatch.setattr(
+        batches, "current_in_thread", lambda _: devices.current_in_thread(torch.device("cuda"))
+    )
+    source = object.__new__(BatchSource)
+    monkeypatch.setattr(BatchSource, "read", work)
+    for future in read_ahead(source, [(step, (0,)) for step in range(8)], depth=4, device=CPU):
+        future.result()
+    assert set(used.values()) == {3}  # "cuda" is the GPU of the thread that opened the pool
+
+
+SLURM = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
+ADDRESS = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
+
+
+def test_srun_alone_starts_the_processes_of_one_run(monkeypatch):
+    monkeypatch.setattr(os, "environ", SLURM | ADDRESS)
+    ranks.adopt_launcher()
+    assert {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} == {
+        "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1",
+    }  # fmt: skip
+    assert rank_of(os.environ).world == 4
+    monkeypatch.setattr(os, "environ", dict(SLURM))
+    with pytest.raises(ConfigError, match=r"MASTER_ADDR=\$\(scontrol"):
+        ranks.adopt_launcher()
+
+
+@pytest.mark.parametrize(
+    ("environment", "named"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "no", "ACCELERATE_DYNAMO_BACKEND": "NO",
+          "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1"}, []),
+        ({"ACCELERATE_USE_FSDP": "true", "ACCELERATE_MIXED_PRECISION": "bf16"},
+         ["FSDP", "dtype"]),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_GRADIENT_CLIPPING": "1.5"},
+         ["DeepSpeed", "optimizer.max_grad_norm"]),
+        ({"ACCELERATE_DYNAMO_BACKEND": "INDUCTOR"}, ["--eager"]),
+    ],
+)  # fmt: skip
+def test_settings_of_accelerate_that_are_not_used_are_named_once(
+    environment, named, monkeypatch, caplog
+):
+    monkeypatch.setattr(os, "environ", dict(environment))
+    ranks.warn_of_accelerate_settings()
+    assert len(caplog.records) == bool(named)
+    for name in (*named, *([*environment] if named else [])):
+        assert name in caplog.text
+    assert "ACCELERATE_USE_DEEPSPEED" not in os.environ  # accelerate would import it
