@@ -110,12 +110,17 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    r"""Replace a UTF-8 file as `write_atomic` does; any text can be written.
+    """Replace a UTF-8 file as `write_atomic` does; any text can be written (`encode_text`)."""
+    write_atomic(path, encode_text(text))
+
+
+def encode_text(text: str) -> bytes:
+    r"""Encode any text as UTF-8.
 
     A half of a UTF-16 pair, which UTF-8 cannot hold, becomes `\udcff`: the same character in JSON,
     and readable elsewhere.
     """
-    write_atomic(path, text.encode(errors="backslashreplace"))
+    return text.encode(errors="backslashreplace")
 
 
 def existing_spelling(path: Path) -> Path:

@@ -4,9 +4,11 @@ Owns: precedence (default < TOML < --set < flag) and the words of a refusal. Mus
 """
 
 import difflib
+import json
 import re
+import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -137,6 +139,32 @@ def load(
     except ValidationError as error:
         problems = [_explain(model, dict(problem)) for problem in error.errors()]
         raise ConfigError("\n".join(problems)) from None
+
+
+def command_line(command: str, config: Settings, *, without: Collection[str] = ()) -> str:
+    """Write the command that gives these settings, from any working directory.
+
+    Args:
+        command: Its name.
+        config: Settings; those at their defaults are left out.
+        without: Fields to leave out.
+    """
+    words = ["wanlora", command]
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if name in without or value == field.default:
+            continue
+        flag = next((item for item in field.metadata if isinstance(item, Flag)), None)
+        values = [str(v.absolute() if isinstance(v, Path) else v) for v in
+                  (value if isinstance(value, tuple) else [value])]  # fmt: skip
+        if flag is None:
+            shown = json.dumps(value) if isinstance(value, tuple | bool) else values[0]
+            words += ["--set", f"{name}={shown}"]
+            continue
+        option = next(iter(flag.names), f"--{name.replace('_', '-')}")
+        for text in values:
+            words += [text] if flag.argument else [option] if value is True else [option, text]
+    return shlex.join(words)
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
