@@ -14,7 +14,7 @@ from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import MediaError, PassingError
 from wanlora.media import image, npz, probe
 from wanlora.media.scenes import Detector
-from wanlora.media.source import reading, source_sha256
+from wanlora.media.source import reading, source_sha256, unchanged
 from wanlora.prepare.pool import Alive, survive
 
 Content = probe.Scan | image.Picture | Bucket
@@ -33,11 +33,14 @@ def check(path: Path, alive: Alive, *, detector: Detector) -> Checked | MediaErr
     """Hash a file and decode all of it; a problem is returned, not raised.
 
     Returns:
-        What the file is; a PassingError when the disk, a permission or the memory is to blame.
+        What the file is; a PassingError if it was changed meanwhile, or when the disk, a permission
+        or the memory is to blame.
     """
     try:
-        with reading(path):
+        with reading(path), unchanged(path):
             return Checked(source_sha256(path, alive=alive), _content(path, alive, detector))
+    except PassingError as error:
+        return error
     except MediaError as error:
         return PassingError(error.code, str(error)) if _may_pass(error) else error
     except Exception as error:  # noqa: BLE001  (memory ran out, which is all that passes `reading`)

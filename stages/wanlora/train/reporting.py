@@ -24,7 +24,7 @@ from wanlora.files import write_json, write_text
 from wanlora.step.validation import Panel, describe, validate
 from wanlora.store.views import frame_rate
 from wanlora.train import saving
-from wanlora.train.model_card import CARD_NAME, card_facts, model_card
+from wanlora.train.model_card import card_facts, model_card
 from wanlora.train.outcomes import Outcome
 from wanlora.train.pace import against_prediction
 from wanlora.train.page import write_page
@@ -164,7 +164,7 @@ class Reporter:
                 logger.info("%s", said)
             write_page(self._config.output_dir)
             card = model_card(card_facts(self._config, self._session, self.last_validation))
-            write_text(self._config.output_dir / CARD_NAME, card)
+            write_text(self._config.output_dir / runs.CARD_NAME, card)
 
     def close(self) -> None:
         """Close what is open."""

@@ -196,6 +196,20 @@ def local_folder(model: str) -> Path | None:
     )
 
 
+def public_name(model: str) -> str:
+    """Name a model without a path of this machine: micro, a hub id, or a folder's name.
+
+    A folder in the hub's cache (`models--org--name/snapshots/...`) has its hub id.
+    """
+    folder = Path(model).expanduser()
+    if model == MICRO or (_looks_like_hub_id(model) and not folder.is_dir()):
+        return model
+    for part in folder.parts:
+        if found := re.fullmatch(r"models--(.+?)--(.+)", part):
+            return f"{found[1]}/{found[2]}"
+    return folder.name
+
+
 def variant_of(folder: Path) -> Variant:
     """Tell which row of the table a model folder is, from the configurations it holds.
 
