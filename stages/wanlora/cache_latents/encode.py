@@ -29,6 +29,7 @@ from wanlora.core.location import Location
 from wanlora.core.quality import psnr
 from wanlora.errors import MediaError, ModelError
 from wanlora.manifest import Clip
+from wanlora.progress import waiting
 from wanlora.store.groups import write_groups
 from wanlora.store.schema import Kind
 from wanlora.store.writer import SegmentWriter
@@ -110,10 +111,11 @@ def encode_prompts(
     if (first := next(chunks, None)) is None:
         return EncodedPrompts()
     dtype = getattr(torch, config.text_dtype)
-    with explaining_memory(
+    memory = explaining_memory(
         "loading the text encoder", "free the device (UMT5-XXL takes 11.4 GB in bfloat16)",
         *_halved("text_dtype", config.text_dtype), "choose another device with --device",
-    ):  # fmt: skip
+    )  # fmt: skip
+    with waiting("loading the text encoder"), memory:
         encoder = encoders.load_text_encoder(using.folder, dtype=dtype, device=using.device)
     shape = (MAX_TOKENS, int(using.text_provenance["text_dim"]))
     rows, truncated = 0, []
@@ -259,9 +261,10 @@ def _decode_ahead(
 
 
 def _load_vae(config: CacheLatentsConfig, using: Encoders) -> AutoencoderKLWan:
-    with explaining_memory(
+    memory = explaining_memory(
         "loading the VAE", "free the device", *_halved("vae_dtype", config.vae_dtype)
-    ):
+    )
+    with waiting("loading the VAE"), memory:
         return encoders.load_vae(
             using.folder,
             dtype=getattr(torch, config.vae_dtype),

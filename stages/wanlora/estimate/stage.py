@@ -30,6 +30,7 @@ from wanlora.core.memory import Workload, longest_clip, num_trained, plan, step_
 from wanlora.core.order import num_steps, steps_per_epoch
 from wanlora.errors import ConfigError
 from wanlora.estimate.result import Batch, EstimateResult, Mode
+from wanlora.progress import waiting
 from wanlora.step import fitting
 from wanlora.step.trial import Modes, Trial, describe
 from wanlora.store import objects, schema
@@ -221,7 +222,9 @@ def _probe(case: _Case, model: str) -> Trial:
     if not model:
         raise ConfigError("--probe runs a model: pass --model, or a --cache that names one")
     dtype = devices.base_dtype("auto", device)
-    transformer = load_transformer(resolve(model, TRANSFORMER), dtype=dtype, device=device)
+    folder = resolve(model, TRANSFORMER)
+    with waiting(f"loading the transformer in {folder}"):
+        transformer = load_transformer(folder, dtype=dtype, device=device)
     settings = config.lora
     shape = lora.LoraShape(
         settings.rank, settings.alpha or settings.rank, settings.targets, settings.rslora,
