@@ -31,7 +31,6 @@ Steps = Annotated[
 Guidance = Annotated[
     float | None, Field(description="Classifier-free guidance; None = the variant's.", ge=0), Flag()
 ]
-Fps = Annotated[float, Field(description="Frames a second of the videos.", gt=0)]
 
 
 class SampleConfig(Settings):
@@ -117,10 +116,16 @@ class SampleConfig(Settings):
     ] = False
     seed: Seed = 0
     num_frames: Annotated[
-        int | None, Field(description="Frames, 4k+1; None = the variant's.", ge=1), Flag()
+        int | None,
+        Field(
+            description="Frames, 4k+1; None = those of most clips the adapter was trained on, else "
+            "the variant's.",
+            ge=1,
+        ),
+        Flag(),
     ] = None
-    height: Annotated[int | None, Field(description="px; None = the variant's."), Flag()] = None
-    width: Annotated[int | None, Field(description="px; None = the variant's."), Flag()] = None
+    height: Annotated[int | None, Field(description="px; None = as num_frames."), Flag()] = None
+    width: Annotated[int | None, Field(description="px; None = as num_frames."), Flag()] = None
     steps: Steps = None
     guidance_scale: Guidance = None
     shift: Annotated[
@@ -135,7 +140,14 @@ class SampleConfig(Settings):
     negative_prompt: Annotated[
         str | None, Field(description="What to avoid; None = the variant's."), Flag()
     ] = None
-    fps: Fps = 16.0
+    fps: Annotated[
+        float | None,
+        Field(
+            description="Frames per second of the videos; None = that of the clips the adapter was "
+            "trained on, or of the cache or latents, else the variant's.",
+            gt=0,
+        ),
+    ] = None
     device: Device = "auto"
     dtype: BaseDtype = "auto"
     offload: Annotated[
@@ -241,7 +253,10 @@ class EvaluateConfig(Settings):
     width: Annotated[int | None, Field(description="px; None = most clips'."), Flag()] = None
     steps: Steps = None
     guidance_scale: Guidance = None
-    fps: Fps = 16.0
+    fps: Annotated[
+        float | None,
+        Field(description="Frames per second of the videos; None = most held-out clips'.", gt=0),
+    ] = None
     shown_per_activity: Annotated[
         int,
         Field(description="Videos of each activity inside report.html; all are in videos/.", ge=0),

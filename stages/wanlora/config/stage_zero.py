@@ -15,7 +15,7 @@ from wanlora.config.settings import (
     Settings,
     TokenizerOf,
 )
-from wanlora.core.buckets import MAX_FPS, MIN_FPS, Bucket, problem_with
+from wanlora.core.buckets import DEFAULT_FPS, MAX_FPS, MIN_FPS, Bucket, problem_with
 
 
 class PrepareConfig(Settings):
@@ -49,7 +49,7 @@ class PrepareConfig(Settings):
     width: Annotated[int, Field(description="Clip width in px, a multiple of 16."), Flag()] = 832
     fps: Annotated[
         float, Field(description="Frames per second of a clip.", ge=MIN_FPS, le=MAX_FPS), Flag()
-    ] = 16.0
+    ] = DEFAULT_FPS
     buckets: Annotated[
         bool,
         Field(
@@ -137,6 +137,14 @@ class PrepareConfig(Settings):
     dry_run: Annotated[
         bool, Field(description="Check everything, show the plan, write no manifest."), Flag()
     ] = False
+    edits: Annotated[
+        Literal["keep", "drop"] | None,
+        Field(
+            description="A manifest that was edited by hand since prepare wrote it: keep the "
+            "edits, or drop them; None = refuse to replace it. The edited file is copied to *.bak."
+        ),
+        Flag(),
+    ] = None
     html: Annotated[
         Path | None, Field(description="Write a contact sheet of the clips to this file."), Flag()
     ] = None

@@ -20,6 +20,8 @@ MAX_SIDE_PX = 16_384
 MAX_CLIP_PX = 2**30
 """Pixels of a clip, all frames: 3.2 GB decoded. 81x480x832 has 32 million."""
 MIN_FPS, MAX_FPS = 0.1, 1000.0
+DEFAULT_FPS = 16.0
+"""Frames per second of Wan 2.1 (`sample_fps` in wan/configs/shared_config.py of its code)."""
 """Frame rates are taken as fractions with a denominator of at most 1001."""
 
 

@@ -60,7 +60,6 @@ def plan(
     subjects: Sequence[Subject],
     *,
     num_videos: int,
-    fps: float,
     base_dir: Path,
     output_dir: Path,
 ) -> list[Model]:
@@ -71,7 +70,7 @@ def plan(
         videos = []
         for item in dealt:
             key = setup.prompts[item.activity][item.prompt]
-            facts = _facts(setup, subject, key, item.seed, fps)
+            facts = _facts(setup, subject, key, item.seed)
             place = folder / slug(item.activity or "all")
             file = f"{slug(item.prompt)}-seed{item.seed}-{fingerprint(facts)[:12]}.mp4"
             videos.append(Video(item.activity, item.prompt, key, item.seed, place / file, facts))
@@ -82,7 +81,7 @@ def plan(
     return [of(BASE, None, base_dir), *adapted]
 
 
-def plan_clips(setup: Setup, *, num_videos: int, fps: float, output_dir: Path) -> Model | None:
+def plan_clips(setup: Setup, *, num_videos: int, output_dir: Path) -> Model | None:
     """Plan the clips whose captions the prompts are, in the same order.
 
     None when a clip has another size than the videos: they would not compare.
@@ -98,7 +97,7 @@ def plan_clips(setup: Setup, *, num_videos: int, fps: float, output_dir: Path) -
         if clip.bucket != setup.bucket:
             return None
         facts = {"clip": clip.key, "latents": setup.view.latents, "vae": setup.weights["vae"],
-                 "size": list(setup.bucket), "fps": fps}  # fmt: skip
+                 "size": list(setup.bucket), "fps": setup.fps}  # fmt: skip
         place = output_dir / "videos" / slug(REAL) / slug(item.activity or "all")
         file = f"{slug(clip.clip_id)}-{fingerprint(facts)[:12]}.mp4"
         videos.append(
@@ -112,9 +111,7 @@ def _dealt(setup: Setup, num_videos: int) -> list[Dealt]:
     return deal(prompts, num_videos, seed=setup.source.seed)
 
 
-def _facts(
-    setup: Setup, subject: Subject | None, prompt_key: str, seed: int, fps: float
-) -> dict[str, Any]:
+def _facts(setup: Setup, subject: Subject | None, prompt_key: str, seed: int) -> dict[str, Any]:
     scaled = subject.scaled if subject else None
     return {
         **setup.facts,
@@ -126,7 +123,7 @@ def _facts(
         "steps": setup.steps,
         "guidance_scale": setup.guidance_scale,
         "shift": setup.source.shift,
-        "fps": fps,
+        "fps": setup.fps,
     }
 
 

@@ -19,7 +19,7 @@ from wanlora.step.source import check_encodings, make_source
 from wanlora.step.validation import Panel, make_panel
 from wanlora.store.captions import captions, no_such_split
 from wanlora.store.reader import StoreReader
-from wanlora.store.views import View, read_view
+from wanlora.store.views import View, frame_rate, read_view
 from wanlora.wan.device import base_dtype, pick
 from wanlora.wan.variants import Variant, resolve, variant_of
 from wanlora.wan.weights import weights_sha256
@@ -32,6 +32,7 @@ class Setup:
     Attributes:
         prompts: Text to key of the captions of each activity.
         bucket: Size of the videos.
+        fps: Frames per second of the videos.
         weights: Hex sha256 of each part of the model that is used.
     """
 
@@ -46,6 +47,7 @@ class Setup:
     device: torch.device
     dtype: torch.dtype
     bucket: Bucket
+    fps: float
     steps: int
     guidance_scale: float
 
@@ -101,6 +103,7 @@ def open_setup(config: EvaluateConfig) -> Setup:
         device=device,
         dtype=base_dtype(config.dtype, device),
         bucket=_bucket(config, usual(clip.bucket for clip in held_out)),
+        fps=config.fps or frame_rate(held_out),
         steps=config.steps or variant.steps,
         guidance_scale=variant.guidance_scale if guidance is None else guidance,
     )

@@ -19,7 +19,7 @@ from wanlora.evaluate.measures import against_base, frames_of, measured
 from wanlora.evaluate.plan import Model, describe, plan, plan_clips
 from wanlora.evaluate.setup import Setup, open_setup
 from wanlora.evaluate.subjects import BASE, Subject, subjects
-from wanlora.files import require_folder, write_atomic
+from wanlora.files import require_folder, write_text
 from wanlora.media import mp4
 from wanlora.progress import waiting
 from wanlora.report.evaluation_page import Shown, evaluation_page
@@ -65,7 +65,6 @@ def run(config: EvaluateConfig) -> EvaluateResult:
         setup,
         compared,
         num_videos=config.videos_per_activity,
-        fps=config.fps,
         base_dir=base_dir,
         output_dir=config.output_dir,
     )
@@ -94,7 +93,6 @@ def _with_clips(config: EvaluateConfig, setup: Setup, models: Sequence[Model]) -
     clips = plan_clips(
         setup,
         num_videos=config.videos_per_activity,
-        fps=config.fps,
         output_dir=config.output_dir,
     )
     if clips:
@@ -162,7 +160,7 @@ def _evaluation(
             "steps": setup.steps,
             "guidance_scale": setup.guidance_scale,
             "shift": setup.source.shift,
-            "fps": config.fps,
+            "fps": setup.fps,
             "videos_per_activity": config.videos_per_activity,
         },
         "best": compared[best].name,
@@ -203,7 +201,9 @@ def _shown(config: EvaluateConfig, models: Mapping[str, Model]) -> list[Shown]:
             continue
         small = {
             name: mp4.small(
-                frames_of(model.videos[number]), fps=config.fps, height=config.shown_height
+                frames_of(model.videos[number]),
+                fps=model.videos[number].facts["fps"],
+                height=config.shown_height,
             )
             for name, model in models.items()
         }
@@ -213,6 +213,6 @@ def _shown(config: EvaluateConfig, models: Mapping[str, Model]) -> list[Shown]:
 
 def _write(config: EvaluateConfig, found: dict[str, Any], shown: Sequence[Shown]) -> None:
     text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(config.output_dir / EVALUATION_NAME, text.encode())
+    write_text(config.output_dir / EVALUATION_NAME, text)
     page = evaluation_page(found, shown)
-    write_atomic(config.output_dir / REPORT_NAME, page.encode())
+    write_text(config.output_dir / REPORT_NAME, page)

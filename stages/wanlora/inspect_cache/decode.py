@@ -75,7 +75,7 @@ def _decode(config: InspectConfig, view: View, clip: ViewClip, readers: Readers)
         quality = psnr(source, decoded)
         decoded = np.concatenate([source, decoded], axis=2)
     path = config.output_dir / f"{file_stem(clip.clip_id)}.mp4"
-    fps = float(record.get("fps", 16.0)) if isinstance(record, dict) else 16.0
+    fps = float(record.get("fps", clip.fps)) if isinstance(record, dict) else clip.fps
     shown = "" if quality is None else f", {quality:.2f} dB"
     mp4.write(path, decoded, fps=fps, metadata={"title": clip.clip_id, "comment": clip.key + shown})
     return {

@@ -9,6 +9,7 @@ import torch
 
 from wanlora import progress
 from wanlora.config import SampleConfig
+from wanlora.core.buckets import DEFAULT_FPS
 from wanlora.core.prompts import slug
 from wanlora.errors import ConfigError, ModelError
 from wanlora.files import require_folder
@@ -47,10 +48,15 @@ def decode(config: SampleConfig, source: Path) -> tuple[str, list[Video]]:
             frames = decode_latents(vae, item.latents[None])[0].cpu().numpy()
             facts = {"latents": str(item.path), **item.facts, "versions": versions()}
             recorded.write(
-                video.path, frames, record=record_of(video, {**facts, "fps": config.fps})
+                video.path, frames, record=record_of(video, {**facts, "fps": _fps(config, item)})
             )
             bar.update()
     return model, videos
+
+
+def _fps(config: SampleConfig, item: SavedLatents) -> float:
+    """Frames per second: as set, else as recorded with the latents."""
+    return config.fps or float(item.facts.get("fps", DEFAULT_FPS))
 
 
 def _video_of(item: SavedLatents, folder: Path) -> Video:

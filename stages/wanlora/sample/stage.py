@@ -5,6 +5,7 @@ same files, bit for bit.
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,12 +18,14 @@ from jaxtyping import UInt8
 from wanlora import __version__, progress
 from wanlora.config import DEFAULT_MODEL, SampleConfig
 from wanlora.core.buckets import Bucket, problem_with
+from wanlora.core.text import shorten
 from wanlora.errors import ConfigError, DeviceError
 from wanlora.media import recorded
 from wanlora.media.side_by_side import side_by_side
 from wanlora.progress import waiting
 from wanlora.sample.decode import decode
 from wanlora.sample.videos import Video, missing, plan, record_of
+from wanlora.store.views import frame_rate, read_view
 from wanlora.wan import pipeline as wan
 from wanlora.wan.attach import ScaledAdapter, attach, read_scaled
 from wanlora.wan.device import base_dtype, pick
@@ -82,9 +85,11 @@ def run(config: SampleConfig) -> SampleResult:
             "and everything is computed on the CPU here: leave it out"
         )
     folder = resolve(model, PIPELINE)
-    settings = video_settings(config, variant_of(folder))
+    variant = variant_of(folder)
+    settings = video_settings(config, variant, adapters)
     _check_lengths(folder, [*(video.prompt for video in videos), settings.negative_prompt])
-    made_with = _provenance(config, model, adapters, settings, device)
+    fps = _fps(config, variant, adapters)
+    made_with = _provenance(config, model, adapters, settings, device, fps)
     to_make = missing(videos, made_with) if config.skip_existing else videos
     if to_make:
         pipeline = _load(config, folder, adapters, device)
@@ -119,16 +124,45 @@ def _trained_on(adapters: Sequence[ScaledAdapter]) -> str | None:
     return models.pop() if models else None
 
 
-def video_settings(config: SampleConfig, variant: Variant) -> wan.VideoSettings:
-    """Complete the settings with the variant's defaults.
+def trained_on(adapters: Sequence[ScaledAdapter], name: str) -> float | None:
+    """Positive number that the headers of all adapters agree on, for example their clips' fps.
+
+    None if an adapter has none (0.1.0 and other tools recorded none), or they differ.
+    """
+    recorded = {item.adapter.provenance.get(name) for item in adapters}
+    try:
+        (text,) = recorded
+        value = float(text or 0)
+    except ValueError:  # several values, or not a number
+        return None
+    return value if 0 < value < math.inf else None
+
+
+def _fps(config: SampleConfig, variant: Variant, adapters: Sequence[ScaledAdapter]) -> float:
+    """Frames per second of the videos: as set, else as trained, else the cache's, else Wan's."""
+    if fps := config.fps or trained_on(adapters, "fps"):
+        return fps
+    if config.cache is not None:
+        return frame_rate(read_view(config.cache, config.view).clips)
+    return variant.fps
+
+
+def video_settings(
+    config: SampleConfig, variant: Variant, adapters: Sequence[ScaledAdapter] = ()
+) -> wan.VideoSettings:
+    """Complete the settings with the size of the adapters' clips, else the variant's defaults.
 
     Raises:
         ConfigError: Wan cannot take the size; diffusers would round it in silence.
     """
+    size = Bucket(variant.num_frames, variant.height, variant.width)
+    trained = [trained_on(adapters, name) for name in Bucket._fields]
+    if all(trained) and trained[0] != 1:  # clips of one frame are images
+        size = Bucket(*(int(value) for value in trained if value))
     defaults = wan.VideoSettings(
-        num_frames=variant.num_frames,
-        height=variant.height,
-        width=variant.width,
+        num_frames=size.num_frames,
+        height=size.height,
+        width=size.width,
         steps=variant.steps,
         guidance_scale=variant.guidance_scale,
         negative_prompt=variant.negative_prompt,
@@ -148,7 +182,7 @@ def _check_lengths(folder: Path, prompts: Sequence[str]) -> None:
     for prompt in dict.fromkeys(prompts):
         if (tokens := num_prompt_tokens(tokenizer, prompt)) > MAX_SEQUENCE_LENGTH:
             raise ConfigError(
-                f"the prompt {prompt[:60]!r}... has {tokens} tokens; Wan reads at most "
+                f"the prompt {shorten(prompt)} has {tokens} tokens; Wan reads at most "
                 f"{MAX_SEQUENCE_LENGTH} and would ignore the rest: shorten it"
             )
 
@@ -212,6 +246,7 @@ def _provenance(
     adapters: Sequence[ScaledAdapter],
     settings: wan.VideoSettings,
     device: torch.device,
+    fps: float,
 ) -> dict[str, Any]:
     """Record what all videos of this command share: enough to make them again."""
     return {
@@ -221,7 +256,7 @@ def _provenance(
         **asdict(settings),
         "shift": config.shift,
         "vae_tiling": config.vae_tiling,
-        "fps": config.fps,
+        "fps": fps,
         "device": str(device),
         "dtype": str(base_dtype(config.dtype, device)).removeprefix("torch."),
         "versions": {"wanlora": __version__, **wan.versions()},

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from wanlora.core.buckets import Bucket
+from wanlora.core.buckets import DEFAULT_FPS, Bucket
 from wanlora.core.fingerprint import canonical_json, fingerprint
 from wanlora.core.location import Location
 from wanlora.core.rows import weight_problem
@@ -21,8 +21,6 @@ from wanlora.errors import StoreError
 from wanlora.store import objects, schema
 
 FORMAT = "wanlora-view"
-DEFAULT_FPS = 16.0
-"""Frame rate of a clip whose line has none: Wan 2.1's, and that of every view of release 0.1.0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,7 @@ class ViewClip:
 
     Attributes:
         source_group: Clips of one group come from one source and are not independent.
-        fps: Frames per second of the clip, > 0.
+        fps: Frames per second of the clip, > 0; 16 in every view of release 0.1.0.
         weight: How often the clip is drawn, relative to a clip of weight 1; 0.001 to 1000.
     """
 

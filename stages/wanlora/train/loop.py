@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from wanlora.stopping import stop_on_signals
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
 from wanlora.train.outcomes import Outcome, Outcomes
+from wanlora.train.record import check_trackers
 from wanlora.train.reporting import Reporter
 from wanlora.train.session import Session, open_session
 from wanlora.wan import attention
@@ -86,6 +88,9 @@ class TrainResult:
             *lines,
             f"adapter: {self.adapter}",
             f'next: wanlora sample --adapter {self.output_dir} --prompt "..."',
+            "for ComfyUI, which does not read this file: wanlora export --adapter "
+            f"{self.output_dir} --format comfyui --output "
+            f"{Path(self.output_dir).resolve().name}.safetensors",
         ]
 
 
@@ -97,6 +102,7 @@ def run(config: TrainConfig) -> TrainResult:
             a non-finite loss or gradient, before the optimizer steps on it; another process of
             the run that is lost.
     """
+    check_trackers(config.trackers)
     session = open_session(config)
     masters, optimizer, done = session.masters, session.optimizer, session.progress
     first_step = done.step

@@ -7,9 +7,8 @@ import tomllib
 from pathlib import Path
 
 from wanlora import runs
-from wanlora.files import write_atomic
+from wanlora.files import write_text
 from wanlora.report.run_page import Preview, run_page
-from wanlora.train.previews import FOLDER
 from wanlora.wan.saved_latents import read_latents
 
 PAGE_NAME = "run.html"
@@ -19,21 +18,21 @@ MOST_PREVIEWED_STEPS = 8
 def write_page(run_dir: Path) -> Path:
     """Write a run's page from what lies in its folder, and return its path."""
     config = run_dir / runs.CONFIG_NAME
-    folders = sorted((run_dir / FOLDER).glob("step-[0-9]*"))
+    folders = sorted((run_dir / runs.PREVIEWS_NAME).glob("step-[0-9]*"))
     shown = spread(folders, MOST_PREVIEWED_STEPS)
     left_out = len(folders) - len(shown)
     html = run_page(
         run_dir.name,
-        settings=tomllib.loads(config.read_text()) if config.exists() else {},
+        settings=tomllib.loads(config.read_text(encoding="utf-8")) if config.exists() else {},
         metrics=runs.read_rows(run_dir, runs.METRICS_NAME),
         validations=runs.read_rows(run_dir, runs.VALIDATION_NAME),
         previews=[preview for folder in shown for preview in _previews(folder)],
-        note=f"{left_out} of {len(folders)} steps are not shown here; see {FOLDER}/."
+        note=f"{left_out} of {len(folders)} steps are not shown here; see {runs.PREVIEWS_NAME}/."
         if left_out
         else "",
     )
     path = run_dir / PAGE_NAME
-    write_atomic(path, html.encode())
+    write_text(path, html)
     return path
 
 

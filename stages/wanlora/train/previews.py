@@ -21,10 +21,10 @@ from wanlora import progress
 from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket, latent_shape
 from wanlora.core.latent_rgb import to_rgb
 from wanlora.files import write_atomic
+from wanlora.runs import PREVIEWS_NAME
 from wanlora.wan.denoise import denoise
 from wanlora.wan.saved_latents import write_latents
 
-FOLDER = "previews"
 ENLARGE = 4
 """A latent pixel is 8 px wide; half of that is enough to see what happens."""
 
@@ -117,7 +117,7 @@ def save_previews(
         The pictures by index of their prompt, a frame for each latent frame; empty without a
         projection.
     """
-    folder = run_dir / FOLDER / f"step-{step:06d}"
+    folder = run_dir / PREVIEWS_NAME / f"step-{step:06d}"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = {}
     for index, (prompt, video) in enumerate(zip(prompts, latents, strict=True)):

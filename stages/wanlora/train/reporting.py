@@ -20,10 +20,11 @@ from wanlora.core.buckets import Bucket, num_tokens, usual
 from wanlora.core.flops import step_flops
 from wanlora.core.latent_rgb import solve
 from wanlora.core.validation import Report
-from wanlora.files import write_atomic, write_json
+from wanlora.files import write_json, write_text
 from wanlora.step.validation import Panel, describe, validate
+from wanlora.store.views import frame_rate
 from wanlora.train import saving
-from wanlora.train.model_card import CARD_NAME, card_facts, model_card
+from wanlora.train.model_card import card_facts, model_card
 from wanlora.train.outcomes import Outcome
 from wanlora.train.pace import against_prediction
 from wanlora.train.page import write_page
@@ -35,7 +36,6 @@ from wanlora.train.session import Session
 logger = logging.getLogger(__name__)
 
 OVERFIT_VALIDATIONS = 2
-PREVIEW_FPS = 16.0
 
 
 class Reporter:
@@ -164,7 +164,7 @@ class Reporter:
                 logger.info("%s", said)
             write_page(self._config.output_dir)
             card = model_card(card_facts(self._config, self._session, self.last_validation))
-            write_atomic(self._config.output_dir / CARD_NAME, card.encode())
+            write_text(self._config.output_dir / runs.CARD_NAME, card)
 
     def close(self) -> None:
         """Close what is open."""
@@ -280,7 +280,7 @@ def _make_previews(
         latents,
         solve(*source.reader.latent_rgb()),
         seed=config.seed,
-        fps=PREVIEW_FPS,
+        fps=frame_rate(session.data.clips),
         facts={"model": session.facts["model"], "variant": variant.name},
     )
 

@@ -19,7 +19,7 @@ import torch
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
-from wanlora.core.buckets import Bucket
+from wanlora.core.buckets import Bucket, usual
 from wanlora.core.cost import all_reduce_bytes, model_flops
 from wanlora.core.memory import Workload, uploaded_bytes
 from wanlora.core.order import num_steps
@@ -30,7 +30,7 @@ from wanlora.step.masters import Masters, MovingAverage
 from wanlora.step.trial import Trial
 from wanlora.step.validation import losses, make_panel
 from wanlora.store import index
-from wanlora.store.views import read_view
+from wanlora.store.views import frame_rate, read_view
 from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
 from wanlora.train.data import Data, log_draws, open_data
@@ -297,6 +297,8 @@ def _facts(config: TrainConfig, data: Data, model: str, identity: dict[str, Any]
         **{key: str(value) for key, value in identity.items()},
         "store_digest": data.source.reader.digest,
         "seed": str(config.seed),
+        "fps": f"{frame_rate(data.clips):g}",
+        **{name: str(size) for name, size in usual(c.bucket for c in data.clips)._asdict().items()},
     }
 
 
