@@ -19,7 +19,6 @@ import torch
 from diffusers import AutoencoderKLWan
 from jaxtyping import Float, UInt8
 
-from wanlora.cache_latents.decode import decode
 from wanlora.cache_latents.pipeline import Ahead, Behind, depth, explaining_memory
 from wanlora.cache_latents.plan import Encoders, Failure, KeyedClip
 from wanlora.config import CacheLatentsConfig
@@ -142,7 +141,7 @@ def encode_clips(
     *,
     largest: int,
     committed: Callable[[], Container[str]] = frozenset,
-    decoded_by: Decode = decode,
+    decoded_by: Decode,
 ) -> EncodedClips:
     """Load the VAE, encode clips, write them, and free it; without any clip it is not loaded.
 

@@ -6,7 +6,7 @@ bytes and FLOPs are counted (`core.memory`, `core.flops`), seconds follow from p
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 
@@ -14,23 +14,27 @@ import torch
 
 from wanlora.config import EstimateConfig
 from wanlora.core.batch_sizes import BatchSize, batch_sizes
-from wanlora.core.buckets import Bucket, latent_shape
+from wanlora.core.buckets import Bucket, latent_shape, num_tokens
 from wanlora.core.cost import (
     VAE_SHARE_OF_PEAK,
     Seconds,
     all_reduce_bytes,
     encode_seconds,
     floor_seconds,
+    forward_flops,
     model_flops,
+    predict_forward_seconds,
     predict_seconds,
 )
 from wanlora.core.flops import Recompute
 from wanlora.core.gpus import GPUS, Gpu, gpu_named, gpu_of
 from wanlora.core.memory import Workload, longest_clip, num_trained, plan, step_bytes
-from wanlora.core.order import num_steps, steps_per_epoch
+from wanlora.core.order import Order, describe_untrained, num_steps
 from wanlora.errors import ConfigError
-from wanlora.estimate.result import Batch, EstimateResult, Mode
+from wanlora.estimate.pauses import Passes, preview_passes, validation_passes
+from wanlora.estimate.result import Batch, EstimateResult, Mode, Pause
 from wanlora.step import fitting
+from wanlora.step.source import weighted
 from wanlora.step.trial import Modes, Trial, describe
 from wanlora.store import objects, schema
 from wanlora.store.views import View, read_view
@@ -68,16 +72,19 @@ class _Case:
         to_encode: All clips of the view.
         sizes: Of each bucket, clips in a step.
         works: Of each bucket, its micro-batch.
+        order: The run's, with the default seed.
         trial: What the probe saw, if there was one.
     """
 
     config: EstimateConfig
+    view: View | None
     variant: Variant
     buckets: Counter[Bucket]
     to_encode: Counter[Bucket]
     card: _Card
     sizes: dict[Bucket, BatchSize]
     works: dict[Bucket, Workload]
+    order: Order
     trial: Trial | None
 
     @property
@@ -91,8 +98,13 @@ class _Case:
 
     @property
     def steps_per_epoch(self) -> Fraction:
-        """Steps that train every clip once."""
-        return steps_per_epoch(self.buckets, {b: s.global_batch for b, s in self.sizes.items()})
+        """Steps that train every clip as often as its weight."""
+        return self.order.steps_per_epoch
+
+    @property
+    def steps(self) -> int:
+        """Steps of the run."""
+        return num_steps(self.steps_per_epoch, num_epochs=self.config.num_epochs)
 
     def in_a_step(self, bucket: Bucket, of: Callable[[Workload], float]) -> float:
         """What a process's micro-batches of a bucket's step add up to."""
@@ -102,8 +114,8 @@ class _Case:
     def mean(self, of: Callable[[Workload], float]) -> float:
         """Mean over steps of what a process's micro-batches add up to."""
         total = sum(
-            number / self.sizes[bucket].global_batch * self.in_a_step(bucket, of)
-            for bucket, number in self.buckets.items()
+            float(steps) * self.in_a_step(bucket, of)
+            for bucket, steps in self.order.bucket_steps_per_epoch.items()
         )
         return total / float(self.steps_per_epoch)
 
@@ -115,8 +127,23 @@ class _Case:
                 return None
             a_flop = trial.seconds / model_flops(tried)
             return lambda work: Seconds(0.0, a_flop * model_flops(work), 0.0)
-        scale = trial.seconds / predict_seconds(tried, trial.modes, gpu).total if trial else 1.0
-        return lambda work: predict_seconds(work, modes, gpu).times(scale)
+        return lambda work: predict_seconds(work, modes, gpu).times(self.scale)
+
+    @property
+    def scale(self) -> float:
+        """Measured over predicted seconds of the micro-batch that was probed."""
+        if self.trial is None or self.card.gpu is None:
+            return 1.0
+        predicted = predict_seconds(self.work, self.trial.modes, self.card.gpu)
+        return self.trial.seconds / predicted.total
+
+    def forward_seconds(self, bucket: Bucket) -> float:
+        """Seconds of a forward pass of one clip without gradients."""
+        work = self.works.get(bucket) or replace(self.work, num_tokens=num_tokens(bucket))
+        if self.card.gpu:
+            return self.scale * predict_forward_seconds(work, self.card.gpu).total
+        assert self.trial, "a card is known or was probed"
+        return self.trial.seconds / model_flops(self.work) * forward_flops(work)
 
     def seconds(self, modes: Modes) -> Seconds | None:
         """Of a mean step; of a probed device of no known rates only the total."""
@@ -167,7 +194,23 @@ def _case(config: EstimateConfig) -> _Case:
         )
         for bucket, size in sizes.items()
     }  # fmt: skip
-    return _Case(config, variant, buckets, every, card, sizes, works, trial=None)
+    order = _order(config, view, buckets, sizes)
+    return _Case(config, view, variant, buckets, every, card, sizes, works, order, trial=None)
+
+
+def _order(
+    config: EstimateConfig,
+    view: View | None,
+    buckets: Counter[Bucket],
+    sizes: Mapping[Bucket, BatchSize],
+) -> Order:
+    """Order of the run with the default seed; without a view, all weights are 1."""
+    weights: dict[Bucket, list[float]] = {}
+    clips = tuple(clip for clip in view.clips if clip.split == "train") if view else ()
+    for clip in weighted(clips, config.clip_weights):
+        weights.setdefault(clip.bucket, []).append(clip.weight)
+    batch_size = {bucket: size.global_batch for bucket, size in sizes.items()}
+    return Order(buckets, batch_size=batch_size, seed=0, weights=weights or None)
 
 
 def _model(config: EstimateConfig) -> str | None:
@@ -238,8 +281,12 @@ def _result(case: _Case, modes: Modes) -> EstimateResult:
     config, card, work, gpu = case.config, case.card, case.work, case.card.gpu
     seconds = case.seconds(modes)
     assert seconds, "a card is known or was probed"
-    flops, epoch = case.mean(model_flops), case.steps_per_epoch
-    steps = num_steps(epoch, num_epochs=config.num_epochs)
+    flops, epoch, steps = case.mean(model_flops), case.steps_per_epoch, case.steps
+    validation = _pause(case, validation_passes(config, case.view, case.buckets, end_step=steps))
+    previews = _pause(
+        case, preview_passes(config, case.buckets.elements(), case.variant, end_step=steps)
+    )
+    batch_sizes = {bucket: size.global_batch for bucket, size in case.sizes.items()}
     trained = num_trained(work.shape, work.adapted, work.rank)
     peak = step_bytes(work, modes).total
     return EstimateResult(
@@ -250,7 +297,7 @@ def _result(case: _Case, modes: Modes) -> EstimateResult:
         lora=f"rank {work.rank} on {_words(config.lora.targets)}",
         trained_parameters=trained,
         batches={str(bucket): _batch(case, bucket, modes) for bucket in case.sizes},
-        clips_per_step=float(case.buckets.total() / epoch),
+        clips_per_step=float(case.order.draws_per_epoch / epoch),
         num_processes=config.num_processes,
         sent_bytes_per_step=all_reduce_bytes(trained, config.num_processes),
         tflop_per_step=config.num_processes * flops / 1e12,
@@ -265,13 +312,21 @@ def _result(case: _Case, modes: Modes) -> EstimateResult:
         modes={way: _mode(case, way) for way in _WAYS},
         steps=steps,
         hours_per_epoch=seconds.total * float(epoch) / 3600,
-        hours=seconds.total * steps / 3600,
+        hours=seconds.total * steps / 3600 + validation.hours + previews.hours,
+        validation=validation,
+        previews=previews,
         stage_one_hours=_encode_hours(case),
         cache_gb=_cache_bytes(case) / 1e9,
         checkpoints_gb=_checkpoint_bytes(config, steps, trained) / 1e9,
+        untrained=describe_untrained(case.order, case.buckets, batch_sizes, end_step=steps),
         assumed=_assumed(gpu, measured=case.trial is not None),
         probe=asdict(case.trial) if case.trial else None,
     )
+
+
+def _pause(case: _Case, passes: Passes) -> Pause:
+    hours = passes.seconds(case.forward_seconds) / 3600
+    return Pause(passes.times, passes.total, hours)
 
 
 def _batch(case: _Case, bucket: Bucket, modes: Modes) -> Batch:

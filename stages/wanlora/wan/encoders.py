@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.core.prompts import clean_prompt
+from wanlora.core.text import shorten
 from wanlora.errors import MediaError, ModelError
 from wanlora.wan.weights import check_loading, hide_bars_without_terminal
 
@@ -277,7 +278,7 @@ def _encode_prompt(encoder: TextEncoder, prompt: str) -> torch.Tensor:
     embeds: torch.Tensor = states[0, : int(mask.sum())].cpu()
     if not torch.isfinite(embeds).all() or embeds.float().std() == 0:
         raise ModelError(
-            f"the text encoder returned NaN, infinite or constant values for {prompt!r}; "
+            f"the text encoder returned NaN, infinite or constant values for {shorten(prompt)}; "
             "its weights are wrong, or text_dtype overflows (use bfloat16 or float32)"
         )
     return embeds
