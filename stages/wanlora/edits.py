@@ -17,7 +17,7 @@ from wanlora.captions.find import sidecar_text
 from wanlora.captions.folders import absolute
 from wanlora.core.text import shorten
 from wanlora.errors import ManifestError
-from wanlora.files import existing_spelling, write_json
+from wanlora.files import encode_text, existing_spelling, write_json
 from wanlora.manifest import BadLine, Clip
 
 NAME = ".prepare-written.json"
@@ -192,7 +192,7 @@ def write_record(
         {
             "version": VERSION,
             "files": {name: [hashlib.sha256(data).hexdigest()] for name, data in files.items()},
-            "lines": {clip.clip_id: digest(manifest.line_of(clip).encode()) for clip in clips},
+            "lines": {clip.clip_id: digest(encode_text(manifest.line_of(clip))) for clip in clips},
             "command": reading.command,
             "since_ns": reading.since_ns,
             "tables": dict(reading.tables),

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wanlora.core.text import spellings
+from wanlora.core.text import LFS_HEAD, spellings
 from wanlora.errors import OutputError
 
 DISK_ERRORS = frozenset(
@@ -121,6 +121,15 @@ def encode_text(text: str) -> bytes:
     and readable elsewhere.
     """
     return text.encode(errors="backslashreplace")
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether a file is what Git LFS leaves in place of one that it has not fetched."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LFS_HEAD)) == LFS_HEAD
+    except (OSError, ValueError):
+        return False
 
 
 def existing_spelling(path: Path) -> Path:

@@ -21,6 +21,7 @@ from jaxtyping import Float, UInt8
 
 from wanlora.cache_latents.pipeline import Ahead, Behind, depth, explaining_memory
 from wanlora.cache_latents.plan import Encoders, Failure, KeyedClip
+from wanlora.cache_latents.turns import turn
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape
 from wanlora.core.latent_rgb import normal_equations
@@ -32,7 +33,7 @@ from wanlora.store.groups import write_groups
 from wanlora.store.schema import Kind
 from wanlora.store.writer import SegmentWriter
 from wanlora.wan import encoders
-from wanlora.wan.device import current_in_thread
+from wanlora.wan.device import current_in_thread, require_host_memory
 from wanlora.wan.variants import Variant
 
 Decode = Callable[[Clip], "torch.Tensor | MediaError"]
@@ -108,12 +109,7 @@ def encode_prompts(
     chunks = iter(chunks)
     if (first := next(chunks, None)) is None:
         return EncodedPrompts()
-    dtype = getattr(torch, config.text_dtype)
-    with explaining_memory(
-        "loading the text encoder", "free the device (UMT5-XXL takes 11.4 GB in bfloat16)",
-        *_halved("text_dtype", config.text_dtype), "choose another device with --device",
-    ):  # fmt: skip
-        encoder = encoders.load_text_encoder(using.folder, dtype=dtype, device=using.device)
+    encoder = _load_text_encoder(config, using)
     shape = (MAX_TOKENS, int(using.text_provenance["text_dim"]))
     rows, truncated = 0, []
     for prompts in chain([first], chunks):
@@ -255,6 +251,19 @@ def _decode_ahead(
     most = depth(largest, threads=threads, max_bytes=config.decode_bytes)
     first = current_in_thread(using.device)  # pinning memory needs a context, on this GPU
     return Ahead(work, rows, threads=threads, depth=most, initializer=first)
+
+
+def _load_text_encoder(config: CacheLatentsConfig, using: Encoders) -> encoders.TextEncoder:
+    """Load UMT5, one process of this machine at a time."""
+    dtype, what = getattr(torch, config.text_dtype), "loading the text encoder"
+    smaller = _halved("text_dtype", config.text_dtype)
+    with turn("load"), explaining_memory(
+        what, "free the device (UMT5-XXL takes 11.4 GB in bfloat16)", *smaller,
+        "choose another device with --device",
+    ):  # fmt: skip
+        num_bytes = encoders.text_encoder_host_bytes(using.folder, dtype=dtype, device=using.device)
+        require_host_memory(num_bytes, what, *smaller)
+        return encoders.load_text_encoder(using.folder, dtype=dtype, device=using.device)
 
 
 def _load_vae(config: CacheLatentsConfig, using: Encoders) -> AutoencoderKLWan:

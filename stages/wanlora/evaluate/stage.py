@@ -19,7 +19,7 @@ from wanlora.evaluate.measures import against_base, frames_of, measured
 from wanlora.evaluate.plan import Model, describe, plan, plan_clips
 from wanlora.evaluate.setup import Setup, open_setup
 from wanlora.evaluate.subjects import BASE, Subject, subjects
-from wanlora.files import require_folder, write_atomic
+from wanlora.files import require_folder, write_text
 from wanlora.media import mp4
 from wanlora.report.evaluation_page import Shown, evaluation_page
 from wanlora.wan.adapter import check_adapter_fits
@@ -211,6 +211,6 @@ def _shown(config: EvaluateConfig, models: Mapping[str, Model]) -> list[Shown]:
 
 def _write(config: EvaluateConfig, found: dict[str, Any], shown: Sequence[Shown]) -> None:
     text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(config.output_dir / EVALUATION_NAME, text.encode())
+    write_text(config.output_dir / EVALUATION_NAME, text)
     page = evaluation_page(found, shown)
-    write_atomic(config.output_dir / REPORT_NAME, page.encode())
+    write_text(config.output_dir / REPORT_NAME, page)

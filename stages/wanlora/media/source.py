@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import IO
 
 from wanlora.core.out_of_memory import is_out_of_memory
+from wanlora.core.text import LFS_REMEDY
 from wanlora.errors import MediaError, PassingError, WanloraError
+from wanlora.files import is_lfs_pointer
 
 SOURCES = "sources.json"
 """Known hashes, in a cache with absolute paths, and beside a manifest as the manifest has them."""
@@ -36,10 +38,12 @@ def reading(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except WanloraError:
-        raise
     except Exception as error:
         if is_out_of_memory(error):
+            raise
+        if is_lfs_pointer(path):
+            raise MediaError("unreadable", f"{path} {LFS_REMEDY}") from error
+        if isinstance(error, WanloraError):
             raise
         if isinstance(error, FileNotFoundError) and not path.exists():
             raise MediaError("missing", f"{path}: there is no such file") from None

@@ -16,7 +16,7 @@ from wanlora.clips import load_clip, sample_aspect
 from wanlora.core.aspect import cover_size
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.errors import MediaError
-from wanlora.files import write_atomic
+from wanlora.files import write_text
 from wanlora.manifest import Clip
 from wanlora.plan.survey import Plan
 from wanlora.report.page import Keyed, Raw, escape, facts, image, page, section, table
@@ -84,7 +84,7 @@ def write(
         ),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page(title, sections).encode())
+    write_text(path, page(title, sections))
 
 
 def _first(shown: int, total: int) -> str:

@@ -18,6 +18,7 @@ from jaxtyping import UInt8
 from wanlora import __version__, progress
 from wanlora.config import DEFAULT_MODEL, SampleConfig
 from wanlora.core.buckets import Bucket, problem_with
+from wanlora.core.text import shorten
 from wanlora.errors import ConfigError, DeviceError
 from wanlora.media import recorded
 from wanlora.media.side_by_side import side_by_side
@@ -180,7 +181,7 @@ def _check_lengths(folder: Path, prompts: Sequence[str]) -> None:
     for prompt in dict.fromkeys(prompts):
         if (tokens := num_prompt_tokens(tokenizer, prompt)) > MAX_SEQUENCE_LENGTH:
             raise ConfigError(
-                f"the prompt {prompt[:60]!r}... has {tokens} tokens; Wan reads at most "
+                f"the prompt {shorten(prompt)} has {tokens} tokens; Wan reads at most "
                 f"{MAX_SEQUENCE_LENGTH} and would ignore the rest: shorten it"
             )
 

@@ -20,7 +20,7 @@ from wanlora.core.buckets import Bucket, num_tokens, usual
 from wanlora.core.flops import step_flops
 from wanlora.core.latent_rgb import solve
 from wanlora.core.validation import Report
-from wanlora.files import write_atomic, write_json
+from wanlora.files import write_json, write_text
 from wanlora.step.validation import Panel, describe, validate
 from wanlora.store.views import frame_rate
 from wanlora.train import saving
@@ -164,7 +164,7 @@ class Reporter:
                 logger.info("%s", said)
             write_page(self._config.output_dir)
             card = model_card(card_facts(self._config, self._session, self.last_validation))
-            write_atomic(self._config.output_dir / runs.CARD_NAME, card.encode())
+            write_text(self._config.output_dir / runs.CARD_NAME, card)
 
     def close(self) -> None:
         """Close what is open."""

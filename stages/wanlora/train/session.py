@@ -114,7 +114,7 @@ def open_session(config: TrainConfig) -> Session:
     device = devices.pick(config.device, model)
     folder = resolve(model, ["transformer"])
     variant = variant_of(folder)
-    data = open_data(config, variant)
+    data = open_data(config, variant, view)
     if config.deterministic:
         _be_deterministic()
     ranks = Ranks(device, timeout_s=config.process_timeout_s)
