@@ -28,6 +28,7 @@ from wanlora.errors import ConfigError
 from wanlora.estimate.case import Card, Case
 from wanlora.estimate.pauses import Passes, preview_passes, validation_passes
 from wanlora.estimate.result import Batch, EstimateResult, Mode, Pause
+from wanlora.progress import waiting
 from wanlora.step import fitting
 from wanlora.step.source import weighted
 from wanlora.step.trial import Modes, Trial, describe
@@ -155,7 +156,9 @@ def _probe(case: Case, model: str) -> Trial:
     if not model:
         raise ConfigError("--probe runs a model: pass --model, or a --cache that names one")
     dtype = devices.base_dtype("auto", device)
-    transformer = load_transformer(resolve(model, TRANSFORMER), dtype=dtype, device=device)
+    folder = resolve(model, TRANSFORMER)
+    with waiting(f"loading the transformer in {folder}"):
+        transformer = load_transformer(folder, dtype=dtype, device=device)
     settings = config.lora
     shape = lora.LoraShape(
         settings.rank, settings.alpha or settings.rank, settings.targets, settings.rslora,
