@@ -1,24 +1,35 @@
-"""`wanlora export`: an adapter as another tool's file, or multiplied out into its base.
+"""`wanlora export`: an adapter as another tool's file, multiplied out into its base, or uploaded.
 
 Owns: where an export appears and when. It is made in a hidden folder, read back by the library that
-will read it, compared with the original module by module, and only then given its name.
+will read it, compared with the original module by module, and only then given its name. What is
+given away has no path of this machine in it.
 """
 
 import logging
+import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from wanlora import __version__
 from wanlora.config import DEFAULT_MODEL, ExportConfig
 from wanlora.errors import AdapterError, ConfigError, NonFiniteError, OutputError
-from wanlora.files import publish, publish_folder, require_folder, staging, write_json
-from wanlora.runs import ADAPTER_NAME, adapter_of
-from wanlora.wan.adapter import AdapterFile, read_adapter
+from wanlora.files import (
+    publish,
+    publish_folder,
+    require_folder,
+    staging,
+    write_json,
+    write_text,
+)
+from wanlora.runs import ADAPTER_NAME, CARD_NAME, PREVIEWS_NAME, adapter_of
+from wanlora.wan import hub
+from wanlora.wan.adapter import PROVENANCE_PREFIX, AdapterFile, read_adapter
 from wanlora.wan.adapter.formats import DTYPES, PEFT_FILE, encode, tolerance
 from wanlora.wan.adapter.merge import check_base, check_merged, write_merged
 from wanlora.wan.adapter.reread import READERS, check_export
 from wanlora.wan.adapter.updates import Update
-from wanlora.wan.variants import PIPELINE, resolve
+from wanlora.wan.variants import PIPELINE, public_name, resolve
 from wanlora.wan.weights import file_sha256
 
 MERGED_RECORD = "wanlora.json"
@@ -36,7 +47,7 @@ class ExportResult:
     """What was written.
 
     Attributes:
-        output: The file or folder.
+        output: The file or folder; the repository's address after a push.
         format: Its format.
         adapter: What it was made from.
         source_format: That one's format.
@@ -77,26 +88,73 @@ class ExportResult:
 
 
 def run(config: ExportConfig) -> ExportResult:
-    """Export an adapter; what can be refused is refused before anything is written.
+    """Export or upload an adapter; refusals come before anything is written.
 
     Raises:
-        WanloraError: The adapter cannot be read or said in that format, the output is in the way,
-            or what was written does not read back as the original.
+        WanloraError: The adapter cannot be read or expressed in that format, the output is in the
+            way, what was written does not read back as the original, or the hub refuses it.
     """
+    if config.push:
+        return _push(config, config.push)
+    assert config.output is not None  # the configuration requires it
+    return _export(config, config.output)
+
+
+def _push(config: ExportConfig, repository: str) -> ExportResult:
+    """Upload a run's adapter, card and newest pictures, and nothing else of its folder.
+
+    Raises:
+        OutputError: There is no card, or the hub refuses the upload.
+    """
+    run_dir = config.adapter if config.adapter.is_dir() else config.adapter.parent
+    if not (run_dir / CARD_NAME).is_file():
+        raise OutputError(
+            f"{run_dir} has no {CARD_NAME}: --push takes the folder of a run, and a run writes its "
+            "card when it ends"
+        )
+    with staging(run_dir / "push") as folder:
+        result = _export(config, folder / ADAPTER_NAME)
+        model = read_adapter(Path(result.adapter)).provenance.get("model", "")
+        write_text(folder / CARD_NAME, _public_card(run_dir, model, repository))
+        for picture in _newest_pictures(run_dir):
+            target = folder / picture.relative_to(run_dir)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(picture, target)
+        address = hub.upload(folder, repository, private=config.private)
+    return replace(result, output=address)
+
+
+def _public_card(run_dir: Path, model: str, repository: str) -> str:
+    """Give a run's card with the repository's name, and without paths of this machine."""
+    card = (run_dir / CARD_NAME).read_text(encoding="utf-8")
+    card = card.replace('"FOLDER"', f'"{repository}"').replace(str(run_dir.absolute()), "FOLDER")
+    return card.replace(model, public_name(model)) if Path(model).is_absolute() else card
+
+
+def _newest_pictures(run_dir: Path) -> list[Path]:
+    folders = sorted((run_dir / PREVIEWS_NAME).glob("step-[0-9]*"))
+    return sorted(folders[-1].glob("*.gif")) if folders else []
+
+
+def _export(config: ExportConfig, output: Path) -> ExportResult:
     adapter = read_adapter(adapter_of(config.adapter, config.checkpoint))
     updates = adapter.updates()
     if bad := [module for module, update in updates.items() if not update.is_finite()]:
         raise NonFiniteError(f"{adapter.path} holds NaN or infinity in {bad[0]}: nothing to export")
-    _check_output(config, adapter)
+    _check_output(config, output, adapter)
+    model = config.model or adapter.provenance.get("model") or DEFAULT_MODEL
+    adapter = _without_paths(adapter)
     provenance = {
         **adapter.provenance,
         "exported_by": __version__,
         "source_sha256": file_sha256(adapter.path),
     }
-    make = _merge if config.format == "merged" else _convert
-    made = make(config, adapter, updates, provenance)
+    if config.format == "merged":
+        made = _merge(config, output, adapter, updates, provenance, model)
+    else:
+        made = _convert(config, output, adapter, updates, provenance)
     return ExportResult(
-        output=str(config.output),
+        output=str(output),
         format=config.format,
         adapter=str(adapter.path),
         source_format=adapter.format,
@@ -107,6 +165,14 @@ def run(config: ExportConfig) -> ExportResult:
         max_relative_error=made.error,
         read_by=READERS[config.format],
     )
+
+
+def _without_paths(adapter: AdapterFile) -> AdapterFile:
+    """Replace a model's folder in the header by its name: exports are given to other people."""
+    key = f"{PROVENANCE_PREFIX}model"
+    if key not in adapter.header:
+        return adapter
+    return replace(adapter, header=adapter.header | {key: public_name(adapter.header[key])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +187,7 @@ class _Made:
 
 def _convert(
     config: ExportConfig,
+    output: Path,
     adapter: AdapterFile,
     updates: Mapping[str, Update],
     provenance: Mapping[str, str],
@@ -132,45 +199,46 @@ def _convert(
         adapter,
         config.format,
         DTYPES[dtype],
-        title=config.output.stem,
+        title=output.stem,
         provenance=provenance,
     )
-    with staging(config.output) as folder:
+    with staging(output) as folder:
         for name, data in files.items():
             (folder / name).write_bytes(data)
         error = check_export(folder, PEFT_FILE, config.format, adapter, updates)
         if not error <= bound:
             raise AdapterError(
-                f"{config.output} was not written: {dtype} changes an update by {error:.2g} of "
+                f"{output} was not written: {dtype} changes an update by {error:.2g} of "
                 f"its norm, at most {bound:.2g} expected of its rounding. Its values are too large "
                 "or too small for that type: --dtype float32"
             )
         if config.format == "peft":
-            publish_folder(folder, config.output)
+            publish_folder(folder, output)
         else:
-            publish(folder / PEFT_FILE, config.output)
+            publish(folder / PEFT_FILE, output)
     return _Made(error, sum(map(len, files.values())), dtype)
 
 
 def _merge(
     config: ExportConfig,
+    output: Path,
     adapter: AdapterFile,
     updates: Mapping[str, Update],
     provenance: Mapping[str, str],
+    model: str,
 ) -> _Made:
     """Multiply the adapter out into a copy of its base."""
-    model = config.model or adapter.provenance.get("model") or DEFAULT_MODEL
     model_dir = resolve(model, PIPELINE)
-    if config.output.resolve() == model_dir.resolve():
-        raise OutputError(f"--output {config.output} is the base itself; choose another folder")
+    if output.resolve() == model_dir.resolve():
+        raise OutputError(f"--output {output} is the base itself; choose another folder")
     check_base(model_dir, adapter)
     dtype = DTYPES[config.dtype] if config.dtype else None
-    with staging(config.output) as folder:
+    with staging(output) as folder:
         write_merged(model_dir, updates, folder, dtype=dtype)
         error = check_merged(model_dir, folder, updates)
-        write_json(folder / MERGED_RECORD, {"model": model, "adapter": provenance})
+        write_json(folder / MERGED_RECORD, {"model": public_name(model), "adapter": provenance})
         num_bytes = sum(file.stat().st_size for file in (folder / "transformer").iterdir())
-        publish_folder(folder, config.output)
+        publish_folder(folder, output)
     if error > MUCH_ROUNDING:
         logger.warning(
             "rounding the merged weights has taken up to %.0f %% of a module's update; "
@@ -180,9 +248,8 @@ def _merge(
     return _Made(error, num_bytes, config.dtype, model)
 
 
-def _check_output(config: ExportConfig, adapter: AdapterFile) -> None:
+def _check_output(config: ExportConfig, output: Path, adapter: AdapterFile) -> None:
     """Refuse to replace what was not asked for, or to spoil a run's folder."""
-    output = config.output
     require_folder(output.absolute().parent, flag="--output")
     beside = output.absolute().parent / ADAPTER_NAME
     if output.suffix == ".safetensors" and output.name != ADAPTER_NAME and beside.exists():

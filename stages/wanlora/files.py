@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wanlora.core.text import spellings
+from wanlora.core.text import LFS_HEAD, spellings
 from wanlora.errors import OutputError
 
 DISK_ERRORS = frozenset(
@@ -110,12 +110,26 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    r"""Replace a UTF-8 file as `write_atomic` does; any text can be written.
+    """Replace a UTF-8 file as `write_atomic` does; any text can be written (`encode_text`)."""
+    write_atomic(path, encode_text(text))
+
+
+def encode_text(text: str) -> bytes:
+    r"""Encode any text as UTF-8.
 
     A half of a UTF-16 pair, which UTF-8 cannot hold, becomes `\udcff`: the same character in JSON,
     and readable elsewhere.
     """
-    write_atomic(path, text.encode(errors="backslashreplace"))
+    return text.encode(errors="backslashreplace")
+
+
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether a file is what Git LFS leaves in place of one that it has not fetched."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LFS_HEAD)) == LFS_HEAD
+    except (OSError, ValueError):
+        return False
 
 
 def existing_spelling(path: Path) -> Path:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from wanlora.core import npz, rows
+from wanlora.core.aspect import is_hd
 from wanlora.core.buckets import (
     DEFAULT_FPS,
     MAX_FPS,
@@ -32,7 +33,7 @@ from wanlora.core.buckets import (
 from wanlora.core.fingerprint import fingerprint, sha256_text
 from wanlora.core.text import decode_utf8, shorten, spellings, without_surrogates
 from wanlora.errors import ManifestError
-from wanlora.files import existing_spelling, write_text
+from wanlora.files import encode_text, existing_spelling, write_atomic
 
 TRANSFORM_REVISION = 1
 """Stands for the pixel rules (which frame is taken, rotation, resize, crop) in every clip key."""
@@ -158,7 +159,12 @@ def written_path(source: Path, folder: Path) -> str:
 
 def write(path: Path, clips: Sequence[Clip]) -> None:
     """Write a manifest whole: a reader or a kill sees the old file or the new one."""
-    write_text(path, "".join(f"{line_of(clip)}\n" for clip in clips))
+    write_atomic(path, document(clips))
+
+
+def document(clips: Sequence[Clip]) -> bytes:
+    """Bytes of a manifest."""
+    return encode_text("".join(f"{line_of(clip)}\n" for clip in clips))
 
 
 def line_of(clip: Clip) -> str:
@@ -231,6 +237,29 @@ def read_all(paths: Sequence[Path], *, on_bad: OnBad = warn) -> list[Clip]:
             seen[clip.clip_id] = path
             clips.append(clip)
     return clips
+
+
+def warn_of_old_colours(clips: Sequence[Clip]) -> None:
+    """Log the number of clips whose colours may be wrong because their lines are of wanlora 0.1.
+
+    It read HD video without a colour matrix as BT.601; such a line keeps its pixels and its key.
+    """
+    old = sum(clip.kind == "video" and "matrix" not in clip.orig and _hd(clip) for clip in clips)
+    if old:
+        log.warning(
+            "%d clips of HD videos have lines of wanlora 0.1, which read HD video without a colour "
+            "matrix as BT.601 (players: BT.709). Write them again with: wanlora prepare. Then "
+            "cache-latents encodes only the clips whose colours change",
+            old,
+        )
+
+
+def _hd(clip: Clip) -> bool:
+    """Whether the coded frames have HD size; the size in `orig` is upright."""
+    height, width = clip.orig.get("height"), clip.orig.get("width")
+    if not (isinstance(height, int) and isinstance(width, int)):
+        return False
+    return is_hd(width, height) if clip.orig.get("rotation") in (90, 270) else is_hd(height, width)
 
 
 def files(paths: Sequence[Path]) -> list[Path]:

@@ -27,8 +27,8 @@ import tomli_w
 from filelock import FileLock, Timeout
 
 from wanlora.core.fingerprint import difference
-from wanlora.errors import RunError
-from wanlora.files import fsync_dir, fsync_tree, require_folder, write_atomic, writing
+from wanlora.errors import RunError, WanloraError
+from wanlora.files import fsync_dir, fsync_tree, require_folder, write_text, writing
 
 ADAPTER_NAME = "pytorch_lora_weights.safetensors"
 CONFIG_NAME = "config.toml"
@@ -37,8 +37,9 @@ VALIDATION_NAME = "validation.jsonl"
 BASE_LOSSES_NAME = "validation_base.json"
 BEST_NAME = "best"
 EMA_NAME = "ema"
-PREVIEWS_NAME = "previews"
 CHECKPOINTS_NAME = "checkpoints"
+PREVIEWS_NAME = "previews"
+CARD_NAME = "README.md"
 LOCK_NAME = ".lock"
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,8 @@ def begin_run(
 ) -> Iterator[None]:
     """Make a run's folder, record its settings, and keep other processes out of it meanwhile.
 
+    A run that is refused before its first step leaves nothing that was not there before it.
+
     Args:
         run_dir: The run's folder.
         settings: What config.toml says.
@@ -122,6 +125,7 @@ def begin_run(
     Raises:
         RunError: Another process trains in this folder, or did so since it was checked.
     """
+    before = set(run_dir.iterdir()) if run_dir.exists() else None
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / LOCK_NAME)
     try:
@@ -141,10 +145,24 @@ def begin_run(
             )
         head = "".join(f"# {name}: {value}\n" for name, value in facts.items())
         text = head + tomli_w.dumps(_without_none(settings))
-        write_atomic(run_dir / CONFIG_NAME, text.encode())
+        write_text(run_dir / CONFIG_NAME, text)
         yield
+    except WanloraError:
+        if not (run_dir / METRICS_NAME).exists() and newest_checkpoint(run_dir) is None:
+            _leave_as_before(run_dir, before)
+        raise
     finally:
         lock.release()
+
+
+def _leave_as_before(run_dir: Path, before: set[Path] | None) -> None:
+    """Remove what a refused start has made: the folder if it is new, else config.toml and .lock."""
+    if before is None:
+        shutil.rmtree(run_dir, ignore_errors=True)
+        return
+    for name in (CONFIG_NAME, LOCK_NAME):
+        if run_dir / name not in before:
+            (run_dir / name).unlink(missing_ok=True)
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
@@ -264,7 +282,7 @@ def forget_after(run_dir: Path, num_steps: int, *, validated: bool = True) -> No
         if (run_dir / name).exists():
             kept = [row for row in read_rows(run_dir, name) if row["step"] <= last]
             text = "".join(json.dumps(row) + "\n" for row in kept)
-            write_atomic(run_dir / name, text.encode())
+            write_text(run_dir / name, text)
     for folder in _folders_of_steps(run_dir / PREVIEWS_NAME):
         if step_of(folder) > num_steps:
             shutil.rmtree(folder)

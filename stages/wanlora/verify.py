@@ -1,18 +1,20 @@
 """Load clips exactly as stage one will, and list what could not be used and why.
 
-Owns: the check between preparing and encoding. Loads through `clips.load_clip` and changes nothing.
+Owns: the check between preparing and encoding. Loads through `clips.load_unchanged` and changes
+nothing.
 """
 
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wanlora import manifest
-from wanlora.clips import load_clip, to_signed
+from wanlora.clips import load_unchanged, to_signed
 from wanlora.config import VerifyConfig
 from wanlora.core.text import shorten
+from wanlora.edits import unused_captions
 from wanlora.errors import MediaError
 from wanlora.manifest import Clip
 from wanlora.plan import sheet
@@ -52,6 +54,8 @@ class VerifyResult:
     Attributes:
         total: Clips in the manifests; more than were loaded when there is a limit.
         plan: What the clips that load are, and what encoding them costs.
+        unused_captions: Caption files that were edited after `prepare` read them.
+        captions_command: Command that reads them.
     """
 
     total: int
@@ -60,6 +64,8 @@ class VerifyResult:
     buckets: dict[str, int]
     plan: Plan
     manifests: tuple[str, ...]
+    unused_captions: tuple[str, ...] = ()
+    captions_command: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -82,6 +88,12 @@ class VerifyResult:
         lines.append(f"{len(self.loaded):,} of {tried:,} clips load ({sizes or 'none'})")
         if tried < self.total:
             lines.append(f"{self.total - tried:,} clips were not tried (--limit)")
+        if self.unused_captions:
+            lines.append(
+                f"{len(self.unused_captions):,} caption files were edited after prepare read "
+                f"them, and their text is not used; read them with: {self.captions_command}"
+            )
+            lines += [f"  {text}" for text in self.unused_captions[:SHOWN]]
         if self.failed:
             codes = Counter(clip.code for clip in self.failed)
             reasons = ", ".join(f"{code} {count}" for code, count in sorted(codes.items()))
@@ -100,6 +112,7 @@ def run(config: VerifyConfig) -> VerifyResult:
     """
     bad: list[manifest.BadLine] = []
     everything = manifest.read_all(config.manifests, on_bad=bad.append)
+    manifest.warn_of_old_colours(everything)
     chosen = _first_of_each(config) if config.limit else everything
     loaded: list[LoadedClip] = []
     failed = [FailedClip(line.where, "", "bad_line", line.message) for line in bad]
@@ -117,6 +130,7 @@ def run(config: VerifyConfig) -> VerifyResult:
     plan = survey(usable, tokens.counts, tokenizer=tokens.tokenizer)
     if config.html is not None:
         _write_sheet(config.html, usable, failed, plan, tokens, config.html_clips)
+    unused, captions_command = unused_captions(config.manifests)
     return VerifyResult(
         total=len(everything) + len(bad),
         loaded=tuple(loaded),
@@ -124,6 +138,8 @@ def run(config: VerifyConfig) -> VerifyResult:
         buckets=dict(Counter("x".join(_size(clip.shape)) for clip in loaded).most_common()),
         plan=plan,
         manifests=tuple(map(str, config.manifests)),
+        unused_captions=tuple(unused),
+        captions_command=captions_command,
     )
 
 
@@ -140,7 +156,7 @@ def _listed_already(line: manifest.BadLine) -> None:
 
 
 def _load(clip: Clip) -> LoadedClip:
-    frames = load_clip(clip)
+    frames = load_unchanged(replace(clip, source_sha256=None), {})
     low, high = to_signed(frames.aminmax().min[None]), to_signed(frames.aminmax().max[None])
     return LoadedClip(clip.clip_id, (1, *frames.shape), low.item(), high.item(), clip.prompts)
 

@@ -211,6 +211,20 @@ def test_original_names_after_transformer_become_a_file_that_wanpipeline_loads(r
         torch.testing.assert_close(found[module], dense(update), rtol=1e-6, atol=1e-6)
 
 
+def test_a_header_whose_targets_match_more_than_the_matrices_is_converted(run_dir, tmp_path):
+    """Only attention has matrices, and the header's target_modules match all linear modules."""
+    tensors = {
+        f"transformer.{name}": tensor
+        for name, tensor in read_adapter(run_dir).tensors.items() if "attn" in name
+    }  # fmt: skip
+    settings = {"r": 4, "lora_alpha": 8, "target_modules": ".*"}
+    header = {"lora_adapter_metadata": json.dumps({f"transformer.{k}": v
+                                                   for k, v in settings.items()})}  # fmt: skip
+    file = adapters.write(tmp_path / "theirs.safetensors", tensors, header)
+    for form in ("diffusers", "peft"):
+        assert _export(file, form, tmp_path / form)["modules"] == 40
+
+
 def test_an_adapter_of_no_known_model_is_not_exported(tmp_path):
     file = adapters.write(
         tmp_path / "a.safetensors",

@@ -295,3 +295,37 @@ def test_a_column_overrules_the_draw_and_must_not_contradict_itself(tmp_path):
     (raw / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     with pytest.raises(ManifestError, match=r"source group one .* named both"):
         prepared(raw, tmp_path / "out")
+
+
+def test_a_crop_of_over_30_percent_is_a_warning_that_names_the_flag(tmp_path):
+    raw = tmp_path / "raw"
+    captioned(videos.write_video(raw / "portrait.mp4", width=48, height=96))
+    captioned(videos.write_video(raw / "wide.mp4", width=96, height=64))
+    result = prepared(raw, tmp_path / "out", mode="head")
+    assert result.warnings["cropped"] == 1
+    assert any("--buckets" in note and note.startswith("1 clips") for note in result.notes)
+    (portrait,) = [c for c in manifest.read(tmp_path / "out" / "train.jsonl") if "cropped: 30 %" in
+                   " ".join(c.warnings) or "cropped: 30%" in " ".join(c.warnings)]  # fmt: skip
+    assert portrait.path.name == "portrait.mp4"
+    kept = prepared(raw, tmp_path / "kept", mode="head", buckets=True)
+    assert "cropped" not in kept.warnings
+
+
+def test_materialized_clips_are_not_sources_of_the_next_run(tmp_path):
+    data = tmp_path / "data"
+    captioned(videos.write_video(data / "clips" / "v.mp4"))
+    videos.write_npz(data / "clips" / "mine.npz", num_frames=17, height=48, width=80)
+    (data / "clips" / "mine.txt").write_text("my own clip")
+    first = prepared(data, data, materialize="npz")
+    again = prepared(data, data, materialize="npz")
+    assert (again.sources, again.clips) == (first.sources, first.clips)
+    assert any(f"{first.clips} files" in note for note in again.notes)
+    written = sorted((data / "clips").glob("*fps.npz"))
+    captioned(written[0])
+    assert prepared(written[0], tmp_path / "other").clips == 1  # named by the user
+
+
+def test_a_prefix_without_captions_is_refused_with_that_reason(tmp_path):
+    videos.write_video(tmp_path / "raw" / "a.mp4")
+    with pytest.raises(ManifestError, match="--caption-prefix is put before captions"):
+        prepared(tmp_path / "raw", tmp_path / "out", caption_prefix="ohwx dog")

@@ -1,5 +1,6 @@
-"""A model hub on loopback that serves one folder as one repository."""
+"""Model hubs on loopback: one serves a folder as one repository, one takes uploads."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -9,6 +10,64 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class _Quiet(BaseHTTPRequestHandler):
+    """Answers in JSON and logs nothing."""
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def answer(self, value: object, status: int = 200) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@contextmanager
+def receiving(*, status: int = 200) -> Iterator[tuple[str, dict[str, bytes], list[dict]]]:
+    """Take uploads; the address, the files that were uploaded, and the repositories made.
+
+    Args:
+        status: Of the answers about the repository; 403 for one without access.
+    """
+    uploaded: dict[str, bytes] = {}
+    made: list[dict] = []
+
+    class Handler(_Quiet):
+        def do_GET(self) -> None:
+            self.answer({"id": "user/run", "sha": COMMIT, "siblings": []}, status)
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if self.path.startswith("/api/repos/create"):
+                made.append(json.loads(body))
+                self.answer({"url": f"{address}/user/run", "error": "no"}, status)
+            elif "/preupload/" in self.path:
+                files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                         for file in json.loads(body)["files"]]  # fmt: skip
+                self.answer({"files": files})
+            elif "/commit/" in self.path:
+                for item in map(json.loads, body.splitlines()):
+                    if item["key"] == "file":
+                        content = base64.b64decode(item["value"]["content"])
+                        uploaded[item["value"]["path"]] = content
+                self.answer({"commitUrl": f"{address}/user/run/commit/{COMMIT}",
+                             "commitOid": COMMIT, "success": True})  # fmt: skip
+            else:  # /api/validate-yaml
+                self.answer({"errors": [], "warnings": []})
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield address, uploaded, made
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @contextmanager

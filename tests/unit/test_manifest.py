@@ -309,3 +309,23 @@ def test_the_key_changes_with_the_pixels_and_with_nothing_else():
     keys.add(manifest.clip_key(base, "cd" * 32))
     assert len(keys) == len(different) + 1
     assert key not in keys
+
+
+@pytest.mark.parametrize(
+    ("orig", "named"),
+    [
+        ({"width": 1920, "height": 1080}, 1),
+        ({"width": 720, "height": 1280}, 1),
+        ({"width": 720, "height": 576}, 0),
+        ({"width": 576, "height": 720, "rotation": 270}, 0),
+        ({"width": 1920, "height": 1080, "matrix": "bt709"}, 0),
+        ({"width": "wide", "height": None}, 0),
+        ({}, 0),
+    ],
+)
+def test_old_lines_of_hd_videos_are_counted_with_the_command_that_corrects_them(
+    caplog, orig, named
+):
+    manifest.warn_of_old_colours([clip(orig=orig), clip(kind="npz", orig=orig)])
+    assert [record.args for record in caplog.records] == [(1,)] * named
+    assert all("wanlora prepare" in record.getMessage() for record in caplog.records)

@@ -9,7 +9,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from wanlora.train.git import git_commit
-from wanlora.train.model_card import model_card
+from wanlora.train.model_card import _previews, model_card
+from wanlora.wan.variants import public_name
 
 HUB = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 FACTS = {
@@ -19,7 +20,8 @@ FACTS = {
     "settings": {"lora.rank": 32, "learning_rate": 1e-4}, "loss": 0.12345,
     "best": {"step": 400, "mean": 0.1, "base_mean": 0.125, "difference": -0.025,
              "ci95": [-0.03, -0.02], "num_clips": 16, "num_groups": 4},
-    "example_prompt": "A person's \"hands\" clapping", "num_frames": 81, "height": 480,
+    "prompts": ["A person's \"hands\" clapping", "two"], "guidance_scale": 5.0,
+    "fps": 16.0, "num_frames": 81, "height": 480,
     "provenance": {"wanlora": "0.1.0", "torch": "2.13.0", "git_commit": None},
 }  # fmt: skip
 
@@ -51,11 +53,43 @@ def test_its_snippets_survive_any_prompt():
         node for node in ast.walk(ast.parse(code(card, "python"))) if isinstance(node, ast.Call)
     ]
     constants = [arg.value for call in calls for arg in call.args if isinstance(arg, ast.Constant)]
-    assert FACTS["example_prompt"] in constants
-    assert shlex.split(code(card, "sh"))[-1] == FACTS["example_prompt"]
-    assert "num_frames=81, height=480" in card
+    assert FACTS["prompts"][0] in constants
+    assert shlex.split(code(card, "sh"))[-1] == FACTS["prompts"][0]
+    assert "num_frames=81, height=480, guidance_scale=5.0" in card
     assert "fps=16)" in card
     assert "fps=24)" in model_card(FACTS | {"fps": 24.0})
+    assert "- two" in card
+    keywords = {word.arg: word.value for call in calls for word in call.keywords}
+    assert keywords["weight_name"].value == "pytorch_lora_weights.safetensors"
+
+
+def test_it_has_the_base_models_license_and_the_file_for_comfyui():
+    card = model_card(FACTS)
+    assert ModelCard(card).data.license == "apache-2.0"
+    assert "wanlora export --adapter FOLDER --format comfyui" in card
+    assert ModelCard(model_card(FACTS | {"model": "somebody/finetune"})).data.license is None
+
+
+def test_its_pictures_are_those_of_the_newest_previews(tmp_path):
+    for step in (5, 10):
+        (tmp_path / f"previews/step-{step:06d}").mkdir(parents=True)
+        (tmp_path / f"previews/step-{step:06d}/00.gif").touch()
+    assert _previews(tmp_path) == ["previews/step-000010/00.gif"]
+    assert "](previews/step-000010/00.gif)" in model_card(FACTS | {"previews": _previews(tmp_path)})
+
+
+@pytest.mark.parametrize(
+    ("model", "shown"),
+    [
+        ("micro", "micro"),
+        (HUB, HUB),
+        ("/home/me/models/wan-mine", "wan-mine"),
+        ("~/models/wan-mine/", "wan-mine"),
+        ("/x/hub/models--Wan-AI--Wan2.1-T2V-1.3B-Diffusers/snapshots/0fad780a", HUB),
+    ],
+)
+def test_a_models_name_has_no_path_of_this_machine(model, shown):
+    assert public_name(model) == shown
 
 
 def test_it_says_what_was_trained_on_what_and_how_well():

@@ -1,6 +1,7 @@
 """Figures of a step, and what the trackers were told, read back with TensorBoard's own reader."""
 
 import importlib.util
+import sys
 import time
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wanlora.errors import ConfigError
-from wanlora.train.record import Recorder, Smoothed, name_of, row
+from wanlora.train.record import Recorder, Smoothed, check_trackers, name_of, row
 
 CPU = torch.device("cpu")
 REPORT = {
@@ -98,6 +99,27 @@ def test_no_trackers_write_nothing(tmp_path):
         recorder.validation(1, REPORT)
         recorder.images(1, "x", np.zeros((1, 4, 4, 3), np.uint8))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "facts"),
+    [
+        ("import no_such_part", ["ModuleNotFoundError", "no_such_part"]),
+        ("raise ImportError('libfoo.so.3 is missing')", ["libfoo.so.3"]),
+        ("raise TypeError('protobuf 9')", ["TypeError", "protobuf 9"]),
+        ("", ["pip install wandb"]),
+    ],
+)
+def test_a_wandb_that_does_not_work_is_refused_with_its_own_error(
+    tmp_path, monkeypatch, text, facts
+):
+    (tmp_path / "wandb.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(ConfigError) as refused:
+        check_trackers(["tensorboard", "wandb"])
+    assert all(fact in str(refused.value) for fact in facts)
+    check_trackers(["tensorboard"])
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")

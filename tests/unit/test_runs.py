@@ -3,7 +3,7 @@ import json
 import pytest
 
 from wanlora import runs
-from wanlora.errors import OutputError, RunError
+from wanlora.errors import ConfigError, NonFiniteError, OutputError, RunError
 
 
 def _publish(run_dir, step, keep=0):
@@ -93,6 +93,38 @@ def test_a_folder_belongs_to_one_process_and_then_to_the_next(tmp_path):
     checkpoint = runs.newest_checkpoint(tmp_path / "run")
     with runs.begin_run(tmp_path / "run", {"seed": 1}, {}, checkpoint=checkpoint):
         assert "seed = 1" in (tmp_path / "run" / "config.toml").read_text()
+
+
+@pytest.mark.parametrize("there", [None, [], ["notes.txt"], ["config.toml"]])
+def test_a_refused_start_leaves_what_was_there(tmp_path, there):
+    folder = tmp_path / "run"
+    for name in there or ():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_text("mine")
+    if there == []:
+        folder.mkdir()
+
+    def start():
+        with runs.begin_run(folder, {"seed": 0}, {}, checkpoint=None):
+            if there is None:
+                (folder / "tensorboard").mkdir()
+            raise ConfigError("refused")
+
+    with pytest.raises(ConfigError):
+        start()
+    found = sorted(path.name for path in folder.iterdir()) if folder.exists() else None
+    assert found == there
+
+
+def test_a_run_that_has_trained_keeps_its_folder_when_it_fails(tmp_path):
+    def start():
+        with runs.begin_run(tmp_path / "run", {"seed": 0}, {}, checkpoint=None):
+            runs.append_row(tmp_path / "run", runs.METRICS_NAME, {"step": 0})
+            raise NonFiniteError("step 1")
+
+    with pytest.raises(NonFiniteError):
+        start()
+    assert (tmp_path / "run" / "config.toml").exists()
 
 
 def test_settings_damaged_by_hand_are_refused_by_name(tmp_path):

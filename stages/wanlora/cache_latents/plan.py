@@ -4,9 +4,10 @@ Owns: the way from manifests and a model folder to keys and provenances. Encodes
 """
 
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from wanlora import manifest
 from wanlora.cache_latents.turns import turn
 from wanlora.clips import (
     SourceHashes,
+    hash_all,
     hashes_document,
     load_clip,
     parse_hashes,
@@ -32,6 +34,7 @@ from wanlora.core.prompts import prompt_key
 from wanlora.errors import MediaError, OutputError, StoreError
 from wanlora.files import write_atomic
 from wanlora.manifest import Clip
+from wanlora.media.source import SOURCES
 from wanlora.progress import bar
 from wanlora.store import index, objects
 from wanlora.store.schema import Kind
@@ -45,7 +48,6 @@ from wanlora.wan.provenance import (
 )
 from wanlora.wan.variants import ENCODERS, Variant, cache_home, resolve, variant_of
 
-SOURCES = "sources.json"
 WEIGHTS = "weights.json"
 DIGESTS = "encoders.json"
 
@@ -95,7 +97,11 @@ class Plan:
     Attributes:
         clips: All usable clips, in the manifests' order.
         failures: Clips that cannot be used.
+        unread: Clips whose sources cannot be read now but have a known hash; after `look` only
+            those whose rows are committed.
         changed_sources: Source files that are not what they were when the manifest was written.
+        num_bytes_hashed: Bytes of sources that were read to hash them.
+        sources: Hashes of the sources by path, size and mtime; after `look` of missing clips only.
         prompts: Prompt key to text, of all captions and of the prompts training needs. The text is
             as given: cleaning is not idempotent, and the encoder cleans it once.
         captions: How many captions the clips have in all.
@@ -106,7 +112,10 @@ class Plan:
 
     clips: tuple[KeyedClip, ...]
     failures: tuple[Failure, ...]
+    unread: tuple[Failure, ...]
     changed_sources: tuple[str, ...]
+    num_bytes_hashed: int
+    sources: Mapping[str, tuple[int, int, str]]
     prompts: Mapping[str, str]
     captions: int
     missing_clips: tuple[KeyedClip, ...]
@@ -144,10 +153,14 @@ class Hashes:
     digests: Memo
 
     @classmethod
-    def read(cls, cache: Location) -> "Hashes":
-        """Those of earlier runs: of the sources in the cache, of the weights with the user."""
+    def read(cls, cache: Location, manifests: Sequence[Path] = ()) -> "Hashes":
+        """Known hashes: of sources in the cache and beside manifests, of weights with the user."""
+        sources = _beside(manifests)
+        for path, entry in parse_hashes(objects.get(cache, SOURCES)).items():
+            if path not in sources or sources[path][1] <= entry[1]:
+                sources[path] = entry
         return cls(
-            parse_hashes(objects.get(cache, SOURCES)),
+            sources,
             parse_hashes(_kept(WEIGHTS)),
             parse_memo(_kept(DIGESTS)),
         )
@@ -168,6 +181,19 @@ class Hashes:
             write_atomic(cache_home() / DIGESTS, memo_document(self.digests))
         except (OSError, OutputError) as error:  # it would only have saved time
             log.info("the hashes of the weights are not kept: %s", error)
+
+
+def _beside(manifests: Sequence[Path]) -> dict[str, tuple[int, int, str]]:
+    """Hashes that `prepare` left beside its manifests, by absolute path."""
+    found = {}
+    for folder in dict.fromkeys(path if path.is_dir() else path.parent for path in manifests):
+        try:
+            document = (folder / SOURCES).read_bytes()
+        except OSError:
+            continue
+        for name, entry in parse_hashes(document).items():
+            found[os.path.abspath(folder / name)] = entry  # noqa: PTH100  (as manifest.read)
+    return found
 
 
 def _kept(name: str) -> bytes | None:
@@ -217,16 +243,20 @@ def make(
         StoreVersionError: The cache belongs to another release.
     """
     index.has_store(config.cache)
-    clips, failures, changed = _keyed(found, hashes, shown=shown)
-    wanted = [prompt for keyed in clips for prompt in keyed.clip.prompts]
+    keyed = _keyed(found, hashes, threads=config.decode_workers, shown=shown)
+    wanted = [prompt for each in keyed.clips for prompt in each.clip.prompts]
     wanted += ["", using.variant.negative_prompt, *config.validation_prompts]
     prompts = {prompt_key(text): text for text in wanted}
+    paths = {str(each.clip.path) for each in keyed.clips} & hashes.sources.keys()
     return Plan(
-        clips=tuple(clips),
-        failures=tuple(failures),
-        changed_sources=tuple(changed),
+        clips=tuple(keyed.clips),
+        failures=tuple(keyed.failures),
+        unread=tuple(keyed.unread),
+        changed_sources=tuple(sorted(keyed.changed)),
+        num_bytes_hashed=keyed.num_bytes_hashed,
+        sources={path: hashes.sources[path] for path in sorted(paths)},
         prompts=prompts,
-        captions=sum(len(keyed.clip.prompts) for keyed in clips),
+        captions=sum(len(each.clip.prompts) for each in keyed.clips),
         missing_clips=(),
         missing_prompts={},
         using=using,
@@ -247,8 +277,13 @@ def look(config: CacheLatentsConfig, plan: Plan) -> Plan:
         return index.missing_keys(config.cache, kind, plan.fingerprint(kind), keys)
 
     missing_clips = [clips[key] for key in missing("latents", clips)]
+    keys = {keyed.key for keyed in missing_clips}
+    missing_ids = {keyed.clip.clip_id for keyed in plan.clips if keyed.key in keys}
+    paths = {str(keyed.clip.path) for keyed in missing_clips}
     return replace(
         plan,
+        unread=tuple(each for each in plan.unread if each.clip_id not in missing_ids),
+        sources={path: entry for path, entry in plan.sources.items() if path in paths},
         missing_clips=tuple(sorted(missing_clips, key=lambda keyed: keyed.clip.bucket)),
         missing_prompts={key: plan.prompts[key] for key in missing("text", plan.prompts)},
     )
@@ -305,35 +340,60 @@ def has_tf32(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+@dataclass(slots=True)
+class _Keyed:
+    """Clips with their keys; the fields are those of `Plan`."""
+
+    num_bytes_hashed: int
+    clips: list[KeyedClip] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    unread: list[Failure] = field(default_factory=list)
+    changed: set[str] = field(default_factory=set)
+
+
 def _keyed(
-    clips: Sequence[Clip], hashes: Hashes, *, shown: bool
-) -> tuple[list[KeyedClip], list[Failure], list[str]]:
-    """Give every usable clip its key; list the others, and the sources that have changed."""
-    keyed, failures, changed = [], [], set()
-    with bar(total=len(clips), description="hash", unit="clip", shown=shown) as progress:
-        for clip in clips:
-            progress.update(1)
-            try:
-                with reading(clip.path):
-                    _check_size(clip)
-                    digest = _source_sha256(clip, hashes)
-            except MediaError as error:
-                failures.append(Failure(error.code, clip.clip_id, str(error)))
-                continue
-            if clip.source_sha256 not in (None, digest):
-                changed.add(clip.source)
-            keyed.append(KeyedClip(clip, manifest.clip_key(clip, digest)))
-    return keyed, failures, sorted(changed)
+    clips: Sequence[Clip],
+    hashes: Hashes,
+    *,
+    threads: int,
+    shown: bool,
+) -> _Keyed:
+    """Give each usable clip its key; list the others, and the sources that have changed."""
+    paths = dict.fromkeys(clip.path for clip in clips)
+    remembered = dict(hashes.sources)
+    with bar(total=len(paths), description="hash", unit="source", shown=shown) as progress:
+        digests, num_bytes = hash_all(
+            paths, hashes.sources, threads=threads, step=lambda: progress.update(1)
+        )
+    result = _Keyed(num_bytes)
+    for clip in clips:
+        try:
+            with reading(clip.path):
+                _check_size(clip)
+        except MediaError as error:
+            result.failures.append(Failure(error.code, clip.clip_id, str(error)))
+            continue
+        outcome = digests[clip.path]
+        digest = _digest_of(outcome, clip, remembered)
+        if digest is None:
+            assert isinstance(outcome, MediaError)
+            result.failures.append(Failure(outcome.code, clip.clip_id, str(outcome)))
+            continue
+        keyed = KeyedClip(replace(clip, source_sha256=digest), manifest.clip_key(clip, digest))
+        result.clips.append(keyed)
+        if clip.source_sha256 not in (None, digest):
+            result.changed.add(clip.source)
+        if isinstance(outcome, MediaError):
+            result.unread.append(Failure(outcome.code, clip.clip_id, str(outcome)))
+    return result
 
 
-def _source_sha256(clip: Clip, hashes: Hashes) -> str:
-    """Hash a source; one that is gone is known by its manifest, and may be cached already."""
-    try:
-        return source_sha256(clip.path, hashes.sources)
-    except MediaError as error:
-        if error.code != "missing" or clip.source_sha256 is None:
-            raise
-        return clip.source_sha256
+def _digest_of(outcome: str | MediaError, clip: Clip, remembered: SourceHashes) -> str | None:
+    """Hash of a source; one that cannot be read now has that of the last time, if there is one."""
+    if isinstance(outcome, str):
+        return outcome
+    last = remembered.get(str(clip.path))
+    return clip.source_sha256 if last is None else last[2]
 
 
 def _check_size(clip: Clip) -> None:

@@ -217,11 +217,12 @@ def _thumbnails(paths: Sequence[Path]) -> set[Path]:
 
 def _tables_beside(given: Sequence[Path], paths: Sequence[Path], sidecars: set[Path]) -> list[Path]:
     """List the tables in the folders given, in those below, and beside single files."""
-    folders = {path.parent for path in paths}
+    inner = {path.parent for path in paths}
+    folders = set(inner)
     for path in map(absolute, given):
         if path.is_dir():
             folders.add(path)
-            folders |= {f for source in paths for f in source.parents if f.is_relative_to(path)}
+            folders |= {f for folder in inner for f in folder.parents if f.is_relative_to(path)}
     return sorted(table for folder in folders for table in tables.in_folder(folder, sidecars))
 
 
@@ -250,26 +251,19 @@ def _collect(
             is about these alone: elsewhere, a file of the same name may be another one.
 
     Raises:
-        ManifestError: A table cannot be read, or none of its rows can.
+        ManifestError: A table cannot be read.
     """
     collected = _Collected()
     folders = [path for path in map(absolute, given) if path.is_dir()]
     lookup = Lookup(paths, folders if anywhere else [])
     for table in found_tables:
-        bad: dict[str, Failure] = {}
-        num_good = 0
         for where, row in tables.read(table, sidecars):
             try:
                 if isinstance(row, ManifestError):
                     raise row
                 _read_row(row, table, where, collected, lookup, has_folders=bool(folders))
-                num_good += 1
             except ManifestError as error:
-                bad[where] = Failure("bad_line", str(error), where)
-        if bad and not num_good:
-            reasons = [failure.message for failure in bad.values()]
-            raise ManifestError("\n".join([f"no row of {table} can be used:", *reasons[:SHOWN]]))
-        collected.failures |= bad
+                collected.failures[where] = Failure("bad_line", str(error), where)
     return collected
 
 
@@ -283,7 +277,6 @@ def _read_row(
     has_folders: bool,
 ) -> None:
     name = rows.path_in(row, where)
-    rows.captions_in(row, where)
     path, candidates = lookup(name, table, where)
     if path is not None:
         _add(collected.notes.setdefault(path, _Notes()), row, where, table=table)
@@ -299,17 +292,18 @@ def _read_row(
 
 def _add(note: _Notes, row: Mapping[str, Any], where: str, *, table: Path) -> None:
     captions = rows.captions_in(row, where)
+    activity = rows.text_in(row, rows.ACTIVITY_NAMES, where)
+    group = rows.text_in(row, rows.GROUP_NAMES, where)
+    split = rows.split_in(row, where)
     own = rows.weight_in(row, where)
     weight = note.weights.get((table, captions), 0.0) + (1.0 if own is None else own)
     if problem := rows.weight_problem(weight):
         raise ManifestError(f"{where}: the rows of this file weigh {weight:g} in all; {problem}")
+    # Nothing of a bad row is kept: all checks are above.
     note.weights[table, captions] = weight
     if own is not None:
         note.weighted.add((table, captions))
     note.prompts.update(dict.fromkeys(captions))
-    activity = rows.text_in(row, rows.ACTIVITY_NAMES, where)
-    group = rows.text_in(row, rows.GROUP_NAMES, where)
-    split = rows.split_in(row, where)
     note.activity = _agreed(note, "activity", note.activity, activity, where)
     note.group = _agreed(note, "source_group", note.group, group, where)
     note.split = _agreed(note, "split", note.split, split, where)

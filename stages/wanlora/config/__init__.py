@@ -13,7 +13,7 @@ torch, or any library code.
 
 from wanlora.config.after import ACTIVITY, DemoConfig, EvaluateConfig, SampleConfig
 from wanlora.config.export import ExportConfig
-from wanlora.config.settings import DEFAULT_MODEL, Flag, Settings, load
+from wanlora.config.settings import DEFAULT_MODEL, Flag, Settings, command_line, load
 from wanlora.config.stage_one import CacheLatentsConfig, InspectConfig, StoreSettings
 from wanlora.config.stage_two import (
     EstimateConfig,
@@ -48,6 +48,7 @@ __all__ = [
     "TrainConfig",
     "ValidationSettings",
     "VerifyConfig",
+    "command_line",
     "load",
 ]
 

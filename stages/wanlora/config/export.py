@@ -18,12 +18,27 @@ class ExportConfig(Settings):
         Literal["diffusers", "peft", "comfyui", "kohya", "merged"],
         Field(description="What to write; merged = a whole model folder (docs/adapters.md)."),
         Flag(),
-    ]
+    ] = "diffusers"
     output: Annotated[
-        Path,
-        Field(description="A .safetensors file; for peft and merged a folder."),
+        Path | None,
+        Field(
+            description="A .safetensors file; for peft and merged a folder. Required without "
+            "--push."
+        ),
         Flag(),
-    ]
+    ] = None
+    push: Annotated[
+        str | None,
+        Field(
+            description="Instead of writing files here: upload a run's adapter, its card and its "
+            "newest previews to this model repository, USER/NAME.",
+            pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$",
+        ),
+        Flag(),
+    ] = None
+    private: Annotated[
+        bool, Field(description="With --push: a repository that is created is private."), Flag()
+    ] = False
     checkpoint: Annotated[
         str,
         Field(
@@ -49,10 +64,23 @@ class ExportConfig(Settings):
 
     @model_validator(mode="after")
     def _output_fits_the_format(self) -> Self:
+        if self.push:
+            return self._push_alone()
+        if self.output is None:
+            raise ValueError("--output is required, or --push USER/NAME")
+        if self.private:
+            raise ValueError("--private goes with --push")
         is_file = self.output.suffix == ".safetensors"
         if is_file == (self.format in ("peft", "merged")):
             expected = "a folder" if is_file else "a name ending in .safetensors"
             raise ValueError(f"--output {self.output}: --format {self.format} makes {expected}")
         if self.model and self.format != "merged":
             raise ValueError(f"--model goes with --format merged, not with {self.format}")
+        return self
+
+    def _push_alone(self) -> Self:
+        if self.format != "diffusers":
+            raise ValueError(f"--push uploads --format diffusers, not {self.format}")
+        if unused := {"output", "model", "overwrite"} & self.model_fields_set:
+            raise ValueError(f"--push writes no files here: leave out --{min(unused)}")
         return self

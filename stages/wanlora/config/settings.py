@@ -4,9 +4,11 @@ Owns: precedence (default < TOML < --set < flag) and the words of a refusal. Mus
 """
 
 import difflib
+import json
 import re
+import shlex
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_origin
 
@@ -23,6 +25,7 @@ from pydantic import (
 
 from wanlora.core import location
 from wanlora.core.location import Url
+from wanlora.core.text import decode_utf8
 from wanlora.errors import ConfigError
 
 DEFAULT_MODEL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -139,14 +142,40 @@ def load(
         raise ConfigError("\n".join(problems)) from None
 
 
+def command_line(command: str, config: Settings, *, without: Collection[str] = ()) -> str:
+    """Write the command that gives these settings, from any working directory.
+
+    Args:
+        command: Its name.
+        config: Settings; those at their defaults are left out.
+        without: Fields to leave out.
+    """
+    words = ["wanlora", command]
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if name in without or value == field.default:
+            continue
+        flag = next((item for item in field.metadata if isinstance(item, Flag)), None)
+        values = [str(v.absolute() if isinstance(v, Path) else v) for v in
+                  (value if isinstance(value, tuple) else [value])]  # fmt: skip
+        if flag is None:
+            shown = json.dumps(value) if isinstance(value, tuple | bool) else values[0]
+            words += ["--set", f"{name}={shown}"]
+            continue
+        option = next(iter(flag.names), f"--{name.replace('_', '-')}")
+        for text in values:
+            words += [text] if flag.argument else [option] if value is True else [option, text]
+    return shlex.join(words)
+
+
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(decode_utf8(file.read_bytes()))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {file}") from None
     except OSError as error:
         raise ConfigError(f"configuration file {file} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # other text, not TOML, nested too deeply
         raise ConfigError(f"{file} is not TOML: {error}") from None
 
 
@@ -157,7 +186,7 @@ def _assign(model: type[Settings], values: dict[str, Any], item: str) -> None:
         raise ConfigError(f"--set {item}: expected NAME=VALUE, for example --set lora.rank=16")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text
     *parents, leaf = _parts(model, name.strip())
     for parent in parents:

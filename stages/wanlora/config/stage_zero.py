@@ -137,6 +137,14 @@ class PrepareConfig(Settings):
     dry_run: Annotated[
         bool, Field(description="Check everything, show the plan, write no manifest."), Flag()
     ] = False
+    edits: Annotated[
+        Literal["keep", "drop"] | None,
+        Field(
+            description="A manifest that was edited by hand since prepare wrote it: keep the "
+            "edits, or drop them; None = refuse to replace it. The edited file is copied to *.bak."
+        ),
+        Flag(),
+    ] = None
     html: Annotated[
         Path | None, Field(description="Write a contact sheet of the clips to this file."), Flag()
     ] = None

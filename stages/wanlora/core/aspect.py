@@ -19,6 +19,15 @@ MAX_PICTURE_PX = 89_478_485
 decompression bomb (`Image.MAX_IMAGE_PIXELS`). 8K video has 33 million."""
 
 
+def is_hd(height: int, width: int) -> bool:
+    """Whether players take a video of this size for HD, whose colours are BT.709 unless tagged.
+
+    Source: `mp_csp_guess_colorspace` of mpv (video/csputils.c); VLC and Kodi also draw the line at
+    576 lines.
+    """
+    return width >= 1280 or height > 576
+
+
 def size_problem(height: int, width: int) -> str | None:
     """Describe why a picture of a declared size is not decoded, or None."""
     if height * width > MAX_PICTURE_PX:

@@ -26,7 +26,7 @@ class Dealt(NamedTuple):
 def clean_prompt(text: str) -> str:
     """Clean a prompt as WanPipeline does (prompt_clean): mended text, entities, single spaces.
 
-    Not idempotent: `&amp;amp;amp;` loses two levels of entities each time. Clean a prompt once,
+    Not idempotent: `< &amp;amp;amp;` loses two levels of entities each time. Clean a prompt once,
     immediately before it is encoded or hashed.
     """
     from ftfy import fix_text  # noqa: PLC0415  (0.1 s that --help does not need)

@@ -1,17 +1,15 @@
 """Colour matrix from YUV to RGB of a video, for files that do not name one.
 
 Owns: the rule for such files. FFmpeg takes BT.601 for all of them. Players go by the size, and so
-does wanlora: BT.709 from 1280 px of width or 577 px of height on, BT.601 below. Source:
-`mp_csp_guess_colorspace` of mpv (video/csputils.c); VLC and Kodi draw the line at 576 lines too.
-The range needs no rule: FFmpeg and players take limited range unless the file or the pixel format
-(yuvj420p) has full range.
+does wanlora: BT.709 for HD (`core.aspect.is_hd`), BT.601 below. The range needs no rule: FFmpeg and
+players take limited range unless the file or the pixel format (yuvj420p) has full range.
 """
 
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import Colorspace
 
-HD_WIDTH, MAX_SD_HEIGHT = 1280, 576
+from wanlora.core.aspect import is_hd
 
 UNSPECIFIED = 2
 NAMES = {
@@ -33,9 +31,9 @@ def assumed_matrix(frame: VideoFrame) -> str | None:
 
     The size is the coded one, before rotation.
     """
-    large = frame.width >= HD_WIDTH or frame.height > MAX_SD_HEIGHT
-    unnamed = int(frame.colorspace) == UNSPECIFIED
-    return "bt709" if large and unnamed and _has_chroma(frame.format) else None
+    if int(frame.colorspace) != UNSPECIFIED or not _has_chroma(frame.format):
+        return None
+    return "bt709" if is_hd(frame.height, frame.width) else None
 
 
 def source_matrix(frame: VideoFrame, assumed: str | None) -> Colorspace | None:

@@ -116,6 +116,7 @@ def summarize(
     video_s: float,
     plan: Plan,
     token_counts: Mapping[str, int],
+    about_edits: Sequence[str] = (),
 ) -> PrepareResult:
     """Count what was made."""
     splits = Counter(clip.split for clip in clips)
@@ -137,7 +138,7 @@ def summarize(
         clips_s=plan.length_s,
         plan=plan,
         planned=tuple(_planned(clip, token_counts) for clip in clips) if config.dry_run else (),
-        notes=tuple(notes(config, found, clips)),
+        notes=(*about_edits, *notes(config, found, clips)),
         max_error_rate=config.max_error_rate,
         dry_run=config.dry_run,
     )
@@ -155,6 +156,14 @@ def notes(config: PrepareConfig, found: Found, clips: Sequence[Clip]) -> list[st
             f"{found.images_unused} images beside videos or without a caption are not used; name "
             "them in a captions table, or put them in a folder of their own"
         )
+    cropped = sum(any(text.startswith("cropped:") for text in c.warnings) for c in clips)
+    if cropped and not config.buckets:
+        said.append(
+            f"{cropped} clips lose over 30 % of the frame to the crop; --buckets keeps the aspect "
+            "of each video"
+        )
+    if found.ours:
+        said.append(f"{found.ours} files that --materialize wrote are not taken for sources")
     if config.fps != DEFAULT_FPS and any(clip.num_frames > 1 for clip in clips):
         said.append(
             f"Wan 2.1 is a {DEFAULT_FPS:g} fps model, and these clips have {config.fps:g} fps: "

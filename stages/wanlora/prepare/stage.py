@@ -6,6 +6,7 @@ captions', cutting is cuts', what a clip says is make's.
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,15 +14,29 @@ from pathlib import Path
 
 from wanlora import manifest
 from wanlora.captions import Failure, Found, find
-from wanlora.config import PrepareConfig
+from wanlora.config import PrepareConfig, command_line
 from wanlora.core.buckets import MAX_TOKENS
-from wanlora.errors import ConfigError, ManifestError, MediaError
-from wanlora.files import fsync_dir, require_folder, write_atomic
+from wanlora.edits import (
+    MANIFESTS,
+    Edits,
+    Reading,
+    announce,
+    back_up,
+    find_edits,
+    keep,
+    reading_of,
+    without_edits,
+    write_record,
+)
+from wanlora.errors import ConfigError, ManifestError, MediaError, NoCaptionError
+from wanlora.files import fsync_dir, require_folder, write_atomic, write_text
 from wanlora.manifest import Clip
 from wanlora.media import scenes
 from wanlora.media.probe import Scan
+from wanlora.media.source import SOURCES, SourceHashes, hashes_document, reading
 from wanlora.plan.survey import Plan, survey
 from wanlora.prepare.check import Checked, check_all
+from wanlora.prepare.clip_files import is_clip_file
 from wanlora.prepare.cuts import unique_ids
 from wanlora.prepare.journal import Journal
 from wanlora.prepare.make import clips_of
@@ -46,8 +61,17 @@ def run(config: PrepareConfig) -> PrepareResult:
     """
     pattern = _compile(config.group_pattern)
     require_folder(config.output, flag="--output")
-    found = find(config.sources, config.captions)
-    outcomes = _check_sources(found, config)
+    by_hand = _edits_to_keep(config)
+    since_ns = time.time_ns()
+    found = _found(config)
+    how_read = reading_of(
+        found.tables,
+        command=command_line("prepare", config, without=("dry_run", "html", "edits")),
+        since_ns=since_ns,
+        sidecars=config.captions is None,
+        prefix=config.caption_prefix.strip(),
+    )
+    outcomes, hashes = _check_sources(found, config)
     clips, failures, video_s = _clips_of_all(found, outcomes, config, pattern)
     failures = sorted(
         [*found.failures, *failures], key=lambda failure: (failure.path, failure.code)
@@ -56,18 +80,60 @@ def run(config: PrepareConfig) -> PrepareResult:
         _write_errors(config.output / "errors.jsonl", failures)
     if not clips:
         raise ManifestError(_nothing_left(found, failures, config))
+    made = _split(clips, found, config)
+    clips, notes = _with_edits(made, by_hand, config)
     tokens = count_tokens(config.model, (text for clip in clips for text in clip.prompts))
-    clips = [_warn_of_length(clip, tokens) for clip in _split(clips, found, config)]
+    clips = [_warn_of_length(clip, tokens) for clip in clips]
     plan = survey(clips, tokens.counts, tokenizer=tokens.tokenizer)
     if config.html is not None:
         _write_sheet(config.html, clips, failures, plan, tokens, config.html_clips)
     if not config.dry_run:
         if config.materialize is not None:
-            clips, failures = _materialized(clips, failures, config)
+            clips, failures = _materialized(clips, failures, hashes, config)
             if not clips:
                 raise ManifestError(_nothing_left(found, failures, config))
-        _write_manifests(config.output, clips)
-    return summarize(config, found, clips, failures, video_s, plan, tokens.counts)
+        if by_hand:
+            copies = ", ".join(path.name for path in back_up(config.output))
+            notes.append(f"the edited manifest was copied to {copies}")
+        _write_manifests(config.output, clips, made, how_read)
+        _write_hashes(config.output, clips, hashes)
+    return summarize(config, found, clips, failures, video_s, plan, tokens.counts, notes)
+
+
+def _edits_to_keep(config: PrepareConfig) -> Edits:
+    """Find edits of the manifests that would be replaced.
+
+    Raises:
+        ManifestError: There are some, and `edits` does not decide what happens to them.
+    """
+    edits = find_edits(config.output)
+    if not edits or config.dry_run or config.edits == "drop":
+        return edits
+    where = ", ".join(str(config.output / name) for name in MANIFESTS)
+    if config.edits is None:
+        raise ManifestError(
+            f"the manifest was edited since prepare wrote it ({where}: {edits}). Keep the edits "
+            "with --edits keep, write it anew with --edits drop (a copy of the edited one is kept "
+            "either way), or choose another --output"
+        )
+    if edits.bad:
+        raise ManifestError(
+            "edits cannot be kept while lines cannot be read; correct them first:\n"
+            + "\n".join(f"  {line.message}" for line in edits.bad[:SHOWN])
+        )
+    return edits
+
+
+def _found(config: PrepareConfig) -> Found:
+    try:
+        return find(config.sources, config.captions, ours=is_clip_file)
+    except NoCaptionError as error:
+        if not config.caption_prefix.strip():
+            raise
+        raise NoCaptionError(
+            f"{error}\n--caption-prefix is put before captions and is not a caption; to train on "
+            "it alone, write it into a .txt beside each video or a row of a table"
+        ) from None
 
 
 def _nothing_left(found: Found, failures: Sequence[Failure], config: PrepareConfig) -> str:
@@ -79,7 +145,7 @@ def _nothing_left(found: Found, failures: Sequence[Failure], config: PrepareConf
     )
 
 
-def _check_sources(found: Found, config: PrepareConfig) -> Outcomes:
+def _check_sources(found: Found, config: PrepareConfig) -> tuple[Outcomes, SourceHashes]:
     """Check every source, but not again what an earlier run found in a file that is the same."""
     detector = _detector(config)
     scenes.finder(detector)  # refuses here what would fail for every file
@@ -100,7 +166,7 @@ def _check_sources(found: Found, config: PrepareConfig) -> Outcomes:
                 failed += isinstance(outcome, MediaError)
                 progress.set_postfix_str(f"{failed} errors", refresh=False)
                 progress.update(1)
-    return outcomes
+        return outcomes, journal.hashes(outcomes)
 
 
 def _detector(config: PrepareConfig) -> scenes.Detector:
@@ -121,7 +187,8 @@ def _clips_of_all(
             checked = outcomes[source.path]
             if isinstance(checked, MediaError):
                 raise checked
-            own = clips_of(source, checked, config, pattern)
+            with reading(source.path):
+                own = clips_of(source, checked, config, pattern)
         except MediaError as error:
             failures.append(Failure(error.code, str(error), str(source.path)))
             continue
@@ -193,12 +260,12 @@ def _write_sheet(
 
 
 def _materialized(
-    clips: list[Clip], failures: list[Failure], config: PrepareConfig
+    clips: list[Clip], failures: list[Failure], hashes: SourceHashes, config: PrepareConfig
 ) -> tuple[list[Clip], list[Failure]]:
     from wanlora.prepare.materialize import materialize  # noqa: PLC0415  it imports torch
 
     with bar(total=len(clips), description="writing clips", unit="clip") as progress:
-        made, failed = materialize(clips, config.output, step=lambda: progress.update(1))
+        made, failed = materialize(clips, config.output, hashes, step=lambda: progress.update(1))
     failures = [
         *failures,
         *(Failure(error.code, str(error), str(clip.path)) for clip, error in failed),
@@ -207,21 +274,50 @@ def _materialized(
     return made, failures
 
 
-def _write_manifests(output: Path, clips: list[Clip]) -> None:
+def _with_edits(
+    made: list[Clip], by_hand: Edits, config: PrepareConfig
+) -> tuple[list[Clip], list[str]]:
+    """Return the clips of the manifest, and notes on edits."""
+    if not by_hand or config.edits == "drop":
+        return made, []
+    if config.edits is None:
+        return made, [f"the manifest was edited ({by_hand}): add --edits keep or --edits drop"]
+    clips, notes = keep(made, by_hand)
+    if not clips:
+        raise ManifestError("every clip was removed by hand; write them again with --edits drop")
+    return clips, notes
+
+
+def _write_manifests(
+    output: Path, clips: Sequence[Clip], made: Sequence[Clip], reading: Reading
+) -> None:
     """Write those that have clips; a kill in between leaves a train.jsonl that can stand alone."""
-    parts = {
-        split: [clip for clip in clips if clip.split == split]
-        for split in (manifest.TRAIN, manifest.VAL)
-    }
-    (output / "val.jsonl").unlink(missing_ok=True)
+    train, val = MANIFESTS
+    held = [clip for clip in clips if clip.split == manifest.VAL]
+    parts = {train: [clip for clip in clips if clip.split != manifest.VAL], val: held}
+    files = {name: manifest.document(own) for name, own in parts.items() if own}
+    unedited = without_edits(clips, made)
+    as_made = files if unedited == list(clips) else {}
+    announce(output, as_made)
+    (output / val).unlink(missing_ok=True)
     fsync_dir(output)
-    for split, own in parts.items():
-        path = output / f"{split}.jsonl"
-        if own:
-            manifest.write(path, own)
+    for name in MANIFESTS:
+        if name in files:
+            write_atomic(output / name, files[name])
         else:
-            path.unlink(missing_ok=True)
+            (output / name).unlink(missing_ok=True)
+    write_record(output, as_made, unedited, reading)
     fsync_dir(output)
+
+
+def _write_hashes(output: Path, clips: list[Clip], hashes: SourceHashes) -> None:
+    """Leave the hashes of the manifests' sources to stage one, which reads them otherwise."""
+    known = {
+        manifest.written_path(path, output): hashes[str(path)]
+        for path in dict.fromkeys(clip.path for clip in clips)
+        if str(path) in hashes
+    }
+    write_atomic(output / SOURCES, hashes_document(known))
 
 
 def _write_errors(path: Path, failures: list[Failure]) -> None:
@@ -231,7 +327,7 @@ def _write_errors(path: Path, failures: list[Failure]) -> None:
         for failure in failures
     ]
     text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    write_atomic(path, text.encode(errors="backslashreplace"))  # a lone surrogate as JSON
+    write_text(path, text)
 
 
 def _compile(pattern: str | None) -> re.Pattern[str] | None:

@@ -19,6 +19,7 @@ from wanlora.core.fingerprint import fingerprint
 from wanlora.core.rng import Stream, normal
 from wanlora.core.validation import Report, choose, describe_sample, sigma_grid, summarize
 from wanlora.errors import NonFiniteError
+from wanlora.progress import waiting
 from wanlora.step.batches import BatchSource, MicroBatch
 from wanlora.step.predict import predict
 from wanlora.store.views import View, ViewClip
@@ -114,6 +115,7 @@ def validate(
     rank: int = 0,
     num_ranks: int = 1,
     stop: StopSignal = int,
+    meet: Callable[[], None] | None = None,
 ) -> Report:
     """Measure a panel with the adapter, beside the base without it.
 
@@ -128,16 +130,19 @@ def validate(
         rank: This process.
         num_ranks: Processes that share the clips; all must call together.
         stop: See `losses`.
+        meet: Waits for all processes, and names a lost one.
 
     Raises:
         NonFiniteError: A loss is NaN or infinite.
         ValidationStopped: A process received a signal.
     """
     share: Any = {
-        "device": device, "dtype": dtype, "rank": rank, "num_ranks": num_ranks, "stop": stop
+        "device": device, "dtype": dtype, "rank": rank, "num_ranks": num_ranks, "stop": stop,
+        "meet": meet,
     }  # fmt: skip
     if key not in base_losses:
-        with _without_adapter(transformer):
+        pairs = f"{len(panel.clips)} clips at {len(panel.sigmas)} noise levels"
+        with waiting(f"measuring the base model on {pairs}"), _without_adapter(transformer):
             base = losses(panel, transformer, source, **share)
         require_finite(panel, base, "the base model")
         base_losses[key] = base.tolist()
@@ -163,6 +168,7 @@ def losses(
     rank: int = 0,
     num_ranks: int = 1,
     stop: StopSignal = int,
+    meet: Callable[[], None] | None = None,
 ) -> Float[np.ndarray, "n q"]:
     """Loss of each clip at each sigma with the transformer's current weights.
 
@@ -175,6 +181,7 @@ def losses(
         rank: This process.
         num_ranks: Processes that share the clips; all must call together.
         stop: Checked before each forward pass.
+        meet: Waits for all processes, and names a lost one.
 
     Raises:
         ValidationStopped: `stop` returned a signal in any process; all processes raise it.
@@ -197,6 +204,8 @@ def losses(
             prediction, target = predict(transformer, batch, device, dtype)
             table[row, column] = flow.loss_per_clip(prediction, target)[0]
     if num_ranks > 1:  # every cell is one rank's, the others hold 0
+        if meet:
+            meet()  # names a lost rank, for which the collective would wait
         dist.all_reduce(table)
     _raise_if_stopped(stop(), device, num_ranks)
     return table.cpu().double().numpy()  # float64 on the host alone: MPS does not have it

@@ -14,6 +14,7 @@ from concurrent.futures import Future
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from wanlora.stopping import stop_on_signals
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
 from wanlora.train.outcomes import Outcome, Outcomes
+from wanlora.train.record import check_trackers
 from wanlora.train.reporting import Reporter
 from wanlora.train.session import Session, open_session
 from wanlora.wan import attention
@@ -96,6 +98,9 @@ class TrainResult:
             *lines,
             f"adapter: {self.adapter}",
             f'next: wanlora sample --adapter {self.output_dir} --prompt "..."',
+            "for ComfyUI, which does not read this file: wanlora export --adapter "
+            f"{self.output_dir} --format comfyui --output "
+            f"{Path(self.output_dir).resolve().name}.safetensors",
         ]
 
 
@@ -107,6 +112,7 @@ def run(config: TrainConfig) -> TrainResult:
             a non-finite loss or gradient, before the optimizer steps on it; another process of
             the run that is lost.
     """
+    check_trackers(config.trackers)
     session = open_session(config)
     masters, optimizer, done = session.masters, session.optimizer, session.progress
     first_step = done.step
@@ -303,7 +309,18 @@ def _non_finite(config: TrainConfig, session: Session, outcome: Outcome) -> NonF
         + (f" and {len(slots) - 4} more" if len(slots) > 4 else "")
         + ". If the learning rate is too high, start anew in another --output-dir with a lower "
         "--learning-rate; to see whether these clips are damaged: wanlora inspect "
-        f"{shlex.quote(str(config.cache))} --verify"
+        f"{shlex.quote(str(config.cache))} --verify" + _blame_kernel(config, session)
+    )
+
+
+def _blame_kernel(config: TrainConfig, session: Session) -> str:
+    """Name the attention kernel of a GPU as a suspect: backward passes of some have had NaN."""
+    if session.device.type != "cuda":
+        return ""
+    return (
+        f". If neither is the cause, another attention kernel may help (this one: "
+        f"{', '.join(session.trial.attention)}): --resume "
+        f"{attention.use_another(config.attention, session.device)}"
     )
 
 

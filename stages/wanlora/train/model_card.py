@@ -6,6 +6,7 @@ Owns: the text. A pure function of plain values; what they are is decided where 
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -13,12 +14,19 @@ from huggingface_hub import ModelCardData
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import DEFAULT_FPS, usual
 from wanlora.core.validation import describe_sample
+from wanlora.runs import ADAPTER_NAME, PREVIEWS_NAME
 from wanlora.store.views import frame_rate
 from wanlora.train.session import Session
+from wanlora.wan.variants import public_name
 
-CARD_NAME = "README.md"
 PIPELINE_TAG = "text-to-video"
 TAGS = ("lora", "text-to-video", "wan", "wanlora", "diffusers")
+LICENSES = {"Wan-AI": "apache-2.0"}
+"""License of the models of an organization on the hub; from the model cards of Wan-AI."""
+
+NUM_PROMPTS = 3
+FOLDER = "FOLDER"
+"""Place of the adapter in the commands; a push replaces it in the code for diffusers."""
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
@@ -33,15 +41,17 @@ def model_card(facts: Mapping[str, Any]) -> str:
               view, view_sha256;
             - settings: names and values to list;
             - loss: last smoothed training loss; best, final: lines of validation.jsonl;
-            - example_prompt: a validation prompt of the view, else a training caption;
-            - num_frames, height, width, fps;
+            - prompts: real ones, from the view or its captions; num_frames, height, width, fps,
+              guidance_scale;
+            - previews: paths of pictures, relative to the card;
             - provenance: versions, fingerprints, store_digest, git_commit, ...
     """
     parts = [
         f"---\n{_front_matter(facts)}\n---",
         f"# {facts['name']}",
         _what(facts),
-        _section("Use", _usage(facts)),
+        _section("Use", _usage(facts), _other_tools(facts), _license(facts)),
+        _section("Previews", _pictures(facts)),
         _section("Data", _data(facts)),
         _section("Training", _table(_training(facts)), _validation(facts)),
         _section("Provenance", _table(facts.get("provenance", {}))),
@@ -67,13 +77,11 @@ def card_facts(
         final: The last row for the newest adapter on held-out clips.
     """
     clips, view = session.data.clips, session.data.view
-    captions = session.data.source.reader.prompts([clips[0].prompts[0]])
-    examples = [*(each.prompt for each in view.validation_prompts), *captions.values()]
     buckets = Counter(clip.bucket for clip in clips)
     bucket = usual(clip.bucket for clip in clips)
     return {
         "name": config.output_dir.resolve().name,
-        "model": session.facts["model"],
+        "model": public_name(session.facts["model"]),
         "variant": session.variant.name,
         "step": session.progress.step,
         "end_step": session.end_step,
@@ -98,13 +106,33 @@ def card_facts(
         "loss": loss,
         "best": best,
         "final": final,
-        "example_prompt": next(iter(examples), None),
         "num_frames": bucket.num_frames,
         "height": bucket.height,
         "width": bucket.width,
         "fps": frame_rate(clips),
-        "provenance": session.facts,
+        "guidance_scale": session.variant.guidance_scale,
+        "prompts": _prompts(config, session),
+        "previews": _previews(config.output_dir),
+        "provenance": session.facts | {"model": public_name(session.facts["model"])},
     }
+
+
+def _prompts(config: TrainConfig, session: Session) -> list[str]:
+    """Prompts of the previews, else captions of held-out clips, else of clips trained on."""
+    view = session.data.view
+    if view.validation_prompts:
+        return [prompt.prompt for prompt in view.validation_prompts[:NUM_PROMPTS]]
+    held_out = [clip for clip in view.clips if clip.split == config.validation.split]
+    clips = held_out or session.data.clips
+    keys = list(dict.fromkeys(clip.prompts[0] for clip in clips if clip.prompts))[:NUM_PROMPTS]
+    return list(session.data.source.reader.prompts(keys).values())
+
+
+def _previews(run_dir: Path) -> list[str]:
+    """Pictures of the newest previews, relative to the run's folder."""
+    folders = sorted((run_dir / PREVIEWS_NAME).glob("step-[0-9]*"))
+    files = sorted(folders[-1].glob("*.gif")) if folders else []
+    return [file.relative_to(run_dir).as_posix() for file in files]
 
 
 def _global_batch(session: Session) -> str:
@@ -119,6 +147,7 @@ def _front_matter(facts: Mapping[str, Any]) -> str:
     model = str(facts["model"])
     data = ModelCardData(
         base_model=model if _is_hub_id(model) else None,
+        license=_base_license(model),
         library_name="diffusers",
         pipeline_tag=PIPELINE_TAG,
         tags=list(TAGS),
@@ -138,9 +167,10 @@ def _what(facts: Mapping[str, Any]) -> str:
 
 
 def _usage(facts: Mapping[str, Any]) -> str:
-    prompt = facts.get("example_prompt") or "..."
-    size = [f"{key}={facts[key]}" for key in ("num_frames", "height", "width") if key in facts]
-    call = ", ".join([_quoted(prompt), *size])
+    prompts = facts.get("prompts") or ["A person walking"]
+    names = ("num_frames", "height", "width", "guidance_scale")
+    size = [f"{key}={facts[key]}" for key in names if key in facts]
+    call = ", ".join([_quoted(prompts[0]), *size])
     with_diffusers = [
         "```python",
         "import torch",
@@ -150,7 +180,7 @@ def _usage(facts: Mapping[str, Any]) -> str:
         f"model = {_quoted(facts['model'])}",
         'vae = AutoencoderKLWan.from_pretrained(model, subfolder="vae", torch_dtype=torch.float32)',
         "pipeline = WanPipeline.from_pretrained(model, vae=vae, torch_dtype=torch.bfloat16)",
-        'pipeline.load_lora_weights("FOLDER")  # this one',
+        f'pipeline.load_lora_weights("{FOLDER}", weight_name="{ADAPTER_NAME}")',
         'pipeline.to("cuda")',
         f"video = pipeline({call}).frames[0]",
         f'export_to_video(video, "video.mp4", fps={facts.get("fps", DEFAULT_FPS):g})',
@@ -161,11 +191,45 @@ def _usage(facts: Mapping[str, Any]) -> str:
     ]
     with_wanlora = [
         "```sh",
-        f"wanlora sample --adapter FOLDER --prompt {_shell_quoted(prompt)}",
+        f"wanlora sample --adapter {FOLDER} --prompt {_shell_quoted(prompts[0])}",
         "```",
     ]
-    # The embedded model has a name only here.
+    if len(prompts) > 1:
+        more = [f"- {_plain(prompt)}" for prompt in prompts[1:]]
+        with_wanlora += ["", "More prompts:", "", *more]
+    # Only wanlora knows the embedded model by its name.
     return "\n".join(with_wanlora if facts["model"] == "micro" else with_diffusers + with_wanlora)
+
+
+def _other_tools(facts: Mapping[str, Any]) -> str:
+    """ComfyUI ignores diffusers' names: the file loads there without an error or an effect."""
+    if facts["model"] == "micro":
+        return ""
+    return (
+        "`FOLDER` is this folder or repository. ComfyUI and kohya's tools need another file; in "
+        "ComfyUI this one has no effect, or part of it. Convert it:\n\n```sh\n"
+        f"wanlora export --adapter {FOLDER} --format comfyui --output "
+        f"{_shell_quoted(facts['name'] + '.safetensors')}\n```"
+    )
+
+
+def _license(facts: Mapping[str, Any]) -> str:
+    license_name = _base_license(str(facts["model"]))
+    if not license_name:
+        return "License: that of the base model."
+    return f"License of the base model: {license_name}. To use another, change `license` above."
+
+
+def _base_license(model: str) -> str | None:
+    return LICENSES.get(model.partition("/")[0]) if _is_hub_id(model) else None
+
+
+def _pictures(facts: Mapping[str, Any]) -> str:
+    paths = facts.get("previews") or []
+    if not paths:
+        return ""
+    shown = " ".join(f"![preview {number}]({path})" for number, path in enumerate(paths))
+    return f"{shown}\n\nLatents shown through a linear projection: small, and without the VAE."
 
 
 def _data(facts: Mapping[str, Any]) -> str:
@@ -214,7 +278,8 @@ def _validation(facts: Mapping[str, Any]) -> str:
     return (
         _grid(headers, rows)
         + "\n\nMean squared error of the predicted velocity on fixed held-out clips, noise levels "
-        "and noise; lower is better. The best adapter is in `best/`, the last one in this folder."
+        "and noise; lower is better. A run keeps its best adapter in `best/`; `wanlora export` "
+        "selects it with `--checkpoint best`."
     )
 
 

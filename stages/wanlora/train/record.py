@@ -125,7 +125,7 @@ class Recorder:
         first_step: 0, or where a resumed run continues: what was shown from there on is replaced.
 
     Raises:
-        ConfigError: W&B is asked for and not installed.
+        ConfigError: See `check_trackers`.
     """
 
     def __init__(
@@ -220,21 +220,36 @@ def _open_tensorboard(run_dir: Path, first_step: int) -> GeneralTracker:
     return tracker
 
 
+def check_trackers(trackers: Sequence[str]) -> None:
+    """Refuse a tracker that does not work, before a model is loaded.
+
+    Raises:
+        ConfigError: W&B is not installed, or its import fails; with the error's text.
+    """
+    if WANDB_NAME not in trackers:
+        return
+    without = "leave it out with --set trackers='[\"tensorboard\"]'"
+    missing = f"trackers: wandb is not installed: pip install wandb, or {without}"
+    try:
+        found = importlib.import_module("wandb")
+    except Exception as error:  # a broken package may raise anything
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == WANDB_NAME
+        broken = (
+            f"trackers: wandb is installed, but its import fails ({type(error).__name__}: "
+            f"{error}): pip install --upgrade wandb, or {without}"
+        )
+        raise ConfigError(missing if is_missing else broken) from error
+    if not hasattr(found, "init"):  # a folder named wandb in the current one imports too
+        raise ConfigError(missing)
+
+
 def _open_wandb(run_dir: Path, first_step: int) -> GeneralTracker:
     """Start or continue a W&B run; its id is kept in the run's folder.
 
     W&B takes no step twice: after a kill it keeps what was shown first of the steps done again,
     which is the same.
     """
-    try:
-        installed = hasattr(importlib.import_module("wandb"), "init")
-    except ImportError:
-        installed = False
-    if not installed:  # a folder named wandb in the current one imports too
-        raise ConfigError(
-            "trackers: wandb was asked for and is not installed: pip install wandb, or leave it "
-            "out with --set trackers='[\"tensorboard\"]'"
-        )
+    check_trackers([WANDB_NAME])
     id_path = run_dir / WANDB_NAME / WANDB_ID_NAME
     if not (first_step and id_path.exists()):
         id_path.parent.mkdir(parents=True, exist_ok=True)

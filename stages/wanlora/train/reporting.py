@@ -21,7 +21,7 @@ from wanlora.core.buckets import Bucket, num_tokens, usual
 from wanlora.core.flops import step_flops
 from wanlora.core.latent_rgb import solve
 from wanlora.core.validation import Report
-from wanlora.files import write_atomic, write_json
+from wanlora.files import write_json, write_text
 from wanlora.step.validation import (
     ADAPTER,
     EMA,
@@ -42,7 +42,7 @@ from wanlora.train.advice import (
     warn_of_worse_than_base,
 )
 from wanlora.train.data import preview_prompts
-from wanlora.train.model_card import CARD_NAME, card_facts, model_card
+from wanlora.train.model_card import card_facts, model_card
 from wanlora.train.outcomes import Outcome
 from wanlora.train.pace import against_prediction
 from wanlora.train.page import write_page
@@ -195,7 +195,7 @@ class Reporter:
         """Denoise the preview prompts to latents, and show them; on the main process alone."""
         done = self._session.progress.step
         if self._recorder and self._preview_is_due():
-            for index, frames in enumerate(_make_previews(self._config, self._session)):
+            for index, frames in _make_previews(self._config, self._session).items():
                 self._recorder.images(done, f"preview/{index}", frames)
 
     def finish(self) -> None:
@@ -217,7 +217,7 @@ class Reporter:
             card = model_card(
                 card_facts(self._config, session, loss=self._loss.value, best=best, final=final)
             )
-            write_atomic(self._config.output_dir / CARD_NAME, card.encode())
+            write_text(self._config.output_dir / runs.CARD_NAME, card)
 
     def close(self) -> None:
         """Close what is open."""
@@ -261,6 +261,7 @@ class Reporter:
                 rank=session.ranks.index,
                 num_ranks=session.ranks.count,
                 stop=self._stop,
+                meet=session.ranks.meet,
             )
         if session.is_main:  # at once: the base need not be measured again after a stop
             path = self._config.output_dir / runs.BASE_LOSSES_NAME
@@ -290,7 +291,9 @@ class Reporter:
             saving.save_best(self._config, self._session, weights)
 
 
-def _make_previews(config: TrainConfig, session: Session) -> list[UInt8[np.ndarray, "f h w 3"]]:
+def _make_previews(
+    config: TrainConfig, session: Session
+) -> dict[int, UInt8[np.ndarray, "f h w 3"]]:
     """Denoise at the clips' usual size, save the latents, and return rough pictures."""
     source, variant = session.data.source, session.variant
     prompts = preview_prompts(config, session.data)

@@ -1,6 +1,6 @@
-"""How much a download would be, said and checked before it starts.
+"""The model hub: the size of a download before it starts, and the upload of a folder.
 
-Owns: the question to the hub. Must not know: variants, torch.
+Owns: requests to the hub. Must not know: variants, torch.
 """
 
 import logging
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wanlora.errors import ModelError
+from wanlora.errors import ModelError, OutputError
 
 MARGIN = 1.1
 """Free disk asked for, in sizes of the download: temporary files and file systems need some."""
@@ -55,6 +55,52 @@ def check_room(model: str, patterns: Sequence[str]) -> int:
             "HF_HOME to a folder on a larger disk"
         )
     return num_bytes
+
+
+def upload(folder: Path, repository: str, *, private: bool) -> str:
+    """Upload a folder's files to a model repository in one commit, and return its address.
+
+    The repository is made if it is missing. Files it has under other names stay.
+
+    Args:
+        folder: Only what is to be public.
+        repository: USER/NAME.
+        private: For a repository that is made.
+
+    Raises:
+        OutputError: There is no access, or the hub cannot be reached.
+    """
+    from huggingface_hub import HfApi  # noqa: PLC0415  (as above)
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled  # noqa: PLC0415
+
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    size = sum(file.stat().st_size for file in files) / 1e6
+    log.info("uploading %d files, %.3g MB, to %s", len(files), size, repository)
+    api = HfApi(library_name="wanlora")
+    unreachable: tuple[type[Exception], ...] = (OfflineModeIsEnabled, *network_errors())
+    try:
+        address = api.create_repo(repository, private=private or None, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository, folder_path=folder, commit_message="Upload a LoRA adapter"
+        )
+    except HfHubHTTPError as error:
+        status = error.response.status_code if error.response is not None else None
+        if status in (401, 403):
+            raise OutputError(
+                f"no access to {repository} ({status}): log in with a token that may write, "
+                "hf auth login, and use a name of yours, USER/NAME"
+            ) from None
+        raise OutputError(f"the hub did not take {repository}: {_first_line(error)}") from None
+    except unreachable as error:
+        raise OutputError(
+            f"{repository} was not uploaded, because the hub cannot be reached "
+            f"({_first_line(error)}); run the same command again"
+        ) from None
+    return str(address)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def network_errors() -> tuple[type[Exception], ...]:

@@ -17,7 +17,9 @@ import platformdirs
 
 from wanlora.core.buckets import DEFAULT_FPS
 from wanlora.core.flops import TransformerShape
+from wanlora.core.text import LFS_REMEDY
 from wanlora.errors import ModelError
+from wanlora.files import is_lfs_pointer
 from wanlora.wan.hub import check_room, network_errors
 from wanlora.wan.weights import WEIGHT_NAMES, read_json, weight_files
 
@@ -167,6 +169,9 @@ def resolve(model: str, subfolders: Sequence[str]) -> Path:
             f"the model in {folder} is incomplete: missing {', '.join(missing)}; expected a folder "
             "in diffusers' layout, as saved by WanPipeline.save_pretrained"
         )
+    for file in (file for name in subfolders for file in sorted((folder / name).glob("*"))):
+        if is_lfs_pointer(file):
+            raise ModelError(f"{file} {LFS_REMEDY}")
     return folder
 
 
@@ -189,6 +194,20 @@ def local_folder(model: str) -> Path | None:
         f"no model folder at {model}{known}; expected micro, a folder in diffusers' layout, "
         "or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
     )
+
+
+def public_name(model: str) -> str:
+    """Name a model without a path of this machine: micro, a hub id, or a folder's name.
+
+    A folder in the hub's cache (`models--org--name/snapshots/...`) has its hub id.
+    """
+    folder = Path(model).expanduser()
+    if model == MICRO or (_looks_like_hub_id(model) and not folder.is_dir()):
+        return model
+    for part in folder.parts:
+        if found := re.fullmatch(r"models--(.+?)--(.+)", part):
+            return f"{found[1]}/{found[2]}"
+    return folder.name
 
 
 def variant_of(folder: Path) -> Variant:

@@ -115,6 +115,8 @@ def _tensors(module: str, update: Update, form: str, dtype: torch.dtype) -> dict
 
 def _settings(adapter: AdapterFile) -> dict[str, Any]:
     found = {key: adapter.metadata.get(f"{PREFIX}{key}") for key in _SETTINGS}
+    if not adapter.provenance:  # another tool's pattern may match more than it has matrices for
+        found["target_modules"] = sorted(adapter.updates())
     return {key: value for key, value in found.items() if value not in (None, False, {})}
 
 

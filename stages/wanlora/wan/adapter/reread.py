@@ -113,7 +113,8 @@ def check_export(
             pipeline = WanPipeline(None, None, vae=None, scheduler=None, transformer=model)
             pipeline.load_lora_weights(str(folder), adapter_name=_NAME, **place)
     except Exception as error:  # a loader may raise anything
-        raise AdapterError(f"{reader} does not read the {form} export: {error!r}") from error
+        reason = f"{type(error).__name__}: {error!s:.300}"
+        raise AdapterError(f"{reader} does not read the {form} export: {reason}") from error
     prefix = LAYOUTS[reader].prefix
     written = {key.removeprefix(prefix).partition(".lora_")[0] for key in keys}
     found = _loaded(model)

@@ -1,0 +1,29 @@
+"""Names of the files that `prepare --materialize` writes, which are never sources.
+
+Owns: OUTPUT/clips. Imports no torch.
+"""
+
+import re
+from pathlib import Path
+
+from wanlora.core.text import file_stem
+from wanlora.manifest import Clip
+from wanlora.prepare import journal
+
+FOLDER = "clips"
+
+_PATTERN = re.compile(r"-\d+x\d+x\d+-[0-9.e+-]+fps\.npz")
+
+
+def file_name(clip: Clip) -> str:
+    """Name of a clip's file: the source's hash, the start and the size are in it."""
+    return f"{file_stem(clip.clip_id)}-{clip.bucket}-{clip.fps:g}fps.npz"
+
+
+def is_clip_file(path: Path) -> bool:
+    """Return whether `--materialize` wrote a file: its name, and a journal beside its folder."""
+    return (
+        path.parent.name == FOLDER
+        and _PATTERN.search(path.name) is not None
+        and (path.parent.parent / journal.NAME).is_file()
+    )
