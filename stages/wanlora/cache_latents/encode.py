@@ -29,6 +29,7 @@ from wanlora.core.location import Location
 from wanlora.core.quality import psnr
 from wanlora.errors import MediaError, ModelError
 from wanlora.manifest import Clip
+from wanlora.progress import waiting
 from wanlora.store.groups import write_groups
 from wanlora.store.schema import Kind
 from wanlora.store.writer import SegmentWriter
@@ -257,10 +258,11 @@ def _load_text_encoder(config: CacheLatentsConfig, using: Encoders) -> encoders.
     """Load UMT5, one process of this machine at a time."""
     dtype, what = getattr(torch, config.text_dtype), "loading the text encoder"
     smaller = _halved("text_dtype", config.text_dtype)
-    with turn("load"), explaining_memory(
+    memory = explaining_memory(
         what, "free the device (UMT5-XXL takes 11.4 GB in bfloat16)", *smaller,
         "choose another device with --device",
-    ):  # fmt: skip
+    )  # fmt: skip
+    with waiting(what), turn("load"), memory:
         num_bytes = encoders.text_encoder_host_bytes(using.folder, dtype=dtype, device=using.device)
         require_host_memory(num_bytes, what, *smaller)
         loaded = encoders.load_text_encoder(using.folder, dtype=dtype, device=using.device)
@@ -270,9 +272,10 @@ def _load_text_encoder(config: CacheLatentsConfig, using: Encoders) -> encoders.
 
 
 def _load_vae(config: CacheLatentsConfig, using: Encoders) -> AutoencoderKLWan:
-    with explaining_memory(
+    memory = explaining_memory(
         "loading the VAE", "free the device", *_halved("vae_dtype", config.vae_dtype)
-    ):
+    )
+    with waiting("loading the VAE"), memory:
         vae = encoders.load_vae(
             using.folder,
             dtype=getattr(torch, config.vae_dtype),

@@ -5,7 +5,9 @@ enough for a CPU, nothing of its weights.
 """
 
 import logging
+import os
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -37,6 +39,7 @@ def pick(device: str, model: str, *, local_rank: int = 0) -> torch.device:
         DeviceError: Names the driver, torch's CUDA build, and what to do.
         ModelError: There is no such model, so that the device is not what is wrong.
     """
+    use_expandable_segments()
     if device != "auto":
         return _checked(torch.device(device))
     if torch.cuda.is_available():
@@ -50,6 +53,19 @@ def pick(device: str, model: str, *, local_rank: int = 0) -> torch.device:
         "pass --device cpu if that is what you want, or try --model micro"
         + (apple if torch.backends.mps.is_available() else "")
     )
+
+
+def use_expandable_segments() -> None:
+    """Let the allocator of CUDA grow its segments, unless the user has configured it.
+
+    Buckets and modes of different sizes leave gaps between fixed segments. It is read when torch
+    first allocates, so this has an effect only before that. Linux only, as in torch.
+    """
+    newer, older = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"  # renamed in torch 2.9
+    if newer in os.environ or older in os.environ or sys.platform != "linux":
+        return
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    os.environ[newer if version >= (2, 9) else older] = "expandable_segments:True"
 
 
 def require_host_memory(num_bytes: int, what: str, *advice: str) -> None:
