@@ -137,10 +137,14 @@ class Order:
         return dict(zip(self._buckets, counts.tolist(), strict=True))
 
     def epochs_until(self, bucket: Bucket) -> int:
-        """Epochs of a run after which a bucket has had its first step."""
+        """Number of epochs with which a run has a step of this bucket."""
         rank = self._buckets.index(bucket)
         missing = int(self._batch_sizes[rank] - self._left[rank]) * self._one
-        return -(-missing // int(self._totals[rank]))
+        epochs = -(-missing // int(self._totals[rank]))
+        # A run's steps are rounded over all buckets, so its end may be just before that step.
+        while not self.steps_by_bucket(num_steps(self.steps_per_epoch, num_epochs=epochs))[bucket]:
+            epochs += 1
+        return epochs
 
     def _run_epoch(self, step: int) -> int:
         """Epoch of a run that a step is in, by the steps of all buckets before each epoch."""

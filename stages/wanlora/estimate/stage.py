@@ -1,38 +1,34 @@
 """Counts for a set of clips and a card, put together; and the probe that replaces predictions.
 
-Owns: the choice of card, the means over steps of different buckets. Without a probe nothing is run:
-bytes and FLOPs are counted (`core.memory`, `core.flops`), seconds follow from published rates
-(`core.gpus`).
+Owns: the choice of card, and the figures of the result. Without a probe nothing is run: bytes and
+FLOPs are counted (`core.memory`, `core.flops`), seconds follow from published rates (`core.gpus`).
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 
 import torch
 
 from wanlora.config import EstimateConfig
 from wanlora.core.batch_sizes import BatchSize, batch_sizes
-from wanlora.core.buckets import Bucket, latent_shape, num_tokens
+from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.cost import (
     VAE_SHARE_OF_PEAK,
-    Seconds,
     all_reduce_bytes,
     encode_seconds,
     floor_seconds,
-    forward_flops,
     model_flops,
-    predict_forward_seconds,
-    predict_seconds,
 )
 from wanlora.core.flops import Recompute
 from wanlora.core.gpus import GPUS, Gpu, gpu_named, gpu_of
-from wanlora.core.memory import Workload, longest_clip, num_trained, plan, step_bytes
-from wanlora.core.order import Order, describe_untrained, num_steps
+from wanlora.core.memory import longest_clip, num_trained, plan, step_bytes
+from wanlora.core.order import Order, describe_untrained
 from wanlora.errors import ConfigError
+from wanlora.estimate.case import Card, Case
 from wanlora.estimate.pauses import Passes, preview_passes, validation_passes
 from wanlora.estimate.result import Batch, EstimateResult, Mode, Pause
+from wanlora.progress import waiting
 from wanlora.step import fitting
 from wanlora.step.source import weighted
 from wanlora.step.trial import Modes, Trial, describe
@@ -53,110 +49,6 @@ _WAYS: tuple[Recompute, ...] = ("none", "selective", "full")
 _PROBE_PASSES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class _Card:
-    """Where the run is to be; `gpu` is None for a device of which nothing is known."""
-
-    name: str
-    gpu: Gpu | None
-    device: torch.device
-    limit_bytes: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """Everything an estimate is of.
-
-    Attributes:
-        buckets: Clips to train on.
-        to_encode: All clips of the view.
-        sizes: Of each bucket, clips in a step.
-        works: Of each bucket, its micro-batch.
-        order: The run's, with the default seed.
-        trial: What the probe saw, if there was one.
-    """
-
-    config: EstimateConfig
-    view: View | None
-    variant: Variant
-    buckets: Counter[Bucket]
-    to_encode: Counter[Bucket]
-    card: _Card
-    sizes: dict[Bucket, BatchSize]
-    works: dict[Bucket, Workload]
-    order: Order
-    trial: Trial | None
-
-    @property
-    def largest(self) -> Bucket:
-        return fitting.largest(self.works)
-
-    @property
-    def work(self) -> Workload:
-        """The micro-batch that takes the most memory."""
-        return self.works[self.largest]
-
-    @property
-    def steps_per_epoch(self) -> Fraction:
-        """Steps that train every clip as often as its weight."""
-        return self.order.steps_per_epoch
-
-    @property
-    def steps(self) -> int:
-        """Steps of the run."""
-        return num_steps(self.steps_per_epoch, num_epochs=self.config.num_epochs)
-
-    def in_a_step(self, bucket: Bucket, of: Callable[[Workload], float]) -> float:
-        """What a process's micro-batches of a bucket's step add up to."""
-        share = self.sizes[bucket].num_micro_batches // self.config.num_processes
-        return share * of(self.works[bucket])
-
-    def mean(self, of: Callable[[Workload], float]) -> float:
-        """Mean over steps of what a process's micro-batches add up to."""
-        total = sum(
-            float(steps) * self.in_a_step(bucket, of)
-            for bucket, steps in self.order.bucket_steps_per_epoch.items()
-        )
-        return total / float(self.steps_per_epoch)
-
-    def pace(self, modes: Modes) -> Callable[[Workload], Seconds] | None:
-        """Give the seconds of a micro-batch as a function; None where nothing is known."""
-        gpu, trial, tried = self.card.gpu, self.trial, self.work
-        if gpu is None:
-            if trial is None or modes != trial.modes:
-                return None
-            a_flop = trial.seconds / model_flops(tried)
-            return lambda work: Seconds(0.0, a_flop * model_flops(work), 0.0)
-        return lambda work: predict_seconds(work, modes, gpu).times(self.scale)
-
-    @property
-    def scale(self) -> float:
-        """Measured over predicted seconds of the micro-batch that was probed."""
-        if self.trial is None or self.card.gpu is None:
-            return 1.0
-        predicted = predict_seconds(self.work, self.trial.modes, self.card.gpu)
-        return self.trial.seconds / predicted.total
-
-    def forward_seconds(self, bucket: Bucket) -> float:
-        """Seconds of a forward pass of one clip without gradients."""
-        work = self.works.get(bucket) or replace(self.work, num_tokens=num_tokens(bucket))
-        if self.card.gpu:
-            return self.scale * predict_forward_seconds(work, self.card.gpu).total
-        assert self.trial, "a card is known or was probed"
-        return self.trial.seconds / model_flops(self.work) * forward_flops(work)
-
-    def seconds(self, modes: Modes) -> Seconds | None:
-        """Of a mean step; of a probed device of no known rates only the total."""
-        pace = self.pace(modes)
-        if pace is None:
-            return None
-        return Seconds(
-            self.mean(lambda work: pace(work).attention),
-            self.mean(lambda work: pace(work).matmul),
-            self.mean(lambda work: pace(work).elementwise),
-        )
-
-
 def run(config: EstimateConfig) -> EstimateResult:
     """Count what a run takes, and predict or measure how long.
 
@@ -171,7 +63,7 @@ def run(config: EstimateConfig) -> EstimateResult:
     return _result(case, case.trial.modes if case.trial else _planned(case))
 
 
-def _case(config: EstimateConfig) -> _Case:
+def _case(config: EstimateConfig) -> Case:
     view = read_view(config.cache, config.view) if config.cache else None
     variant = _variant(config, view)
     every = _buckets(config, view, split=None)
@@ -195,7 +87,7 @@ def _case(config: EstimateConfig) -> _Case:
         for bucket, size in sizes.items()
     }  # fmt: skip
     order = _order(config, view, buckets, sizes)
-    return _Case(config, view, variant, buckets, every, card, sizes, works, order, trial=None)
+    return Case(config, view, variant, buckets, every, card, sizes, works, order, trial=None)
 
 
 def _order(
@@ -232,11 +124,11 @@ def _buckets(config: EstimateConfig, view: View | None, *, split: str | None) ->
     return Counter(clip.bucket for clip in view.clips if split in (None, clip.split))
 
 
-def _card(config: EstimateConfig, model: str) -> _Card:
+def _card(config: EstimateConfig, model: str) -> Card:
     if config.probe:
         device = devices.pick(config.device, config.model or model)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return _Card(name, gpu_of(name), device, fitting.budget(device))
+        return Card(name, gpu_of(name), device, fitting.budget(device))
     name = config.device
     if name == "auto":
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else DEFAULT_GPU
@@ -248,23 +140,25 @@ def _card(config: EstimateConfig, model: str) -> _Card:
         )
     memory = config.memory_gb * 1e9 if config.memory_gb else gpu.memory_bytes
     limit = fitting.budget_of_gpu(memory)
-    return _Card(gpu_named(name) or name, gpu, torch.device("cuda"), limit)
+    return Card(gpu_named(name) or name, gpu, torch.device("cuda"), limit)
 
 
-def _planned(case: _Case) -> Modes:
+def _planned(case: Case) -> Modes:
     chosen = case.config.activations
     if chosen == "auto":
         return plan(case.work, case.card.limit_bytes)
     return (chosen,) * case.work.shape.num_layers
 
 
-def _probe(case: _Case, model: str) -> Trial:
+def _probe(case: Case, model: str) -> Trial:
     """Load the transformer with a fresh adapter, and take real steps of the largest bucket."""
     config, device = case.config, case.card.device
     if not model:
         raise ConfigError("--probe runs a model: pass --model, or a --cache that names one")
     dtype = devices.base_dtype("auto", device)
-    transformer = load_transformer(resolve(model, TRANSFORMER), dtype=dtype, device=device)
+    folder = resolve(model, TRANSFORMER)
+    with waiting(f"loading the transformer in {folder}"):
+        transformer = load_transformer(folder, dtype=dtype, device=device)
     settings = config.lora
     shape = lora.LoraShape(
         settings.rank, settings.alpha or settings.rank, settings.targets, settings.rslora,
@@ -277,7 +171,7 @@ def _probe(case: _Case, model: str) -> Trial:
     )  # fmt: skip
 
 
-def _result(case: _Case, modes: Modes) -> EstimateResult:
+def _result(case: Case, modes: Modes) -> EstimateResult:
     config, card, work, gpu = case.config, case.card, case.work, case.card.gpu
     seconds = case.seconds(modes)
     assert seconds, "a card is known or was probed"
@@ -324,12 +218,12 @@ def _result(case: _Case, modes: Modes) -> EstimateResult:
     )
 
 
-def _pause(case: _Case, passes: Passes) -> Pause:
+def _pause(case: Case, passes: Passes) -> Pause:
     hours = passes.seconds(case.forward_seconds) / 3600
     return Pause(passes.times, passes.total, hours)
 
 
-def _batch(case: _Case, bucket: Bucket, modes: Modes) -> Batch:
+def _batch(case: Case, bucket: Bucket, modes: Modes) -> Batch:
     size, pace = case.sizes[bucket], case.pace(modes)
     assert pace, "a card is known or was probed"
     return Batch(
@@ -341,7 +235,7 @@ def _batch(case: _Case, bucket: Bucket, modes: Modes) -> Batch:
     )
 
 
-def _mode(case: _Case, way: Recompute) -> Mode:
+def _mode(case: Case, way: Recompute) -> Mode:
     modes: Modes = (way,) * case.work.shape.num_layers
     peak, seconds = step_bytes(case.work, modes).total, case.seconds(modes)
     longest = longest_clip(case.work, case.largest, way, case.card.limit_bytes)
@@ -353,14 +247,14 @@ def _mode(case: _Case, way: Recompute) -> Mode:
     )
 
 
-def _encode_hours(case: _Case) -> float | None:
+def _encode_hours(case: Case) -> float | None:
     gpu = case.card.gpu
     if gpu is None or case.variant.name == "micro":  # its encoders are not Wan's
         return None
     return sum(encode_seconds(*b, gpu) * n for b, n in case.to_encode.items()) / 3600
 
 
-def _cache_bytes(case: _Case) -> float:
+def _cache_bytes(case: Case) -> float:
     if case.config.cache:
         return objects.num_bytes(case.config.cache, schema.STORE)
     values = sum(

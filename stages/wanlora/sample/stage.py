@@ -22,6 +22,7 @@ from wanlora.core.text import shorten
 from wanlora.errors import ConfigError, DeviceError
 from wanlora.media import recorded
 from wanlora.media.side_by_side import side_by_side
+from wanlora.progress import waiting
 from wanlora.sample.decode import decode
 from wanlora.sample.videos import Video, missing, plan, record_of
 from wanlora.store.views import frame_rate, read_view
@@ -196,7 +197,8 @@ def _load(
             "the tiles' seams visibly; leave it out where memory allows"
         )
     dtype = base_dtype(config.dtype, device)
-    pipeline = wan.load_pipeline(folder, dtype=dtype, device=device, offload=config.offload)
+    with waiting(f"loading the model in {folder}"):
+        pipeline = wan.load_pipeline(folder, dtype=dtype, device=device, offload=config.offload)
     if adapters:
         attach(pipeline.transformer, adapters)
     wan.prepare(
