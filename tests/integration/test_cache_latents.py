@@ -222,6 +222,23 @@ def test_a_source_replaced_before_it_is_decoded_is_listed_and_not_stored(
     assert cache_latents.run(config).clips_encoded == 1
 
 
+@pytest.mark.parametrize("file", ["vae/config.json", "tokenizer/tokenizer_config.json"])
+def test_weights_that_change_between_hashing_and_loading_are_refused(
+    config, micro_folder, tmp_path, monkeypatch, file  # noqa: F811
+):  # fmt: skip
+    folder = temporary_copy(micro_folder, tmp_path / "model")
+    make = planning.make
+
+    def replacing(*arguments: object, **options: object) -> object:
+        os.utime(folder / file, ns=(1, 1))
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(planning, "make", replacing)
+    with pytest.raises(ModelError, match=f"{Path(file).parent} was changed"):
+        cache_latents.run(changed(config, model=str(folder)))
+    assert not (config.cache / "views").exists()
+
+
 @pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])
 def test_a_stopped_run_keeps_what_it_encoded_and_goes_on_from_there(config, monkeypatch, how):
     original, calls = encoders.encode_posterior, []

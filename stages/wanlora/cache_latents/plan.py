@@ -3,6 +3,7 @@
 Owns: the way from manifests and a model folder to keys and provenances. Encodes nothing.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -31,15 +32,15 @@ from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
 from wanlora.core.prompts import prompt_key
-from wanlora.errors import MediaError, OutputError, StoreError
+from wanlora.errors import MediaError, ModelError, OutputError, StoreError
 from wanlora.files import write_atomic
 from wanlora.manifest import Clip
 from wanlora.media.source import SOURCES
 from wanlora.progress import bar
 from wanlora.store import index, objects
 from wanlora.store.schema import Kind
+from wanlora.wan import identity
 from wanlora.wan.device import pick
-from wanlora.wan.identity import Memo, memo_document, parse_memo
 from wanlora.wan.provenance import (
     recorded_by_0_1_0,
     require_own_arithmetic,
@@ -50,6 +51,7 @@ from wanlora.wan.variants import ENCODERS, Variant, cache_home, resolve, variant
 
 WEIGHTS = "weights.json"
 DIGESTS = "encoders.json"
+ALIASES = "aliases.json"
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ class Encoders:
         device: Where to compute.
         latents_provenance: What decides the value of latents.
         text_provenance: What decides the value of prompt embeddings.
+        stamps: Sizes and times of the files when they were hashed, by sub-folder.
     """
 
     folder: Path
@@ -88,6 +91,19 @@ class Encoders:
     device: torch.device
     latents_provenance: Mapping[str, Any]
     text_provenance: Mapping[str, Any]
+    stamps: Mapping[str, str] = field(default_factory=dict)
+
+    def require_unchanged(self, part: str) -> None:
+        """Refuse weights that were loaded from other files than those that were hashed.
+
+        Raises:
+            ModelError: A file of the sub-folder has another size or time.
+        """
+        if part in self.stamps and identity.stamp(self.folder / part) != self.stamps[part]:
+            raise ModelError(
+                f"{self.folder / part} was changed between hashing and loading; run the same "
+                "command again when the folder is complete"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +166,7 @@ class Hashes:
 
     sources: SourceHashes
     weights: SourceHashes
-    digests: Memo
+    digests: identity.Memo
 
     @classmethod
     def read(cls, cache: Location, manifests: Sequence[Path] = ()) -> "Hashes":
@@ -162,7 +178,7 @@ class Hashes:
         return cls(
             sources,
             parse_hashes(_kept(WEIGHTS)),
-            parse_memo(_kept(DIGESTS)),
+            identity.parse_memo(_kept(DIGESTS)),
         )
 
     def write_sources(self, cache: Location) -> None:
@@ -178,7 +194,7 @@ class Hashes:
         try:
             cache_home().mkdir(parents=True, exist_ok=True)
             write_atomic(cache_home() / WEIGHTS, hashes_document(self.weights))
-            write_atomic(cache_home() / DIGESTS, memo_document(self.digests))
+            write_atomic(cache_home() / DIGESTS, identity.memo_document(self.digests))
         except (OSError, OutputError) as error:  # it would only have saved time
             log.info("the hashes of the weights are not kept: %s", error)
 
@@ -216,10 +232,11 @@ def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int
     folder = resolve(config.model, ENCODERS)
     variant = variant_of(folder)
     with turn("hash"):  # the others find the digests of the first
-        hashes.digests.update(parse_memo(_kept(DIGESTS)))
+        hashes.digests.update(identity.parse_memo(_kept(DIGESTS)))
+        stamps = {part: identity.stamp(folder / part) for part in ENCODERS}
         latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
         hashes.keep_weights()
-    return Encoders(folder, variant, device, latents_provenance, text_provenance)
+    return Encoders(folder, variant, device, latents_provenance, text_provenance, stamps)
 
 
 def make(
@@ -314,25 +331,47 @@ def _provenances(
         memo=hashes.digests,
     )
     return (
-        _recorded(config.cache, "latents", folder, latents, hashes),
-        _recorded(config.cache, "text", folder, text, hashes),
+        _recorded(config, "latents", folder, latents, hashes),
+        _recorded(config, "text", folder, text, hashes),
     )
 
 
 def _recorded(
-    cache: Location, kind: Kind, folder: Path, provenance: Mapping[str, Any], hashes: Hashes
+    config: CacheLatentsConfig,
+    kind: Kind,
+    folder: Path,
+    provenance: Mapping[str, Any],
+    hashes: Hashes,
 ) -> Mapping[str, Any]:
-    """Provenance under which a cache has an encoder's rows; that of 0.1.0 if it has no other."""
-    stored = index.provenances(cache, kind)
-    if fingerprint(provenance) in stored:
+    """Provenance under which a cache has an encoder's rows; that of 0.1.0 if it has no other.
+
+    An old one that was recognised by its files is remembered for the same encoder in other files.
+    """
+    stored = index.provenances(config.cache, kind)
+    own = fingerprint(provenance)
+    if own in stored:
         return provenance
+    aliases = _parse_aliases(objects.get(config.cache, ALIASES))
+    if aliases.get(own) in stored:
+        return stored[aliases[own]]
     old = recorded_by_0_1_0(
         folder, provenance, stored.values(), lambda path: source_sha256(path, hashes.weights)
     )
     if old is None:
         return provenance
     log.info("the %s of this encoder are filed as release 0.1.0 filed them", kind)
+    if not config.dry_run:
+        aliases[own] = fingerprint(old)
+        objects.put(config.cache, ALIASES, json.dumps(aliases, sort_keys=True, indent=0).encode())
     return old
+
+
+def _parse_aliases(document: bytes | None) -> dict[str, str]:
+    """Fingerprints of encoders to those that 0.1.0 gave them; a damaged document has none."""
+    try:
+        return {str(own): str(old) for own, old in json.loads(document or b"{}").items()}
+    except (ValueError, AttributeError):
+        return {}
 
 
 def has_tf32(device: torch.device) -> bool:
