@@ -72,7 +72,8 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         if config.dry_run:
             plan = planning.look(config, plan)
             outcome = Outcome(plan.clips, plan.failures, num_bytes=plan.num_bytes)
-            return summarize(config, plan, outcome, seconds=time.monotonic() - started)
+            seconds = time.monotonic() - started
+            return summarize(config, plan, outcome, seconds=seconds, shown=shown)
         before = objects.num_bytes(config.cache, schema.STORE)
         earlier = wants.names(config.cache, config.view)
         wanted = wants.publish(config.cache, _view(config, plan, plan.clips))
@@ -87,7 +88,7 @@ def run(config: CacheLatentsConfig) -> CacheResult:
     wants.drop(config.cache, {wanted, *earlier})
     added = objects.num_bytes(config.cache, schema.STORE) - before
     outcome = Outcome(kept, failures, stays, added, view.sha256, made)
-    return summarize(config, plan, outcome, seconds=time.monotonic() - started)
+    return summarize(config, plan, outcome, seconds=time.monotonic() - started, shown=shown)
 
 
 def _require_videos(failures: Sequence[Failure]) -> None:
