@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.support import videos
-from wanlora import manifest, prepare, verify
-from wanlora.config import PrepareConfig, VerifyConfig
+from tests.support.models import micro_folder, micro_home  # noqa: F401
+from wanlora import cache_latents, manifest, prepare, verify
+from wanlora.config import CacheLatentsConfig, PrepareConfig, VerifyConfig
 from wanlora.edits import NAME, find_edits, unused_captions
 from wanlora.errors import ManifestError
 
@@ -164,6 +165,17 @@ def test_captions_edited_after_prepare_are_named_with_the_command(raw, out, mate
     assert command in "\n".join(result.lines())
     prepared(raw, out, materialize=materialize)
     assert unused_captions([out]) == ([], "")
+
+
+def test_stage_one_names_them_too(raw, out, tmp_path, micro_home):  # noqa: F811
+    later(raw / "a.txt", "new words")
+    result = cache_latents.run(
+        CacheLatentsConfig(
+            manifest=(out,), cache=tmp_path / "cache", model="micro", device="cpu", dry_run=True
+        )
+    )
+    assert result.unused_captions == [f"{raw / 'a.txt'}: 'new words'"]
+    assert result.captions_command in "\n".join(result.lines())
 
 
 def test_a_caption_whose_line_was_edited_by_hand_is_not_compared(raw, out):
