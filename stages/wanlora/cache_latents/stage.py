@@ -20,7 +20,8 @@ from wanlora import manifest
 from wanlora.cache_latents import plan as planning
 from wanlora.cache_latents import processes
 from wanlora.cache_latents.encode import complete_groups
-from wanlora.cache_latents.plan import Encoders, Failure, Hashes, KeyedClip, Plan
+from wanlora.cache_latents.hashes import Hashes
+from wanlora.cache_latents.plan import Encoders, Failure, KeyedClip, Plan
 from wanlora.cache_latents.result import CacheResult, Outcome, listed, summarize
 from wanlora.cache_latents.worker import Encoded, encode_share
 from wanlora.config import CacheLatentsConfig
