@@ -138,6 +138,14 @@ def test_names_with_spaces_and_captions_of_any_script_go_through(home):
     assert "wanlora cache-latents --manifest 'my data'" in result.output
 
 
+def test_any_text_is_printed_on_a_terminal_that_cannot_show_it(home, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii:strict")
+    write_npz(home / "größer" / "clip.npz")
+    (home / "größer" / "clip.txt").write_text("走路 🚶", encoding="utf-8")
+    done = cli.run("prepare", "größer", "--dry-run", "--set", "workers=1", cwd=home)
+    assert r"gr\xf6\xdfer" in done.stdout
+
+
 # --- manifests and .npz clips --------------------------------------------------------------------
 
 
