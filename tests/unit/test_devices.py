@@ -186,3 +186,12 @@ def test_a_transformer_loaded_straight_to_a_device_is_the_same(micro_folder, dty
     for name, tensor in expected.items():
         assert tensor.dtype == found[name].dtype
         assert torch.equal(tensor, found[name])
+
+
+def test_a_gpu_that_is_full_is_not_taken_for_one_that_does_not_work(monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "ones", full)
+    with pytest.raises(DeviceError, match=r"cuda:1 has no free memory.*--device"):
+        devices.pick("cuda:1", "micro")

@@ -265,7 +265,10 @@ def _load_text_encoder(config: CacheLatentsConfig, using: Encoders) -> encoders.
     with waiting(what), turn("load"), memory:
         num_bytes = encoders.text_encoder_host_bytes(using.folder, dtype=dtype, device=using.device)
         require_host_memory(num_bytes, what, *smaller)
-        return encoders.load_text_encoder(using.folder, dtype=dtype, device=using.device)
+        loaded = encoders.load_text_encoder(using.folder, dtype=dtype, device=using.device)
+    using.require_unchanged("text_encoder")
+    using.require_unchanged("tokenizer")
+    return loaded
 
 
 def _load_vae(config: CacheLatentsConfig, using: Encoders) -> AutoencoderKLWan:
@@ -273,12 +276,14 @@ def _load_vae(config: CacheLatentsConfig, using: Encoders) -> AutoencoderKLWan:
         "loading the VAE", "free the device", *_halved("vae_dtype", config.vae_dtype)
     )
     with waiting("loading the VAE"), memory:
-        return encoders.load_vae(
+        vae = encoders.load_vae(
             using.folder,
             dtype=getattr(torch, config.vae_dtype),
             device=using.device,
             tf32=config.tf32,
         )
+    using.require_unchanged("vae")
+    return vae
 
 
 def complete_groups(cache: Location, using: Encoders, clips: Sequence[KeyedClip]) -> None:

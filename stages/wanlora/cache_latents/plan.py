@@ -3,8 +3,8 @@
 Owns: the way from manifests and a model folder to keys and provenances. Encodes nothing.
 """
 
+import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,13 +16,12 @@ import numpy as np
 import torch
 
 from wanlora import manifest
+from wanlora.cache_latents.hashes import Hashes, kept_digests
 from wanlora.cache_latents.turns import turn
 from wanlora.clips import (
     SourceHashes,
     hash_all,
-    hashes_document,
     load_clip,
-    parse_hashes,
     reading,
     source_sha256,
 )
@@ -31,25 +30,22 @@ from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
 from wanlora.core.prompts import prompt_key
-from wanlora.errors import MediaError, OutputError, StoreError
-from wanlora.files import write_atomic
+from wanlora.errors import MediaError, ModelError, StoreError
 from wanlora.manifest import Clip
-from wanlora.media.source import SOURCES
 from wanlora.progress import bar
 from wanlora.store import index, objects
 from wanlora.store.schema import Kind
+from wanlora.wan import identity
 from wanlora.wan.device import pick
-from wanlora.wan.identity import Memo, memo_document, parse_memo
 from wanlora.wan.provenance import (
     recorded_by_0_1_0,
     require_own_arithmetic,
     text_provenance,
     vae_provenance,
 )
-from wanlora.wan.variants import ENCODERS, Variant, cache_home, resolve, variant_of
+from wanlora.wan.variants import ENCODERS, Variant, resolve, variant_of
 
-WEIGHTS = "weights.json"
-DIGESTS = "encoders.json"
+ALIASES = "aliases.json"
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +77,7 @@ class Encoders:
         device: Where to compute.
         latents_provenance: What decides the value of latents.
         text_provenance: What decides the value of prompt embeddings.
+        stamps: Sizes and times of the files when they were hashed, by sub-folder.
     """
 
     folder: Path
@@ -88,6 +85,19 @@ class Encoders:
     device: torch.device
     latents_provenance: Mapping[str, Any]
     text_provenance: Mapping[str, Any]
+    stamps: Mapping[str, str] = field(default_factory=dict)
+
+    def require_unchanged(self, part: str) -> None:
+        """Refuse weights that were loaded from other files than those that were hashed.
+
+        Raises:
+            ModelError: A file of the sub-folder has another size or time.
+        """
+        if part in self.stamps and identity.stamp(self.folder / part) != self.stamps[part]:
+            raise ModelError(
+                f"{self.folder / part} was changed between hashing and loading; run the same "
+                "command again when the folder is complete"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,65 +154,6 @@ class Plan:
         return max((3 * prod(keyed.clip.bucket) for keyed in self.missing_clips), default=0)
 
 
-@dataclass(frozen=True, slots=True)
-class Hashes:
-    """Hashes of files by path, size and mtime, so that a second run reads no big file again."""
-
-    sources: SourceHashes
-    weights: SourceHashes
-    digests: Memo
-
-    @classmethod
-    def read(cls, cache: Location, manifests: Sequence[Path] = ()) -> "Hashes":
-        """Known hashes: of sources in the cache and beside manifests, of weights with the user."""
-        sources = _beside(manifests)
-        for path, entry in parse_hashes(objects.get(cache, SOURCES)).items():
-            if path not in sources or sources[path][1] <= entry[1]:
-                sources[path] = entry
-        return cls(
-            sources,
-            parse_hashes(_kept(WEIGHTS)),
-            parse_memo(_kept(DIGESTS)),
-        )
-
-    def write_sources(self, cache: Location) -> None:
-        """Leave those of the sources to the next run.
-
-        Raises:
-            StoreError: The cache folder cannot be written.
-        """
-        objects.put(cache, SOURCES, hashes_document(self.sources))
-
-    def keep_weights(self) -> None:
-        """Leave those of the weights (22 GB to read) to every later run, a dry one's next too."""
-        try:
-            cache_home().mkdir(parents=True, exist_ok=True)
-            write_atomic(cache_home() / WEIGHTS, hashes_document(self.weights))
-            write_atomic(cache_home() / DIGESTS, memo_document(self.digests))
-        except (OSError, OutputError) as error:  # it would only have saved time
-            log.info("the hashes of the weights are not kept: %s", error)
-
-
-def _beside(manifests: Sequence[Path]) -> dict[str, tuple[int, int, str]]:
-    """Hashes that `prepare` left beside its manifests, by absolute path."""
-    found = {}
-    for folder in dict.fromkeys(path if path.is_dir() else path.parent for path in manifests):
-        try:
-            document = (folder / SOURCES).read_bytes()
-        except OSError:
-            continue
-        for name, entry in parse_hashes(document).items():
-            found[os.path.abspath(folder / name)] = entry  # noqa: PTH100  (as manifest.read)
-    return found
-
-
-def _kept(name: str) -> bytes | None:
-    try:
-        return (cache_home() / name).read_bytes()
-    except OSError:
-        return None
-
-
 def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int = 0) -> Encoders:
     """Find the device and the model of this process, and hash its weights.
 
@@ -216,10 +167,11 @@ def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int
     folder = resolve(config.model, ENCODERS)
     variant = variant_of(folder)
     with turn("hash"):  # the others find the digests of the first
-        hashes.digests.update(parse_memo(_kept(DIGESTS)))
+        hashes.digests.update(kept_digests())
+        stamps = {part: identity.stamp(folder / part) for part in ENCODERS}
         latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
         hashes.keep_weights()
-    return Encoders(folder, variant, device, latents_provenance, text_provenance)
+    return Encoders(folder, variant, device, latents_provenance, text_provenance, stamps)
 
 
 def make(
@@ -314,25 +266,47 @@ def _provenances(
         memo=hashes.digests,
     )
     return (
-        _recorded(config.cache, "latents", folder, latents, hashes),
-        _recorded(config.cache, "text", folder, text, hashes),
+        _recorded(config, "latents", folder, latents, hashes),
+        _recorded(config, "text", folder, text, hashes),
     )
 
 
 def _recorded(
-    cache: Location, kind: Kind, folder: Path, provenance: Mapping[str, Any], hashes: Hashes
+    config: CacheLatentsConfig,
+    kind: Kind,
+    folder: Path,
+    provenance: Mapping[str, Any],
+    hashes: Hashes,
 ) -> Mapping[str, Any]:
-    """Provenance under which a cache has an encoder's rows; that of 0.1.0 if it has no other."""
-    stored = index.provenances(cache, kind)
-    if fingerprint(provenance) in stored:
+    """Provenance under which a cache has an encoder's rows; that of 0.1.0 if it has no other.
+
+    An old one that was recognised by its files is remembered for the same encoder in other files.
+    """
+    stored = index.provenances(config.cache, kind)
+    own = fingerprint(provenance)
+    if own in stored:
         return provenance
+    aliases = _parse_aliases(objects.get(config.cache, ALIASES))
+    if aliases.get(own) in stored:
+        return stored[aliases[own]]
     old = recorded_by_0_1_0(
         folder, provenance, stored.values(), lambda path: source_sha256(path, hashes.weights)
     )
     if old is None:
         return provenance
     log.info("the %s of this encoder are filed as release 0.1.0 filed them", kind)
+    if not config.dry_run:
+        aliases[own] = fingerprint(old)
+        objects.put(config.cache, ALIASES, json.dumps(aliases, sort_keys=True, indent=0).encode())
     return old
+
+
+def _parse_aliases(document: bytes | None) -> dict[str, str]:
+    """Fingerprints of encoders to those that 0.1.0 gave them; a damaged document has none."""
+    try:
+        return {str(own): str(old) for own, old in json.loads(document or b"{}").items()}
+    except (ValueError, AttributeError):
+        return {}
 
 
 def has_tf32(device: torch.device) -> bool:

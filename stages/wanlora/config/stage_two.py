@@ -329,8 +329,8 @@ class TrainConfig(Settings):
     local_copy: Annotated[
         Path | None,
         Field(
-            description="Folder that rows of a cache at a URL are copied into as they are read, "
-            "and read from ever after.",
+            description="Folder for copies of the rows of a cache at a URL: each row is fetched "
+            "once and then read from this folder.",
         ),
         Flag(),
     ] = None

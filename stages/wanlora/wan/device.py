@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from wanlora.core.out_of_memory import is_out_of_memory, reason_of
 from wanlora.errors import DeviceError
 from wanlora.wan.variants import MICRO, local_folder, variant_of
 
@@ -159,7 +160,12 @@ def _checked(device: torch.device) -> torch.device:
     try:
         torch.ones(2, device=device).sum().item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason_of(error)
+        if is_out_of_memory(error):
+            raise DeviceError(
+                f"device {device} has no free memory ({reason}): stop the other programs that use "
+                "it, or choose another --device"
+            ) from None
         raise DeviceError(f"device {device} does not work ({reason}): {_explain()}") from None
     return device
 
