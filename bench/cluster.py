@@ -10,6 +10,9 @@ CLIPS = (1_000, 100_000, 1_000_000)
 CLIP_BYTES = 4.81e6
 """Measured: latents and a prompt of about 130 tokens, 81x480x832 (bench/store.py formats)."""
 
+COPIED_CLIP_BYTES = 5.31e6
+"""Measured: the same as .npy files, which --local-copy writes (bench/store.py formats)."""
+
 ROWS = 32
 STEP_S = 1.66
 """Predicted: T2V-1.3B, LoRA on attention, one H100 (wanlora estimate)."""
@@ -49,7 +52,6 @@ def column(clips: int, found: dict[str, Any]) -> dict[str, tuple[str, float]]:
     listed_s = pages * LIST_S
     snapshot = rows["leave a snapshot"]["mb"] * 1e6 * share
     clips_a_s, nodes = GPUS / STEP_S, GPUS // GPUS_A_NODE
-    seen = 1 - (1 - 1 / nodes) ** ROWS
     start = rows["view, rows, order, panels"]
     as_it_was = rows["as it was: every record kept, dicts"]
     alone_s = records * GET_S / REQUESTS_AT_ONCE
@@ -78,9 +80,8 @@ def column(clips: int, found: dict[str, Any]) -> dict[str, tuple[str, float]]:
         "64 GPUs: clips a second": ("predicted", clips_a_s),
         "64 GPUs: GETs a second": ("predicted", clips_a_s * requests["gets"]),
         "64 GPUs: GB a second": ("predicted", clips_a_s * CLIP_BYTES / 1e9),
-        "local copy: GB a second at first": ("predicted", clips_a_s * ROWS * CLIP_BYTES / 1e9),
         "local copy: GB on each of 8 nodes after an epoch":
-            ("counted", seen * clips * CLIP_BYTES / 1e9),
+            ("counted", clips * COPIED_CLIP_BYTES / nodes / 1e9),
         "encode, hours on 1 GPU": ("predicted", clips * ENCODE_S / 3600),
         "encode, hours on 8 GPUs": ("predicted", clips * ENCODE_S / 3600 / 8),
         "encode, hours on 64 GPUs": ("predicted", clips * ENCODE_S / 3600 / GPUS),

@@ -1,8 +1,9 @@
 """What a cache of a million clips costs to open and to train on: `python bench/scale.py`.
 
 Sections: records (commit records of a simulated store), index (which rows are committed), view,
-order (which clips a step gets), start (what `train` does before its first batch), requests (to an
-object store, counted), cluster (the table of docs/scale.md, computed from all of them). The code
+order (which clips a step gets), start (what `train` does before its first batch), commands (a rank
+of cache-latents, inspect and gc), requests (to an object store, counted), cluster (the table of
+docs/scale.md, computed from all of them). The code
 measured is that of the package; beside it, in the same process, stands what it replaced. Each
 measurement is a process of its own: seconds, CPU-seconds and peak memory are its own too.
 """
@@ -30,10 +31,12 @@ import simulated
 from simulated import BUCKETS, FINGERPRINT, PROVENANCE, ROWS, TEXT_SHAPE
 from zarr.storage import ObjectStore
 
-from wanlora.config import TrainConfig
+from wanlora.cache_latents.walk import Committed
+from wanlora.config import InspectConfig, TrainConfig
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.location import Url
 from wanlora.core.order import Order
+from wanlora.inspect_cache import run as inspect
 from wanlora.store import index, objects, schema
 from wanlora.store.reader import StoreReader
 from wanlora.store.rows import Rows
@@ -240,6 +243,31 @@ def start(cache: Path, _num_clips: int) -> list[dict]:
     return [measured("view, rows, order, panels", begin)]
 
 
+# --- commands ---
+
+
+def commands(cache: Path, _num_clips: int) -> list[dict]:
+    """What a rank of cache-latents sees before it encodes; inspect; inspect --gc --dry-run."""
+    config = InspectConfig(path=cache, statistics_clips=0)
+
+    def look() -> Measured:
+        seen = {kind: Committed(cache, kind, FINGERPRINT[kind]) for kind in schema.KINDS}
+        for committed_rows in seen.values():
+            committed_rows.look()
+        return seen, {}
+
+    def inspected(**changes: Any) -> Measured:
+        return inspect(config.model_copy(update=changes)), {}
+
+    rows = [
+        measured("a rank of cache-latents: rows, snapshot", look),
+        measured("inspect", inspected),
+        measured("inspect --gc --dry-run", lambda: inspected(gc=True, dry_run=True)),
+    ]
+    objects.remove_tree(cache, schema.SNAPSHOTS)
+    return [*rows, measured("a rank of cache-latents: rows, no snapshot", look)]
+
+
 # --- requests ---
 
 
@@ -292,7 +320,7 @@ def counted_gets() -> Iterator[Counter]:
 
 
 SECTIONS = {"records": records, "index": scan, "view": view, "order": order, "start": start,
-            "requests": requests}  # fmt: skip
+            "commands": commands, "requests": requests}  # fmt: skip
 
 
 def main() -> None:

@@ -96,7 +96,7 @@ def write_records(cache: Path, num_clips: int, *, first: int = 0) -> None:
                 document = document.replace(name, key_of(kind, start + slot))
             folder = parent / hashlib.sha256(f"{kind} segment {start}".encode()).hexdigest()[:16]
             folder.mkdir()
-            (folder / schema.GROUP).write_text(document)
+            (folder / schema.GROUP).write_bytes(schema.signed(document.encode()))
 
 
 def _record(cache: Path, kind: schema.Kind) -> str:
@@ -122,4 +122,5 @@ def _record(cache: Path, kind: schema.Kind) -> str:
                 rgb=equations if kind == "latents" else None,
             )
     (segment,) = index.segments_of(cache, kind, FINGERPRINT[kind])
-    return (cache / segment.key / schema.GROUP).read_text()
+    record = (cache / segment.key / schema.GROUP).read_text()
+    return record.replace(segment.record["checksum"], schema.UNSUMMED)

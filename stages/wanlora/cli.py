@@ -7,6 +7,7 @@ are made from the fields of `config` that are marked with `Flag`; nothing is des
 import errno
 import importlib
 import inspect
+import io
 import json
 import logging
 import os
@@ -173,6 +174,9 @@ def _root(
 def main() -> None:
     """Run the command line and exit with its code."""
     threading.excepthook = _report_thread
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # any text can be printed on any terminal
+            stream.reconfigure(errors="backslashreplace")
     app()
 
 

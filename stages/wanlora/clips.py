@@ -18,17 +18,19 @@ from torch.utils.data import Dataset
 from wanlora import manifest
 from wanlora.core.aspect import cover_problem
 from wanlora.core.buckets import problem_with
-from wanlora.errors import ManifestError, MediaError
+from wanlora.errors import ManifestError, MediaError, PassingError
 from wanlora.manifest import Clip
 from wanlora.media import image, npz
 from wanlora.media.colour import ASSUMABLE
 from wanlora.media.decode import iter_frames
 from wanlora.media.source import (
     SourceHashes,
+    hash_all,
     hashes_document,
     parse_hashes,
     reading,
     source_sha256,
+    unchanged,
 )
 from wanlora.media.timeline import COARSE
 from wanlora.media.transform import resize_and_crop
@@ -39,8 +41,10 @@ __all__ = [
     "Item",
     "SourceHashes",
     "collate_fn",
+    "hash_all",
     "hashes_document",
     "load_clip",
+    "load_unchanged",
     "parse_hashes",
     "reading",
     "source_sha256",
@@ -74,16 +78,49 @@ def load_clip(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
             raises for it, except for running out of memory.
     """
     with reading(clip.path):
-        return _load(clip)
+        return _from_npz(npz.read(clip.path), clip) if clip.kind == "npz" else _load(clip)
+
+
+def load_unchanged(clip: Clip, known: SourceHashes) -> UInt8[torch.Tensor, "t 3 h w"]:
+    """Load a clip, and check that its pixels come from the bytes of its `source_sha256`.
+
+    A video's stamp is compared before and after decoding, and its hash if the stamp is not the
+    known one. Of an .npz the bytes that are decoded are hashed.
+
+    Args:
+        clip: Its `source_sha256` is None if only a change while loading is to be refused.
+        known: Hashes of sources; new ones are added.
+
+    Raises:
+        MediaError: As `load_clip`; changed if the source is not, or does not stay, what it was.
+    """
+    digest: str | None = None
+    with unchanged(clip.path):
+        if clip.kind == "npz" and clip.source_sha256 is not None:
+            with reading(clip.path):
+                frames, digest = npz.read_hashed(clip.path)
+                pixels = _from_npz(frames, clip)
+        else:
+            pixels = load_clip(clip)
+            if clip.source_sha256 is not None:
+                digest = source_sha256(clip.path, known)
+    if digest != clip.source_sha256:
+        raise PassingError(
+            "changed",
+            f"{clip.path} was replaced after it was hashed (sha256 {digest!s:.12}, expected "
+            f"{clip.source_sha256:.12}); run the same command again",
+        )
+    return pixels
+
+
+def _from_npz(frames: UInt8[np.ndarray, "t h w 3"], clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
+    if frames.shape[:3] != tuple(clip.bucket):
+        found = "x".join(map(str, frames.shape[:3]))
+        raise MediaError("bad_size", f"{clip.path}: expected {clip.bucket}, found {found}")
+    return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
 
 
 def _load(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
-    if clip.kind == "npz":
-        frames = npz.read(clip.path)
-        if frames.shape[:3] != tuple(clip.bucket):
-            found = "x".join(map(str, frames.shape[:3]))
-            raise MediaError("bad_size", f"{clip.path}: expected {clip.bucket}, found {found}")
-        return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
     if problem := problem_with(clip.bucket):
         raise MediaError("bad_size", f"clip {clip.clip_id}: {problem}")
     pixels = torch.empty(clip.num_frames, 3, clip.height, clip.width, dtype=torch.uint8)

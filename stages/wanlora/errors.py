@@ -58,7 +58,8 @@ class LostProcessError(PassingError):
 
 MEDIA_ERROR_CODES = frozenset(
     {
-        "missing", "unreadable", "no_video", "truncated", "too_short", "low_fps", "corrupt_at",
+        "missing", "unreadable", "changed", "no_video", "truncated", "too_short", "low_fps",
+        "corrupt_at",
         "hdr", "bad_npz", "bad_size", "bad_line", "no_caption", "caption_truncated",
     }
 )  # fmt: skip

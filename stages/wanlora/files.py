@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from wanlora.core.text import spellings
+from wanlora.core.text import LFS_HEAD, spellings
 from wanlora.errors import OutputError
 
 DISK_ERRORS = frozenset(
@@ -123,14 +123,24 @@ def encode_text(text: str) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
+def is_lfs_pointer(path: Path) -> bool:
+    """Return whether a file is what Git LFS leaves in place of one that it has not fetched."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(LFS_HEAD)) == LFS_HEAD
+    except (OSError, ValueError):
+        return False
+
+
 def existing_spelling(path: Path) -> Path:
     """Path of the file that is there under this or an equivalent name, else the path given.
 
     The disk is read only for names with backslashes or characters beyond ASCII.
     """
-    names = [*spellings(str(path)), *(str(path.with_name(n)) for n in _names(path))]
-    if len(set(names)) == 1:
+    text = str(path)
+    if text.isascii() and "\\" not in text:
         return path
+    names = [*spellings(text), *(str(path.with_name(n)) for n in _names(path))]
     return next((Path(name) for name in names if os.path.lexists(name)), path)
 
 

@@ -1,14 +1,21 @@
-"""Progress with rate and ETA: a bar on a terminal, a plain line every 30 s elsewhere.
+"""Progress: a bar with rate and ETA on a terminal, elsewhere a line every 30 s.
 
 Owns: how long work is shown. Writes to stderr only; knows nothing of the work.
 """
 
+import logging
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tqdm import tqdm
 
 LINE_EVERY_S = 30.0
+
+logger = logging.getLogger(__name__)
 
 
 class _Lines:
@@ -51,3 +58,30 @@ def bar(
         leave=True,
         disable=not shown,
     )
+
+
+@contextmanager
+def waiting(what: str, *, shown: bool = True) -> Iterator[None]:
+    """Log that a long call begins, and every 30 s that it still runs.
+
+    Args:
+        what: The work, as in "loading the VAE".
+        shown: Whether to log; of several processes one does.
+    """
+    if not shown:
+        yield
+        return
+    logger.info("%s", what)
+    over, started = threading.Event(), time.monotonic()
+
+    def remind() -> None:
+        while not over.wait(LINE_EVERY_S):
+            logger.info("%s: %.0f s so far", what, time.monotonic() - started)
+
+    thread = threading.Thread(target=remind, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()

@@ -27,7 +27,7 @@ from filelock import FileLock, Timeout
 
 from wanlora.core.fingerprint import difference
 from wanlora.errors import RunError, WanloraError
-from wanlora.files import fsync_dir, fsync_tree, require_folder, write_atomic, writing
+from wanlora.files import fsync_dir, fsync_tree, require_folder, write_text, writing
 
 ADAPTER_NAME = "pytorch_lora_weights.safetensors"
 CONFIG_NAME = "config.toml"
@@ -125,7 +125,7 @@ def begin_run(
             )
         head = "".join(f"# {name}: {value}\n" for name, value in facts.items())
         text = head + tomli_w.dumps(_without_none(settings))
-        write_atomic(run_dir / CONFIG_NAME, text.encode())
+        write_text(run_dir / CONFIG_NAME, text)
         yield
     except WanloraError:
         if not (run_dir / METRICS_NAME).exists() and newest_checkpoint(run_dir) is None:
@@ -246,7 +246,7 @@ def forget_after(run_dir: Path, num_steps: int) -> None:
         if (run_dir / name).exists():
             kept = [row for row in read_rows(run_dir, name) if row["step"] <= last]
             text = "".join(json.dumps(row) + "\n" for row in kept)
-            write_atomic(run_dir / name, text.encode())
+            write_text(run_dir / name, text)
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -1,16 +1,17 @@
 """Load clips exactly as stage one will, and list what could not be used and why.
 
-Owns: the check between preparing and encoding. Loads through `clips.load_clip` and changes nothing.
+Owns: the check between preparing and encoding. Loads through `clips.load_unchanged` and changes
+nothing.
 """
 
 import shlex
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wanlora import manifest
-from wanlora.clips import load_clip, to_signed
+from wanlora.clips import load_unchanged, to_signed
 from wanlora.config import VerifyConfig
 from wanlora.core.text import shorten
 from wanlora.edits import unused_captions
@@ -129,7 +130,7 @@ def run(config: VerifyConfig) -> VerifyResult:
     plan = survey(usable, tokens.counts, tokenizer=tokens.tokenizer)
     if config.html is not None:
         _write_sheet(config.html, usable, failed, plan, tokens, config.html_clips)
-    unused, captions_command = unused_captions(config.manifests)
+    unused, captions_command = unused_captions(config.manifests, everything)
     return VerifyResult(
         total=len(everything) + len(bad),
         loaded=tuple(loaded),
@@ -155,7 +156,7 @@ def _listed_already(line: manifest.BadLine) -> None:
 
 
 def _load(clip: Clip) -> LoadedClip:
-    frames = load_clip(clip)
+    frames = load_unchanged(replace(clip, source_sha256=None), {})
     low, high = to_signed(frames.aminmax().min[None]), to_signed(frames.aminmax().max[None])
     return LoadedClip(clip.clip_id, (1, *frames.shape), low.item(), high.item(), clip.prompts)
 

@@ -1,5 +1,6 @@
 """What only a GPU can show: no host sync, the kernel that was pinned, uploads beside computing."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ from wanlora.train.outcomes import Outcomes
 from wanlora.wan.adapter import adapter_parameters
 from wanlora.wan.attention import pinned, watched
 from wanlora.wan.blocks import set_activations
+from wanlora.wan.device import current_in_thread
 from wanlora.wan.variants import VARIANTS
 
 pytestmark = [
@@ -103,3 +105,46 @@ def test_the_counted_peak_is_not_exceeded(way):
     counted = step_bytes(replace(work, num_uploaded=1), trial.modes)
     expected = counted.weights + counted.kept + counted.working  # masters and moments are not here
     assert 0.7 * expected < trial.peak_bytes < 1.1 * expected
+
+
+def gradients(kernel, length, num_keys):
+    """Gradients of query, key and value, bf16, at a head size of 128."""
+    draws = torch.Generator("cuda").manual_seed(0)
+
+    def draw(tokens):
+        return torch.randn(
+            1, 4, tokens, 128, generator=draws, device=CUDA, dtype=torch.bfloat16
+        ).requires_grad_()
+
+    query, key, value = draw(length), draw(num_keys), draw(num_keys)
+    with pinned(kernel, CUDA):
+        out = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+        weights = torch.randn(out.shape, generator=draws, device=CUDA, dtype=torch.bfloat16)
+        torch.autograd.backward((out.float() * weights.float()).sum())
+    return [tensor.grad.double() for tensor in (query, key, value)]
+
+
+@pytest.mark.parametrize("num_keys", [None, 512], ids=["self", "cross"])
+@pytest.mark.parametrize("length", [1016, 1024, 3960])  # 1016 and 3960 are 120 mod 128, as 32,760
+@pytest.mark.parametrize("kernel", ["cudnn", "flash", "efficient"])
+def test_the_gradient_of_each_kernel_is_that_of_math(kernel, length, num_keys):
+    expected = gradients("math", length, num_keys or length)
+    found = gradients(kernel, length, num_keys or length)
+    for wanted, gradient in zip(expected, found, strict=True):
+        assert torch.isfinite(gradient).all()
+        assert (gradient - wanted).norm() < 0.02 * wanted.norm()  # bf16 rounds at 0.4 %
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_threads_make_no_context_on_the_first_gpu():
+    before = torch.cuda.mem_get_info(0)[0]
+    second = torch.device("cuda:1")
+    torch.cuda.set_device(second)
+    try:
+        stream = torch.cuda.Stream(second)
+        initializer = current_in_thread(torch.device("cuda"))
+        with ThreadPoolExecutor(1, initializer=initializer) as pool:
+            pool.submit(lambda: batch().upload(stream).wait()).result()
+    finally:
+        torch.cuda.set_device(0)
+    assert before - torch.cuda.mem_get_info(0)[0] < 100 * 2**20

@@ -15,7 +15,8 @@ from tests.support import cli
 from tests.support.models import micro_folder, micro_home, temporary_copy  # noqa: F401
 from wanlora import cache_latents, clips, manifest
 from wanlora.cache_latents import encode, pipeline
-from wanlora.cache_latents.plan import Hashes
+from wanlora.cache_latents import plan as planning
+from wanlora.cache_latents.hashes import Hashes
 from wanlora.config import CacheLatentsConfig, InspectConfig
 from wanlora.core.latent_rgb import solve
 from wanlora.errors import DeviceError, ManifestError, ModelError, StoreError
@@ -201,6 +202,41 @@ def test_a_source_that_is_gone_stays_usable_once_it_is_cached(config, data):
     write_clip(data / "clip0.npz", 77)
     third = cache_latents.run(config)
     assert (third.clips_encoded, third.changed_sources) == (1, ["clip0.npz"])
+
+
+def test_a_source_replaced_before_it_is_decoded_is_listed_and_not_stored(
+    config, data, monkeypatch
+):  # fmt: skip
+    make = planning.make
+
+    def replacing(*arguments: object, **options: object) -> object:
+        plan = make(*arguments, **options)
+        write_clip(data / "clip1.npz", 55)
+        return plan
+
+    monkeypatch.setattr(planning, "make", replacing)
+    result = cache_latents.run(config)
+    assert [(f.code, f.clip_id[:5]) for f in result.failures] == [("changed", "clip1")]
+    assert (result.exit_code, result.clips, result.clips_encoded) == (3, 2, 2)
+    monkeypatch.undo()
+    assert cache_latents.run(config).clips_encoded == 1
+
+
+@pytest.mark.parametrize("file", ["vae/config.json", "tokenizer/tokenizer_config.json"])
+def test_weights_that_change_between_hashing_and_loading_are_refused(
+    config, micro_folder, tmp_path, monkeypatch, file  # noqa: F811
+):  # fmt: skip
+    folder = temporary_copy(micro_folder, tmp_path / "model")
+    make = planning.make
+
+    def replacing(*arguments: object, **options: object) -> object:
+        os.utime(folder / file, ns=(1, 1))
+        return make(*arguments, **options)
+
+    monkeypatch.setattr(planning, "make", replacing)
+    with pytest.raises(ModelError, match=f"{Path(file).parent} was changed"):
+        cache_latents.run(changed(config, model=str(folder)))
+    assert not (config.cache / "views").exists()
 
 
 @pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])

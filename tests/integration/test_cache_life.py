@@ -20,20 +20,21 @@ from tests.support.stores import (
     segment_writer,
     write_rows,
 )
-from wanlora.config import InspectConfig
+from wanlora.cache_latents import plan, stage
+from wanlora.config import CacheLatentsConfig, InspectConfig
 from wanlora.core.buckets import Bucket
 from wanlora.core.location import Url
 from wanlora.errors import StoreError
 from wanlora.inspect_cache import run as inspect
-from wanlora.store import objects
+from wanlora.store import objects, wants
 from wanlora.store.index import committed
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view, write_view
 
 
-def contents(cache: Path) -> dict[str, bytes]:
+def contents(cache: Path, name: str = "default") -> dict[str, bytes]:
     """Every row that the view names, by key."""
-    view = read_view(cache, "default")
+    view = read_view(cache, name)
     reader = StoreReader.of_view(cache, view)
     rows = {clip.key: reader.latents(clip.key).tobytes() for clip in view.clips}
     return rows | {key: reader.prompt_embeds(key).tobytes() for key in view.prompt_keys()}
@@ -184,6 +185,41 @@ def test_gc_frees_what_no_view_names_and_keeps_what_one_does(tmp_path):
         assert np.array_equal(reader.prompt_embeds(key), row_of("text", key))
     again = inspect(now)
     assert (again.freed["rows"], again.freed["bytes"], again.freed["litter"]) == (0, 0, 0)
+
+
+def test_a_run_that_was_stopped_is_listed_and_its_rows_are_kept_until_it_ends(
+    copied, micro_home, monkeypatch  # noqa: F811
+):  # fmt: skip
+    cache, manifest = copied
+    (cache / "views" / "default.jsonl").unlink()
+    config = CacheLatentsConfig(
+        manifest=(manifest,), cache=cache, model="micro", text_dtype="float32", view="mine"
+    )
+    seen = []
+
+    def look(*arguments, original=plan.look):
+        seen.append(wants.names(cache))
+        return original(*arguments)
+
+    def stopped(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(plan, "look", look)
+    with monkeypatch.context() as patch:
+        patch.setattr(stage, "_encode", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            stage.run(config)
+    (name,) = wants.names(cache)
+    assert seen == [[name]]  # before it looks for missing rows
+    found = inspect(InspectConfig(path=cache, gc=True, gc_min_age_h=0))
+    assert [(row["name"], row["view"], row["missing"]) for row in found.wants] == [
+        (name, "mine", 0)
+    ]
+    assert f"gc_drop_wants={name}" in "\n".join(found.lines())
+    assert (found.freed["rows"], found.freed["wants"]) == (0, [name])
+    assert stage.run(config).clips_encoded == 0
+    assert wants.names(cache) == []
+    assert len(contents(cache, "mine")) > 6
 
 
 def test_gc_frees_old_generations_and_litter_but_nothing_fresh(tmp_path):

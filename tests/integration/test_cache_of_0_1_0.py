@@ -4,8 +4,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
-from tests.support.models import micro_home  # noqa: F401
+from tests.support.models import micro_folder, micro_home, temporary_copy  # noqa: F401
 from wanlora import cache_latents, train
 from wanlora.config import CacheLatentsConfig, TrainConfig
 from wanlora.store.views import read_view
@@ -37,6 +38,21 @@ def test_its_rows_are_recognised_and_new_ones_join_them(config, old):
     again = cache_latents.run(config)
     assert (again.clips_encoded, again.prompts_encoded) == (0, 1)
     assert read_view(config.cache, "default").text == before.text
+
+
+def test_the_same_encoders_in_other_files_are_recognised_once_the_first_were(
+    config,
+    tmp_path,
+    micro_folder,  # noqa: F811
+):
+    other = temporary_copy(micro_folder, tmp_path / "other")
+    file = other / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file(load_file(file), file, metadata={"format": "pt", "saved": "again"})
+    elsewhere = config.model_copy(update={"model": str(other), "dry_run": True})
+    assert cache_latents.run(elsewhere).clips_encoded == 6  # nothing ties these files to the cache
+    cache_latents.run(config)
+    result = cache_latents.run(elsewhere)
+    assert (result.clips_encoded, result.prompts_encoded) == (0, 0)
 
 
 def test_training_runs_on_its_view(old):

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from tests.support import cli
+from tests.support.stores import build_store
+from wanlora.core.buckets import Bucket
 
 
 def estimate(*arguments):
@@ -24,15 +26,58 @@ def test_the_users_own_job_on_an_h100():
     assert modes["none"]["peak_gb"] > modes["selective"]["peak_gb"] > modes["full"]["peak_gb"]
     assert all(mode["fits"] for mode in modes.values())
     assert found["hours_per_epoch"] == pytest.approx(8000 * found["seconds_per_step"] / 3600)
-    assert found["hours"] == pytest.approx(10 * found["hours_per_epoch"])
+    pauses = found["validation"]["hours"] + found["previews"]["hours"]
+    assert found["hours"] == pytest.approx(10 * found["hours_per_epoch"] + pauses)
     assert found["stage_one_hours"] == pytest.approx(8000 * 1.51 / 3600, rel=0.01)
     assert found["cache_gb"] == pytest.approx(8000 * 4.81e-3, rel=0.01)
     assert not found["measured"]
 
 
+def test_the_hours_of_a_run_have_a_row_for_validation_and_for_previews():
+    """256 passes of 283 TFLOP take at least 114 s of an H100, every 500 of 80,000 steps."""
+    job = ("--clips", 8000, "--device", "h100")
+    found = estimate(*job)
+    validation = found["validation"]
+    assert validation["times"] == 160
+    assert validation["forward_passes"] == 161 * 256
+    assert 114 < 3600 * validation["hours"] / 161 < 200
+    assert 0.1 < validation["hours"] / found["hours"] < 0.2
+    assert found["previews"] == {"times": 0, "forward_passes": 0, "hours": 0}
+    never = estimate(*job, "--set", "validation.every=0")
+    assert never["hours"] == pytest.approx(found["hours"] - validation["hours"])
+    two = estimate(*job, "--set", "gradient_accumulation_steps=2", "--num-processes", 2)
+    assert two["validation"]["hours"] == pytest.approx(81 / 161 * validation["hours"] / 2)
+    previews = ("--set", "previews.every=500", "--set", "previews.num_prompts=1")
+    shown = estimate(*job, *previews)["previews"]
+    assert shown["forward_passes"] == 160 * 20 * 2
+    assert shown["hours"] > 0
+    table = cli.invoke("estimate", *job, *previews).stdout
+    assert "validation" in table
+    assert "previews" in table
+
+
+def test_weights_and_buckets_without_a_step_are_counted_as_training_does(tmp_path):
+    build_store(tmp_path, num_clips=8, buckets=(Bucket(17, 64, 64), Bucket(1, 64, 64)))
+    plain = estimate("--cache", tmp_path, "--num-epochs", 1)
+    assert (plain["steps"], plain["untrained"]) == (7, [])
+    # The moving clips are of one activity here, the images of the other.
+    heavy = estimate("--cache", tmp_path, "--num-epochs", 1, "--set", "clip_weights.walking=3")
+    assert heavy["steps"] == 15
+    assert heavy["clips_per_step"] == 1
+    grouped = ("--gradient-accumulation-steps", 8, "--batch-by", "cost", "--num-epochs", 1)
+    (untrained,) = estimate("--cache", tmp_path, *grouped)["untrained"]
+    assert "1x64x64" in untrained
+    assert "--num-epochs" in untrained
+    assert "walking" in cli.refuses(
+        "estimate", "--cache", tmp_path, "--set", "clip_weights.x=2", exit_code=2
+    )
+    assert "--cache" in cli.refuses("estimate", "--set", "clip_weights.x=2", exit_code=2)
+
+
 def test_a_step_of_more_clips_takes_as_many_times_as_long():
-    one = estimate("--clips", 80)
-    eight = estimate("--clips", 80, "--gradient-accumulation-steps", 8)
+    never = ("--set", "validation.every=0")
+    one = estimate("--clips", 80, *never)
+    eight = estimate("--clips", 80, "--gradient-accumulation-steps", 8, *never)
     assert eight["seconds_per_step"] == pytest.approx(8 * one["seconds_per_step"])
     assert eight["tflop_per_step"] == pytest.approx(8 * one["tflop_per_step"])
     assert eight["hours"] == pytest.approx(one["hours"])

@@ -39,14 +39,18 @@ def data(tmp_path: Path) -> Path:
     """A manifest of two good lines, one at each end, and the edited ones between them."""
     folder = tmp_path / "data"
     video = videos.write_video(folder / "walk.mp4", num_frames=20)
-    lines = [own_line(n, video, edit) for n, edit in enumerate([{}, *EDITS, {}])]
+    lines = [
+        own_line(n, video, edit) for n, edit in enumerate([{}, *EDITS, {"orig": {"width": "x"}}])
+    ]
     lines[1:1] = ["{", "[" * 200_000, '{"source": ' + "9" * 5000 + "}"]
     (folder / "train.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
 
 def test_verify_lists_every_bad_line_and_loads_the_others(data):
-    result = verify.run(VerifyConfig(manifests=(data,), model="none/here"))
+    page = data / "clips.html"
+    result = verify.run(VerifyConfig(manifests=(data,), model="none/here", html=page))
+    assert "c0" in page.read_text()
     assert [found.clip_id for found in result.loaded] == ["c0", f"c{len(EDITS) + 1}"]
     assert len(result.failed) == len(EDITS) + 3 == result.total - 2
     assert {failed.code for failed in result.failed} <= MEDIA_ERROR_CODES

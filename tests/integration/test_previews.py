@@ -95,21 +95,22 @@ def test_training_goes_on_as_if_there_had_been_no_preview(transformer, embeds):
 
 
 def test_previews_are_saved_with_what_they_were_made_from(tmp_path):
-    latents = [torch.randn(16, 3, 4, 6), torch.full((16, 3, 4, 6), torch.nan)]
+    latents = [torch.full((16, 3, 4, 6), torch.nan), torch.randn(16, 3, 4, 6)]
     projection = np.random.default_rng(0).normal(size=(17, 3)) * 0.1
     pictures = save_previews(
         tmp_path, 500, ["a dog", "a cat"], latents, projection, seed=7, fps=16.0, facts=FACTS
     )
     folder = tmp_path / "previews" / "step-000500"
-    assert sorted(path.name for path in folder.iterdir()) == ["00.gif", "00.safetensors"]
-    with safe_open(folder / "00.safetensors", framework="pt") as opened:
-        assert torch.equal(opened.get_tensor("latents"), latents[0])
+    assert sorted(path.name for path in folder.iterdir()) == ["01.gif", "01.safetensors"]
+    with safe_open(folder / "01.safetensors", framework="pt") as opened:
+        assert torch.equal(opened.get_tensor("latents"), latents[1])
         header = opened.metadata()
     assert header["format"] == "pt"
-    assert (header["wanlora.prompt"], header["wanlora.seed"]) == ("a dog", "7")
+    assert (header["wanlora.prompt"], header["wanlora.seed"]) == ("a cat", "8")
     assert (header["wanlora.step"], header["wanlora.model"]) == ("500", "micro")
-    assert [picture.shape for picture in pictures] == [(3, 16, 24, 3)]
-    with Image.open(folder / "00.gif") as shown:
+    # The first one is missing; the second keeps its number, in TensorBoard too.
+    assert {index: picture.shape for index, picture in pictures.items()} == {1: (3, 16, 24, 3)}
+    with Image.open(folder / "01.gif") as shown:
         assert (shown.size, shown.n_frames, shown.info["duration"]) == ((24, 16), 3, 250)
     assert not list(tmp_path.glob("*.safetensors"))  # the root is for the adapter alone
 
@@ -118,7 +119,7 @@ def test_without_a_projection_only_latents_are_saved(tmp_path):
     shown = save_previews(
         tmp_path, 1, ["a"], [torch.zeros(16, 1, 2, 2)], None, seed=0, fps=16.0, facts=FACTS
     )
-    assert shown == []
+    assert shown == {}
     assert [path.suffix for path in find_latents(tmp_path)] == [".safetensors"]
 
 

@@ -3,6 +3,9 @@
 import re
 import subprocess
 import sys
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +140,53 @@ def test_xarray_opens_a_segment_with_its_dimensions(cache):
         assert data[name].dims == DIMENSIONS[name]
         ours = open_rows(cache, kind).read(segment.row_keys[0])
         assert np.array_equal(data[name].values[0, : len(ours)], ours)
+
+
+class Ranges(SimpleHTTPRequestHandler):
+    """A plain file server that answers range requests, as web servers do."""
+
+    def do_GET(self):
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data, wanted = path.read_bytes(), self.headers.get("Range")
+        first, end = 0, len(data)
+        if wanted:
+            low, _, high = wanted.removeprefix("bytes=").partition("-")
+            first = int(low) if low else len(data) - int(high)
+            end = int(high) + 1 if low and high else len(data)
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(end - first))
+        self.send_header("Last-Modified", self.date_time_string(path.stat().st_mtime))
+        if wanted:
+            self.send_header("Content-Range", f"bytes {first}-{end - 1}/{len(data)}")
+        self.end_headers()
+        self.wfile.write(data[first:end])
+
+    def log_message(self, *_arguments):
+        pass
+
+
+@pytest.mark.filterwarnings("ignore:.*ObjectStore.*:UserWarning")
+def test_an_array_opens_over_plain_http_without_a_listing(cache):
+    obstore = pytest.importorskip("obstore.store", reason="obstore is not installed")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Ranges, directory=str(cache)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        key, (_, segment) = next(
+            item for item in segments(cache).items() if item[1][0] == "latents"
+        )
+        address = f"http://127.0.0.1:{server.server_port}/store.zarr/{key}/latent"
+        store = obstore.from_url(address, client_options={"allow_http": True})
+        array = zarr.open_array(zarr.storage.ObjectStore(store, read_only=True), mode="r")
+        ours = open_rows(cache, "latents").read(segment.row_keys[0])
+        assert np.array_equal(array[0], ours)
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_padding_of_prompts_is_not_stored(tmp_path):

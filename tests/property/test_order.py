@@ -258,10 +258,20 @@ def test_a_bucket_without_a_step_is_named_with_the_epochs_that_give_it_one():
     needed = order.epochs_until(image)
     for fact in ("1x16x16", "80 clips", f"--num-epochs {needed} ", "--batch-by clips"):
         assert fact in problem
-    enough = num_steps(order.steps_per_epoch, num_epochs=needed + 1)
+    enough = num_steps(order.steps_per_epoch, num_epochs=needed)
     assert describe_untrained(order, number, batch, end_step=enough) == []
     too_few = num_steps(order.steps_per_epoch, num_epochs=needed - 1)
     assert describe_untrained(order, number, batch, end_step=too_few)
+
+
+@given(sizes=sizes, batch_size=batch_sizes, seed=st.integers(0, 2**63 - 1))
+@settings(max_examples=40, deadline=None)
+def test_the_epochs_named_are_enough_for_a_step_of_each_bucket(sizes, batch_size, seed):
+    order = Order(sizes, batch_size=batch_size, seed=seed)
+    for bucket in sizes:
+        epochs = order.epochs_until(bucket)
+        steps = num_steps(order.steps_per_epoch, num_epochs=epochs)
+        assert bucket in {order.batch(step).bucket for step in range(steps)}
 
 
 def test_every_bucket_is_named_also_when_all_steps_have_the_same_number_of_clips():

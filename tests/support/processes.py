@@ -115,13 +115,13 @@ def _child(rank: int, request) -> None:
 
 
 def _write_down_calls(path: Path) -> None:
-    """Append a line for each collective, with its size, and for each object fetched.
+    """Append a line for each collective, with its size, and for each row fetched.
 
     What runs is the product: the functions are wrapped, not replaced.
     """
     import torch.distributed as dist
 
-    from wanlora.store import remote
+    from wanlora.store.reader import RowReader
 
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 
@@ -137,7 +137,7 @@ def _write_down_calls(path: Path) -> None:
     wrap(dist, "all_reduce", lambda tensor: f"all_reduce {tensor.numel()}")
     wrap(dist, "all_gather", lambda _, tensor: f"all_gather {tensor.numel()}")
     wrap(dist, "monitored_barrier", lambda _: "meet")
-    wrap(remote, "get", lambda _, key: f"get {key}")
+    wrap(RowReader, "_read_far", lambda _, key, name: f"fetch {key}.{name}")
 
 
 def _serve() -> None:

@@ -6,13 +6,14 @@ import threading
 import numpy as np
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wanlora.cache_latents.pipeline import Ahead
 from wanlora.core.buckets import Bucket
 from wanlora.core.ranks import rank_of
 from wanlora.errors import ConfigError, DeviceError
-from wanlora.step import batches, predict
+from wanlora.step import batches, predict, validation
 from wanlora.step.batches import BatchSource, MicroBatch, read_ahead
 from wanlora.step.validation import Panel, losses
 from wanlora.store.views import ViewClip
@@ -156,3 +157,41 @@ def test_settings_of_accelerate_that_are_not_used_are_named_once(
     for name in (*named, *([*environment] if named else [])):
         assert name in caplog.text
     assert "ACCELERATE_USE_DEEPSPEED" not in os.environ  # accelerate would import it
+
+
+def test_ranks_meet_before_they_sum_a_validation(monkeypatch):
+    order = []
+    monkeypatch.setattr(validation.dist, "all_reduce", lambda _: order.append("sum"))
+    source = object.__new__(BatchSource)
+    losses(
+        Panel("val", (), (0.3,)), None, source, device=CPU, dtype=torch.float32, rank=0,
+        num_ranks=2, meet=lambda: order.append("meet"),
+    )  # fmt: skip
+    assert order == ["meet", "sum"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_transformer_loaded_straight_to_a_device_is_the_same(micro_folder, dtype):
+    """Only a GPU is loaded to in this way; the CPU shows that it changes no bit and no type."""
+    options = {"torch_dtype": dtype, "local_files_only": True}
+    part = micro_folder / "transformer"
+    expected, found = (
+        dict(model.named_parameters()) | dict(model.named_buffers())
+        for model in (
+            WanTransformer3DModel.from_pretrained(part, **options),
+            WanTransformer3DModel.from_pretrained(part, **options, device_map={"": CPU}),
+        )
+    )
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        assert tensor.dtype == found[name].dtype
+        assert torch.equal(tensor, found[name])
+
+
+def test_a_gpu_that_is_full_is_not_taken_for_one_that_does_not_work(monkeypatch):
+    def full(*_, **__):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch, "ones", full)
+    with pytest.raises(DeviceError, match=r"cuda:1 has no free memory.*--device"):
+        devices.pick("cuda:1", "micro")

@@ -329,3 +329,10 @@ def test_old_lines_of_hd_videos_are_counted_with_the_command_that_corrects_them(
     manifest.warn_of_old_colours([clip(orig=orig), clip(kind="npz", orig=orig)])
     assert [record.args for record in caplog.records] == [(1,)] * named
     assert all("wanlora prepare" in record.getMessage() for record in caplog.records)
+
+
+def test_a_manifest_of_0_1_0_is_written_again_with_the_same_lines():
+    path = Path(__file__).parents[1] / "fixtures" / "v0.1.0" / "data" / "val.jsonl"
+    clips = manifest.read(path)
+    assert {clip.weight for clip in clips} == {1.0}
+    assert [manifest.line_of(clip) for clip in clips] == path.read_text().splitlines()

@@ -19,9 +19,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from jaxtyping import Float, UInt8
 
-from wanlora.cache_latents.decode import decode
 from wanlora.cache_latents.pipeline import Ahead, Behind, depth, explaining_memory
 from wanlora.cache_latents.plan import Encoders, Failure, KeyedClip
+from wanlora.cache_latents.turns import turn
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape
 from wanlora.core.latent_rgb import normal_equations
@@ -29,11 +29,12 @@ from wanlora.core.location import Location
 from wanlora.core.quality import psnr
 from wanlora.errors import MediaError, ModelError
 from wanlora.manifest import Clip
+from wanlora.progress import waiting
 from wanlora.store.groups import write_groups
 from wanlora.store.schema import Kind
 from wanlora.store.writer import SegmentWriter
 from wanlora.wan import encoders
-from wanlora.wan.device import current_in_thread
+from wanlora.wan.device import current_in_thread, require_host_memory
 from wanlora.wan.variants import Variant
 
 Decode = Callable[[Clip], "torch.Tensor | MediaError"]
@@ -109,12 +110,7 @@ def encode_prompts(
     chunks = iter(chunks)
     if (first := next(chunks, None)) is None:
         return EncodedPrompts()
-    dtype = getattr(torch, config.text_dtype)
-    with explaining_memory(
-        "loading the text encoder", "free the device (UMT5-XXL takes 11.4 GB in bfloat16)",
-        *_halved("text_dtype", config.text_dtype), "choose another device with --device",
-    ):  # fmt: skip
-        encoder = encoders.load_text_encoder(using.folder, dtype=dtype, device=using.device)
+    encoder = _load_text_encoder(config, using)
     shape = (MAX_TOKENS, int(using.text_provenance["text_dim"]))
     rows, truncated = 0, []
     for prompts in chain([first], chunks):
@@ -142,7 +138,7 @@ def encode_clips(
     *,
     largest: int,
     committed: Callable[[], Container[str]] = frozenset,
-    decoded_by: Decode = decode,
+    decoded_by: Decode,
 ) -> EncodedClips:
     """Load the VAE, encode clips, write them, and free it; without any clip it is not loaded.
 
@@ -258,16 +254,36 @@ def _decode_ahead(
     return Ahead(work, rows, threads=threads, depth=most, initializer=first)
 
 
+def _load_text_encoder(config: CacheLatentsConfig, using: Encoders) -> encoders.TextEncoder:
+    """Load UMT5, one process of this machine at a time."""
+    dtype, what = getattr(torch, config.text_dtype), "loading the text encoder"
+    smaller = _halved("text_dtype", config.text_dtype)
+    memory = explaining_memory(
+        what, "free the device (UMT5-XXL takes 11.4 GB in bfloat16)", *smaller,
+        "choose another device with --device",
+    )  # fmt: skip
+    with waiting(what), turn("load"), memory:
+        num_bytes = encoders.text_encoder_host_bytes(using.folder, dtype=dtype, device=using.device)
+        require_host_memory(num_bytes, what, *smaller)
+        loaded = encoders.load_text_encoder(using.folder, dtype=dtype, device=using.device)
+    using.require_unchanged("text_encoder")
+    using.require_unchanged("tokenizer")
+    return loaded
+
+
 def _load_vae(config: CacheLatentsConfig, using: Encoders) -> AutoencoderKLWan:
-    with explaining_memory(
+    memory = explaining_memory(
         "loading the VAE", "free the device", *_halved("vae_dtype", config.vae_dtype)
-    ):
-        return encoders.load_vae(
+    )
+    with waiting("loading the VAE"), memory:
+        vae = encoders.load_vae(
             using.folder,
             dtype=getattr(torch, config.vae_dtype),
             device=using.device,
             tf32=config.tf32,
         )
+    using.require_unchanged("vae")
+    return vae
 
 
 def complete_groups(cache: Location, using: Encoders, clips: Sequence[KeyedClip]) -> None:

@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ from wanlora.cache_latents import plan as planning
 from wanlora.cache_latents.board import Board, Chunk
 from wanlora.cache_latents.decode import decode_remotely
 from wanlora.cache_latents.encode import encode_clips, encode_prompts
-from wanlora.cache_latents.plan import Encoders, Hashes, Plan
+from wanlora.cache_latents.hashes import Hashes
+from wanlora.cache_latents.plan import Encoders, Plan
 from wanlora.cache_latents.walk import Committed, whole
 from wanlora.cache_latents.worker import (
     PROMPTS_WORTH_LOADING,
@@ -45,6 +47,7 @@ from wanlora.cache_latents.worker import (
     settled,
     shown_progress,
 )
+from wanlora.clips import SourceHashes
 from wanlora.config import CacheLatentsConfig
 from wanlora.errors import LostProcessError, MediaError, WanloraError, WorkerError
 from wanlora.manifest import Clip
@@ -189,7 +192,8 @@ class Workers:
 
     def _set_to_work(self, board: Any, plan: Plan) -> None:
         index = self._idle.pop(0)
-        work = self._actors[index].work.remote(board, index, self.using, plan.largest)
+        sources = dict(plan.sources)
+        work = self._actors[index].work.remote(board, index, self.using, plan.largest, sources)
         self._running[work] = index
 
     def _hear(self, future: Any, board: Any, plan: Plan) -> None:
@@ -254,7 +258,7 @@ class _Worker:
             return error
 
     def work(
-        self, board: Any, index: int, wanted: Encoders, largest: int
+        self, board: Any, index: int, wanted: Encoders, largest: int, sources: SourceHashes
     ) -> Encoded | WanloraError:
         """Take chunks from the board and encode them until none is waiting."""
 
@@ -271,7 +275,7 @@ class _Worker:
                 encode_prompts(self._config, using, chunks("text"), tell),
                 encode_clips(
                     self._config, using, chunks("latents"), tell,
-                    largest=largest, decoded_by=_decode_elsewhere,
+                    largest=largest, decoded_by=partial(_decode_elsewhere, sources=sources),
                 ),
             )  # fmt: skip
         except WanloraError as error:
@@ -284,10 +288,10 @@ def _decode_task() -> Any:
     return ray.remote(num_cpus=1, max_retries=1)(decode_remotely)
 
 
-def _decode_elsewhere(clip: Clip) -> torch.Tensor | MediaError:
+def _decode_elsewhere(clip: Clip, sources: SourceHashes) -> torch.Tensor | MediaError:
     """Decode a clip on any core of the cluster; a file that kills its process fails alone."""
     try:
-        frames = ray.get(_decode_task().remote(clip))
+        frames = ray.get(_decode_task().remote(clip, sources.get(str(clip.path))))
     except (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError) as error:
         reason = "took too much memory" if isinstance(error, OutOfMemoryError) else "crashed"
         return LostProcessError("unreadable", f"{clip.path}: the process decoding it {reason}")

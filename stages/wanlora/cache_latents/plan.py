@@ -3,10 +3,11 @@
 Owns: the way from manifests and a model folder to keys and provenances. Encodes nothing.
 """
 
+import json
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ import numpy as np
 import torch
 
 from wanlora import manifest
+from wanlora.cache_latents.hashes import Hashes, kept_digests
 from wanlora.cache_latents.turns import turn
 from wanlora.clips import (
     SourceHashes,
-    hashes_document,
+    hash_all,
     load_clip,
-    parse_hashes,
     reading,
     source_sha256,
 )
@@ -29,25 +30,22 @@ from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
 from wanlora.core.prompts import prompt_key
-from wanlora.errors import MediaError, OutputError, StoreError
-from wanlora.files import write_atomic
+from wanlora.errors import MediaError, ModelError, StoreError
 from wanlora.manifest import Clip
 from wanlora.progress import bar
 from wanlora.store import index, objects
 from wanlora.store.schema import Kind
+from wanlora.wan import identity
 from wanlora.wan.device import pick
-from wanlora.wan.identity import Memo, memo_document, parse_memo
 from wanlora.wan.provenance import (
     recorded_by_0_1_0,
     require_own_arithmetic,
     text_provenance,
     vae_provenance,
 )
-from wanlora.wan.variants import ENCODERS, Variant, cache_home, resolve, variant_of
+from wanlora.wan.variants import ENCODERS, Variant, resolve, variant_of
 
-SOURCES = "sources.json"
-WEIGHTS = "weights.json"
-DIGESTS = "encoders.json"
+ALIASES = "aliases.json"
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +77,7 @@ class Encoders:
         device: Where to compute.
         latents_provenance: What decides the value of latents.
         text_provenance: What decides the value of prompt embeddings.
+        stamps: Sizes and times of the files when they were hashed, by sub-folder.
     """
 
     folder: Path
@@ -86,6 +85,19 @@ class Encoders:
     device: torch.device
     latents_provenance: Mapping[str, Any]
     text_provenance: Mapping[str, Any]
+    stamps: Mapping[str, str] = field(default_factory=dict)
+
+    def require_unchanged(self, part: str) -> None:
+        """Refuse weights that were loaded from other files than those that were hashed.
+
+        Raises:
+            ModelError: A file of the sub-folder has another size or time.
+        """
+        if part in self.stamps and identity.stamp(self.folder / part) != self.stamps[part]:
+            raise ModelError(
+                f"{self.folder / part} was changed between hashing and loading; run the same "
+                "command again when the folder is complete"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +107,11 @@ class Plan:
     Attributes:
         clips: All usable clips, in the manifests' order.
         failures: Clips that cannot be used.
+        unread: Clips whose sources cannot be read now but have a known hash; after `look` only
+            those whose rows are committed.
         changed_sources: Source files that are not what they were when the manifest was written.
+        num_bytes_hashed: Bytes of sources that were read to hash them.
+        sources: Hashes of the sources by path, size and mtime; after `look` of missing clips only.
         prompts: Prompt key to text, of all captions and of the prompts training needs. The text is
             as given: cleaning is not idempotent, and the encoder cleans it once.
         captions: How many captions the clips have in all.
@@ -106,7 +122,10 @@ class Plan:
 
     clips: tuple[KeyedClip, ...]
     failures: tuple[Failure, ...]
+    unread: tuple[Failure, ...]
     changed_sources: tuple[str, ...]
+    num_bytes_hashed: int
+    sources: Mapping[str, tuple[int, int, str]]
     prompts: Mapping[str, str]
     captions: int
     missing_clips: tuple[KeyedClip, ...]
@@ -135,48 +154,6 @@ class Plan:
         return max((3 * prod(keyed.clip.bucket) for keyed in self.missing_clips), default=0)
 
 
-@dataclass(frozen=True, slots=True)
-class Hashes:
-    """Hashes of files by path, size and mtime, so that a second run reads no big file again."""
-
-    sources: SourceHashes
-    weights: SourceHashes
-    digests: Memo
-
-    @classmethod
-    def read(cls, cache: Location) -> "Hashes":
-        """Those of earlier runs: of the sources in the cache, of the weights with the user."""
-        return cls(
-            parse_hashes(objects.get(cache, SOURCES)),
-            parse_hashes(_kept(WEIGHTS)),
-            parse_memo(_kept(DIGESTS)),
-        )
-
-    def write_sources(self, cache: Location) -> None:
-        """Leave those of the sources to the next run.
-
-        Raises:
-            StoreError: The cache folder cannot be written.
-        """
-        objects.put(cache, SOURCES, hashes_document(self.sources))
-
-    def keep_weights(self) -> None:
-        """Leave those of the weights (22 GB to read) to every later run, a dry one's next too."""
-        try:
-            cache_home().mkdir(parents=True, exist_ok=True)
-            write_atomic(cache_home() / WEIGHTS, hashes_document(self.weights))
-            write_atomic(cache_home() / DIGESTS, memo_document(self.digests))
-        except (OSError, OutputError) as error:  # it would only have saved time
-            log.info("the hashes of the weights are not kept: %s", error)
-
-
-def _kept(name: str) -> bytes | None:
-    try:
-        return (cache_home() / name).read_bytes()
-    except OSError:
-        return None
-
-
 def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int = 0) -> Encoders:
     """Find the device and the model of this process, and hash its weights.
 
@@ -190,10 +167,11 @@ def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int
     folder = resolve(config.model, ENCODERS)
     variant = variant_of(folder)
     with turn("hash"):  # the others find the digests of the first
-        hashes.digests.update(parse_memo(_kept(DIGESTS)))
+        hashes.digests.update(kept_digests())
+        stamps = {part: identity.stamp(folder / part) for part in ENCODERS}
         latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
         hashes.keep_weights()
-    return Encoders(folder, variant, device, latents_provenance, text_provenance)
+    return Encoders(folder, variant, device, latents_provenance, text_provenance, stamps)
 
 
 def make(
@@ -217,16 +195,20 @@ def make(
         StoreVersionError: The cache belongs to another release.
     """
     index.has_store(config.cache)
-    clips, failures, changed = _keyed(found, hashes, shown=shown)
-    wanted = [prompt for keyed in clips for prompt in keyed.clip.prompts]
+    keyed = _keyed(found, hashes, threads=config.decode_workers, shown=shown)
+    wanted = [prompt for each in keyed.clips for prompt in each.clip.prompts]
     wanted += ["", using.variant.negative_prompt, *config.validation_prompts]
     prompts = {prompt_key(text): text for text in wanted}
+    paths = {str(each.clip.path) for each in keyed.clips} & hashes.sources.keys()
     return Plan(
-        clips=tuple(clips),
-        failures=tuple(failures),
-        changed_sources=tuple(changed),
+        clips=tuple(keyed.clips),
+        failures=tuple(keyed.failures),
+        unread=tuple(keyed.unread),
+        changed_sources=tuple(sorted(keyed.changed)),
+        num_bytes_hashed=keyed.num_bytes_hashed,
+        sources={path: hashes.sources[path] for path in sorted(paths)},
         prompts=prompts,
-        captions=sum(len(keyed.clip.prompts) for keyed in clips),
+        captions=sum(len(each.clip.prompts) for each in keyed.clips),
         missing_clips=(),
         missing_prompts={},
         using=using,
@@ -247,8 +229,13 @@ def look(config: CacheLatentsConfig, plan: Plan) -> Plan:
         return index.missing_keys(config.cache, kind, plan.fingerprint(kind), keys)
 
     missing_clips = [clips[key] for key in missing("latents", clips)]
+    keys = {keyed.key for keyed in missing_clips}
+    missing_ids = {keyed.clip.clip_id for keyed in plan.clips if keyed.key in keys}
+    paths = {str(keyed.clip.path) for keyed in missing_clips}
     return replace(
         plan,
+        unread=tuple(each for each in plan.unread if each.clip_id not in missing_ids),
+        sources={path: entry for path, entry in plan.sources.items() if path in paths},
         missing_clips=tuple(sorted(missing_clips, key=lambda keyed: keyed.clip.bucket)),
         missing_prompts={key: plan.prompts[key] for key in missing("text", plan.prompts)},
     )
@@ -279,25 +266,47 @@ def _provenances(
         memo=hashes.digests,
     )
     return (
-        _recorded(config.cache, "latents", folder, latents, hashes),
-        _recorded(config.cache, "text", folder, text, hashes),
+        _recorded(config, "latents", folder, latents, hashes),
+        _recorded(config, "text", folder, text, hashes),
     )
 
 
 def _recorded(
-    cache: Location, kind: Kind, folder: Path, provenance: Mapping[str, Any], hashes: Hashes
+    config: CacheLatentsConfig,
+    kind: Kind,
+    folder: Path,
+    provenance: Mapping[str, Any],
+    hashes: Hashes,
 ) -> Mapping[str, Any]:
-    """Provenance under which a cache has an encoder's rows; that of 0.1.0 if it has no other."""
-    stored = index.provenances(cache, kind)
-    if fingerprint(provenance) in stored:
+    """Provenance under which a cache has an encoder's rows; that of 0.1.0 if it has no other.
+
+    An old one that was recognised by its files is remembered for the same encoder in other files.
+    """
+    stored = index.provenances(config.cache, kind)
+    own = fingerprint(provenance)
+    if own in stored:
         return provenance
+    aliases = _parse_aliases(objects.get(config.cache, ALIASES))
+    if aliases.get(own) in stored:
+        return stored[aliases[own]]
     old = recorded_by_0_1_0(
         folder, provenance, stored.values(), lambda path: source_sha256(path, hashes.weights)
     )
     if old is None:
         return provenance
     log.info("the %s of this encoder are filed as release 0.1.0 filed them", kind)
+    if not config.dry_run:
+        aliases[own] = fingerprint(old)
+        objects.put(config.cache, ALIASES, json.dumps(aliases, sort_keys=True, indent=0).encode())
     return old
+
+
+def _parse_aliases(document: bytes | None) -> dict[str, str]:
+    """Fingerprints of encoders to those that 0.1.0 gave them; a damaged document has none."""
+    try:
+        return {str(own): str(old) for own, old in json.loads(document or b"{}").items()}
+    except (ValueError, AttributeError):
+        return {}
 
 
 def has_tf32(device: torch.device) -> bool:
@@ -305,35 +314,60 @@ def has_tf32(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+@dataclass(slots=True)
+class _Keyed:
+    """Clips with their keys; the fields are those of `Plan`."""
+
+    num_bytes_hashed: int
+    clips: list[KeyedClip] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
+    unread: list[Failure] = field(default_factory=list)
+    changed: set[str] = field(default_factory=set)
+
+
 def _keyed(
-    clips: Sequence[Clip], hashes: Hashes, *, shown: bool
-) -> tuple[list[KeyedClip], list[Failure], list[str]]:
-    """Give every usable clip its key; list the others, and the sources that have changed."""
-    keyed, failures, changed = [], [], set()
-    with bar(total=len(clips), description="hash", unit="clip", shown=shown) as progress:
-        for clip in clips:
-            progress.update(1)
-            try:
-                with reading(clip.path):
-                    _check_size(clip)
-                    digest = _source_sha256(clip, hashes)
-            except MediaError as error:
-                failures.append(Failure(error.code, clip.clip_id, str(error)))
-                continue
-            if clip.source_sha256 not in (None, digest):
-                changed.add(clip.source)
-            keyed.append(KeyedClip(clip, manifest.clip_key(clip, digest)))
-    return keyed, failures, sorted(changed)
+    clips: Sequence[Clip],
+    hashes: Hashes,
+    *,
+    threads: int,
+    shown: bool,
+) -> _Keyed:
+    """Give each usable clip its key; list the others, and the sources that have changed."""
+    paths = dict.fromkeys(clip.path for clip in clips)
+    remembered = dict(hashes.sources)
+    with bar(total=len(paths), description="hash", unit="source", shown=shown) as progress:
+        digests, num_bytes = hash_all(
+            paths, hashes.sources, threads=threads, step=lambda: progress.update(1)
+        )
+    result = _Keyed(num_bytes)
+    for clip in clips:
+        try:
+            with reading(clip.path):
+                _check_size(clip)
+        except MediaError as error:
+            result.failures.append(Failure(error.code, clip.clip_id, str(error)))
+            continue
+        outcome = digests[clip.path]
+        digest = _digest_of(outcome, clip, remembered)
+        if digest is None:
+            assert isinstance(outcome, MediaError)
+            result.failures.append(Failure(outcome.code, clip.clip_id, str(outcome)))
+            continue
+        keyed = KeyedClip(replace(clip, source_sha256=digest), manifest.clip_key(clip, digest))
+        result.clips.append(keyed)
+        if clip.source_sha256 not in (None, digest):
+            result.changed.add(clip.source)
+        if isinstance(outcome, MediaError):
+            result.unread.append(Failure(outcome.code, clip.clip_id, str(outcome)))
+    return result
 
 
-def _source_sha256(clip: Clip, hashes: Hashes) -> str:
-    """Hash a source; one that is gone is known by its manifest, and may be cached already."""
-    try:
-        return source_sha256(clip.path, hashes.sources)
-    except MediaError as error:
-        if error.code != "missing" or clip.source_sha256 is None:
-            raise
-        return clip.source_sha256
+def _digest_of(outcome: str | MediaError, clip: Clip, remembered: SourceHashes) -> str | None:
+    """Hash of a source; one that cannot be read now has that of the last time, if there is one."""
+    if isinstance(outcome, str):
+        return outcome
+    last = remembered.get(str(clip.path))
+    return clip.source_sha256 if last is None else last[2]
 
 
 def _check_size(clip: Clip) -> None:

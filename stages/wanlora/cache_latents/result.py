@@ -15,6 +15,7 @@ from wanlora.core.order import describe_shares, shares
 from wanlora.core.prompts import prompt_key
 from wanlora.core.text import shorten
 from wanlora.edits import unused_captions
+from wanlora.store.views import ViewClip
 
 SHOWN = 10
 """How many failures are printed; all of them stand in the JSON."""
@@ -38,6 +39,9 @@ class CacheResult:
         encoder_stall: Share of the time that the VAE waited for decoded clips.
         num_bytes: Bytes added to the store (of a dry run: an estimate).
         failures: Clips that are not in the view, and why.
+        kept: Clips that cannot be used now and stay in the view as they were, and why.
+        unread: Clips in the view whose sources cannot be read now; their rows are there.
+        bytes_hashed: Bytes of sources that were read to hash them.
         truncated_prompts: Prompts encoded by this run that lost their end: over 512 tokens.
         changed_sources: Source files that changed after the manifest was written.
         unused_captions: Caption files that were edited after `prepare` read them.
@@ -62,7 +66,10 @@ class CacheResult:
     encoder_stall: float = 0.0
     workers: int = 1
     clips_encoded_twice: int = 0
+    bytes_hashed: int = 0
     failures: list[Failure] = field(default_factory=list)
+    kept: list[Failure] = field(default_factory=list)
+    unread: list[Failure] = field(default_factory=list)
     truncated_prompts: list[str] = field(default_factory=list)
     changed_sources: list[str] = field(default_factory=list)
     unused_captions: list[str] = field(default_factory=list)
@@ -73,7 +80,7 @@ class CacheResult:
     @property
     def exit_code(self) -> int:
         """3 when clips failed."""
-        return 3 if self.failures else 0
+        return 3 if self.failures or self.kept else 0
 
     def lines(self) -> list[str]:
         """What the command prints."""
@@ -98,9 +105,15 @@ class CacheResult:
             )
             lines.append(f"{self.num_bytes / 1e6:.2f} MB written in {self.seconds:.1f} s{pace}")
             lines.append(f"view {self.view!r}: {self.clips} clips")
+        lines += listed(_texts(self.failures), "clips cannot be used, and are not in the view")
         lines += listed(
-            [f"[{f.code}] {f.clip_id}: {f.message}" for f in self.failures],
-            "clips cannot be used, and are not in the view",
+            _texts(self.kept),
+            "clips cannot be used now, and stay in the view with the rows they had; to drop them, "
+            "delete their lines from the manifest",
+        )
+        lines += listed(
+            _texts(self.unread),
+            "sources cannot be read now; the view keeps their clips, whose rows are in the cache",
         )
         lines += listed(
             [shorten(text) for text in self.truncated_prompts],
@@ -126,32 +139,44 @@ class Outcome:
     Attributes:
         kept: Clips of the view.
         failures: The others, and why.
+        stays: Of these, clips that the view keeps as they were.
         num_bytes: Added to the store (of a dry run: an estimate).
         made: What workers made of it.
     """
 
     kept: Sequence[KeyedClip]
     failures: Sequence[Failure]
-    num_bytes: int
+    stays: Sequence[ViewClip] = ()
+    num_bytes: int = 0
     view_sha256: str = ""
     made: Encoded | None = None
 
 
 def summarize(
-    config: CacheLatentsConfig, plan: Plan, outcome: Outcome, *, seconds: float
+    config: CacheLatentsConfig, plan: Plan, outcome: Outcome, *, seconds: float, shown: bool
 ) -> CacheResult:
-    """Count what was made."""
+    """Count what was made.
+
+    Args:
+        config: The settings.
+        plan: Clips and prompts wanted.
+        outcome: What came of them.
+        seconds: Time taken.
+        shown: Whether this process prints the result; only then are caption files compared.
+    """
     made = outcome.made or Encoded()
     encoded = len(plan.missing_clips) - len(made.clips.failures)
     rows = len({keyed.key for keyed in outcome.kept})
-    unused, captions_command = unused_captions(config.manifest)
+    stays = {clip.clip_id for clip in outcome.stays}
+    manifests, clips = (config.manifest, plan.clips) if shown else ((), ())
+    unused, captions_command = unused_captions(manifests, (keyed.clip for keyed in clips))
     captions = {prompt_key(text) for k in plan.clips for text in k.clip.prompts}
     return CacheResult(
         cache=str(config.cache),
         view=config.view,
         view_sha256=outcome.view_sha256,
         dry_run=config.dry_run,
-        clips=len(outcome.kept),
+        clips=len(outcome.kept) + len(stays),
         clips_encoded=encoded,
         clips_cached=rows - encoded,
         duplicate_clips=len(outcome.kept) - rows,
@@ -164,7 +189,10 @@ def summarize(
         encoder_stall=round(made.clips.stall, 4),
         workers=made.workers,
         clips_encoded_twice=made.clips_twice,
-        failures=list(outcome.failures),
+        bytes_hashed=plan.num_bytes_hashed,
+        failures=[failure for failure in outcome.failures if failure.clip_id not in stays],
+        kept=[failure for failure in outcome.failures if failure.clip_id in stays],
+        unread=list(plan.unread),
         truncated_prompts=list(made.prompts.truncated),
         changed_sources=list(plan.changed_sources),
         unused_captions=unused,
@@ -190,6 +218,10 @@ def _next_command(config: CacheLatentsConfig) -> str:
     view = [] if config.view == "default" else ["--view", config.view]
     words = ["wanlora", "train", "--cache", str(config.cache), *view]
     return shlex.join([*words, "--output-dir", "outputs/run"])
+
+
+def _texts(failures: Sequence[Failure]) -> list[str]:
+    return [f"[{failure.code}] {failure.clip_id}: {failure.message}" for failure in failures]
 
 
 def _saved(number: int, what: str) -> str:

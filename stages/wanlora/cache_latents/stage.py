@@ -20,7 +20,8 @@ from wanlora import manifest
 from wanlora.cache_latents import plan as planning
 from wanlora.cache_latents import processes
 from wanlora.cache_latents.encode import complete_groups
-from wanlora.cache_latents.plan import Encoders, Failure, Hashes, KeyedClip, Plan
+from wanlora.cache_latents.hashes import Hashes
+from wanlora.cache_latents.plan import Encoders, Failure, KeyedClip, Plan
 from wanlora.cache_latents.result import CacheResult, Outcome, listed, summarize
 from wanlora.cache_latents.worker import Encoded, encode_share
 from wanlora.config import CacheLatentsConfig
@@ -32,7 +33,14 @@ from wanlora.manifest import Clip
 from wanlora.stopping import interrupted_by_signals
 from wanlora.store import index, objects, schema, wants
 from wanlora.store.reader import StoreReader
-from wanlora.store.views import View, ViewClip, ViewPrompt, write_view
+from wanlora.store.views import (
+    View,
+    ViewClip,
+    ViewPrompt,
+    read_view,
+    view_names,
+    write_view,
+)
 from wanlora.wan.variants import MICRO
 
 log = logging.getLogger(__name__)
@@ -64,8 +72,9 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         planning.note_other_generations(config.cache, using)
         if config.dry_run:
             plan = planning.look(config, plan)
-            outcome = Outcome(plan.clips, plan.failures, plan.num_bytes)
-            return summarize(config, plan, outcome, seconds=time.monotonic() - started)
+            outcome = Outcome(plan.clips, plan.failures, num_bytes=plan.num_bytes)
+            seconds = time.monotonic() - started
+            return summarize(config, plan, outcome, seconds=seconds, shown=shown)
         before = objects.num_bytes(config.cache, schema.STORE)
         earlier = wants.names(config.cache, config.view)
         wanted = wants.publish(config.cache, _view(config, plan, plan.clips))
@@ -75,11 +84,12 @@ def run(config: CacheLatentsConfig) -> CacheResult:
     failures = [*plan.failures, *_failures(plan.clips, made.clips.failures)]
     if not kept:
         raise ManifestError(_nothing_left(config, failures))
-    view = _publish(config, plan, kept)
+    stays = _as_before(config, plan, found, failures)
+    view = _publish(config, plan, kept, stays)
     wants.drop(config.cache, {wanted, *earlier})
     added = objects.num_bytes(config.cache, schema.STORE) - before
-    outcome = Outcome(kept, failures, added, view.sha256, made)
-    return summarize(config, plan, outcome, seconds=time.monotonic() - started)
+    outcome = Outcome(kept, failures, stays, added, view.sha256, made)
+    return summarize(config, plan, outcome, seconds=time.monotonic() - started, shown=shown)
 
 
 def _require_videos(failures: Sequence[Failure]) -> None:
@@ -88,7 +98,7 @@ def _require_videos(failures: Sequence[Failure]) -> None:
     Raises:
         ManifestError: Names the machine and what it lacks.
     """
-    lacking = [failure.message for failure in failures if failure.code == "missing"]
+    lacking = [f.message for f in failures if f.code in ("missing", "unreadable")]
     if lacking:
         raise ManifestError(
             "\n".join(
@@ -161,7 +171,7 @@ def _read(config: CacheLatentsConfig) -> tuple[list[Clip], list[Failure], Hashes
     )
     manifest.warn_of_old_colours(found)
     index.has_store(config.cache)
-    return found, bad, Hashes.read(config.cache)
+    return found, bad, Hashes.read(config.cache, config.manifest)
 
 
 @contextmanager
@@ -224,9 +234,46 @@ def _encode(
             raise
 
 
-def _publish(config: CacheLatentsConfig, plan: Plan, kept: Sequence[KeyedClip]) -> View:
+def _as_before(
+    config: CacheLatentsConfig, plan: Plan, found: Sequence[Clip], failures: Sequence[Failure]
+) -> list[ViewClip]:
+    """Clips that fail now and are in the view that will be replaced: they stay as they are in it.
+
+    A disk that does not answer for a moment would otherwise make the view smaller.
+    """
+    ids = {failure.clip_id for failure in failures}
+    clips = {clip.clip_id: clip for clip in found if clip.clip_id in ids}
+    if not clips or config.view not in view_names(config.cache):
+        return []
+    try:
+        view = read_view(config.cache, config.view)
+    except StoreError as error:
+        log.warning("the view that is replaced cannot be read: %s", error)
+        return []
+    latents, text = plan.fingerprint("latents"), plan.fingerprint("text")
+    if (view.latents, view.text) != (latents, text):
+        return []
+    stays = [old for old in view.clips if old.clip_id in clips]
+    keys = [old.key for old in stays]
+    gone = set(index.missing_keys(config.cache, "latents", latents, keys))
+    prompts = {key for old in stays for key in old.prompts}
+    gone |= set(index.missing_keys(config.cache, "text", text, prompts))
+    return [
+        replace(
+            old, activity=now.activity, split=now.split, source_group=now.source_group,
+            weight=now.weight,
+        )
+        for old in stays
+        if gone.isdisjoint({old.key, *old.prompts}) and (now := clips[old.clip_id])
+    ]  # fmt: skip
+
+
+def _publish(
+    config: CacheLatentsConfig, plan: Plan, kept: Sequence[KeyedClip], stays: Sequence[ViewClip]
+) -> View:
     """Write the view, once every row of it is known to be committed."""
     view = _view(config, plan, kept)
+    view = replace(view, clips=(*stays, *view.clips))
     complete_groups(config.cache, plan.using, kept)
     reader = StoreReader.of_view(config.cache, view)
     written = write_view(config.cache, config.view, view)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-PATIENCE_S = 1800.0
+PATIENCE_S = 900.0
 """After that a process goes on without its turn: its neighbour hangs."""
 
 log = logging.getLogger(__name__)

@@ -8,9 +8,11 @@ import socket
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, TypeVar
 
 from wanlora.cache_latents import plan as planning
+from wanlora.cache_latents.decode import decode
 from wanlora.cache_latents.encode import (
     EncodedClips,
     EncodedPrompts,
@@ -18,7 +20,8 @@ from wanlora.cache_latents.encode import (
     encode_clips,
     encode_prompts,
 )
-from wanlora.cache_latents.plan import Encoders, Hashes, Plan
+from wanlora.cache_latents.hashes import Hashes
+from wanlora.cache_latents.plan import Encoders, Plan
 from wanlora.cache_latents.walk import Committed, walk, whole
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.buckets import Bucket
@@ -165,8 +168,11 @@ def _clips(
     with shown_progress(len(missing), "latents", "clip", shown=shown, on_rows=on_rows) as progress:
         chunks, there = _rows(config, plan, "latents", missing, rank, bucket_of, progress)
         return encode_clips(
-            config, plan.using, chunks, progress, largest=plan.largest, committed=there
-        )
+            config, plan.using, chunks, progress,
+            largest=plan.largest,
+            committed=there,
+            decoded_by=partial(decode, known=dict(plan.sources)),
+        )  # fmt: skip
 
 
 def bucket_of(clip: Clip) -> Bucket:

@@ -217,11 +217,12 @@ def _thumbnails(paths: Sequence[Path]) -> set[Path]:
 
 def _tables_beside(given: Sequence[Path], paths: Sequence[Path], sidecars: set[Path]) -> list[Path]:
     """List the tables in the folders given, in those below, and beside single files."""
-    folders = {path.parent for path in paths}
+    inner = {path.parent for path in paths}
+    folders = set(inner)
     for path in map(absolute, given):
         if path.is_dir():
             folders.add(path)
-            folders |= {f for source in paths for f in source.parents if f.is_relative_to(path)}
+            folders |= {f for folder in inner for f in folder.parents if f.is_relative_to(path)}
     return sorted(table for folder in folders for table in tables.in_folder(folder, sidecars))
 
 

@@ -31,6 +31,8 @@ class Lookup:
         Raises:
             ManifestError: The path means several sources.
         """
+        if (usual := absolute(table.parent / name)) in self._paths:
+            return usual, [usual]
         names = spellings(name)
         # FastVideo's rows leave out the folder `videos`.
         beside = [absolute(b / n) for b in (table.parent, table.parent / "videos") for n in names]

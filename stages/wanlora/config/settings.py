@@ -25,6 +25,7 @@ from pydantic import (
 
 from wanlora.core import location
 from wanlora.core.location import Url
+from wanlora.core.text import decode_utf8
 from wanlora.errors import ConfigError
 
 DEFAULT_MODEL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -169,12 +170,12 @@ def command_line(command: str, config: Settings, *, without: Collection[str] = (
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(decode_utf8(file.read_bytes()))
     except FileNotFoundError:
         raise ConfigError(f"no configuration file at {file}") from None
     except OSError as error:
         raise ConfigError(f"configuration file {file} cannot be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # other text, not TOML, nested too deeply
         raise ConfigError(f"{file} is not TOML: {error}") from None
 
 
@@ -185,7 +186,7 @@ def _assign(model: type[Settings], values: dict[str, Any], item: str) -> None:
         raise ConfigError(f"--set {item}: expected NAME=VALUE, for example --set lora.rank=16")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         value = text
     *parents, leaf = _parts(model, name.strip())
     for parent in parents:

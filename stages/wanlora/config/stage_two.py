@@ -238,7 +238,10 @@ class EstimateConfig(Settings):
     activations: Activations = "auto"
     eager: Eager = "auto"
     attention: Attention = "auto"
+    clip_weights: ClipWeights = {}  # noqa: RUF012  (pydantic copies it)
     lora: LoraSettings = LoraSettings()
+    validation: ValidationSettings = ValidationSettings()
+    previews: PreviewSettings = PreviewSettings()
 
     @model_validator(mode="after")
     def _sizes_fit_wan(self) -> Self:
@@ -250,6 +253,8 @@ class EstimateConfig(Settings):
                 f"gradient_accumulation_steps {self.gradient_accumulation_steps}: expected a "
                 f"multiple of num_processes, {self.num_processes}"
             )
+        if self.clip_weights and self.cache is None:
+            raise ValueError("clip_weights are for the activities of a cache: pass --cache")
         if self.model and not self.probe:
             raise ValueError("model is what --probe runs; to count for a model: --variant")
         if self.lora.dora and not self.probe:
@@ -324,8 +329,8 @@ class TrainConfig(Settings):
     local_copy: Annotated[
         Path | None,
         Field(
-            description="Folder that rows of a cache at a URL are copied into as they are read, "
-            "and read from ever after.",
+            description="Folder for copies of the rows of a cache at a URL: each row is fetched "
+            "once and then read from this folder.",
         ),
         Flag(),
     ] = None

@@ -76,6 +76,26 @@ def predict_seconds(work: Workload, modes: Sequence[Recompute], gpu: Gpu) -> Sec
     return clip.times(work.batch_size)
 
 
+def predict_forward_seconds(work: Workload, gpu: Gpu) -> Seconds:
+    """Predict the forward pass of one clip without gradients, as in validation."""
+    forward = _flops(work, "none").forward
+    attention = _attention(forward)
+    # Full recomputation repeats the forward pass, so it costs that much more memory traffic.
+    again = _PASSES[work.compiled]
+    passes = (again["full"] - again["none"]) * work.shape.num_layers
+    traffic = passes * work.num_tokens * work.shape.width * work.element_bytes
+    return Seconds(
+        attention=attention / (gpu.attention_forward * gpu.peak_flops),
+        matmul=(forward.total - attention) / (gpu.matmul * gpu.peak_flops),
+        elementwise=traffic / (gpu.stream * gpu.bandwidth),
+    )
+
+
+def forward_flops(work: Workload) -> float:
+    """FLOPs of the forward pass of one clip."""
+    return _flops(work, "none").forward.total
+
+
 def floor_seconds(work: Workload, gpu: Gpu) -> float:
     """Least time of a micro-batch with these kernels: nothing recomputed, nothing but products."""
     nothing: Recompute = "none"

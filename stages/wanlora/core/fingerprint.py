@@ -20,8 +20,8 @@ def canonical_json(value: Any) -> str:
 
 
 def sha256_text(text: str) -> str:
-    """Hex sha256 of UTF-8 text."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    """Hex sha256 of UTF-8 text; halves of UTF-16 pairs are allowed."""
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
 def fingerprint(value: Any) -> str:

@@ -108,9 +108,6 @@ def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
     transient = _TRANSIENT_WIDTHS * work.all_tokens * work.shape.width * work.element_bytes
     everything = sum(block_bytes(work, mode) for mode in modes)
     moments: list[tuple[float, float]] = [(everything, transient)]  # the backward pass begins
-    patches = work.all_tokens * 4 * work.shape.in_channels  # latents, and noise of that size
-    prompts = work.batch_size * work.shape.num_text_tokens * work.shape.text_dim
-    uploaded = 4.0 * work.num_uploaded * (2 * patches + prompts)
     recomputed = [index for index, mode in enumerate(modes) if mode != "none"]
     if recomputed:
         # The last block that recomputes does: those behind it are done and free, and all that it
@@ -122,8 +119,15 @@ def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
         weights=weight_bytes(work.shape, work.element_bytes),
         adapter=float(_BYTES_PER_TRAINED * num_trained(work.shape, work.adapted, work.rank)),
         kept=kept,
-        working=working + uploaded,
+        working=working + uploaded_bytes(work),
     )
+
+
+def uploaded_bytes(work: Workload) -> float:
+    """Bytes of the micro-batches on the device ahead of the step, in fp32."""
+    patches = work.all_tokens * 4 * work.shape.in_channels  # latents, and noise of that size
+    prompts = work.batch_size * work.shape.num_text_tokens * work.shape.text_dim
+    return 4.0 * work.num_uploaded * (2 * patches + prompts)
 
 
 def plan(work: Workload, budget_bytes: float) -> tuple[Recompute, ...]:

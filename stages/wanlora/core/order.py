@@ -70,6 +70,11 @@ class Order:
         activities: Activity of each clip of each bucket, to balance them; None = every clip once
             an epoch.
         weights: Weight of each clip of each bucket, from 0.001 to 1000; None = all 1.
+
+    Attributes:
+        draws_per_epoch: Sum of all weights: the number of clips when all are 1.
+        bucket_steps_per_epoch: Steps of an epoch by bucket.
+        steps_per_epoch: Steps of an epoch.
     """
 
     def __init__(
@@ -89,9 +94,11 @@ class Order:
         totals = {
             b: n * _ONE if (w := units[b]) is None else int(w.sum()) for b, n in sizes.items()
         }
-        self.steps_per_epoch = steps_per_epoch(
-            {bucket: Fraction(total, _ONE) for bucket, total in totals.items()}, batch_size
-        )
+        self.draws_per_epoch = Fraction(sum(totals.values()), _ONE)
+        self.bucket_steps_per_epoch = {
+            bucket: Fraction(total, _ONE * batch_size[bucket]) for bucket, total in totals.items()
+        }
+        self.steps_per_epoch = sum(self.bucket_steps_per_epoch.values(), Fraction())
         self._buckets = sorted(sizes)
         unit = math.gcd(_ONE, *totals.values())  # without weights _ONE: counts stay small
         self._totals = np.array([totals[bucket] // unit for bucket in self._buckets])
@@ -130,10 +137,14 @@ class Order:
         return dict(zip(self._buckets, counts.tolist(), strict=True))
 
     def epochs_until(self, bucket: Bucket) -> int:
-        """Epochs of a run after which a bucket has had its first step."""
+        """Number of epochs with which a run has a step of this bucket."""
         rank = self._buckets.index(bucket)
         missing = int(self._batch_sizes[rank] - self._left[rank]) * self._one
-        return -(-missing // int(self._totals[rank]))
+        epochs = -(-missing // int(self._totals[rank]))
+        # A run's steps are rounded over all buckets, so its end may be just before that step.
+        while not self.steps_by_bucket(num_steps(self.steps_per_epoch, num_epochs=epochs))[bucket]:
+            epochs += 1
+        return epochs
 
     def _run_epoch(self, step: int) -> int:
         """Epoch of a run that a step is in, by the steps of all buckets before each epoch."""
@@ -283,18 +294,6 @@ def describe_untrained(
         for bucket, steps in order.steps_by_bucket(end_step).items()
         if not steps
     ]
-
-
-def steps_per_epoch(
-    sizes: Mapping[Bucket, int | Fraction], batch_size: Mapping[Bucket, int]
-) -> Fraction:
-    """Steps of an epoch.
-
-    Args:
-        sizes: Sum of the weights of each bucket's clips: their number when all weights are 1.
-        batch_size: Clips in a global batch of each bucket.
-    """
-    return sum((Fraction(size) / batch_size[b] for b, size in sizes.items()), Fraction())
 
 
 def num_steps(of_an_epoch: Fraction, *, num_epochs: float) -> int:

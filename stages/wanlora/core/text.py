@@ -21,6 +21,10 @@ _STEM_BYTES = 160
 MAX_LABEL = 1000
 """Characters of a name: a clip, an activity, a source group."""
 
+LFS_HEAD = b"version https://git-lfs.github.com/spec/"
+"""Start of the small file that Git LFS leaves in place of one that it has not fetched."""
+LFS_REMEDY = "is a Git LFS pointer, not the file itself; fetch it with: git lfs pull"
+
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -33,8 +37,11 @@ def decode_utf8(data: bytes) -> str:
     """Decode UTF-8 text, with or without a byte order mark.
 
     Raises:
-        ValueError: The bytes are in another encoding; the message has the likely one.
+        ValueError: The bytes are in another encoding (the message has the likely one), or a Git
+            LFS pointer.
     """
+    if data.startswith(LFS_HEAD):
+        raise ValueError(f"it {LFS_REMEDY}")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -75,6 +75,11 @@ class Report:
     num_groups: int
 
 
+def num_due(end_step: int, *, every: int) -> int:
+    """Number of validations of a run: every `every` steps and after the last one; 0 = never."""
+    return -(-end_step // every) if every else 0
+
+
 def sigma_grid(num_sigmas: int, *, sampler: str, shift: float) -> list[float]:
     """Midpoints of equal shares of the training density, so that their mean is its expectation."""
     return sorted(

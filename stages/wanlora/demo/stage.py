@@ -21,7 +21,7 @@ from wanlora.core.validation import describe_sample
 from wanlora.demo import measure
 from wanlora.demo.page import comparison_gif, demo_page
 from wanlora.errors import RunError
-from wanlora.files import require_folder, write_atomic
+from wanlora.files import require_folder, write_atomic, write_text
 from wanlora.media import mp4
 from wanlora.micro import world
 
@@ -164,7 +164,7 @@ def write_videos(folder: Path, wanted: Sequence[tuple[str, int, str]]) -> None:
             mp4.write(folder / name, drawing.frames, fps=world.FPS)
             rows.append(f"{name},{drawing.scene.caption},{concept},{split}")
             bar.update()
-    write_atomic(folder / "metadata.csv", ("\n".join(rows) + "\n").encode())
+    write_text(folder / "metadata.csv", "\n".join(rows) + "\n")
 
 
 def wanlora(*arguments: Any) -> None:
@@ -205,7 +205,7 @@ def _result(config: DemoConfig) -> DemoResult:
         config.concept, gif, [scene.caption for scene in scenes], base, adapter,
         figures=result.figures(), files=_FILES,
     )  # fmt: skip
-    write_atomic(root / "report.html", page.encode())
+    write_text(root / "report.html", page)
     return result
 
 

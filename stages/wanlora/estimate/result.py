@@ -47,6 +47,22 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Forward passes between steps, for validation or previews.
+
+    Attributes:
+        times: Number of pauses in the run.
+        forward_passes: Forward passes of one clip in the run, over all processes; of validation,
+            the base's losses included.
+        hours: Hours of the run that they take.
+    """
+
+    times: int
+    forward_passes: int
+    hours: float
+
+
+@dataclass(frozen=True, slots=True)
 class EstimateResult:
     """What a run takes, on one GPU or on a GPU for each of several processes.
 
@@ -72,11 +88,14 @@ class EstimateResult:
         memory_gb: What a step may take on the card.
         modes: Every way.
         steps: Of the run.
-        hours_per_epoch: To train.
-        hours: To train the whole run.
+        hours_per_epoch: Of the steps of an epoch.
+        hours: Of the whole run: steps, validation and previews.
+        validation: The part of validation.
+        previews: The part of previews.
         stage_one_hours: To encode every clip.
         cache_gb: Of the store; measured where there is one.
         checkpoints_gb: Those that are kept.
+        untrained: Buckets without a step in the run, and the ways to train them.
         assumed: What the seconds stand on.
         probe: What the probe saw.
     """
@@ -104,9 +123,12 @@ class EstimateResult:
     steps: int
     hours_per_epoch: float
     hours: float
+    validation: Pause
+    previews: Pause
     stage_one_hours: float | None
     cache_gb: float
     checkpoints_gb: float
+    untrained: list[str]
     assumed: dict[str, str]
     probe: dict[str, Any] | None
 
@@ -127,6 +149,7 @@ class EstimateResult:
             *self._batches_table(),
             "",
             *self._totals(),
+            *(f"warning: {problem}" for problem in self.untrained),
             "",
             *(f"assumed: {name}: {what}" for name, what in self.assumed.items()),
         ]
@@ -179,7 +202,8 @@ class EstimateResult:
             *([f"             ({parts})"] if parts else []),
             *self._between_gpus(),
             f"an epoch     {_hours(self.hours_per_epoch)}",
-            f"the run      {self.steps:,} steps, {_hours(self.hours)}",
+            *self._pauses(),
+            f"the run      {self.steps:,} steps, {_hours(self.hours)} in all",
             f"stage one    {encode}, once",
             f"disk         {self.cache_gb:.3g} GB of cache, {self.checkpoints_gb:.3g} GB of "
             "checkpoints",
@@ -193,6 +217,15 @@ class EstimateResult:
             )
             lines.append(f"does not fit: {self.peak_gb:.3g} GB of {self.memory_gb:.3g}; {advice}")
         return lines
+
+    def _pauses(self) -> list[str]:
+        parts = {"validation": self.validation, "previews": self.previews}
+        return [
+            f"{name:<12} {_hours(pause.hours)} ({pause.hours / self.hours:.1%} of the run): "
+            f"{pause.times:,} times, {pause.forward_passes:,} forward passes"
+            for name, pause in parts.items()
+            if pause.times
+        ]
 
     def _between_gpus(self) -> list[str]:
         """Say what a step sends; not added to its seconds, of which it is a small part."""

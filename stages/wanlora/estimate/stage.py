@@ -1,14 +1,12 @@
 """Counts for a set of clips and a card, put together; and the probe that replaces predictions.
 
-Owns: the choice of card, the means over steps of different buckets. Without a probe nothing is run:
-bytes and FLOPs are counted (`core.memory`, `core.flops`), seconds follow from published rates
-(`core.gpus`).
+Owns: the choice of card, and the figures of the result. Without a probe nothing is run: bytes and
+FLOPs are counted (`core.memory`, `core.flops`), seconds follow from published rates (`core.gpus`).
 """
 
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
-from fractions import Fraction
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 
 import torch
 
@@ -17,20 +15,22 @@ from wanlora.core.batch_sizes import BatchSize, batch_sizes
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.cost import (
     VAE_SHARE_OF_PEAK,
-    Seconds,
     all_reduce_bytes,
     encode_seconds,
     floor_seconds,
     model_flops,
-    predict_seconds,
 )
 from wanlora.core.flops import Recompute
 from wanlora.core.gpus import GPUS, Gpu, gpu_named, gpu_of
-from wanlora.core.memory import Workload, longest_clip, num_trained, plan, step_bytes
-from wanlora.core.order import num_steps, steps_per_epoch
+from wanlora.core.memory import longest_clip, num_trained, plan, step_bytes
+from wanlora.core.order import Order, describe_untrained
 from wanlora.errors import ConfigError
-from wanlora.estimate.result import Batch, EstimateResult, Mode
+from wanlora.estimate.case import Card, Case
+from wanlora.estimate.pauses import Passes, preview_passes, validation_passes
+from wanlora.estimate.result import Batch, EstimateResult, Mode, Pause
+from wanlora.progress import waiting
 from wanlora.step import fitting
+from wanlora.step.source import weighted
 from wanlora.step.trial import Modes, Trial, describe
 from wanlora.store import objects, schema
 from wanlora.store.views import View, read_view
@@ -49,87 +49,6 @@ _WAYS: tuple[Recompute, ...] = ("none", "selective", "full")
 _PROBE_PASSES = 3
 
 
-@dataclass(frozen=True, slots=True)
-class _Card:
-    """Where the run is to be; `gpu` is None for a device of which nothing is known."""
-
-    name: str
-    gpu: Gpu | None
-    device: torch.device
-    limit_bytes: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """Everything an estimate is of.
-
-    Attributes:
-        buckets: Clips to train on.
-        to_encode: All clips of the view.
-        sizes: Of each bucket, clips in a step.
-        works: Of each bucket, its micro-batch.
-        trial: What the probe saw, if there was one.
-    """
-
-    config: EstimateConfig
-    variant: Variant
-    buckets: Counter[Bucket]
-    to_encode: Counter[Bucket]
-    card: _Card
-    sizes: dict[Bucket, BatchSize]
-    works: dict[Bucket, Workload]
-    trial: Trial | None
-
-    @property
-    def largest(self) -> Bucket:
-        return fitting.largest(self.works)
-
-    @property
-    def work(self) -> Workload:
-        """The micro-batch that takes the most memory."""
-        return self.works[self.largest]
-
-    @property
-    def steps_per_epoch(self) -> Fraction:
-        """Steps that train every clip once."""
-        return steps_per_epoch(self.buckets, {b: s.global_batch for b, s in self.sizes.items()})
-
-    def in_a_step(self, bucket: Bucket, of: Callable[[Workload], float]) -> float:
-        """What a process's micro-batches of a bucket's step add up to."""
-        share = self.sizes[bucket].num_micro_batches // self.config.num_processes
-        return share * of(self.works[bucket])
-
-    def mean(self, of: Callable[[Workload], float]) -> float:
-        """Mean over steps of what a process's micro-batches add up to."""
-        total = sum(
-            number / self.sizes[bucket].global_batch * self.in_a_step(bucket, of)
-            for bucket, number in self.buckets.items()
-        )
-        return total / float(self.steps_per_epoch)
-
-    def pace(self, modes: Modes) -> Callable[[Workload], Seconds] | None:
-        """Give the seconds of a micro-batch as a function; None where nothing is known."""
-        gpu, trial, tried = self.card.gpu, self.trial, self.work
-        if gpu is None:
-            if trial is None or modes != trial.modes:
-                return None
-            a_flop = trial.seconds / model_flops(tried)
-            return lambda work: Seconds(0.0, a_flop * model_flops(work), 0.0)
-        scale = trial.seconds / predict_seconds(tried, trial.modes, gpu).total if trial else 1.0
-        return lambda work: predict_seconds(work, modes, gpu).times(scale)
-
-    def seconds(self, modes: Modes) -> Seconds | None:
-        """Of a mean step; of a probed device of no known rates only the total."""
-        pace = self.pace(modes)
-        if pace is None:
-            return None
-        return Seconds(
-            self.mean(lambda work: pace(work).attention),
-            self.mean(lambda work: pace(work).matmul),
-            self.mean(lambda work: pace(work).elementwise),
-        )
-
-
 def run(config: EstimateConfig) -> EstimateResult:
     """Count what a run takes, and predict or measure how long.
 
@@ -144,7 +63,7 @@ def run(config: EstimateConfig) -> EstimateResult:
     return _result(case, case.trial.modes if case.trial else _planned(case))
 
 
-def _case(config: EstimateConfig) -> _Case:
+def _case(config: EstimateConfig) -> Case:
     view = read_view(config.cache, config.view) if config.cache else None
     variant = _variant(config, view)
     every = _buckets(config, view, split=None)
@@ -167,7 +86,23 @@ def _case(config: EstimateConfig) -> _Case:
         )
         for bucket, size in sizes.items()
     }  # fmt: skip
-    return _Case(config, variant, buckets, every, card, sizes, works, trial=None)
+    order = _order(config, view, buckets, sizes)
+    return Case(config, view, variant, buckets, every, card, sizes, works, order, trial=None)
+
+
+def _order(
+    config: EstimateConfig,
+    view: View | None,
+    buckets: Counter[Bucket],
+    sizes: Mapping[Bucket, BatchSize],
+) -> Order:
+    """Order of the run with the default seed; without a view, all weights are 1."""
+    weights: dict[Bucket, list[float]] = {}
+    clips = tuple(clip for clip in view.clips if clip.split == "train") if view else ()
+    for clip in weighted(clips, config.clip_weights):
+        weights.setdefault(clip.bucket, []).append(clip.weight)
+    batch_size = {bucket: size.global_batch for bucket, size in sizes.items()}
+    return Order(buckets, batch_size=batch_size, seed=0, weights=weights or None)
 
 
 def _model(config: EstimateConfig) -> str | None:
@@ -189,11 +124,11 @@ def _buckets(config: EstimateConfig, view: View | None, *, split: str | None) ->
     return Counter(clip.bucket for clip in view.clips if split in (None, clip.split))
 
 
-def _card(config: EstimateConfig, model: str) -> _Card:
+def _card(config: EstimateConfig, model: str) -> Card:
     if config.probe:
         device = devices.pick(config.device, config.model or model)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return _Card(name, gpu_of(name), device, fitting.budget(device))
+        return Card(name, gpu_of(name), device, fitting.budget(device))
     name = config.device
     if name == "auto":
         name = torch.cuda.get_device_name() if torch.cuda.is_available() else DEFAULT_GPU
@@ -205,23 +140,25 @@ def _card(config: EstimateConfig, model: str) -> _Card:
         )
     memory = config.memory_gb * 1e9 if config.memory_gb else gpu.memory_bytes
     limit = fitting.budget_of_gpu(memory)
-    return _Card(gpu_named(name) or name, gpu, torch.device("cuda"), limit)
+    return Card(gpu_named(name) or name, gpu, torch.device("cuda"), limit)
 
 
-def _planned(case: _Case) -> Modes:
+def _planned(case: Case) -> Modes:
     chosen = case.config.activations
     if chosen == "auto":
         return plan(case.work, case.card.limit_bytes)
     return (chosen,) * case.work.shape.num_layers
 
 
-def _probe(case: _Case, model: str) -> Trial:
+def _probe(case: Case, model: str) -> Trial:
     """Load the transformer with a fresh adapter, and take real steps of the largest bucket."""
     config, device = case.config, case.card.device
     if not model:
         raise ConfigError("--probe runs a model: pass --model, or a --cache that names one")
     dtype = devices.base_dtype("auto", device)
-    transformer = load_transformer(resolve(model, TRANSFORMER), dtype=dtype, device=device)
+    folder = resolve(model, TRANSFORMER)
+    with waiting(f"loading the transformer in {folder}"):
+        transformer = load_transformer(folder, dtype=dtype, device=device)
     settings = config.lora
     shape = lora.LoraShape(
         settings.rank, settings.alpha or settings.rank, settings.targets, settings.rslora,
@@ -234,12 +171,16 @@ def _probe(case: _Case, model: str) -> Trial:
     )  # fmt: skip
 
 
-def _result(case: _Case, modes: Modes) -> EstimateResult:
+def _result(case: Case, modes: Modes) -> EstimateResult:
     config, card, work, gpu = case.config, case.card, case.work, case.card.gpu
     seconds = case.seconds(modes)
     assert seconds, "a card is known or was probed"
-    flops, epoch = case.mean(model_flops), case.steps_per_epoch
-    steps = num_steps(epoch, num_epochs=config.num_epochs)
+    flops, epoch, steps = case.mean(model_flops), case.steps_per_epoch, case.steps
+    validation = _pause(case, validation_passes(config, case.view, case.buckets, end_step=steps))
+    previews = _pause(
+        case, preview_passes(config, case.buckets.elements(), case.variant, end_step=steps)
+    )
+    batch_sizes = {bucket: size.global_batch for bucket, size in case.sizes.items()}
     trained = num_trained(work.shape, work.adapted, work.rank)
     peak = step_bytes(work, modes).total
     return EstimateResult(
@@ -250,7 +191,7 @@ def _result(case: _Case, modes: Modes) -> EstimateResult:
         lora=f"rank {work.rank} on {_words(config.lora.targets)}",
         trained_parameters=trained,
         batches={str(bucket): _batch(case, bucket, modes) for bucket in case.sizes},
-        clips_per_step=float(case.buckets.total() / epoch),
+        clips_per_step=float(case.order.draws_per_epoch / epoch),
         num_processes=config.num_processes,
         sent_bytes_per_step=all_reduce_bytes(trained, config.num_processes),
         tflop_per_step=config.num_processes * flops / 1e12,
@@ -265,16 +206,24 @@ def _result(case: _Case, modes: Modes) -> EstimateResult:
         modes={way: _mode(case, way) for way in _WAYS},
         steps=steps,
         hours_per_epoch=seconds.total * float(epoch) / 3600,
-        hours=seconds.total * steps / 3600,
+        hours=seconds.total * steps / 3600 + validation.hours + previews.hours,
+        validation=validation,
+        previews=previews,
         stage_one_hours=_encode_hours(case),
         cache_gb=_cache_bytes(case) / 1e9,
         checkpoints_gb=_checkpoint_bytes(config, steps, trained) / 1e9,
+        untrained=describe_untrained(case.order, case.buckets, batch_sizes, end_step=steps),
         assumed=_assumed(gpu, measured=case.trial is not None),
         probe=asdict(case.trial) if case.trial else None,
     )
 
 
-def _batch(case: _Case, bucket: Bucket, modes: Modes) -> Batch:
+def _pause(case: Case, passes: Passes) -> Pause:
+    hours = passes.seconds(case.forward_seconds) / 3600
+    return Pause(passes.times, passes.total, hours)
+
+
+def _batch(case: Case, bucket: Bucket, modes: Modes) -> Batch:
     size, pace = case.sizes[bucket], case.pace(modes)
     assert pace, "a card is known or was probed"
     return Batch(
@@ -286,7 +235,7 @@ def _batch(case: _Case, bucket: Bucket, modes: Modes) -> Batch:
     )
 
 
-def _mode(case: _Case, way: Recompute) -> Mode:
+def _mode(case: Case, way: Recompute) -> Mode:
     modes: Modes = (way,) * case.work.shape.num_layers
     peak, seconds = step_bytes(case.work, modes).total, case.seconds(modes)
     longest = longest_clip(case.work, case.largest, way, case.card.limit_bytes)
@@ -298,14 +247,14 @@ def _mode(case: _Case, way: Recompute) -> Mode:
     )
 
 
-def _encode_hours(case: _Case) -> float | None:
+def _encode_hours(case: Case) -> float | None:
     gpu = case.card.gpu
     if gpu is None or case.variant.name == "micro":  # its encoders are not Wan's
         return None
     return sum(encode_seconds(*b, gpu) * n for b, n in case.to_encode.items()) / 3600
 
 
-def _cache_bytes(case: _Case) -> float:
+def _cache_bytes(case: Case) -> float:
     if case.config.cache:
         return objects.num_bytes(case.config.cache, schema.STORE)
     values = sum(

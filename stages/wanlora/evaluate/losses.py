@@ -84,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise RunError(
             f"{path} is damaged ({error}): delete it; the losses are measured again"
         ) from None

@@ -19,8 +19,9 @@ from wanlora.evaluate.measures import against_base, frames_of, measured
 from wanlora.evaluate.plan import Model, describe, plan, plan_clips
 from wanlora.evaluate.setup import Setup, open_setup
 from wanlora.evaluate.subjects import BASE, Subject, subjects
-from wanlora.files import require_folder, write_atomic
+from wanlora.files import require_folder, write_text
 from wanlora.media import mp4
+from wanlora.progress import waiting
 from wanlora.report.evaluation_page import Shown, evaluation_page
 from wanlora.wan.adapter import check_adapter_fits
 from wanlora.wan.attention import pinned
@@ -101,7 +102,8 @@ def _with_clips(config: EvaluateConfig, setup: Setup, models: Sequence[Model]) -
 
 def _load(setup: Setup, compared: Sequence[Subject]) -> Any:
     """Load the transformer, and refuse an adapter that is not for it before hours of work."""
-    transformer = load_transformer(setup.folder, dtype=setup.dtype, device=setup.device)
+    with waiting(f"loading the transformer in {setup.folder}"):
+        transformer = load_transformer(setup.folder, dtype=setup.dtype, device=setup.device)
     for item in compared:
         check_adapter_fits(item.scaled.adapter, transformer)
     return transformer
@@ -211,6 +213,6 @@ def _shown(config: EvaluateConfig, models: Mapping[str, Model]) -> list[Shown]:
 
 def _write(config: EvaluateConfig, found: dict[str, Any], shown: Sequence[Shown]) -> None:
     text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomic(config.output_dir / EVALUATION_NAME, text.encode())
+    write_text(config.output_dir / EVALUATION_NAME, text)
     page = evaluation_page(found, shown)
-    write_atomic(config.output_dir / REPORT_NAME, page.encode())
+    write_text(config.output_dir / REPORT_NAME, page)

@@ -15,6 +15,7 @@ from jaxtyping import UInt8
 
 from wanlora import __version__, progress
 from wanlora.core.buckets import latent_shape
+from wanlora.core.text import shorten
 from wanlora.errors import ModelError
 from wanlora.evaluate.measures import measure
 from wanlora.evaluate.plan import Model, Video, in_units, passes, video_flops
@@ -100,8 +101,8 @@ def generate(
     )
     if not torch.isfinite(latents).all():
         raise ModelError(
-            f"the video for {video.prompt!r}, seed {video.seed}, holds NaN: the model's or the "
-            f"adapter's weights are wrong ({video.path.parent})"
+            f"the video for {shorten(video.prompt)}, seed {video.seed}, holds NaN: the model's or "
+            f"the adapter's weights are wrong ({video.path.parent})"
         )
     return decode_latents(vae, latents[None])[0].cpu().numpy()
 

@@ -15,7 +15,7 @@ from jaxtyping import Float, Float64, UInt8
 from wanlora.core.latent_rgb import solve, to_rgb
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
-from wanlora.files import write_atomic
+from wanlora.files import write_text
 from wanlora.inspect_cache.statistics import BucketStatistics, ClipStatistics, evenly
 from wanlora.report.page import Raw, escape, facts, image, page, section, table
 from wanlora.store import schema
@@ -87,7 +87,7 @@ def write(
         )
         sections.append(section(f"View {view.name}: {shown}", note, table(HEADERS, rows)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page(f"Cache {cache}", sections).encode())
+    write_text(path, page(f"Cache {cache}", sections))
 
 
 def _channels(statistics: Mapping[tuple[int, ...], BucketStatistics]) -> Raw:

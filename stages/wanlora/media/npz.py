@@ -11,7 +11,8 @@ from jaxtyping import UInt8
 from wanlora.core import npz
 from wanlora.core.buckets import Bucket, problem_with
 from wanlora.core.out_of_memory import is_out_of_memory
-from wanlora.errors import MediaError
+from wanlora.errors import MediaError, PassingError
+from wanlora.media.source import sha256_of
 
 
 def read_size(path: Path) -> Bucket:
@@ -44,17 +45,36 @@ def read(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
     Raises:
         MediaError: As `read_size`, and bad_npz when the data are damaged.
     """
+    return _read(path, hashed=False)[0]
+
+
+def read_hashed(path: Path) -> tuple[UInt8[np.ndarray, "t h w 3"], str]:
+    """Read the frames of a clip, and hash the bytes that they are read from.
+
+    Returns:
+        The frames, and the hex sha256 of the open file: a file that replaces it does not count.
+
+    Raises:
+        MediaError: As `read`.
+    """
+    return _read(path, hashed=True)
+
+
+def _read(path: Path, *, hashed: bool) -> tuple[np.ndarray, str]:
     bucket = read_size(path)
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            frames: np.ndarray = archive[npz.frames_key(archive.files)]
+        with path.open("rb") as file:
+            digest = sha256_of(file) if hashed else ""
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                frames: np.ndarray = archive[npz.frames_key(archive.files)]
     except Exception as error:  # zlib, zipfile, EOF: a damaged member raises any of them
         if is_out_of_memory(error):
             raise
         raise MediaError("bad_npz", f"{path} is damaged: {error}") from None
     if frames.shape[:3] != tuple(bucket):
-        raise MediaError("bad_npz", f"{path} changed while it was read")
-    return frames
+        raise PassingError("changed", f"{path} was replaced while it was read; read it again")
+    return frames, digest
 
 
 def read_checked(path: Path) -> Bucket:

@@ -18,7 +18,8 @@ from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from wanlora.files import partial_path, write_atomic, writing
+from wanlora.core.text import without_surrogates
+from wanlora.files import partial_path, write_atomic, write_text, writing
 from wanlora.media import mp4
 
 
@@ -33,8 +34,8 @@ def write(path: Path, frames: UInt8[np.ndarray, "t h w 3"], *, record: Mapping[s
     path.parent.mkdir(parents=True, exist_ok=True)
     remove(path)
     text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
-    write_atomic(record_path(path), text.encode())
-    metadata = {"title": str(record["prompt"]), "comment": json.dumps(record)}
+    write_text(record_path(path), text)
+    metadata = {"title": without_surrogates(str(record["prompt"])), "comment": json.dumps(record)}
     FORMATS[path.suffix](path, frames, fps=float(record["fps"]), metadata=metadata)
 
 

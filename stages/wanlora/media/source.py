@@ -1,17 +1,25 @@
 """Identity of a source file, and the errors of reading one.
 
-Owns: the sha256 of a file's bytes and its memory by (path, size, mtime); the translation of what
-libraries raise. Imports no torch, so that the processes that check videos start quickly.
+Owns: the sha256 of a file's bytes and its memory by (path, size, mtime); the check that a file
+stays the same while it is read; the translation of what libraries raise. Imports no torch, so that
+the processes that check videos start quickly.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from wanlora.core.out_of_memory import is_out_of_memory
-from wanlora.errors import MediaError, WanloraError
+from wanlora.core.text import LFS_REMEDY
+from wanlora.errors import MediaError, PassingError, WanloraError
+from wanlora.files import is_lfs_pointer
+
+SOURCES = "sources.json"
+"""Known hashes, in a cache with absolute paths, and beside a manifest as the manifest has them."""
 
 BLOCK_BYTES = 4 * 2**20
 
@@ -30,16 +38,56 @@ def reading(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except WanloraError:
-        raise
     except Exception as error:
         if is_out_of_memory(error):
+            raise
+        if is_lfs_pointer(path):
+            raise MediaError("unreadable", f"{path} {LFS_REMEDY}") from error
+        if isinstance(error, WanloraError):
             raise
         if isinstance(error, FileNotFoundError) and not path.exists():
             raise MediaError("missing", f"{path}: there is no such file") from None
         raise MediaError(
             "unreadable", f"{path}: reading it fails with {type(error).__name__}: {error!s:.300}"
         ) from error
+
+
+Stamp = tuple[int, int]
+"""Size in bytes and mtime in ns: what tells one version of a file from another without reading."""
+
+
+@contextmanager
+def unchanged(path: Path) -> Iterator[Stamp]:
+    """Give a file's stamp, and refuse a file that has another one when the block ends.
+
+    Raises:
+        MediaError: missing.
+        PassingError: changed, or unreadable.
+    """
+    before = _stamp(path)
+    yield before
+    if (after := _stamp(path)) != before:
+        raise PassingError(
+            "changed",
+            f"{path} was changed while it was read: {before[0]:,} bytes before, {after[0]:,} "
+            "after; run the same command again",
+        )
+
+
+def _stamp(path: Path) -> Stamp:
+    with _translated(path):
+        stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+@contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise MediaError("missing", f"{path}: there is no such file") from None
+    except OSError as error:
+        raise PassingError("unreadable", f"{path}: {error}") from None
 
 
 def source_sha256(
@@ -54,26 +102,59 @@ def source_sha256(
 
     Raises:
         MediaError: missing.
+        PassingError: changed while it was hashed, or unreadable.
     """
-    try:
-        stat = path.stat()
-        stamp = (stat.st_size, stat.st_mtime_ns)
+    with unchanged(path) as stamp:
         entry = known.get(str(path)) if known is not None else None
         if entry is not None and tuple(entry[:2]) == stamp:
             return entry[2]
-        running = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(BLOCK_BYTES):
-                running.update(block)
-                alive()
-        digest = running.hexdigest()
-    except FileNotFoundError:
-        raise MediaError("missing", f"{path}: there is no such file") from None
-    except OSError as error:
-        raise MediaError("unreadable", f"{path}: {error}") from None
+        with _translated(path), path.open("rb") as file:
+            digest = sha256_of(file, alive=alive)
     if known is not None:
         known[str(path)] = (*stamp, digest)
     return digest
+
+
+def sha256_of(file: IO[bytes], *, alive: Callable[[], None] = lambda: None) -> str:
+    """Hex sha256 of the rest of an open file."""
+    running = hashlib.sha256()
+    while block := file.read(BLOCK_BYTES):
+        running.update(block)
+        alive()
+    return running.hexdigest()
+
+
+def hash_all(
+    paths: Iterable[Path], known: SourceHashes, *, threads: int, step: Callable[[], object]
+) -> tuple[dict[Path, str | MediaError], int]:
+    """Hash files in threads (hashlib computes without the GIL); known ones are not read.
+
+    Args:
+        paths: The files, each once.
+        known: Hashes from before; new ones are added.
+        threads: Number of files at a time.
+        step: Called after each file.
+
+    Returns:
+        Hash of each file, or the reason that there is none; and the number of bytes read.
+    """
+
+    def work(path: Path) -> tuple[str | MediaError, int]:
+        before = known.get(str(path))
+        try:
+            digest: str | MediaError = source_sha256(path, known)
+        except MediaError as error:
+            return error, 0
+        after = known[str(path)]
+        return digest, 0 if after == before else after[0]
+
+    paths, found, num_bytes = list(paths), {}, 0
+    with ThreadPoolExecutor(threads, thread_name_prefix="hash") as pool:
+        for path, (outcome, size) in zip(paths, pool.map(work, paths), strict=True):
+            found[path] = outcome
+            num_bytes += size
+            step()
+    return found, num_bytes
 
 
 def parse_hashes(document: bytes | None) -> dict[str, tuple[int, int, str]]:
@@ -90,6 +171,6 @@ def parse_hashes(document: bytes | None) -> dict[str, tuple[int, int, str]]:
         return {}
 
 
-def hashes_document(known: SourceHashes) -> bytes:
+def hashes_document(known: Mapping[str, tuple[int, int, str]]) -> bytes:
     """Hashes for the next run, as a file."""
     return json.dumps(dict(known), sort_keys=True, indent=0).encode()

@@ -7,6 +7,7 @@ Dimensions: h height, w width in px.
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -14,9 +15,9 @@ from jaxtyping import UInt8
 
 from wanlora.clips import load_clip, sample_aspect
 from wanlora.core.aspect import cover_size
-from wanlora.core.buckets import MAX_TOKENS
+from wanlora.core.buckets import MAX_SIDE_PX, MAX_TOKENS
 from wanlora.errors import MediaError
-from wanlora.files import write_atomic
+from wanlora.files import write_text
 from wanlora.manifest import Clip
 from wanlora.plan.survey import Plan
 from wanlora.report.page import Keyed, Raw, escape, facts, image, page, section, table
@@ -84,7 +85,7 @@ def write(
         ),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, page(title, sections).encode())
+    write_text(path, page(title, sections))
 
 
 def _first(shown: int, total: int) -> str:
@@ -111,17 +112,21 @@ def crop_box(clip: Clip) -> tuple[int, int, int, int] | None:
     """What a clip keeps of its source, in px of the upright source with square pixels.
 
     Returns:
-        left, top, width, height; None for a clip that is already cut.
+        left, top, width, height; None for a clip that is already cut, or whose line has no size.
     """
-    if clip.kind == "npz":
+    width, height = (clip.orig.get(name) for name in ("width", "height"))
+    if clip.kind == "npz" or not (_is_size(width) and _is_size(height)):
         return None
-    width, height = (int(clip.orig[name]) for name in ("width", "height"))
     aspect = sample_aspect(clip)
     covered = cover_size(height, width, height=clip.height, width=clip.width, sample_aspect=aspect)
     down, across = height / covered[0], float(width * aspect) / covered[1]
     kept = (round(clip.width * across), round(clip.height * down))
     left, top = (covered[1] - clip.width) // 2 * across, (covered[0] - clip.height) // 2 * down
     return round(left), round(top), *kept
+
+
+def _is_size(value: object) -> TypeGuard[int]:
+    return type(value) is int and 0 < value <= MAX_SIDE_PX
 
 
 def _row(

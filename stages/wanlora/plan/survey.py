@@ -12,6 +12,7 @@ from wanlora import manifest
 from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape, num_tokens, problem_with
 from wanlora.core.near_duplicates import similar_pairs
 from wanlora.core.order import shares
+from wanlora.core.text import shorten
 from wanlora.manifest import Clip
 
 BYTES_PER_VALUE = 2
@@ -138,7 +139,7 @@ class Plan:
             rows.append(("too long", f"{clip_id}: {about}{tokens} tokens, cut at {MAX_TOKENS}"))
         rows += _rest("too long", len(found.over_limit))
         for a, b, similarity in found.near_duplicates[:SHOWN]:
-            rows.append(("nearly same", f"{similarity:.0%}: {a!r:.60} ~ {b!r:.60}"))
+            rows.append(("nearly same", f"{similarity:.0%}: {shorten(a, 60)} ~ {shorten(b, 60)}"))
         rows += _rest("nearly same", len(found.near_duplicates))
         if not found.near_duplicates_complete:
             rows.append(("nearly same", "... and more: too many captions are alike to list all"))

@@ -10,10 +10,11 @@ from pathlib import Path
 
 from wanlora.captions.folders import IMAGE_SUFFIXES
 from wanlora.core.buckets import Bucket
+from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import MediaError, PassingError
 from wanlora.media import image, npz, probe
 from wanlora.media.scenes import Detector
-from wanlora.media.source import source_sha256
+from wanlora.media.source import reading, source_sha256, unchanged
 from wanlora.prepare.pool import Alive, survive
 
 Content = probe.Scan | image.Picture | Bucket
@@ -32,26 +33,30 @@ def check(path: Path, alive: Alive, *, detector: Detector) -> Checked | MediaErr
     """Hash a file and decode all of it; a problem is returned, not raised.
 
     Returns:
-        What the file is; a PassingError when the disk, a permission or the memory is to blame.
+        What the file is; a PassingError if it was changed meanwhile, or when the disk, a permission
+        or the memory is to blame.
     """
     try:
-        return Checked(source_sha256(path, alive=alive), _content(path, alive, detector))
+        with reading(path), unchanged(path):
+            return Checked(source_sha256(path, alive=alive), _content(path, alive, detector))
+    except PassingError as error:
+        return error
     except MediaError as error:
         return PassingError(error.code, str(error)) if _may_pass(error) else error
-    except Exception as error:  # noqa: BLE001  a library that stumbles over a file has judged it
-        kind = PassingError if _may_pass(error) else MediaError
-        return kind("unreadable", f"{path}: reading it fails with {type(error).__name__}: {error}")
+    except Exception as error:  # noqa: BLE001  (memory ran out, which is all that passes `reading`)
+        message = f"{path}: reading it fails with {type(error).__name__}: {error!s:.300}"
+        return PassingError("unreadable", message)
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Whether an error, or what it was raised for, is none of the file's own.
+    """Return whether an error, or its cause, is not the file's own.
 
     Pillow and zipfile raise OSError for damage too, but without the number of a system call's.
     """
     if error is None:
         return False
     system = isinstance(error, OSError) and error.errno is not None
-    return system or isinstance(error, MemoryError) or _may_pass(error.__context__)
+    return system or is_out_of_memory(error) or _may_pass(error.__context__)
 
 
 def check_all(

@@ -5,7 +5,7 @@ was checked the same way. It only saves time: a torn or unknown line is checked 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from fractions import Fraction
@@ -67,6 +67,16 @@ class Journal:
             if entry and entry["how"] == self._how and entry["stamp"] == self._stamps[path]:
                 found[path] = _outcome(entry)
         return found
+
+    def hashes(
+        self, outcomes: Mapping[Path, Checked | MediaError]
+    ) -> dict[str, tuple[int, int, str]]:
+        """Hashes of the files that can be used, by path, size and mtime."""
+        return {
+            str(path): (stamp[0], stamp[1], outcome.sha256)
+            for path, outcome in outcomes.items()
+            if isinstance(outcome, Checked) and (stamp := self._stamps.get(path))
+        }
 
     def note(self, path: Path, outcome: Checked | MediaError) -> None:
         """Remember an outcome at once; not one that another run may not have."""

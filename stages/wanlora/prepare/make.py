@@ -106,7 +106,7 @@ def _image_clip(source: Source, sha256: str, picture: Picture, config: PrepareCo
     """A still image is a clip of one frame."""
     height, width = _size(source.path, picture.width, picture.height, Fraction(1), config)
     warnings = _upscaled(picture.width, picture.height, Fraction(1), height, width)
-    warnings += _cropped(Fraction(picture.width), picture.height, height, width)
+    warnings += _cropped(Fraction(picture.width), picture.height, height, width, config)
     warnings += ["alpha: transparent parts become white"] if picture.alpha else []
     return Clip(
         clip_id=_clip_id(source.path, sha256, 0.0),
@@ -265,7 +265,7 @@ def _warnings(
             f"repeated: {repeats.repeated} of {cut.num_frames} frames show the one before"
         )
     warnings += _upscaled(info.width, info.height, info.sample_aspect, height, width)
-    warnings += _cropped(info.width * info.sample_aspect, info.height, height, width)
+    warnings += _cropped(info.width * info.sample_aspect, info.height, height, width, config)
     if info.interlaced:
         warnings.append("interlaced: fields are not separated")
     if info.hdr:
@@ -282,13 +282,16 @@ def _upscaled(
     return [f"upscaled: {factor:.1f} times from {source_width}x{source_height}"]
 
 
-def _cropped(display_width: Fraction, display_height: int, height: int, width: int) -> list[str]:
+def _cropped(
+    display_width: Fraction, display_height: int, height: int, width: int, config: PrepareConfig
+) -> list[str]:
     """Warn when the clip's proportions are far from the source's: the centre alone is kept."""
     shown, wanted = display_width / display_height, Fraction(width, height)
     kept = float(min(shown, wanted) / max(shown, wanted))
     if kept >= 1 - LARGE_CROP:
         return []
-    return [f"cropped: {kept:.0%} of the frame is kept; --buckets keeps its aspect"]
+    remedy = "" if config.buckets else "; --buckets keeps its aspect"
+    return [f"cropped: {kept:.0%} of the frame is kept{remedy}"]
 
 
 def _orig(scan: Scan) -> dict[str, Any]:

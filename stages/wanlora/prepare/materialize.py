@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wanlora.clips import load_clip
+from wanlora.clips import SourceHashes, load_unchanged
 from wanlora.errors import MediaError
 from wanlora.files import partial_path, publish, writing
 from wanlora.manifest import Clip
@@ -19,7 +19,7 @@ from wanlora.prepare.clip_files import FOLDER, file_name
 
 
 def materialize(
-    clips: Sequence[Clip], output: Path, *, step: Callable[[], object]
+    clips: Sequence[Clip], output: Path, known: SourceHashes, *, step: Callable[[], object]
 ) -> tuple[list[Clip], list[tuple[Clip, MediaError]]]:
     """Write every clip's frames, exactly as stage one would load them, and describe the files.
 
@@ -29,6 +29,7 @@ def materialize(
     Args:
         clips: Of any kind.
         output: The manifest's folder.
+        known: Hashes of the sources; those of the files made are added.
         step: Called after each clip.
 
     Returns:
@@ -41,20 +42,20 @@ def materialize(
         path = folder / file_name(clip)
         try:
             if not _is_there(path, clip):
-                _write(path, clip)
-            made.append(_described(clip, path))
+                _write(path, clip, known)
+            made.append(_described(clip, path, known))
         except MediaError as error:
             failed.append((clip, error))
         step()
     return made, failed
 
 
-def _described(clip: Clip, path: Path) -> Clip:
+def _described(clip: Clip, path: Path, known: SourceHashes) -> Clip:
     return replace(
         clip,
         kind="npz",
         source=f"{FOLDER}/{path.name}",
-        source_sha256=source_sha256(path),
+        source_sha256=source_sha256(path.absolute(), known),
         start_s=0.0,
         transform={},
         orig={**clip.orig, "source": clip.source, "start_s": clip.start_s},
@@ -69,8 +70,8 @@ def _is_there(path: Path, clip: Clip) -> bool:
         return False
 
 
-def _write(path: Path, clip: Clip) -> None:
-    frames = load_clip(clip).permute(0, 2, 3, 1).contiguous().numpy()
+def _write(path: Path, clip: Clip, known: SourceHashes) -> None:
+    frames = load_unchanged(clip, known).permute(0, 2, 3, 1).contiguous().numpy()
     temporary = partial_path(path)
     with writing(path):
         try:

@@ -33,7 +33,7 @@ from wanlora.files import fsync_dir, require_folder, write_atomic, write_text
 from wanlora.manifest import Clip
 from wanlora.media import scenes
 from wanlora.media.probe import Scan
-from wanlora.media.source import reading
+from wanlora.media.source import SOURCES, SourceHashes, hashes_document, reading
 from wanlora.plan.survey import Plan, survey
 from wanlora.prepare.check import Checked, check_all
 from wanlora.prepare.clip_files import is_clip_file
@@ -71,7 +71,7 @@ def run(config: PrepareConfig) -> PrepareResult:
         sidecars=config.captions is None,
         prefix=config.caption_prefix.strip(),
     )
-    outcomes = _check_sources(found, config)
+    outcomes, hashes = _check_sources(found, config)
     clips, failures, video_s = _clips_of_all(found, outcomes, config, pattern)
     failures = sorted(
         [*found.failures, *failures], key=lambda failure: (failure.path, failure.code)
@@ -89,13 +89,14 @@ def run(config: PrepareConfig) -> PrepareResult:
         _write_sheet(config.html, clips, failures, plan, tokens, config.html_clips)
     if not config.dry_run:
         if config.materialize is not None:
-            clips, failures = _materialized(clips, failures, config)
+            clips, failures = _materialized(clips, failures, hashes, config)
             if not clips:
                 raise ManifestError(_nothing_left(found, failures, config))
         if by_hand:
             copies = ", ".join(path.name for path in back_up(config.output))
             notes.append(f"the edited manifest was copied to {copies}")
         _write_manifests(config.output, clips, made, how_read)
+        _write_hashes(config.output, clips, hashes)
     return summarize(config, found, clips, failures, video_s, plan, tokens.counts, notes)
 
 
@@ -144,7 +145,7 @@ def _nothing_left(found: Found, failures: Sequence[Failure], config: PrepareConf
     )
 
 
-def _check_sources(found: Found, config: PrepareConfig) -> Outcomes:
+def _check_sources(found: Found, config: PrepareConfig) -> tuple[Outcomes, SourceHashes]:
     """Check every source, but not again what an earlier run found in a file that is the same."""
     detector = _detector(config)
     scenes.finder(detector)  # refuses here what would fail for every file
@@ -165,7 +166,7 @@ def _check_sources(found: Found, config: PrepareConfig) -> Outcomes:
                 failed += isinstance(outcome, MediaError)
                 progress.set_postfix_str(f"{failed} errors", refresh=False)
                 progress.update(1)
-    return outcomes
+        return outcomes, journal.hashes(outcomes)
 
 
 def _detector(config: PrepareConfig) -> scenes.Detector:
@@ -259,12 +260,12 @@ def _write_sheet(
 
 
 def _materialized(
-    clips: list[Clip], failures: list[Failure], config: PrepareConfig
+    clips: list[Clip], failures: list[Failure], hashes: SourceHashes, config: PrepareConfig
 ) -> tuple[list[Clip], list[Failure]]:
     from wanlora.prepare.materialize import materialize  # noqa: PLC0415  it imports torch
 
     with bar(total=len(clips), description="writing clips", unit="clip") as progress:
-        made, failed = materialize(clips, config.output, step=lambda: progress.update(1))
+        made, failed = materialize(clips, config.output, hashes, step=lambda: progress.update(1))
     failures = [
         *failures,
         *(Failure(error.code, str(error), str(clip.path)) for clip, error in failed),
@@ -307,6 +308,16 @@ def _write_manifests(
             (output / name).unlink(missing_ok=True)
     write_record(output, as_made, unedited, reading)
     fsync_dir(output)
+
+
+def _write_hashes(output: Path, clips: list[Clip], hashes: SourceHashes) -> None:
+    """Leave the hashes of the manifests' sources to stage one, which reads them otherwise."""
+    known = {
+        manifest.written_path(path, output): hashes[str(path)]
+        for path in dict.fromkeys(clip.path for clip in clips)
+        if str(path) in hashes
+    }
+    write_atomic(output / SOURCES, hashes_document(known))
 
 
 def _write_errors(path: Path, failures: list[Failure]) -> None:

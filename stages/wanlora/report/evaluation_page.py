@@ -224,12 +224,16 @@ def _measures(measures: Mapping[str, Any]) -> Raw:
         [name, *(_measure(found.get(measure)) for measure in MEASURES)]
         for name, found in measures["against_base"].items()
     ]
+    prompts = {found["motion"]["prompts"] for found in measures["against_base"].values()}
     return section(
         "Measures of the videos",
         "They tell frozen, flickering, blurred and collapsed videos from others. None of them "
         "knows what a video shows: look at the videos.",
         facts(MEASURES),
-        Raw("<h3>Difference to the base's videos, paired (95 % interval over prompts)</h3>"),
+        Raw(
+            "<h3>Difference to the base's videos, paired (95 % interval over "
+            f"{', '.join(map(str, sorted(prompts)))} prompts)</h3>"
+        ),
         table(["adapter", *MEASURES], paired),
         Raw("<h3>By activity</h3>"),
         table(["activity", "model", *MEASURES], rows),

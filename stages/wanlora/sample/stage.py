@@ -18,9 +18,11 @@ from jaxtyping import UInt8
 from wanlora import __version__, progress
 from wanlora.config import DEFAULT_MODEL, SampleConfig
 from wanlora.core.buckets import Bucket, problem_with
+from wanlora.core.text import shorten
 from wanlora.errors import ConfigError, DeviceError
 from wanlora.media import recorded
 from wanlora.media.side_by_side import side_by_side
+from wanlora.progress import waiting
 from wanlora.sample.decode import decode
 from wanlora.sample.videos import Video, missing, plan, record_of
 from wanlora.store.views import frame_rate, read_view
@@ -180,7 +182,7 @@ def _check_lengths(folder: Path, prompts: Sequence[str]) -> None:
     for prompt in dict.fromkeys(prompts):
         if (tokens := num_prompt_tokens(tokenizer, prompt)) > MAX_SEQUENCE_LENGTH:
             raise ConfigError(
-                f"the prompt {prompt[:60]!r}... has {tokens} tokens; Wan reads at most "
+                f"the prompt {shorten(prompt)} has {tokens} tokens; Wan reads at most "
                 f"{MAX_SEQUENCE_LENGTH} and would ignore the rest: shorten it"
             )
 
@@ -195,7 +197,8 @@ def _load(
             "the tiles' seams visibly; leave it out where memory allows"
         )
     dtype = base_dtype(config.dtype, device)
-    pipeline = wan.load_pipeline(folder, dtype=dtype, device=device, offload=config.offload)
+    with waiting(f"loading the model in {folder}"):
+        pipeline = wan.load_pipeline(folder, dtype=dtype, device=device, offload=config.offload)
     if adapters:
         attach(pipeline.transformer, adapters)
     wan.prepare(

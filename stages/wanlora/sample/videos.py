@@ -3,8 +3,9 @@
 Owns: where prompts come from, and that no file is replaced unasked.
 """
 
-import json
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 from wanlora.config import ACTIVITY, SampleConfig
 from wanlora.core.fingerprint import difference
 from wanlora.core.prompts import Dealt, deal, slug
+from wanlora.core.text import decode_utf8, parse_json, shorten, without_surrogates
 from wanlora.errors import ConfigError
 from wanlora.files import require_folder
 from wanlora.media.recorded import read_record, record_path
@@ -113,43 +115,66 @@ def _of_activities(config: SampleConfig) -> list[Dealt]:
 
 
 def read_prompts(path: Path) -> list[tuple[str, int | None]]:
-    """Read a file of prompts: lines of text, or objects with `prompt` and perhaps `seed`.
+    """Read a file of prompts: lines of text, or JSON objects with `prompt` and optionally `seed`.
 
-    Blank lines are not prompts.
+    Blank lines are skipped, in a text file also lines that start with `#`. A .json file may hold
+    one list.
 
     Raises:
-        ConfigError: It cannot be read, holds no prompt, or a line is no such object.
+        ConfigError: It cannot be read, holds no prompt, or a line is not a prompt.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        text = decode_utf8(path.read_bytes())
+        items = _items(path, text)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigError(f"--prompts {path} cannot be read: {reason}") from None
-    is_json = path.suffix in (".jsonl", ".json")
-    found = [
-        _of_json(path, number, line) if is_json else (line.strip(), None)
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not found:
-        raise ConfigError(f"--prompts {path} holds no prompts; expected one a line")
-    return found
+    if not items:
+        raise ConfigError(f"--prompts {path} holds no prompts; expected one per line")
+    if path.suffix.lower() in (".jsonl", ".json"):
+        return [_of_json(path, where, item) for where, item in items]
+    return [(_of_text(path, where, str(item)), None) for where, item in items]
 
 
-def _of_json(path: Path, number: int, line: str) -> tuple[str, int | None]:
-    try:
-        item = json.loads(line)
-    except ValueError:
-        item = None
+def _items(path: Path, text: str) -> list[tuple[str, Any]]:
+    """Split a file into (`line 3`, item)."""
+    if path.suffix.lower() == ".json" and text.lstrip().startswith("["):
+        return [(f"item {n}", item) for n, item in enumerate(parse_json(text), 1)]
+    # Not splitlines: a prompt may hold other separators than the newline.
+    lines = [(f"line {n}", line.strip()) for n, line in enumerate(text.split("\n"), 1)]
+    is_json = path.suffix.lower() in (".jsonl", ".json")
+    return [(where, line) for where, line in lines if line and (is_json or line[0] != "#")]
+
+
+_OPTION = re.compile(r"(?:^|\s)(--[a-z][a-z-]*)(?:\s|$)")
+"""Options in a line of other tools' prompt files, such as kohya's `--n`, `--w`, `--d`."""
+
+
+def _of_text(path: Path, where: str, line: str) -> str:
+    if option := _OPTION.search(line):
+        raise ConfigError(
+            f"--prompts {path}, {where}: {option[1]} would be read as part of the prompt. Settings "
+            "are options of the command (--negative-prompt, --width, --height, --num-frames, "
+            "--steps, --guidance-scale); a .jsonl file may give each prompt its seed: "
+            '{"prompt": "a dog", "seed": 0}'
+        )
+    return line
+
+
+def _of_json(path: Path, where: str, item: Any) -> tuple[str, int | None]:
+    found = shorten(item) if isinstance(item, str) else f"{item!r:.80}"
+    if isinstance(item, str) and where.startswith("line"):
+        with suppress(ValueError):
+            item = parse_json(item)
     prompt = item.get("prompt") if isinstance(item, dict) else None
     seed = item.get("seed") if isinstance(item, dict) else None
-    whole = seed is None or (isinstance(seed, int) and 0 <= seed < 2**63)
+    whole = seed is None or (type(seed) is int and 0 <= seed < 2**63)
     if not isinstance(prompt, str) or not whole:
         raise ConfigError(
-            f'--prompts {path}, line {number}: expected an object such as {{"prompt": "a dog", '
-            f'"seed": 0}}, found {line.strip()[:60]}'
+            f'--prompts {path}, {where}: expected an object such as {{"prompt": "a dog", '
+            f'"seed": 0}}, found {found}'
         )
-    return prompt, seed
+    return without_surrogates(prompt), seed
 
 
 def check_new(videos: Sequence[Video], *, overwrite: bool) -> None:

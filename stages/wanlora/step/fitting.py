@@ -16,7 +16,7 @@ import torch
 from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.core.flops import Recompute
 from wanlora.core.memory import Workload, longest_clip, plan, step_bytes
-from wanlora.errors import DeviceError
+from wanlora.errors import DeviceError, NonFiniteError
 from wanlora.step.trial import Modes, Trial, describe, made_up_batch, try_modes
 from wanlora.wan import attention
 from wanlora.wan.blocks import why_it_cannot_compile
@@ -91,6 +91,7 @@ def fit(
     dtype: torch.dtype,
     whole_card: bool = False,
     passes: int = 1,
+    reserved_bytes: int = 0,
 ) -> Trial:
     """Choose what the blocks recompute, by a trial of the dearest micro-batch.
 
@@ -106,8 +107,10 @@ def fit(
         whole_card: Plan for all of a GPU's memory and not for what is free of it now, so that the
             plan is the same when a run continues.
         passes: Timed ones.
+        reserved_bytes: Memory of a GPU that the run takes after the trial; held during it.
 
     Raises:
+        NonFiniteError: A gradient is NaN or infinite: the attention kernel or the base is at fault.
         DeviceError: Memory runs out (says what would fit), blocks do not compile, or the kernel
             does not run here.
     """
@@ -119,14 +122,36 @@ def fit(
     if whole_card and device.type == "cuda":
         limit = budget_of_gpu(torch.cuda.mem_get_info(device)[1])
     refusals = _Refusals(activations, work, bucket, kernel, device, dtype, limit)
-    with refusals.explained(), attention.pinned(kernel, device):
+    logger.info(
+        "trying the largest bucket on %s, forward and backward: %s, %s tokens, batch_size %d",
+        device, bucket, f"{work.num_tokens:,}", work.batch_size,
+    )  # fmt: skip
+    with (
+        refusals.explained(),
+        attention.pinned(kernel, device),
+        _reserved(reserved_bytes, device),
+    ):
         trial = try_modes(
             transformer, batch, _choices(activations, work, limit),
             compiled=work.compiled, device=device, dtype=dtype, passes=passes,
         )  # fmt: skip
     if attention.is_other(kernel, trial.attention):
         raise refusals.of_kernel(f" (ran: {', '.join(trial.attention)})")
+    if trial.non_finite:
+        raise refusals.of_gradient(trial)
     return trial
+
+
+@contextmanager
+def _reserved(num_bytes: int, device: torch.device) -> Iterator[None]:
+    """Hold memory of a GPU inside the block, so that less is left for what runs in it."""
+    held = (
+        torch.empty(num_bytes, dtype=torch.uint8, device=device) if device.type == "cuda" else None
+    )
+    try:
+        yield
+    finally:
+        del held
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +188,19 @@ class _Refusals:
         return DeviceError(
             f"attention={self.kernel} does not run on {self.device} with {self.dtype} and "
             f"{self.work.num_tokens:,} tokens{more}: use --set attention=auto"
+        )
+
+    def of_gradient(self, trial: Trial) -> NonFiniteError:
+        """Refuse a run whose gradient is not finite before the first step."""
+        first, more = trial.non_finite[0], len(trial.non_finite) - 1
+        ran = ", ".join(trial.attention) or self.kernel
+        return NonFiniteError(
+            f"the trial of the largest bucket ({self.bucket}, {self.work.num_tokens:,} tokens) on "
+            f"made-up clips gives a gradient that is not finite, for {first}"
+            + (f" and {more} other tensors" if more else "")
+            + f". Attention ran by {ran}; try another kernel: "
+            f"{attention.use_another(self.kernel, self.device)}. If that does not help, the "
+            "base's weights are damaged"
         )
 
     def _of_memory(self, error: Exception) -> DeviceError:

@@ -1,12 +1,13 @@
 """The dearest micro-batch, tried before anything depends on it: memory, kernels, seconds.
 
-Owns: what is learned from one forward and backward pass on made-up values.
+Owns: what is learned from forward and backward passes on made-up values.
 """
 
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.flops import Recompute
 from wanlora.core.out_of_memory import is_out_of_memory, reason_of
+from wanlora.progress import waiting
 from wanlora.step.batches import MicroBatch
 from wanlora.step.predict import predict
 from wanlora.wan import attention
@@ -23,6 +25,13 @@ from wanlora.wan.blocks import set_activations
 logger = logging.getLogger(__name__)
 
 Modes = tuple[Recompute, ...]
+
+PROMPT_TOKENS = 120
+"""Tokens of a made-up prompt; the rest of the 512 are zeros, as in a real one."""
+PROMPT_STD = 0.2
+"""Spread of a made-up prompt's embedding, about that of UMT5's output."""
+FACTOR_MAX = 1e-2
+"""Largest value of a made-up A or B."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,22 +43,31 @@ class Trial:
         seconds: Median of the timed passes; compilation is not in it.
         peak_bytes: Most memory that tensors took on a GPU; None elsewhere.
         attention: Attention operators that ran.
+        non_finite: Adapter tensors whose gradient has NaN or infinite values.
     """
 
     modes: Modes
     seconds: float
     peak_bytes: int | None
     attention: tuple[str, ...]
+    non_finite: tuple[str, ...] = ()
 
 
 def made_up_batch(
     bucket: Bucket, batch_size: int, *, num_channels: int, text_shape: tuple[int, int]
 ) -> MicroBatch:
-    """Make a micro-batch of a bucket out of nothing: unit latents and noise, an empty prompt."""
+    """Make a micro-batch of a bucket: normal latents and noise, prompts of PROMPT_TOKENS tokens.
+
+    Values like real ones: a kernel may give NaN for some, and a GPU is faster on zeros.
+    """
+    draws = torch.Generator().manual_seed(0)
     shape = (batch_size, *latent_shape(bucket, num_channels))
+    prompts = torch.zeros(batch_size, *text_shape)
+    prompts[:, :PROMPT_TOKENS].normal_(std=PROMPT_STD, generator=draws)
     return MicroBatch(
-        ("",) * batch_size, torch.zeros(shape), torch.ones(shape), torch.full((batch_size,), 0.5),
-        torch.ones(batch_size), torch.zeros(batch_size, *text_shape),
+        ("",) * batch_size, torch.randn(shape, generator=draws),
+        torch.randn(shape, generator=draws), torch.full((batch_size,), 0.5),
+        torch.ones(batch_size), prompts,
     )  # fmt: skip
 
 
@@ -81,7 +99,8 @@ def try_modes(
     for modes in choices:
         set_activations(transformer, modes, compiled=compiled)
         try:
-            return _try(transformer, batch, modes, device, dtype, passes)
+            with waiting(f"trying it with activations {describe(modes)}"), _filled(transformer):
+                return _try(transformer, batch, modes, device, dtype, passes)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -115,6 +134,7 @@ def _try(
 
     try:
         once()  # compiles; runs out of memory, if at all
+        non_finite = _non_finite(transformer)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         with attention.watched() as operators:
@@ -124,10 +144,43 @@ def _try(
             seconds=seconds[passes // 2],
             peak_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
             attention=tuple(sorted(operators)),
+            non_finite=non_finite,
         )
     finally:
         for parameter in transformer.parameters():
             parameter.grad = None
+
+
+@contextmanager
+def _filled(transformer: Any) -> Iterator[None]:
+    """Give A and B made-up values inside the block, and then their own again.
+
+    With B = 0, as in a fresh adapter, the gradient of A is 0, whatever the kernels do; and an
+    adapter that has diverged gives NaN with any kernel.
+    """
+    factors = [
+        (parameter, parameter.detach().to("cpu", copy=True))
+        for name, parameter in transformer.named_parameters()
+        if ".lora_A." in name or ".lora_B." in name
+    ]
+    with torch.no_grad():
+        for parameter, _ in factors:
+            values = torch.linspace(-FACTOR_MAX, FACTOR_MAX, parameter.numel())
+            parameter.copy_(values.view_as(parameter))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, own in factors:
+                parameter.copy_(own)
+
+
+def _non_finite(transformer: Any) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name, parameter in transformer.named_parameters()
+        if parameter.grad is not None and not torch.isfinite(parameter.grad).all()
+    )
 
 
 def _timed(action: Callable[[], None], device: torch.device) -> float:

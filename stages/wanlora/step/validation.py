@@ -4,7 +4,7 @@ Owns: which clips are validated on, and the record of it in the run's folder. Th
 `core.validation`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -24,6 +24,7 @@ from wanlora.core.validation import (
     sigma_grid,
     summarize,
 )
+from wanlora.progress import waiting
 from wanlora.step.batches import BatchSource, MicroBatch
 from wanlora.step.predict import predict
 from wanlora.store.views import ViewClip
@@ -74,6 +75,7 @@ def validate(
     dtype: torch.dtype,
     rank: int = 0,
     num_ranks: int = 1,
+    meet: Callable[[], None] | None = None,
 ) -> Report:
     """Measure a panel with the adapter, beside the base without it.
 
@@ -86,11 +88,14 @@ def validate(
         dtype: The transformer's type.
         rank: This process.
         num_ranks: Processes that share the clips; all must call together.
+        meet: Waits for all processes, and names a lost one.
     """
     share: Any = {"device": device, "dtype": dtype, "rank": rank, "num_ranks": num_ranks}
+    share["meet"] = meet
     key = panel.key(source, dtype)
     if key not in base_losses:
-        with _without_adapter(transformer):
+        pairs = f"{len(panel.clips)} clips at {len(panel.sigmas)} noise levels"
+        with waiting(f"measuring the base model on {pairs}"), _without_adapter(transformer):
             base_losses[key] = losses(panel, transformer, source, **share).tolist()
     return summarize(
         losses(panel, transformer, source, **share),
@@ -111,6 +116,7 @@ def losses(
     dtype: torch.dtype,
     rank: int = 0,
     num_ranks: int = 1,
+    meet: Callable[[], None] | None = None,
 ) -> Float[np.ndarray, "n q"]:
     """Loss of each clip at each sigma, as the model stands; ranks share the clips."""
     table = torch.zeros(len(panel.clips), len(panel.sigmas), device=device)
@@ -127,6 +133,8 @@ def losses(
             prediction, target = predict(transformer, batch, device, dtype)
             table[row, column] = flow.loss_per_clip(prediction, target)[0]
     if num_ranks > 1:  # every cell is one rank's, the others hold 0
+        if meet:
+            meet()  # names a lost rank, for which the collective would wait
         dist.all_reduce(table)
     return table.cpu().double().numpy()  # float64 on the host alone: MPS does not have it
 

@@ -109,7 +109,11 @@ def commit_record(own: Mapping[str, Any]) -> bytes:
 
     The checksum is the CRC-32C of the document in which its eight digits are zeros.
     """
-    document = group_document({**own, "checksum": UNSUMMED})
+    return signed(group_document({**own, "checksum": UNSUMMED}))
+
+
+def signed(document: bytes) -> bytes:
+    """Put the checksum into a commit record that has zeros in its place."""
     return _CHECKSUM.sub(rb"\g<1>%08x\g<3>" % crc32c_of(document), document, count=1)
 
 

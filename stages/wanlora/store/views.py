@@ -164,9 +164,9 @@ def _check(view: View) -> None:
     ):
         if fingerprint(provenance) != wanted:
             raise ValueError(f"its provenance does not have the fingerprint {wanted}")
-    for clip in view.clips:
-        if not all(type(size) is int and size > 0 for size in clip.bucket):
-            raise ValueError(f"clip {clip.clip_id!r} has the size {clip.bucket}")
+    for bucket in {clip.bucket for clip in view.clips}:
+        if not all(type(size) is int and size > 0 for size in bucket):
+            raise ValueError(f"a clip has the size {bucket}")
 
 
 def view_names(cache: Location) -> list[str]:
@@ -185,7 +185,7 @@ def frame_rate(clips: Iterable[ViewClip]) -> float:
 def _identity(data: bytes) -> str:
     """Hex sha256 of a view's bytes, clips without their `fps`."""
     digest = hashlib.sha256()
-    for line in data.splitlines(keepends=True):
+    for line in io.BytesIO(data):  # one line at a time: a million clips are 280 MB
         if b'"fps":' in line:  # in a text the quotes would be escaped
             clip = json.loads(line)
             clip.pop("fps", None)

@@ -183,10 +183,10 @@ class SegmentWriter:
         built = arrays.build(self._kind, self._rows, self._commit(), logvars=self._logvars)
         for name, data in built:
             objects.put(self._cache, f"{segment}/{name}", data)
+        taken = segment in condemned.segments(self._cache)  # the list first: it goes last
         found = objects.listing(self._cache, segment)
         sizes = {key: entry.num_bytes for key, entry in found.items()}
-        whole = sizes == {f"{segment}/{name}": len(data) for name, data in built}
-        if whole and segment not in condemned.segments(self._cache):
+        if not taken and sizes == {f"{segment}/{name}": len(data) for name, data in built}:
             return True
         objects.remove(self._cache, f"{segment}/{schema.GROUP}")
         objects.remove_tree(self._cache, segment)

@@ -50,7 +50,7 @@ class Data:
         }
 
 
-def open_data(config: TrainConfig, variant: Variant) -> Data:
+def open_data(config: TrainConfig, variant: Variant, view: View | None = None) -> Data:
     """Read the view, choose clips, and check that the store has them in this transformer's terms.
 
     Raises:
@@ -58,7 +58,7 @@ def open_data(config: TrainConfig, variant: Variant) -> Data:
         ConfigError: A weight belongs to no activity or is out of range.
         ManifestError: A manifest given to choose clips cannot be read.
     """
-    view = _shortened(read_view(config.cache, config.view), config.train_frames)
+    view = _shortened(view or read_view(config.cache, config.view), config.train_frames)
     clips = weighted(_training_clips(view, config), config.clip_weights)
     held_out = tuple(clip for clip in view.clips if clip.split == config.validation.split)
     again = _encode_again(config, config.model or view.model)

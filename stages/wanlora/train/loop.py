@@ -271,7 +271,18 @@ def _non_finite(config: TrainConfig, session: Session, outcome: Outcome) -> NonF
         + (f" and {len(slots) - 4} more" if len(slots) > 4 else "")
         + ". If the learning rate is too high, start anew in another --output-dir with a lower "
         "--learning-rate; to see whether these clips are damaged: wanlora inspect "
-        f"{shlex.quote(str(config.cache))} --verify"
+        f"{shlex.quote(str(config.cache))} --verify" + _blame_kernel(config, session)
+    )
+
+
+def _blame_kernel(config: TrainConfig, session: Session) -> str:
+    """Name the attention kernel of a GPU as a suspect: backward passes of some have had NaN."""
+    if session.device.type != "cuda":
+        return ""
+    return (
+        f". If neither is the cause, another attention kernel may help (this one: "
+        f"{', '.join(session.trial.attention)}): --resume "
+        f"{attention.use_another(config.attention, session.device)}"
     )
 
 

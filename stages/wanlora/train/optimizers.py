@@ -11,7 +11,7 @@ import torch
 from wanlora.config import OptimizerSettings
 from wanlora.errors import CheckpointError, ConfigError
 
-Parameters = Iterable[torch.nn.Parameter]
+Parameters = Iterable[dict[str, Any]]
 
 
 def _adamw(parameters: Parameters, rate: float, settings: OptimizerSettings) -> Any:
@@ -37,19 +37,33 @@ OPTIMIZERS: dict[str, tuple[Callable[[Parameters, float, OptimizerSettings], Any
     "prodigy": (_prodigy, 1.0),
 }
 """Name to (constructor, learning rate when none is given)."""
+_STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
+"""Bytes per parameter of an optimizer's tensors: two moments; Prodigy keeps two more tensors."""
+MAGNITUDE = "lora_magnitude_vector"
+"""Part of the name of DoRA's magnitudes."""
 
 
 def make_optimizer(
-    parameters: Parameters, settings: OptimizerSettings, learning_rate: float | None
+    parameters: Mapping[str, torch.nn.Parameter],
+    settings: OptimizerSettings,
+    learning_rate: float | None,
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of some settings.
+    """Build the optimizer of some settings. DoRA's magnitudes have no weight decay.
+
+    A magnitude is the norm of a row of W + B A, near 1 and not near 0 as B is; decay would shrink
+    the base's own weights.
 
     Raises:
         ConfigError: Its library is not installed.
     """
     make, default_rate = OPTIMIZERS[settings.name]
+    magnitudes = [p for name, p in parameters.items() if MAGNITUDE in name]
+    others = [p for name, p in parameters.items() if MAGNITUDE not in name]
+    groups: list[dict[str, Any]] = [{"params": others}]
+    if magnitudes:
+        groups.append({"params": magnitudes, "weight_decay": 0.0})
     optimizer: torch.optim.Optimizer = make(
-        parameters, default_rate if learning_rate is None else learning_rate, settings
+        groups, default_rate if learning_rate is None else learning_rate, settings
     )
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]  # LambdaLR needs it to start anywhere but at step 0
@@ -60,12 +74,17 @@ def state_of(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, Any]:
     """Everything an optimizer remembers, its tensors by parameter name."""
-    (group,) = optimizer.param_groups
+    group = optimizer.param_groups[0]
     return {
         "parameters": {name: optimizer.state[parameter] for name, parameter in parameters.items()},
         # Prodigy keeps its estimate of the learning rate here.
         "group": {key: value for key, value in group.items() if key not in {"params", "lr"}},
     }
+
+
+def missing_bytes(optimizer: torch.optim.Optimizer, name: str, num_parameters: int) -> int:
+    """Bytes of the tensors that an optimizer makes in its first step; 0 once it has them."""
+    return 0 if optimizer.state else _STATE_BYTES[name] * num_parameters
 
 
 def load_state(
@@ -78,8 +97,9 @@ def load_state(
     Raises:
         CheckpointError: A parameter's tensors are missing or of another shape.
     """
-    (group,) = optimizer.param_groups
-    group.update(state["group"])
+    shared = {key: value for key, value in state["group"].items() if key != "weight_decay"}
+    for group in optimizer.param_groups:
+        group.update(shared)
     found = state["parameters"]
     if missing := sorted(parameters.keys() - found.keys()):
         raise CheckpointError(

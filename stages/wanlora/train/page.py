@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 
 from wanlora import runs
-from wanlora.files import write_atomic
+from wanlora.files import write_text
 from wanlora.report.run_page import Preview, run_page
 from wanlora.wan.saved_latents import read_latents
 
@@ -23,7 +23,7 @@ def write_page(run_dir: Path) -> Path:
     left_out = len(folders) - len(shown)
     html = run_page(
         run_dir.name,
-        settings=tomllib.loads(config.read_text()) if config.exists() else {},
+        settings=tomllib.loads(config.read_text(encoding="utf-8")) if config.exists() else {},
         metrics=runs.read_rows(run_dir, runs.METRICS_NAME),
         validations=runs.read_rows(run_dir, runs.VALIDATION_NAME),
         previews=[preview for folder in shown for preview in _previews(folder)],
@@ -32,7 +32,7 @@ def write_page(run_dir: Path) -> Path:
         else "",
     )
     path = run_dir / PAGE_NAME
-    write_atomic(path, html.encode())
+    write_text(path, html)
     return path
 
 

@@ -98,7 +98,7 @@ def save_previews(
     seed: int,
     fps: float,
     facts: Mapping[str, object],
-) -> list[UInt8[np.ndarray, "f hh ww 3"]]:
+) -> dict[int, UInt8[np.ndarray, "f hh ww 3"]]:
     """Write `previews/step-000500/00.safetensors` and `00.gif` for each prompt.
 
     Latents that are not finite are named in a warning and not saved: a preview stops no training.
@@ -114,11 +114,12 @@ def save_previews(
         facts: More for the header: at least `model` and `variant`.
 
     Returns:
-        The pictures, a frame for each latent frame; empty without a projection.
+        The pictures by index of their prompt, a frame for each latent frame; empty without a
+        projection.
     """
     folder = run_dir / PREVIEWS_NAME / f"step-{step:06d}"
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = []
+    pictures = {}
     for index, (prompt, video) in enumerate(zip(prompts, latents, strict=True)):
         if not torch.isfinite(video).all():
             logger.warning(
@@ -130,7 +131,7 @@ def save_previews(
         if projection is not None:
             frames = enlarge(to_rgb(video.numpy(), projection))
             write_atomic(folder / f"{index:02d}.gif", gif(frames, fps=fps / TEMPORAL_FACTOR))
-            pictures.append(frames)
+            pictures[index] = frames
     return pictures
 
 

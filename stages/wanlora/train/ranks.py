@@ -20,6 +20,7 @@ from accelerate import PartialState
 from wanlora.core.fingerprint import difference
 from wanlora.core.ranks import rank_of
 from wanlora.errors import ConfigError, LostRankError, RunError, WanloraError
+from wanlora.wan.device import use_expandable_segments
 
 ROLL_CALL = timedelta(seconds=60)
 """For those who waited in the same collective to notice, too, that it broke off."""
@@ -53,6 +54,8 @@ class Ranks:
             state = PartialState(cpu=device.type == "cpu", timeout=self._timeout)
             if state.num_processes > 1:
                 self._line = dist.new_group(backend="gloo", timeout=self._timeout)
+                if state.device.type == "cuda":  # NCCL takes its memory before the trial
+                    dist.all_reduce(torch.zeros(1, device=state.device))
         self.index: int = state.process_index
         self.count: int = state.num_processes
         self.device: torch.device = state.device if self.count > 1 else device
@@ -219,11 +222,23 @@ def _is_of_the_network(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in said.lower() or "monitoredBarrier" in said
 
 
+def prepare_process() -> None:
+    """Take this process's place among those of its launcher, before anything is on a GPU.
+
+    Raises:
+        ConfigError: See `adopt_launcher`.
+    """
+    adopt_launcher()
+    warn_of_accelerate_settings()
+    own_device()
+
+
 def own_device() -> None:
     """Make `cuda` mean this process's own GPU, before anything takes memory on the first one.
 
     Some schedulers let a process see its own GPU alone; it is then number 0, whatever the process.
     """
+    use_expandable_segments()
     if torch.cuda.is_available():
         torch.cuda.set_device(rank_of(os.environ).local % torch.cuda.device_count())
 

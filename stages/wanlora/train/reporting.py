@@ -20,7 +20,7 @@ from wanlora.core.buckets import Bucket, num_tokens, usual
 from wanlora.core.flops import step_flops
 from wanlora.core.latent_rgb import solve
 from wanlora.core.validation import Report
-from wanlora.files import write_atomic, write_json
+from wanlora.files import write_json, write_text
 from wanlora.step.validation import Panel, describe, validate
 from wanlora.store.views import frame_rate
 from wanlora.train import saving
@@ -148,7 +148,7 @@ class Reporter:
         """Denoise the preview prompts to latents, and show them; on the main process alone."""
         done = self._session.progress.step
         if self._recorder and self._preview_is_due():
-            for index, frames in enumerate(_make_previews(self._config, self._session)):
+            for index, frames in _make_previews(self._config, self._session).items():
                 self._recorder.images(done, f"preview/{index}", frames)
 
     def finish(self) -> None:
@@ -164,7 +164,7 @@ class Reporter:
                 logger.info("%s", said)
             write_page(self._config.output_dir)
             card = model_card(card_facts(self._config, self._session, self.last_validation))
-            write_atomic(self._config.output_dir / runs.CARD_NAME, card.encode())
+            write_text(self._config.output_dir / runs.CARD_NAME, card)
 
     def close(self) -> None:
         """Close what is open."""
@@ -199,6 +199,7 @@ class Reporter:
             dtype=session.dtype,
             rank=session.ranks.index,
             num_ranks=session.ranks.count,
+            meet=session.ranks.meet,
         )
         row = {"step": session.progress.step, "split": panel.name, **asdict(report)}
         if panel.name == "val":
@@ -252,7 +253,9 @@ def _preview_prompts(config: TrainConfig, session: Session) -> list[tuple[str, s
     return (named or captions)[: config.previews.num_prompts]
 
 
-def _make_previews(config: TrainConfig, session: Session) -> list[UInt8[np.ndarray, "f h w 3"]]:
+def _make_previews(
+    config: TrainConfig, session: Session
+) -> dict[int, UInt8[np.ndarray, "f h w 3"]]:
     """Denoise at the clips' usual size, save the latents, and return rough pictures."""
     source, variant = session.data.source, session.variant
     prompts = _preview_prompts(config, session)

@@ -21,9 +21,10 @@ from wanlora import __version__, runs
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import Bucket, usual
 from wanlora.core.cost import all_reduce_bytes, model_flops
-from wanlora.core.memory import Workload
+from wanlora.core.memory import Workload, uploaded_bytes
 from wanlora.core.order import num_steps
 from wanlora.errors import AdapterError, CheckpointError, ConfigError, ModelError, RunError
+from wanlora.progress import waiting
 from wanlora.step import fitting
 from wanlora.step.masters import Masters, MovingAverage
 from wanlora.step.trial import Trial
@@ -34,8 +35,8 @@ from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
 from wanlora.train.data import Data, log_draws, open_data
 from wanlora.train.git import git_commit
-from wanlora.train.optimizers import make_optimizer
-from wanlora.train.ranks import Ranks, adopt_launcher, own_device, warn_of_accelerate_settings
+from wanlora.train.optimizers import make_optimizer, missing_bytes
+from wanlora.train.ranks import Ranks, prepare_process
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
@@ -108,13 +109,12 @@ def open_session(config: TrainConfig) -> Session:
     index.open_store(config.cache)
     view = read_view(config.cache, config.view)  # refused, if at all, before a model is downloaded
     model = config.model or view.model
-    adopt_launcher()
-    warn_of_accelerate_settings()
-    own_device()
+    attention.require_native_dispatch()
+    prepare_process()
     device = devices.pick(config.device, model)
     folder = resolve(model, ["transformer"])
     variant = variant_of(folder)
-    data = open_data(config, variant)
+    data = open_data(config, variant, view)
     if config.deterministic:
         _be_deterministic()
     ranks = Ranks(device, timeout_s=config.process_timeout_s)
@@ -140,7 +140,8 @@ def open_session(config: TrainConfig) -> Session:
 
     device = ranks.device
     dtype = devices.base_dtype(config.dtype, device)
-    transformer = load_transformer(folder, dtype=dtype, device=device)
+    with waiting(f"loading the transformer in {folder}", shown=ranks.is_main):
+        transformer = load_transformer(folder, dtype=dtype, device=device)
     shape = lora.LoraShape(
         rank=config.lora.rank,
         alpha=config.lora.alpha or config.lora.rank,
@@ -156,7 +157,7 @@ def open_session(config: TrainConfig) -> Session:
     if ranks.is_main:
         _say_what_is_resident(transformer, masters, dtype, device, ranks.count)
     average = MovingAverage(masters, config.ema_decay) if config.ema_decay else None
-    optimizer = make_optimizer(masters.parameters.values(), config.optimizer, config.learning_rate)
+    optimizer = make_optimizer(masters.parameters, config.optimizer, config.learning_rate)
     if checkpoint:
         progress = checkpoints.load(
             checkpoint, identity=identity, masters=masters, average=average, optimizer=optimizer
@@ -168,9 +169,12 @@ def open_session(config: TrainConfig) -> Session:
             logger.info("%s holds no checkpoint to resume: starting at step 0", config.output_dir)
     if ranks.count > 1:
         ranks.require_same(_what_is_trained(config, identity, end_step, masters))
-    work, trial = _fit(config, transformer, data, variant, masters, device, dtype)
+    work, trial = _fit(config, transformer, data, variant, masters, optimizer, device, dtype)
     if checkpoint is None and variant.max_base_loss is not None and not config.allow_untrained_base:
-        with attention.pinned(config.attention, device):
+        with (
+            waiting("measuring the base model on a few clips", shown=ranks.is_main),
+            attention.pinned(config.attention, device),
+        ):
             _check_base(transformer, data, variant.max_base_loss, device, dtype)
     return Session(
         transformer=transformer,
@@ -250,6 +254,10 @@ def _be_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(mode=True)
     torch.backends.cudnn.benchmark = False
+    from torch._inductor import config as inductor  # noqa: PLC0415  (slow, and rarely needed)
+
+    if hasattr(inductor, "deterministic"):  # from torch 2.9 on: no choice of kernels by timing
+        inductor.deterministic = True
 
 
 def _start_from(path: Path, shape: lora.LoraShape, transformer: Any, masters: Masters) -> None:
@@ -343,6 +351,7 @@ def _fit(
     data: Data,
     variant: Variant,
     masters: Masters,
+    optimizer: torch.optim.Optimizer,
     device: torch.device,
     dtype: torch.dtype,
 ) -> tuple[Workload, Trial]:
@@ -369,6 +378,10 @@ def _fit(
     trial = fitting.fit(
         transformer, work, bucket, variant, activations=config.activations,
         kernel=config.attention, device=device, dtype=dtype, whole_card=config.deterministic,
+        reserved_bytes=int(
+            missing_bytes(optimizer, config.optimizer.name, masters.flat_gradient.numel())
+            + uploaded_bytes(work)
+        ),
     )  # fmt: skip
     fitting.say(trial, work, device)
     return work, trial

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from wanlora.errors import DeviceError
+from wanlora.errors import ConfigError, DeviceError
 
 _CUDNN, _FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
 _EFFICIENT, _MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
@@ -59,7 +59,9 @@ def pinned(kernel: str, device: torch.device) -> Iterator[None]:
 
     Raises:
         DeviceError: The kernel's package is not installed or does not work here.
+        ConfigError: See `require_native_dispatch`.
     """
+    require_native_dispatch()
     implementation = _IMPLEMENTATIONS.get(kernel)
     if implementation:
         _activate(implementation)
@@ -73,6 +75,32 @@ def pinned(kernel: str, device: torch.device) -> Iterator[None]:
         compiler.cache_key_tag = tag
         if implementation:
             torch.nn.attention.restore_flash_attention_impl()
+
+
+def use_another(kernel: str, device: torch.device) -> str:
+    """Return the setting that selects a kernel other than the one that ran.
+
+    Args:
+        kernel: As given to `pinned`.
+        device: Where it ran; on CUDA the first choice is torch's own FlashAttention.
+    """
+    if device.type != "cuda":
+        return "--set attention=math"
+    return f"--set attention={'efficient' if kernel == 'flash' else 'flash'}"
+
+
+def require_native_dispatch() -> None:
+    """Refuse an environment that makes diffusers replace the kernel chosen here.
+
+    Raises:
+        ConfigError: DIFFUSERS_ATTN_BACKEND names another backend.
+    """
+    backend = os.environ.get("DIFFUSERS_ATTN_BACKEND", "native")
+    if backend.lower() != "native":
+        raise ConfigError(
+            f"DIFFUSERS_ATTN_BACKEND={backend} in the environment would replace the attention "
+            "kernel of training; unset it, and choose a kernel with --set attention=NAME"
+        )
 
 
 def is_other(kernel: str, operators: Collection[str]) -> bool:

@@ -1,16 +1,21 @@
 """Where to compute. Hours of silent CPU work help nobody, so a real model never falls back to one.
 
-Owns: the rule for `--device`. Knows which model is small enough for a CPU, nothing of its weights.
+Owns: the rule for `--device`, and the memory that is free on the host. Knows which model is small
+enough for a CPU, nothing of its weights.
 """
 
 import logging
+import os
 import re
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 
+from wanlora.core.out_of_memory import is_out_of_memory, reason_of
 from wanlora.errors import DeviceError
 from wanlora.wan.variants import MICRO, local_folder, variant_of
 
@@ -35,6 +40,7 @@ def pick(device: str, model: str, *, local_rank: int = 0) -> torch.device:
         DeviceError: Names the driver, torch's CUDA build, and what to do.
         ModelError: There is no such model, so that the device is not what is wrong.
     """
+    use_expandable_segments()
     if device != "auto":
         return _checked(torch.device(device))
     if torch.cuda.is_available():
@@ -48,6 +54,68 @@ def pick(device: str, model: str, *, local_rank: int = 0) -> torch.device:
         "pass --device cpu if that is what you want, or try --model micro"
         + (apple if torch.backends.mps.is_available() else "")
     )
+
+
+def use_expandable_segments() -> None:
+    """Let the allocator of CUDA grow its segments, unless the user has configured it.
+
+    Buckets and modes of different sizes leave gaps between fixed segments. It is read when torch
+    first allocates, so this has an effect only before that. Linux only, as in torch.
+    """
+    newer, older = "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"  # renamed in torch 2.9
+    if newer in os.environ or older in os.environ or sys.platform != "linux":
+        return
+    version = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    os.environ[newer if version >= (2, 9) else older] = "expandable_segments:True"
+
+
+def require_host_memory(num_bytes: int, what: str, *advice: str) -> None:
+    """Refuse work that needs more memory than this machine has free; Linux would kill it later.
+
+    Args:
+        num_bytes: Memory that the work needs.
+        what: The work, as in "loading the text encoder".
+        advice: Options that need less memory.
+
+    Raises:
+        DeviceError: Both numbers, and the options.
+    """
+    free = free_host_memory()
+    if num_bytes > free:
+        options = "; ".join((*advice, "stop other programs, or use a machine with more memory"))
+        raise DeviceError(
+            f"{what} needs {num_bytes / 1e9:.1f} GB of this machine's memory, and "
+            f"{free / 1e9:.1f} GB are free. Options: {options}"
+        )
+
+
+def free_host_memory(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that this process can still use: the machine's, or its control group's.
+
+    Args:
+        root: Where control groups (version 2) are mounted. Containers and SLURM limit memory so.
+    """
+    free = int(psutil.virtual_memory().available)
+    try:
+        group = Path("/proc/self/cgroup").read_text().rsplit("0::/", 1)[-1].strip()
+    except OSError:
+        group = ""
+    folder = root / group
+    for each in (folder, *folder.parents):
+        if each.is_relative_to(root):
+            free = min(free, _left_in(each, free))
+    return max(0, free)
+
+
+def _left_in(group: Path, unlimited: int) -> int:
+    """Bytes left under a control group's limit; the file cache in it can be reclaimed."""
+    try:
+        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
+        lines = (group / "memory.stat").read_text().splitlines()
+        stat = dict(line.split() for line in lines)
+    except (OSError, ValueError):  # no limit ("max"), or no such group
+        return unlimited
+    return limit - used + int(stat.get("active_file", 0)) + int(stat.get("inactive_file", 0))
 
 
 def current_in_thread(device: torch.device) -> Callable[[], None]:
@@ -92,7 +160,12 @@ def _checked(device: torch.device) -> torch.device:
     try:
         torch.ones(2, device=device).sum().item()
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason_of(error)
+        if is_out_of_memory(error):
+            raise DeviceError(
+                f"device {device} has no free memory ({reason}): stop the other programs that use "
+                "it, or choose another --device"
+            ) from None
         raise DeviceError(f"device {device} does not work ({reason}): {_explain()}") from None
     return device
 

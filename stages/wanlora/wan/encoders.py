@@ -9,6 +9,7 @@ Legend: b clips, c channels, t frames, f latent frames, h w height and width, l 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import torch
 import transformers
 from diffusers import AutoencoderKLWan
 from jaxtyping import Float, Float32, UInt8
+from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.core.prompts import clean_prompt
+from wanlora.core.text import shorten
 from wanlora.errors import MediaError, ModelError
-from wanlora.wan.weights import check_loading, hide_bars_without_terminal
+from wanlora.wan.weights import check_loading, hide_bars_without_terminal, weight_files
 
 MAX_SEQUENCE_LENGTH = MAX_TOKENS
 """What diffusers calls it."""
@@ -31,6 +34,9 @@ CLEANING_REVISION = 1
 """Raise it when `clean_prompt` changes: it enters the provenance of text."""
 
 _MIN_TRANSFORMERS = (5, 3)
+
+_LOADED_TOGETHER = 4
+"""Tensors that transformers converts at a time (GLOBAL_WORKERS in its core_model_loading.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +224,20 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype, device: torch.device)
     return TextEncoder(tokenizer=load_tokenizer(folder), model=model)
 
 
+def text_encoder_host_bytes(folder: Path, *, dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes of host memory that `load_text_encoder` needs, from the headers of the files.
+
+    On a CPU the whole model, otherwise the largest tensors that are on their way to the device.
+    """
+    sizes: dict[str, int] = {}
+    for file in weight_files(folder / "text_encoder"):
+        with safe_open(file, framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118  (not a mapping)
+                sizes[name] = prod(tensors.get_slice(name).get_shape()) * dtype.itemsize
+    together = len(sizes) if device.type == "cpu" else _LOADED_TOGETHER
+    return sum(sorted(sizes.values(), reverse=True)[:together])
+
+
 def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer alone: enough to count a prompt's tokens.
 
@@ -277,7 +297,7 @@ def _encode_prompt(encoder: TextEncoder, prompt: str) -> torch.Tensor:
     embeds: torch.Tensor = states[0, : int(mask.sum())].cpu()
     if not torch.isfinite(embeds).all() or embeds.float().std() == 0:
         raise ModelError(
-            f"the text encoder returned NaN, infinite or constant values for {prompt!r}; "
+            f"the text encoder returned NaN, infinite or constant values for {shorten(prompt)}; "
             "its weights are wrong, or text_dtype overflows (use bfloat16 or float32)"
         )
     return embeds

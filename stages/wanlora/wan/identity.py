@@ -211,12 +211,25 @@ def _merged(part: Path, pieces: Sequence[_Piece], digests: Sequence[str]) -> dic
 
 def _remembered(name: str, files: Sequence[Path], memo: Memo, make: Callable[[], str]) -> str:
     """Return the digest of files that have the sizes and times they had, or make it."""
-    try:
-        stats = [(file.name, file.stat()) for file in files]
-    except OSError as error:
-        raise ModelError(f"cannot read {name}: {error}") from None
-    stamp = fingerprint([[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats])
+    stamp = _stamp(files)
     known = memo.get(name)
     if known is None or known[0] != stamp:
         memo[name] = (stamp, make())
     return memo[name][1]
+
+
+def stamp(part: Path) -> str:
+    """Sizes and times of the files in a sub-folder, hashed: whether any of them was replaced.
+
+    Raises:
+        ModelError: A file cannot be read.
+    """
+    return _stamp(sorted(file for file in part.iterdir() if file.is_file()))
+
+
+def _stamp(files: Sequence[Path]) -> str:
+    try:
+        stats = [(file.name, file.stat()) for file in files]
+    except OSError as error:
+        raise ModelError(f"cannot read the model's files: {error}") from None
+    return fingerprint([[file, stat.st_size, stat.st_mtime_ns] for file, stat in stats])

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKLWan, WanPipeline
 from jaxtyping import UInt8
 
 from wanlora.core.out_of_memory import is_out_of_memory
+from wanlora.core.text import shorten
 from wanlora.errors import ModelError
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_text_encoder, load_vae
 from wanlora.wan.transformer import load_transformer
@@ -165,8 +166,8 @@ def generate(
     ).frames[0]
     if not np.isfinite(frames).all():
         raise ModelError(
-            f"the video for {prompt!r} holds NaN: the model's or the adapter's weights are wrong, "
-            "or --set dtype overflows (use bfloat16 or float32)"
+            f"the video for {shorten(prompt)} holds NaN: the model's or the adapter's weights are "
+            "wrong, or --set dtype overflows (use bfloat16 or float32)"
         )
     pixels: np.ndarray = np.rint(frames * 255).astype(np.uint8)
     return pixels

@@ -32,9 +32,11 @@ def load_transformer(
     """
     part = folder / "transformer"
     hide_bars_without_terminal()
+    # Straight to a GPU: the 14B would take 28 GB of the host's memory, for each process of a node.
+    straight = {"device_map": {"": device}} if device.type == "cuda" else {}
     try:
         transformer, info = WanTransformer3DModel.from_pretrained(
-            part, torch_dtype=dtype, output_loading_info=True, local_files_only=True
+            part, torch_dtype=dtype, output_loading_info=True, local_files_only=True, **straight
         )
     except (OSError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):

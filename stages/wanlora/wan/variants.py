@@ -17,7 +17,9 @@ import platformdirs
 
 from wanlora.core.buckets import DEFAULT_FPS
 from wanlora.core.flops import TransformerShape
+from wanlora.core.text import LFS_REMEDY
 from wanlora.errors import ModelError
+from wanlora.files import is_lfs_pointer
 from wanlora.wan.hub import check_room, network_errors
 from wanlora.wan.weights import WEIGHT_NAMES, read_json, weight_files
 
@@ -167,6 +169,9 @@ def resolve(model: str, subfolders: Sequence[str]) -> Path:
             f"the model in {folder} is incomplete: missing {', '.join(missing)}; expected a folder "
             "in diffusers' layout, as saved by WanPipeline.save_pretrained"
         )
+    for file in (file for name in subfolders for file in sorted((folder / name).glob("*"))):
+        if is_lfs_pointer(file):
+            raise ModelError(f"{file} {LFS_REMEDY}")
     return folder
 
 

@@ -16,8 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from wanlora.core.text import LFS_REMEDY
 from wanlora.errors import AdapterError, NonFiniteError
-from wanlora.files import write_atomic
+from wanlora.files import is_lfs_pointer, write_atomic
 from wanlora.wan.adapter.alphas import (
     LORA_HEADER,
     PEFT_CONFIG,
@@ -200,7 +201,8 @@ def read_adapter(path: Path) -> AdapterFile:
             header = opened.metadata() or {}
             found = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise AdapterError(f"{file} is not a safetensors adapter: {error}") from None
+        problem = LFS_REMEDY if is_lfs_pointer(file) else f"is not a safetensors adapter: {error}"
+        raise AdapterError(f"{file} {problem}") from None
     keys = _read_keys(file, found)
     tensors, alphas = _in_our_names(file, found, keys)
     _check_pairs(file, tensors)

@@ -15,6 +15,7 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import load_peft_weights
 
+from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import AdapterError
 from wanlora.wan.adapter.file import AdapterFile, some
 from wanlora.wan.adapter.lora import check_adapter_fits
@@ -113,6 +114,8 @@ def check_export(
             pipeline = WanPipeline(None, None, vae=None, scheduler=None, transformer=model)
             pipeline.load_lora_weights(str(folder), adapter_name=_NAME, **place)
     except Exception as error:  # a loader may raise anything
+        if is_out_of_memory(error):
+            raise
         reason = f"{type(error).__name__}: {error!s:.300}"
         raise AdapterError(f"{reader} does not read the {form} export: {reason}") from error
     prefix = LAYOUTS[reader].prefix

@@ -1,0 +1,76 @@
+"""The forward passes that an estimate counts are those that a run makes."""
+
+import pytest
+
+from tests.support.stores import build_store
+from wanlora.config import EstimateConfig, TrainConfig
+from wanlora.core.buckets import Bucket
+from wanlora.core.validation import num_due
+from wanlora.estimate.pauses import Passes, preview_passes, validation_passes
+from wanlora.step.source import make_source
+from wanlora.step.validation import make_panel
+from wanlora.store.reader import StoreReader
+from wanlora.wan.variants import VARIANTS
+
+SMALL, LARGE = Bucket(1, 64, 64), Bucket(17, 64, 64)
+
+
+@pytest.mark.parametrize(("every", "end_step"), [(0, 100), (500, 499), (500, 1000), (7, 30)])
+def test_validations_come_every_so_many_steps_and_after_the_last(every, end_step):
+    done = [
+        step for step in range(1, end_step + 1) if every and (step % every == 0 or step == end_step)
+    ]
+    assert num_due(end_step, every=every) == len(done)
+
+
+def test_the_panels_counted_are_those_that_training_chooses(tmp_path):
+    view = build_store(tmp_path, num_clips=30, buckets=(SMALL, LARGE))
+    config = EstimateConfig(cache=tmp_path, validation={"num_clips": 5})
+    training = [clip for clip in view.clips if clip.split == "train"]
+    counted = validation_passes(config, view, {SMALL, LARGE}, end_step=1200)
+    source = make_source(
+        view, StoreReader.of_view(tmp_path, view), training, VARIANTS["micro"],
+        seed=TrainConfig().seed, sampler="logit_normal", shift=None,
+    )  # fmt: skip
+    panels = [
+        make_panel(
+            name,
+            [clip for clip in view.clips if clip.split == name],
+            source,
+            num_clips=5,
+            num_sigmas=8,
+        )
+        for name in ("val", "train")
+    ]
+    assert counted.groups == tuple(tuple(clip.bucket for clip in panel.clips) for panel in panels)
+    assert counted.per_clip == len(panels[0].sigmas)
+    # Three validations and the base's losses; one held-out clip and five of training.
+    assert (counted.times, counted.total) == (3, 4 * 8 * (1 + 5))
+    without = EstimateConfig(cache=tmp_path, validation={"train_clips": False})
+    assert len(validation_passes(without, view, {LARGE}, end_step=1).groups) == 1
+
+
+def test_the_defaults_of_estimate_are_those_of_train():
+    for name in ("validation", "previews"):
+        assert getattr(EstimateConfig(), name) == getattr(TrainConfig(), name)
+    found = validation_passes(EstimateConfig(), None, {LARGE}, end_step=500)
+    assert found.per_clip * sum(map(len, found.groups)) == 256
+
+
+def test_processes_share_a_panel_clip_by_clip_and_wait_for_the_slowest():
+    panel = (LARGE, SMALL, SMALL, LARGE, SMALL)
+    seconds = {SMALL: 1.0, LARGE: 10.0}.__getitem__
+    alone = Passes(times=2, once_more=True, groups=(panel, panel), per_clip=3)
+    assert alone.seconds(seconds) == 3 * 3 * 2 * 23
+    assert alone._replace(num_ranks=2).seconds(seconds) == 3 * 3 * 2 * 12  # 10+1+1, 1+10
+    assert alone._replace(num_ranks=2).total == alone.total
+    assert alone._replace(times=0).total == 0
+
+
+def test_previews_take_two_passes_a_denoising_step_with_guidance():
+    config = EstimateConfig(previews={"every": 100, "num_prompts": 3, "steps": 20})
+    found = preview_passes(config, [SMALL, LARGE], VARIANTS["t2v-1.3b"], end_step=250)
+    assert (found.times, found.total) == (2, 2 * 3 * 20 * 2)
+    assert set(found.groups[0]) == {LARGE}
+    off = preview_passes(EstimateConfig(), [LARGE], VARIANTS["t2v-1.3b"], end_step=250)
+    assert off.total == 0

@@ -1,0 +1,182 @@
+"""The trial of the largest bucket: what it checks, holds and logs."""
+
+import logging
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.support import real_size
+from wanlora import progress
+from wanlora.core.buckets import Bucket
+from wanlora.core.flops import TransformerShape
+from wanlora.errors import ConfigError, NonFiniteError
+from wanlora.step import fitting, trial
+from wanlora.step.trial import Trial, made_up_batch
+from wanlora.train.loop import _blame_kernel
+from wanlora.train.session import Session, _be_deterministic
+from wanlora.wan import attention
+from wanlora.wan import device as devices
+from wanlora.wan.variants import VARIANTS
+
+CPU, BUCKET = torch.device("cpu"), Bucket(5, 16, 16)
+SHAPE = TransformerShape(
+    num_layers=2, num_attention_heads=2, attention_head_dim=16, ffn_dim=64, text_dim=32
+)
+
+
+@pytest.fixture
+def model():
+    transformer = real_size.transformer(SHAPE, rank=2, device="cpu", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in factors(transformer, "B"):
+            parameter.zero_()  # as in a fresh adapter
+    return transformer
+
+
+def fit(model):
+    variant = replace(
+        VARIANTS["micro"], num_layers=2, num_attention_heads=2, attention_head_dim=16, ffn_dim=64,
+        text_dim=32,
+    )  # fmt: skip
+    work = fitting.workload(
+        variant, BUCKET, batch_size=1, rank=2, adapted=["blocks.0.attn1.to_q"], compiled=False,
+        dtype=torch.float32,
+    )  # fmt: skip
+    return fitting.fit(
+        model, work, BUCKET, variant, activations="none", kernel="auto", device=CPU,
+        dtype=torch.float32,
+    )  # fmt: skip
+
+
+def factors(model, part):
+    return [p for name, p in model.named_parameters() if f".lora_{part}." in name]
+
+
+def test_a_gradient_that_is_not_finite_is_refused_with_another_kernel(model, caplog):
+    caplog.set_level(logging.INFO)
+    model.blocks[1].attn1.register_full_backward_hook(
+        lambda _module, given, _output: tuple(g if g is None else g * torch.nan for g in given)
+    )
+    with pytest.raises(NonFiniteError) as refused:
+        fit(model)
+    message = str(refused.value)
+    assert "lora_A" in message
+    assert "--set attention=math" in message
+    assert re.search(r"Attention ran by _scaled_dot_product", message)
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(parameter.any() for parameter in factors(model, "B"))
+
+
+def test_what_is_tried_is_logged_before_it_is_tried(model, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+    lines: list[str] = []
+    monkeypatch.setattr(trial, "_try", lambda *_: lines.extend(caplog.messages) or SMALL)
+    fit(model)
+    assert any("5x16x16" in line and "batch_size 1" in line for line in lines)
+    assert any("activations none" in line for line in lines)
+
+
+SMALL = Trial(("none",) * 2, seconds=1.0, peak_bytes=None, attention=())
+
+
+def test_a_fresh_adapter_is_tried_with_values_in_b_and_gets_its_own_back(model):
+    first, *others = factors(model, "B")
+    with torch.no_grad():
+        first.fill_(3.0)
+    with trial._filled(model):
+        for parameter in (first, *others):
+            assert 0 < parameter.abs().max() <= trial.FACTOR_MAX
+    assert not any(parameter.any() for parameter in others)
+    assert (first == 3.0).all()
+    seen = []
+    for parameter in factors(model, "A"):
+        parameter.register_hook(lambda gradient: seen.append(bool(gradient.any())))
+    assert fit(model).non_finite == ()
+    assert seen
+    assert all(seen)
+
+
+def test_a_made_up_batch_has_values_like_a_real_one():
+    batch = made_up_batch(BUCKET, 1, num_channels=16, text_shape=(512, 64))
+    for tensor in (batch.latents, batch.noise):
+        assert 0.8 < tensor.std() < 1.2
+    assert not torch.equal(batch.latents, batch.noise)
+    used = batch.prompt_embeds[0].any(dim=1)
+    assert 0 < used.sum() < 512
+    again = made_up_batch(BUCKET, 1, num_channels=16, text_shape=(512, 64))
+    assert torch.equal(batch.latents, again.latents)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "suggested"), [("auto", "flash"), ("cudnn", "flash"), ("flash", "efficient")]
+)
+def test_a_nan_on_a_gpu_names_the_kernel_that_ran(kernel, suggested, train_config):
+    session = object.__new__(Session)
+    object.__setattr__(session, "device", torch.device("cuda"))
+    object.__setattr__(session, "trial", replace(SMALL, attention=("_cudnn_attention",)))
+    text = _blame_kernel(train_config(attention=kernel), session)
+    assert "_cudnn_attention" in text
+    assert f"--set attention={suggested}" in text
+    object.__setattr__(session, "device", CPU)
+    assert not _blame_kernel(train_config(), session)
+
+
+@pytest.fixture
+def train_config(tmp_path):
+    from wanlora.config import TrainConfig
+
+    return lambda **given: TrainConfig(cache=tmp_path, output_dir=tmp_path, max_steps=1, **given)
+
+
+def test_a_backend_of_diffusers_in_the_environment_is_refused(monkeypatch):
+    monkeypatch.setenv("DIFFUSERS_ATTN_BACKEND", "_native_flash")
+    with (
+        pytest.raises(ConfigError, match=r"DIFFUSERS_ATTN_BACKEND=_native_flash.*unset it"),
+        attention.pinned("auto", CPU),
+    ):
+        raise AssertionError
+    monkeypatch.setenv("DIFFUSERS_ATTN_BACKEND", "native")
+    with attention.pinned("auto", CPU):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        ({}, "expandable_segments:True"),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, None),
+    ],
+)
+def test_segments_of_the_allocator_grow_unless_the_user_configured_it(
+    before, expected, monkeypatch
+):
+    environment = dict(before)
+    monkeypatch.setattr(devices.os, "environ", environment)
+    monkeypatch.setattr(devices.sys, "platform", "linux")
+    devices.use_expandable_segments()
+    assert environment.get("PYTORCH_ALLOC_CONF") == expected
+
+
+def test_deterministic_includes_the_compiler(monkeypatch):
+    from torch._inductor import config as inductor
+
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)
+    monkeypatch.setattr(inductor, "deterministic", False)
+    _be_deterministic()
+    assert inductor.deterministic
+
+
+def test_a_long_call_is_announced_and_reminded_of(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 0.02)
+    with progress.waiting("loading it"):
+        assert caplog.messages[0] == "loading it"
+        while len(caplog.messages) < 3:
+            pass
+    assert "loading it" in caplog.messages[2]
+    with progress.waiting("unseen", shown=False):
+        pass
+    assert "unseen" not in caplog.text
