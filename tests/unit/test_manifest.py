@@ -341,3 +341,10 @@ def test_memory_is_bounded_whatever_a_line_holds(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8e6
+
+
+def test_a_manifest_of_0_1_0_is_written_again_with_the_same_lines():
+    path = Path(__file__).parents[1] / "fixtures" / "v0.1.0" / "data" / "val.jsonl"
+    clips = manifest.read(path)
+    assert {clip.weight for clip in clips} == {1.0}
+    assert [manifest.line_of(clip) for clip in clips] == path.read_text().splitlines()
