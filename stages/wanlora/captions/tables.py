@@ -126,7 +126,7 @@ def _read_csv(path: Path, text: str) -> Rows:
             yield (
                 where,
                 ManifestError(
-                    f"{where}: more fields than the header has; quote captions that hold a separator"
+                    f"{where}: more fields than the header has; quote captions that hold separators"
                 ),
             )
     except csv.Error as error:
