@@ -137,9 +137,10 @@ def existing_spelling(path: Path) -> Path:
 
     The disk is read only for names with backslashes or characters beyond ASCII.
     """
-    names = [*spellings(str(path)), *(str(path.with_name(n)) for n in _names(path))]
-    if len(set(names)) == 1:
+    text = str(path)
+    if text.isascii() and "\\" not in text:
         return path
+    names = [*spellings(text), *(str(path.with_name(n)) for n in _names(path))]
     return next((Path(name) for name in names if os.path.lexists(name)), path)
 
 

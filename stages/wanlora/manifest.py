@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from functools import lru_cache
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -396,8 +397,13 @@ def sample_aspect(transform: Mapping[str, Any]) -> Fraction:
     Raises:
         ValueError: It is not a number or ratio such as `128/117`, or is out of range.
     """
-    text = transform.get("sample_aspect", "1")
-    if not isinstance(text, str) or not _ASPECT.fullmatch(text) or re.search(r"/0+$", text):
+    value = transform.get("sample_aspect", "1")
+    return _aspect(value if isinstance(value, str) else _shown(value))
+
+
+@lru_cache(maxsize=1024)
+def _aspect(text: str) -> Fraction:
+    if not _ASPECT.fullmatch(text) or re.search(r"/0+$", text):
         raise ValueError(f'sample_aspect {_shown(text)}; expected a text such as "1" or "128/117"')
     aspect = Fraction(text)
     if not Fraction(1, MAX_ASPECT) <= aspect <= MAX_ASPECT:

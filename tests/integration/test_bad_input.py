@@ -138,6 +138,14 @@ def test_names_with_spaces_and_captions_of_any_script_go_through(home):
     assert "wanlora cache-latents --manifest 'my data'" in result.output
 
 
+def test_any_text_is_printed_on_a_terminal_that_cannot_show_it(home, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii:strict")
+    write_npz(home / "größer" / "clip.npz")
+    (home / "größer" / "clip.txt").write_text("走路 🚶", encoding="utf-8")
+    done = cli.run("prepare", "größer", "--dry-run", "--set", "workers=1", cwd=home)
+    assert r"gr\xf6\xdfer" in done.stdout
+
+
 # --- manifests and .npz clips --------------------------------------------------------------------
 
 
@@ -484,8 +492,8 @@ def test_an_adapter_that_is_missing_or_none(home, micro_home):
     assert files_in(home) == before
     safetensors.numpy.save_file({"model.weight": np.zeros((2, 2))}, home / "text.safetensors")
     message = sample_with("text.safetensors")
-    assert "in none of the layouts known here" in message
-    assert "found model.weight" in message
+    assert "text.safetensors" in message
+    assert "model.weight" in message
 
 
 def test_an_adapter_for_another_model(home, micro_home):

@@ -54,8 +54,17 @@ def test_other_captions_are_captions(text):
 
 def test_cleaning_is_not_idempotent_so_a_key_is_of_the_text_as_given():
     text = "< &amp;amp;amp;amp; b"
+    cleaned = clean_prompt(text)
+    assert clean_prompt(cleaned) != cleaned
+    assert prompt_key(text) != prompt_key(cleaned)
+
+
+def test_a_prompt_that_0_1_0_encoded_cleaned_twice_has_another_key_and_the_others_have_theirs():
+    text = "< &amp;amp;amp;amp; b"
     assert clean_prompt(clean_prompt(text)) != clean_prompt(text)
-    assert prompt_key(text) == sha256_text(clean_prompt(text))
+    assert prompt_key(text) != sha256_text(clean_prompt(text))
+    for other in ("", "a &amp; b", "  a\n b "):
+        assert prompt_key(other) == sha256_text(clean_prompt(other))
 
 
 def test_a_long_text_is_cut_with_its_length():

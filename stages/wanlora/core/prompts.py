@@ -36,8 +36,15 @@ def clean_prompt(text: str) -> str:
 
 
 def prompt_key(text: str) -> str:
-    """Name a prompt by content: the hex sha256 of its cleaned text."""
-    return sha256_text(clean_prompt(text))
+    """Name a prompt by content: the hex sha256 of its cleaned text.
+
+    Release 0.1.0 cleaned each prompt twice before it encoded it. A prompt that the second cleaning
+    changes has a newline after its cleaned text, so that a cache of 0.1.0 has no row for it.
+    """
+    cleaned = clean_prompt(text)
+    stays = cleaned.isascii() and "&" not in cleaned  # cleaning takes 0.1 ms
+    stays = stays or clean_prompt(cleaned) == cleaned
+    return sha256_text(cleaned if stays else f"{cleaned}\n")
 
 
 def slug(prompt: str) -> str:
