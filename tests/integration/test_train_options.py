@@ -217,26 +217,6 @@ def test_deterministic_algorithms_are_used_when_asked_for(cache, tmp_path):
     assert "deterministic = true" in (tmp_path / "config.toml").read_text()
 
 
-def test_overfitting_is_said_after_two_validations_that_part(cache, tmp_path, caplog):
-    from wanlora import runs
-    from wanlora.config import TrainConfig
-    from wanlora.train.reporting import warn_of_overfitting
-
-    def validate(step, train, val):
-        for split, mean in (("train", train), ("val", val)):
-            runs.append_row(
-                tmp_path, runs.VALIDATION_NAME, {"step": step, "split": split, "mean": mean}
-            )
-        warn_of_overfitting(TrainConfig(output_dir=tmp_path), best_step=1)
-
-    for step, train, val in ((1, 0.9, 0.9), (2, 0.8, 0.8), (3, 0.7, 0.85)):
-        validate(step, train, val)
-    assert "overfitting" not in caplog.text
-    validate(4, 0.6, 0.95)
-    assert "overfitting" in caplog.text
-    assert "best/" in caplog.text
-
-
 def test_previews_are_latents_and_rough_pictures(cache, tmp_path):
     _train(
         cache, tmp_path, "--max-steps", 2, "--set", "validation.every=0",

@@ -162,10 +162,10 @@ class Recorder:
 
         Args:
             step: Steps done.
-            report: With `split`, `mean`, `base_mean`, `difference`, `standard_error`, `ci95`,
-                `per_sigma` and `per_activity`.
+            report: With `split`, `weights`, `mean`, `base_mean`, `difference`, `standard_error`,
+                `ci95`, `per_sigma` and `per_activity`.
         """
-        split = report["split"]
+        split = report["split"] + ("_ema" if report.get("weights") == "ema" else "")
         values = {
             f"validation/{split}/{key}": report[key]
             for key in ("mean", "base_mean", "difference", "standard_error")
