@@ -7,7 +7,7 @@ a caption file that was edited later is named, because only `prepare` reads it.
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class Edits:
 
     def __str__(self) -> str:
         if not self.recorded:
-            return f"{len(self.changed):,} lines, and no record of which an earlier release wrote"
+            return f"{len(self.changed):,} lines without a record; release 0.1.0 kept none"
         return (
             f"{len(self.changed):,} lines changed, {len(self.added):,} added, "
             f"{len(self.removed):,} removed, {len(self.bad):,} not readable"
@@ -144,12 +144,21 @@ def _cut_differs(edited: Clip, made: Clip) -> bool:
     )
 
 
-def without_edits(written: Sequence[Clip], made: Sequence[Clip]) -> list[Clip]:
-    """Return the clips of a manifest as `prepare` makes them: the reference for later edits."""
+def without_edits(
+    written: Sequence[Clip], made: Sequence[Clip], removed: Collection[str]
+) -> list[Clip]:
+    """Return the clips of a manifest as `prepare` makes them: the reference for later edits.
+
+    Args:
+        written: Clips of the manifest.
+        made: Clips before edits were carried over.
+        removed: Clips that a person removed; they stay in the reference, to stay removed.
+    """
     as_written = {clip.clip_id: clip for clip in written}
     return [
         replace(as_written.get(clip.clip_id, clip), **{name: getattr(clip, name) for name in KEPT})
         for clip in made
+        if clip.clip_id in as_written or clip.clip_id in removed
     ]
 
 
@@ -202,22 +211,28 @@ def write_record(
     )
 
 
-def unused_captions(manifests: Sequence[Path]) -> tuple[list[str], str]:
+def unused_captions(manifests: Sequence[Path], clips: Iterable[Clip]) -> tuple[list[str], str]:
     """List captions that were edited after `prepare` read them.
 
     A line of the manifest that a person edited is their own, and its caption file is not compared.
+
+    Args:
+        manifests: Manifests or their folders.
+        clips: Clips of these manifests.
 
     Returns:
         The changed tables and captions, and the command that reads them; empty without any.
     """
     found: list[str] = []
     command = ""
+    clips = list(clips)
     files = manifest.files(manifests)
     for folder in sorted({path.parent for path in files}):
         record = _read(folder)
         own = _changed_tables(record)
         if record.get("sidecars"):
-            own += _changed_sidecars(record, [path for path in files if path.parent == folder])
+            known = [clip for clip in clips if clip.clip_id in record["lines"]]
+            own += _changed_sidecars(record, [p for p in files if p.parent == folder], known)
         if own:
             found += own
             command = str(record.get("command", ""))
@@ -229,20 +244,27 @@ def _changed_tables(record: Mapping[str, Any]) -> list[str]:
     return [str(path) for path, sha in tables.items() if path.is_file() and _sha256(path) != sha]
 
 
-def _changed_sidecars(record: Mapping[str, Any], manifests: Sequence[Path]) -> list[str]:
-    changed: dict[str, None] = {}
+def _changed_sidecars(
+    record: Mapping[str, Any], manifests: Sequence[Path], clips: Sequence[Clip]
+) -> list[str]:
     since, prefix = int(record["since_ns"]), str(record["prefix"])
-    stale: dict[Path, str | None] = {}
-    for line, clip in _lines(manifests):
-        if isinstance(clip, BadLine) or record["lines"].get(clip.clip_id) != digest(line):
-            continue
-        source = _original(clip)
-        if source not in stale:
-            stale[source] = _text_since(source, since)
-        text = stale[source]
+    sources = {clip.clip_id: _original(clip) for clip in clips}
+    later = {path: _text_since(path, since) for path in dict.fromkeys(sources.values())}
+    found: dict[str, str] = {}
+    for clip in clips:
+        text = later[sources[clip.clip_id]]
         if text is not None and not {text, f"{prefix} {text}".strip()} & set(clip.prompts):
-            changed[f"{source.with_suffix('.txt')}: {shorten(text, 60)}"] = None
-    return list(changed)
+            found[clip.clip_id] = (
+                f"{sources[clip.clip_id].with_suffix('.txt')}: {shorten(text, 60)}"
+            )
+    if not found:
+        return []
+    by_prepare = {
+        clip.clip_id
+        for line, clip in _lines(manifests)
+        if isinstance(clip, Clip) and record["lines"].get(clip.clip_id) == digest(line)
+    }
+    return list(dict.fromkeys(text for clip_id, text in found.items() if clip_id in by_prepare))
 
 
 def _original(clip: Clip) -> Path:

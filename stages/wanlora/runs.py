@@ -4,7 +4,8 @@
     metrics.jsonl                        one object a step
     pytorch_lora_weights.safetensors     the newest adapter, where diffusers looks for it
     checkpoints/step-000500/             what resume needs
-    best/  ema/                          the adapter of the best validation; its moving average
+    best/  ema/                          the adapter of the best validation; the moving average
+    previews/step-000500/                latents and pictures made while training
     validation.jsonl                     one object a validation
     validation_base.json                 the base model's losses on the validation panels
 
@@ -18,7 +19,7 @@ import re
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,26 +55,45 @@ FREE_ON_RESUME = frozenset(
 )  # fmt: skip
 
 
-def open_run(run_dir: Path, settings: Mapping[str, Any], *, resume: bool) -> Path | None:
+def open_run(
+    run_dir: Path,
+    settings: Mapping[str, Any],
+    *,
+    resume: bool,
+    resolve: Callable[[dict[str, Any]], dict[str, Any]] = dict,
+) -> Path | None:
     """Check a run's folder, and return the checkpoint to continue from, if any. Writes nothing.
 
+    Args:
+        run_dir: The run's folder.
+        settings: The settings now.
+        resume: Whether to continue a run that the folder holds.
+        resolve: Fills in the defaults of settings, so that the recorded ones and those of now are
+            compared by value. A setting that is newer than the run has its default there.
+
     Raises:
-        RunError: The folder holds a run and `resume` was not asked for, or it holds a run of other
-            settings.
+        RunError: The folder holds a run and `resume` is false; the run has other settings; or the
+            folder holds an adapter and no checkpoint.
         OutputError: The folder cannot be written.
     """
     require_folder(run_dir, flag="--output-dir")
     checkpoint = newest_checkpoint(run_dir)
-    if not resume and (checkpoint or (run_dir / ADAPTER_NAME).exists()):
+    if not checkpoint and (run_dir / ADAPTER_NAME).exists():
         raise RunError(
-            f"{run_dir} already holds a run (newest checkpoint: "
-            f"{checkpoint.name if checkpoint else 'none, a finished adapter'}): add --resume to "
-            "continue it, or choose another --output-dir"
+            f"{run_dir} holds an adapter and no checkpoint to continue from: a run here would "
+            f"replace {run_dir / ADAPTER_NAME}. Start from its weights in a new folder: "
+            f"--init-adapter {run_dir} --output-dir {run_dir}-2"
+        )
+    if checkpoint and not resume:
+        raise RunError(
+            f"{run_dir} already holds a run (newest checkpoint: {checkpoint.name}): add --resume "
+            "to continue it, or choose another --output-dir"
         )
     config_path = run_dir / CONFIG_NAME
     if checkpoint and config_path.exists():
-        recorded = _read_settings(config_path)
-        differing = difference(_identity(recorded), _identity(_without_none(settings)))
+        recorded = resolve(_read_settings(config_path))
+        now = resolve(dict(settings))
+        differing = difference(_identity(recorded), _identity(now))
         if differing:
             raise RunError(
                 f"{run_dir} is a run of other settings, so it cannot be continued:\n  "
@@ -151,11 +171,20 @@ def newest_checkpoint(run_dir: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def step_of(checkpoint: Path) -> int:
+    """Steps done, from the name of a checkpoint's folder."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
 def checkpoints(run_dir: Path) -> list[Path]:
     """Published checkpoints by step; a folder still being written has another name."""
-    found = (run_dir / CHECKPOINTS_NAME).glob("step-*")
+    return _folders_of_steps(run_dir / CHECKPOINTS_NAME)
+
+
+def _folders_of_steps(folder: Path) -> list[Path]:
+    found = folder.glob("step-*")
     named = [path for path in found if re.fullmatch(r"step-[0-9]+", path.name)]  # not step-5.bad
-    return sorted(named, key=lambda path: int(path.name.removeprefix("step-")))
+    return sorted(named, key=step_of)
 
 
 def adapter_of(path: Path, checkpoint: str) -> Path:
@@ -173,7 +202,7 @@ def adapter_of(path: Path, checkpoint: str) -> Path:
     found = {
         name: path / name for name in (BEST_NAME, EMA_NAME) if (path / name / ADAPTER_NAME).exists()
     }
-    found |= {str(int(each.name.removeprefix("step-"))): each for each in checkpoints(path)}
+    found |= {str(step_of(each)): each for each in checkpoints(path)}
     wanted = str(int(checkpoint)) if checkpoint.isdecimal() else checkpoint
     if wanted not in found:
         raise RunError(
@@ -240,13 +269,35 @@ def read_rows(run_dir: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def forget_after(run_dir: Path, num_steps: int) -> None:
-    """Drop what a resumed run will do again: metrics and validations past its checkpoint."""
-    for name, last in ((METRICS_NAME, num_steps - 1), (VALIDATION_NAME, num_steps)):
+def forget_after(run_dir: Path, num_steps: int, *, validated: bool = True) -> None:
+    """Drop what a resumed run does again: metrics, validations and previews past its checkpoint.
+
+    Args:
+        run_dir: The run's folder.
+        num_steps: Steps done at the checkpoint.
+        validated: Whether the validation after those steps is complete, and kept.
+    """
+    lasts = {METRICS_NAME: num_steps - 1, VALIDATION_NAME: num_steps - (not validated)}
+    for name, last in lasts.items():
         if (run_dir / name).exists():
             kept = [row for row in read_rows(run_dir, name) if row["step"] <= last]
             text = "".join(json.dumps(row) + "\n" for row in kept)
             write_text(run_dir / name, text)
+    for folder in _folders_of_steps(run_dir / PREVIEWS_NAME):
+        if step_of(folder) > num_steps:
+            shutil.rmtree(folder)
+
+
+def forget_attempt(run_dir: Path) -> None:
+    """Remove what a run left that ended before its first checkpoint, perhaps of another model.
+
+    Metrics, validations and previews are `forget_after`'s.
+    """
+    (run_dir / BASE_LOSSES_NAME).unlink(missing_ok=True)
+    for name in (BEST_NAME, EMA_NAME):
+        (run_dir / name / ADAPTER_NAME).unlink(missing_ok=True)
+        with suppress(OSError):  # there is no such folder, or it holds a user's files
+            (run_dir / name).rmdir()
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
@@ -260,7 +311,8 @@ def _read_settings(path: Path) -> dict[str, Any]:
 
 
 def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in FREE_ON_RESUME}
+    kept = {key: value for key, value in settings.items() if key not in FREE_ON_RESUME}
+    return dict(_without_none(kept))
 
 
 def _without_none(value: Any) -> Any:

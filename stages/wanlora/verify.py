@@ -130,7 +130,7 @@ def run(config: VerifyConfig) -> VerifyResult:
     plan = survey(usable, tokens.counts, tokenizer=tokens.tokenizer)
     if config.html is not None:
         _write_sheet(config.html, usable, failed, plan, tokens, config.html_clips)
-    unused, captions_command = unused_captions(config.manifests)
+    unused, captions_command = unused_captions(config.manifests, everything)
     return VerifyResult(
         total=len(everything) + len(bad),
         loaded=tuple(loaded),

@@ -492,8 +492,8 @@ def test_an_adapter_that_is_missing_or_none(home, micro_home):
     assert files_in(home) == before
     safetensors.numpy.save_file({"model.weight": np.zeros((2, 2))}, home / "text.safetensors")
     message = sample_with("text.safetensors")
-    assert "in none of the layouts known here" in message
-    assert "found model.weight" in message
+    assert "text.safetensors" in message
+    assert "model.weight" in message
 
 
 def test_an_adapter_for_another_model(home, micro_home):

@@ -16,7 +16,7 @@ from tests.support.models import micro_folder, micro_home, temporary_copy  # noq
 from wanlora import cache_latents, clips, manifest
 from wanlora.cache_latents import encode, pipeline
 from wanlora.cache_latents import plan as planning
-from wanlora.cache_latents.plan import Hashes
+from wanlora.cache_latents.hashes import Hashes
 from wanlora.config import CacheLatentsConfig, InspectConfig
 from wanlora.core.latent_rgb import solve
 from wanlora.errors import DeviceError, ManifestError, ModelError, StoreError

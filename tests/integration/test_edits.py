@@ -12,7 +12,8 @@ from tests.support.models import micro_folder, micro_home  # noqa: F401
 from wanlora import cache_latents, manifest, prepare, verify
 from wanlora.config import CacheLatentsConfig, PrepareConfig, VerifyConfig
 from wanlora.edits import NAME, find_edits, unused_captions
-from wanlora.errors import ManifestError
+from wanlora.errors import ManifestError, MediaError
+from wanlora.prepare import materialize
 
 SMALL = {"num_frames": 17, "height": 48, "width": 80, "workers": 1, "val_fraction": 0.0}
 
@@ -46,6 +47,10 @@ def write_rows(out, rows):
 
 def captions(out):
     return {row["source"].rpartition("/")[2]: row["prompt"] for row in rows_of(out)}
+
+
+def unused(path):
+    return unused_captions([path], manifest.read_all([path]))
 
 
 def later(path, text):
@@ -143,20 +148,20 @@ def test_a_manifest_of_0_1_0_is_not_replaced_unasked(tmp_path):
     shutil.copytree(release / "videos", tmp_path / "videos")
     before = {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()}
     small = {"num_frames": 17, "height": 64, "width": 96, "mode": "head"}
-    with pytest.raises(ManifestError, match="an earlier release"):
+    with pytest.raises(ManifestError, match=r"0\.1\.0"):
         prepared(tmp_path / "videos", tmp_path / "data", **small)
     assert {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()} == before
-    assert unused_captions([tmp_path / "data"]) == ([], "")
+    assert unused(tmp_path / "data") == ([], "")
 
 
 @pytest.mark.parametrize("materialize", [None, "npz"])
 def test_captions_edited_after_prepare_are_named_with_the_command(raw, out, materialize):
     if materialize:
         prepared(raw, out, materialize=materialize)
-    assert unused_captions([out]) == ([], "")
+    assert unused(out) == ([], "")
     later(raw / "a.txt", "new words")
     later(raw / "b.txt", " caption b\n")  # touched, and still the same
-    found, command = unused_captions([out / "train.jsonl"])
+    found, command = unused(out / "train.jsonl")
     assert found == [f"{raw / 'a.txt'}: 'new words'"]
     assert command.startswith(f"wanlora prepare {raw} --output {out} ")
     assert "--num-frames 17" in command
@@ -164,7 +169,7 @@ def test_captions_edited_after_prepare_are_named_with_the_command(raw, out, mate
     assert list(result.unused_captions) == found
     assert command in "\n".join(result.lines())
     prepared(raw, out, materialize=materialize)
-    assert unused_captions([out]) == ([], "")
+    assert unused(out) == ([], "")
 
 
 def test_stage_one_names_them_too(raw, out, tmp_path, micro_home):  # noqa: F811
@@ -181,7 +186,7 @@ def test_stage_one_names_them_too(raw, out, tmp_path, micro_home):  # noqa: F811
 def test_a_caption_whose_line_was_edited_by_hand_is_not_compared(raw, out):
     write_rows(out, [row | {"prompt": "mine"} for row in rows_of(out)])
     later(raw / "a.txt", "new words")
-    assert unused_captions([out]) == ([], "")
+    assert unused(out) == ([], "")
 
 
 def test_an_edited_table_is_named_and_sidecars_are_not_when_a_table_was_given(raw, tmp_path):
@@ -189,9 +194,9 @@ def test_an_edited_table_is_named_and_sidecars_are_not_when_a_table_was_given(ra
     table.write_text("path,text\n" + "".join(f"{name}.npz,{name}\n" for name in "abc"))
     prepared(raw, tmp_path / "out", captions=table)
     later(raw / "a.txt", "new words")
-    assert unused_captions([tmp_path / "out"]) == ([], "")
+    assert unused(tmp_path / "out") == ([], "")
     table.write_text(table.read_text() + "\n")
-    found, command = unused_captions([tmp_path / "out"])
+    found, command = unused(tmp_path / "out")
     assert found == [str(table)]
     assert f"--captions {table}" in command
 
@@ -199,7 +204,7 @@ def test_an_edited_table_is_named_and_sidecars_are_not_when_a_table_was_given(ra
 def test_a_prefix_is_no_difference(raw, tmp_path):
     prepared(raw, tmp_path / "out", caption_prefix="ohwx dog,")
     later(raw / "a.txt", "caption a")
-    assert unused_captions([tmp_path / "out"]) == ([], "")
+    assert unused(tmp_path / "out") == ([], "")
 
 
 def test_a_damaged_record_refuses_rather_than_loses(raw, out):
@@ -216,3 +221,18 @@ def test_a_weight_and_a_repeated_line_are_edits_that_are_kept(raw, out):
         prepared(raw, out)
     prepared(raw, out, edits="keep")
     assert [row.get("weight", 1) for row in rows_of(out)] == [2.5, 2, 1]
+
+
+def test_a_clip_that_was_not_written_out_is_not_taken_for_a_removed_line(raw, out, monkeypatch):
+    load = materialize.load_unchanged
+
+    def failing(clip, known):
+        if clip.path.name == "b.npz":
+            raise MediaError("missing", f"{clip.path} is gone")
+        return load(clip, known)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(materialize, "load_unchanged", failing)
+        assert prepared(raw, out, materialize="npz").clips == 2
+    assert not find_edits(out)
+    assert prepared(raw, out, materialize="npz").clips == 3

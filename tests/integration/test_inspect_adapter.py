@@ -1,6 +1,8 @@
 """`wanlora inspect` on adapters, whoever made them."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ import torch
 from tests.support import adapters, cli
 from tests.support.adapters import ATTENTION, modules, original, pairs, tensors_of, write
 from wanlora.wan.adapter import LoraShape, save_adapter
+from wanlora.wan.targets import PRESETS, chosen, linear_names
 from wanlora.wan.weights import file_sha256
 
 
@@ -73,6 +76,35 @@ def test_another_trainers_file_is_described(tmp_path):
     assert found["scales"] == {"1.0": 16}  # folded, for they differ
     assert found["header"] == header
     assert found["provenance"] == {}
+
+
+@pytest.mark.parametrize(
+    ("targets", "shown"),
+    [*((name, name) for name in PRESETS), (r"proj_out|.*\.to_q", "proj_out"), (["net.2"], "ffn")],
+    ids=str,
+)
+def test_every_choice_of_targets_is_described(tmp_path, targets, shown):
+    names = chosen(linear_names(2), targets)
+    shape = LoraShape(4, 8.0, targets)
+    save_adapter(tmp_path, tensors_of(pairs(names)), shape, provenance={})
+    found = _report(tmp_path)
+    assert found["modules"] == sorted(names)
+    assert shown in found["targets"]
+    assert sum(row["modules"] for row in found["blocks"]) == len(names)
+    assert cli.invoke("inspect", tmp_path).exit_code == 0
+
+
+def test_an_adapter_of_the_release_before_is_described_and_exported(tmp_path):
+    shutil.copytree(Path(__file__).parents[1] / "fixtures/v0.1.0/run", tmp_path / "run")
+    found = _report(tmp_path / "run")
+    assert found["format"] == "diffusers"
+    assert found["provenance"]["wanlora"] == "0.1.0"
+    output = tmp_path / "out" / "a.safetensors"
+    done = cli.invoke(
+        "export", "--adapter", tmp_path / "run", "--format", "comfyui", "--output", output
+    )
+    assert done.exit_code == 0, done.output
+    assert _report(output)["modules"] == found["modules"]
 
 
 def test_an_adapter_that_changes_nothing_is_noticed(tmp_path):

@@ -262,15 +262,15 @@ def test_clips_that_cannot_be_materialized_are_listed(tmp_path, monkeypatch, sur
 
     raw = tmp_path / "raw"
     captioned(videos.write_video(raw / "v.mp4"))
-    load, loaded = materialize.load_clip, []
+    load, loaded = materialize.load_unchanged, []
 
-    def failing(clip):
+    def failing(clip, known):
         loaded.append(clip)
         if len(loaded) > survivors:
             raise MediaError("missing", f"{clip.path} is gone")
-        return load(clip)
+        return load(clip, known)
 
-    monkeypatch.setattr(materialize, "load_clip", failing)
+    monkeypatch.setattr(materialize, "load_unchanged", failing)
     if not survivors:
         with pytest.raises(ManifestError, match="not one clip from 1 sources: missing 2"):
             prepared(raw, tmp_path / "out", materialize="npz")

@@ -188,9 +188,9 @@ def test_a_step_sums_the_adapters_gradient_once_whatever_the_accumulation(whole)
         assert each.calls["all_gather 3"] == STEPS
         # Two panels of three clips at two sigmas, twice, and once for the base.
         assert each.calls["all_reduce 6"] == 6
-        assert each.calls["meet"] == STEPS + 1  # before each sum, and at the end
+        assert each.calls["meet"] == STEPS + 6 + 1  # before each sum, and at the end
         others = sum(n for call, n in each.calls.items() if not call.startswith("fetch"))
-        assert others == 3 * STEPS + 7
+        assert others == 3 * STEPS + 13
     assert result["num_processes"] == 2
     assert result["sent_bytes_per_step"] == 4 * size
     assert not whole[1][1].out
@@ -226,9 +226,12 @@ def launch(launcher, arguments):
 @pytest.mark.slow
 def test_accelerates_launcher_starts_a_run(held_out_cache, tmp_path):
     arguments = train(held_out_cache, tmp_path / "run", steps=2, every=0)
-    process = launch(("accelerate.commands.launch", "--cpu", "--num_processes", "1"), arguments)
+    launcher = ("accelerate.commands.launch", "--cpu", "--num_processes", "1")
+    process = launch((*launcher, "--mixed_precision", "bf16"), arguments)
     said, _ = process.communicate(timeout=300)
     assert process.returncode == 0, said
+    assert said.count("ACCELERATE_MIXED_PRECISION=bf16") == 1  # not used, and named once
+    assert "ACCELERATE_DYNAMO_BACKEND" not in said  # accelerate's own default
     assert "trained steps 0 to 1" in said
 
 

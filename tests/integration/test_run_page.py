@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -106,3 +107,10 @@ def test_a_browser_draws_every_chart_without_an_error(tmp_path):
     assert found["images"] == [24] * 4
     assert found["outside"] == 0
     assert found["titles"] > 50
+
+
+def test_a_run_of_0_1_0_has_a_page_without_numbers_of_source_groups(tmp_path):
+    run = shutil.copytree(Path(__file__).parents[1] / "fixtures" / "v0.1.0" / "run", tmp_path / "r")
+    made = write_page(run).read_text()
+    assert "held-out: 2 clips" in made
+    assert "source group" not in made

@@ -1,7 +1,9 @@
 """What a run does beside its steps: validation, best, averages, signals, other starts."""
 
 import json
+import shlex
 import signal
+import sys
 import time
 
 import pytest
@@ -9,6 +11,8 @@ import safetensors
 import torch
 
 from tests.support import cli
+from wanlora.store.reader import StoreReader
+from wanlora.store.views import read_view
 
 NAME = "pytorch_lora_weights.safetensors"
 SMALL = (
@@ -213,26 +217,6 @@ def test_deterministic_algorithms_are_used_when_asked_for(cache, tmp_path):
     assert "deterministic = true" in (tmp_path / "config.toml").read_text()
 
 
-def test_overfitting_is_said_after_two_validations_that_part(cache, tmp_path, caplog):
-    from wanlora import runs
-    from wanlora.config import TrainConfig
-    from wanlora.train.reporting import warn_of_overfitting
-
-    def validate(step, train, val):
-        for split, mean in (("train", train), ("val", val)):
-            runs.append_row(
-                tmp_path, runs.VALIDATION_NAME, {"step": step, "split": split, "mean": mean}
-            )
-        warn_of_overfitting(TrainConfig(output_dir=tmp_path), best_step=1)
-
-    for step, train, val in ((1, 0.9, 0.9), (2, 0.8, 0.8), (3, 0.7, 0.85)):
-        validate(step, train, val)
-    assert "overfitting" not in caplog.text
-    validate(4, 0.6, 0.95)
-    assert "overfitting" in caplog.text
-    assert "best/" in caplog.text
-
-
 def test_previews_are_latents_and_rough_pictures(cache, tmp_path):
     _train(
         cache, tmp_path, "--max-steps", 2, "--set", "validation.every=0",
@@ -259,3 +243,19 @@ def test_every_logged_step_says_how_fast_it_was(cache, tmp_path):
     assert "base_model" not in card.split("---")[1]  # micro is no repository of the hub
     assert "clap" in card
     assert "wanlora sample --adapter" in card
+    prompts = {view_prompt.prompt for view_prompt in read_view(cache, "default").validation_prompts}
+    reader = StoreReader.of_view(cache, read_view(cache, "default"))
+    keys = {clip.prompts[0] for clip in read_view(cache, "default").clips}
+    real = prompts or set(reader.prompts(keys).values())
+    assert shlex.split(card.split("```sh")[1].split("```")[0])[-1] in real
+    assert str(tmp_path) not in card
+
+
+def test_a_tracker_that_is_missing_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    said = cli.refuses(
+        "train", "--cache", tmp_path / "no-cache", "--output-dir", tmp_path / "run",
+        "--set", 'trackers=["wandb"]', exit_code=2,
+    )  # fmt: skip
+    assert "pip install wandb" in said
+    assert not (tmp_path / "run").exists()

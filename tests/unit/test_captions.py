@@ -254,7 +254,7 @@ def test_missing_inputs_are_named(tmp_path):
     with pytest.raises(ManifestError, match=r"no captions file at .*none\.csv"):
         find([tmp_path], tmp_path / "none.csv")
     (tmp_path / "words.xlsx").write_text("")
-    with pytest.raises(ManifestError, match=r"expected \.jsonl, \.json or \.csv"):
+    with pytest.raises(ManifestError, match=r"expected \.jsonl, \.json, \.csv or"):
         find([tmp_path], tmp_path / "words.xlsx")
 
 
@@ -463,3 +463,20 @@ def test_a_folder_that_cannot_be_read_is_listed(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "scandir", refusing)
     found = find([tmp_path], None)
     assert [(f.code, f.path) for f in found.failures] == [("unreadable", str(tmp_path / "closed"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("list.csv", 'path, caption\na.mp4, "one, two"\nb.mp4, three; four\n'),
+        ("list.csv", 'path;caption\r\na.mp4;one, two\r\nb.mp4;"three; four"\r\n'),
+        ("list.csv", "path\tcaption\na.mp4\tone, two\nb.mp4\tthree; four\n"),
+        ("list.tsv", "\ufeffpath\tcaption\na.mp4\tone, two\nb.mp4\tthree; four\n"),
+    ],
+)
+def test_tables_of_spreadsheets_are_read(tmp_path, name, text):
+    make(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    found = find([tmp_path], tmp_path / name)
+    assert prompts(found) == {"a.mp4": ("one, two",), "b.mp4": ("three; four",)}
+    assert found.failures == []

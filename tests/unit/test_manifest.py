@@ -2,6 +2,7 @@
 
 import json
 import re
+import tracemalloc
 import unicodedata
 from dataclasses import replace
 from pathlib import Path
@@ -329,3 +330,21 @@ def test_old_lines_of_hd_videos_are_counted_with_the_command_that_corrects_them(
     manifest.warn_of_old_colours([clip(orig=orig), clip(kind="npz", orig=orig)])
     assert [record.args for record in caplog.records] == [(1,)] * named
     assert all("wanlora prepare" in record.getMessage() for record in caplog.records)
+
+
+def test_memory_is_bounded_whatever_a_line_holds(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(b'{"npz": "' + b"a" * 40_000_000)
+    tracemalloc.start()
+    with pytest.raises(ManifestError, match="1,048,576 bytes"):
+        manifest.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8e6
+
+
+def test_a_manifest_of_0_1_0_is_written_again_with_the_same_lines():
+    path = Path(__file__).parents[1] / "fixtures" / "v0.1.0" / "data" / "val.jsonl"
+    clips = manifest.read(path)
+    assert {clip.weight for clip in clips} == {1.0}
+    assert [manifest.line_of(clip) for clip in clips] == path.read_text().splitlines()

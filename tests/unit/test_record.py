@@ -122,6 +122,14 @@ def test_a_wandb_that_does_not_work_is_refused_with_its_own_error(
     check_trackers(["tensorboard"])
 
 
+def test_a_wandb_that_does_not_start_is_refused_with_its_own_error(tmp_path, monkeypatch):
+    (tmp_path / "wandb.py").write_text("def init(**_): raise ValueError('no api key')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    with pytest.raises(ConfigError, match="no api key"):
+        Recorder(tmp_path / "run", ["wandb"], {}, first_step=0)
+
+
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
 def test_wandb_that_is_not_installed_is_an_error_before_training(tmp_path):
     with pytest.raises(ConfigError, match="pip install wandb"):

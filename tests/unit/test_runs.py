@@ -33,6 +33,44 @@ def test_a_run_of_other_settings_is_refused_field_by_field(tmp_path):
     assert runs.open_run(tmp_path, longer, resume=True)
 
 
+def test_settings_are_compared_by_value_and_a_newer_setting_has_its_default(tmp_path):
+    """Written out or not, recorded or not: a default is a default."""
+    defaults = {"seed": 0, "learning_rate": 1e-4, "newer": False}
+    _run(tmp_path, {"seed": 0, "learning_rate": None}, 5)
+
+    def resolve(settings):
+        return defaults | {key: value for key, value in settings.items() if value is not None}
+
+    def resume(**settings):
+        return runs.open_run(tmp_path, settings, resume=True, resolve=resolve)
+
+    assert resume(seed=0, learning_rate=1e-4, newer=False)
+    assert resume(seed=0, learning_rate=None, newer=False)
+    for changed in ({"newer": True}, {"learning_rate": 2e-4}):
+        name, value = next(iter(changed.items()))
+        with pytest.raises(RunError, match=rf"{name}: found {defaults[name]}, wanted {value}"):
+            resume(seed=0, **changed)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_an_adapter_without_a_checkpoint_is_never_replaced(tmp_path, resume):
+    """Finished runs whose checkpoints were deleted, or stayed on a server."""
+    (tmp_path / runs.ADAPTER_NAME).write_bytes(b"hours of work")
+    with pytest.raises(RunError, match=rf"--init-adapter {tmp_path} --output-dir"):
+        runs.open_run(tmp_path, {"seed": 0}, resume=resume)
+
+
+def test_an_attempt_without_a_checkpoint_leaves_nothing_to_the_next(tmp_path):
+    for name in ("best", "ema"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / runs.ADAPTER_NAME).touch()
+    (tmp_path / "ema" / "notes.txt").touch()  # not the run's
+    (tmp_path / runs.BASE_LOSSES_NAME).touch()
+    for _ in range(2):
+        runs.forget_attempt(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["ema", "notes.txt"]
+
+
 def test_checking_a_folder_writes_nothing(tmp_path):
     assert runs.open_run(tmp_path / "new" / "run", {"seed": 0}, resume=False) is None
     assert list(tmp_path.iterdir()) == []
@@ -156,3 +194,16 @@ def test_metrics_of_steps_to_be_done_again_and_torn_lines_are_forgotten(tmp_path
     runs.forget_after(tmp_path, 3)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("validated", [True, False])
+def test_validations_and_previews_past_a_checkpoint_are_forgotten(tmp_path, validated):
+    for step in (2, 4, 6):
+        runs.append_row(tmp_path, runs.VALIDATION_NAME, {"step": step})
+        (tmp_path / "previews" / f"step-{step:06d}").mkdir(parents=True)
+    (tmp_path / "previews" / "step-000006.kept").mkdir()
+    runs.forget_after(tmp_path, 4, validated=validated)
+    steps = [row["step"] for row in runs.read_rows(tmp_path, runs.VALIDATION_NAME)]
+    assert steps == ([2, 4] if validated else [2])
+    shown = sorted(path.name for path in (tmp_path / "previews").iterdir())
+    assert shown == ["step-000002", "step-000004", "step-000006.kept"]

@@ -3,6 +3,8 @@
 stage.py      run(): the order of things, and the view; encode_rows() for what a view has lost
 result.py     what the command prints and returns
 plan.py       what there is to encode: hashes, keys, provenances, sizes
+hashes.py     hashes of sources and encoders that earlier runs computed
+turns.py      a lock, so that processes of one machine load UMT5 one after the other
 worker.py     what one worker does, whoever started it
 walk.py       which rows a rank takes next: whatever nobody has committed
 processes.py  workers on this machine, a process each

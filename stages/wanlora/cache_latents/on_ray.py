@@ -35,7 +35,8 @@ from wanlora.cache_latents import plan as planning
 from wanlora.cache_latents.board import Board, Chunk
 from wanlora.cache_latents.decode import decode_remotely
 from wanlora.cache_latents.encode import encode_clips, encode_prompts
-from wanlora.cache_latents.plan import Encoders, Hashes, Plan
+from wanlora.cache_latents.hashes import Hashes
+from wanlora.cache_latents.plan import Encoders, Plan
 from wanlora.cache_latents.walk import Committed, whole
 from wanlora.cache_latents.worker import (
     PROMPTS_WORTH_LOADING,

@@ -5,7 +5,6 @@ Owns: the way from manifests and a model folder to keys and provenances. Encodes
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,13 +16,12 @@ import numpy as np
 import torch
 
 from wanlora import manifest
+from wanlora.cache_latents.hashes import Hashes, kept_digests
 from wanlora.cache_latents.turns import turn
 from wanlora.clips import (
     SourceHashes,
     hash_all,
-    hashes_document,
     load_clip,
-    parse_hashes,
     reading,
     source_sha256,
 )
@@ -32,10 +30,8 @@ from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
 from wanlora.core.prompts import prompt_key
-from wanlora.errors import MediaError, ModelError, OutputError, StoreError
-from wanlora.files import write_atomic
+from wanlora.errors import MediaError, ModelError, StoreError
 from wanlora.manifest import Clip
-from wanlora.media.source import SOURCES
 from wanlora.progress import bar
 from wanlora.store import index, objects
 from wanlora.store.schema import Kind
@@ -47,10 +43,8 @@ from wanlora.wan.provenance import (
     text_provenance,
     vae_provenance,
 )
-from wanlora.wan.variants import ENCODERS, Variant, cache_home, resolve, variant_of
+from wanlora.wan.variants import ENCODERS, Variant, resolve, variant_of
 
-WEIGHTS = "weights.json"
-DIGESTS = "encoders.json"
 ALIASES = "aliases.json"
 
 log = logging.getLogger(__name__)
@@ -160,65 +154,6 @@ class Plan:
         return max((3 * prod(keyed.clip.bucket) for keyed in self.missing_clips), default=0)
 
 
-@dataclass(frozen=True, slots=True)
-class Hashes:
-    """Hashes of files by path, size and mtime, so that a second run reads no big file again."""
-
-    sources: SourceHashes
-    weights: SourceHashes
-    digests: identity.Memo
-
-    @classmethod
-    def read(cls, cache: Location, manifests: Sequence[Path] = ()) -> "Hashes":
-        """Known hashes: of sources in the cache and beside manifests, of weights with the user."""
-        sources = _beside(manifests)
-        for path, entry in parse_hashes(objects.get(cache, SOURCES)).items():
-            if path not in sources or sources[path][1] <= entry[1]:
-                sources[path] = entry
-        return cls(
-            sources,
-            parse_hashes(_kept(WEIGHTS)),
-            identity.parse_memo(_kept(DIGESTS)),
-        )
-
-    def write_sources(self, cache: Location) -> None:
-        """Leave those of the sources to the next run.
-
-        Raises:
-            StoreError: The cache folder cannot be written.
-        """
-        objects.put(cache, SOURCES, hashes_document(self.sources))
-
-    def keep_weights(self) -> None:
-        """Leave those of the weights (22 GB to read) to every later run, a dry one's next too."""
-        try:
-            cache_home().mkdir(parents=True, exist_ok=True)
-            write_atomic(cache_home() / WEIGHTS, hashes_document(self.weights))
-            write_atomic(cache_home() / DIGESTS, identity.memo_document(self.digests))
-        except (OSError, OutputError) as error:  # it would only have saved time
-            log.info("the hashes of the weights are not kept: %s", error)
-
-
-def _beside(manifests: Sequence[Path]) -> dict[str, tuple[int, int, str]]:
-    """Hashes that `prepare` left beside its manifests, by absolute path."""
-    found = {}
-    for folder in dict.fromkeys(path if path.is_dir() else path.parent for path in manifests):
-        try:
-            document = (folder / SOURCES).read_bytes()
-        except OSError:
-            continue
-        for name, entry in parse_hashes(document).items():
-            found[os.path.abspath(folder / name)] = entry  # noqa: PTH100  (as manifest.read)
-    return found
-
-
-def _kept(name: str) -> bytes | None:
-    try:
-        return (cache_home() / name).read_bytes()
-    except OSError:
-        return None
-
-
 def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int = 0) -> Encoders:
     """Find the device and the model of this process, and hash its weights.
 
@@ -232,7 +167,7 @@ def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int
     folder = resolve(config.model, ENCODERS)
     variant = variant_of(folder)
     with turn("hash"):  # the others find the digests of the first
-        hashes.digests.update(identity.parse_memo(_kept(DIGESTS)))
+        hashes.digests.update(kept_digests())
         stamps = {part: identity.stamp(folder / part) for part in ENCODERS}
         latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
         hashes.keep_weights()

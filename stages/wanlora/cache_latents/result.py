@@ -153,14 +153,23 @@ class Outcome:
 
 
 def summarize(
-    config: CacheLatentsConfig, plan: Plan, outcome: Outcome, *, seconds: float
+    config: CacheLatentsConfig, plan: Plan, outcome: Outcome, *, seconds: float, shown: bool
 ) -> CacheResult:
-    """Count what was made."""
+    """Count what was made.
+
+    Args:
+        config: The settings.
+        plan: Clips and prompts wanted.
+        outcome: What came of them.
+        seconds: Time taken.
+        shown: Whether this process prints the result; only then are caption files compared.
+    """
     made = outcome.made or Encoded()
     encoded = len(plan.missing_clips) - len(made.clips.failures)
     rows = len({keyed.key for keyed in outcome.kept})
     stays = {clip.clip_id for clip in outcome.stays}
-    unused, captions_command = unused_captions(config.manifest)
+    manifests, clips = (config.manifest, plan.clips) if shown else ((), ())
+    unused, captions_command = unused_captions(manifests, (keyed.clip for keyed in clips))
     captions = {prompt_key(text) for k in plan.clips for text in k.clip.prompts}
     return CacheResult(
         cache=str(config.cache),

@@ -20,7 +20,8 @@ from wanlora import manifest
 from wanlora.cache_latents import plan as planning
 from wanlora.cache_latents import processes
 from wanlora.cache_latents.encode import complete_groups
-from wanlora.cache_latents.plan import Encoders, Failure, Hashes, KeyedClip, Plan
+from wanlora.cache_latents.hashes import Hashes
+from wanlora.cache_latents.plan import Encoders, Failure, KeyedClip, Plan
 from wanlora.cache_latents.result import CacheResult, Outcome, listed, summarize
 from wanlora.cache_latents.worker import Encoded, encode_share
 from wanlora.config import CacheLatentsConfig
@@ -72,7 +73,8 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         if config.dry_run:
             plan = planning.look(config, plan)
             outcome = Outcome(plan.clips, plan.failures, num_bytes=plan.num_bytes)
-            return summarize(config, plan, outcome, seconds=time.monotonic() - started)
+            seconds = time.monotonic() - started
+            return summarize(config, plan, outcome, seconds=seconds, shown=shown)
         before = objects.num_bytes(config.cache, schema.STORE)
         earlier = wants.names(config.cache, config.view)
         wanted = wants.publish(config.cache, _view(config, plan, plan.clips))
@@ -87,7 +89,7 @@ def run(config: CacheLatentsConfig) -> CacheResult:
     wants.drop(config.cache, {wanted, *earlier})
     added = objects.num_bytes(config.cache, schema.STORE) - before
     outcome = Outcome(kept, failures, stays, added, view.sha256, made)
-    return summarize(config, plan, outcome, seconds=time.monotonic() - started)
+    return summarize(config, plan, outcome, seconds=time.monotonic() - started, shown=shown)
 
 
 def _require_videos(failures: Sequence[Failure]) -> None:

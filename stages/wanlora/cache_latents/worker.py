@@ -20,7 +20,8 @@ from wanlora.cache_latents.encode import (
     encode_clips,
     encode_prompts,
 )
-from wanlora.cache_latents.plan import Encoders, Hashes, Plan
+from wanlora.cache_latents.hashes import Hashes
+from wanlora.cache_latents.plan import Encoders, Plan
 from wanlora.cache_latents.walk import Committed, walk, whole
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.buckets import Bucket

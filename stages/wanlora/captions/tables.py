@@ -25,6 +25,9 @@ PATH_LISTS = ("videos.txt", "video.txt", "images.txt", "image.txt")
 CAPTION_LISTS = ("prompts.txt", "prompt.txt", "captions.txt", "caption.txt")
 """finetrainers' and CogVideoX' two files: line k of one is about line k of the other."""
 
+DELIMITERS = (",", ";", "\t")
+"""Spreadsheets write semicolons in countries where the comma is the decimal point."""
+
 Rows = Iterator[tuple[str, Mapping[str, Any] | ManifestError]]
 """`file:line`, and the row or the reason why it cannot be read."""
 
@@ -58,11 +61,11 @@ def read(path: Path, sidecars: Collection[Path] = ()) -> Rows:
     if path.name in PATH_LISTS:
         return _read_lists(path, text, sidecars)
     readers: dict[str, Callable[[Path, str], Rows]] = {
-        ".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv,
+        ".jsonl": _read_jsonl, ".json": _read_json, ".csv": _read_csv, ".tsv": _read_csv,
     }  # fmt: skip
     if path.suffix.lower() not in readers:
         raise ManifestError(
-            f"captions file {path}: expected .jsonl, .json or .csv, "
+            f"captions file {path}: expected .jsonl, .json, .csv or .tsv, "
             f"or one of {', '.join(PATH_LISTS)} beside one of {', '.join(CAPTION_LISTS)}"
         )
     return readers[path.suffix.lower()](path, text)
@@ -109,7 +112,11 @@ def _read_json(path: Path, text: str) -> Rows:
 
 
 def _read_csv(path: Path, text: str) -> Rows:
-    reader = csv.DictReader(io.StringIO(text), strict=True)
+    head = text.partition("\n")[0]
+    delimiter = max(DELIMITERS, key=head.count)  # the first one if there are as many of others
+    reader = csv.DictReader(
+        io.StringIO(text), strict=True, delimiter=delimiter, skipinitialspace=True
+    )
     try:
         for row in reader:
             where = f"{path}:{reader.line_num}"
@@ -119,7 +126,7 @@ def _read_csv(path: Path, text: str) -> Rows:
             yield (
                 where,
                 ManifestError(
-                    f"{where}: more fields than the header has; quote a caption that holds commas"
+                    f"{where}: more fields than the header has; quote captions that hold separators"
                 ),
             )
     except csv.Error as error:

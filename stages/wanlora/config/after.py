@@ -55,8 +55,8 @@ class SampleConfig(Settings):
     prompts: Annotated[
         Path | None,
         Field(
-            description="File of prompts: a line of text each, or JSONL with `prompt` and perhaps "
-            "`seed` (a manifest is one)."
+            description="File of prompts: one per line (lines that start with # are skipped), or "
+            "JSONL with `prompt` and optionally `seed`, such as a manifest."
         ),
         Flag(),
     ] = None

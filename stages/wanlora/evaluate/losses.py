@@ -16,11 +16,11 @@ from jaxtyping import Float
 from wanlora import progress
 from wanlora.core.fingerprint import fingerprint
 from wanlora.core.validation import Report, summarize
-from wanlora.errors import NonFiniteError, RunError
+from wanlora.errors import RunError
 from wanlora.evaluate.setup import Setup
 from wanlora.evaluate.subjects import Subject
 from wanlora.files import write_json
-from wanlora.step.validation import Panel, losses
+from wanlora.step.validation import Panel, losses, require_finite
 from wanlora.wan.attach import attach, detach
 
 TABLES_NAME = "losses.json"
@@ -76,7 +76,7 @@ def _key(setup: Setup, subject: Subject | None) -> str:
     """Identity of a table: clips, sigmas, noise and everything the model is made of."""
     adapter = [subject.scaled.sha256, subject.scaled.scale] if subject else None
     facts = {**setup.facts, "weights": setup.weights["transformer"]}
-    return fingerprint([setup.panel.key(setup.source, setup.dtype), facts, adapter])
+    return fingerprint([setup.panel.key(setup.source, facts), adapter])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -97,13 +97,8 @@ def _measure(setup: Setup, subject: Subject | None, transformer: Any) -> Table:
     table = losses(setup.panel, transformer, setup.source, device=setup.device, dtype=setup.dtype)
     if subject:
         detach(transformer)
-    if not np.isfinite(table).all():
-        row, column = (int(place[0]) for place in np.nonzero(~np.isfinite(table)))
-        raise NonFiniteError(
-            f"the loss of {subject.scaled.adapter.path if subject else setup.model} on "
-            f"{setup.panel.clips[row].clip_id} at sigma {setup.panel.sigmas[column]:.3f} is not "
-            "finite: its weights are wrong"
-        )
+    model = str(subject.scaled.adapter.path) if subject else setup.model
+    require_finite(setup.panel, table, model)
     return table
 
 

@@ -6,7 +6,7 @@ validation.jsonl hold them; knows nothing of folders.
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,12 @@ from wanlora.report.page import Raw, escape, facts, page, section, table
 
 Row = Mapping[str, Any]
 
-SPLITS = {"val": ("held-out", 0), "train": ("training", 1)}
+CURVES = {
+    ("val", "adapter"): ("held-out", 0),
+    ("val", "ema"): ("held-out, moving average", 2),
+    ("train", "adapter"): ("training", 1),
+}
+"""(split, weights) to name and colour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +52,19 @@ def run_page(
         previews: By rising step.
         note: Said above the previews.
     """
+    shown = _comparable(validations)
+    left_out, validations = len(validations) - len(shown), shown
     sections = [
         facts(_summary(settings, metrics, validations)),
         section("Loss", charts(_loss(metrics), _validation_loss(validations))),
     ]
+    if left_out:
+        sections.append(
+            Raw(
+                f"<p>{left_out} earlier rows of validation.jsonl, measured on other clips or with "
+                "other settings, are not shown.</p>"
+            )
+        )
     if validations:
         sections.append(_validation(validations))
     sections.append(section("Speed", charts(*_speed(metrics))))
@@ -82,6 +96,7 @@ def _summary(
         best = min(held_out, key=lambda row: float(row["mean"]))
         summary["best held-out loss"] = (
             f"{best['mean']:.4f} at step {best['step']:,} ({_change(best)} against the base)"
+            + (", moving average" if best.get("weights") == "ema" else "")
         )
     return {key: value for key, value in summary.items() if value is not None}
 
@@ -98,10 +113,10 @@ def _loss(metrics: Sequence[Row]) -> Raw:
 
 def _validation_loss(validations: Sequence[Row]) -> Raw:
     lines = []
-    for split, (name, colour) in SPLITS.items():
-        rows = [row for row in validations if row["split"] == split]
+    for rows, weights, name, colour in _curves(validations):
         lines.append(Line(name, _curve(rows, "mean"), colour))
-        lines.append(Line(f"base ({name})", _curve(rows, "base_mean"), colour, "dashed"))
+        if weights == "adapter":
+            lines.append(Line(f"base ({name})", _curve(rows, "base_mean"), colour, "dashed"))
     return line_chart("Validation loss of fixed clips", lines)
 
 
@@ -109,19 +124,16 @@ def _validation(validations: Sequence[Row]) -> Raw:
     """Difference to the base with its interval; then the last validation by sigma and activity."""
     differences, by_sigma, samples = [], [], []
     activities: list[list[object]] = []
-    for split, (name, colour) in SPLITS.items():
-        rows = [row for row in validations if row["split"] == split]
-        if not rows:
-            continue
+    for rows, weights, name, colour in _curves(validations):
         band = [(float(row["step"]), *row["ci95"]) for row in rows if row.get("ci95")]
         differences.append(Line(name, _curve(rows, "difference"), colour, band=band))
         last = rows[-1]
         samples.append(f"{name}: {describe_sample(last['num_clips'], last.get('num_groups'))}")
         sigmas = sorted(last["per_sigma"])
-        by_sigma += [
-            Line(name, [(s, loss) for s, loss, _ in sigmas], colour),
-            Line(f"base ({name})", [(s, base) for s, _, base in sigmas], colour, "dashed"),
-        ]
+        by_sigma.append(Line(name, [(s, loss) for s, loss, _ in sigmas], colour))
+        if weights == "adapter":
+            base_line = [(s, base) for s, _, base in sigmas]
+            by_sigma.append(Line(f"base ({name})", base_line, colour, "dashed"))
         activities += [
             [activity or "none", name, loss, base, f"{100 * (loss - base) / base:+.2f} %"]
             for activity, (loss, base) in sorted(last["per_activity"].items())
@@ -139,6 +151,25 @@ def _validation(validations: Sequence[Row]) -> Raw:
         ),
         *([table(headers, activities)] if activities else []),
     )
+
+
+def _comparable(validations: Sequence[Row]) -> list[Row]:
+    """Rows of the panels that are measured now: losses of other panels do not compare."""
+    panels = {row["split"]: row.get("panel") for row in validations}
+    return [row for row in validations if row.get("panel") == panels[row["split"]]]
+
+
+def _curves(validations: Sequence[Row]) -> Iterator[tuple[list[Row], str, str, int]]:
+    """Rows, weights, name and colour of each curve that has rows."""
+    for (split, weights), (name, colour) in CURVES.items():
+        # Releases before 0.2 recorded no weights.
+        rows = [
+            row
+            for row in validations
+            if (row["split"], row.get("weights", "adapter")) == (split, weights)
+        ]
+        if rows:
+            yield rows, weights, name, colour
 
 
 def _speed(metrics: Sequence[Row]) -> list[Raw]:

@@ -5,7 +5,8 @@ base's type; a bf16 adapter would swallow an update of 5e-5 to a weight of 0.02,
 micro-batches summed in bf16 cost 0.33 % of the gradient against 0.08 %.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -74,11 +75,27 @@ class Masters:
         """Start the next step's sum."""
         self.flat_gradient.zero_()
 
-    @torch.no_grad()
     def publish(self) -> None:
         """Copy the masters into the adapter, rounded to its type; after each optimizer step."""
+        self._copy(self.parameters)
+
+    @contextmanager
+    def replaced_by(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Let the adapter compute with other values inside the block, such as a moving average.
+
+        Args:
+            tensors: By the masters' names; rounded to the adapter's type as masters are.
+        """
+        self._copy(tensors)
+        try:
+            yield
+        finally:
+            self.publish()
+
+    @torch.no_grad()
+    def _copy(self, tensors: Mapping[str, Tensor]) -> None:
         torch._foreach_copy_(
-            list(self._adapter.values()), [self.parameters[name] for name in self._adapter]
+            list(self._adapter.values()), [tensors[name] for name in self._adapter]
         )
 
     @torch.no_grad()

@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from wanlora import runs
 from wanlora.core.fingerprint import difference
 from wanlora.errors import AdapterError, CheckpointError
-from wanlora.runs import ADAPTER_NAME, EMA_NAME
+from wanlora.files import write_atomic
 from wanlora.step.masters import Masters, MovingAverage
 from wanlora.train.optimizers import load_state, state_of
 from wanlora.wan.adapter import read_adapter
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""1 has no `base` in its identity, no `best/`, and no panel in its progress."""
 STATE_NAME = "state.json"
 OPTIMIZER_NAME = "optimizer.pt"
 
@@ -36,15 +39,26 @@ class Progress:
 
     Attributes:
         step: Steps done: the step that comes next.
+        validated_step: Steps done at the last complete validation.
+        panel: Key of the held-out panel that what follows was measured on.
         best_step: Steps done at the best validation; None before the first.
         best_loss: Its held-out loss.
+        best_weights: Whose loss that is: `adapter` or `ema`.
         stale: Validations since then.
     """
 
     step: int = 0
+    validated_step: int | None = None
+    panel: str | None = None
     best_step: int | None = None
     best_loss: float | None = None
+    best_weights: str | None = None
     stale: int = 0
+
+    def forget_best(self) -> None:
+        """Start the search for the best adapter again."""
+        self.best_step = self.best_loss = self.best_weights = None
+        self.stale = 0
 
 
 def write_state(
@@ -81,6 +95,13 @@ def write_state(
     (folder / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n")
 
 
+def replace_progress(folder: Path, progress: Progress) -> None:
+    """Record in a published checkpoint what was validated after it was published."""
+    state = json.loads((folder / STATE_NAME).read_text())
+    state |= {"version": VERSION, "progress": asdict(progress)}
+    write_atomic(folder / STATE_NAME, (json.dumps(state, indent=2) + "\n").encode())
+
+
 def load(
     folder: Path,
     *,
@@ -102,9 +123,9 @@ def load(
     _check_identity(folder, trained_on, identity)
     with _naming_damage(folder):
         _warn_of_versions(state)
-        masters.load(read_adapter(folder / ADAPTER_NAME).tensors)
+        masters.load(read_adapter(folder / runs.ADAPTER_NAME).tensors)
         if average:
-            average.load(read_adapter(folder / EMA_NAME).tensors)
+            average.load(read_adapter(folder / runs.EMA_NAME).tensors)
         saved = torch.load(folder / OPTIMIZER_NAME, map_location="cpu", weights_only=True)
         load_state(optimizer, masters.parameters, saved)
         return Progress(**state["progress"])
@@ -124,13 +145,23 @@ def _naming_damage(folder: Path) -> Generator[None, None, None]:
         TypeError, pickle.UnpicklingError,
     ) as error:  # fmt: skip
         raise CheckpointError(
-            f"checkpoint {folder} cannot be continued: {error}. Remove that folder to continue "
-            "from the one before it"
+            f"checkpoint {folder} cannot be continued: {error}. {_way_out(folder)}"
         ) from error
 
 
+def _way_out(folder: Path) -> str:
+    """Name what can be continued instead of a damaged checkpoint."""
+    run_dir = folder.parent.parent
+    if any(runs.step_of(other) < runs.step_of(folder) for other in runs.checkpoints(run_dir)):
+        return "Remove that folder to continue from the checkpoint before it"
+    return (
+        "It is the only checkpoint: start a new --output-dir, from the adapter of this run with "
+        f"--init-adapter {run_dir}"
+    )
+
+
 def _check_version(folder: Path, version: Any) -> None:
-    if version != VERSION:
+    if version not in READABLE:
         raise CheckpointError(
             f"checkpoint {folder} has version {version}, expected {VERSION}: continue it with the "
             "release that wrote it, or start a new --output-dir from its adapter with "
@@ -140,7 +171,8 @@ def _check_version(folder: Path, version: Any) -> None:
 
 def _check_identity(folder: Path, trained_on: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuse other clips or encodings; the checkpoint itself is good, and must not be removed."""
-    differing = difference(trained_on, wanted)
+    # Version 1 has no fingerprint of the base.
+    differing = difference(trained_on, {key: wanted[key] for key in wanted if key in trained_on})
     if differing:
         raise CheckpointError(
             f"checkpoint {folder} was trained on something else:\n  "

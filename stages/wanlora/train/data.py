@@ -9,12 +9,15 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from wanlora import manifest
 from wanlora.config import TrainConfig
 from wanlora.core.batch_sizes import BatchSize, batch_sizes
 from wanlora.core.buckets import Bucket
 from wanlora.core.order import describe_shares, describe_untrained, shares
-from wanlora.errors import StoreError
+from wanlora.errors import NonFiniteError, StoreError
 from wanlora.step.batches import BatchSource
 from wanlora.step.source import check_encodings, make_source, weighted
 from wanlora.step.validation import Panel, make_panel
@@ -40,9 +43,20 @@ class Data:
     source: BatchSource
     panels: tuple[Panel, ...]
 
-    def identity(self, variant: Variant) -> dict[str, Any]:
-        """What a checkpoint is compared with before it is continued."""
+    @property
+    def held_out(self) -> Panel | None:
+        """Panel of the held-out clips; None without one."""
+        return next((panel for panel in self.panels if panel.name == "val"), None)
+
+    def identity(self, variant: Variant, base: str) -> dict[str, Any]:
+        """Everything that a checkpoint must have been trained on to be continued.
+
+        Args:
+            variant: The transformer's.
+            base: Fingerprint of its weights.
+        """
         return {
+            "base": base,
             "view_sha256": self.view.sha256,
             "latents": self.view.latents,
             "text": self.view.text,
@@ -88,6 +102,48 @@ def open_data(config: TrainConfig, variant: Variant, view: View | None = None) -
         balance_activities=config.balance_activities,
     )
     return Data(view, clips, sizes, source, _panels(config, source, clips, held_out))
+
+
+def preview_prompts(config: TrainConfig, data: Data) -> list[tuple[str, str]]:
+    """(label, key) of each preview: validation prompts of the view, else held-out captions."""
+    named = [(prompt.prompt, prompt.key) for prompt in data.view.validation_prompts]
+    held_out = [clip for clip in data.view.clips if clip.split == config.validation.split]
+    captions = [
+        (f"the caption of {clip.clip_id}", clip.prompts[0]) for clip in held_out or data.clips
+    ]
+    return (named or captions)[: config.previews.num_prompts]
+
+
+def read_fixed_rows(config: TrainConfig, data: Data) -> None:
+    """Read every row that validations and previews use, before the first step depends on them.
+
+    Raises:
+        StoreError: A row is missing or damaged, or no segment has a projection for previews.
+        NonFiniteError: A row holds NaN or infinity.
+    """
+    for panel in data.panels:
+        for clip in panel.clips:
+            name = f"{panel.name} clip {clip.clip_id}"
+            _require_finite(config, f"the latents of {name}", data.source.latents(clip))
+            _require_finite(
+                config, f"the caption of {name}", data.source.padded_prompt(clip.prompts[0])
+            )
+    if config.previews.every:
+        data.source.reader.latent_rgb()
+        prompts = [
+            *preview_prompts(config, data),
+            ("the negative prompt", data.view.negative_prompt),
+        ]
+        for label, key in prompts:
+            _require_finite(config, f"preview prompt {label!r}", data.source.padded_prompt(key))
+
+
+def _require_finite(config: TrainConfig, name: str, tensor: Tensor) -> None:
+    if not torch.isfinite(tensor).all():
+        raise NonFiniteError(
+            f"{name}: the cached values are NaN or infinite. Run: wanlora inspect "
+            f"{shlex.quote(str(config.cache))} --verify"
+        )
 
 
 def log_draws(config: TrainConfig, data: Data, *, end_step: int) -> None:

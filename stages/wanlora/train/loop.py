@@ -29,6 +29,7 @@ from wanlora.errors import NonFiniteError
 from wanlora.step.batches import MicroBatch, read_ahead
 from wanlora.step.predict import predict
 from wanlora.step.trial import Trial, describe
+from wanlora.step.validation import EMA
 from wanlora.stopping import stop_on_signals
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
@@ -48,7 +49,8 @@ class TrainResult:
     Attributes:
         sent_bytes_per_step: By each process, to sum the adapter's gradient over all of them.
         stopped: Why it ended before its last step: a signal's name, "no new best", or None.
-        validation: The last held-out report, as in validation.jsonl.
+        validation: The last held-out report of the adapter, as in validation.jsonl.
+        best: The held-out report of the adapter in `best/`; its `weights` are `adapter` or `ema`.
     """
 
     output_dir: str
@@ -65,6 +67,7 @@ class TrainResult:
     stopped: str | None
     best_step: int | None
     validation: dict[str, Any] | None
+    best: dict[str, Any] | None
 
     @property
     def exit_code(self) -> int:
@@ -72,18 +75,25 @@ class TrainResult:
         return {"SIGINT": 130, "SIGTERM": 143}.get(self.stopped or "", 0)
 
     def lines(self) -> list[str]:
-        """Say what was made and what to type next."""
-        if self.last_loss is None:
-            return [f"{self.output_dir} is already at step {self.steps}; nothing was trained"]
-        lines = [
-            f"trained steps {self.resumed_from} to {self.steps - 1} in {self.seconds:.1f} s "
-            f"({self.seconds_per_step:.3f} s/step, {self.clips_per_s:.2f} clips/s), "
-            f"last loss {self.last_loss:.4f}"
-        ]
+        """Format the result and the next command."""
+        lines = [f"{self.output_dir} is already at step {self.steps}; nothing was trained"]
+        if self.last_loss is not None:
+            lines = [
+                f"trained steps {self.resumed_from} to {self.steps - 1} in {self.seconds:.1f} s "
+                f"({self.seconds_per_step:.3f} s/step, {self.clips_per_s:.2f} clips/s), "
+                f"last loss {self.last_loss:.4f}"
+            ]
         if self.stopped:
             lines.append(f"stopped early: {self.stopped}; continue with the same command, --resume")
-        if self.best_step is not None:
-            lines.append(f"best held-out loss after {self.best_step} steps: {self.output_dir}/best")
+        if self.best:
+            change = 100 * self.best["difference"] / self.best["base_mean"]
+            against = "worse" if change > 0 else "better"
+            lines.append(
+                f"best held-out loss after {self.best['step']} steps"
+                f"{' (moving average)' if self.best['weights'] == EMA else ''}: "
+                f"{self.best['mean']:.4f}, {abs(change):.2f} % {against} "
+                f"than the base: {self.output_dir}/best"
+            )
         return [
             *lines,
             f"adapter: {self.adapter}",
@@ -131,11 +141,14 @@ def run(config: TrainConfig) -> TrainResult:
             )
         ) as batches,
         stop_on_signals(_log_stop) as stop,
-        closing(Reporter(config, session)) as reporter,
+        closing(Reporter(config, session, lambda: int(stop.signal or 0))) as reporter,
         _bar(session) as bar,
     ):
+        _restore_best(config, session)
+        if reporter.validation_is_due():  # a signal ended the run before it
+            stopped = _validate(config, session, reporter)
         outcomes.start()
-        for step in steps:
+        for step in () if stopped else steps:
             waited_s, slot_losses = 0.0, []
             for _ in session.slots[session.bucket(step)]:
                 batch, wait_s = _next(batches)
@@ -187,16 +200,26 @@ def _follow_up(
     stopping = _report(config, session, reporter, outcomes, all_of_them=pausing)
     if stopping and not pausing:
         _report(config, session, reporter, outcomes, all_of_them=True)
-    if reporter.validation_is_due() and not stopping:
-        stopping = reporter.validate()
-    reporter.preview_if_due()
     if session.is_main:
         bar.set_postfix_str(reporter.postfix(), refresh=False)
         bar.update()
+        # Before the validation: what fails or stops there loses no step.
         if stopping or saving.is_due(config, session):
             saving.save(config, session)
+    if not stopping and reporter.validation_is_due():
+        stopping = _validate(config, session, reporter)
+    if not stopping:
+        reporter.preview_if_due()
     if pausing:
         outcomes.start()
+    return stopping
+
+
+def _validate(config: TrainConfig, session: Session, reporter: Reporter) -> str | None:
+    """Validate, and record it in the checkpoint of this step; return a reason to stop, if any."""
+    stopping = reporter.validate()
+    if session.is_main and not saving.add_validation(config, session) and stopping:
+        saving.save(config, session)
     return stopping
 
 
@@ -212,10 +235,25 @@ def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
         return
     settings = config.model_dump(mode="json")
     with runs.begin_run(config.output_dir, settings, session.facts, checkpoint=session.checkpoint):
-        runs.forget_after(config.output_dir, session.progress.step)
+        done = session.progress
+        runs.forget_after(config.output_dir, done.step, validated=done.validated_step == done.step)
         if session.checkpoint:
             saving.show(config.output_dir, session.checkpoint)
+        else:
+            runs.forget_attempt(config.output_dir)
         yield
+
+
+def _restore_best(config: TrainConfig, session: Session) -> None:
+    """Agree on what was best so far; every process decides by it when to stop."""
+    held_out = session.data.held_out
+    restored = session.ranks.from_main(
+        lambda: saving.restore_best(
+            config.output_dir, session.checkpoint, session.progress,
+            session.panel_keys["val"] if held_out else None,
+        )
+    )  # fmt: skip
+    vars(session.progress).update(vars(restored))
 
 
 def _explain_memory(done: Progress, trial: Trial, reason: str) -> str:
@@ -320,4 +358,5 @@ def _result(
         stopped=stopped,
         best_step=session.progress.best_step,
         validation=reporter.last_validation,
+        best=reporter.best_validation(),
     )

@@ -38,7 +38,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
             - name, model, variant: the run's name, the base's id or folder, its row;
             - step, end_step, epochs, seed, trainable_parameters, precision;
             - num_clips, activities (names to numbers of clips), buckets (names to numbers),
-              view, view_sha256, instance_prompt;
+              view, view_sha256;
             - settings: names and values to list;
             - loss: last smoothed training loss; best, final: lines of validation.jsonl;
             - prompts: real ones, from the view or its captions; num_frames, height, width, fps,
@@ -60,9 +60,22 @@ def model_card(facts: Mapping[str, Any]) -> str:
 
 
 def card_facts(
-    config: TrainConfig, session: Session, validation: Mapping[str, Any] | None
+    config: TrainConfig,
+    session: Session,
+    *,
+    loss: float | None,
+    best: Mapping[str, Any] | None,
+    final: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Gather what `model_card` says from a run and its last held-out validation."""
+    """Gather the facts of a run for `model_card`.
+
+    Args:
+        config: Its settings.
+        session: What was trained.
+        loss: Smoothed training loss.
+        best: Row of validation.jsonl for the adapter in `best/`.
+        final: The last row for the newest adapter on held-out clips.
+    """
     clips, view = session.data.clips, session.data.view
     buckets = Counter(clip.bucket for clip in clips)
     bucket = usual(clip.bucket for clip in clips)
@@ -90,7 +103,9 @@ def card_facts(
             "global batch": _global_batch(session),
             "sigma": f"{config.flow.sampler}, shift {session.data.source.shift:g}",
         },
-        "final": validation,
+        "loss": loss,
+        "best": best,
+        "final": final,
         "num_frames": bucket.num_frames,
         "height": bucket.height,
         "width": bucket.width,
@@ -130,14 +145,12 @@ def _global_batch(session: Session) -> str:
 def _front_matter(facts: Mapping[str, Any]) -> str:
     """YAML that the hub accepts: a base model there must be a repository's id, not a folder."""
     model = str(facts["model"])
-    prompt = facts.get("instance_prompt")
     data = ModelCardData(
         base_model=model if _is_hub_id(model) else None,
         license=_base_license(model),
         library_name="diffusers",
         pipeline_tag=PIPELINE_TAG,
         tags=list(TAGS),
-        **({"instance_prompt": prompt} if prompt else {}),
     )
     return str(data.to_yaml())
 
@@ -154,7 +167,7 @@ def _what(facts: Mapping[str, Any]) -> str:
 
 
 def _usage(facts: Mapping[str, Any]) -> str:
-    prompts = facts.get("prompts") or [facts.get("instance_prompt") or "A person walking"]
+    prompts = facts.get("prompts") or ["A person walking"]
     names = ("num_frames", "height", "width", "guidance_scale")
     size = [f"{key}={facts[key]}" for key in names if key in facts]
     call = ", ".join([_quoted(prompts[0]), *size])
@@ -247,7 +260,8 @@ def _validation(facts: Mapping[str, Any]) -> str:
     """Held-out loss beside the base's, where it was measured."""
     rows = [
         [
-            f"{name} (step {line['step']:,})", f"{line['mean']:.4f}", f"{line['base_mean']:.4f}",
+            f"{name} (step {line['step']:,}{_of_average(line)})",
+            f"{line['mean']:.4f}", f"{line['base_mean']:.4f}",
             f"{100 * line['difference'] / line['base_mean']:+.2f} %",
             "{:+.4f} to {:+.4f}".format(*line["ci95"]) if line.get("ci95") else "",
             describe_sample(line["num_clips"], line.get("num_groups")),
@@ -267,6 +281,10 @@ def _validation(facts: Mapping[str, Any]) -> str:
         "and noise; lower is better. A run keeps its best adapter in `best/`; `wanlora export` "
         "selects it with `--checkpoint best`."
     )
+
+
+def _of_average(line: Mapping[str, Any]) -> str:
+    return ", moving average" if line.get("weights") == "ema" else ""
 
 
 def _section(heading: str, *parts: str) -> str:

@@ -56,18 +56,21 @@ def make_optimizer(
     Raises:
         ConfigError: Its library is not installed.
     """
-    make, default_rate = OPTIMIZERS[settings.name]
+    make, _ = OPTIMIZERS[settings.name]
     magnitudes = [p for name, p in parameters.items() if MAGNITUDE in name]
     others = [p for name, p in parameters.items() if MAGNITUDE not in name]
     groups: list[dict[str, Any]] = [{"params": others}]
     if magnitudes:
         groups.append({"params": magnitudes, "weight_decay": 0.0})
-    optimizer: torch.optim.Optimizer = make(
-        groups, default_rate if learning_rate is None else learning_rate, settings
-    )
+    optimizer: torch.optim.Optimizer = make(groups, rate_of(settings, learning_rate), settings)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]  # LambdaLR needs it to start anywhere but at step 0
     return optimizer
+
+
+def rate_of(settings: OptimizerSettings, learning_rate: float | None) -> float:
+    """Peak learning rate: the given one, else the optimizer's default."""
+    return OPTIMIZERS[settings.name][1] if learning_rate is None else learning_rate
 
 
 def state_of(

@@ -162,10 +162,10 @@ class Recorder:
 
         Args:
             step: Steps done.
-            report: With `split`, `mean`, `base_mean`, `difference`, `standard_error`, `ci95`,
-                `per_sigma` and `per_activity`.
+            report: With `split`, `weights`, `mean`, `base_mean`, `difference`, `standard_error`,
+                `ci95`, `per_sigma` and `per_activity`.
         """
-        split = report["split"]
+        split = report["split"] + ("_ema" if report.get("weights") == "ema" else "")
         values = {
             f"validation/{split}/{key}": report[key]
             for key in ("mean", "base_mean", "difference", "standard_error")
@@ -257,7 +257,14 @@ def _open_wandb(run_dir: Path, first_step: int) -> GeneralTracker:
     tracker = WandBTracker(
         PROJECT, dir=str(run_dir), name=run_dir.name, id=id_path.read_text(), resume="allow"
     )
-    tracker.start()
+    try:
+        tracker.start()
+    except Exception as error:  # no login, no network, or a broken package
+        raise ConfigError(
+            f"trackers: wandb does not start ({type(error).__name__}: {error}): log in with `wandb "
+            "login`, or set WANDB_MODE=offline, or leave it out with --set "
+            "trackers='[\"tensorboard\"]'"
+        ) from error
     return tracker
 
 

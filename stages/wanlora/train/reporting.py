@@ -5,9 +5,10 @@ How curves and pictures are written is `record`'s, `previews`' and the report's 
 """
 
 import logging
+import signal
 import time
-from dataclasses import asdict
-from itertools import pairwise
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,26 @@ from wanlora.core.flops import step_flops
 from wanlora.core.latent_rgb import solve
 from wanlora.core.validation import Report
 from wanlora.files import write_json, write_text
-from wanlora.step.validation import Panel, describe, validate
+from wanlora.step.validation import (
+    ADAPTER,
+    EMA,
+    Panel,
+    StopSignal,
+    ValidationStopped,
+    describe,
+    record,
+    validate,
+)
 from wanlora.store.views import frame_rate
 from wanlora.train import saving
+from wanlora.train.advice import (
+    best_held_out,
+    last_held_out,
+    warn_of_overfitting,
+    warn_of_rate_jump,
+    warn_of_worse_than_base,
+)
+from wanlora.train.data import preview_prompts
 from wanlora.train.model_card import card_facts, model_card
 from wanlora.train.outcomes import Outcome
 from wanlora.train.pace import against_prediction
@@ -35,8 +53,6 @@ from wanlora.train.session import Session
 
 logger = logging.getLogger(__name__)
 
-OVERFIT_VALIDATIONS = 2
-
 
 class Reporter:
     """The record of a run, open while it trains.
@@ -44,15 +60,26 @@ class Reporter:
     Args:
         config: The run's settings.
         session: What is trained; its `progress` holds what was best.
+        stop: Number of the signal that requests a stop, or 0; a validation checks it.
     """
 
-    def __init__(self, config: TrainConfig, session: Session) -> None:
+    def __init__(self, config: TrainConfig, session: Session, stop: StopSignal = int) -> None:
         self._config = config
         self._session = session
+        self._stop = stop
         self._recorder = None
         rows: list[dict[str, Any]] = []
+        validations: list[dict[str, Any]] = []
         if session.is_main:
             rows = runs.read_rows(config.output_dir, runs.METRICS_NAME)
+            validations = runs.read_rows(config.output_dir, runs.VALIDATION_NAME)
+            if rows:
+                warn_of_rate_jump(
+                    config.optimizer,
+                    session.optimizer.param_groups[0]["initial_lr"],
+                    rows[-1],
+                    end_step=session.end_step,
+                )
             self._recorder = Recorder(
                 config.output_dir,
                 config.trackers,
@@ -67,7 +94,7 @@ class Reporter:
         self._taken: list[tuple[float, Bucket]] = []
         self.num_clips = 0
         self.last_loss: float | None = None
-        self.last_validation: dict[str, Any] | None = None
+        self.last_validation = last_held_out(validations)
 
     def step(self, outcome: Outcome) -> None:
         """Record an optimizer step."""
@@ -118,31 +145,51 @@ class Reporter:
         return self.validation_is_due() or self._preview_is_due()
 
     def validation_is_due(self) -> bool:
-        """Whether the panels are measured after this step."""
-        every, done = self._config.validation.every, self._session.progress.step
-        return bool(every) and (done % every == 0 or done == self._session.end_step)
+        """Whether the panels are measured now; also when a run continues that stopped before it."""
+        every, progress = self._config.validation.every, self._session.progress
+        done = progress.step
+        if not every or not done or done == progress.validated_step:
+            return False
+        return done % every == 0 or done == self._session.end_step
 
     def validate(self) -> str | None:
-        """Measure the panels, keep the best adapter, and say whether to stop."""
+        """Measure the panels and keep the best adapter; return a reason to stop, if any."""
         started = time.perf_counter()
-        reports = {panel.name: self._measure(panel) for panel in self._session.data.panels}
-        if self._session.is_main:
-            forwards = sum(len(p.clips) * len(p.sigmas) for p in self._session.data.panels)
+        session = self._session
+        try:
+            reports = [
+                (panel, weights, self._measure(panel, weights))
+                for panel in session.data.panels
+                # The overfitting check compares both panels on the weights being trained.
+                for weights in ((EMA, ADAPTER) if panel.name == "val" and session.average
+                                else (ADAPTER,))
+            ]  # fmt: skip
+        except ValidationStopped as request:
+            return signal.Signals(request.signal_number).name
+        if session.is_main:
             logger.info(
                 "validation after step %d took %.1f s for %d forward passes",
-                self._session.progress.step - 1, time.perf_counter() - started, forwards,
+                session.progress.step - 1, time.perf_counter() - started,
+                sum(len(panel.clips) * len(panel.sigmas) for panel, _, _ in reports),
             )  # fmt: skip
+            for panel, weights, report in reports:
+                self._record(panel, weights, report)
+        session.progress.validated_step = session.progress.step
+        held_out = {weights: each.mean for panel, weights, each in reports if panel.name == "val"}
+        if held_out:
+            self._note_best(held_out)
         if self._recorder:
             write_page(self._config.output_dir)
-        if "val" not in reports:
-            return None
-        self._note_best(reports["val"])
-        if self._recorder:
-            warn_of_overfitting(self._config, best_step=self._session.progress.best_step)
+            warn_of_overfitting(self._config, session.panel_keys, session.progress)
         patience = self._config.validation.patience
-        if patience and self._session.progress.stale >= patience:
+        if held_out and patience and session.progress.stale >= patience:
             return f"no new best in {patience} validations"
         return None
+
+    def best_validation(self) -> dict[str, Any] | None:
+        """Row of validation.jsonl for the adapter in `best/`; on the main process alone."""
+        rows = runs.read_rows(self._config.output_dir, runs.VALIDATION_NAME)
+        return best_held_out(rows, self._session.progress) if self._recorder else None
 
     def preview_if_due(self) -> None:
         """Denoise the preview prompts to latents, and show them; on the main process alone."""
@@ -162,8 +209,14 @@ class Reporter:
             )  # fmt: skip
             if said:
                 logger.info("%s", said)
+            best, final = self.best_validation(), self.last_validation
+            warn_of_worse_than_base(
+                final, best, rate=session.optimizer.param_groups[0]["initial_lr"]
+            )
             write_page(self._config.output_dir)
-            card = model_card(card_facts(self._config, self._session, self.last_validation))
+            card = model_card(
+                card_facts(self._config, session, loss=self._loss.value, best=best, final=final)
+            )
             write_text(self._config.output_dir / runs.CARD_NAME, card)
 
     def close(self) -> None:
@@ -188,69 +241,54 @@ class Reporter:
             self._flops_of[bucket] = counted.model
         return self._flops_of[bucket] * sum(map(len, session.slots[bucket]))
 
-    def _measure(self, panel: Panel) -> Report:
+    def _measure(self, panel: Panel, weights: str) -> Report:
         session = self._session
-        report = validate(
-            panel,
-            session.transformer,
-            session.data.source,
-            session.base_losses,
-            device=session.device,
-            dtype=session.dtype,
-            rank=session.ranks.index,
-            num_ranks=session.ranks.count,
-            meet=session.ranks.meet,
+        assert session.average or weights == ADAPTER
+        measured = (
+            session.masters.replaced_by(session.average.tensors)
+            if session.average and weights == EMA
+            else nullcontext()
         )
-        row = {"step": session.progress.step, "split": panel.name, **asdict(report)}
-        if panel.name == "val":
-            self.last_validation = row
-        if session.is_main:
-            run_dir = self._config.output_dir
-            write_json(run_dir / runs.BASE_LOSSES_NAME, session.base_losses)
-            runs.append_row(run_dir, runs.VALIDATION_NAME, row)
-            assert self._recorder
-            self._recorder.validation(session.progress.step, row)
-            logger.info("%s", describe(panel, report))
+        with measured:
+            report = validate(
+                panel,
+                session.transformer,
+                session.data.source,
+                session.base_losses,
+                key=session.panel_keys[panel.name],
+                device=session.device,
+                dtype=session.dtype,
+                rank=session.ranks.index,
+                num_ranks=session.ranks.count,
+                stop=self._stop,
+                meet=session.ranks.meet,
+            )
+        if session.is_main:  # at once: the base need not be measured again after a stop
+            path = self._config.output_dir / runs.BASE_LOSSES_NAME
+            write_json(path, session.base_losses)
+            logger.info("%s", describe(panel, report, weights=weights))
         return report
 
-    def _note_best(self, report: Report) -> None:
+    def _record(self, panel: Panel, weights: str, report: Report) -> None:
+        step, key = self._session.progress.step, self._session.panel_keys[panel.name]
+        row = record(step, panel, report, key=key, weights=weights)
+        if (panel.name, weights) == ("val", ADAPTER):
+            self.last_validation = row
+        runs.append_row(self._config.output_dir, runs.VALIDATION_NAME, row)
+        assert self._recorder
+        self._recorder.validation(step, row)
+
+    def _note_best(self, held_out: Mapping[str, float]) -> None:
+        """Keep the weights of the lowest loss, if it is lower than any before."""
         progress = self._session.progress
-        if progress.best_loss is None or report.mean < progress.best_loss:
-            progress.best_loss, progress.best_step = report.mean, progress.step
-            progress.stale = 0
-            if self._session.is_main:
-                saving.save_best(self._config, self._session)
-        else:
+        weights = min(held_out, key=lambda name: (held_out[name], name))
+        if progress.best_loss is not None and held_out[weights] >= progress.best_loss:
             progress.stale += 1
-
-
-def warn_of_overfitting(config: TrainConfig, *, best_step: int | None) -> None:
-    """Say it when training clips still improve while held-out ones got worse, twice in a row."""
-    rows = runs.read_rows(config.output_dir, runs.VALIDATION_NAME)
-    recent = {
-        split: [row["mean"] for row in rows if row["split"] == split][-OVERFIT_VALIDATIONS - 1 :]
-        for split in ("train", "val")
-    }
-    if min(map(len, recent.values())) <= OVERFIT_VALIDATIONS:
-        return
-    if _falls(recent["train"]) and _falls(recent["val"][::-1]):
-        logger.warning(
-            "overfitting: the loss on training clips falls while that on held-out clips rises; "
-            "the best adapter so far is that of step %s, in best/",
-            best_step,
-        )
-
-
-def _preview_prompts(config: TrainConfig, session: Session) -> list[tuple[str, str]]:
-    """(what it is called, key): the view's validation prompts, else captions of held-out clips."""
-    view = session.data.view
-    named = [(prompt.prompt, prompt.key) for prompt in view.validation_prompts]
-    held_out = [clip for clip in view.clips if clip.split == config.validation.split]
-    captions = [
-        (f"the caption of {clip.clip_id}", clip.prompts[0])
-        for clip in held_out or session.data.clips
-    ]
-    return (named or captions)[: config.previews.num_prompts]
+            return
+        progress.best_step, progress.best_loss = progress.step, held_out[weights]
+        progress.best_weights, progress.stale = weights, 0
+        if self._session.is_main:
+            saving.save_best(self._config, self._session, weights)
 
 
 def _make_previews(
@@ -258,7 +296,7 @@ def _make_previews(
 ) -> dict[int, UInt8[np.ndarray, "f h w 3"]]:
     """Denoise at the clips' usual size, save the latents, and return rough pictures."""
     source, variant = session.data.source, session.variant
-    prompts = _preview_prompts(config, session)
+    prompts = preview_prompts(config, session.data)
     bucket = usual(clip.bucket for clip in session.data.clips)
     latents = preview(
         session.transformer,
@@ -283,7 +321,3 @@ def _make_previews(
         fps=frame_rate(session.data.clips),
         facts={"model": session.facts["model"], "variant": variant.name},
     )
-
-
-def _falls(values: list[float]) -> bool:
-    return all(later < earlier for earlier, later in pairwise(values))

@@ -1,8 +1,12 @@
 """What a run writes while it trains: checkpoints, the newest, best and averaged adapter.
 
-Owns: which file appears when. How it appears is `runs`' and `files`' business.
+Owns: which file appears when, and that `best/` is the adapter that the progress names. How a file
+appears is `runs`' and `files`' business.
 """
 
+import logging
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,19 +14,25 @@ from torch import Tensor
 
 from wanlora import runs
 from wanlora.config import TrainConfig
-from wanlora.files import write_atomic, writing
+from wanlora.errors import AdapterError
+from wanlora.files import partial_path, publish, write_atomic, writing
+from wanlora.step.validation import ADAPTER, EMA
 from wanlora.train import checkpoints
+from wanlora.train.checkpoints import Progress
 from wanlora.train.session import Session
-from wanlora.wan.adapter import save_adapter
+from wanlora.wan.adapter import read_adapter, save_adapter
+
+logger = logging.getLogger(__name__)
 
 
 def save(config: TrainConfig, session: Session) -> None:
     """Publish a checkpoint, then its adapters at the root of the run."""
 
     def write(folder: Path) -> None:
-        _write_adapter(folder, session, session.masters.parameters)
+        _write_adapter(folder, session, ADAPTER)
         if session.average:
-            _write_adapter(folder / runs.EMA_NAME, session, session.average.tensors)
+            _write_adapter(folder / runs.EMA_NAME, session, EMA)
+        _keep_best(config.output_dir, folder, session.progress)
         checkpoints.write_state(
             folder,
             progress=session.progress,
@@ -38,6 +48,17 @@ def save(config: TrainConfig, session: Session) -> None:
     show(config.output_dir, checkpoint)
 
 
+def add_validation(config: TrainConfig, session: Session) -> bool:
+    """Record a validation, and the best adapter, in the checkpoint of the same step, if any."""
+    checkpoint = runs.newest_checkpoint(config.output_dir)
+    if not checkpoint or runs.step_of(checkpoint) != session.progress.step:
+        return False
+    with writing(checkpoint, then=_go_on(checkpoint)):
+        _keep_best(config.output_dir, checkpoint, session.progress)
+        checkpoints.replace_progress(checkpoint, session.progress)
+    return True
+
+
 def show(run_dir: Path, checkpoint: Path) -> None:
     """Copy a checkpoint's adapters to the root of the run, where diffusers looks for them.
 
@@ -50,15 +71,63 @@ def show(run_dir: Path, checkpoint: Path) -> None:
         data = source.read_bytes()
         if target.exists() and target.read_bytes() == data:
             continue
-        with writing(target, then=f"continue with --resume; checkpoint {checkpoint} is complete"):
+        with writing(target, then=_go_on(checkpoint)):
             target.parent.mkdir(exist_ok=True)
             write_atomic(target, data)
 
 
-def save_best(config: TrainConfig, session: Session) -> None:
-    """Write the adapter of the best validation so far; the average, where one is kept."""
-    tensors = session.average.tensors if session.average else session.masters.parameters
-    _write_adapter(config.output_dir / runs.BEST_NAME, session, tensors)
+def save_best(config: TrainConfig, session: Session, weights: str) -> None:
+    """Write the adapter of the best validation so far.
+
+    Args:
+        config: The run's settings.
+        session: What is trained.
+        weights: `ADAPTER` or `EMA`: the ones that were measured.
+    """
+    _write_adapter(config.output_dir / runs.BEST_NAME, session, weights)
+
+
+def restore_best(
+    run_dir: Path, checkpoint: Path | None, progress: Progress, panel: str | None
+) -> Progress:
+    """Make `best/` and the progress of a run that starts or continues agree.
+
+    A run may have been killed after a newer best than its checkpoint's: that one is made again.
+
+    Args:
+        run_dir: The run's folder.
+        checkpoint: What the run continues from.
+        progress: The checkpoint's; changed.
+        panel: Key of the held-out panel; None without one.
+
+    Returns:
+        The progress.
+    """
+    best = run_dir / runs.BEST_NAME / runs.ADAPTER_NAME
+    if checkpoint and progress.best_step is not None:
+        kept = checkpoint / runs.BEST_NAME / runs.ADAPTER_NAME
+        if kept.exists() and not _is_best(best, progress):
+            with writing(best, then=_go_on(checkpoint)):
+                best.parent.mkdir(exist_ok=True)
+                write_atomic(best, kept.read_bytes())
+    if panel is not None and progress.panel != panel:
+        if progress.best_step is not None:
+            logger.warning(
+                "validation changed since step %d (clips, settings, model or release): the best "
+                "adapter, patience and the overfitting check start again%s",
+                progress.best_step, _put_aside(best, progress.step),
+            )  # fmt: skip
+        progress.forget_best()
+        progress.panel, progress.validated_step = panel, None
+    elif progress.best_step is not None and not _is_best(best, progress):
+        logger.warning(
+            "the best adapter, of step %d, is missing: the search for it starts again%s",
+            progress.best_step, _put_aside(best, progress.step),
+        )  # fmt: skip
+        progress.forget_best()
+    if progress.best_step is None:
+        best.unlink(missing_ok=True)  # of steps that are done again
+    return progress
 
 
 def is_due(config: TrainConfig, session: Session) -> bool:
@@ -71,10 +140,59 @@ def is_due(config: TrainConfig, session: Session) -> bool:
     return config.save_every_epoch and ends_epoch
 
 
-def _write_adapter(folder: Path, session: Session, tensors: Mapping[str, Tensor]) -> None:
+def _write_adapter(folder: Path, session: Session, weights: str) -> None:
     save_adapter(
         folder / runs.ADAPTER_NAME,
-        tensors,
+        _tensors(session, weights),
         session.shape,
-        provenance=session.facts | {"step": str(session.progress.step)},
+        provenance=session.facts | {"step": str(session.progress.step), "weights": weights},
     )
+
+
+def _tensors(session: Session, weights: str) -> Mapping[str, Tensor]:
+    if weights == ADAPTER:
+        return session.masters.parameters
+    assert session.average
+    return session.average.tensors
+
+
+def _keep_best(run_dir: Path, checkpoint: Path, progress: Progress) -> None:
+    """Keep `best/` in a checkpoint, as a hard link if the disk has them: it takes no room."""
+    if progress.best_step is None:
+        return
+    source = run_dir / runs.BEST_NAME / runs.ADAPTER_NAME
+    target = checkpoint / runs.BEST_NAME / runs.ADAPTER_NAME
+    target.parent.mkdir(exist_ok=True)
+    if target.exists() and target.samefile(source):
+        return
+    temporary = partial_path(target)
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    publish(temporary, target)
+
+
+def _is_best(file: Path, progress: Progress) -> bool:
+    """Whether an adapter is the one that the progress names as the best."""
+    try:
+        found = read_adapter(file).provenance
+    except AdapterError:
+        return False
+    wanted = (str(progress.best_step), progress.best_weights)
+    return (found.get("step"), found.get("weights")) == wanted
+
+
+def _put_aside(best: Path, step: int) -> str:
+    """Rename `best/` for good if it holds an adapter; return a clause that names the new folder."""
+    if not best.exists():
+        return ""
+    target = best.parent.with_name(f"{runs.BEST_NAME}-before-step-{step:06d}")
+    shutil.rmtree(target, ignore_errors=True)
+    best.parent.rename(target)
+    return f"; the one so far is kept in {target}"
+
+
+def _go_on(checkpoint: Path) -> str:
+    return f"continue with --resume; checkpoint {checkpoint} is complete"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
@@ -28,20 +29,20 @@ from wanlora.progress import waiting
 from wanlora.step import fitting
 from wanlora.step.masters import Masters, MovingAverage
 from wanlora.step.trial import Trial
-from wanlora.step.validation import losses, make_panel
+from wanlora.step.validation import losses, make_panel, panel_facts
 from wanlora.store import index
-from wanlora.store.views import frame_rate, read_view
+from wanlora.store.views import View, frame_rate, read_view
 from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
-from wanlora.train.data import Data, log_draws, open_data
+from wanlora.train.data import Data, log_draws, open_data, read_fixed_rows
 from wanlora.train.git import git_commit
-from wanlora.train.optimizers import make_optimizer, missing_bytes
+from wanlora.train.optimizers import make_optimizer, missing_bytes, rate_of
 from wanlora.train.ranks import Ranks, prepare_process
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
 from wanlora.wan.blocks import is_compiled
-from wanlora.wan.transformer import load_transformer
+from wanlora.wan.transformer import base_fingerprint, load_transformer
 from wanlora.wan.variants import Variant, resolve, variant_of
 
 BASE_CHECK_PAIRS = 8
@@ -63,7 +64,8 @@ class Session:
         end_step: Steps run up to, not including, this one.
         identity: What a checkpoint is compared with before it is continued.
         facts: Where the adapter comes from; written into its header.
-        base_losses: The base's losses by panel, measured once.
+        panel_keys: Key of each panel, by its name.
+        base_losses: The base's losses by panel key, measured once.
     """
 
     transformer: Any
@@ -84,6 +86,7 @@ class Session:
     checkpoint: Path | None
     identity: dict[str, Any]
     facts: dict[str, str]
+    panel_keys: dict[str, str]
     base_losses: dict[str, list[list[float]]]
 
     @property
@@ -134,14 +137,17 @@ def open_session(config: TrainConfig) -> Session:
             "its peak (--set optimizer.warmup_steps=%d)",
             config.optimizer.warmup_steps, end_step, end_step // 10,
         )  # fmt: skip
-    identity = data.identity(variant)
-    facts = _facts(config, data, model, identity)
-    checkpoint = _open_run(config, ranks)
-
     device = ranks.device
     dtype = devices.base_dtype(config.dtype, device)
+    checkpoint = _open_run(config, view, ranks)
+    ranks.from_main(lambda: read_fixed_rows(config, data))
+
     with waiting(f"loading the transformer in {folder}", shown=ranks.is_main):
         transformer = load_transformer(folder, dtype=dtype, device=device)
+    base = base_fingerprint(transformer)
+    identity = data.identity(variant, base)
+    facts = _facts(config, data, model, identity)
+    at_panel = panel_facts(view, base, dtype=dtype, device=device)
     shape = lora.LoraShape(
         rank=config.lora.rank,
         alpha=config.lora.alpha or config.lora.rank,
@@ -158,17 +164,9 @@ def open_session(config: TrainConfig) -> Session:
         _say_what_is_resident(transformer, masters, dtype, device, ranks.count)
     average = MovingAverage(masters, config.ema_decay) if config.ema_decay else None
     optimizer = make_optimizer(masters.parameters, config.optimizer, config.learning_rate)
-    if checkpoint:
-        progress = checkpoints.load(
-            checkpoint, identity=identity, masters=masters, average=average, optimizer=optimizer
-        )
-        logger.info("continuing from %s: step %d comes next", checkpoint, progress.step)
-    else:
-        progress = Progress()
-        if config.resume:
-            logger.info("%s holds no checkpoint to resume: starting at step 0", config.output_dir)
+    progress = _load(config, checkpoint, identity, masters, average, optimizer)
     if ranks.count > 1:
-        ranks.require_same(_what_is_trained(config, identity, end_step, masters))
+        ranks.require_same(_what_is_trained(config, view, device, identity, end_step, masters))
     work, trial = _fit(config, transformer, data, variant, masters, optimizer, device, dtype)
     if checkpoint is None and variant.max_base_loss is not None and not config.allow_untrained_base:
         with (
@@ -195,8 +193,29 @@ def open_session(config: TrainConfig) -> Session:
         checkpoint=checkpoint,
         identity=identity,
         facts=facts,
-        base_losses=ranks.from_main(lambda: _read_base_losses(config.output_dir)),
+        panel_keys={panel.name: panel.key(data.source, at_panel) for panel in data.panels},
+        base_losses=ranks.from_main(lambda: _read_base_losses(config, checkpoint)),
     )
+
+
+def _load(
+    config: TrainConfig,
+    checkpoint: Path | None,
+    identity: dict[str, Any],
+    masters: Masters,
+    average: MovingAverage | None,
+    optimizer: torch.optim.Optimizer,
+) -> Progress:
+    """Take masters, average and optimizer from the checkpoint, if there is one."""
+    if checkpoint is None:
+        if config.resume:
+            logger.info("%s holds no checkpoint to resume: starting at step 0", config.output_dir)
+        return Progress()
+    progress = checkpoints.load(
+        checkpoint, identity=identity, masters=masters, average=average, optimizer=optimizer
+    )
+    logger.info("continuing from %s: step %d comes next", checkpoint, progress.step)
+    return progress
 
 
 def _require_shares(config: TrainConfig, world: int) -> None:
@@ -210,11 +229,24 @@ def _require_shares(config: TrainConfig, world: int) -> None:
         )
 
 
-def _open_run(config: TrainConfig, ranks: Ranks) -> Path | None:
+def _open_run(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
     """Let the main process check the folder; every rank then continues from one checkpoint."""
-    settings = config.model_dump(mode="json")
+
+    def resolve(recorded: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return resolved(TrainConfig.model_validate(recorded), view, ranks.device)
+        except ValidationError as error:
+            path = config.output_dir / runs.CONFIG_NAME
+            raise RunError(
+                f"{path} holds settings that this release ({__version__}) does not know: {error}. "
+                "Continue the run with the release that made it, or start anew in another "
+                "--output-dir"
+            ) from None
+
     chosen = ranks.from_main(
-        lambda: runs.open_run(config.output_dir, settings, resume=config.resume)
+        lambda: runs.open_run(
+            config.output_dir, config.model_dump(mode="json"), resume=config.resume, resolve=resolve
+        )
     )
     if chosen is None:
         return None
@@ -227,15 +259,39 @@ def _open_run(config: TrainConfig, ranks: Ranks) -> Path | None:
     return checkpoint
 
 
+def resolved(config: TrainConfig, view: View, device: torch.device) -> dict[str, Any]:
+    """Settings with the values that stand for None and auto: equal runs have equal ones.
+
+    Args:
+        config: The settings.
+        view: Gives the model and the shift of sigma.
+        device: Decides the type of the base.
+    """
+    settings = config.model_dump(mode="json")
+    settings["model"] = config.model or view.model
+    dtype = devices.base_dtype(config.dtype, device)
+    settings["dtype"] = str(dtype).removeprefix("torch.")
+    settings["learning_rate"] = rate_of(config.optimizer, config.learning_rate)
+    settings["lora"]["alpha"] = config.lora.alpha or float(config.lora.rank)
+    settings["flow"]["shift"] = config.flow.shift or view.shift
+    return settings
+
+
 def _what_is_trained(
-    config: TrainConfig, identity: dict[str, Any], end_step: int, masters: Masters
+    config: TrainConfig,
+    view: View,
+    device: torch.device,
+    identity: dict[str, Any],
+    end_step: int,
+    masters: Masters,
 ) -> dict[str, Any]:
-    """What must be the same in all processes, or their gradients would be of different runs."""
+    """Everything that must be equal in all processes, or their gradients are of different runs."""
     digest = hashlib.sha256()
     for master in masters.parameters.values():
         digest.update(master.detach().cpu().numpy().tobytes())
+    settings = resolved(config, view, device)
     return {
-        "settings": config.model_dump(mode="json", exclude=set(OF_A_NODE)),
+        "settings": {key: settings[key] for key in settings if key not in OF_A_NODE},
         "wanlora": __version__,
         "end_step": end_step,
         "adapter": digest.hexdigest(),
@@ -243,10 +299,16 @@ def _what_is_trained(
     }
 
 
-def _read_base_losses(run_dir: Path) -> dict[str, list[list[float]]]:
-    """Base losses kept by an earlier start of this run."""
-    path = run_dir / runs.BASE_LOSSES_NAME
-    return dict(json.loads(path.read_text())) if path.exists() else {}
+def _read_base_losses(config: TrainConfig, checkpoint: Path | None) -> dict[str, list[list[float]]]:
+    """Base losses that this run has measured; none of an attempt that left no checkpoint."""
+    path = config.output_dir / runs.BASE_LOSSES_NAME
+    if checkpoint is None or not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        logger.warning("%s is damaged (%s): the base is measured again", path, error)
+        return {}
 
 
 def _be_deterministic() -> None:

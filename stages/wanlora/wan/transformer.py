@@ -4,6 +4,7 @@ Owns: loading the transformer. Must not import a pipeline, the VAE or the text e
 runs where only `transformer/` exists.
 """
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -44,3 +45,26 @@ def load_transformer(
         raise ModelError(f"cannot load the transformer in {part}: {error}") from error
     check_loading(info, part)
     return transformer.to(device).eval().requires_grad_(requires_grad=False)
+
+
+SAMPLED_VALUES = 1024
+"""Values of each tensor in a fingerprint, at least; models that differ do so nearly everywhere."""
+
+
+def base_fingerprint(transformer: torch.nn.Module) -> str:
+    """Hex sha256 of evenly spaced values of every tensor: which base model this is.
+
+    Takes milliseconds, and needs no file. Values are rounded to bf16 first, so that it is the same
+    for a model that was loaded in fp32 and in bf16.
+
+    Args:
+        transformer: From `load_transformer`, before an adapter is added.
+    """
+    digest = hashlib.sha256()
+    samples = []
+    for name, tensor in sorted(transformer.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        flat = tensor.detach().flatten()
+        samples.append(flat[:: max(1, len(flat) // SAMPLED_VALUES)].to(torch.bfloat16))
+    digest.update(torch.cat(samples).view(torch.int16).cpu().numpy().tobytes())
+    return digest.hexdigest()
