@@ -144,12 +144,21 @@ def _cut_differs(edited: Clip, made: Clip) -> bool:
     )
 
 
-def without_edits(written: Sequence[Clip], made: Sequence[Clip]) -> list[Clip]:
-    """Return the clips of a manifest as `prepare` makes them: the reference for later edits."""
+def without_edits(
+    written: Sequence[Clip], made: Sequence[Clip], removed: Collection[str]
+) -> list[Clip]:
+    """Return the clips of a manifest as `prepare` makes them: the reference for later edits.
+
+    Args:
+        written: Clips of the manifest.
+        made: Clips before edits were carried over.
+        removed: Clips that a person removed; they stay in the reference, to stay removed.
+    """
     as_written = {clip.clip_id: clip for clip in written}
     return [
         replace(as_written.get(clip.clip_id, clip), **{name: getattr(clip, name) for name in KEPT})
         for clip in made
+        if clip.clip_id in as_written or clip.clip_id in removed
     ]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -191,7 +192,7 @@ def test_a_run_that_was_stopped_is_listed_and_its_rows_are_kept_until_it_ends(
     copied, micro_home, monkeypatch  # noqa: F811
 ):  # fmt: skip
     cache, manifest = copied
-    (cache / "views" / "default.jsonl").unlink()
+    view = (cache / "views" / "default.jsonl").rename(cache / "aside")
     config = CacheLatentsConfig(
         manifest=(manifest,), cache=cache, model="micro", text_dtype="float32", view="mine"
     )
@@ -215,7 +216,13 @@ def test_a_run_that_was_stopped_is_listed_and_its_rows_are_kept_until_it_ends(
     assert [(row["name"], row["view"], row["missing"]) for row in found.wants] == [
         (name, "mine", 0)
     ]
-    assert f"gc_drop_wants={name}" in "\n".join(found.lines())
+    shown = "\n".join(found.lines())
+    setting = re.search(r"--set '(gc_drop_wants=.*)'", shown)
+    assert setting is not None
+    view.rename(cache / "views" / "default.jsonl")
+    planned = cli.invoke("inspect", cache, "--gc", "--dry-run", "--json", "--set", setting[1])
+    assert planned.exit_code == 0, planned.output
+    assert json.loads(planned.stdout)["freed"]["wants"] == []
     assert (found.freed["rows"], found.freed["wants"]) == (0, [name])
     assert stage.run(config).clips_encoded == 0
     assert wants.names(cache) == []

@@ -12,7 +12,8 @@ from tests.support.models import micro_folder, micro_home  # noqa: F401
 from wanlora import cache_latents, manifest, prepare, verify
 from wanlora.config import CacheLatentsConfig, PrepareConfig, VerifyConfig
 from wanlora.edits import NAME, find_edits, unused_captions
-from wanlora.errors import ManifestError
+from wanlora.errors import ManifestError, MediaError
+from wanlora.prepare import materialize
 
 SMALL = {"num_frames": 17, "height": 48, "width": 80, "workers": 1, "val_fraction": 0.0}
 
@@ -220,3 +221,18 @@ def test_a_weight_and_a_repeated_line_are_edits_that_are_kept(raw, out):
         prepared(raw, out)
     prepared(raw, out, edits="keep")
     assert [row.get("weight", 1) for row in rows_of(out)] == [2.5, 2, 1]
+
+
+def test_a_clip_that_was_not_written_out_is_not_taken_for_a_removed_line(raw, out, monkeypatch):
+    load = materialize.load_unchanged
+
+    def failing(clip, known):
+        if clip.path.name == "b.npz":
+            raise MediaError("missing", f"{clip.path} is gone")
+        return load(clip, known)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(materialize, "load_unchanged", failing)
+        assert prepared(raw, out, materialize="npz").clips == 2
+    assert not find_edits(out)
+    assert prepared(raw, out, materialize="npz").clips == 3

@@ -6,11 +6,10 @@ run, so two of them differ only by the model.
 Legend: N clips, Q quantiles of the training density.
 """
 
-import heapq
 import math
-from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from typing import NamedTuple
 
 import numpy as np
@@ -103,35 +102,45 @@ def choose(
         Indices into `activities`, rising.
     """
     shuffled = generator(seed, Stream.VALIDATION, 2**32).permutation(len(activities))
-    waiting: dict[tuple[str, str], deque[int]] = {}
-    turns: dict[str, list[tuple[int, int, str]]] = {}  # heaps: clips taken of the group, place
-    for place, index in enumerate(shuffled.tolist()):
-        activity, group = activities[index], groups[index]
-        if (activity, group) not in waiting:
-            waiting[activity, group] = deque()
-            turns.setdefault(activity, []).append((0, place, group))
-        waiting[activity, group].append(index)
-    taken: Counter[str] = Counter()
-    chosen: list[int] = []
-    while len(chosen) < num_clips and turns:
-        for activity in sorted(turns):
-            place, group = _least_taken(turns[activity], taken)
-            chosen.append(waiting[activity, group].popleft())
-            taken[group] += 1
-            if waiting[activity, group]:
-                heapq.heappush(turns[activity], (taken[group], place, group))
-            if not turns[activity]:
-                del turns[activity]
-    return sorted(chosen[:num_clips])
+    members: dict[str, list[int]] = {}
+    for index in shuffled.tolist():
+        members.setdefault(activities[index], []).append(index)
+    taken: dict[str, int] = {}
+    queues = [_least_taken_first(members[name], groups, taken) for name in sorted(members)]
+    rounds = (next(queue, None) for _ in range(len(activities)) for queue in queues)
+    chosen = (index for index in rounds if index is not None)
+    return sorted(islice(chosen, min(num_clips, len(activities))))
 
 
-def _least_taken(turns: list[tuple[int, int, str]], taken: Counter[str]) -> tuple[int, str]:
-    """Pop the group with the fewest clips taken; other activities may have taken some since."""
-    while True:
-        known, place, group = heapq.heappop(turns)
-        if known == taken[group]:
-            return place, group
-        heapq.heappush(turns, (taken[group], place, group))
+def _least_taken_first(
+    indices: list[int], groups: Sequence[str], taken: dict[str, int]
+) -> Iterator[int]:
+    """Yield clips in order, those of groups with fewer clips taken before the others."""
+    rounds = _in_rounds(indices, groups)
+    for number in count():
+        if number == len(rounds):
+            return
+        for index in rounds[number]:
+            times = taken.get(groups[index], 0)
+            if times <= number:
+                taken[groups[index]] = times + 1
+                yield index
+            else:  # other activities took clips of this group in the meantime
+                rounds.extend([] for _ in range(times + 1 - len(rounds)))
+                rounds[times].append(index)
+
+
+def _in_rounds(indices: list[int], groups: Sequence[str]) -> list[list[int]]:
+    """Split clips into rounds with at most one clip of each group."""
+    seen: dict[str, int] = {}
+    rounds: list[list[int]] = []
+    for index in indices:
+        number = seen.get(groups[index], 0)
+        seen[groups[index]] = number + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(index)
+    return rounds
 
 
 def summarize(
@@ -204,12 +213,12 @@ def mean_interval(values: Float[np.ndarray, " n"], groups: Sequence[str]) -> Mea
         groups: Group of each value; groups are independent.
     """
     means = group_means(values, groups)
-    mean, count = float(means.mean()), len(means)
-    if count < 2:
-        return MeanInterval(mean, None, None, count)
-    error = float(means.std(ddof=1) / math.sqrt(count))
-    reach = t95(count - 1) * error
-    return MeanInterval(mean, error, (mean - reach, mean + reach), count)
+    mean, num_groups = float(means.mean()), len(means)
+    if num_groups < 2:
+        return MeanInterval(mean, None, None, num_groups)
+    error = float(means.std(ddof=1) / math.sqrt(num_groups))
+    reach = t95(num_groups - 1) * error
+    return MeanInterval(mean, error, (mean - reach, mean + reach), num_groups)
 
 
 def describe_sample(num_clips: int, num_groups: int | None) -> str:

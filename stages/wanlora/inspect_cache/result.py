@@ -183,7 +183,7 @@ def _freed(freed: dict[str, Any]) -> list[str]:
         )
     lines += [
         f"  the rows of {name}, an unfinished run of cache-latents, were kept; finish it with "
-        f"cache-latents, or give its rows up with --set gc_drop_wants={name}"
+        f"cache-latents, or give its rows up with --set 'gc_drop_wants=[\"{name}\"]'"
         for name in freed["wants"]
     ]
     return lines

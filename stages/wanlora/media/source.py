@@ -167,7 +167,7 @@ def parse_hashes(document: bytes | None) -> dict[str, tuple[int, int, str]]:
         return {
             path: (int(size), int(mtime), str(sha)) for path, (size, mtime, sha) in entries.items()
         }
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return {}
 
 

@@ -95,7 +95,9 @@ def run(config: PrepareConfig) -> PrepareResult:
         if by_hand:
             copies = ", ".join(path.name for path in back_up(config.output))
             notes.append(f"the edited manifest was copied to {copies}")
-        _write_manifests(config.output, clips, made, how_read)
+        removed = by_hand.removed if config.edits == "keep" else frozenset[str]()
+        unedited = without_edits(clips, made, removed)
+        _write_manifests(config.output, clips, unedited, how_read)
         _write_hashes(config.output, clips, hashes)
     return summarize(config, found, clips, failures, video_s, plan, tokens.counts, notes)
 
@@ -289,15 +291,14 @@ def _with_edits(
 
 
 def _write_manifests(
-    output: Path, clips: Sequence[Clip], made: Sequence[Clip], reading: Reading
+    output: Path, clips: Sequence[Clip], unedited: Sequence[Clip], how_read: Reading
 ) -> None:
     """Write those that have clips; a kill in between leaves a train.jsonl that can stand alone."""
     train, val = MANIFESTS
     held = [clip for clip in clips if clip.split == manifest.VAL]
     parts = {train: [clip for clip in clips if clip.split != manifest.VAL], val: held}
     files = {name: manifest.document(own) for name, own in parts.items() if own}
-    unedited = without_edits(clips, made)
-    as_made = files if unedited == list(clips) else {}
+    as_made = files if unedited == clips else {}
     announce(output, as_made)
     (output / val).unlink(missing_ok=True)
     fsync_dir(output)
@@ -306,7 +307,7 @@ def _write_manifests(
             write_atomic(output / name, files[name])
         else:
             (output / name).unlink(missing_ok=True)
-    write_record(output, as_made, unedited, reading)
+    write_record(output, as_made, unedited, how_read)
     fsync_dir(output)
 
 

@@ -169,7 +169,7 @@ def listing(root: Location, key: str) -> dict[str, Entry]:
         return {name: Entry(*found) for name, found in remote.listing(root, key).items()}
     found = {}
     with _naming("list", root / key):
-        for folder, _, names in os.walk(root / key):
+        for folder, _, names in os.walk(root / key, onerror=_unless_gone):
             for name in names:
                 path = Path(folder) / name
                 with suppress(FileNotFoundError):  # another process removed it
@@ -283,6 +283,12 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     fsync_dir(folder.parent)
+
+
+def _unless_gone(error: OSError) -> None:
+    """Refuse a folder that cannot be listed; os.walk would leave it out."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 @contextmanager

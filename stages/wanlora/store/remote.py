@@ -125,7 +125,10 @@ def written(root: Url, key: str) -> float:
     import obstore  # noqa: PLC0415
 
     with _naming("read", root / key):
-        return float(obstore.head(store, key)["last_modified"].timestamp())
+        try:
+            return float(obstore.head(store, key)["last_modified"].timestamp())
+        except FileNotFoundError:
+            raise StoreError(f"{root / key} is gone right after it was written") from None
 
 
 def names(root: Url, key: str) -> tuple[list[str], list[str]]:

@@ -133,7 +133,7 @@ def _way_out(cache: Location, key: str) -> str:
         return f"make it again with: wanlora cache-latents --cache {cache} --view {name}"
     return (
         f"run wanlora cache-latents --cache {cache} --view {view_of(name)} again, or give up that "
-        f"run's rows with: wanlora inspect {cache} --gc --set gc_drop_wants={name}"
+        f"run's rows with: wanlora inspect {cache} --gc --set 'gc_drop_wants=[\"{name}\"]'"
     )
 
 
