@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 # One torch thread per process is fastest on shared cores; tests run one process a core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: bench bench-store check check-real clean demo docs fmt micro setup test test-gpu test-slow
+.PHONY: bench bench-store check check-real clean demo docs fmt micro setup test test-gpu test-lowest \
+	test-newest test-slow
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wanlora needs Python 3.11 or newer; run: make PYTHON=python3.12 ...")'
@@ -27,6 +28,26 @@ test-slow: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+# Before each release, without constraints.txt, each in its own environment.
+# The newest release of every dependency: make test-newest PYTHON=python3.13
+NEWEST := .venv-newest/bin
+test-newest:
+	$(PYTHON) -m venv .venv-newest
+	$(NEWEST)/python -m pip install --quiet --upgrade --editable '.[dev]'
+	$(NEWEST)/mypy --cache-dir .venv-newest/mypy
+	$(NEWEST)/python -m pytest -n auto --dist loadgroup -m 'not slow and not gpu'
+
+# The lowest release that pyproject.toml allows: make test-lowest PYTHON=python3.11
+LOWEST := .venv-lowest/bin
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	$(LOWEST)/python -m pip install --quiet uv
+	$(LOWEST)/uv pip compile --quiet --python $(LOWEST)/python --resolution lowest-direct \
+		--output-file .venv-lowest/lowest.txt pyproject.toml
+	$(LOWEST)/uv pip install --quiet --python $(LOWEST)/python \
+		--requirement .venv-lowest/lowest.txt --editable '.[dev]'
+	$(LOWEST)/python -m pytest -n auto --dist loadgroup -m 'not slow and not gpu'
 
 check: setup
 	$(BIN)/ruff check .
@@ -62,4 +83,4 @@ bench-store: setup
 	$(BIN)/python bench/stage_one.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-newest .venv-lowest .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.support import crashing_work, videos
@@ -14,6 +15,7 @@ from wanlora import manifest, prepare, verify
 from wanlora.clips import load_clip
 from wanlora.config import PrepareConfig, VerifyConfig
 from wanlora.errors import ConfigError, ManifestError, MediaError
+from wanlora.media import recorded
 from wanlora.prepare.pool import survive
 
 SMALL = {"num_frames": 17, "height": 48, "width": 80, "workers": 1, "val_fraction": 0.0}
@@ -304,3 +306,19 @@ def test_nothing_usable_is_refused_and_an_old_manifest_stays(tmp_path):
         prepared(tmp_path / "bad.mp4", tmp_path / "out")
     assert errors_of(tmp_path / "out") == {"bad.mp4": "unreadable"}
     assert len(manifest.read_all([tmp_path / "out"])) == 2
+
+
+def test_what_sample_writes_is_taken_whole(tmp_path):
+    """81 frames at 16 fps, in every format of `sample`: no frame is lost, and none comes twice."""
+    frames = np.stack([videos.numbered_frame(k, height=96, width=160) for k in range(81)])
+    for suffix in ("mp4", "webm", "gif"):
+        path = tmp_path / "raw" / f"{suffix}.{suffix}"
+        recorded.write(path, frames, record={"prompt": "numbers", "fps": 16.0})
+        captioned(path)
+    prepared(tmp_path / "raw", tmp_path / "out", num_frames=81, buckets=True)
+    clips = manifest.read(tmp_path / "out" / "train.jsonl")
+    assert {clip.num_frames for clip in clips} == {81}
+    assert {clip.orig["repeated_frames"] for clip in clips} == {0}
+    for clip in clips:
+        found = load_clip(clip).permute(0, 2, 3, 1).numpy()
+        assert [videos.number_in(frame) for frame in found] == list(range(81))

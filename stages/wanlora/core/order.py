@@ -151,7 +151,7 @@ class Order:
         # Each bucket is less than a step away from its share, so the epoch is one of these.
         away, pace = len(self._buckets), self.steps_per_epoch
         epochs = range(max(0, int((step - away) / pace)), int((step + away) / pace) + 2)
-        return epochs[bisect_right(epochs, step, key=lambda e: self._before(e).sum()) - 1]
+        return epochs[bisect_right(epochs, step, key=lambda e: int(self._before(e).sum())) - 1]
 
     def _find_choice(self, step: int) -> tuple[int, int]:
         """Rank of a step's bucket, and that bucket's number of steps before it."""
