@@ -75,7 +75,7 @@ def test_each_change_costs_what_the_page_says(lines):
     assert {view["name"]: view["clips"] for view in looked["views"]} == {"default": 5, "walking": 2}
     planned = run(printed("inspect", "--gc", "--dry-run"))["freed"]
     assert (planned["rows"], planned["young"]) == (0, 3)
-    freed = run(printed("inspect", "--gc", "gc_min_age_h=0"))
+    freed = run(["inspect", "cache", "--gc", "--set", "gc_min_age_h=0"])
     assert freed["freed"]["rows"] == 3  # a clip, its caption, and the caption that was replaced
     assert freed["clips"] == 5
     assert encode(renamed) == (0, 0)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from wanlora.core.batch_sizes import BatchSize
 from wanlora.core.buckets import Bucket
-from wanlora.core.order import Order, describe_untrained, num_steps, shares
+from wanlora.core.order import Order, balanced_shares, describe_untrained, num_steps, shares
 
 BUCKETS = [Bucket(frames, 16, 16) for frames in (1, 5, 9, 17)]
 RECORDED = [
@@ -232,11 +232,23 @@ def test_balanced_activities_stay_balanced_and_weights_count_inside_them():
 def test_shares_of_draws_are_those_of_the_weights():
     clips = [("walk", 1.0), ("walk", 2.0), ("sit", 1.0)]
     assert shares(clips) == {"sit": 0.25, "walk": 0.75}
-    assert shares(clips, balanced=True) == {"sit": 0.5, "walk": 0.5}
     bucket = BUCKETS[0]
     order = Order({bucket: 3}, batch_size=4, seed=0, weights={bucket: [w for _, w in clips]})
     counts = Counter(clips[i][0] for step in range(100) for i in order.batch(step).indices)
     assert counts["sit"] / counts.total() == 0.25
+
+
+def test_shares_of_balanced_draws_are_those_of_the_buckets():
+    """Activities are balanced inside a bucket, and each bucket keeps its share."""
+    clips = {BUCKETS[0]: ["walk", "walk", "walk", "sit"], BUCKETS[1]: ["run"] * 4}
+    counts = [len(names) for names in clips.values()]
+    found = balanced_shares((bucket, name, 1.0) for bucket in clips for name in clips[bucket])
+    assert found == {"run": 0.5, "sit": 0.25, "walk": 0.25}
+    sizes = dict(zip(clips, counts, strict=True))
+    order = Order(sizes, batch_size=2, seed=0, activities=clips)
+    batches = [order.batch(step) for step in range(400)]
+    drawn = Counter(clips[batch.bucket][index] for batch in batches for index in batch.indices)
+    assert {name: number / drawn.total() for name, number in drawn.items()} == found
 
 
 @given(sizes=sizes, batch_size=batch_sizes, end_step=st.integers(0, 50))

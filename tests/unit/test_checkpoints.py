@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +50,20 @@ def test_a_damaged_checkpoint_is_given_up_for_the_one_before_or_for_a_new_run(tm
         with pytest.raises(CheckpointError, match="Remove that folder"):
             load(second, **damage)
         first.rmdir()
+
+
+def test_a_checkpoint_that_memory_is_too_small_for_is_not_called_damaged(tmp_path, monkeypatch):
+    first = tmp_path / "checkpoints" / "step-000001"
+    second = first.with_name("step-000002")
+    for folder in (first, second):
+        folder.mkdir(parents=True)
+
+    def read(_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(checkpoints, "read_adapter", read)
+    with pytest.raises(torch.OutOfMemoryError):
+        load(second, numpy=np.__version__, torch=torch.__version__)
 
 
 def test_a_checkpoint_of_the_first_version_has_no_fingerprint_of_its_base(tmp_path):

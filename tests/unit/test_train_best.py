@@ -88,6 +88,14 @@ def test_the_first_panel_of_a_run_is_not_a_change(tmp_path, caplog):
     assert not caplog.text
 
 
+def test_a_best_that_was_moved_away_costs_no_checkpoint(tmp_path, caplog):
+    folder = tmp_path / "checkpoints" / "step-000004"
+    folder.mkdir(parents=True)
+    _keep_best(tmp_path, folder, progress())
+    assert str(tmp_path / "best") in caplog.text
+    assert restore_best(tmp_path, folder, progress(), PANEL).best_step is None
+
+
 @pytest.mark.parametrize("links", [True, False])
 def test_a_checkpoint_keeps_its_best_when_a_newer_one_is_written(tmp_path, monkeypatch, links):
     folder = tmp_path / "checkpoints" / "step-000004"

@@ -78,7 +78,9 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         before = objects.num_bytes(config.cache, schema.STORE)
         earlier = wants.names(config.cache, config.view)
         wanted = wants.publish(config.cache, _view(config, plan, plan.clips))
-        plan = planning.look(config, plan)
+        unread, plan = plan.unread, planning.look(config, plan)
+        if rank.world > 1:
+            _require_videos([failure for failure in unread if failure not in plan.unread])
         made = _encode(config, plan, hashes, encode_missing)
     kept = [keyed for keyed in plan.clips if keyed.key not in made.clips.failures]
     failures = [*plan.failures, *_failures(plan.clips, made.clips.failures)]

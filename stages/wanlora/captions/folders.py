@@ -3,6 +3,7 @@
 Owns: the walk, and the suffixes of sources. Opens no file.
 """
 
+import errno
 import os
 import shlex
 from collections import deque
@@ -116,7 +117,7 @@ def _walk(
             names = []
             with os.scandir(folder) as entries:
                 for entry in sorted(entries, key=lambda entry: entry.name):
-                    if not entry.is_dir():
+                    if not _is_folder(entry):
                         names.append(entry.name)
                     elif not entry.name.startswith("."):
                         (links if entry.is_symlink() else folders).append(folder / entry.name)
@@ -125,6 +126,16 @@ def _walk(
             failures.append(Failure("unreadable", message, str(folder)))
             continue
         yield folder, names
+
+
+def _is_folder(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry leads to a folder; a link to itself leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False
 
 
 def _require_files(

@@ -355,7 +355,11 @@ class TrainConfig(Settings):
         Flag(),
     ] = False
     balance_activities: Annotated[
-        bool, Field(description="Train every activity equally often, however many clips it has.")
+        bool,
+        Field(
+            description="Train all activities of a bucket equally often, however many clips each "
+            "has."
+        ),
     ] = False
     clip_weights: ClipWeights = {}  # noqa: RUF012  (pydantic copies it)
     init_adapter: Annotated[
@@ -400,7 +404,7 @@ class TrainConfig(Settings):
         _compiled_dora(self.eager, self.lora)
         if self.balance_activities and self.clip_weights:
             raise ValueError(
-                "balance_activities draws all activities equally often, and clip_weights draws "
-                "some more often: leave out one of them"
+                "balance_activities draws all activities of a bucket equally often, and "
+                "clip_weights draws some more often: leave out one of them"
             )
         return self

@@ -251,20 +251,35 @@ def _groups(activities: Sequence[str], units: Ints | None) -> list[_Group]:
     return [_Group(own, units[own], int(units[own].sum())) for own in clips]
 
 
-def shares(clips: Iterable[tuple[str, float]], *, balanced: bool = False) -> dict[str, float]:
+def shares(clips: Iterable[tuple[str, float]]) -> dict[str, float]:
     """Expected share of draws of each activity, in [0, 1], by name.
 
     Args:
         clips: Activity and weight of each clip.
-        balanced: Whether activities are drawn equally often, as `Order` does with activities.
     """
     weights: dict[str, float] = defaultdict(float)
     for activity, weight in clips:
         weights[activity] += weight
-    if balanced:
-        return {name: 1 / len(weights) for name in sorted(weights)}
     total = sum(weights.values())
     return {name: weights[name] / total for name in sorted(weights)}
+
+
+def balanced_shares(clips: Iterable[tuple[Bucket, str, float]]) -> dict[str, float]:
+    """`shares` of an `Order` with activities, which are balanced inside each bucket.
+
+    Args:
+        clips: Bucket, activity and weight of each clip.
+    """
+    totals: dict[Bucket, float] = defaultdict(float)
+    activities: dict[Bucket, set[str]] = defaultdict(set)
+    for bucket, activity, weight in clips:
+        totals[bucket] += weight
+        activities[bucket].add(activity)
+    return shares(
+        (name, totals[bucket] / len(names))
+        for bucket, names in activities.items()
+        for name in names
+    )
 
 
 def describe_shares(shares: Mapping[str, float], *, most: int = 12) -> str:

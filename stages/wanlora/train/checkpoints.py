@@ -18,6 +18,7 @@ import torch
 
 from wanlora import runs
 from wanlora.core.fingerprint import difference
+from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import AdapterError, CheckpointError
 from wanlora.files import write_atomic
 from wanlora.step.masters import Masters, MovingAverage
@@ -144,6 +145,8 @@ def _naming_damage(folder: Path) -> Generator[None, None, None]:
         CheckpointError, AdapterError, OSError, ValueError, KeyError, RuntimeError, EOFError,
         TypeError, pickle.UnpicklingError,
     ) as error:  # fmt: skip
+        if is_out_of_memory(error):  # the checkpoint is good, and must not be removed
+            raise
         raise CheckpointError(
             f"checkpoint {folder} cannot be continued: {error}. {_way_out(folder)}"
         ) from error

@@ -16,7 +16,7 @@ from wanlora import manifest
 from wanlora.config import TrainConfig
 from wanlora.core.batch_sizes import BatchSize, batch_sizes
 from wanlora.core.buckets import Bucket
-from wanlora.core.order import describe_shares, describe_untrained, shares
+from wanlora.core.order import balanced_shares, describe_shares, describe_untrained, shares
 from wanlora.errors import NonFiniteError, StoreError
 from wanlora.step.batches import BatchSource
 from wanlora.step.source import check_encodings, make_source, weighted
@@ -148,8 +148,10 @@ def _require_finite(config: TrainConfig, name: str, tensor: Tensor) -> None:
 
 def log_draws(config: TrainConfig, data: Data, *, end_step: int) -> None:
     """Log the expected share of draws of each activity, and warn of buckets without a step."""
-    found = shares(
-        ((clip.activity, clip.weight) for clip in data.clips), balanced=config.balance_activities
+    found = (
+        balanced_shares((clip.bucket, clip.activity, clip.weight) for clip in data.clips)
+        if config.balance_activities
+        else shares((clip.activity, clip.weight) for clip in data.clips)
     )
     if len(found) > 1:
         logger.info("expected share of draws: %s", describe_shares(found))

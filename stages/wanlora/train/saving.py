@@ -162,6 +162,12 @@ def _keep_best(run_dir: Path, checkpoint: Path, progress: Progress) -> None:
         return
     source = run_dir / runs.BEST_NAME / runs.ADAPTER_NAME
     target = checkpoint / runs.BEST_NAME / runs.ADAPTER_NAME
+    if not source.exists():  # moved by the user: no reason to lose the checkpoint
+        logger.warning(
+            "%s, of step %d, is missing, so this checkpoint does not hold it",
+            source, progress.best_step,
+        )  # fmt: skip
+        return
     target.parent.mkdir(exist_ok=True)
     if target.exists() and target.samefile(source):
         return
