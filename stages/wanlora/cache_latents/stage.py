@@ -169,7 +169,7 @@ def _read(config: CacheLatentsConfig) -> tuple[list[Clip], list[Failure], Hashes
     bad: list[Failure] = []
     found = manifest.read_all(
         config.manifest,
-        on_bad=lambda line: bad.append(Failure("bad_line", line.where, line.message)),
+        on_bad=lambda line: bad.append(Failure("bad_line", line.where, line.reason)),
     )
     manifest.warn_of_old_colours(found)
     index.has_store(config.cache)
