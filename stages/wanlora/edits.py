@@ -113,6 +113,27 @@ def find_edits(folder: Path) -> Edits:
     return Edits(changed, added, frozenset(removed), tuple(bad), recorded=bool(record))
 
 
+def compare_without_record(edits: Edits, made: Sequence[Clip]) -> Edits:
+    """Return no edits if lines without a record are those that `prepare` makes now.
+
+    Fields that release 0.1.0 did not write are not compared.
+    """
+    now = {clip.clip_id: clip for clip in made}
+    if edits.recorded or edits.bad or edits.changed.keys() != now.keys():
+        return edits
+    if any(_is_edited(clip, now[clip_id]) for clip_id, clip in edits.changed.items()):
+        return edits
+    return Edits({}, {}, frozenset(), (), recorded=False)
+
+
+def _is_edited(clip: Clip, made: Clip) -> bool:
+    weight = made.weight if clip.weight == 1 else clip.weight
+    before = replace(clip, weight=weight)
+    return _cut_differs(clip, made) or any(
+        getattr(before, name) != getattr(made, name) for name in KEPT
+    )
+
+
 def keep(clips: Sequence[Clip], edits: Edits) -> tuple[list[Clip], list[str]]:
     """Carry edits over to the clips that `prepare` made now.
 
@@ -138,9 +159,10 @@ def keep(clips: Sequence[Clip], edits: Edits) -> tuple[list[Clip], list[str]]:
 
 
 def _cut_differs(edited: Clip, made: Clip) -> bool:
-    names = ("start_s", "fps", "num_frames", "height", "width", "transform")
-    return edited.kind == made.kind and any(
-        getattr(edited, name) != getattr(made, name) for name in names
+    names = ("start_s", "fps", "num_frames", "height", "width")
+    return edited.kind == made.kind and (
+        any(getattr(edited, name) != getattr(made, name) for name in names)
+        or any(made.transform.get(rule) != value for rule, value in edited.transform.items())
     )
 
 

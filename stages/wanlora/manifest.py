@@ -65,6 +65,11 @@ class BadLine(NamedTuple):
     where: str
     message: str
 
+    @property
+    def reason(self) -> str:
+        """Message without `where`, for a list that shows the line's place itself."""
+        return self.message.removeprefix(f"{self.where}: ")
+
 
 OnBad = Callable[[BadLine], object]
 

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.models import micro_home  # noqa: F401
 from wanlora import cache_latents, prepare
+from wanlora.cache_latents import plan as planning
 from wanlora.cache_latents import stage
 from wanlora.cache_latents.plan import Failure
 from wanlora.config import CacheLatentsConfig, PrepareConfig
@@ -94,3 +95,36 @@ def test_a_rank_that_cannot_read_a_video_publishes_no_smaller_view(code):
     with pytest.raises(ManifestError, match=r"a\.mp4"):
         stage._require_videos([Failure(code, "a", "a.mp4")])
     stage._require_videos([Failure("bad_size", "a", "a.mp4")])
+
+
+def test_a_rank_without_a_video_whose_row_is_missing_publishes_no_view(old, config, monkeypatch):
+    """The manifest has its hash, so it counts as unread until the store turns out to lack it."""
+    [gone] = (old / "videos").rglob("m1.mp4")
+    gone.unlink()
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    assert [f.code for f in cache_latents.run(config).unread] == ["missing"]
+    shutil.rmtree(old / "cache" / "store.zarr" / "latents")
+    before = (old / "cache" / "views" / "default.jsonl").read_bytes()
+    with pytest.raises(ManifestError, match=r"m1\.mp4"):
+        cache_latents.run(config)
+    assert (old / "cache" / "views" / "default.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("gone", ["m1.mp4", "copy.mp4"])
+def test_of_two_clips_with_equal_pixels_the_one_that_can_be_read_is_encoded(old, config, gone):
+    [video] = (old / "videos").rglob("m1.mp4")
+    shutil.copy2(video, video.with_name("copy.mp4"))
+    path = old / "data" / "val.jsonl"
+    [line] = [line for line in path.read_text().splitlines() if "m1.mp4" in line]
+    copy = json.loads(line)
+    copy |= {"clip_id": "copy", "source": copy["source"].replace("m1", "copy")}
+    path.write_text(f"{line}\n{json.dumps(copy)}\n")
+    new = config.model_copy(update={"manifest": (path,), "cache": old / "new"})
+    video.with_name(gone).unlink()
+    found, _, hashes = stage._read(new)
+    using = planning.encoders_here(new, hashes)
+    plan = planning.look(new, planning.make(new, found, using=using, hashes=hashes))
+    assert len(plan.clips) == 2
+    [missing] = plan.missing_clips
+    assert missing.clip.path.exists()

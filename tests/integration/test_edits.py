@@ -146,12 +146,28 @@ def test_a_manifest_of_0_1_0_is_not_replaced_unasked(tmp_path):
     release = Path("tests/fixtures/v0.1.0")
     shutil.copytree(release / "data", tmp_path / "data")
     shutil.copytree(release / "videos", tmp_path / "videos")
-    before = {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()}
-    small = {"num_frames": 17, "height": 64, "width": 96, "mode": "head"}
-    with pytest.raises(ManifestError, match=r"0\.1\.0"):
-        prepared(tmp_path / "videos", tmp_path / "data", **small)
-    assert {p.name: p.read_bytes() for p in (tmp_path / "data").iterdir()} == before
+    before = {p.name: p.read_bytes() for p in (tmp_path / "data").glob("*.jsonl")}
+    small = {"num_frames": 17, "height": 64, "width": 96, "val_fraction": 0.34}
+    line = json.loads(before["train.jsonl"])
+    for edited in [
+        json.dumps(line | {"prompt": "mine"}),
+        json.dumps(line | {"start_s": 0.5}),
+        f"{json.dumps(line)}\n{json.dumps(line)}",
+        json.dumps(line | {"clip_id": "mine"}),
+        "{",
+    ]:
+        (tmp_path / "data" / "train.jsonl").write_text(edited)
+        with pytest.raises(ManifestError, match=r"0\.1\.0"):
+            prepared(tmp_path / "videos", tmp_path / "data", **small)
+        assert (tmp_path / "data" / "train.jsonl").read_text() == edited
+    for name, data in before.items():
+        (tmp_path / "data" / name).write_bytes(data)
     assert unused(tmp_path / "data") == ([], "")
+    prepared(tmp_path / "videos", tmp_path / "data", **small)
+    assert not list((tmp_path / "data").glob("*.bak"))
+    assert not find_edits(tmp_path / "data")
+    new = {row["clip_id"]: row for row in rows_of(tmp_path / "data")}[line["clip_id"]]
+    assert new | {"orig": line["orig"]} == line
 
 
 @pytest.mark.parametrize("materialize", [None, "npz"])
@@ -209,9 +225,11 @@ def test_a_prefix_is_no_difference(raw, tmp_path):
 
 def test_a_damaged_record_refuses_rather_than_loses(raw, out):
     (out / NAME).write_text("{")
+    a, *others = rows_of(out)
+    write_rows(out, [a | {"prompt": "mine"}, *others])
     with pytest.raises(ManifestError, match="--edits"):
         prepared(raw, out)
-    assert manifest.read(out / "train.jsonl")
+    assert rows_of(out)[0]["prompt"] == "mine"
 
 
 def test_a_weight_and_a_repeated_line_are_edits_that_are_kept(raw, out):

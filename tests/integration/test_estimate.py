@@ -7,6 +7,7 @@ import pytest
 from tests.support import cli
 from tests.support.stores import build_store
 from wanlora.core.buckets import Bucket
+from wanlora.step import fitting
 
 
 def estimate(*arguments):
@@ -124,8 +125,17 @@ def test_a_cache_says_its_clips_and_what_it_takes_on_disk(cache_fp16):
     assert found["cache_gb"] == pytest.approx(on_disk / 1e9)
 
 
-def test_a_probe_measures_on_this_machine(cache_fp16, caplog):
+def test_a_probe_measures_on_this_machine(cache_fp16, monkeypatch):
+    original, reserved = fitting.fit, []
+
+    def fit(*arguments, reserved_bytes, **options):
+        reserved.append(reserved_bytes)
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(fitting, "fit", fit)
     found = estimate("--cache", cache_fp16, "--probe", "--device", "cpu")
+    # What a run holds in a step beside the model: masters, gradients and moments; uploaded clips.
+    assert reserved[0] > 16 * found["trained_parameters"]
     assert found["measured"]
     assert found["seconds_per_step"] == pytest.approx(found["probe"]["seconds"])
     assert found["probe"]["attention"] == ["_scaled_dot_product_flash_attention_for_cpu"]

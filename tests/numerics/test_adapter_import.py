@@ -185,6 +185,27 @@ def test_a_folder_that_peft_saved_gives_the_model_that_peft_had(micro_folder, tm
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_patterns_of_a_peft_folder_match_the_original_names(tmp_path):
+    attention = {
+        kind: torch.nn.ModuleDict({name: torch.nn.Linear(8, 8) for name in "qk"})
+        for kind in ("self_attn", "cross_attn")
+    }
+    model = torch.nn.ModuleDict({"blocks": torch.nn.ModuleList([torch.nn.ModuleDict(attention)])})
+    config = LoraConfig(
+        target_modules=["q", "k"], r=4, lora_alpha=4, rank_pattern={"k": 2},
+        alpha_pattern={"self_attn.q": 8}, init_lora_weights=False,
+    )  # fmt: skip
+    theirs = get_peft_model(model, config)
+    theirs.save_pretrained(tmp_path)
+    updates = read_adapter(tmp_path).updates()
+    layers = dict(theirs.base_model.model.named_modules())
+    for kind, ours in (("self_attn", "attn1"), ("cross_attn", "attn2")):
+        for name in "qk":
+            expected = layers[f"blocks.0.{kind}.{name}"].get_delta_weight("default").double()
+            found = dense(updates[f"blocks.0.{ours}.to_{name}"])
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
 def forward(transformer) -> torch.Tensor:
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():

@@ -355,6 +355,7 @@ def test_a_loop_of_links_and_a_folder_linked_twice_are_read_once(tmp_path):
     (tmp_path / "videos/walk/latest").symlink_to(tmp_path / "videos")
     (tmp_path / "videos/walk/again").symlink_to(".")
     (tmp_path / "videos/gone").symlink_to("nowhere")
+    (tmp_path / "videos/itself").symlink_to("itself")
     for name in ("walk/a", "b"):
         (tmp_path / f"videos/{name}.txt").write_text(name)
     found = find([tmp_path / "videos"], None)

@@ -77,6 +77,14 @@ def test_processes_of_a_machine_take_turns():
         pass
 
 
+def test_a_process_whose_user_has_no_name_takes_turns(monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.getuid", lambda: 54_321)  # as in a container
+    with turn("test"):
+        pass
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's counters")
 def test_the_model_does_not_pass_through_host_memory(micro_folder, tmp_path):

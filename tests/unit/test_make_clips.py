@@ -8,12 +8,14 @@ import pytest
 from PIL import Image
 
 from tests.support import videos
+from tests.support.clips import clip
 from wanlora.captions import Source
 from wanlora.config import PrepareConfig
 from wanlora.errors import MediaError
 from wanlora.manifest import clip_key
 from wanlora.media import image, probe
 from wanlora.prepare.check import Checked
+from wanlora.prepare.clip_files import file_name
 from wanlora.prepare.make import clips_of
 
 
@@ -89,3 +91,12 @@ def test_a_sample_aspect_that_makes_a_video_endless_is_refused(tmp_path):
     with pytest.raises(MediaError, match=r"a\.mp4.*1/60000") as raised:
         lines(path, narrow, height=480, width=832)
     assert raised.value.code == "bad_size"
+
+
+def test_a_file_of_frames_that_0_1_0_wrote_by_other_pixel_rules_is_not_taken_for_a_new_one():
+    old = clip()
+    assert file_name(old) == "walk-00000000-000000-17x32x48-16fps.npz"  # as 0.1.0 named it
+    rules = [{}, {"matrix": "bt709"}, {"timestamps": "rounded to 10 ms"}]
+    rules.append(rules[1] | rules[2])
+    names = {file_name(replace(old, transform=old.transform | rule)) for rule in rules}
+    assert len(names) == 4

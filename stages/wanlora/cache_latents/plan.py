@@ -223,7 +223,10 @@ def look(config: CacheLatentsConfig, plan: Plan) -> Plan:
     Raises:
         StoreError: A commit record is damaged.
     """
-    clips = {keyed.key: keyed for keyed in plan.clips}
+    unread = {failure.clip_id for failure in plan.unread}
+    # Of clips with equal pixels, one whose source can be read is encoded.
+    last = sorted(plan.clips, key=lambda keyed: keyed.clip.clip_id not in unread)
+    clips = {keyed.key: keyed for keyed in last}
 
     def missing(kind: Kind, keys: Iterable[str]) -> list[str]:
         return index.missing_keys(config.cache, kind, plan.fingerprint(kind), keys)
@@ -294,7 +297,7 @@ def _recorded(
     )
     if old is None:
         return provenance
-    log.info("the %s of this encoder are filed as release 0.1.0 filed them", kind)
+    log.info("this cache has %s of the same encoder, made by release 0.1.0; they are used", kind)
     if not config.dry_run:
         aliases[own] = fingerprint(old)
         objects.put(config.cache, ALIASES, json.dumps(aliases, sort_keys=True, indent=0).encode())

@@ -78,7 +78,9 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         before = objects.num_bytes(config.cache, schema.STORE)
         earlier = wants.names(config.cache, config.view)
         wanted = wants.publish(config.cache, _view(config, plan, plan.clips))
-        plan = planning.look(config, plan)
+        unread, plan = plan.unread, planning.look(config, plan)
+        if rank.world > 1:
+            _require_videos([failure for failure in unread if failure not in plan.unread])
         made = _encode(config, plan, hashes, encode_missing)
     kept = [keyed for keyed in plan.clips if keyed.key not in made.clips.failures]
     failures = [*plan.failures, *_failures(plan.clips, made.clips.failures)]
@@ -167,7 +169,7 @@ def _read(config: CacheLatentsConfig) -> tuple[list[Clip], list[Failure], Hashes
     bad: list[Failure] = []
     found = manifest.read_all(
         config.manifest,
-        on_bad=lambda line: bad.append(Failure("bad_line", line.where, line.message)),
+        on_bad=lambda line: bad.append(Failure("bad_line", line.where, line.reason)),
     )
     manifest.warn_of_old_colours(found)
     index.has_store(config.cache)

@@ -4,8 +4,8 @@ Owns: the lock. It is in the machine's temporary folder, because the user's cach
 shared by many machines, and the system releases it when its holder dies.
 """
 
-import getpass
 import logging
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 @contextmanager
 def turn(name: str) -> Iterator[None]:
     """Wait until no other process of this user on this machine holds the turn of that name."""
-    lock = FileLock(Path(tempfile.gettempdir()) / f"wanlora-{getpass.getuser()}-{name}.lock")
+    lock = FileLock(Path(tempfile.gettempdir()) / f"wanlora-{os.getuid()}-{name}.lock")
     try:
         lock.acquire(timeout=PATIENCE_S)
-    except (Timeout, OSError) as error:  # it would only have saved time or memory
+    except (Timeout, OSError, NotImplementedError) as error:  # it only saves time or memory
         log.warning("not waiting for the turn to %s: %s", name, error)
     try:
         yield

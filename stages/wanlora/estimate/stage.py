@@ -22,7 +22,7 @@ from wanlora.core.cost import (
 )
 from wanlora.core.flops import Recompute
 from wanlora.core.gpus import GPUS, Gpu, gpu_named, gpu_of
-from wanlora.core.memory import longest_clip, num_trained, plan, step_bytes
+from wanlora.core.memory import longest_clip, num_trained, plan, step_bytes, uploaded_bytes
 from wanlora.core.order import Order, describe_untrained
 from wanlora.errors import ConfigError
 from wanlora.estimate.case import Card, Case
@@ -47,6 +47,9 @@ CAPTION_BYTES_PER_FEATURE = 0.62e6 / 4096
 
 _WAYS: tuple[Recompute, ...] = ("none", "selective", "full")
 _PROBE_PASSES = 3
+_PROBE_LACKS = 4 + 4 + 8
+"""Bytes per trained parameter that a run takes and a probe does not: master, gradient and two
+moments in fp32."""
 
 
 def run(config: EstimateConfig) -> EstimateResult:
@@ -164,10 +167,12 @@ def _probe(case: Case, model: str) -> Trial:
         settings.rank, settings.alpha or settings.rank, settings.targets, settings.rslora,
         settings.dora,
     )  # fmt: skip
-    lora.add_adapter(transformer, shape, seed=0)
+    parameters = lora.add_adapter(transformer, shape, seed=0)
+    trained = sum(parameter.numel() for parameter in parameters.values())
     return fitting.fit(
         transformer, case.work, case.largest, case.variant, activations=config.activations,
         kernel=config.attention, device=device, dtype=dtype, passes=_PROBE_PASSES,
+        reserved_bytes=int(_PROBE_LACKS * trained + uploaded_bytes(case.work)),
     )  # fmt: skip
 
 

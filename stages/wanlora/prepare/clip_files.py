@@ -16,8 +16,14 @@ _PATTERN = re.compile(r"-\d+x\d+x\d+-[0-9.e+-]+fps\.npz")
 
 
 def file_name(clip: Clip) -> str:
-    """Name of a clip's file: the source's hash, the start and the size are in it."""
-    return f"{file_stem(clip.clip_id)}-{clip.bucket}-{clip.fps:g}fps.npz"
+    """Name of a clip's file: it holds everything that decides the pixels.
+
+    These are the source's hash and the start (in the id), the size, the frame rate, and the rules
+    that release 0.1.0 did not have.
+    """
+    rules = "-bt709" if clip.transform.get("matrix") == "bt709" else ""
+    rules += "-coarse" if "timestamps" in clip.transform else ""
+    return f"{file_stem(clip.clip_id)}{rules}-{clip.bucket}-{clip.fps:g}fps.npz"
 
 
 def is_clip_file(path: Path) -> bool:

@@ -22,6 +22,7 @@ from wanlora.edits import (
     Reading,
     announce,
     back_up,
+    compare_without_record,
     find_edits,
     keep,
     reading_of,
@@ -61,7 +62,9 @@ def run(config: PrepareConfig) -> PrepareResult:
     """
     pattern = _compile(config.group_pattern)
     require_folder(config.output, flag="--output")
-    by_hand = _edits_to_keep(config)
+    by_hand = find_edits(config.output)
+    if by_hand.recorded or by_hand.bad:
+        _require_decision(by_hand, config)
     since_ns = time.time_ns()
     found = _found(config)
     how_read = reading_of(
@@ -76,11 +79,14 @@ def run(config: PrepareConfig) -> PrepareResult:
     failures = sorted(
         [*found.failures, *failures], key=lambda failure: (failure.path, failure.code)
     )
+    made = _split(clips, found, config) if clips else []
+    if made:
+        by_hand = compare_without_record(by_hand, made)
+        _require_decision(by_hand, config)
     if not (config.dry_run and clips):  # a dry run leaves what belongs to the manifest alone
         _write_errors(config.output / "errors.jsonl", failures)
     if not clips:
         raise ManifestError(_nothing_left(found, failures, config))
-    made = _split(clips, found, config)
     clips, notes = _with_edits(made, by_hand, config)
     tokens = count_tokens(config.model, (text for clip in clips for text in clip.prompts))
     clips = [_warn_of_length(clip, tokens) for clip in clips]
@@ -102,28 +108,26 @@ def run(config: PrepareConfig) -> PrepareResult:
     return summarize(config, found, clips, failures, video_s, plan, tokens.counts, notes)
 
 
-def _edits_to_keep(config: PrepareConfig) -> Edits:
-    """Find edits of the manifests that would be replaced.
+def _require_decision(edits: Edits, config: PrepareConfig) -> None:
+    """Refuse to replace edited manifests unasked.
 
     Raises:
-        ManifestError: There are some, and `edits` does not decide what happens to them.
+        ManifestError: There are edits, and `config.edits` does not decide what happens to them.
     """
-    edits = find_edits(config.output)
     if not edits or config.dry_run or config.edits == "drop":
-        return edits
+        return
     where = ", ".join(str(config.output / name) for name in MANIFESTS)
     if config.edits is None:
         raise ManifestError(
             f"the manifest was edited since prepare wrote it ({where}: {edits}). Keep the edits "
-            "with --edits keep, write it anew with --edits drop (a copy of the edited one is kept "
-            "either way), or choose another --output"
+            "with --edits keep, discard them with --edits drop (a copy of the edited file is kept "
+            "in both cases), or choose another --output"
         )
     if edits.bad:
         raise ManifestError(
             "edits cannot be kept while lines cannot be read; correct them first:\n"
             + "\n".join(f"  {line.message}" for line in edits.bad[:SHOWN])
         )
-    return edits
 
 
 def _found(config: PrepareConfig) -> Found:

@@ -5,14 +5,21 @@ runs where only `transformer/` exists.
 """
 
 import hashlib
+from collections import defaultdict
 from pathlib import Path
 
+import safetensors
 import torch
 from diffusers import WanTransformer3DModel
 
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import ModelError
-from wanlora.wan.weights import check_loading, hide_bars_without_terminal
+from wanlora.wan.weights import (
+    check_loading,
+    hide_bars_without_terminal,
+    read_json,
+    weight_files,
+)
 
 
 def load_transformer(
@@ -42,9 +49,30 @@ def load_transformer(
     except (OSError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
+        if isinstance(error, NotImplementedError):  # a weight without data cannot go to a GPU
+            check_names(part)
         raise ModelError(f"cannot load the transformer in {part}: {error}") from error
     check_loading(info, part)
     return transformer.to(device).eval().requires_grad_(requires_grad=False)
+
+
+def check_names(part: Path) -> None:
+    """Refuse files that lack a weight of the model.
+
+    Args:
+        part: A `transformer/` folder.
+
+    Raises:
+        ModelError: Names the first missing weights.
+    """
+    with torch.device("meta"):
+        model = WanTransformer3DModel.from_config(read_json(part / "config.json"))
+    found: set[str] = set()
+    for file in weight_files(part):
+        with safetensors.safe_open(file, framework="pt") as opened:
+            found.update(opened.keys())
+    missing = sorted(model.state_dict().keys() - found)
+    check_loading(defaultdict(list, missing_keys=missing), part)
 
 
 SAMPLED_VALUES = 1024

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from wanlora.errors import AdapterError
@@ -30,8 +31,17 @@ _KOHYA_ALPHA = "ss_network_alpha"
 logger = logging.getLogger(__name__)
 
 
-def alpha_sources(file: Path, layout: str, header: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+def alpha_sources(
+    file: Path, layout: str, header: Mapping[str, str], names: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
     """Collect the settings that give an alpha, by the place they are in; the first one counts.
+
+    Args:
+        file: The adapter.
+        layout: Its layout.
+        header: Its header.
+        names: Names of the modules in the file, by diffusers' names, if they differ: patterns of
+            ranks and alphas match the former.
 
     Raises:
         AdapterError: Settings cannot be read.
@@ -43,7 +53,19 @@ def alpha_sources(file: Path, layout: str, header: Mapping[str, str]) -> dict[st
     found = {name: each for name, each in sources.items() if f"{PREFIX}lora_alpha" in each}
     for name, each in found.items():
         finite(file, f"lora_alpha in {name}", each[f"{PREFIX}lora_alpha"])
-    return found
+    return {name: _with_our_names(each, names) for name, each in found.items()}
+
+
+def _with_our_names(settings: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """Replace patterns that match the file's names by the value of each module."""
+    if not names:
+        return settings
+    result = dict(settings)
+    for pattern in (f"{PREFIX}rank_pattern", f"{PREFIX}alpha_pattern"):
+        values = settings.get(pattern) or {}
+        keys = {module: get_pattern_key(list(values), name) for module, name in names.items()}
+        result[pattern] = {module: values[key] for module, key in keys.items() if key in values}
+    return result
 
 
 def _header_settings(

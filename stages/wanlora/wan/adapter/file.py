@@ -30,7 +30,7 @@ from wanlora.wan.adapter.alphas import (
     ranks_of,
     warn_of_other_alphas,
 )
-from wanlora.wan.adapter.names import Key, layout_of, read_key
+from wanlora.wan.adapter.names import Key, layout_of, names_in_file, read_key
 from wanlora.wan.adapter.updates import (
     PREFIX,
     Update,
@@ -207,7 +207,7 @@ def read_adapter(path: Path) -> AdapterFile:
     tensors, alphas = _in_our_names(file, found, keys)
     _check_pairs(file, tensors)
     layout = layout_of(keys.values())
-    sources = alpha_sources(file, layout, header)
+    sources = alpha_sources(file, layout, header, names_in_file(keys.values()))
     if layout == "peft" and not sources and not alphas:
         raise AdapterError(
             f"{file} is in PEFT's layout, but its rank and alpha are in {PEFT_CONFIG}, which is "

@@ -139,6 +139,15 @@ def layout_of(keys: Iterable[Key]) -> str:
     return "comfyui" if any(key.original for key in keys) else "diffusers"
 
 
+def names_in_file(keys: Iterable[Key]) -> dict[str, str]:
+    """Map each module to its name in a file, with dots; empty if all have diffusers' names."""
+    keys, found = list(keys), {}
+    for key in keys:
+        name, number = template(key.module)
+        found[key.module] = _numbered(ORIGINAL_NAMES[name], number) if key.original else key.module
+    return found if any(key.original for key in keys) else {}
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """One way of naming tensors.
