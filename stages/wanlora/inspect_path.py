@@ -22,6 +22,11 @@ def run(config: InspectConfig) -> InspectResult | AdapterReport:
     """
     if not isinstance(config.path, Path) or (config.path / schema.STORE).exists():
         return inspect_cache.run(config)
+    if (config.path / "model_index.json").is_file():
+        raise StoreError(
+            f"{config.path} is a whole model, neither a cache nor an adapter; generate with it: "
+            f"wanlora sample --model {config.path} --prompt '...'"
+        )
     if not is_adapter(config.path):
         raise StoreError(
             f"no latent cache in {config.path}, and no adapter: expected {schema.STORE} in it, a "

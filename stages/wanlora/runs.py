@@ -228,8 +228,11 @@ def publish_checkpoint(
         shutil.rmtree(leftover)
     final = parent / f"step-{step:06d}"
     temporary = parent / f".{final.name}.partial"
+    then = "continue with --resume; there is no earlier checkpoint, so the run starts at step 0"
+    if earlier := checkpoints(run_dir):
+        then = f"continue with --resume; the earlier checkpoint {earlier[-1].name} is complete"
     try:
-        with writing(final, then="continue with --resume; the checkpoint before it is untouched"):
+        with writing(final, then=then):
             temporary.mkdir()
             write(temporary)
             fsync_tree(temporary)

@@ -115,7 +115,7 @@ def run(config: VerifyConfig) -> VerifyResult:
     manifest.warn_of_old_colours(everything)
     chosen = _first_of_each(config) if config.limit else everything
     loaded: list[LoadedClip] = []
-    failed = [FailedClip(line.where, "", "bad_line", line.message) for line in bad]
+    failed = [FailedClip(line.where, "", "bad_line", line.reason) for line in bad]
     with bar(total=len(chosen), description="loading", unit="clip") as progress:
         for clip in chosen:
             try:

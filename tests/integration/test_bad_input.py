@@ -46,6 +46,13 @@ def test_a_missing_folder(home):
     assert files_in(home) == set()
 
 
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.CSV"])
+def test_a_captions_file_in_place_of_a_video(home, name):
+    (home / name).write_text("{}")
+    assert f"--captions {home / name}" in cli.refuses("prepare", name)
+    assert files_in(home) == {name}
+
+
 def test_a_folder_without_videos(home):
     (home / "empty").mkdir()
     message = cli.refuses("prepare", "empty")
@@ -224,6 +231,10 @@ def test_a_cache_or_view_that_does_not_exist(home, cache_fp16):
     assert f"no view 'small' in {cache_fp16} (there are: default)" in message
     assert f"wanlora cache-latents --cache {cache_fp16} --view small" in message
     assert "no latent cache in nowhere" in cli.refuses("inspect", "nowhere")
+    (home / "merged").mkdir()
+    (home / "merged/model_index.json").write_text("{}")
+    assert "--model merged" in cli.refuses("inspect", "merged")
+    shutil.rmtree(home / "merged")
     assert files_in(home) == set()
 
 
@@ -321,6 +332,7 @@ def test_a_folder_that_may_not_be_written(home, cache_fp16, monkeypatch):
         (("train", "--learning-rate", "nan"), "learning_rate: Input should be a finite number"),
         (("train", "--set", "lora.rnak=3"), "unknown setting lora.rnak (did you mean lora.rank?)"),
         (("train", "--set", "rank=3"), "unknown setting rank (did you mean lora.rank?)"),
+        (("train", "--set", "preview.every=3"), "preview (did you mean previews?)"),
         (("train", "--set", "lora=3"), "lora is a group of settings, not a value (found 3)"),
         (("train", "--set", "lora"), "expected NAME=VALUE, for example --set lora.rank=16"),
         (("train", "--device", "gpu"), "device: found 'gpu', which does not fit. Where to compute"),

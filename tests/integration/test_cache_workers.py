@@ -268,3 +268,12 @@ def test_a_worker_is_given_up_for_one_of_three_reasons(
     finished = None if finished_s is None else time.monotonic() - finished_s
     found = processes._hangs(worker, 1800.0, finished)
     assert found is None if reason is None else reason in found
+
+
+@pytest.mark.parametrize(("looked_s", "reason"), [(100, None), (1, "no heartbeat")])
+def test_a_worker_that_was_stopped_together_with_its_parent_is_not_given_up(looked_s, reason):
+    """Ctrl-Z stops all of them; the parent may look before the workers beat again."""
+    worker = Worker(num_rows=3, heard_s=101, advanced_s=1850)
+    processes._take_off_pause([worker], time.monotonic() - looked_s)
+    found = processes._hangs(worker, 1800.0, None)
+    assert found is None if reason is None else reason in found

@@ -55,6 +55,7 @@ def test_verify_lists_every_bad_line_and_loads_the_others(data):
     assert len(result.failed) == len(EDITS) + 3 == result.total - 2
     assert {failed.code for failed in result.failed} <= MEDIA_ERROR_CODES
     assert all(failed.message for failed in result.failed)
+    assert not any(failed.message.startswith(failed.clip_id) for failed in result.failed)
     assert result.exit_code == 3
 
 
@@ -65,6 +66,7 @@ def test_stage_one_encodes_the_good_lines_and_lists_the_others(data, tmp_path, m
     assert (result.clips, result.clips_encoded, result.exit_code) == (2, 1, 3)  # equal bytes
     assert len(result.failures) == len(EDITS) + 3
     assert {failure.code for failure in result.failures} <= MEDIA_ERROR_CODES
+    assert not any(failure.message.startswith(failure.clip_id) for failure in result.failures)
 
 
 def test_a_data_set_leaves_bad_lines_out_with_a_warning(data, caplog):

@@ -141,13 +141,14 @@ def test_a_file_in_the_way_of_a_run_is_named(tmp_path):
 
 
 def test_a_checkpoint_that_fails_while_written_is_not_seen_and_leaves_the_last_one(tmp_path):
-    _publish(tmp_path, 1)
-
     def full_disk(folder):
         (folder / "half").write_text("...")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OutputError, match=r"step-000002: No space left.*--resume"):
+    with pytest.raises(OutputError, match=r"step-000001: No space left.*--resume.* step 0"):
+        runs.publish_checkpoint(tmp_path, 1, full_disk, keep=0)
+    _publish(tmp_path, 1)
+    with pytest.raises(OutputError, match=r"step-000002: No space left.*--resume.*step-000001"):
         runs.publish_checkpoint(tmp_path, 2, full_disk, keep=0)
     assert [path.name for path in runs.checkpoints(tmp_path)] == ["step-000001"]
     assert not list((tmp_path / "checkpoints").glob(".*"))

@@ -297,7 +297,7 @@ def _recorded(
     )
     if old is None:
         return provenance
-    log.info("the %s of this encoder are filed as release 0.1.0 filed them", kind)
+    log.info("this cache has %s of the same encoder, made by release 0.1.0; they are used", kind)
     if not config.dry_run:
         aliases[own] = fingerprint(old)
         objects.put(config.cache, ALIASES, json.dumps(aliases, sort_keys=True, indent=0).encode())

@@ -37,6 +37,8 @@ from wanlora.stopping import interrupted_by_signals
 
 POLL_S = 1.0
 """Between two heartbeats of a worker, and between two looks at the store for the bar."""
+PAUSE_S = 5.0
+"""After a longer time between two looks, this process was stopped (Ctrl-Z, a paused container)."""
 SILENT_S = 60.0
 """A worker without a heartbeat for this long is frozen: stopped, or in a call that hangs."""
 LEFTOVER_S = 60.0
@@ -198,9 +200,11 @@ def _watch(workers: Sequence[_Worker], config: CacheLatentsConfig, plan: Plan) -
     total = sum(len(wanted) for _, wanted in committed)
     running, done = list(workers), 0
     finished_s: float | None = None
+    looked_s = time.monotonic()
     with shown_progress(total, "encode", "row", shown=True) as progress:
         while running:
             wait([worker.pipe for worker in running], timeout=POLL_S)
+            looked_s = _take_off_pause(running, looked_s)
             for worker in list(running):
                 if worker.hear():
                     running.remove(worker)
@@ -214,6 +218,20 @@ def _watch(workers: Sequence[_Worker], config: CacheLatentsConfig, plan: Plan) -
             there = sum(len(rows().present(wanted)) for rows, wanted in committed)
             progress(there - done, f"{len(running)} workers" if running else "")
             done = there
+
+
+def _take_off_pause(workers: Sequence[_Worker], looked_s: float) -> float:
+    """Do not count a pause of this process as silence: its workers were stopped with it.
+
+    Returns:
+        Time of this look.
+    """
+    now = time.monotonic()
+    if (paused_s := now - looked_s) > PAUSE_S:
+        for worker in workers:
+            worker.heard_s += paused_s
+            worker.advanced_s += paused_s
+    return now
 
 
 def _hangs(worker: _Worker, timeout_s: float, finished_s: float | None) -> str | None:

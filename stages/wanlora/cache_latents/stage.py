@@ -152,7 +152,7 @@ def encode_rows(
         raise StoreError(
             f"{named}{', for another encoder' if others else ''}: the manifests, the model or the "
             "device are not those it was made with. Give them with --manifest and --device, or "
-            f"make the view anew: wanlora cache-latents --cache {config.cache} --view {view.name}"
+            f"make the view again: wanlora cache-latents --cache {config.cache} --view {view.name}"
         )
     if num_rows < len(clips) + len(prompts):
         log.warning("view %r: %s; these are encoded", view.name, named)
@@ -169,7 +169,7 @@ def _read(config: CacheLatentsConfig) -> tuple[list[Clip], list[Failure], Hashes
     bad: list[Failure] = []
     found = manifest.read_all(
         config.manifest,
-        on_bad=lambda line: bad.append(Failure("bad_line", line.where, line.message)),
+        on_bad=lambda line: bad.append(Failure("bad_line", line.where, line.reason)),
     )
     manifest.warn_of_old_colours(found)
     index.has_store(config.cache)

@@ -5,6 +5,7 @@ Owns: the walk, and the suffixes of sources. Opens no file.
 
 import errno
 import os
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ VIDEO_SUFFIXES = frozenset(
 CLIP_SUFFIXES = VIDEO_SUFFIXES | {".npz"}
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
 SOURCE_SUFFIXES = CLIP_SUFFIXES | IMAGE_SUFFIXES
+TABLE_SUFFIXES = frozenset({".jsonl", ".json", ".csv", ".tsv", ".txt"})
+"""Suffixes of caption files; a file of that name is not a source."""
 
 
 class Failure(NamedTuple):
@@ -48,7 +51,7 @@ class Files:
 
 
 def sources_in(given: Sequence[Path], *, ours: Callable[[Path], bool]) -> Files:
-    """Find every source file once; a file given by name counts whatever its suffix is.
+    """Find every source file once; a file given by name counts unless it holds captions.
 
     A folder that several links lead to is read once, under its own name if that is below a folder
     given. Links to files are sources of their own: one file may be in two activities.
@@ -58,12 +61,18 @@ def sources_in(given: Sequence[Path], *, ours: Callable[[Path], bool]) -> Files:
         ours: Whether a file in a folder below those given is not a source.
 
     Raises:
-        ManifestError: A path is missing, or a folder has no source file.
+        ManifestError: A path is missing or a captions file, or a folder has no source file.
     """
     roots = [absolute(path) for path in given]
     for path in roots:
         if not path.exists():
             raise ManifestError(f"there is no video or folder at {path}")
+        if path.suffix.lower() in TABLE_SUFFIXES and path.is_file():
+            raise ManifestError(
+                f"{path} holds captions, not a video; give the videos, and the captions by their "
+                f"flag: wanlora prepare {shlex.quote(str(path.parent))} --captions "
+                f"{shlex.quote(str(path))}"
+            )
     files = Files()
     folders = [path for path in roots if path.is_dir()]
     found = {path for path in roots if not path.is_dir()}
@@ -120,7 +129,7 @@ def _walk(
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry leads to a folder; a link to itself leads nowhere."""
+    """Return whether an entry is a folder or a link to one; a link to itself is not."""
     try:
         return entry.is_dir()
     except OSError as error:

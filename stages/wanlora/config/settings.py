@@ -228,7 +228,8 @@ def _unknown(model: type[Settings], path: str) -> str:
     known = sorted(_names(model))
     leaf = path.rpartition(".")[2]
     likely = [name for name in known if name.rpartition(".")[2] == leaf]
-    likely += difflib.get_close_matches(path, known, n=1)
+    groups = {name.partition(".")[0] for name in known}
+    likely += difflib.get_close_matches(path, sorted({*known, *groups}), n=1)
     command = re.sub(r"(?<!^)(?=[A-Z])", "-", model.__name__.removesuffix("Config")).lower()
     guess = f" (did you mean {likely[0]}?)" if likely else ""
     return f"unknown setting {path}{guess}; wanlora {command} has: {', '.join(known)}"

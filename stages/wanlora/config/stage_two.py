@@ -256,7 +256,9 @@ class EstimateConfig(Settings):
         if self.clip_weights and self.cache is None:
             raise ValueError("clip_weights are for the activities of a cache: pass --cache")
         if self.model and not self.probe:
-            raise ValueError("model is what --probe runs; to count for a model: --variant")
+            raise ValueError(
+                "--model is only for --probe; without --probe, choose the model with --variant"
+            )
         if self.lora.dora and not self.probe:
             raise ValueError("lora.dora: what DoRA takes is not counted; measure it with --probe")
         _compiled_dora(self.eager, self.lora)

@@ -120,8 +120,8 @@ def _require_decision(edits: Edits, config: PrepareConfig) -> None:
     if config.edits is None:
         raise ManifestError(
             f"the manifest was edited since prepare wrote it ({where}: {edits}). Keep the edits "
-            "with --edits keep, write it anew with --edits drop (a copy of the edited one is kept "
-            "either way), or choose another --output"
+            "with --edits keep, discard them with --edits drop (a copy of the edited file is kept "
+            "in both cases), or choose another --output"
         )
     if edits.bad:
         raise ManifestError(
