@@ -31,7 +31,7 @@ KEPT = ("prompts", "activity", "source_group", "split", "weight")
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How `prepare` read captions.
+    """Record of the captions that `prepare` read.
 
     Attributes:
         command: Command that reads them again.

@@ -143,6 +143,8 @@ def encode_text(text: str) -> bytes:
 def is_lfs_pointer(path: Path) -> bool:
     """Return whether a file is what Git LFS leaves in place of one that it has not fetched."""
     try:
+        if not path.is_file():  # opening a pipe would wait for its writer
+            return False
         with path.open("rb") as file:
             return file.read(len(LFS_HEAD)) == LFS_HEAD
     except (OSError, ValueError):

@@ -261,7 +261,7 @@ def warn_of_old_colours(clips: Sequence[Clip]) -> None:
 
 
 def _hd(clip: Clip) -> bool:
-    """Whether the coded frames have HD size; the size in `orig` is upright."""
+    """Return whether the coded frames have HD size; the size in `orig` is upright."""
     height, width = clip.orig.get("height"), clip.orig.get("width")
     if not (isinstance(height, int) and isinstance(width, int)):
         return False

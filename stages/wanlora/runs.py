@@ -278,7 +278,7 @@ def forget_after(run_dir: Path, num_steps: int, *, validated: bool = True) -> No
     Args:
         run_dir: The run's folder.
         num_steps: Steps done at the checkpoint.
-        validated: Whether the validation after those steps is complete, and kept.
+        validated: Whether the validation after those steps is kept, and not made again.
     """
     lasts = {METRICS_NAME: num_steps - 1, VALIDATION_NAME: num_steps - (not validated)}
     for name, last in lasts.items():

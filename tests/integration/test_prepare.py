@@ -1,10 +1,12 @@
 """Stage zero on real and on broken files."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from wanlora.clips import load_clip
 from wanlora.config import PrepareConfig, VerifyConfig
 from wanlora.errors import ConfigError, ManifestError, MediaError
 from wanlora.media import recorded
+from wanlora.prepare import pool
 from wanlora.prepare.pool import survive
 
 SMALL = {"num_frames": 17, "height": 48, "width": 80, "workers": 1, "val_fraction": 0.0}
@@ -171,6 +174,27 @@ def test_a_file_that_kills_or_hangs_its_process_fails_alone(tmp_path):
             assert ("killed" if "die" in path.name else "hung for 6 s") in str(outcome)
         else:
             assert outcome == 5
+
+
+@pytest.mark.slow
+def test_a_process_that_was_stopped_together_with_its_parent_has_not_hung(tmp_path, monkeypatch):
+    """Ctrl-Z stops all of them; the parent may look before the others send a sign of life."""
+    paths = [tmp_path / name for name in ("a", "slow")]
+    for path in paths:
+        path.write_bytes(b"12345")
+    outcomes = survive(crashing_work.size_or_die, paths, workers=2, stall_s=6)
+    found = dict([next(outcomes)])
+
+    def paused(pipes: list, timeout: float) -> list:
+        monkeypatch.undo()
+        for number in (signal.SIGSTOP, signal.SIGCONT):
+            for process in multiprocessing.active_children():
+                os.kill(process.pid, number)
+            time.sleep(7 if number == signal.SIGSTOP else 0)
+        return pipes[:0]
+
+    monkeypatch.setattr(pool, "wait", paused)
+    assert found | dict(outcomes) == dict.fromkeys(paths, 5)
 
 
 def test_checking_processes_and_config_pull_in_no_torch(tmp_path):

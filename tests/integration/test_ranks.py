@@ -70,8 +70,9 @@ def content(run_dir):
 
 
 def wait_for(path):
+    """Wait until a folder exists, or a file with content: of a file, the first step is done."""
     deadline = time.monotonic() + 120
-    while not path.exists():
+    while not path.exists() or not path.stat().st_size:
         assert time.monotonic() < deadline, path
         time.sleep(0.005)
 
@@ -186,11 +187,12 @@ def test_a_step_sums_the_adapters_gradient_once_whatever_the_accumulation(whole)
         assert each.calls[f"all_reduce {size}"] == STEPS
         # The losses of a process's two slots and its stop request.
         assert each.calls["all_gather 3"] == STEPS
-        # Two panels of three clips at two sigmas, twice, and once for the base.
-        assert each.calls["all_reduce 6"] == 6
-        assert each.calls["meet"] == STEPS + 6 + 1  # before each sum, and at the end
+        # Two panels of three clips at two sigmas, twice, and once for the base; the held-out panel
+        # also twice for the moving average. A stop request is shared after each.
+        assert each.calls["all_reduce 6"] == each.calls["all_reduce 1"] == 8
+        assert each.calls["meet"] == STEPS + 8 + 1  # before each sum, and at the end
         others = sum(n for call, n in each.calls.items() if not call.startswith("fetch"))
-        assert others == 3 * STEPS + 13
+        assert others == 3 * STEPS + 25
     assert result["num_processes"] == 2
     assert result["sent_bytes_per_step"] == 4 * size
     assert not whole[1][1].out

@@ -223,6 +223,21 @@ def test_a_validation_that_a_stop_skipped_is_made_up(cache, tmp_path, monkeypatc
         assert "..." not in card.split("## Use")[1].split("##")[0]  # a prompt that was trained
 
 
+def test_a_validation_that_is_not_made_again_stays(cache, tmp_path):
+    """Release 0.1.0 did not record in its checkpoints what it had validated."""
+    settings = {"max_steps": 1, "validation": {"every": 1}}
+    train(config(cache, tmp_path, **settings))
+    before = rows(tmp_path)
+    state = runs.newest_checkpoint(tmp_path) / "state.json"
+    old = json.loads(state.read_text())
+    del old["progress"]["validated_step"]
+    state.write_text(json.dumps(old))
+    settings["validation"] = {"every": 0}
+    result = train(config(cache, tmp_path, resume=True, **settings))
+    assert rows(tmp_path) == before
+    assert result.validation == before[0]
+
+
 def test_a_stop_does_not_wait_for_the_rest_of_a_validation(cache, tmp_path, monkeypatch):
     from wanlora.step import validation
 

@@ -161,13 +161,15 @@ def test_settings_of_accelerate_that_are_not_used_are_named_once(
 
 def test_ranks_meet_before_they_sum_a_validation(monkeypatch):
     order = []
-    monkeypatch.setattr(validation.dist, "all_reduce", lambda _: order.append("sum"))
+    monkeypatch.setattr(
+        validation.dist, "all_reduce", lambda tensor, **_: order.append(tuple(tensor.shape))
+    )
     source = object.__new__(BatchSource)
     losses(
         Panel("val", (), (0.3,)), None, source, device=CPU, dtype=torch.float32, rank=0,
         num_ranks=2, meet=lambda: order.append("meet"),
     )  # fmt: skip
-    assert order == ["meet", "sum"]
+    assert order == ["meet", (0, 1), ()]  # the losses of no clips, and the stop request
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from tests.support.clips import clip
 from wanlora import clips, manifest
 from wanlora.errors import MediaError, PassingError
+from wanlora.files import is_lfs_pointer
 from wanlora.media import source
 from wanlora.prepare.check import check
 from wanlora.prepare.materialize import materialize
@@ -154,3 +156,12 @@ def test_an_error_of_the_file_system_is_passing(video, monkeypatch, number):
     with pytest.raises(PassingError) as caught:
         source.source_sha256(video.path)
     assert caught.value.code == "unreadable"
+
+
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    pipe = tmp_path / "a.mp4"
+    os.mkfifo(pipe)
+    assert not is_lfs_pointer(pipe)
+    with pytest.raises(MediaError, match=re.escape(str(pipe))) as raised:
+        source.source_sha256(pipe)
+    assert raised.value.code == "unreadable"

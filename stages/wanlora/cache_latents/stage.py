@@ -152,7 +152,7 @@ def encode_rows(
         raise StoreError(
             f"{named}{', for another encoder' if others else ''}: the manifests, the model or the "
             "device are not those it was made with. Give them with --manifest and --device, or "
-            f"make the view anew: wanlora cache-latents --cache {config.cache} --view {view.name}"
+            f"make the view again: wanlora cache-latents --cache {config.cache} --view {view.name}"
         )
     if num_rows < len(clips) + len(prompts):
         log.warning("view %r: %s; these are encoded", view.name, named)

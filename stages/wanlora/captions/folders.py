@@ -129,7 +129,7 @@ def _walk(
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry leads to a folder; a link to itself leads nowhere."""
+    """Return whether an entry is a folder or a link to one; a link to itself is not."""
     try:
         return entry.is_dir()
     except OSError as error:

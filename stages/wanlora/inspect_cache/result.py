@@ -174,7 +174,7 @@ def _freed(freed: dict[str, Any]) -> list[str]:
     lines = [
         f"gc {verb} about {_size(freed['bytes'])}: {freed['rows']} rows that nothing names, "
         f"{freed['repeats']} repeated rows, {freed['litter']} pieces of litter; "
-        f"{freed['dropped']} segments dropped, {freed['rewritten']} written anew"
+        f"{freed['dropped']} segments dropped, {freed['rewritten']} written again"
     ]
     if freed["young"]:
         lines.append(

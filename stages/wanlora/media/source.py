@@ -7,6 +7,7 @@ the processes that check videos start quickly.
 
 import hashlib
 import json
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ def unchanged(path: Path) -> Iterator[Stamp]:
     """Give a file's stamp, and refuse a file that has another one when the block ends.
 
     Raises:
-        MediaError: missing.
+        MediaError: missing; unreadable, if it is a pipe, a device or a folder.
         PassingError: changed, or unreadable.
     """
     before = _stamp(path)
@@ -76,8 +77,10 @@ def unchanged(path: Path) -> Iterator[Stamp]:
 
 def _stamp(path: Path) -> Stamp:
     with _translated(path):
-        stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+        found = path.stat()
+    if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for its writer
+        raise MediaError("unreadable", f"{path} is not a regular file; expected a file with data")
+    return found.st_size, found.st_mtime_ns
 
 
 @contextmanager

@@ -23,6 +23,8 @@ Alive = Callable[[], None]
 """Called by work between two steps: proof that it has not hung."""
 
 HEARTBEAT_S = 0.5
+PAUSE_S = 5.0
+"""After a longer time between two looks, this process was stopped (Ctrl-Z, a paused container)."""
 _ALIVE = "alive"
 
 
@@ -53,7 +55,12 @@ def survive(
     try:
         for worker in pool:
             _give(worker, waiting)
+        looked_s = time.monotonic()
         while any(worker.path for worker in pool):
+            if (paused_s := time.monotonic() - looked_s) > PAUSE_S:
+                for worker in pool:  # they were stopped too, and have not hung
+                    worker.heard_s += paused_s
+            looked_s = time.monotonic()
             for index, worker in enumerate(pool):
                 path, outcome = worker.path, _outcome(worker, stall_s)
                 if path is None or outcome is None:

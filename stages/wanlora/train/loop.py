@@ -35,7 +35,7 @@ from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
 from wanlora.train.outcomes import Outcome, Outcomes
 from wanlora.train.record import check_trackers
-from wanlora.train.reporting import Reporter
+from wanlora.train.reporting import Reporter, validation_is_due
 from wanlora.train.session import Session, open_session
 from wanlora.wan import attention
 
@@ -235,8 +235,8 @@ def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
         return
     settings = config.model_dump(mode="json")
     with runs.begin_run(config.output_dir, settings, session.facts, checkpoint=session.checkpoint):
-        done = session.progress
-        runs.forget_after(config.output_dir, done.step, validated=done.validated_step == done.step)
+        validated = not validation_is_due(config, session)
+        runs.forget_after(config.output_dir, session.progress.step, validated=validated)
         if session.checkpoint:
             saving.show(config.output_dir, session.checkpoint)
         else:

@@ -145,12 +145,8 @@ class Reporter:
         return self.validation_is_due() or self._preview_is_due()
 
     def validation_is_due(self) -> bool:
-        """Whether the panels are measured now; also when a run continues that stopped before it."""
-        every, progress = self._config.validation.every, self._session.progress
-        done = progress.step
-        if not every or not done or done == progress.validated_step:
-            return False
-        return done % every == 0 or done == self._session.end_step
+        """See the function of this name."""
+        return validation_is_due(self._config, self._session)
 
     def validate(self) -> str | None:
         """Measure the panels and keep the best adapter; return a reason to stop, if any."""
@@ -289,6 +285,15 @@ class Reporter:
         progress.best_weights, progress.stale = weights, 0
         if self._session.is_main:
             saving.save_best(self._config, self._session, weights)
+
+
+def validation_is_due(config: TrainConfig, session: Session) -> bool:
+    """Whether the panels are measured now; also when a run continues that stopped before it."""
+    every, progress = config.validation.every, session.progress
+    done = progress.step
+    if not every or not done or done == progress.validated_step:
+        return False
+    return done % every == 0 or done == session.end_step
 
 
 def _make_previews(
