@@ -92,7 +92,7 @@ def get(root: Url, key: str) -> bytes | None:
     from obstore.exceptions import PreconditionError  # noqa: PLC0415
 
     with _naming("read", root / key):
-        while True:
+        for tries_left in reversed(range(MAX_RETRIES)):
             try:
                 found = obstore.get(store, key)
                 if found.meta["size"] <= PART_BYTES:
@@ -101,7 +101,9 @@ def get(root: Url, key: str) -> bytes | None:
             except FileNotFoundError:
                 return None
             except PreconditionError:  # it was replaced meanwhile: read the new one
-                continue
+                if not tries_left:
+                    raise
+    raise AssertionError("every try returns or raises")
 
 
 def _get_in_parts(store: Any, key: str, meta: Any) -> bytes:
