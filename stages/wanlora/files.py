@@ -50,6 +50,23 @@ def require_folder(path: Path, *, flag: str) -> None:
     raise OutputError(f"cannot write into {path}: {problem}; choose another folder with {flag}")
 
 
+def require_file(path: Path | None, *, flag: str) -> None:
+    """Refuse a file that could not be written, before the work for it; `None` is no file.
+
+    Args:
+        path: File that will be made, with its folders.
+        flag: Option that names it, for the message.
+
+    Raises:
+        OutputError: A folder has this name, or its folder cannot be made or written.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; expected the name of a file for {flag}")
+    require_folder(path.parent, flag=flag)
+
+
 def disk_error(error: BaseException) -> str | None:
     """Return the system's reason if the disk refused data; None for any other error.
 

@@ -16,6 +16,7 @@ from wanlora.config import VerifyConfig
 from wanlora.core.text import shorten
 from wanlora.edits import unused_captions
 from wanlora.errors import MediaError
+from wanlora.files import require_file
 from wanlora.manifest import Clip
 from wanlora.plan import sheet
 from wanlora.plan.survey import Plan, survey
@@ -109,7 +110,9 @@ def run(config: VerifyConfig) -> VerifyResult:
 
     Raises:
         ManifestError: A manifest cannot be read.
+        OutputError: The folder of the page may not be written.
     """
+    require_file(config.html, flag="--html")
     bad: list[manifest.BadLine] = []
     everything = manifest.read_all(config.manifests, on_bad=bad.append)
     manifest.warn_of_old_colours(everything)

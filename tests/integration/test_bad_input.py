@@ -53,6 +53,15 @@ def test_a_captions_file_in_place_of_a_video(home, name):
     assert files_in(home) == {name}
 
 
+def test_a_page_that_cannot_be_written_is_refused_before_the_work(home, cache_fp16):
+    (home / "file").touch()
+    for command in (("prepare", "nowhere"), ("verify", "nowhere"), ("inspect", cache_fp16)):
+        message = cli.refuses(*command, "--html", "file/page.html")
+        assert "file is a file; choose another folder with --html" in message
+        assert "for --html" in cli.refuses(*command, "--html", ".")
+    assert files_in(home) == {"file"}
+
+
 def test_a_folder_without_videos(home):
     (home / "empty").mkdir()
     message = cli.refuses("prepare", "empty")

@@ -15,6 +15,7 @@ from wanlora.config import InspectConfig
 from wanlora.core.buckets import SPATIAL_FACTOR, TEMPORAL_FACTOR, Bucket
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, StoreError, StoreVersionError
+from wanlora.files import require_file
 from wanlora.inspect_cache import checks, decode, mend, page
 from wanlora.inspect_cache.result import InspectResult
 from wanlora.inspect_cache.statistics import BucketStatistics, evenly
@@ -54,7 +55,9 @@ def run(config: InspectConfig) -> InspectResult:
     Raises:
         StoreError: There is no cache, or the disk refuses.
         StoreVersionError: It belongs to another release.
+        OutputError: The folder of the page may not be written.
     """
+    require_file(config.html, flag="--html")
     if not config.repair:  # which restores the store's document
         index.open_store(config.path)
     repaired = mend.repair(config) if config.repair else {}

@@ -30,7 +30,7 @@ from wanlora.edits import (
     write_record,
 )
 from wanlora.errors import ConfigError, ManifestError, MediaError, NoCaptionError
-from wanlora.files import fsync_dir, require_folder, write_atomic, write_text
+from wanlora.files import fsync_dir, require_file, require_folder, write_atomic, write_text
 from wanlora.manifest import Clip
 from wanlora.media import scenes
 from wanlora.media.probe import Scan
@@ -59,9 +59,11 @@ def run(config: PrepareConfig) -> PrepareResult:
         ManifestError: No video, no caption, or not a single clip; errors.jsonl then says why.
         ConfigError: group_pattern is no regular expression with a group, or PySceneDetect is asked
             for and cannot be used.
+        OutputError: The folder of an output may not be written.
     """
     pattern = _compile(config.group_pattern)
     require_folder(config.output, flag="--output")
+    require_file(config.html, flag="--html")
     by_hand = find_edits(config.output)
     if by_hand.recorded or by_hand.bad:
         _require_decision(by_hand, config)
