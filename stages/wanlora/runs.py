@@ -98,7 +98,7 @@ def open_run(
             raise RunError(
                 f"{run_dir} is a run of other settings, so it cannot be continued:\n  "
                 + "\n  ".join(differing)
-                + "\nuse the settings found there, or start anew in another --output-dir"
+                + "\nuse the settings found there, or start again in another --output-dir"
             )
     return checkpoint
 
@@ -309,7 +309,7 @@ def _read_settings(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RunError(
             f"{path} is not TOML ({error}), so it cannot be told whether this run may be "
-            "continued: restore it, or start anew in another --output-dir"
+            "continued: restore it, or start again in another --output-dir"
         ) from None
 
 

@@ -93,7 +93,7 @@ def fit(
     passes: int = 1,
     reserved_bytes: int = 0,
 ) -> Trial:
-    """Choose what the blocks recompute, by a trial of the dearest micro-batch.
+    """Choose what the blocks recompute, by a trial of the most expensive micro-batch.
 
     Args:
         transformer: With its adapter, on the device.
@@ -214,7 +214,7 @@ class _Refusals:
 
 
 def _choices(activations: Activations, work: Workload, limit: float) -> list[Modes]:
-    """Ways to try: the one asked for, or the planned one and then ever smaller ones."""
+    """Ways to try: the one that is set, or the planned one and then smaller ones."""
     if activations != "auto":
         return [(activations,) * work.shape.num_layers]
     planned = plan(work, limit)
@@ -260,7 +260,7 @@ def say(trial: Trial, work: Workload, device: torch.device) -> None:
     seen = f", {trial.peak_bytes / 1e9:.1f} seen" if trial.peak_bytes else ""
     logger.info(
         "activations %s: %.3g GB counted%s, of %.3g; blocks %s; attention by %s; %.3g s for the "
-        "dearest micro-batch",
+        "most expensive micro-batch",
         describe(trial.modes), counted.total / 1e9, seen, budget(device) / 1e9,
         "compiled" if work.compiled else "eager",
         ", ".join(trial.attention) or "no known operator", trial.seconds,

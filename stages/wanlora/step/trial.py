@@ -1,4 +1,4 @@
-"""The dearest micro-batch, tried before anything depends on it: memory, kernels, seconds.
+"""The most expensive micro-batch, tried before anything depends on it: memory, kernels, seconds.
 
 Owns: what is learned from forward and backward passes on made-up values.
 """
@@ -86,8 +86,8 @@ def try_modes(
     Args:
         transformer: With its adapter; its blocks run in the way found from then on.
         batch: From `made_up_batch`.
-        choices: Ways of the blocks, the fastest first; each is dearer in time and cheaper in memory
-            than the one before.
+        choices: Ways of the blocks, the fastest first; each takes more time and less memory than
+            the one before.
         compiled: Whether blocks are compiled.
         device: Where to compute.
         dtype: The transformer's type.

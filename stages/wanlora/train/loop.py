@@ -307,7 +307,7 @@ def _non_finite(config: TrainConfig, session: Session, outcome: Outcome) -> NonF
         f"(gradient norm {outcome.grad_norm}); nothing of this step was saved. Clips: "
         + "; ".join(slots[:4])
         + (f" and {len(slots) - 4} more" if len(slots) > 4 else "")
-        + ". If the learning rate is too high, start anew in another --output-dir with a lower "
+        + ". If the learning rate is too high, start again in another --output-dir with a lower "
         "--learning-rate; to see whether these clips are damaged: wanlora inspect "
         f"{shlex.quote(str(config.cache))} --verify" + _blame_kernel(config, session)
     )

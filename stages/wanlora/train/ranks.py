@@ -160,9 +160,9 @@ class Ranks:
         who = f"process{'es' if ',' in lost else ''} {lost}" if lost else "another process"
         return LostRankError(
             f"lost {who}: ended, or no answer for {self._timeout.total_seconds():g} s "
-            "(process_timeout_s); the last words of what is lost, or the launcher's, say why. What "
-            "was saved is whole: continue with the same command and --resume, on any number of "
-            f"processes. The network's words: {said.splitlines()[0]}"
+            "(process_timeout_s); see the last output of that process or of the launcher. Saved "
+            "checkpoints are complete: continue with the same command and --resume, on any number "
+            f"of processes. The network's error: {said.splitlines()[0]}"
         )
 
     def _disconnected(self) -> str:

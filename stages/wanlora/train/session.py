@@ -239,7 +239,7 @@ def _open_run(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
             path = config.output_dir / runs.CONFIG_NAME
             raise RunError(
                 f"{path} holds settings that this release ({__version__}) does not know: {error}. "
-                "Continue the run with the release that made it, or start anew in another "
+                "Continue the run with the release that made it, or start again in another "
                 "--output-dir"
             ) from None
 
