@@ -45,13 +45,19 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals(
-    on_first: Callable[[signal.Signals], None], signals: Sequence[signal.Signals] = SIGNALS
+    on_first: Callable[[signal.Signals], None],
+    signals: Sequence[signal.Signals] = SIGNALS,
+    *,
+    ends_process: bool = False,
 ) -> Iterator[StopRequest]:
-    """Catch signals inside the block. Outside of the main thread Python cannot, and none are.
+    """Catch signals inside the block. Python can do this only in the main thread.
 
     Args:
         on_first: Called with the first signal.
         signals: Signals to catch.
+        ends_process: After a stop, the process only reports and exits: SIGTERM stays ignored after
+            the block, because launchers send it more than once and a later one would kill the
+            process and replace its exit code.
     """
     request = StopRequest(on_first)
     if threading.current_thread() is not threading.main_thread():
@@ -62,7 +68,8 @@ def stop_on_signals(
         yield request
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            stays_ignored = ends_process and request.signal and number == signal.SIGTERM
+            signal.signal(number, signal.SIG_IGN if stays_ignored else handler)
 
 
 @contextmanager

@@ -268,7 +268,7 @@ def test_repeated_sigterm_to_all_processes_still_saves(server, held_out_cache, t
     command = train(held_out_cache, run_dir, "--save-steps", 0, steps=4000, every=0)
     launched = server.start(tmp_path / "log", [command] * 2)
     wait_for(run_dir / "metrics.jsonl")
-    for _ in range(3):
+    for _ in range(150):  # until both have long ended: also while process 0 saves for both
         for pid in launched.pids:
             os.kill(pid, signal.SIGTERM)
         time.sleep(0.02)

@@ -25,6 +25,14 @@ PANEL = {"num_clips": 3, "num_sigmas": 2}
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "v0.1.0"
 
 
+@pytest.fixture(autouse=True)
+def sigterm_stops_the_tests():
+    """A run that SIGTERM stopped leaves it ignored, for its process is about to exit."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.fixture
 def cache(held_out_cache):
     """Nine clips of three activities, three of them held out."""

@@ -58,3 +58,18 @@ def test_a_signal_that_is_not_listed_keeps_its_handler():
     before = signal.getsignal(SIGINT)
     with interrupted_by_signals([SIGTERM]):
         assert signal.getsignal(SIGINT) is before
+
+
+@pytest.mark.parametrize(
+    ("received", "ignored"), [([], False), ([SIGTERM], True), ([SIGINT], True)]
+)
+def test_a_stop_that_ends_the_process_ignores_a_later_sigterm(received, ignored):
+    before = [signal.getsignal(number) for number in (SIGINT, SIGTERM)]
+    try:
+        with stop_on_signals(lambda _: None, ends_process=True):
+            for number in received:
+                signal.raise_signal(number)
+        after = [signal.getsignal(number) for number in (SIGINT, SIGTERM)]
+        assert after == [before[0], signal.SIG_IGN if ignored else before[1]]
+    finally:
+        signal.signal(SIGTERM, before[1])

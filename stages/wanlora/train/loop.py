@@ -131,6 +131,8 @@ def run(config: TrainConfig) -> TrainResult:
     outcomes = Outcomes(session.device, session.ranks.count)
     started, stopped = time.perf_counter(), None
     with (
+        # The outermost block: process 0 may still be saving when the others have left the loop.
+        stop_on_signals(_log_stop, ends_process=True) as stop,
         session.ranks.explained(),
         _begin(config, session),
         explained_out_of_memory(partial(_explain_memory, session.progress, session.trial)),
@@ -140,7 +142,6 @@ def run(config: TrainConfig) -> TrainResult:
                 session.data.source, plan, depth=config.prefetch_batches, device=session.device
             )
         ) as batches,
-        stop_on_signals(_log_stop) as stop,
         closing(Reporter(config, session, lambda: int(stop.signal or 0))) as reporter,
         _bar(session) as bar,
     ):
@@ -181,8 +182,8 @@ def run(config: TrainConfig) -> TrainResult:
             if stopped:
                 break
         reporter.finish()
-    session.ranks.meet()
-    session.ranks.close()
+        session.ranks.meet()
+        session.ranks.close()
     return _result(config, session, reporter, first_step, stopped, time.perf_counter() - started)
 
 
