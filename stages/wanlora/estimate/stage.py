@@ -32,7 +32,7 @@ from wanlora.progress import waiting
 from wanlora.step import fitting
 from wanlora.step.source import weighted
 from wanlora.step.trial import Modes, Trial, describe
-from wanlora.store import objects, schema
+from wanlora.store import schema, storage
 from wanlora.store.views import View, read_view
 from wanlora.wan import adapter as lora
 from wanlora.wan import device as devices
@@ -261,7 +261,7 @@ def _encode_hours(case: Case) -> float | None:
 
 def _cache_bytes(case: Case) -> float:
     if case.config.cache:
-        return objects.num_bytes(case.config.cache, schema.STORE)
+        return storage.num_bytes(case.config.cache, schema.STORE)
     values = sum(
         number * torch.Size(latent_shape(bucket, case.variant.z_dim)).numel()
         for bucket, number in case.to_encode.items()
