@@ -126,7 +126,7 @@ def test_a_killed_actor_is_replaced(data, alone, tmp_path):
     kill_a_worker(cache, run.pid)
     output, messages = run.communicate(timeout=300)
     assert run.returncode == 3, messages
-    assert "died; others take over its" in messages
+    assert "died; it is started again" in messages
     check_done(json.loads(output), cache, alone)
 
 
