@@ -122,7 +122,7 @@ def run(config: TrainConfig) -> TrainResult:
         partial(
             schedule.multiplier,
             schedule=config.optimizer.schedule,
-            warmup_steps=config.optimizer.warmup_steps,
+            warmup_steps=session.warmup_steps,
             num_steps=session.end_step,
         ),
         last_epoch=first_step - 1,
@@ -235,6 +235,7 @@ def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
         yield
         return
     settings = config.model_dump(mode="json")
+    settings["optimizer"]["warmup_steps"] = session.warmup_steps
     with runs.begin_run(config.output_dir, settings, session.facts, checkpoint=session.checkpoint):
         validated = not validation_is_due(config, session)
         runs.forget_after(config.output_dir, session.progress.step, validated=validated)
