@@ -61,7 +61,7 @@ def values_of(config_type: type[Settings], given: Mapping[str, Any]) -> dict[str
     values = {}
     for setting in settings_of(config_type):
         value = given.get(_python_name(setting))
-        if value in (None, [], False):
+        if value in (None, [], (), False):
             continue
         one = isinstance(value, list) and len(value) == 1 and str in _parts(setting.field)
         values[setting.name] = value[0] if one else value

@@ -209,7 +209,7 @@ def command_line(
     """
     words = ["wanlora", command]
     for setting in settings_of(type(config)):
-        value = functools.reduce(getattr, setting.name.split("."), config)
+        value: Any = functools.reduce(getattr, setting.name.split("."), config)
         if setting.name in without or value == setting.field.default:
             continue
         if setting.flag is None:
