@@ -186,9 +186,9 @@ def main() -> None:
 def _reserve_stdout() -> None:
     """Keep stdout for results: what C libraries and child processes print goes to stderr."""
     with suppress(OSError, AttributeError):  # a stream may be closed or replaced
-        results = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding=sys.stdout.encoding)
+        fd = os.dup(sys.stdout.fileno())
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-        sys.stdout = results
+        sys.stdout = os.fdopen(fd, "w", encoding=sys.stdout.encoding, closefd=False)
 
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:

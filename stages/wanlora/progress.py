@@ -131,7 +131,7 @@ def bar(
         try:
             yield opened
         finally:
-            _bars.remove(opened)
+            _bars[:] = [each for each in _bars if each is not opened]  # tqdm's == compares places
 
 
 @contextmanager
@@ -146,7 +146,7 @@ def _outer_hidden() -> Iterator[None]:
     finally:
         if outer:
             outer.delay = 0
-        if outer in _bars:
+        if any(each is outer for each in _bars):
             outer.refresh()
         if not _bars and isinstance(sys.stderr, _Console):
             sys.stderr.release()

@@ -10,6 +10,7 @@ import termios
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import pyte
 
@@ -79,13 +80,20 @@ def run(
     width: int,
     env: dict[str, str],
     *,
+    cwd: Path | None = None,
     until: Callable[[bytes], bool] = lambda _: False,
 ) -> Shown:
     """Run a command in a terminal; press Ctrl-C when `until` is true of its output."""
     ours, theirs = pty.openpty()
     size(theirs, width)
     process = subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env=env, start_new_session=True
+        command,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env=env,
+        cwd=cwd,
+        start_new_session=True,
     )
     os.close(theirs)
     raw, pressed = bytearray(), False

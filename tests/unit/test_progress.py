@@ -73,10 +73,11 @@ def test_an_inner_bar_hides_the_outer_one(monkeypatch):
                 inner.refresh()
                 outer.update(1)  # from another thread, for example
                 logger.info("inside")
+            logger.info("behind")
         print("after")
     shown = terminal.shown()
-    assert [line.split()[0] for line in shown.lines] == ["inside", "outer:", "after"]
-    assert "4/10" in shown.lines[1]
+    assert [line.split()[0] for line in shown.lines] == ["inside", "behind", "outer:", "after"]
+    assert "4/10" in shown.lines[2]
     assert b"inner: 5/5" in shown.raw
 
 
@@ -109,13 +110,16 @@ def test_prints_of_libraries_and_of_other_threads_appear_above_the_bar(monkeypat
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_ends_the_bars_line(monkeypatch, error):
-    terminal = Terminal(80)
-    with pytest.raises(error), output_to(monkeypatch, terminal.stream):
+    def work():
         with progress.bar(total=10, description="outer", unit="step") as outer:
             outer.update()
             with progress.bar(total=10, description="inner", unit="step") as inner:
                 inner.update()
                 raise error
+
+    terminal = Terminal(80)
+    with output_to(monkeypatch, terminal.stream), pytest.raises(error):
+        work()
     terminal.stream.write("error: because\n")
     shown = terminal.shown()
     assert len(shown.lines) == 2
