@@ -306,6 +306,16 @@ def forget_attempt(run_dir: Path) -> None:
             (run_dir / name).rmdir()
 
 
+def recorded_settings(run_dir: Path) -> dict[str, Any]:
+    """Settings in a run's config.toml; empty without one.
+
+    Raises:
+        RunError: The file is not TOML.
+    """
+    path = run_dir / CONFIG_NAME
+    return _read_settings(path) if path.exists() else {}
+
+
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

@@ -127,7 +127,7 @@ def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainR
         partial(
             schedule.multiplier,
             schedule=config.optimizer.schedule,
-            warmup_steps=config.optimizer.warmup_steps,
+            warmup_steps=session.warmup_steps,
             num_steps=session.end_step,
         ),
         last_epoch=first_step - 1,
@@ -240,6 +240,7 @@ def _begin(config: TrainConfig, session: Session, warnings: list[str]) -> Iterat
         yield None
         return
     settings = config.model_dump(mode="json")
+    settings["optimizer"]["warmup_steps"] = session.warmup_steps
     with runs.begin_run(config.output_dir, settings, session.facts, checkpoint=session.checkpoint):
         validated = not validation_is_due(config, session)
         runs.forget_after(config.output_dir, session.progress.step, validated=validated)

@@ -84,9 +84,10 @@ class Reporter:
             validations = runs.read_rows(config.output_dir, runs.VALIDATION_NAME)
             if rows:
                 warn_of_rate_jump(
-                    config.optimizer,
+                    config.optimizer.schedule,
                     session.optimizer.param_groups[0]["initial_lr"],
                     rows[-1],
+                    warmup_steps=session.warmup_steps,
                     end_step=session.end_step,
                 )
             self._recorder = Recorder(
