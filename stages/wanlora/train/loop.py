@@ -28,8 +28,8 @@ from wanlora.core.out_of_memory import explained_out_of_memory
 from wanlora.errors import NonFiniteError
 from wanlora.step.batches import MicroBatch, read_ahead
 from wanlora.step.predict import predict
-from wanlora.step.trial import Trial, describe
 from wanlora.step.validation import EMA
+from wanlora.step.workload import Trial, describe
 from wanlora.stopping import stop_on_signals
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
