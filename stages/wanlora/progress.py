@@ -146,7 +146,7 @@ def _outer_hidden() -> Iterator[None]:
     finally:
         if outer:
             outer.delay = 0
-        if any(each is outer for each in _bars):
+        if outer and any(each is outer for each in _bars):
             outer.refresh()
         if not _bars and isinstance(sys.stderr, _Console):
             sys.stderr.release()
