@@ -44,7 +44,7 @@ from wanlora.prepare.journal import Journal
 from wanlora.prepare.make import clips_of
 from wanlora.prepare.result import PrepareResult, counts, summarize
 from wanlora.prepare.split import group_activities, held_out, held_out_by_0_1_0
-from wanlora.progress import bar
+from wanlora.progress import bar, show_figures
 from wanlora.wan.tokens import TokenCounts, count_tokens
 
 Outcomes = Mapping[Path, Checked | MediaError]
@@ -174,7 +174,7 @@ def _check_sources(found: Found, config: PrepareConfig) -> tuple[Outcomes, Sourc
                 journal.note(path, outcome)
                 outcomes[path] = outcome
                 failed += isinstance(outcome, MediaError)
-                progress.set_postfix_str(f"{failed} errors", refresh=False)
+                show_figures(progress, f"{failed} errors")
                 progress.update(1)
         return outcomes, journal.hashes(outcomes)
 
