@@ -119,9 +119,10 @@ def say(name: str, validation: Mapping[str, Any]) -> str:
     if interval is None:
         return f"{line}; {sample})"
     low, high = (100 * end / base for end in interval)
-    few = validation["source_groups"] < FEW_GROUPS
-    undecided = "too few source groups to decide" if few else "no difference shown"
-    verdict = "lower" if high < 0 else "higher" if low > 0 else undecided
+    if validation["source_groups"] < FEW_GROUPS:
+        verdict = "too few source groups to decide"
+    else:
+        verdict = "lower" if high < 0 else "higher" if low > 0 else "no difference shown"
     return f"{line}, 95 % interval {low:+.2f} to {high:+.2f} %: {verdict}; {sample})"
 
 

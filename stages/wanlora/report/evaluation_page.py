@@ -74,12 +74,16 @@ def _verdict(item: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Raw:
     else:
         low, high = (_percent(found, end) for end in found["ci95"])
         reach = f"(95 % interval {low:+.2f} to {high:+.2f} %)"
-        if high < 0:
+        if found["source_groups"] < FEW_GROUPS:
+            kind = "soft"
+            says = (
+                f"changes the held-out loss by {change:+.2f} % {reach}: too few source groups to "
+                "decide"
+            )
+        elif high < 0:
             kind, says = "good", f"lowers the held-out loss by {-change:.2f} % {reach}"
         elif low > 0:
             kind, says = "bad", f"raises the held-out loss by {change:.2f} % {reach}"
-        elif found["source_groups"] < FEW_GROUPS:
-            kind, says = "soft", f"changes the held-out loss by {change:+.2f} % {reach}"
         else:
             kind, says = "soft", f"shows no difference in held-out loss: {change:+.2f} % {reach}"
     sample = describe_sample(found["clips"], found["source_groups"])
