@@ -37,6 +37,7 @@ STAGES = {
     "inspect": "wanlora.inspect_path",
     "estimate": "wanlora.estimate",
     "train": "wanlora.train",
+    "watch": "wanlora.watch",
     "sample": "wanlora.sample",
     "evaluate": "wanlora.evaluate",
     "export": "wanlora.export",
@@ -84,6 +85,11 @@ EXAMPLES = {
         "wanlora train --cache cache/ --max-steps 50 --gradient-accumulation-steps 4",
         "wanlora train --cache cache/ --output-dir outputs/run --resume",
         "wanlora train --cache cache/ --set lora.rank=16 --set lora.targets=attention",
+    ],
+    "watch": [
+        "wanlora watch",
+        "wanlora watch outputs/ --open",
+        "wanlora watch outputs/ --json",
     ],
     "sample": [
         'wanlora sample --adapter outputs/run --prompt "A person clapping their hands"',
@@ -196,6 +202,8 @@ def _run(name: str, config: Settings, as_json: bool) -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("wanlora").setLevel(logging.INFO if speaks else logging.ERROR)
     stage = importlib.import_module(STAGES[name])
+    if as_json and "once" in type(config).model_fields:  # a server has no result to print
+        config = config.model_copy(update={"once": True})
     result = stage.run(config)
     if not speaks:
         if result.exit_code:
