@@ -2,12 +2,12 @@
 
 import json
 import math
+import socket
 import time
 
 import tomli_w
 
 from wanlora import runs
-from wanlora.watch.files import STATUS_NAME
 
 GIF = bytes.fromhex(
     "47494638396108000800800000ff800000000021f90400000000002c00000000080008000002078c8fa9cbed0f05003b"
@@ -38,8 +38,8 @@ def status(*, state="done", done=20, planned=20, written_s_ago=0.0, **values):
     now = time.time() - written_s_ago
     return {
         "version": 1, "state": state, "reason": None, "steps_done": done, "steps_planned": planned,
-        "started_at": now - 3600, "written_at": now, "next_write_s": 60.0, "eta_s": None,
-        "checkpoint": None, "warnings": [],
+        "host": socket.gethostname(), "started_at": now - 3600, "written_at": now,
+        "next_write_s": 60.0, "eta_s": None, "checkpoint": None, "warnings": [],
     } | values  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def write_run(
     (folder / runs.VALIDATION_NAME).write_text(lines(rows))
     if status_values is not None:
         text = json.dumps(status(done=num_steps, planned=planned) | status_values)
-        (folder / STATUS_NAME).write_text(text)
+        (folder / runs.STATUS_NAME).write_text(text)
     if page is not None:
         (folder / "run.html").write_text(page)
     for index, prompt in enumerate(prompts):

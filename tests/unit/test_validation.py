@@ -10,7 +10,6 @@ from wanlora.core.validation import (
     describe_few_groups,
     describe_sample,
     mean_interval,
-    sigma_grid,
     summarize,
     t95,
 )
@@ -22,7 +21,7 @@ def test_student_quantiles_are_scipys():
 
 
 def test_the_grid_has_the_mean_of_the_density():
-    grid = sigma_grid(64, sampler="logit_normal", shift=3.0)
+    grid = flow.sigma_grid(64, sampler="logit_normal", shift=3.0)
     draws = [
         flow.sigma_of((i + 0.5) / 9999, sampler="logit_normal", shift=3.0) for i in range(9999)
     ]

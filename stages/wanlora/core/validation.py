@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from wanlora.core import flow
 from wanlora.core.rng import Stream, generator
 
 # Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom (any table of it).
@@ -77,14 +76,6 @@ class Report:
 def num_due(end_step: int, *, every: int) -> int:
     """Number of validations of a run: every `every` steps and after the last one; 0 = never."""
     return -(-end_step // every) if every else 0
-
-
-def sigma_grid(num_sigmas: int, *, sampler: str, shift: float) -> list[float]:
-    """Midpoints of equal shares of the training density, so that their mean is its expectation."""
-    return sorted(
-        flow.sigma_of((q + 0.5) / num_sigmas, sampler=sampler, shift=shift)
-        for q in range(num_sigmas)
-    )
 
 
 def choose(

@@ -18,6 +18,7 @@ from wanlora.watch.list_page import (
     duration,
     figure,
     link_to,
+    rate,
     steps,
 )  # fmt: skip
 from wanlora.watch.live import LIVE, SERVED_POLICY
@@ -60,7 +61,7 @@ def _numbers(runs: Sequence[RunData]) -> Raw:
         ("best held-out loss", [best_loss(run.best) for run in shown]),
         ("after step", [f"{run.best.step:,}" if run.best else "" for run in shown]),
         ("rank", ["" if run.rank is None else str(run.rank) for run in shown]),
-        ("learning rate", [figure(run.learning_rate, 3) for run in shown]),
+        ("learning rate", [rate(run.learning_rate) for run in shown]),
         ("seconds per step", [figure(run.metrics.median("s_per_step"), 3) for run in runs]),
         ("peak memory, GB", [figure(run.metrics.last.get("peak_memory_gb"), 3) for run in runs]),
         ("started", [ago(run.started_at) for run in shown]),
@@ -183,8 +184,8 @@ def _picture(run: RunData, prompt: str) -> str:
 
 
 _STYLE = """
-.pictures { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(150px, 260px)); }
-.pictures figure { margin: 0; } .pictures img { width: 100%; display: block; } .pictures figcaption { color: var(--soft); font-size: 12.5px; overflow-wrap: anywhere; }
+.pictures { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); }
+.pictures figure { margin: 0; max-width: 260px; } th { white-space: normal; overflow-wrap: anywhere; } .pictures img { width: 100%; display: block; } .pictures figcaption { color: var(--soft); font-size: 12.5px; overflow-wrap: anywhere; }
 .none { display: grid; place-items: center; min-height: 80px; background: var(--band); border-radius: 4px; }
 """  # noqa: E501
 

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from wanlora.runs import LOCK_NAME, METRICS_NAME
+from wanlora.runs import LOCK_NAME, METRICS_NAME, STATUS_NAME
 
-STATUS_NAME = "status.json"
 MAX_DEPTH = 3
 """Levels of folders that are searched for runs: `outputs/demo/run` is on the second."""
 MAX_FOLDERS = 5_000

@@ -131,6 +131,14 @@ def figure(value: float | None, digits: int = 4) -> str:
     return "" if value is None else f"{value:.{digits}g}"
 
 
+def rate(value: float | None) -> str:
+    """A learning rate as it is typed, such as `2.5e-5`; empty for None."""
+    if value is None:
+        return ""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
+
+
 def _counts(
     folder: str, summaries: Sequence[Summary], links: Sequence[str], *, is_cut: bool
 ) -> Raw:
@@ -167,7 +175,7 @@ def _row(run: Summary) -> str:
         ("loss", "number", loss, figure(loss)),
         ("best held-out loss", "number", run.best.loss if run.best else None, best_loss(run.best)),
         ("rank", "number", run.rank, run.rank),
-        ("learning rate", "number", run.learning_rate, figure(run.learning_rate, 3)),
+        ("learning rate", "number", run.learning_rate, rate(run.learning_rate)),
         ("started", "number", run.started_at, ago(run.started_at)),
         ("last written", "number", run.written_at, ago(run.written_at)),
     ]
@@ -179,13 +187,14 @@ def _cell(label: str, kind: str, key: object, shown: object) -> str:
 
 
 STYLE = """
-.runs { overflow-x: auto; } .runs td { vertical-align: middle; } .runs .name { font-weight: 600; min-width: 12ch; overflow-wrap: anywhere; }
+.runs { overflow-x: auto; } .runs td { vertical-align: middle; } .runs .name { font-weight: 600; min-width: 17ch; overflow-wrap: anywhere; }
+.runs th { white-space: normal; vertical-align: bottom; } .runs th, .runs td { padding: 6px 8px; } .runs th:first-child::after { content: none; }
 .runs td.number, .runs time { white-space: nowrap; } a { color: light-dark(#1d4ed8, #8fb4ff); } small { display: block; font-size: 12px; }
 .badge { display: inline-block; white-space: nowrap; font-weight: 600; } .badge::before { content: ""; display: inline-block;
   width: 8px; height: 8px; border-radius: 50%; background: currentColor; margin-right: 6px; }
 .badge.live { color: light-dark(#1d4ed8, #8fb4ff); } .badge.live::before { animation: pulse 2s infinite; }
 @keyframes pulse { 50% { opacity: .25; } } @media (prefers-reduced-motion: reduce) { .badge.live::before { animation: none; } }
-.reason { color: var(--soft); max-width: 34ch; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.reason { color: var(--soft); max-width: 26ch; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 progress { display: block; width: 100%; min-width: 90px; height: 5px; margin-top: 3px; accent-color: light-dark(#2563eb, #7aa2ff); }
 .choose { position: sticky; bottom: 0; display: flex; gap: 12px; align-items: center; padding: 10px 0; background: var(--ground); }
 .choose button { font: inherit; padding: 6px 14px; border: 1px solid var(--line); border-radius: 6px; background: var(--band); color: var(--ink); cursor: pointer; }

@@ -2,10 +2,11 @@
 
 Owns: the state of a run, and the cache of what was read. Must not know: HTML, HTTP.
 
-A run's lock decides whether it is alive. Its `status.json` has a time at which it is written again,
-for disks that do not share locks between machines.
+A process that trains holds its run's lock. Not every network disk shares locks between machines, so
+a run of another machine also counts as alive while it writes its `status.json` in time.
 """
 
+import socket
 import threading
 import time
 from dataclasses import dataclass
@@ -13,19 +14,21 @@ from typing import Any, Literal
 
 from wanlora import runs
 from wanlora.watch import records
-from wanlora.watch.files import STATUS_NAME, Folder, Version
+from wanlora.watch.files import Folder, Version
 
 State = Literal["running", "finished", "stopped", "failed", "no sign of life"]
 
-FILES = (runs.METRICS_NAME, runs.VALIDATION_NAME, runs.CONFIG_NAME, STATUS_NAME)
+FILES = (runs.METRICS_NAME, runs.VALIDATION_NAME, runs.CONFIG_NAME, runs.STATUS_NAME)
 TAIL_BYTES = 64 * 1024
 """End of metrics.jsonl that is read for its newest row of about 300 bytes."""
 PATIENCE_S = 30.0
-"""A page is late by this, and by the time until it was due again, before a run counts as silent."""
+"""Added to twice the time after which a run writes its status again."""
 SILENT_S = 600.0
 SILENT_STEPS = 20
 """Without a lock or a status, a run that wrote something in the last 10 minutes, or in the time of
 20 steps, counts as alive: a validation or a checkpoint can take that long."""
+
+KILLED = "the process ended without recording why, as after a kill or a power cut"
 
 _ENDED: dict[str, State] = {"done": "finished", "stopped": "stopped", "failed": "failed"}
 
@@ -141,7 +144,7 @@ class Summaries:
             last=records.last_metrics(tail) or {},
             best=describe_best(best) if best else None,
             settings=records.settings(self._folder.read(f"{name}/{runs.CONFIG_NAME}")),
-            status=records.status(self._folder.read(f"{name}/{STATUS_NAME}")),
+            status=records.status(self._folder.read(f"{name}/{runs.STATUS_NAME}")),
         )
 
     def _is_saved(self, name: str, known: _Read) -> bool:
@@ -180,7 +183,7 @@ def state_of(
 
     Args:
         status: As in status.json; None for a run of a release before 0.2.
-        locked: From `Folder.is_locked`.
+        locked: From `Folder.is_locked`. False counts only for a run of this machine.
         now: Time, s since 1970.
         written_at: Time at which the run wrote something.
         seconds_per_step: Of the last step, if known.
@@ -192,17 +195,18 @@ def state_of(
     if status and status["state"] in _ENDED:
         return _ENDED[status["state"]], status.get("reason")
     if status:
+        is_here = locked is False and status.get("host") == socket.gethostname()
         wait_s = status.get("next_write_s")
         due_s = wait_s if isinstance(wait_s, int | float) else SILENT_S
-        if now - status["written_at"] <= 2 * due_s + PATIENCE_S:
+        if not is_here and now - status["written_at"] <= 2 * due_s + PATIENCE_S:
             return "running", None
-        return "no sign of life", "the process has ended without recording why, as after a kill"
+        return "no sign of life", KILLED
     limit_s = max(SILENT_S, SILENT_STEPS * (seconds_per_step or 0.0))
     if locked is None and now - written_at <= limit_s:
         return "running", None
     if is_complete:
         return "finished", None
-    return ("stopped", None) if is_saved else ("no sign of life", "it ended after no checkpoint")
+    return ("stopped", None) if is_saved else ("no sign of life", KILLED)
 
 
 def _summary(
