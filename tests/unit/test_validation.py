@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from wanlora.core import flow
+from wanlora.core.flow import sigma_grid
 from wanlora.core.validation import (
     choose,
     describe_few_groups,
@@ -21,7 +22,7 @@ def test_student_quantiles_are_scipys():
 
 
 def test_the_grid_has_the_mean_of_the_density():
-    grid = flow.sigma_grid(64, sampler="logit_normal", shift=3.0)
+    grid = sigma_grid(64, sampler="logit_normal", shift=3.0)
     draws = [
         flow.sigma_of((i + 0.5) / 9999, sampler="logit_normal", shift=3.0) for i in range(9999)
     ]

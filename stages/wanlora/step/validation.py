@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from wanlora.core import flow
 from wanlora.core.fingerprint import fingerprint
+from wanlora.core.flow import sigma_grid
 from wanlora.core.rng import Stream, normal
 from wanlora.core.validation import Report, choose, describe_sample, summarize
 from wanlora.errors import NonFiniteError
@@ -99,7 +100,7 @@ def make_panel(
         return None
     activities, groups = zip(*((clip.activity, clip.source_group) for clip in clips), strict=True)
     chosen = choose(activities, groups, num_clips, seed=source.seed)
-    grid = flow.sigma_grid(num_sigmas, sampler=source.sampler, shift=source.shift)
+    grid = sigma_grid(num_sigmas, sampler=source.sampler, shift=source.shift)
     return Panel(name, tuple(clips[index] for index in chosen), tuple(grid))
 
 

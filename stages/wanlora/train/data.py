@@ -21,7 +21,8 @@ from wanlora.core.schedule import describe_short_run
 from wanlora.core.validation import describe_few_groups
 from wanlora.errors import NonFiniteError, StoreError
 from wanlora.step.batches import BatchSource
-from wanlora.step.source import check_encodings, make_source, weighted
+from wanlora.step.clips import check_encodings, weighted
+from wanlora.step.source import make_source
 from wanlora.step.validation import Panel, make_panel
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, read_view

@@ -7,6 +7,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wanlora.core.units import duration
 from wanlora.report.chart import COLOURS, Line, Point, charts, line_chart
 from wanlora.report.page import Raw, escape, page, section, table
 from wanlora.watch.details import RunData
@@ -15,7 +16,6 @@ from wanlora.watch.list_page import (
     ago,
     badge,
     best_loss,
-    duration,
     figure,
     link_to,
     rate,

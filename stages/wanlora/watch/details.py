@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wanlora import runs
+from wanlora.core.units import count
 from wanlora.report.series import Metrics
 from wanlora.watch import records
 from wanlora.watch.files import Folder, Version
@@ -65,9 +66,9 @@ class Details:
     def of(self, summary: Summary) -> RunData:
         """Read a run."""
         name = summary.name
-        metrics, damaged = self._read_metrics(name)
+        metrics, num_damaged = self._read_metrics(name)
         validations = records.validation_rows(self._read(f"{name}/{runs.VALIDATION_NAME}"))
-        files = ((runs.METRICS_NAME, damaged), (runs.VALIDATION_NAME, validations.num_damaged))
+        files = ((runs.METRICS_NAME, num_damaged), (runs.VALIDATION_NAME, validations.num_damaged))
         return RunData(
             summary=summary,
             settings=records.settings(self._read(f"{name}/{runs.CONFIG_NAME}")),
@@ -75,9 +76,9 @@ class Details:
             validations=validations.rows,
             pictures=self._pictures(name),
             notes=[
-                f"{count} damaged line{'s' * (count != 1)} of {file} are not shown"
-                for file, count in files
-                if count
+                f"{count(damaged, 'damaged line')} of {file} are not shown"
+                for file, damaged in files
+                if damaged
             ],
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from urllib.parse import quote
 
+from wanlora.core.units import count, duration, names
 from wanlora.report.page import Raw, escape, page
 from wanlora.watch.live import LIVE, SERVED_POLICY
 from wanlora.watch.summary import Best, Summary
@@ -106,15 +107,6 @@ def best_loss(best: Best | None) -> Raw:
     )
 
 
-def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3.5 h` or `4 days`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    if seconds < 2 * 3600:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
-
-
 def ago(moment: float | None) -> Raw:
     """Time since a moment, with the moment itself under the pointer."""
     if moment is None:
@@ -143,17 +135,16 @@ def _counts(
     folder: str, summaries: Sequence[Summary], links: Sequence[str], *, is_cut: bool
 ) -> Raw:
     """Runs by state, and what of the folder is not shown."""
-    count = len(summaries)
     states = Counter(summary.state for summary in summaries)
     by_state = ", ".join(f"{states[state]} {state}" for state in COLOURS if states[state])
-    text = f"{count} run{'s' * (count != 1)}: {by_state}." if count else (
-        f"No runs in {folder} yet. A run appears here when it starts: "
-        f"wanlora train --output-dir {folder}/NAME"
-    )  # fmt: skip
+    text = f"{count(len(summaries), 'run')}: {by_state}."
+    if not summaries:
+        text = (
+            f"No runs in {folder} yet. A run appears here when it starts: "
+            f"wanlora train --output-dir {folder}/NAME"
+        )
     if links:
-        named = ", ".join(links[:MAX_NAMED_LINKS])
-        more = f" and {len(links) - MAX_NAMED_LINKS} more" if len(links) > MAX_NAMED_LINKS else ""
-        text += f" Symbolic links are not followed: {named}{more}."
+        text += f" Symbolic links are not followed: {names(links, most=MAX_NAMED_LINKS)}."
     if is_cut:
         text += " This folder has too many folders to search them all; watch a smaller one."
     return Raw(f'<p id="counts" data-live>{escape(text)}</p>')

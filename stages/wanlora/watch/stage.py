@@ -15,10 +15,11 @@ from pathlib import Path
 
 from wanlora.config import WatchConfig
 from wanlora.core.text_table import text_table
+from wanlora.core.units import duration
 from wanlora.errors import OutputError, RunError
 from wanlora.stopping import stop_on_signals
 from wanlora.watch.files import Folder
-from wanlora.watch.list_page import duration, figure
+from wanlora.watch.list_page import figure
 from wanlora.watch.pages import Pages
 from wanlora.watch.server import Server
 from wanlora.watch.summary import Summary
