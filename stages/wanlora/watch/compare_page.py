@@ -118,7 +118,7 @@ def _bands(rows: Sequence[Row]) -> list[tuple[float, float, float]]:
         (float(row["step"]), *(100 * end / row["base_mean"] for end in row["ci95"]))
         for row in rows
         if row.get("ci95")
-    ]  # type: ignore[misc]
+    ]
 
 
 def _panel_warning(runs: Sequence[RunData]) -> list[Raw]:
@@ -150,7 +150,7 @@ def _settings(runs: Sequence[RunData]) -> Raw:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    found = {}
+    found: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
             found |= _flat(value, f"{prefix}{key}.")

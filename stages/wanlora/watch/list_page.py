@@ -13,14 +13,14 @@ from urllib.parse import quote
 from wanlora.core.units import count, duration, names
 from wanlora.report.page import Raw, escape, page
 from wanlora.watch.live import LIVE, SERVED_POLICY
-from wanlora.watch.summary import Best, Summary
+from wanlora.watch.summary import Best, State, Summary
 
 MIN_COMPARED, MAX_COMPARED = 2, 8
 """A chart has eight colours."""
 REFRESH_S = 5
 MAX_NAMED_LINKS = 5
 
-COLOURS = {
+COLOURS: dict[State, str] = {
     "running": "live",
     "finished": "good",
     "stopped": "warn",
