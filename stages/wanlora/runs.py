@@ -45,6 +45,9 @@ STATUS_NAME = "status.json"
 PAGE_NAME = "run.html"
 LOCK_NAME = ".lock"
 
+LOCK_WAIT_S = 0.5
+"""`wanlora watch` holds a shared lock for some microseconds when it looks for a process."""
+
 logger = logging.getLogger(__name__)
 
 # Settings that may change when a run continues: they decide how far or how it runs, not what it is.
@@ -132,7 +135,7 @@ def begin_run(
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / LOCK_NAME)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOCK_WAIT_S)
     except Timeout:
         raise RunError(
             f"another process is training in {run_dir}: wait for it to end, or choose another "
