@@ -313,6 +313,20 @@ def _read_settings(path: Path) -> dict[str, Any]:
         ) from None
 
 
+def read_config(run_dir: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read the settings of a run, and the facts at the head of its config.toml.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    path = run_dir / CONFIG_NAME
+    if not path.exists():
+        return {}, {}
+    settings = _read_settings(path)
+    head = [line[2:] for line in path.read_text("utf-8").splitlines() if line.startswith("# ")]
+    return settings, dict(line.split(": ", 1) for line in head if ": " in line)
+
+
 def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in settings.items() if key not in FREE_ON_RESUME}
     return dict(_without_none(kept))

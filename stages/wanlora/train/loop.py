@@ -235,7 +235,8 @@ def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
         yield
         return
     settings = config.model_dump(mode="json")
-    with runs.begin_run(config.output_dir, settings, session.facts, checkpoint=session.checkpoint):
+    facts = {**session.facts, "end_step": str(session.end_step)}
+    with runs.begin_run(config.output_dir, settings, facts, checkpoint=session.checkpoint):
         validated = not validation_is_due(config, session)
         runs.forget_after(config.output_dir, session.progress.step, validated=validated)
         if session.checkpoint:
