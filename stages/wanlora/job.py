@@ -223,17 +223,18 @@ def _run_stage(name: str, settings: Settings, *, as_json: bool) -> StageResult:
 
 
 def finished_steps(config: TrainConfig) -> int | None:
-    """Return the steps of a run that is complete under these settings; None for any other."""
+    """Return the steps of a run that is complete with these settings and clips; None otherwise.
+
+    Otherwise `train --resume` continues the run, or refuses it by the setting that differs.
+    """
     checkpoint = runs.newest_checkpoint(config.output_dir)
-    if checkpoint is None:
+    status = runs.read_status(config.output_dir)
+    if checkpoint is None or status.get("state") != "done":
         return None
     recorded, facts = runs.read_config(config.output_dir)
-    steps = runs.step_of(checkpoint)
-    same = (recorded.get("max_steps"), recorded.get("num_epochs")) == (
-        config.max_steps,
-        config.num_epochs,
-    ) and facts.get("view_sha256") == read_view(config.cache, config.view).sha256
-    return steps if same and steps >= int(facts.get("end_step", steps + 1)) else None
+    view = read_view(config.cache, config.view)
+    same = runs.same_settings(recorded, config.model_dump(mode="json"))
+    return runs.step_of(checkpoint) if same and facts.get("view_sha256") == view.sha256 else None
 
 
 def _line(name: str, settings: Settings) -> str:

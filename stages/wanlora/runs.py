@@ -8,6 +8,7 @@
     previews/step-000500/                latents and pictures made while training
     validation.jsonl                     one object a validation
     validation_base.json                 the base model's losses on the validation panels
+    status.json  run.html                the state of the run; its page
 
 Owns: names, atomic publication, and the choice of what to resume. Must not know what is inside a
 checkpoint. Killed at any instruction, every file and checkpoint is whole or not there.
@@ -40,6 +41,8 @@ EMA_NAME = "ema"
 CHECKPOINTS_NAME = "checkpoints"
 PREVIEWS_NAME = "previews"
 CARD_NAME = "README.md"
+STATUS_NAME = "status.json"
+PAGE_NAME = "run.html"
 LOCK_NAME = ".lock"
 
 logger = logging.getLogger(__name__)
@@ -156,11 +159,11 @@ def begin_run(
 
 
 def _leave_as_before(run_dir: Path, before: set[Path] | None) -> None:
-    """Remove what a refused start has made: the folder if it is new, else config.toml and .lock."""
+    """Remove what a refused start has made: the folder if it is new, else its files."""
     if before is None:
         shutil.rmtree(run_dir, ignore_errors=True)
         return
-    for name in (CONFIG_NAME, LOCK_NAME):
+    for name in (CONFIG_NAME, LOCK_NAME, STATUS_NAME, PAGE_NAME):
         if run_dir / name not in before:
             (run_dir / name).unlink(missing_ok=True)
 
@@ -303,6 +306,16 @@ def forget_attempt(run_dir: Path) -> None:
             (run_dir / name).rmdir()
 
 
+def recorded_settings(run_dir: Path) -> dict[str, Any]:
+    """Settings in a run's config.toml; empty without one.
+
+    Raises:
+        RunError: The file is not TOML.
+    """
+    path = run_dir / CONFIG_NAME
+    return _read_settings(path) if path.exists() else {}
+
+
 def _read_settings(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -325,6 +338,26 @@ def read_config(run_dir: Path) -> tuple[dict[str, Any], dict[str, str]]:
     settings = _read_settings(path)
     head = [line[2:] for line in path.read_text("utf-8").splitlines() if line.startswith("# ")]
     return settings, dict(line.split(": ", 1) for line in head if ": " in line)
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """Read status.json; empty if there is none or it is damaged."""
+    try:
+        return dict(json.loads((run_dir / STATUS_NAME).read_bytes()))
+    except (OSError, ValueError):
+        return {}
+
+
+def same_settings(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a run was trained with the wanted settings, apart from those of how it runs."""
+    free = FREE_ON_RESUME - {"max_steps", "num_epochs"}
+    kinds = [
+        {key: value for key, value in _without_none(each).items() if key not in free}
+        for each in (recorded, wanted)
+    ]
+    if kinds[1]["optimizer"].get("warmup_steps") is None:  # recorded as the run used it
+        kinds[0].get("optimizer", {}).pop("warmup_steps", None)
+    return kinds[0] == kinds[1]
 
 
 def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,7 +141,14 @@ class OptimizerSettings(Settings):
     schedule: Annotated[
         Literal["constant", "cosine", "linear"], Field(description="Learning rate after warm-up.")
     ] = "constant"
-    warmup_steps: Annotated[int, Field(description="Steps of linear warm-up.", ge=0)] = 100
+    warmup_steps: Annotated[
+        int | None,
+        Field(
+            description="Steps of linear warm-up; None = a tenth of the run, at most 100. A run "
+            "that continues keeps its own.",
+            ge=0,
+        ),
+    ] = None
 
 
 class ValidationSettings(Settings):
@@ -313,7 +320,7 @@ class TrainConfig(Settings):
     batch_by: BatchBy = "clips"
     learning_rate: Annotated[
         float | None,
-        Field(description="Peak learning rate; None = 1e-4, or 1 for prodigy.", ge=0),
+        Field(description="Peak learning rate; None = 1e-4, or 1 for prodigy.", gt=0),
         Flag("--learning-rate", "--lr", heading="Training"),
     ] = None
     save_steps: Annotated[

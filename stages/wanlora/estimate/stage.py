@@ -24,6 +24,7 @@ from wanlora.core.flops import Recompute
 from wanlora.core.gpus import GPUS, Gpu, gpu_named, gpu_of
 from wanlora.core.memory import longest_clip, num_trained, plan, step_bytes, uploaded_bytes
 from wanlora.core.order import Order, describe_untrained
+from wanlora.core.schedule import describe_short_run
 from wanlora.errors import ConfigError
 from wanlora.estimate.case import Card, Case
 from wanlora.estimate.pauses import Passes, preview_passes, validation_passes
@@ -218,6 +219,14 @@ def _result(case: Case, modes: Modes) -> EstimateResult:
         cache_gb=_cache_bytes(case) / 1e9,
         checkpoints_gb=_checkpoint_bytes(config, steps, trained) / 1e9,
         untrained=describe_untrained(case.order, case.buckets, batch_sizes, end_step=steps),
+        too_short=describe_short_run(
+            steps,
+            steps_per_epoch=epoch,
+            draws_per_epoch=case.order.draws_per_epoch,
+            num_epochs=config.num_epochs,
+            accumulation=config.gradient_accumulation_steps,
+            num_processes=config.num_processes,
+        ),
         assumed=_assumed(gpu, measured=case.trial is not None),
         probe=asdict(case.trial) if case.trial else None,
     )

@@ -34,6 +34,7 @@ from wanlora.stopping import stop_on_signals
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
 from wanlora.train.outcomes import Outcome, Outcomes
+from wanlora.train.page import LivePage, collected_warnings, live_page
 from wanlora.train.record import check_trackers
 from wanlora.train.reporting import Reporter, validation_is_due
 from wanlora.train.session import Session, open_session
@@ -113,7 +114,11 @@ def run(config: TrainConfig) -> TrainResult:
             the run that is lost.
     """
     check_trackers(config.trackers)
-    session = open_session(config)
+    with collected_warnings() as warnings:
+        return _train(config, open_session(config), warnings)
+
+
+def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainResult:
     masters, optimizer, done = session.masters, session.optimizer, session.progress
     first_step = done.step
     steps = range(first_step, session.end_step)
@@ -122,7 +127,7 @@ def run(config: TrainConfig) -> TrainResult:
         partial(
             schedule.multiplier,
             schedule=config.optimizer.schedule,
-            warmup_steps=config.optimizer.warmup_steps,
+            warmup_steps=session.warmup_steps,
             num_steps=session.end_step,
         ),
         last_epoch=first_step - 1,
@@ -134,7 +139,7 @@ def run(config: TrainConfig) -> TrainResult:
         # The outermost block: process 0 may still be saving when the others have left the loop.
         stop_on_signals(_log_stop, ends_process=True) as stop,
         session.ranks.explained(),
-        _begin(config, session),
+        _begin(config, session, warnings) as page,
         explained_out_of_memory(partial(_explain_memory, session.progress, session.trial)),
         attention.pinned(config.attention, session.device),
         closing(
@@ -142,7 +147,7 @@ def run(config: TrainConfig) -> TrainResult:
                 session.data.source, plan, depth=config.prefetch_batches, device=session.device
             )
         ) as batches,
-        closing(Reporter(config, session, lambda: int(stop.signal or 0))) as reporter,
+        closing(Reporter(config, session, lambda: int(stop.signal or 0), page)) as reporter,
         _bar(session) as bar,
     ):
         _restore_best(config, session)
@@ -181,7 +186,7 @@ def run(config: TrainConfig) -> TrainResult:
             stopped = _follow_up(config, session, reporter, outcomes, bar, pausing=interrupted)
             if stopped:
                 break
-        reporter.finish()
+        reporter.finish(stopped)
         session.ranks.meet()
         session.ranks.close()
     return _result(config, session, reporter, first_step, stopped, time.perf_counter() - started)
@@ -229,21 +234,24 @@ def _log_stop(received: signal.Signals) -> None:
 
 
 @contextmanager
-def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
+def _begin(config: TrainConfig, session: Session, warnings: list[str]) -> Iterator[LivePage | None]:
     """Take the run's folder into possession, now that nothing can be refused any more."""
     if not session.is_main:
-        yield
+        yield None
         return
     settings = config.model_dump(mode="json")
-    facts = {**session.facts, "end_step": str(session.end_step)}
-    with runs.begin_run(config.output_dir, settings, facts, checkpoint=session.checkpoint):
+    settings["optimizer"]["warmup_steps"] = session.warmup_steps
+    with runs.begin_run(config.output_dir, settings, session.facts, checkpoint=session.checkpoint):
         validated = not validation_is_due(config, session)
         runs.forget_after(config.output_dir, session.progress.step, validated=validated)
         if session.checkpoint:
             saving.show(config.output_dir, session.checkpoint)
         else:
             runs.forget_attempt(config.output_dir)
-        yield
+        with live_page(
+            config.output_dir, steps_planned=session.end_step, warnings=warnings
+        ) as page:
+            yield page
 
 
 def _restore_best(config: TrainConfig, session: Session) -> None:
