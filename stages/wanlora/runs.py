@@ -351,13 +351,13 @@ def read_status(run_dir: Path) -> dict[str, Any]:
 def same_settings(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a run was trained with the wanted settings, apart from those of how it runs."""
     free = FREE_ON_RESUME - {"max_steps", "num_epochs"}
-    kinds = [
+    both = [
         {key: value for key, value in _without_none(each).items() if key not in free}
         for each in (recorded, wanted)
     ]
-    if kinds[1]["optimizer"].get("warmup_steps") is None:  # recorded as the run used it
-        kinds[0].get("optimizer", {}).pop("warmup_steps", None)
-    return kinds[0] == kinds[1]
+    if both[1]["optimizer"].get("warmup_steps") is None:  # recorded as the run used it
+        both[0].get("optimizer", {}).pop("warmup_steps", None)
+    return both[0] == both[1]
 
 
 def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:
