@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wanlora import runs
-from wanlora.config import COMMANDS, RunConfig, Settings, TrainConfig, command_line
+from wanlora.config import ACTIVITY, COMMANDS, RunConfig, Settings, TrainConfig, command_line
 from wanlora.config.load import assign, build, read_toml
 from wanlora.config.template import DECIDED
 from wanlora.core.ranks import rank_of
@@ -151,15 +151,14 @@ def _passed_on(
     name: str, table: Mapping[str, Any], stages: Mapping[str, Settings]
 ) -> dict[str, Any]:
     """Return the settings that a stage takes from the stages before it."""
-    stages = dict(stages)
     encoded = stages.get("train") or stages.get("cache-latents")
     values: dict[str, Any] = {}
     if name == "cache-latents" and (prepared := stages.get("prepare")):
         values["manifest"] = [_get(prepared, "output")]
-    prompts = {"prompt", "prompts", "latents"} & table.keys()
-    if name in ("train", "evaluate") and encoded:
-        values |= {key: _get(encoded, key) for key in ("cache", "view")}
-    if name == "sample" and encoded and (not prompts or "{activity}" in str(table.get("prompt"))):
+    has_prompts = any(table.get(key) for key in ("prompt", "prompts", "latents"))
+    if name == "sample" and has_prompts and ACTIVITY not in str(table.get("prompt")):
+        encoded = None  # a cache is for the prompts of its activities
+    if name != "cache-latents" and encoded:
         values |= {key: _get(encoded, key) for key in ("cache", "view")}
     if trained := stages.get("train"):
         run_dir = _get(trained, "output_dir")

@@ -75,8 +75,8 @@ DECIDED = {
 PASSED_ON = {
     "cache-latents": ("manifest",),
     "train": ("cache", "view"),
-    "sample": ("cache", "view", "adapter", "skip_existing"),
-    "evaluate": ("cache", "view", "adapter"),
+    "sample": ("cache", "view", "adapter", "output_dir", "skip_existing"),
+    "evaluate": ("cache", "view", "adapter", "output_dir"),
 }
 """Settings whose default in a job comes from the stages before."""
 
