@@ -14,6 +14,7 @@ torch, or any library code.
     job.py          config, run
     describe.py     a setting's type, bounds and default in words
     template.py     a command's settings, or a whole job, as a commented TOML file
+    watch.py        watch
 """
 
 from wanlora.config.after import ACTIVITY, DemoConfig, EvaluateConfig, SampleConfig
@@ -32,6 +33,7 @@ from wanlora.config.stage_two import (
     ValidationSettings,
 )
 from wanlora.config.stage_zero import PrepareConfig, VerifyConfig
+from wanlora.config.watch import WatchConfig
 
 __all__ = [
     "ACTIVITY",
@@ -59,6 +61,7 @@ __all__ = [
     "TrainConfig",
     "ValidationSettings",
     "VerifyConfig",
+    "WatchConfig",
     "command_line",
     "load",
     "settings_of",
@@ -72,6 +75,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "inspect": InspectConfig,
     "estimate": EstimateConfig,
     "train": TrainConfig,
+    "watch": WatchConfig,
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,

@@ -185,8 +185,8 @@ def _explain(model: type[Settings], problem: dict[str, Any]) -> str:
 def _unknown(model: type[Settings], path: str) -> str:
     """Name the nearest settings, and the command that lists all."""
     command = re.sub(r"(?<!^)(?=[A-Z])", "-", model.__name__.removesuffix("Config")).lower()
-    likely = " or ".join(setting.name for setting in nearest(model, path))
-    guess = f" (did you mean {likely}?)" if likely else ""
+    likely = nearest(model, path)
+    guess = f" (did you mean {likely[0].name}?)" if likely else ""
     return f"unknown setting {path}{guess}; all settings: wanlora config {command}"
 
 

@@ -119,7 +119,7 @@ def commands(config: DemoConfig) -> list[tuple[Any, ...]]:
         (
             "train", "--cache", cache, "--output-dir", run_dir, "--max-steps", config.max_steps,
             "--batch-size", BATCH_SIZE, "--learning-rate", "4e-3", *seed,
-            "--set", "lora.rank=8", "--set", "optimizer.warmup_steps=10",
+            "--rank", "8", "--set", "optimizer.warmup_steps=10",
             "--set", "optimizer.schedule=cosine",
         ),
         (

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,8 +28,8 @@ from wanlora.core.out_of_memory import explained_out_of_memory
 from wanlora.errors import NonFiniteError
 from wanlora.step.batches import MicroBatch, read_ahead
 from wanlora.step.predict import predict
-from wanlora.step.trial import Trial, describe
 from wanlora.step.validation import EMA
+from wanlora.step.workload import Trial, describe
 from wanlora.stopping import stop_on_signals
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
@@ -207,7 +207,7 @@ def _follow_up(
     if stopping and not pausing:
         _report(config, session, reporter, outcomes, all_of_them=True)
     if session.is_main:
-        bar.set_postfix_str(reporter.postfix(), refresh=False)
+        progress.show_figures(bar, *reporter.figures())
         bar.update()
         # Before the validation: what fails or stops there loses no step.
         if stopping or saving.is_due(config, session):
@@ -334,12 +334,11 @@ def _blame_kernel(config: TrainConfig, session: Session) -> str:
     )
 
 
-def _bar(session: Session) -> Any:
-    if not session.is_main:
-        return nullcontext()
+def _bar(session: Session) -> AbstractContextManager[Any]:
     return progress.bar(
-        total=session.end_step, done=session.progress.step, description="train", unit="step"
-    )
+        total=session.end_step, done=session.progress.step, description="train", unit="step",
+        shown=session.is_main,
+    )  # fmt: skip
 
 
 def _result(

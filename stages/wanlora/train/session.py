@@ -29,8 +29,8 @@ from wanlora.errors import AdapterError, CheckpointError, ConfigError, ModelErro
 from wanlora.progress import waiting
 from wanlora.step import fitting
 from wanlora.step.masters import Masters, MovingAverage
-from wanlora.step.trial import Trial
 from wanlora.step.validation import losses, make_panel, panel_facts
+from wanlora.step.workload import Trial, is_compiled, largest, workload
 from wanlora.store import index
 from wanlora.store.views import View, frame_rate, read_view
 from wanlora.train import checkpoints
@@ -42,7 +42,6 @@ from wanlora.train.ranks import Ranks, prepare_process
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
-from wanlora.wan.blocks import is_compiled
 from wanlora.wan.transformer import base_fingerprint, load_transformer
 from wanlora.wan.variants import Variant, resolve, variant_of
 
@@ -443,22 +442,22 @@ def _fit(
     dtype: torch.dtype,
 ) -> tuple[Workload, Trial]:
     """Decide how blocks run by a trial of what is largest, so that memory runs out now or never."""
-    compiled = is_compiled(config.eager, device, dora=config.lora.dora)
+    compiled = is_compiled(config.eager, device.type, dora=config.lora.dora)
     works = {
-        bucket: fitting.workload(
+        bucket: workload(
             variant,
             bucket,
             batch_size=size.micro_batch,
             rank=config.lora.rank,
             adapted=masters.modules,
             compiled=compiled,
-            dtype=dtype,
+            element_bytes=dtype.itemsize,
             num_uploaded=config.prefetch_batches + 1,
         )
         for bucket, size in data.sizes.items()
     }
     _say_what_a_step_has(data, works)
-    bucket = fitting.largest(works)
+    bucket = largest(works)
     work = works[bucket]
     if work.compiled:
         logger.info("compiling the blocks; their kernels are kept for the next run")
