@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -138,6 +138,9 @@ EXAMPLES = {
 SHARED = ("cache-latents", "train")
 """What several processes of a launcher do together; each does any other command for itself."""
 
+STARTS_COMMANDS = ("run",)
+"""Commands whose child processes write the terminal, and the results, themselves."""
+
 # Errors of paths that a user can fix, beside those of the disk; any other shows its traceback.
 USERS_TO_MEND = frozenset(
     {
@@ -236,7 +239,7 @@ def _run(name: str, config: Settings, as_json: bool) -> int:
     speaks = name not in SHARED or rank_of(os.environ).index == 0
     if as_json and "once" in type(config).model_fields:  # a server has no result to print
         config = config.model_copy(update={"once": True})
-    with console():
+    with nullcontext() if name in STARTS_COMMANDS else console():
         handler = logging.StreamHandler()
         handler.setFormatter(_Plain())
         logging.basicConfig(level=logging.WARNING, handlers=[handler])

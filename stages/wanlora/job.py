@@ -251,7 +251,7 @@ def _run_process(words: list[str], *, captured: bool) -> tuple[int, str]:
     """
     command = subprocess.Popen(  # noqa: S603  (our own command)
         [sys.executable, "-m", "wanlora", *words],
-        stdout=subprocess.PIPE if captured else None, text=True,
+        stdout=subprocess.PIPE if captured else _stdout(), text=True,
     )  # fmt: skip
 
     def pass_on(received: signal.Signals) -> None:
@@ -266,3 +266,11 @@ def _run_process(words: list[str], *, captured: bool) -> tuple[int, str]:
     if stop.signal is not None:
         raise KeyboardInterrupt(stop.signal)
     return command.returncode if command.returncode >= 0 else 128 - command.returncode, text
+
+
+def _stdout() -> int | None:
+    """Return the descriptor of this program's results; its descriptor 1 is for other output."""
+    try:
+        return sys.stdout.fileno()
+    except OSError:  # replaced by a stream without one
+        return None

@@ -3,6 +3,7 @@
 Owns: precedence (default < TOML < --set < flag) and the words of a refusal. Must not know: torch.
 """
 
+import difflib
 import functools
 import json
 import re
@@ -185,8 +186,10 @@ def _explain(model: type[Settings], problem: dict[str, Any]) -> str:
 def _unknown(model: type[Settings], path: str) -> str:
     """Name the nearest settings, and the command that lists all."""
     command = re.sub(r"(?<!^)(?=[A-Z])", "-", model.__name__.removesuffix("Config")).lower()
-    likely = nearest(model, path)
-    guess = f" (did you mean {likely[0].name}?)" if likely else ""
+    groups = {setting.name.partition(".")[0] for setting in settings_of(model)}
+    likely = difflib.get_close_matches(path, groups, n=1, cutoff=0.85)
+    likely += [setting.name for setting in nearest(model, path)]
+    guess = f" (did you mean {likely[0]}?)" if likely else ""
     return f"unknown setting {path}{guess}; all settings: wanlora config {command}"
 
 
