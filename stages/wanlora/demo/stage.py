@@ -6,6 +6,7 @@ reader would type it.
 
 import json
 import logging
+import os
 import shlex
 import statistics
 import subprocess
@@ -25,6 +26,7 @@ from wanlora.errors import RunError
 from wanlora.files import require_folder, write_atomic, write_text
 from wanlora.media import mp4
 from wanlora.micro import world
+from wanlora.wan.device import DEMO
 
 NUM_TAUGHT, NUM_HELD_OUT = 36, 12
 """Videos of what is taught."""
@@ -172,7 +174,9 @@ def wanlora(*arguments: Any) -> None:
     """Print a command as it would be typed, and run it in its own process."""
     words = [str(argument) for argument in arguments]
     logger.info("\n$ %s", shlex.join(["wanlora", *words]))
-    done = subprocess.run([sys.executable, "-m", "wanlora", *words], check=False)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "wanlora", *words], check=False, env=os.environ | {DEMO: "1"}
+    )
     if done.returncode:
         raise RunError(f"`wanlora {shlex.join(words)}` ended with exit code {done.returncode}")
 
