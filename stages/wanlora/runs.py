@@ -50,8 +50,8 @@ logger = logging.getLogger(__name__)
 # Settings that may change when a run continues: they decide how far or how it runs, not what it is.
 FREE_ON_RESUME = frozenset(
     {
-        "max_steps", "num_epochs", "save_steps", "keep_checkpoints", "resume", "device",
-        "activations", "eager", "attention", "prefetch_batches", "output_dir", "cache",
+        "max_steps", "num_epochs", "save_steps", "save_minutes", "keep_checkpoints", "resume",
+        "device", "activations", "eager", "attention", "prefetch_batches", "output_dir", "cache",
         "allow_untrained_base", "local_copy", "save_every_epoch", "trackers", "previews",
         "validation", "deterministic", "process_timeout_s",
     }
@@ -290,7 +290,7 @@ def forget_after(run_dir: Path, num_steps: int, *, validated: bool = True) -> No
             text = "".join(json.dumps(row) + "\n" for row in kept)
             write_text(run_dir / name, text)
     for folder in _folders_of_steps(run_dir / PREVIEWS_NAME):
-        if step_of(folder) > num_steps:
+        if step_of(folder) > num_steps or num_steps == 0:
             shutil.rmtree(folder)
 
 

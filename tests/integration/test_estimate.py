@@ -51,7 +51,7 @@ def test_the_hours_of_a_run_have_a_row_for_validation_and_for_previews():
     assert two["validation"]["hours"] == pytest.approx(81 / 161 * validation["hours"] / 2)
     previews = ("--set", "previews.every=500", "--set", "previews.num_prompts=1")
     shown = estimate(*job, *previews)["previews"]
-    assert shown["forward_passes"] == 160 * 20 * 2
+    assert shown["forward_passes"] == (160 + 1) * 20 * 2
     assert shown["hours"] > 0
     table = cli.invoke("estimate", *job, *previews).stdout
     assert "validation" in table

@@ -270,19 +270,19 @@ def _provenances(
         memo=hashes.digests,
     )
     return (
-        _recorded(config, "latents", folder, latents, hashes),
-        _recorded(config, "text", folder, text, hashes),
+        recorded(config, "latents", folder, latents, hashes),
+        recorded(config, "text", folder, text, hashes),
     )
 
 
-def _recorded(
+def recorded(
     config: CacheLatentsConfig,
     kind: Kind,
     folder: Path,
     provenance: Mapping[str, Any],
     hashes: Hashes,
 ) -> Mapping[str, Any]:
-    """Provenance under which a cache has an encoder's rows; that of 0.1.0 if it has no other.
+    """Return the provenance under which a cache has an encoder's rows: that of 0.1.0, or its own.
 
     An old one that was recognised by its files is remembered for the same encoder in other files.
     """

@@ -39,6 +39,7 @@ from wanlora.train.checkpoints import Progress
 from wanlora.train.data import Data, log_draws, open_data, read_fixed_rows, warn_of_little
 from wanlora.train.git import git_commit
 from wanlora.train.optimizers import make_optimizer, missing_bytes, rate_of
+from wanlora.train.prompts import PreviewPrompt, preview_prompts
 from wanlora.train.ranks import Ranks, prepare_process
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
@@ -68,6 +69,8 @@ class Session:
         facts: Where the adapter comes from; written into its header.
         panel_keys: Key of each panel, by its name.
         base_losses: The base's losses by panel key, measured once.
+        preview_every: Steps between previews; 0 = never.
+        prompts: Prompts of previews.
     """
 
     transformer: Any
@@ -91,6 +94,8 @@ class Session:
     facts: dict[str, str]
     panel_keys: dict[str, str]
     base_losses: dict[str, list[list[float]]]
+    preview_every: int
+    prompts: tuple[PreviewPrompt, ...]
 
     @property
     def is_main(self) -> bool:
@@ -140,7 +145,8 @@ def open_session(config: TrainConfig) -> Session:
     dtype = devices.base_dtype(config.dtype, device)
     checkpoint = _open_run(config, view, ranks)
     warmup_steps = ranks.from_main(lambda: _warmup_steps(config, checkpoint, end_step))
-    ranks.from_main(lambda: read_fixed_rows(config, data))
+    preview_every = config.previews.period(end_step)
+    prompts = ranks.from_main(lambda: _read_rows(config, data, device, previews=preview_every > 0))
 
     with waiting(f"loading the transformer in {folder}", shown=ranks.is_main):
         transformer = load_transformer(folder, dtype=dtype, device=device)
@@ -196,6 +202,8 @@ def open_session(config: TrainConfig) -> Session:
         facts=facts,
         panel_keys={panel.name: panel.key(data.source, at_panel) for panel in data.panels},
         base_losses=ranks.from_main(lambda: _read_base_losses(config, checkpoint)),
+        preview_every=preview_every,
+        prompts=prompts,
     )
 
 
@@ -335,6 +343,17 @@ def _read_base_losses(config: TrainConfig, checkpoint: Path | None) -> dict[str,
     except ValueError as error:
         logger.warning("%s is damaged (%s): the base is measured again", path, error)
         return {}
+
+
+def _read_rows(
+    config: TrainConfig, data: Data, device: torch.device, *, previews: bool
+) -> tuple[PreviewPrompt, ...]:
+    """Read what validation needs, and the prompts of previews; other processes get a copy."""
+    read_fixed_rows(config, data)
+    if not previews:
+        return ()
+    data.source.reader.latent_rgb()  # refused now if no segment has a projection
+    return tuple(preview_prompts(config, data, device))
 
 
 def _be_deterministic() -> None:
