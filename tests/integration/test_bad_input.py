@@ -109,7 +109,7 @@ def test_a_file_that_is_no_whole_video(home, write, reason):
     assert "not one clip from 1 sources" in message
     assert f"[{reason}" in message
     assert str(home / "videos" / "walk.mp4") in message
-    assert "errors.jsonl says why" in message
+    assert "errors.jsonl" in message
     assert not files_in(home / "data") & {"train.jsonl", "val.jsonl"}
 
 
