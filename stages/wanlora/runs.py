@@ -329,6 +329,40 @@ def _read_settings(path: Path) -> dict[str, Any]:
         ) from None
 
 
+def read_config(run_dir: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read the settings of a run, and the facts at the head of its config.toml.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    path = run_dir / CONFIG_NAME
+    if not path.exists():
+        return {}, {}
+    settings = _read_settings(path)
+    head = [line[2:] for line in path.read_text("utf-8").splitlines() if line.startswith("# ")]
+    return settings, dict(line.split(": ", 1) for line in head if ": " in line)
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """Read status.json; empty if there is none or it is damaged."""
+    try:
+        return dict(json.loads((run_dir / STATUS_NAME).read_bytes()))
+    except (OSError, ValueError):
+        return {}
+
+
+def same_settings(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a run was trained with the wanted settings, apart from those of how it runs."""
+    free = FREE_ON_RESUME - {"max_steps", "num_epochs"}
+    both = [
+        {key: value for key, value in _without_none(each).items() if key not in free}
+        for each in (recorded, wanted)
+    ]
+    if both[1]["optimizer"].get("warmup_steps") is None:  # recorded as the run used it
+        both[0].get("optimizer", {}).pop("warmup_steps", None)
+    return both[0] == both[1]
+
+
 def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in settings.items() if key not in FREE_ON_RESUME}
     return dict(_without_none(kept))

@@ -26,6 +26,7 @@ from wanlora.clips import (
     source_sha256,
 )
 from wanlora.config import CacheLatentsConfig
+from wanlora.core import units
 from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
@@ -405,8 +406,8 @@ def check_disk(cache: Location, num_bytes: int) -> None:
     free = shutil.disk_usage(there).free
     if free < num_bytes:
         raise StoreError(
-            f"{cache} needs about {num_bytes / 1e9:.2f} GB more, and its disk has "
-            f"{free / 1e9:.2f} GB free; free some, or choose another folder with --cache"
+            f"{cache} needs about {units.size(num_bytes)} more, and its disk has "
+            f"{units.size(free)} free; free some, or choose another folder with --cache"
         )
 
 

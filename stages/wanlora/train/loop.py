@@ -22,7 +22,7 @@ from torch import Tensor
 
 from wanlora import progress, runs
 from wanlora.config import TrainConfig
-from wanlora.core import flow, schedule
+from wanlora.core import flow, schedule, units
 from wanlora.core.cost import all_reduce_bytes
 from wanlora.core.groups import conclusion
 from wanlora.core.out_of_memory import explained_out_of_memory
@@ -329,8 +329,7 @@ def _non_finite(config: TrainConfig, session: Session, outcome: Outcome) -> NonF
     return NonFiniteError(
         f"step {outcome.step}: the {'loss' if bad else 'gradient'} is not finite "
         f"(gradient norm {outcome.grad_norm}); nothing of this step was saved. Clips: "
-        + "; ".join(slots[:4])
-        + (f" and {len(slots) - 4} more" if len(slots) > 4 else "")
+        + units.names(slots, most=4, separator="; ")
         + ". If the learning rate is too high, start again in another --output-dir with a lower "
         "--learning-rate; to see whether these clips are damaged: wanlora inspect "
         f"{shlex.quote(str(config.cache))} --verify" + _blame_kernel(config, session)

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
+from wanlora.core import units
 from wanlora.core.buckets import Bucket, usual
 from wanlora.core.cost import all_reduce_bytes, model_flops
 from wanlora.core.memory import Workload, uploaded_bytes
@@ -419,14 +420,14 @@ def _say_what_is_resident(
     frozen = sum(p.numel() for p in transformer.parameters()) - trainable
     if num_processes > 1:
         logger.info(
-            "each process sends %s bytes a step: the adapter's gradient, summed once",
-            _count(all_reduce_bytes(trainable, num_processes)),
+            "each process sends %s per step: the adapter's gradient, summed once",
+            units.size(all_reduce_bytes(trainable, num_processes)),
         )
     logger.info(
         "%d process%s on %s: transformer %s parameters, frozen, %s; adapter %s trainable "
         "parameters (%.2f %%), fp32 masters; no VAE, no text encoder",
         num_processes, "es, one" if num_processes > 1 else "",
-        device, _count(frozen), str(dtype).removeprefix("torch."), _count(trainable),
+        device, units.number(frozen), str(dtype).removeprefix("torch."), units.number(trainable),
         100 * trainable / frozen,
     )  # fmt: skip
 
@@ -442,13 +443,6 @@ def _say_what_a_step_has(data: Data, works: Mapping[Bucket, Workload]) -> None:
                 for bucket, size in data.sizes.items()
             ),
         )
-
-
-def _count(number: int) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)
 
 
 def _fit(
