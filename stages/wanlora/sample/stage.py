@@ -19,6 +19,7 @@ from wanlora import __version__, progress
 from wanlora.config import DEFAULT_MODEL, SampleConfig
 from wanlora.core.buckets import Bucket, problem_with
 from wanlora.core.text import shorten
+from wanlora.core.units import count
 from wanlora.errors import ConfigError, DeviceError
 from wanlora.media import recorded
 from wanlora.media.side_by_side import side_by_side
@@ -59,9 +60,9 @@ class SampleResult:
         """Say where the videos are."""
         names = [f"{path} at {scale:g}" for path, scale in self.adapters.items()]
         what = f"{self.model} with {', '.join(names)}" if names else f"{self.model}, no adapter"
-        kept = f" ({self.kept} of them there already)" if self.kept else ""
+        kept = f" ({self.kept:,} of them existed)" if self.kept else ""
         return [
-            f"{len(self.videos)} video(s){kept} from {what}:",
+            f"{count(len(self.videos), 'video')}{kept} from {what}:",
             *(f"  {file}" for file in self.videos),
         ]
 
