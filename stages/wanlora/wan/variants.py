@@ -161,9 +161,22 @@ def resolve(model: str, subfolders: Sequence[str]) -> Path:
     Raises:
         ModelError: The folder does not exist or is incomplete, or the hub cannot be reached.
     """
+    return resolve_here(model, subfolders) or _download(model, subfolders)
+
+
+def resolve_here(model: str, subfolders: Sequence[str]) -> Path | None:
+    """Find the folder of a model on this machine; None for a hub id, which nothing downloads.
+
+    Args:
+        model: See `resolve`.
+        subfolders: The parts that are needed.
+
+    Raises:
+        ModelError: The folder does not exist or is incomplete.
+    """
     folder = _micro_folder() if model == MICRO else local_folder(model)
     if folder is None:
-        return _download(model, subfolders)
+        return None
     if missing := _missing(folder, subfolders):
         raise ModelError(
             f"the model in {folder} is incomplete: missing {', '.join(missing)}; expected a folder "
