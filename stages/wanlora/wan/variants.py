@@ -188,6 +188,28 @@ def resolve_here(model: str, subfolders: Sequence[str]) -> Path | None:
     return folder
 
 
+def find_downloaded(model: str, subfolders: Sequence[str]) -> Path | None:
+    """Find the folder of a model without downloading anything; None if parts of it are missing.
+
+    Args:
+        model: See `resolve`.
+        subfolders: The parts that are needed.
+
+    Raises:
+        ModelError: A local folder does not exist or is incomplete.
+    """
+    if folder := resolve_here(model, subfolders):
+        return folder
+    import huggingface_hub  # noqa: PLC0415  (a second to import, and only hub ids need it)
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(model, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return None if _missing(folder, subfolders) else folder
+
+
 def local_folder(model: str) -> Path | None:
     """Folder that a `--model` value names; None for `micro` and for a hub id.
 
