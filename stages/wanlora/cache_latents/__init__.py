@@ -7,6 +7,7 @@ plan.py       what there is to encode: hashes, keys, provenances, sizes
 hashes.py     hashes of sources and encoders that earlier runs computed
 turns.py      a lock, so that processes of one machine load UMT5 one after the other
 worker.py     what one worker does, whoever started it
+preview_prompts.py  embeddings of single prompts, for previews of training
 walk.py       which rows a rank takes next: whatever nobody has committed
 processes.py  workers on this machine, a process each
 on_ray.py     workers on a cluster: actors, and tasks that decode for them
@@ -24,19 +25,27 @@ from wanlora.config import CacheLatentsConfig
 
 if TYPE_CHECKING:
     from wanlora.cache_latents.plan import Failure
+    from wanlora.cache_latents.preview_prompts import PromptsResult
     from wanlora.cache_latents.result import CacheResult
     from wanlora.store.views import View
 
 __all__ = ["encode_rows", "run"]
 
 
-def run(config: CacheLatentsConfig) -> "CacheResult":
+def run(config: CacheLatentsConfig) -> "CacheResult | PromptsResult":
     """Encode what the manifests name and the store lacks, and publish the view.
+
+    With `preview_prompts`, only these are encoded, and no view is published.
 
     Raises:
         WanloraError: See `preflight.check` and `stage.run`.
         KeyboardInterrupt: SIGINT or SIGTERM; encoded rows are kept.
     """
+    if config.preview_prompts:
+        view = preflight.check_view(config)
+        from wanlora.cache_latents import preview_prompts  # noqa: PLC0415  (imports torch)
+
+        return preview_prompts.encode_preview_prompts(config, view)
     found, bad = preflight.check(config)
     from wanlora.cache_latents import stage  # noqa: PLC0415  (imports torch and diffusers)
 

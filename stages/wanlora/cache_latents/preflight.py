@@ -13,6 +13,7 @@ from wanlora.errors import ConfigError
 from wanlora.files import require_folder
 from wanlora.manifest import Clip
 from wanlora.store import index
+from wanlora.store.views import View, read_view
 from wanlora.wan.variants import ENCODERS, resolve_here, variant_of
 
 
@@ -41,6 +42,16 @@ def check(config: CacheLatentsConfig) -> tuple[list[Clip], list[manifest.BadLine
     if folder := resolve_here(config.model, ENCODERS):
         variant_of(folder)
     return found, bad
+
+
+def check_view(config: CacheLatentsConfig) -> View:
+    """Read the view whose prompts are added to.
+
+    Raises:
+        StoreError: There is no such cache or view.
+    """
+    index.open_store(config.cache)
+    return read_view(config.cache, config.view)
 
 
 def _require_one_launcher(config: CacheLatentsConfig) -> None:

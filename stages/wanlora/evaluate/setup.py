@@ -19,7 +19,7 @@ from wanlora.step.validation import Panel, make_panel
 from wanlora.store.captions import captions
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, frame_rate
-from wanlora.wan.device import base_dtype, pick
+from wanlora.wan.device import base_dtype, pick, warn_of_toy
 from wanlora.wan.variants import Variant, resolve, variant_of
 from wanlora.wan.weights import weights_sha256
 
@@ -75,6 +75,7 @@ def open_setup(config: EvaluateConfig, view: View) -> Setup:
     held_out = preflight.held_out_clips(config, view)
     model = config.model or view.model
     device = pick(config.device, model)
+    warn_of_toy(model)
     parts = preflight.parts_of_model(config)
     folder = resolve(model, parts)
     variant = variant_of(folder)
