@@ -16,6 +16,7 @@ from wanlora import manifest
 from wanlora.captions.find import sidecar_text
 from wanlora.captions.folders import absolute
 from wanlora.core.text import shorten
+from wanlora.core.units import count
 from wanlora.errors import ManifestError
 from wanlora.files import encode_text, existing_spelling, write_json
 from wanlora.manifest import BadLine, Clip
@@ -71,9 +72,9 @@ class Edits:
 
     def __str__(self) -> str:
         if not self.recorded:
-            return f"{len(self.changed):,} lines without a record; release 0.1.0 kept none"
+            return f"{count(len(self.changed), 'line')} without a record; release 0.1.0 kept none"
         return (
-            f"{len(self.changed):,} lines changed, {len(self.added):,} added, "
+            f"{count(len(self.changed), 'line')} changed, {len(self.added):,} added, "
             f"{len(self.removed):,} removed, {len(self.bad):,} not readable"
         )
 
@@ -113,17 +114,24 @@ def find_edits(folder: Path) -> Edits:
     return Edits(changed, added, frozenset(removed), tuple(bad), recorded=bool(record))
 
 
-def compare_without_record(edits: Edits, made: Sequence[Clip]) -> Edits:
-    """Return no edits if lines without a record are those that `prepare` makes now.
+def compare_without_record(edits: Edits, *made: Sequence[Clip]) -> Edits:
+    """Return no edits if lines without a record are those of one of the manifests `made`.
 
     Fields that release 0.1.0 did not write are not compared.
+
+    Args:
+        edits: Lines without a record are in `changed`.
+        made: Manifests that this release or 0.1.0 makes.
     """
-    now = {clip.clip_id: clip for clip in made}
-    if edits.recorded or edits.bad or edits.changed.keys() != now.keys():
+    if edits.recorded or edits.bad:
         return edits
-    if any(_is_edited(clip, now[clip_id]) for clip_id, clip in edits.changed.items()):
-        return edits
-    return Edits({}, {}, frozenset(), (), recorded=False)
+    for clips in made:
+        now = {clip.clip_id: clip for clip in clips}
+        if edits.changed.keys() == now.keys() and not any(
+            _is_edited(clip, now[clip_id]) for clip_id, clip in edits.changed.items()
+        ):
+            return Edits({}, {}, frozenset(), (), recorded=False)
+    return edits
 
 
 def _is_edited(clip: Clip, made: Clip) -> bool:

@@ -5,11 +5,11 @@ import pytest
 from scipy import stats
 
 from wanlora.core import flow
+from wanlora.core.flow import sigma_grid
 from wanlora.core.validation import (
     choose,
     describe_sample,
     mean_interval,
-    sigma_grid,
     summarize,
     t95,
 )

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-import torch
-
 from wanlora.config import EstimateConfig
 from wanlora.core.batch_sizes import BatchSize
 from wanlora.core.buckets import Bucket, num_tokens
@@ -24,20 +22,32 @@ from wanlora.core.cost import (
 from wanlora.core.gpus import Gpu
 from wanlora.core.memory import Workload
 from wanlora.core.order import Order, num_steps
-from wanlora.step import fitting
-from wanlora.step.trial import Modes, Trial
+from wanlora.step.workload import Modes, Trial, largest
 from wanlora.store.views import View
 from wanlora.wan.variants import Variant
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Device of the run; `gpu` is None if its rates are not known."""
+    """Device of the run.
+
+    Attributes:
+        gpu: Its rates; None if they are not known.
+        device: Its name in torch, such as `cuda:1`.
+        limit_bytes: Memory that a step may take.
+        element_bytes: Bytes of a value of the transformer.
+    """
 
     name: str
     gpu: Gpu | None
-    device: torch.device
+    device: str
     limit_bytes: float
+    element_bytes: int = 2
+
+    @property
+    def device_type(self) -> str:
+        """`cuda`, `cpu` or `mps`."""
+        return self.device.partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +78,17 @@ class Case:
     @property
     def largest(self) -> Bucket:
         """Bucket of the micro-batch that takes the most memory."""
-        return fitting.largest(self.works)
+        return largest(self.works)
 
     @property
     def work(self) -> Workload:
         """The micro-batch that takes the most memory."""
         return self.works[self.largest]
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the device's rates are known or were measured."""
+        return self.card.gpu is not None or self.trial is not None
 
     @property
     def steps_per_epoch(self) -> Fraction:
@@ -121,11 +136,11 @@ class Case:
         work = self.works.get(bucket) or replace(self.work, num_tokens=num_tokens(bucket))
         if self.card.gpu:
             return self.scale * predict_forward_seconds(work, self.card.gpu).total
-        assert self.trial, "a card is known or was probed"
+        assert self.trial, "the case is timed"
         return self.trial.seconds / model_flops(self.work) * forward_flops(work)
 
     def seconds(self, modes: Modes) -> Seconds | None:
-        """Of a mean step; of a probed device of no known rates only the total."""
+        """Seconds of a mean step; of a probed device of unknown rates only the total."""
         pace = self.pace(modes)
         if pace is None:
             return None

@@ -13,7 +13,8 @@ from typing import Any
 
 from wanlora import __version__
 from wanlora.config import EvaluateConfig
-from wanlora.core.validation import FEW_GROUPS, describe_sample
+from wanlora.core.groups import conclusion
+from wanlora.core.validation import describe_sample
 from wanlora.evaluate import losses, videos
 from wanlora.evaluate.measures import against_base, frames_of, measured
 from wanlora.evaluate.plan import Model, describe, plan, plan_clips
@@ -23,6 +24,7 @@ from wanlora.files import require_folder, write_text
 from wanlora.media import mp4
 from wanlora.progress import waiting
 from wanlora.report.evaluation_page import Shown, evaluation_page
+from wanlora.store.views import View
 from wanlora.wan.adapter import check_adapter_fits
 from wanlora.wan.attention import pinned
 from wanlora.wan.transformer import load_transformer
@@ -51,16 +53,19 @@ class EvaluateResult:
         return [*lines, f"report: {self.report}"]
 
 
-def run(config: EvaluateConfig) -> EvaluateResult:
+def run(config: EvaluateConfig, view: View) -> EvaluateResult:
     """Compare the base model with every adapter, by loss and by videos.
+
+    Args:
+        config: The settings.
+        view: The cache's view, from `preflight.check`.
 
     Raises:
         WanloraError: A setting, the cache, the device, the model or an adapter does not do.
     """
-    require_folder(config.output_dir, flag="--output-dir")
     base_dir = config.base_videos or config.output_dir.absolute().parent / "base-videos"
     compared = subjects(config.adapter, checkpoints=config.checkpoints)
-    setup = open_setup(config)
+    setup = open_setup(config, view)
     models = plan(
         setup,
         compared,
@@ -118,9 +123,7 @@ def say(name: str, validation: Mapping[str, Any]) -> str:
     if interval is None:
         return f"{line}; {sample})"
     low, high = (100 * end / base for end in interval)
-    few = validation["source_groups"] < FEW_GROUPS
-    undecided = "too few source groups to decide" if few else "no difference shown"
-    verdict = "lower" if high < 0 else "higher" if low > 0 else undecided
+    verdict = conclusion(interval, validation["source_groups"])
     return f"{line}, 95 % interval {low:+.2f} to {high:+.2f} %: {verdict}; {sample})"
 
 

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,20 +22,24 @@ from torch import Tensor
 
 from wanlora import progress, runs
 from wanlora.config import TrainConfig
-from wanlora.core import flow, schedule
+from wanlora.core import flow, schedule, units
 from wanlora.core.cost import all_reduce_bytes
+from wanlora.core.groups import conclusion
 from wanlora.core.out_of_memory import explained_out_of_memory
 from wanlora.errors import NonFiniteError
 from wanlora.step.batches import MicroBatch, read_ahead
 from wanlora.step.predict import predict
-from wanlora.step.trial import Trial, describe
 from wanlora.step.validation import EMA
+from wanlora.step.workload import Trial, describe
 from wanlora.stopping import stop_on_signals
+from wanlora.store.views import View
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
 from wanlora.train.outcomes import Outcome, Outcomes
+from wanlora.train.page import LivePage, collected_warnings, live_page
 from wanlora.train.record import check_trackers
 from wanlora.train.reporting import Reporter, validation_is_due
+from wanlora.train.saving import SaveTimer
 from wanlora.train.session import Session, open_session
 from wanlora.wan import attention
 
@@ -87,12 +91,12 @@ class TrainResult:
             lines.append(f"stopped early: {self.stopped}; continue with the same command, --resume")
         if self.best:
             change = 100 * self.best["difference"] / self.best["base_mean"]
-            against = "worse" if change > 0 else "better"
+            found = conclusion(self.best["ci95"], self.best.get("num_groups"))
             lines.append(
                 f"best held-out loss after {self.best['step']} steps"
                 f"{' (moving average)' if self.best['weights'] == EMA else ''}: "
-                f"{self.best['mean']:.4f}, {abs(change):.2f} % {against} "
-                f"than the base: {self.output_dir}/best"
+                f"{self.best['mean']:.4f}, {change:+.2f} % against the base ({found}): "
+                f"{self.output_dir}/best"
             )
         return [
             *lines,
@@ -104,7 +108,7 @@ class TrainResult:
         ]
 
 
-def run(config: TrainConfig) -> TrainResult:
+def run(config: TrainConfig, view: View) -> TrainResult:
     """Train, or continue, the run in `config.output_dir`.
 
     Raises:
@@ -113,7 +117,11 @@ def run(config: TrainConfig) -> TrainResult:
             the run that is lost.
     """
     check_trackers(config.trackers)
-    session = open_session(config)
+    with collected_warnings() as warnings:
+        return _train(config, open_session(config, view), warnings)
+
+
+def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainResult:
     masters, optimizer, done = session.masters, session.optimizer, session.progress
     first_step = done.step
     steps = range(first_step, session.end_step)
@@ -122,7 +130,7 @@ def run(config: TrainConfig) -> TrainResult:
         partial(
             schedule.multiplier,
             schedule=config.optimizer.schedule,
-            warmup_steps=config.optimizer.warmup_steps,
+            warmup_steps=session.warmup_steps,
             num_steps=session.end_step,
         ),
         last_epoch=first_step - 1,
@@ -134,7 +142,7 @@ def run(config: TrainConfig) -> TrainResult:
         # The outermost block: process 0 may still be saving when the others have left the loop.
         stop_on_signals(_log_stop, ends_process=True) as stop,
         session.ranks.explained(),
-        _begin(config, session),
+        _begin(config, session, warnings) as page,
         explained_out_of_memory(partial(_explain_memory, session.progress, session.trial)),
         attention.pinned(config.attention, session.device),
         closing(
@@ -142,13 +150,16 @@ def run(config: TrainConfig) -> TrainResult:
                 session.data.source, plan, depth=config.prefetch_batches, device=session.device
             )
         ) as batches,
-        closing(Reporter(config, session, lambda: int(stop.signal or 0))) as reporter,
+        closing(Reporter(config, session, lambda: int(stop.signal or 0), page)) as reporter,
         _bar(session) as bar,
     ):
         _restore_best(config, session)
         if reporter.validation_is_due():  # a signal ended the run before it
             stopped = _validate(config, session, reporter)
+        if not stopped:
+            reporter.preview_at_start()
         outcomes.start()
+        timer = SaveTimer(config.save_minutes if session.is_main else 0)
         for step in () if stopped else steps:
             waited_s, slot_losses = 0.0, []
             for _ in session.slots[session.bucket(step)]:
@@ -163,7 +174,9 @@ def run(config: TrainConfig) -> TrainResult:
                 session.ranks.meet()  # names a lost one, where the collective would wait for it
                 masters.sum_over_ranks()
             grad_norm = masters.clip(config.optimizer.max_grad_norm)
-            values = outcomes.gather(torch.cat(slot_losses), grad_norm, stop.signal)
+            values = outcomes.gather(
+                torch.cat(slot_losses), grad_norm, stop.signal, save=timer.is_due()
+            )
             # The optimizer sees zeros for a NaN, in a step that is never kept: the run stops when
             # this process comes to know of it.
             masters.refuse(~torch.isfinite(values).all())
@@ -178,10 +191,12 @@ def run(config: TrainConfig) -> TrainResult:
             learning_rate.step()
 
             interrupted = stop.signal is not None and session.ranks.count == 1
-            stopped = _follow_up(config, session, reporter, outcomes, bar, pausing=interrupted)
+            stopped = _follow_up(
+                config, session, reporter, outcomes, bar, timer, pausing=interrupted
+            )
             if stopped:
                 break
-        reporter.finish()
+        reporter.finish(stopped)
         session.ranks.meet()
         session.ranks.close()
     return _result(config, session, reporter, first_step, stopped, time.perf_counter() - started)
@@ -193,20 +208,24 @@ def _follow_up(
     reporter: Reporter,
     outcomes: Outcomes,
     bar: Any,
+    timer: SaveTimer,
     *,
     pausing: bool,
 ) -> str | None:
-    """Record what has arrived, and pause for what is due after a step; say why to stop, if so."""
-    pausing |= reporter.is_due() or saving.is_due(config, session)
-    stopping = _report(config, session, reporter, outcomes, all_of_them=pausing)
-    if stopping and not pausing:
-        _report(config, session, reporter, outcomes, all_of_them=True)
+    """Record what has arrived, and pause for what is due after a step; return a reason to stop."""
+    by_steps = saving.is_due(config, session)
+    pausing |= reporter.is_due() or by_steps
+    stopping, by_time = _report(config, session, reporter, outcomes, all_of_them=pausing)
+    if (stopping or by_time) and not pausing:
+        newest, _ = _report(config, session, reporter, outcomes, all_of_them=True)
+        stopping, pausing = stopping or newest, True
     if session.is_main:
-        bar.set_postfix_str(reporter.postfix(), refresh=False)
+        progress.show_figures(bar, *reporter.figures())
         bar.update()
         # Before the validation: what fails or stops there loses no step.
-        if stopping or saving.is_due(config, session):
+        if stopping or by_steps or by_time:
             saving.save(config, session)
+            timer.restart()
     if not stopping and reporter.validation_is_due():
         stopping = _validate(config, session, reporter)
     if not stopping:
@@ -229,12 +248,13 @@ def _log_stop(received: signal.Signals) -> None:
 
 
 @contextmanager
-def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
+def _begin(config: TrainConfig, session: Session, warnings: list[str]) -> Iterator[LivePage | None]:
     """Take the run's folder into possession, now that nothing can be refused any more."""
     if not session.is_main:
-        yield
+        yield None
         return
     settings = config.model_dump(mode="json")
+    settings["optimizer"]["warmup_steps"] = session.warmup_steps
     with runs.begin_run(config.output_dir, settings, session.facts, checkpoint=session.checkpoint):
         validated = not validation_is_due(config, session)
         runs.forget_after(config.output_dir, session.progress.step, validated=validated)
@@ -242,7 +262,10 @@ def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
             saving.show(config.output_dir, session.checkpoint)
         else:
             runs.forget_attempt(config.output_dir)
-        yield
+        with live_page(
+            config.output_dir, steps_planned=session.end_step, warnings=warnings
+        ) as page:
+            yield page
 
 
 def _restore_best(config: TrainConfig, session: Session) -> None:
@@ -287,15 +310,16 @@ def _report(
     outcomes: Outcomes,
     *,
     all_of_them: bool,
-) -> str | None:
-    """Record the steps whose outcome is here; say whether a signal asks to stop."""
-    stopping = None
+) -> tuple[str | None, bool]:
+    """Record the steps whose outcome is here; return the requests of all processes."""
+    stopping, saving_now = None, False
     for outcome in outcomes.arrived(all_of_them=all_of_them):
         if not outcome.is_finite:
             raise _non_finite(config, session, outcome)
         reporter.step(outcome)
         stopping = outcome.stop.name if outcome.stop else stopping
-    return stopping
+        saving_now |= outcome.save
+    return stopping, saving_now
 
 
 def _non_finite(config: TrainConfig, session: Session, outcome: Outcome) -> NonFiniteError:
@@ -306,8 +330,7 @@ def _non_finite(config: TrainConfig, session: Session, outcome: Outcome) -> NonF
     return NonFiniteError(
         f"step {outcome.step}: the {'loss' if bad else 'gradient'} is not finite "
         f"(gradient norm {outcome.grad_norm}); nothing of this step was saved. Clips: "
-        + "; ".join(slots[:4])
-        + (f" and {len(slots) - 4} more" if len(slots) > 4 else "")
+        + units.names(slots, most=4, separator="; ")
         + ". If the learning rate is too high, start again in another --output-dir with a lower "
         "--learning-rate; to see whether these clips are damaged: wanlora inspect "
         f"{shlex.quote(str(config.cache))} --verify" + _blame_kernel(config, session)
@@ -325,12 +348,11 @@ def _blame_kernel(config: TrainConfig, session: Session) -> str:
     )
 
 
-def _bar(session: Session) -> Any:
-    if not session.is_main:
-        return nullcontext()
+def _bar(session: Session) -> AbstractContextManager[Any]:
     return progress.bar(
-        total=session.end_step, done=session.progress.step, description="train", unit="step"
-    )
+        total=session.end_step, done=session.progress.step, description="train", unit="step",
+        shown=session.is_main,
+    )  # fmt: skip
 
 
 def _result(

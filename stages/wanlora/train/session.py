@@ -20,28 +20,29 @@ from pydantic import ValidationError
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
+from wanlora.core import units
 from wanlora.core.buckets import Bucket, usual
 from wanlora.core.cost import all_reduce_bytes, model_flops
 from wanlora.core.memory import Workload, uploaded_bytes
 from wanlora.core.order import num_steps
+from wanlora.core.schedule import default_warmup
 from wanlora.errors import AdapterError, CheckpointError, ConfigError, ModelError, RunError
 from wanlora.progress import waiting
 from wanlora.step import fitting
 from wanlora.step.masters import Masters, MovingAverage
-from wanlora.step.trial import Trial
 from wanlora.step.validation import losses, make_panel, panel_facts
-from wanlora.store import index
-from wanlora.store.views import View, frame_rate, read_view
+from wanlora.step.workload import Trial, is_compiled, largest, workload
+from wanlora.store.views import View, frame_rate
 from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
-from wanlora.train.data import Data, log_draws, open_data, read_fixed_rows
+from wanlora.train.data import Data, log_draws, open_data, read_fixed_rows, warn_of_little
 from wanlora.train.git import git_commit
 from wanlora.train.optimizers import make_optimizer, missing_bytes, rate_of
+from wanlora.train.prompts import PreviewPrompt, preview_prompts
 from wanlora.train.ranks import Ranks, prepare_process
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
-from wanlora.wan.blocks import is_compiled
 from wanlora.wan.transformer import base_fingerprint, load_transformer
 from wanlora.wan.variants import Variant, resolve, variant_of
 
@@ -62,10 +63,13 @@ class Session:
         trial: What it took, and how the blocks run since.
         slots: This rank's slots of each bucket's global batch, a tuple for each micro-batch.
         end_step: Steps run up to, not including, this one.
+        warmup_steps: Steps of warm-up; a run that continues keeps its own.
         identity: What a checkpoint is compared with before it is continued.
         facts: Where the adapter comes from; written into its header.
         panel_keys: Key of each panel, by its name.
         base_losses: The base's losses by panel key, measured once.
+        preview_every: Steps between previews; 0 = never.
+        prompts: Prompts of previews.
     """
 
     transformer: Any
@@ -83,11 +87,14 @@ class Session:
     slots: dict[Bucket, tuple[tuple[int, ...], ...]]
     progress: Progress
     end_step: int
+    warmup_steps: int
     checkpoint: Path | None
     identity: dict[str, Any]
     facts: dict[str, str]
     panel_keys: dict[str, str]
     base_losses: dict[str, list[list[float]]]
+    preview_every: int
+    prompts: tuple[PreviewPrompt, ...]
 
     @property
     def is_main(self) -> bool:
@@ -103,14 +110,16 @@ class Session:
         return self.data.sizes[self.bucket(step)].global_batch
 
 
-def open_session(config: TrainConfig) -> Session:
+def open_session(config: TrainConfig, view: View) -> Session:
     """Check everything that can be checked, then load the transformer and the adapter.
+
+    Args:
+        config: The settings.
+        view: The cache's view, from `preflight.check`.
 
     Raises:
         WanloraError: The run is impossible or pointless as asked for.
     """
-    index.open_store(config.cache)
-    view = read_view(config.cache, config.view)  # refused, if at all, before a model is downloaded
     model = config.model or view.model
     attention.require_native_dispatch()
     prepare_process()
@@ -130,17 +139,15 @@ def open_session(config: TrainConfig) -> Session:
         data.source.order.steps_per_epoch, num_epochs=config.num_epochs
     )
     if ranks.is_main:
+        devices.warn_of_toy(model)
         log_draws(config, data, end_step=end_step)
-    if config.optimizer.warmup_steps >= end_step:
-        logger.warning(
-            "the warm-up of %d steps is not over in a run of %d: the learning rate never reaches "
-            "its peak (--set optimizer.warmup_steps=%d)",
-            config.optimizer.warmup_steps, end_step, end_step // 10,
-        )  # fmt: skip
+        warn_of_little(config, data, end_step=end_step, num_processes=ranks.count)
     device = ranks.device
     dtype = devices.base_dtype(config.dtype, device)
     checkpoint = _open_run(config, view, ranks)
-    ranks.from_main(lambda: read_fixed_rows(config, data))
+    warmup_steps = ranks.from_main(lambda: _warmup_steps(config, checkpoint, end_step))
+    preview_every = config.previews.period(end_step)
+    prompts = ranks.from_main(lambda: _read_rows(config, data, device, previews=preview_every > 0))
 
     with waiting(f"loading the transformer in {folder}", shown=ranks.is_main):
         transformer = load_transformer(folder, dtype=dtype, device=device)
@@ -190,11 +197,14 @@ def open_session(config: TrainConfig) -> Session:
         slots=slots,
         progress=progress,
         end_step=end_step,
+        warmup_steps=warmup_steps,
         checkpoint=checkpoint,
         identity=identity,
         facts=facts,
         panel_keys={panel.name: panel.key(data.source, at_panel) for panel in data.panels},
         base_losses=ranks.from_main(lambda: _read_base_losses(config, checkpoint)),
+        preview_every=preview_every,
+        prompts=prompts,
     )
 
 
@@ -243,11 +253,12 @@ def _open_run(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
                 "--output-dir"
             ) from None
 
-    chosen = ranks.from_main(
-        lambda: runs.open_run(
-            config.output_dir, config.model_dump(mode="json"), resume=config.resume, resolve=resolve
-        )
-    )
+    def check() -> Path | None:
+        settings = config.model_dump(mode="json")
+        settings["optimizer"]["warmup_steps"] = _recorded_warmup(config)
+        return runs.open_run(config.output_dir, settings, resume=config.resume, resolve=resolve)
+
+    chosen = ranks.from_main(check)
     if chosen is None:
         return None
     checkpoint = config.output_dir / runs.CHECKPOINTS_NAME / chosen.name
@@ -257,6 +268,30 @@ def _open_run(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
             "node: --output-dir must be a folder that all nodes see"
         )
     return checkpoint
+
+
+def _recorded_warmup(config: TrainConfig) -> int | None:
+    """Steps of warm-up as set, else those that the folder's run recorded, if there is one."""
+    given = config.optimizer.warmup_steps
+    if given is not None:
+        return given
+    recorded: int | None = (
+        runs.recorded_settings(config.output_dir).get("optimizer", {}).get("warmup_steps")
+    )
+    return recorded
+
+
+def _warmup_steps(config: TrainConfig, checkpoint: Path | None, end_step: int) -> int:
+    """Steps of warm-up. More steps later do not change it: the past schedule stays as it was."""
+    known = _recorded_warmup(config) if checkpoint else config.optimizer.warmup_steps
+    steps = default_warmup(end_step) if known is None else known
+    if steps >= end_step:
+        logger.warning(
+            "the warm-up of %d steps does not end in a run of %d: the learning rate stays below "
+            "its peak. Leave out optimizer.warmup_steps for a warm-up of %d",
+            steps, end_step, default_warmup(end_step),
+        )  # fmt: skip
+    return steps
 
 
 def resolved(config: TrainConfig, view: View, device: torch.device) -> dict[str, Any]:
@@ -309,6 +344,17 @@ def _read_base_losses(config: TrainConfig, checkpoint: Path | None) -> dict[str,
     except ValueError as error:
         logger.warning("%s is damaged (%s): the base is measured again", path, error)
         return {}
+
+
+def _read_rows(
+    config: TrainConfig, data: Data, device: torch.device, *, previews: bool
+) -> tuple[PreviewPrompt, ...]:
+    """Read what validation needs, and the prompts of previews; other processes get a copy."""
+    read_fixed_rows(config, data)
+    if not previews:
+        return ()
+    data.source.reader.latent_rgb()  # refused now if no segment has a projection
+    return tuple(preview_prompts(config, data, device))
 
 
 def _be_deterministic() -> None:
@@ -375,14 +421,14 @@ def _say_what_is_resident(
     frozen = sum(p.numel() for p in transformer.parameters()) - trainable
     if num_processes > 1:
         logger.info(
-            "each process sends %s bytes a step: the adapter's gradient, summed once",
-            _count(all_reduce_bytes(trainable, num_processes)),
+            "each process sends %s per step: the adapter's gradient, summed once",
+            units.size(all_reduce_bytes(trainable, num_processes)),
         )
     logger.info(
         "%d process%s on %s: transformer %s parameters, frozen, %s; adapter %s trainable "
         "parameters (%.2f %%), fp32 masters; no VAE, no text encoder",
         num_processes, "es, one" if num_processes > 1 else "",
-        device, _count(frozen), str(dtype).removeprefix("torch."), _count(trainable),
+        device, units.number(frozen), str(dtype).removeprefix("torch."), units.number(trainable),
         100 * trainable / frozen,
     )  # fmt: skip
 
@@ -400,13 +446,6 @@ def _say_what_a_step_has(data: Data, works: Mapping[Bucket, Workload]) -> None:
         )
 
 
-def _count(number: int) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)
-
-
 def _fit(
     config: TrainConfig,
     transformer: Any,
@@ -418,22 +457,22 @@ def _fit(
     dtype: torch.dtype,
 ) -> tuple[Workload, Trial]:
     """Decide how blocks run by a trial of what is largest, so that memory runs out now or never."""
-    compiled = is_compiled(config.eager, device, dora=config.lora.dora)
+    compiled = is_compiled(config.eager, device.type, dora=config.lora.dora)
     works = {
-        bucket: fitting.workload(
+        bucket: workload(
             variant,
             bucket,
             batch_size=size.micro_batch,
             rank=config.lora.rank,
             adapted=masters.modules,
             compiled=compiled,
-            dtype=dtype,
+            element_bytes=dtype.itemsize,
             num_uploaded=config.prefetch_batches + 1,
         )
         for bucket, size in data.sizes.items()
     }
     _say_what_a_step_has(data, works)
-    bucket = fitting.largest(works)
+    bucket = largest(works)
     work = works[bucket]
     if work.compiled:
         logger.info("compiling the blocks; their kernels are kept for the next run")
