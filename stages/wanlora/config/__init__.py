@@ -9,11 +9,21 @@ torch, or any library code.
     stage_two.py    estimate, train
     after.py        sample, evaluate, demo
     export.py       export
+    watch.py        watch
 """
 
 from wanlora.config.after import ACTIVITY, DemoConfig, EvaluateConfig, SampleConfig
 from wanlora.config.export import ExportConfig
-from wanlora.config.settings import DEFAULT_MODEL, Flag, Settings, command_line, load
+from wanlora.config.settings import (
+    DEFAULT_MODEL,
+    Flag,
+    Heading,
+    Setting,
+    Settings,
+    command_line,
+    load,
+    settings_of,
+)
 from wanlora.config.stage_one import CacheLatentsConfig, InspectConfig, StoreSettings
 from wanlora.config.stage_two import (
     EstimateConfig,
@@ -25,6 +35,7 @@ from wanlora.config.stage_two import (
     ValidationSettings,
 )
 from wanlora.config.stage_zero import PrepareConfig, VerifyConfig
+from wanlora.config.watch import WatchConfig
 
 __all__ = [
     "ACTIVITY",
@@ -37,19 +48,23 @@ __all__ = [
     "ExportConfig",
     "Flag",
     "FlowSettings",
+    "Heading",
     "InspectConfig",
     "LoraSettings",
     "OptimizerSettings",
     "PrepareConfig",
     "PreviewSettings",
     "SampleConfig",
+    "Setting",
     "Settings",
     "StoreSettings",
     "TrainConfig",
     "ValidationSettings",
     "VerifyConfig",
+    "WatchConfig",
     "command_line",
     "load",
+    "settings_of",
 ]
 
 COMMANDS: dict[str, type[Settings]] = {
@@ -60,6 +75,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "inspect": InspectConfig,
     "estimate": EstimateConfig,
     "train": TrainConfig,
+    "watch": WatchConfig,
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from wanlora.core import flow
+from wanlora.core.groups import FEW_GROUPS
 from wanlora.core.rng import Stream, generator
 
 # Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom (any table of it).
@@ -25,10 +25,6 @@ _T95 = (
     2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
 )  # fmt: skip
 _Z95 = 1.959964
-
-FEW_GROUPS = 6
-"""With fewer source groups an interval is called wide: from 2.78 standard errors (5 groups) to 12.7
-(2 groups) to either side, against 1.96 with many."""
 
 
 class MeanInterval(NamedTuple):
@@ -77,14 +73,6 @@ class Report:
 def num_due(end_step: int, *, every: int) -> int:
     """Number of validations of a run: every `every` steps and after the last one; 0 = never."""
     return -(-end_step // every) if every else 0
-
-
-def sigma_grid(num_sigmas: int, *, sampler: str, shift: float) -> list[float]:
-    """Midpoints of equal shares of the training density, so that their mean is its expectation."""
-    return sorted(
-        flow.sigma_of((q + 0.5) / num_sigmas, sampler=sampler, shift=shift)
-        for q in range(num_sigmas)
-    )
 
 
 def choose(

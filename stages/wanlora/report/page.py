@@ -6,6 +6,7 @@ or archived. Dimensions: h height, w width in px.
 """
 
 import base64
+import hashlib
 import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,25 +45,32 @@ def escape(value: object) -> Raw:
     return Raw("" if value is None else html.escape(str(value)))
 
 
-def page(title: str, sections: Sequence[str], *, script: str = "") -> str:
+def page(title: str, sections: Sequence[str], *, script: str = "", policy: str = POLICY) -> str:
     """Build a whole page.
 
     Args:
         title: In the tab and at the top.
         sections: From `section`, `table`, `facts` and so on; plain text becomes a paragraph.
         script: JavaScript of this page, run after that of the sortable tables.
+        policy: Content Security Policy; a page from a server may load more from that server.
     """
     body = "\n".join(
         part if isinstance(part, Raw) else f"<p>{escape(part)}</p>" for part in sections
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style></head>\n"
         f"<body><main><h1>{escape(title)}</h1>\n{body}\n</main>\n"
         f"<script>{_SORT}{script}</script></body></html>\n"
     )
+
+
+def script_source(script: str = "") -> str:
+    """Source expression, for a Content Security Policy, of the script in a page with `script`."""
+    digest = hashlib.sha256((_SORT + script).encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def section(heading: str, *parts: str) -> Raw:
@@ -75,6 +83,14 @@ def facts(values: Mapping[str, object]) -> Raw:
     """Name and value, one below the other."""
     items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in values.items())
     return Raw(f"<dl>{items}</dl>")
+
+
+def tiles(values: Mapping[str, object]) -> Raw:
+    """Name above value, as many side by side as there is room for."""
+    items = "".join(
+        f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in values.items()
+    )
+    return Raw(f'<dl class="tiles">{items}</dl>')
 
 
 def table(
@@ -134,6 +150,7 @@ main { max-width: 1500px; margin: 0 auto; padding: 24px; }
 h1 { font-size: 22px; margin: 0 0 12px; } h2 { font-size: 17px; margin: 28px 0 8px; }
 p { margin: 6px 0; max-width: 90ch; } code, .code { font-family: ui-monospace, monospace; font-size: 12.5px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; margin: 8px 0; }
+.tiles { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: 8px 16px; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 6px 10px; border-bottom: 1px solid var(--line); }

@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,12 +28,13 @@ from wanlora.core.out_of_memory import explained_out_of_memory
 from wanlora.errors import NonFiniteError
 from wanlora.step.batches import MicroBatch, read_ahead
 from wanlora.step.predict import predict
-from wanlora.step.trial import Trial, describe
 from wanlora.step.validation import EMA
+from wanlora.step.workload import Trial, describe
 from wanlora.stopping import stop_on_signals
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
 from wanlora.train.outcomes import Outcome, Outcomes
+from wanlora.train.page import LivePage, collected_warnings, live_page
 from wanlora.train.record import check_trackers
 from wanlora.train.reporting import Reporter, validation_is_due
 from wanlora.train.session import Session, open_session
@@ -113,7 +114,11 @@ def run(config: TrainConfig) -> TrainResult:
             the run that is lost.
     """
     check_trackers(config.trackers)
-    session = open_session(config)
+    with collected_warnings() as warnings:
+        return _train(config, open_session(config), warnings)
+
+
+def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainResult:
     masters, optimizer, done = session.masters, session.optimizer, session.progress
     first_step = done.step
     steps = range(first_step, session.end_step)
@@ -122,7 +127,7 @@ def run(config: TrainConfig) -> TrainResult:
         partial(
             schedule.multiplier,
             schedule=config.optimizer.schedule,
-            warmup_steps=config.optimizer.warmup_steps,
+            warmup_steps=session.warmup_steps,
             num_steps=session.end_step,
         ),
         last_epoch=first_step - 1,
@@ -134,7 +139,7 @@ def run(config: TrainConfig) -> TrainResult:
         # The outermost block: process 0 may still be saving when the others have left the loop.
         stop_on_signals(_log_stop, ends_process=True) as stop,
         session.ranks.explained(),
-        _begin(config, session),
+        _begin(config, session, warnings) as page,
         explained_out_of_memory(partial(_explain_memory, session.progress, session.trial)),
         attention.pinned(config.attention, session.device),
         closing(
@@ -142,7 +147,7 @@ def run(config: TrainConfig) -> TrainResult:
                 session.data.source, plan, depth=config.prefetch_batches, device=session.device
             )
         ) as batches,
-        closing(Reporter(config, session, lambda: int(stop.signal or 0))) as reporter,
+        closing(Reporter(config, session, lambda: int(stop.signal or 0), page)) as reporter,
         _bar(session) as bar,
     ):
         _restore_best(config, session)
@@ -181,7 +186,7 @@ def run(config: TrainConfig) -> TrainResult:
             stopped = _follow_up(config, session, reporter, outcomes, bar, pausing=interrupted)
             if stopped:
                 break
-        reporter.finish()
+        reporter.finish(stopped)
         session.ranks.meet()
         session.ranks.close()
     return _result(config, session, reporter, first_step, stopped, time.perf_counter() - started)
@@ -202,7 +207,7 @@ def _follow_up(
     if stopping and not pausing:
         _report(config, session, reporter, outcomes, all_of_them=True)
     if session.is_main:
-        bar.set_postfix_str(reporter.postfix(), refresh=False)
+        progress.show_figures(bar, *reporter.figures())
         bar.update()
         # Before the validation: what fails or stops there loses no step.
         if stopping or saving.is_due(config, session):
@@ -229,12 +234,13 @@ def _log_stop(received: signal.Signals) -> None:
 
 
 @contextmanager
-def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
+def _begin(config: TrainConfig, session: Session, warnings: list[str]) -> Iterator[LivePage | None]:
     """Take the run's folder into possession, now that nothing can be refused any more."""
     if not session.is_main:
-        yield
+        yield None
         return
     settings = config.model_dump(mode="json")
+    settings["optimizer"]["warmup_steps"] = session.warmup_steps
     with runs.begin_run(config.output_dir, settings, session.facts, checkpoint=session.checkpoint):
         validated = not validation_is_due(config, session)
         runs.forget_after(config.output_dir, session.progress.step, validated=validated)
@@ -242,7 +248,10 @@ def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
             saving.show(config.output_dir, session.checkpoint)
         else:
             runs.forget_attempt(config.output_dir)
-        yield
+        with live_page(
+            config.output_dir, steps_planned=session.end_step, warnings=warnings
+        ) as page:
+            yield page
 
 
 def _restore_best(config: TrainConfig, session: Session) -> None:
@@ -325,12 +334,11 @@ def _blame_kernel(config: TrainConfig, session: Session) -> str:
     )
 
 
-def _bar(session: Session) -> Any:
-    if not session.is_main:
-        return nullcontext()
+def _bar(session: Session) -> AbstractContextManager[Any]:
     return progress.bar(
-        total=session.end_step, done=session.progress.step, description="train", unit="step"
-    )
+        total=session.end_step, done=session.progress.step, description="train", unit="step",
+        shown=session.is_main,
+    )  # fmt: skip
 
 
 def _result(
