@@ -81,7 +81,8 @@ def first_clips(clips: dit.Clips, per_concept: int) -> dit.Clips:
 
 
 def _first(rows: torch.Tensor, per_concept: int) -> torch.Tensor:
-    return rows.unflatten(0, (len(world.KNOWN), -1))[:, :per_concept].flatten(0, 1)
+    parts = rows.chunk(len(world.KNOWN))
+    return torch.cat([part[:per_concept] for part in parts])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

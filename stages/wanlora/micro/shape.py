@@ -32,7 +32,9 @@ def nearest(mask: Bool[np.ndarray, "h w"], concept: str) -> float:
     if not mask.any():
         return 0.0
     # Drawn silhouettes have their centroids in the middle of a canvas twice the picture's size.
-    place = tuple(np.rint(FINE * (world.SIZE_PX - 0.5 - np.argwhere(mask).mean(axis=0))).astype(int))
+    place = tuple(
+        np.rint(FINE * (world.SIZE_PX - 0.5 - np.argwhere(mask).mean(axis=0))).astype(int)
+    )
     best = 0.0
     for step in (FINE, 1):
         steps = [step * count for count in range(-REACH, REACH + 1)]

@@ -116,7 +116,8 @@ def figure(concept: str, time: float, grid: Grid) -> Float[np.ndarray, "h w"]:
     """
     if concept in SHAPES:
         return _shape(concept, grid[0] - 0.5, grid[1] - 0.5)
-    return _strokes([_person(concept, time, 0.0, 0.5)], grid)[0]
+    drawn: np.ndarray = _strokes([_person(concept, time, 0.0, 0.5)], grid)[0]
+    return drawn
 
 
 def _draws(concept: str, seed: int) -> np.random.Generator:
