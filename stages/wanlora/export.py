@@ -13,6 +13,7 @@ from pathlib import Path
 
 from wanlora import __version__
 from wanlora.config import DEFAULT_MODEL, ExportConfig
+from wanlora.core import units
 from wanlora.errors import AdapterError, ConfigError, NonFiniteError, OutputError
 from wanlora.files import (
     publish,
@@ -82,7 +83,7 @@ class ExportResult:
         exact = "every update is the same" if error == 0 else f"updates differ by up to {error:.2g}"
         return [
             f"{self.output}: {self.adapter}{into}, {self.modules} modules, "
-            f"{self.dtype or 'types of the base'}, {self.bytes / 1e6:.3g} MB",
+            f"{self.dtype or 'types of the base'}, {units.size(self.bytes)}",
             f"read back by {self.read_by}: {exact}",
         ]
 

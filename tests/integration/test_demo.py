@@ -1,4 +1,4 @@
-"""The demo, whole: it runs the commands that it prints, it teaches, and it continues after a kill."""
+"""The demo, whole: it runs the commands it prints, it teaches, and it continues after a kill."""
 
 import json
 import os

@@ -94,6 +94,16 @@ def test_training_goes_on_as_if_there_had_been_no_preview(transformer, embeds):
     parameter.grad = None
 
 
+def test_a_stop_keeps_the_previews_that_are_finished(transformer, embeds):
+    passed, asked = [], iter([0] * 5 + [15] * 9)
+    made = previews(
+        transformer, embeds, steps=2, stop=lambda: next(asked), after_each=lambda: passed.append(1)
+    )
+    assert len(made) == 1
+    assert len(passed) == 2  # other processes wait for each of the prompts
+    assert torch.equal(made[0], previews(transformer, embeds, steps=2)[0])
+
+
 def test_previews_are_saved_with_what_they_were_made_from(tmp_path):
     latents = [torch.full((16, 3, 4, 6), torch.nan), torch.randn(16, 3, 4, 6)]
     projection = np.random.default_rng(0).normal(size=(17, 3)) * 0.1

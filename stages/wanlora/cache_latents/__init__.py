@@ -6,6 +6,7 @@ plan.py       what there is to encode: hashes, keys, provenances, sizes
 hashes.py     hashes of sources and encoders that earlier runs computed
 turns.py      a lock, so that processes of one machine load UMT5 one after the other
 worker.py     what one worker does, whoever started it
+preview_prompts.py  embeddings of single prompts, for previews of training
 walk.py       which rows a rank takes next: whatever nobody has committed
 processes.py  workers on this machine, a process each
 on_ray.py     workers on a cluster: actors, and tasks that decode for them

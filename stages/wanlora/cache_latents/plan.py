@@ -26,6 +26,7 @@ from wanlora.clips import (
     source_sha256,
 )
 from wanlora.config import CacheLatentsConfig
+from wanlora.core import units
 from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
@@ -269,19 +270,19 @@ def _provenances(
         memo=hashes.digests,
     )
     return (
-        _recorded(config, "latents", folder, latents, hashes),
-        _recorded(config, "text", folder, text, hashes),
+        recorded(config, "latents", folder, latents, hashes),
+        recorded(config, "text", folder, text, hashes),
     )
 
 
-def _recorded(
+def recorded(
     config: CacheLatentsConfig,
     kind: Kind,
     folder: Path,
     provenance: Mapping[str, Any],
     hashes: Hashes,
 ) -> Mapping[str, Any]:
-    """Provenance under which a cache has an encoder's rows; that of 0.1.0 if it has no other.
+    """Return the provenance under which a cache has an encoder's rows: that of 0.1.0, or its own.
 
     An old one that was recognised by its files is remembered for the same encoder in other files.
     """
@@ -405,8 +406,8 @@ def check_disk(cache: Location, num_bytes: int) -> None:
     free = shutil.disk_usage(there).free
     if free < num_bytes:
         raise StoreError(
-            f"{cache} needs about {num_bytes / 1e9:.2f} GB more, and its disk has "
-            f"{free / 1e9:.2f} GB free; free some, or choose another folder with --cache"
+            f"{cache} needs about {units.size(num_bytes)} more, and its disk has "
+            f"{units.size(free)} free; free some, or choose another folder with --cache"
         )
 
 

@@ -22,6 +22,7 @@ from wanlora.cache_latents import processes
 from wanlora.cache_latents.encode import complete_groups
 from wanlora.cache_latents.hashes import Hashes
 from wanlora.cache_latents.plan import Encoders, Failure, KeyedClip, Plan
+from wanlora.cache_latents.preview_prompts import PromptsResult, encode_preview_prompts
 from wanlora.cache_latents.result import CacheResult, Outcome, listed, summarize
 from wanlora.cache_latents.worker import Encoded, encode_share
 from wanlora.config import CacheLatentsConfig
@@ -46,8 +47,10 @@ from wanlora.wan.variants import MICRO
 log = logging.getLogger(__name__)
 
 
-def run(config: CacheLatentsConfig) -> CacheResult:
+def run(config: CacheLatentsConfig) -> CacheResult | PromptsResult:
     """Encode what the manifests name and the store lacks, and publish the view.
+
+    With `preview_prompts`, only these are encoded, and no view is published.
 
     Raises:
         ManifestError: A manifest cannot be used, or none of its clips can.
@@ -58,6 +61,8 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         WorkerError: All workers were killed.
         KeyboardInterrupt: SIGINT or SIGTERM; encoded rows are kept.
     """
+    if config.preview_prompts:
+        return encode_preview_prompts(config)
     started = time.monotonic()
     rank = rank_of(os.environ)
     found, bad, hashes = _read(config)

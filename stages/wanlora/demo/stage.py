@@ -5,6 +5,7 @@ reader would type it.
 """
 
 import logging
+import os
 import shlex
 import subprocess
 import sys
@@ -16,15 +17,20 @@ from typing import Any
 
 from wanlora import __version__, progress
 from wanlora.config import DemoConfig
+from wanlora.core import units
 from wanlora.core.validation import describe_sample
 from wanlora.demo.folder import mark_done, open_folder
 from wanlora.errors import RunError
 from wanlora.files import write_text
 from wanlora.media import mp4
 from wanlora.micro import world
+<<<<<<< HEAD
 from wanlora.runs import newest_checkpoint
 from wanlora.wan.variants import MICRO, TRANSFORMER, resolve
 from wanlora.wan.weights import weights_sha256
+=======
+from wanlora.wan.device import DEMO
+>>>>>>> main
 
 NUM_TAUGHT, NUM_HELD_OUT = 36, 12
 """Videos of what is taught."""
@@ -99,10 +105,10 @@ class DemoResult:
             f"{describe_sample(found['num_clips'], found['num_groups'])})",
             "recognised": f"{self.base_share:.0%} of the base's clips, "
             f"{self.adapter_share:.0%} of the adapter's, of {NUM_CLIPS} each",
-            "cache": f"{self.clips} clips: {self.cache_bytes / 1e6:.1f} MB in the store, "
-            f"{self.raw_bytes / 1e6:.1f} MB decoded",
-            "a step": f"{self.cached_s:.2f} s on the cache, {self.one_stage_s:.2f} s when every "
-            "step decodes and encodes its clips",
+            "cache": f"{self.clips} clips: {units.size(self.cache_bytes)} in the store, "
+            f"{units.size(self.raw_bytes)} decoded",
+            "a step": f"{units.duration(self.cached_s)} on the cache, "
+            f"{units.duration(self.one_stage_s)} when every step decodes and encodes its clips",
             "adapter": self.adapter,
         }
 
@@ -176,8 +182,13 @@ def commands(config: DemoConfig) -> list[tuple[Any, ...]]:
         (
             "train", "--cache", cache, "--output-dir", run_dir, "--max-steps", config.max_steps,
             "--batch-size", BATCH_SIZE, "--learning-rate", "4e-3", *seed,
+<<<<<<< HEAD
             "--set", "lora.rank=8", "--set", "optimizer.warmup_steps=10",
             "--set", "optimizer.schedule=cosine", "--save-steps", SAVE_STEPS, *going_on,
+=======
+            "--rank", "8", "--set", "optimizer.warmup_steps=10",
+            "--set", "optimizer.schedule=cosine",
+>>>>>>> main
         ),
         (
             "evaluate", "--adapter", run_dir, "--cache", cache, "--output-dir", root / "evaluation",
@@ -228,7 +239,9 @@ def wanlora(*arguments: Any) -> None:
     """Print a command as it would be typed, and run it in its own process."""
     words = [str(argument) for argument in arguments]
     logger.info("\n$ %s", shlex.join(["wanlora", *words]))
-    done = subprocess.run([sys.executable, "-m", "wanlora", *words], check=False)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "wanlora", *words], check=False, env=os.environ | {DEMO: "1"}
+    )
     if done.returncode:
         raise RunError(
             f"`wanlora {shlex.join(words)}` ended with exit code {done.returncode}; to continue "

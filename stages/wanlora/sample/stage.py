@@ -19,6 +19,7 @@ from wanlora import __version__, progress
 from wanlora.config import DEFAULT_MODEL, SampleConfig
 from wanlora.core.buckets import Bucket, problem_with
 from wanlora.core.text import shorten
+from wanlora.core.units import count
 from wanlora.errors import ConfigError, DeviceError
 from wanlora.media import recorded
 from wanlora.media.side_by_side import side_by_side
@@ -28,7 +29,7 @@ from wanlora.sample.videos import Video, missing, plan, record_of
 from wanlora.store.views import frame_rate, read_view
 from wanlora.wan import pipeline as wan
 from wanlora.wan.attach import ScaledAdapter, attach, read_scaled
-from wanlora.wan.device import base_dtype, pick
+from wanlora.wan.device import base_dtype, pick, warn_of_toy
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_tokenizer, num_prompt_tokens
 from wanlora.wan.variants import PIPELINE, Variant, resolve, variant_of
 
@@ -59,9 +60,9 @@ class SampleResult:
         """Say where the videos are."""
         names = [f"{path} at {scale:g}" for path, scale in self.adapters.items()]
         what = f"{self.model} with {', '.join(names)}" if names else f"{self.model}, no adapter"
-        kept = f" ({self.kept} of them there already)" if self.kept else ""
+        kept = f" ({self.kept:,} of them existed)" if self.kept else ""
         return [
-            f"{len(self.videos)} video(s){kept} from {what}:",
+            f"{count(len(self.videos), 'video')}{kept} from {what}:",
             *(f"  {file}" for file in self.videos),
         ]
 
@@ -84,6 +85,7 @@ def run(config: SampleConfig) -> SampleResult:
             f"--offload {config.offload} moves parts of the model between a GPU and main memory, "
             "and everything is computed on the CPU here: leave it out"
         )
+    warn_of_toy(model)
     folder = resolve(model, PIPELINE)
     variant = variant_of(folder)
     settings = video_settings(config, variant, adapters)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wanlora.config import ACTIVITY, SampleConfig
+from wanlora.core import units
 from wanlora.core.fingerprint import difference
 from wanlora.core.prompts import Dealt, deal, slug
 from wanlora.core.text import decode_utf8, parse_json, shorten, without_surrogates
@@ -186,9 +187,8 @@ def check_new(videos: Sequence[Video], *, overwrite: bool) -> None:
     files = [file for video in videos for file in (video.path, record_path(video.path))]
     existing = [str(file) for file in files if file.exists()]
     if existing and not overwrite:
-        more = f" and {len(existing) - 3} more" if len(existing) > 3 else ""
         raise ConfigError(
-            f"{', '.join(existing[:3])}{more} would be replaced; pass --overwrite, or "
+            f"{units.names(existing)} would be replaced; pass --overwrite, or "
             "--skip-existing to make only those that are missing, or another --output-dir"
         )
 

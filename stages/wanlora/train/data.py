@@ -107,41 +107,33 @@ def open_data(config: TrainConfig, variant: Variant, view: View | None = None) -
     return Data(view, clips, sizes, source, _panels(config, source, clips, held_out))
 
 
-def preview_prompts(config: TrainConfig, data: Data) -> list[tuple[str, str]]:
-    """(label, key) of each preview: validation prompts of the view, else held-out captions."""
-    named = [(prompt.prompt, prompt.key) for prompt in data.view.validation_prompts]
-    held_out = [clip for clip in data.view.clips if clip.split == config.validation.split]
-    captions = [
-        (f"the caption of {clip.clip_id}", clip.prompts[0]) for clip in held_out or data.clips
-    ]
-    return (named or captions)[: config.previews.num_prompts]
-
-
 def read_fixed_rows(config: TrainConfig, data: Data) -> None:
-    """Read every row that validations and previews use, before the first step depends on them.
+    """Read every row that validations use, before the first step depends on them.
 
     Raises:
-        StoreError: A row is missing or damaged, or no segment has a projection for previews.
+        StoreError: A row is missing or damaged.
         NonFiniteError: A row holds NaN or infinity.
     """
     for panel in data.panels:
         for clip in panel.clips:
             name = f"{panel.name} clip {clip.clip_id}"
-            _require_finite(config, f"the latents of {name}", data.source.latents(clip))
-            _require_finite(
+            require_finite(config, f"the latents of {name}", data.source.latents(clip))
+            require_finite(
                 config, f"the caption of {name}", data.source.padded_prompt(clip.prompts[0])
             )
-    if config.previews.every:
-        data.source.reader.latent_rgb()
-        prompts = [
-            *preview_prompts(config, data),
-            ("the negative prompt", data.view.negative_prompt),
-        ]
-        for label, key in prompts:
-            _require_finite(config, f"preview prompt {label!r}", data.source.padded_prompt(key))
 
 
-def _require_finite(config: TrainConfig, name: str, tensor: Tensor) -> None:
+def require_finite(config: TrainConfig, name: str, tensor: Tensor) -> None:
+    """Refuse a row that holds NaN or infinity.
+
+    Args:
+        config: Its cache is named in the message.
+        name: Name of the row.
+        tensor: The row.
+
+    Raises:
+        NonFiniteError: Names the row.
+    """
     if not torch.isfinite(tensor).all():
         raise NonFiniteError(
             f"{name}: the cached values are NaN or infinite. Run: wanlora inspect "

@@ -264,6 +264,11 @@ def cache_home() -> Path:
     return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("wanlora")
 
 
+def prompt_home() -> Path:
+    """Folder of this user's own store of preview prompts, for caches that cannot be written."""
+    return cache_home() / "prompts"
+
+
 def _micro_folder() -> Path:
     """Folder of the embedded model: it is part of the package."""
     return Path(str(importlib.resources.files("wanlora") / "micro" / "weights"))
