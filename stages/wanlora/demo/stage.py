@@ -24,13 +24,9 @@ from wanlora.errors import RunError
 from wanlora.files import write_text
 from wanlora.media import mp4
 from wanlora.micro import world
-<<<<<<< HEAD
 from wanlora.runs import newest_checkpoint
-from wanlora.wan.variants import MICRO, TRANSFORMER, resolve
+from wanlora.wan.variants import DEMO, MICRO, TRANSFORMER, resolve
 from wanlora.wan.weights import weights_sha256
-=======
-from wanlora.wan.device import DEMO
->>>>>>> main
 
 NUM_TAUGHT, NUM_HELD_OUT = 36, 12
 """Videos of what is taught."""
@@ -182,13 +178,8 @@ def commands(config: DemoConfig) -> list[tuple[Any, ...]]:
         (
             "train", "--cache", cache, "--output-dir", run_dir, "--max-steps", config.max_steps,
             "--batch-size", BATCH_SIZE, "--learning-rate", "4e-3", *seed,
-<<<<<<< HEAD
-            "--set", "lora.rank=8", "--set", "optimizer.warmup_steps=10",
-            "--set", "optimizer.schedule=cosine", "--save-steps", SAVE_STEPS, *going_on,
-=======
             "--rank", "8", "--set", "optimizer.warmup_steps=10",
-            "--set", "optimizer.schedule=cosine",
->>>>>>> main
+            "--set", "optimizer.schedule=cosine", "--save-steps", SAVE_STEPS, *going_on,
         ),
         (
             "evaluate", "--adapter", run_dir, "--cache", cache, "--output-dir", root / "evaluation",
