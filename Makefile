@@ -74,8 +74,8 @@ MODEL ?= Wan-AI/Wan2.1-T2V-1.3B-Diffusers
 check-real: setup
 	$(BIN)/python bench/check_real.py --model $(MODEL)
 
-# The embedded model, from random weights: about two and a half hours on one core; continues after
-# an interruption. On a GPU: make micro DEVICE=cuda
+# The embedded model, from random weights: about 130 minutes on one core; continues after an
+# interruption. On a GPU: make micro DEVICE=cuda
 DEVICE ?= cpu
 micro: $(VENV)/.package
 	$(BIN)/python -m wanlora.micro.pretrain --work-dir outputs/micro --device $(DEVICE)

@@ -60,9 +60,9 @@ class Stage(NamedTuple):
 
 STAGES = (
     Stage(144, 2600, 24, 1.5e-2, 5e-3, 0.4, 0.998),
-    Stage(576, 6000, 32, 1e-2, 3e-3, 0.3, 0.998),
+    Stage(576, 4700, 32, 1e-2, 3e-3, 0.3, 0.998),
 )
-"""The second stage sharpens the shapes: at the end of the first, hands float beside arms."""
+"""After the first stage circles are ragged and hands float beside arms; the second corrects it."""
 
 
 class Clips(NamedTuple):
