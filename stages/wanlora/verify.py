@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wanlora import manifest
-from wanlora.clips import load_unchanged, to_signed
 from wanlora.config import VerifyConfig
 from wanlora.core.text import shorten
 from wanlora.core.units import JSON, count, first
@@ -19,7 +18,6 @@ from wanlora.edits import unused_captions
 from wanlora.errors import MediaError
 from wanlora.files import require_file
 from wanlora.manifest import Clip
-from wanlora.plan import sheet
 from wanlora.plan.survey import Plan, survey
 from wanlora.progress import bar, show_figures
 from wanlora.wan.tokens import TokenCounts, count_tokens
@@ -162,6 +160,8 @@ def _listed_already(line: manifest.BadLine) -> None:
 
 
 def _load(clip: Clip) -> LoadedClip:
+    from wanlora.clips import load_unchanged, to_signed  # noqa: PLC0415  (imports torch)
+
     frames = load_unchanged(replace(clip, source_sha256=None), {})
     low, high = to_signed(frames.aminmax().min[None]), to_signed(frames.aminmax().max[None])
     return LoadedClip(clip.clip_id, (1, *frames.shape), low.item(), high.item(), clip.prompts)
@@ -184,6 +184,8 @@ def _write_sheet(
     tokens: TokenCounts,
     most: int,
 ) -> None:
+    from wanlora.plan import sheet  # noqa: PLC0415  (imports torch)
+
     left = [sheet.Left(clip.source, clip.code, clip.message) for clip in failed]
     with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
         sheet.write(

@@ -20,8 +20,6 @@ from wanlora import progress
 from wanlora.config import DemoConfig
 from wanlora.core import units
 from wanlora.core.validation import describe_sample
-from wanlora.demo import measure
-from wanlora.demo.page import comparison_gif, demo_page
 from wanlora.errors import RunError
 from wanlora.files import require_folder, write_atomic, write_text
 from wanlora.media import mp4
@@ -122,7 +120,7 @@ def commands(config: DemoConfig) -> list[tuple[Any, ...]]:
         (
             "train", "--cache", cache, "--output-dir", run_dir, "--max-steps", config.max_steps,
             "--batch-size", BATCH_SIZE, "--learning-rate", "4e-3", *seed,
-            "--set", "lora.rank=8", "--set", "optimizer.warmup_steps=10",
+            "--rank", "8", "--set", "optimizer.warmup_steps=10",
             "--set", "optimizer.schedule=cosine",
         ),
         (
@@ -183,6 +181,9 @@ def wanlora(*arguments: Any) -> None:
 
 def _result(config: DemoConfig) -> DemoResult:
     """Measure what no command does, and write the report."""
+    from wanlora.demo import measure  # noqa: PLC0415  (imports torch and diffusers)
+    from wanlora.demo.page import comparison_gif, demo_page  # noqa: PLC0415
+
     root = config.output_dir
     logger.info("\nclips of base and adapter, for the same prompts and noise")
     scenes = measure.scenes(config.concept, NUM_CLIPS, seed=config.seed)

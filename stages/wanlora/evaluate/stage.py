@@ -25,6 +25,7 @@ from wanlora.files import require_folder, write_text
 from wanlora.media import mp4
 from wanlora.progress import waiting
 from wanlora.report.evaluation_page import Shown, evaluation_page
+from wanlora.store.views import View
 from wanlora.wan.adapter import check_adapter_fits
 from wanlora.wan.attention import pinned
 from wanlora.wan.transformer import load_transformer
@@ -53,16 +54,19 @@ class EvaluateResult:
         return [*lines, f"report: {self.report}"]
 
 
-def run(config: EvaluateConfig) -> EvaluateResult:
+def run(config: EvaluateConfig, view: View) -> EvaluateResult:
     """Compare the base model with every adapter, by loss and by videos.
+
+    Args:
+        config: The settings.
+        view: The cache's view, from `preflight.check`.
 
     Raises:
         WanloraError: A setting, the cache, the device, the model or an adapter does not do.
     """
-    require_folder(config.output_dir, flag="--output-dir")
     base_dir = config.base_videos or config.output_dir.absolute().parent / "base-videos"
     compared = subjects(config.adapter, checkpoints=config.checkpoints)
-    setup = open_setup(config)
+    setup = open_setup(config, view)
     models = plan(
         setup,
         compared,

@@ -18,8 +18,6 @@ from wanlora.core.text import decode_utf8, parse_json, shorten, without_surrogat
 from wanlora.errors import ConfigError
 from wanlora.files import require_folder
 from wanlora.media.recorded import read_record, record_path
-from wanlora.store.captions import captions
-from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view
 
 # Of a record, what may differ in a video that is kept: another release made it, or another device.
@@ -110,6 +108,9 @@ def _of_activities(config: SampleConfig) -> list[Dealt]:
                 seed=config.seed,
             )
         ]
+    from wanlora.store.captions import captions  # noqa: PLC0415  (imports zarr)
+    from wanlora.store.reader import StoreReader  # noqa: PLC0415
+
     reader = StoreReader.of_view(config.cache, view)
     known = {name: list(texts) for name, texts in captions(reader, view, config.split).items()}
     return deal(known, config.num_videos, seed=config.seed)

@@ -32,6 +32,7 @@ from wanlora.step.predict import predict
 from wanlora.step.validation import EMA
 from wanlora.step.workload import Trial, describe
 from wanlora.stopping import stop_on_signals
+from wanlora.store.views import View
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
 from wanlora.train.opening import log_expectation
@@ -109,7 +110,7 @@ class TrainResult:
         ]
 
 
-def run(config: TrainConfig) -> TrainResult:
+def run(config: TrainConfig, view: View) -> TrainResult:
     """Train, or continue, the run in `config.output_dir`.
 
     Raises:
@@ -119,7 +120,7 @@ def run(config: TrainConfig) -> TrainResult:
     """
     check_trackers(config.trackers)
     with collected_warnings() as warnings:
-        return _train(config, open_session(config), warnings)
+        return _train(config, open_session(config, view), warnings)
 
 
 def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainResult:

@@ -31,8 +31,7 @@ from wanlora.step import fitting
 from wanlora.step.masters import Masters, MovingAverage
 from wanlora.step.validation import losses, make_panel, panel_facts
 from wanlora.step.workload import Trial, is_compiled, largest, workload
-from wanlora.store import index
-from wanlora.store.views import View, frame_rate, read_view
+from wanlora.store.views import View, frame_rate
 from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
 from wanlora.train.data import Data, log_draws, open_data, read_fixed_rows, warn_of_little
@@ -111,14 +110,16 @@ class Session:
         return self.data.sizes[self.bucket(step)].global_batch
 
 
-def open_session(config: TrainConfig) -> Session:
+def open_session(config: TrainConfig, view: View) -> Session:
     """Check everything that can be checked, then load the transformer and the adapter.
+
+    Args:
+        config: The settings.
+        view: The cache's view, from `preflight.check`.
 
     Raises:
         WanloraError: The run is impossible or pointless as asked for.
     """
-    index.open_store(config.cache)
-    view = read_view(config.cache, config.view)  # refused, if at all, before a model is downloaded
     model = config.model or view.model
     attention.require_native_dispatch()
     prepare_process()
