@@ -240,14 +240,14 @@ class EstimateConfig(Settings):
     device: Annotated[
         str,
         Field(
-            description="A GPU by name, as h100, a100 or rtx4090; auto: the one found here, else "
-            "an H100. With probe: auto, cuda, cuda:1, cpu, mps."
+            description="Name of a GPU, for example h100, a100 or 4090; auto: this machine's GPU, "
+            "else an H100. With probe: auto, cuda, cuda:1, cpu, mps."
         ),
         Flag(heading="Model and machine"),
     ] = "auto"
     memory_gb: Annotated[
         float | None,
-        Field(description="Its memory in GB; None = as sold.", gt=0),
+        Field(description="Memory of the GPU in GB; None = as sold.", gt=0),
         Flag(heading="Model and machine"),
     ] = None
     probe: Annotated[

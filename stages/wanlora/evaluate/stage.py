@@ -14,6 +14,7 @@ from typing import Any
 from wanlora import __version__
 from wanlora.config import EvaluateConfig
 from wanlora.core.groups import conclusion
+from wanlora.core.units import count
 from wanlora.core.validation import describe_sample
 from wanlora.evaluate import losses, videos
 from wanlora.evaluate.measures import against_base, frames_of, measured
@@ -24,6 +25,7 @@ from wanlora.files import require_folder, write_text
 from wanlora.media import mp4
 from wanlora.progress import waiting
 from wanlora.report.evaluation_page import Shown, evaluation_page
+from wanlora.store.views import View
 from wanlora.wan.adapter import check_adapter_fits
 from wanlora.wan.attention import pinned
 from wanlora.wan.transformer import load_transformer
@@ -52,16 +54,19 @@ class EvaluateResult:
         return [*lines, f"report: {self.report}"]
 
 
-def run(config: EvaluateConfig) -> EvaluateResult:
+def run(config: EvaluateConfig, view: View) -> EvaluateResult:
     """Compare the base model with every adapter, by loss and by videos.
+
+    Args:
+        config: The settings.
+        view: The cache's view, from `preflight.check`.
 
     Raises:
         WanloraError: A setting, the cache, the device, the model or an adapter does not do.
     """
-    require_folder(config.output_dir, flag="--output-dir")
     base_dir = config.base_videos or config.output_dir.absolute().parent / "base-videos"
     compared = subjects(config.adapter, checkpoints=config.checkpoints)
-    setup = open_setup(config)
+    setup = open_setup(config, view)
     models = plan(
         setup,
         compared,
@@ -72,6 +77,11 @@ def run(config: EvaluateConfig) -> EvaluateResult:
     if config.videos_per_activity:
         require_folder(base_dir, flag="--set base_videos")
         logger.info("%s", describe(setup, models))
+    logger.info(
+        "to compare: %s with the base model, on %s at %s", count(len(compared), "adapter"),
+        count(len(setup.panel.clips), "held-out clip"),
+        count(len(setup.panel.sigmas), "noise level"),
+    )  # fmt: skip
     config.output_dir.mkdir(parents=True, exist_ok=True)
     load = functools.cache(lambda: _load(setup, compared))
     with pinned("auto", setup.device):  # the kernel that training takes: its losses, and its speed

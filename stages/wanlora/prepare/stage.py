@@ -5,6 +5,7 @@ captions', cutting is cuts', what a clip says is make's.
 """
 
 import json
+import logging
 import re
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from pathlib import Path
 from wanlora import manifest
 from wanlora.captions import Failure, Found, find
 from wanlora.config import PrepareConfig, command_line
+from wanlora.core import units
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.edits import (
     MANIFESTS,
@@ -49,8 +51,9 @@ from wanlora.wan.tokens import TokenCounts, count_tokens
 
 Outcomes = Mapping[Path, Checked | MediaError]
 
-SHOWN = 3
 """Failures that the message shows; all of them stand in errors.jsonl."""
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: PrepareConfig) -> PrepareResult:
@@ -130,7 +133,7 @@ def _require_decision(edits: Edits, config: PrepareConfig) -> None:
     if edits.bad:
         raise ManifestError(
             "edits cannot be kept while lines cannot be read; correct them first:\n"
-            + "\n".join(f"  {line.message}" for line in edits.bad[:SHOWN])
+            + "\n".join(units.first([line.message for line in edits.bad], str(config.output)))
         )
 
 
@@ -150,8 +153,11 @@ def _nothing_left(found: Found, failures: Sequence[Failure], config: PrepareConf
     return (
         f"not one clip from {len(found.sources)} sources: "
         f"{counts(Counter(failure.code for failure in failures))}\n"
-        + "\n".join(f"  [{failure.code}] {failure.message}" for failure in failures[:SHOWN])
-        + f"\n{config.output / 'errors.jsonl'} says why for each"
+        + "\n".join(
+            units.first(
+                [f"[{f.code}] {f.message}" for f in failures], f"{config.output}/errors.jsonl"
+            )
+        )
     )
 
 
@@ -163,6 +169,11 @@ def _check_sources(found: Found, config: PrepareConfig) -> tuple[Outcomes, Sourc
     with Journal(config.output, detector) as journal:
         outcomes = journal.recall(paths)
         todo = [path for path in paths if path not in outcomes]
+        logger.info(
+            "to check: %s, for clips of %d frames, %dx%d px, at %g fps; checked before: %s",
+            units.count(len(todo), "source"), config.num_frames, config.height, config.width,
+            config.fps, units.count(len(outcomes), "source"),
+        )  # fmt: skip
         failed = sum(isinstance(outcome, MediaError) for outcome in outcomes.values())
         checking = check_all(
             todo, workers=config.workers, detector=detector, stall_s=config.stall_s

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from wanlora import progress, runs
 from wanlora.config import TrainConfig
-from wanlora.core import flow, schedule
+from wanlora.core import flow, schedule, units
 from wanlora.core.cost import all_reduce_bytes
 from wanlora.core.groups import conclusion
 from wanlora.core.out_of_memory import explained_out_of_memory
@@ -32,9 +32,12 @@ from wanlora.step.predict import predict
 from wanlora.step.validation import EMA
 from wanlora.step.workload import Trial, describe
 from wanlora.stopping import stop_on_signals
+from wanlora.store.views import View
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
+from wanlora.train.opening import log_expectation
 from wanlora.train.outcomes import Outcome, Outcomes
+from wanlora.train.pace import tried_seconds
 from wanlora.train.page import LivePage, collected_warnings, live_page
 from wanlora.train.record import check_trackers
 from wanlora.train.reporting import Reporter, validation_is_due
@@ -107,7 +110,7 @@ class TrainResult:
         ]
 
 
-def run(config: TrainConfig) -> TrainResult:
+def run(config: TrainConfig, view: View) -> TrainResult:
     """Train, or continue, the run in `config.output_dir`.
 
     Raises:
@@ -117,12 +120,18 @@ def run(config: TrainConfig) -> TrainResult:
     """
     check_trackers(config.trackers)
     with collected_warnings() as warnings:
-        return _train(config, open_session(config), warnings)
+        return _train(config, open_session(config, view), warnings)
 
 
 def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainResult:
     masters, optimizer, done = session.masters, session.optimizer, session.progress
     first_step = done.step
+    if session.is_main:
+        log_expectation(
+            config, tried_seconds(session.work, session.trial, session.slots),
+            session.data.source.order.bucket_steps_per_epoch,
+            num_steps=session.end_step - first_step, preview_every=session.preview_every,
+        )  # fmt: skip
     steps = range(first_step, session.end_step)
     learning_rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -329,8 +338,7 @@ def _non_finite(config: TrainConfig, session: Session, outcome: Outcome) -> NonF
     return NonFiniteError(
         f"step {outcome.step}: the {'loss' if bad else 'gradient'} is not finite "
         f"(gradient norm {outcome.grad_norm}); nothing of this step was saved. Clips: "
-        + "; ".join(slots[:4])
-        + (f" and {len(slots) - 4} more" if len(slots) > 4 else "")
+        + units.names(slots, most=4, separator="; ")
         + ". If the learning rate is too high, start again in another --output-dir with a lower "
         "--learning-rate; to see whether these clips are damaged: wanlora inspect "
         f"{shlex.quote(str(config.cache))} --verify" + _blame_kernel(config, session)

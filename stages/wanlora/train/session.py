@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import Bucket, usual
-from wanlora.core.cost import all_reduce_bytes, model_flops
+from wanlora.core.cost import model_flops
 from wanlora.core.memory import Workload, uploaded_bytes
 from wanlora.core.order import num_steps
 from wanlora.core.schedule import default_warmup
@@ -31,12 +31,12 @@ from wanlora.step import fitting
 from wanlora.step.masters import Masters, MovingAverage
 from wanlora.step.validation import losses, make_panel, panel_facts
 from wanlora.step.workload import Trial, is_compiled, largest, workload
-from wanlora.store import index
-from wanlora.store.views import View, frame_rate, read_view
+from wanlora.store.views import View, frame_rate
 from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
 from wanlora.train.data import Data, log_draws, open_data, read_fixed_rows, warn_of_little
 from wanlora.train.git import git_commit
+from wanlora.train.opening import log_adapter, log_steps
 from wanlora.train.optimizers import make_optimizer, missing_bytes, rate_of
 from wanlora.train.prompts import PreviewPrompt, preview_prompts
 from wanlora.train.ranks import Ranks, prepare_process
@@ -110,14 +110,16 @@ class Session:
         return self.data.sizes[self.bucket(step)].global_batch
 
 
-def open_session(config: TrainConfig) -> Session:
+def open_session(config: TrainConfig, view: View) -> Session:
     """Check everything that can be checked, then load the transformer and the adapter.
+
+    Args:
+        config: The settings.
+        view: The cache's view, from `preflight.check`.
 
     Raises:
         WanloraError: The run is impossible or pointless as asked for.
     """
-    index.open_store(config.cache)
-    view = read_view(config.cache, config.view)  # refused, if at all, before a model is downloaded
     model = config.model or view.model
     attention.require_native_dispatch()
     prepare_process()
@@ -138,6 +140,7 @@ def open_session(config: TrainConfig) -> Session:
     )
     if ranks.is_main:
         devices.warn_of_toy(model)
+        log_steps(config, data, end_step=end_step, num_processes=ranks.count)
         log_draws(config, data, end_step=end_step)
         warn_of_little(config, data, end_step=end_step, num_processes=ranks.count)
     device = ranks.device
@@ -166,7 +169,7 @@ def open_session(config: TrainConfig) -> Session:
     if config.init_adapter and not checkpoint:
         _start_from(config.init_adapter, shape, transformer, masters)
     if ranks.is_main:
-        _say_what_is_resident(transformer, masters, dtype, device, ranks.count)
+        log_adapter(config, transformer, masters, dtype=dtype, device=device)
     average = MovingAverage(masters, config.ema_decay) if config.ema_decay else None
     optimizer = make_optimizer(masters.parameters, config.optimizer, config.learning_rate)
     progress = _load(config, checkpoint, identity, masters, average, optimizer)
@@ -408,29 +411,6 @@ def _facts(config: TrainConfig, data: Data, model: str, identity: dict[str, Any]
     }
 
 
-def _say_what_is_resident(
-    transformer: Any,
-    masters: Masters,
-    dtype: torch.dtype,
-    device: torch.device,
-    num_processes: int,
-) -> None:
-    trainable = sum(master.numel() for master in masters.parameters.values())
-    frozen = sum(p.numel() for p in transformer.parameters()) - trainable
-    if num_processes > 1:
-        logger.info(
-            "each process sends %s bytes a step: the adapter's gradient, summed once",
-            _count(all_reduce_bytes(trainable, num_processes)),
-        )
-    logger.info(
-        "%d process%s on %s: transformer %s parameters, frozen, %s; adapter %s trainable "
-        "parameters (%.2f %%), fp32 masters; no VAE, no text encoder",
-        num_processes, "es, one" if num_processes > 1 else "",
-        device, _count(frozen), str(dtype).removeprefix("torch."), _count(trainable),
-        100 * trainable / frozen,
-    )  # fmt: skip
-
-
 def _say_what_a_step_has(data: Data, works: Mapping[Bucket, Workload]) -> None:
     if len(data.sizes) > 1:
         number = Counter(clip.bucket for clip in data.clips)
@@ -442,13 +422,6 @@ def _say_what_a_step_has(data: Data, works: Mapping[Bucket, Workload]) -> None:
                 for bucket, size in data.sizes.items()
             ),
         )
-
-
-def _count(number: int) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)
 
 
 def _fit(
