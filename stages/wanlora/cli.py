@@ -86,7 +86,8 @@ EXAMPLES = {
     "train": [
         "wanlora train --cache cache/ --output-dir outputs/run",
         "wanlora train --cache cache/ --max-steps 50 --gradient-accumulation-steps 4",
-        "wanlora train --cache cache/ --output-dir outputs/run --resume",
+        "wanlora train --output-dir outputs/run --resume",
+        "wanlora train --output-dir outputs/run --resume --max-steps 2000",
         "wanlora train --cache cache/ --set lora.rank=16 --set lora.targets=attention",
     ],
     "sample": [

@@ -50,6 +50,26 @@ def require_folder(path: Path, *, flag: str) -> None:
     raise OutputError(f"cannot write into {path}: {problem}; choose another folder with {flag}")
 
 
+HARMLESS = re.compile(
+    r"\.gitkeep|\.gitignore|\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.directory|lost\+found"
+    r"|\.ipynb_checkpoints|\.nfs.*|\.lock|.*\.log|nohup\.out|slurm-.*\.out"
+)
+"""Names that the system, an editor or a launcher leaves in a folder, and no command writes."""
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """List what a folder holds besides `HARMLESS` names and partial files; empty without a folder.
+
+    For commands that fill a folder: the names are not theirs, and could be anybody's work.
+    """
+    if not folder.is_dir():
+        return []
+    names = sorted(path.name for path in folder.iterdir())
+    return [
+        name for name in names if not HARMLESS.fullmatch(name) and not name.endswith(".partial")
+    ]
+
+
 def require_file(path: Path | None, *, flag: str) -> None:
     """Refuse a file that could not be written, before the work for it; `None` is no file.
 

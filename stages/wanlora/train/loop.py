@@ -36,6 +36,7 @@ from wanlora.train.checkpoints import Progress
 from wanlora.train.outcomes import Outcome, Outcomes
 from wanlora.train.record import check_trackers
 from wanlora.train.reporting import Reporter, validation_is_due
+from wanlora.train.resume import continued, recorded_settings
 from wanlora.train.session import Session, open_session
 from wanlora.wan import attention
 
@@ -84,7 +85,8 @@ class TrainResult:
                 f"last loss {self.last_loss:.4f}"
             ]
         if self.stopped:
-            lines.append(f"stopped early: {self.stopped}; continue with the same command, --resume")
+            go_on = runs.resume_command(Path(self.output_dir))
+            lines.append(f"stopped early: {self.stopped}; continue with: {go_on}")
         if self.best:
             change = 100 * self.best["difference"] / self.best["base_mean"]
             against = "worse" if change > 0 else "better"
@@ -112,6 +114,7 @@ def run(config: TrainConfig) -> TrainResult:
             a non-finite loss or gradient, before the optimizer steps on it; another process of
             the run that is lost.
     """
+    config = continued(config)
     check_trackers(config.trackers)
     session = open_session(config)
     masters, optimizer, done = session.masters, session.optimizer, session.progress
@@ -135,7 +138,9 @@ def run(config: TrainConfig) -> TrainResult:
         stop_on_signals(_log_stop, ends_process=True) as stop,
         session.ranks.explained(),
         _begin(config, session),
-        explained_out_of_memory(partial(_explain_memory, session.progress, session.trial)),
+        explained_out_of_memory(
+            partial(_explain_memory, config.output_dir, session.progress, session.trial)
+        ),
         attention.pinned(config.attention, session.device),
         closing(
             read_ahead(
@@ -234,7 +239,7 @@ def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
     if not session.is_main:
         yield
         return
-    settings = config.model_dump(mode="json")
+    settings = recorded_settings(config)
     with runs.begin_run(config.output_dir, settings, session.facts, checkpoint=session.checkpoint):
         validated = not validation_is_due(config, session)
         runs.forget_after(config.output_dir, session.progress.step, validated=validated)
@@ -257,12 +262,12 @@ def _restore_best(config: TrainConfig, session: Session) -> None:
     vars(session.progress).update(vars(restored))
 
 
-def _explain_memory(done: Progress, trial: Trial, reason: str) -> str:
+def _explain_memory(run_dir: Path, done: Progress, trial: Trial, reason: str) -> str:
     """Explain how to continue a run whose memory ran out although the largest bucket fitted."""
     return (
         f"out of memory after {done.step} steps with activations {describe(trial.modes)}: "
-        f"{reason} Saved checkpoints are complete: continue with the same command, --resume and "
-        "--activations selective or full, or stop other programs that use this memory"
+        f"{reason} Saved checkpoints are complete: continue with {runs.resume_command(run_dir)} "
+        "--activations selective (or full), or stop other programs that use this memory"
     )
 
 
@@ -320,7 +325,7 @@ def _blame_kernel(config: TrainConfig, session: Session) -> str:
         return ""
     return (
         f". If neither is the cause, another attention kernel may help (this one: "
-        f"{', '.join(session.trial.attention)}): --resume "
+        f"{', '.join(session.trial.attention)}): {runs.resume_command(config.output_dir)} "
         f"{attention.use_another(config.attention, session.device)}"
     )
 

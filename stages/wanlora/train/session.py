@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
@@ -38,6 +37,7 @@ from wanlora.train.data import Data, log_draws, open_data, read_fixed_rows
 from wanlora.train.git import git_commit
 from wanlora.train.optimizers import make_optimizer, missing_bytes, rate_of
 from wanlora.train.ranks import Ranks, prepare_process
+from wanlora.train.resume import recorded_settings, settings_of
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
@@ -233,19 +233,11 @@ def _open_run(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
     """Let the main process check the folder; every rank then continues from one checkpoint."""
 
     def resolve(recorded: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return resolved(TrainConfig.model_validate(recorded), view, ranks.device)
-        except ValidationError as error:
-            path = config.output_dir / runs.CONFIG_NAME
-            raise RunError(
-                f"{path} holds settings that this release ({__version__}) does not know: {error}. "
-                "Continue the run with the release that made it, or start again in another "
-                "--output-dir"
-            ) from None
+        return resolved(settings_of(config.output_dir, recorded), view, ranks.device)
 
     chosen = ranks.from_main(
         lambda: runs.open_run(
-            config.output_dir, config.model_dump(mode="json"), resume=config.resume, resolve=resolve
+            config.output_dir, recorded_settings(config), resume=config.resume, resolve=resolve
         )
     )
     if chosen is None:
@@ -267,7 +259,7 @@ def resolved(config: TrainConfig, view: View, device: torch.device) -> dict[str,
         view: Gives the model and the shift of sigma.
         device: Decides the type of the base.
     """
-    settings = config.model_dump(mode="json")
+    settings = recorded_settings(config)
     settings["model"] = config.model or view.model
     dtype = devices.base_dtype(config.dtype, device)
     settings["dtype"] = str(dtype).removeprefix("torch.")
