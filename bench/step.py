@@ -48,7 +48,7 @@ from wanlora.step import fitting
 from wanlora.step.batches import MicroBatch
 from wanlora.step.masters import Masters
 from wanlora.step.predict import predict
-from wanlora.step.trial import describe
+from wanlora.step.workload import describe, workload
 from wanlora.wan import attention, targets
 from wanlora.wan.adapter import adapter_parameters
 from wanlora.wan.blocks import set_activations
@@ -79,9 +79,9 @@ class Case:
 
     def work(self, *, compiled: bool):
         names = targets.chosen(targets.linear_names(self.shape.num_layers), self.targets)
-        return fitting.workload(
+        return workload(
             self.variant, self.bucket, batch_size=1, rank=RANK, adapted=names, compiled=compiled,
-            dtype=self.dtype,
+            element_bytes=self.dtype.itemsize,
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from wanlora.config import COMMANDS, Flag, Settings
+from wanlora.config import COMMANDS, Setting, Settings, settings_of
 
 HEAD = """# Configuration
 
@@ -32,17 +32,14 @@ def _table(model: type[Settings]) -> str:
     return "\n".join([*rows, *_rows(model)]) + "\n"
 
 
-def _rows(model: type[Settings], prefix: str = "") -> list[str]:
+def _rows(model: type[Settings]) -> list[str]:
     rows = []
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Settings):
-            rows += _rows(kind, f"{prefix}{name}.")
-            continue
+    for setting in settings_of(model):
+        field = setting.field
         cells = (
-            f"`{prefix}{name}`",
-            _flag(name, field),
-            _type(kind) + _bounds(field),
+            f"`{setting.name}`",
+            _flag(setting),
+            _type(field.annotation) + _bounds(field),
             "required" if field.is_required() else f"`{_default(field.default) or 'empty'}`",
             field.description or "",
         )
@@ -50,13 +47,10 @@ def _rows(model: type[Settings], prefix: str = "") -> list[str]:
     return rows
 
 
-def _flag(name: str, field: FieldInfo) -> str:
-    flag = next((item for item in field.metadata if isinstance(item, Flag)), None)
-    if flag is None:
-        return ""
-    if flag.argument:
+def _flag(setting: Setting) -> str:
+    if setting.flag and setting.flag.argument:
         return "positional"
-    return ", ".join(f"`{item}`" for item in flag.names or (f"--{name.replace('_', '-')}",))
+    return ", ".join(f"`{name}`" for name in setting.options)
 
 
 def _type(kind: Any) -> str:

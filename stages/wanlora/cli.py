@@ -1,7 +1,7 @@
 """The command line: flags to config, config to stage, result to text or JSON, errors to exit codes.
 
 Owns: the only `print`. A stage is imported inside its command, so `--help` needs no torch. Flags
-are made from the fields of `config` that are marked with `Flag`; nothing is described twice.
+come from `options`; nothing is described twice.
 """
 
 import errno
@@ -14,20 +14,16 @@ import os
 import signal
 import sys
 import threading
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
-from pydantic.fields import FieldInfo
-from typer.core import TyperCommand
 
-from wanlora import __version__
-from wanlora.config import COMMANDS, Flag, Settings, load
+from wanlora import __version__, options
+from wanlora.config import COMMANDS, Settings, load
 from wanlora.core.out_of_memory import is_out_of_memory, reason_of
 from wanlora.core.ranks import rank_of
 from wanlora.errors import ConfigError, WanloraError
@@ -131,22 +127,6 @@ def _normalize(option: str) -> str:
     return SYNONYMS.get(name, name)
 
 
-class _Command(TyperCommand):
-    """A command some of whose options may stand alone (`Flag(bare=...)`)."""
-
-    bare: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({})
-    """Option to the value it stands for alone, and the values that may follow it."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        given = []
-        for word, following in zip(args, [*args, ""][1:], strict=True):
-            given.append(word)
-            alone, values = self.bare.get(word, ("", ()))
-            if alone and following not in values:
-                given.append(alone)
-        return super().parse_args(ctx, given)
-
-
 app = typer.Typer(
     name="wanlora",
     context_settings={"token_normalize_func": _normalize},
@@ -187,43 +167,12 @@ def _report_thread(failed: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(failed)
 
 
-def _parameter(name: str, annotation: Any, info: Any, default: Any = None) -> inspect.Parameter:
-    kind = inspect.Parameter.KEYWORD_ONLY
-    if default is ...:
-        return inspect.Parameter(name, kind, annotation=Annotated[annotation, info])
-    return inspect.Parameter(name, kind, annotation=Annotated[annotation, info], default=default)
-
-
-_COMMON = [
-    _parameter(
-        "config_file",
-        Path | None,
-        typer.Option(
-            "--config", metavar="FILE.toml", show_default=False, help="Settings from a TOML file."
-        ),
-    ),
-    _parameter(
-        "sets",
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            show_default=False,
-            help="Any setting by its dotted name; see docs/configuration.md.",
-        ),
-    ),
-    _parameter(
-        "as_json", bool, typer.Option("--json", help="Print the result as JSON."), default=False
-    ),
-]
-
-
 def _add_command(name: str, config_type: type[Settings]) -> None:
     """Make a command of a config model: its docstring, flagged fields, and the common flags."""
 
     def command(**given: Any) -> None:
         file, sets, as_json = (given.pop(key) for key in ("config_file", "sets", "as_json"))
-        flags = {key: value for key, value in given.items() if value not in (None, [], False)}
+        flags = options.values_of(config_type, given)
         raise typer.Exit(
             _guarded(
                 lambda: _run(
@@ -232,81 +181,12 @@ def _add_command(name: str, config_type: type[Settings]) -> None:
             )
         )
 
-    parameters = [*_arguments_and_flags(config_type), *_COMMON]
+    parameters = options.parameters(config_type)
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = config_type.__doc__
     examples = "\n\n".join(["[bold]Examples[/]", *EXAMPLES[name]])
-    bare = _bare_options(config_type)
-    kind = type("_Command", (_Command,), {"bare": bare}) if bare else None
-    app.command(name, cls=kind, epilog=examples)(command)
-
-
-def _bare_options(config_type: type[Settings]) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Options that may stand alone: the value that then counts, and those that may follow."""
-    return {
-        f"--{name.replace('_', '-')}": (
-            flag.bare,
-            tuple(_value_kind(field.annotation)[0].split("|")),
-        )
-        for name, field in config_type.model_fields.items()
-        for flag in field.metadata
-        if isinstance(flag, Flag) and flag.bare
-    }
-
-
-def _arguments_and_flags(config_type: type[Settings]) -> list[inspect.Parameter]:
-    parameters = []
-    for name, field in config_type.model_fields.items():
-        flag = next((item for item in field.metadata if isinstance(item, Flag)), None)
-        if flag is None:
-            continue
-        kind, many = _value_kind(field.annotation)
-        info: dict[str, Any] = {"help": _help(field), "show_default": False}
-        if kind != "FLAG":
-            info["metavar"] = kind
-        annotation: Any = list[str] | None if many else str | None
-        if flag.argument:
-            del info["metavar"]  # typer names an argument itself
-            if field.is_required():
-                annotation = list[str]
-                parameters.append(_parameter(name, annotation, typer.Argument(**info), ...))
-                continue
-            parameters.append(_parameter(name, annotation, typer.Argument(**info)))
-            continue
-        names = flag.names or (f"--{name.replace('_', '-')}",)
-        if kind == "FLAG":
-            parameters.append(
-                _parameter(name, bool, typer.Option(names[0], help=info["help"]), False)
-            )
-            continue
-        if field.is_required():
-            info["help"] += " \\[required]"
-        parameters.append(_parameter(name, annotation, typer.Option(*names, **info)))
-    return parameters
-
-
-def _value_kind(annotation: Any) -> tuple[str, bool]:
-    """Name a field's type for the help, and say whether it takes several values."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        annotation = next(part for part in get_args(annotation) if part is not type(None))
-    if get_origin(annotation) is tuple:
-        return _value_kind(get_args(annotation)[0])[0], True
-    if get_origin(annotation) is Literal:
-        return "|".join(map(str, get_args(annotation))), False
-    names = {bool: "FLAG", int: "INT", float: "FLOAT", Path: "PATH"}
-    return names.get(annotation, "TEXT"), False
-
-
-def _help(field: FieldInfo) -> str:
-    """Describe a setting, with its default: typer's own would be the absence of the flag."""
-    # A bracket would be taken for markup.
-    text = str(field.description).replace("None = ", "without it: ").replace("[", "\\[")
-    default = field.default
-    if field.is_required() or default is None or default is False or default in ((), ""):
-        return text
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    return f"{text} \\[default: {shown}]"
+    app.command(name, cls=options.command_class(config_type), epilog=examples)(command)
 
 
 def _run(name: str, config: Settings, as_json: bool) -> int:

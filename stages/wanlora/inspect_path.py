@@ -4,39 +4,52 @@ Owns: telling them apart, and refusing flags that only a cache has.
 """
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from wanlora import inspect_adapter, inspect_cache
 from wanlora.config import InspectConfig
 from wanlora.errors import ConfigError, StoreError
-from wanlora.inspect_adapter import AdapterReport
-from wanlora.inspect_cache import InspectResult
 from wanlora.runs import CONFIG_NAME
 from wanlora.store import schema
+from wanlora.wan.adapter.header import read_header
+
+if TYPE_CHECKING:
+    from wanlora.inspect_adapter import AdapterReport
+    from wanlora.inspect_cache import InspectResult
 
 
-def run(config: InspectConfig) -> InspectResult | AdapterReport:
+def run(config: InspectConfig) -> "InspectResult | AdapterReport":
     """Inspect what is at the path.
 
     Raises:
         WanloraError: There is neither a cache nor an adapter, or it cannot be read.
     """
     if not isinstance(config.path, Path) or (config.path / schema.STORE).exists():
+        from wanlora import inspect_cache  # noqa: PLC0415  (imports zarr)
+
         return inspect_cache.run(config)
-    if (config.path / "model_index.json").is_file():
+    _require_adapter(config, config.path)
+    from wanlora import inspect_adapter  # noqa: PLC0415  (imports torch)
+
+    return inspect_adapter.run(config.path)
+
+
+def _require_adapter(config: InspectConfig, path: Path) -> None:
+    """Refuse a path that holds no adapter, before torch is imported."""
+    if (path / "model_index.json").is_file():
         raise StoreError(
-            f"{config.path} is a whole model, neither a cache nor an adapter; generate with it: "
-            f"wanlora sample --model {config.path} --prompt '...'"
+            f"{path} is a whole model, neither a cache nor an adapter; generate with it: "
+            f"wanlora sample --model {path} --prompt '...'"
         )
-    if not is_adapter(config.path):
+    if not is_adapter(path):
         raise StoreError(
-            f"no latent cache in {config.path}, and no adapter: expected {schema.STORE} in it, a "
+            f"no latent cache in {path}, and no adapter: expected {schema.STORE} in it, a "
             "run's folder or a .safetensors file; a cache is made with: wanlora cache-latents "
-            f"--cache {config.path}"
+            f"--cache {path}"
         )
     if unused := sorted(config.model_fields_set - {"path"}):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-        raise ConfigError(f"{config.path} is an adapter, not a cache: leave out {names}")
-    return inspect_adapter.run(config.path)
+        raise ConfigError(f"{path} is an adapter, not a cache: leave out {names}")
+    read_header(path)
 
 
 def is_adapter(path: Path) -> bool:

@@ -8,6 +8,7 @@
     previews/step-000500/                latents and pictures made while training
     validation.jsonl                     one object a validation
     validation_base.json                 the base model's losses on the validation panels
+    status.json  run.html                the state of the run; its page
 
 Owns: names, atomic publication, and the choice of what to resume. Must not know what is inside a
 checkpoint. Killed at any instruction, every file and checkpoint is whole or not there.
@@ -48,6 +49,8 @@ EMA_NAME = "ema"
 CHECKPOINTS_NAME = "checkpoints"
 PREVIEWS_NAME = "previews"
 CARD_NAME = "README.md"
+STATUS_NAME = "status.json"
+PAGE_NAME = "run.html"
 LOCK_NAME = ".lock"
 
 logger = logging.getLogger(__name__)
@@ -226,11 +229,11 @@ def _record_settings(
 
 
 def _leave_as_before(run_dir: Path, before: set[Path] | None) -> None:
-    """Remove what a refused start has made: the folder if it is new, else config.toml and .lock."""
+    """Remove what a refused start has made: the folder if it is new, else its files."""
     if before is None:
         shutil.rmtree(run_dir, ignore_errors=True)
         return
-    for name in (CONFIG_NAME, LOCK_NAME):
+    for name in (CONFIG_NAME, LOCK_NAME, STATUS_NAME, PAGE_NAME):
         if run_dir / name not in before:
             (run_dir / name).unlink(missing_ok=True)
 
@@ -375,12 +378,14 @@ def forget_attempt(run_dir: Path) -> None:
 
 
 def read_settings(run_dir: Path) -> dict[str, Any]:
-    """Read the settings that a run recorded.
+    """Settings in a run's config.toml; empty without one.
 
     Raises:
-        RunError: config.toml is damaged.
+        RunError: The file is not TOML.
     """
     path = run_dir / CONFIG_NAME
+    if not path.exists():
+        return {}
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

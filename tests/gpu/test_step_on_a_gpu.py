@@ -10,10 +10,11 @@ from tests.support import real_size
 from wanlora.core import flow
 from wanlora.core.buckets import Bucket
 from wanlora.core.memory import step_bytes
-from wanlora.step.fitting import fit, workload
+from wanlora.step.fitting import fit
 from wanlora.step.masters import Masters
 from wanlora.step.predict import predict
 from wanlora.step.trial import made_up_batch
+from wanlora.step.workload import workload
 from wanlora.train.outcomes import Outcomes
 from wanlora.wan.adapter import adapter_parameters
 from wanlora.wan.attention import pinned, watched
@@ -94,7 +95,7 @@ def test_the_counted_peak_is_not_exceeded(way):
     names = {name.partition(".lora_")[0] for name in adapter_parameters(transformer)}
     work = workload(
         variant, BUCKET, batch_size=1, rank=32, adapted=names, compiled=True,
-        dtype=torch.bfloat16,
+        element_bytes=2,
     )  # fmt: skip
     work = replace(work, shape=real_size.shape_of("t2v-1.3b", num_layers=LAYERS))
     torch.cuda.reset_peak_memory_stats()

@@ -23,9 +23,9 @@ from wanlora.wan.adapter import (
     read_adapter,
     save_adapter,
 )
+from wanlora.wan.adapter.lora import target_names
 from wanlora.wan.adapter.names import LAYOUTS
 from wanlora.wan.adapter.updates import dense, relative_error
-from wanlora.wan.targets import target_names
 from wanlora.wan.transformer import load_transformer
 
 CPU = torch.device("cpu")

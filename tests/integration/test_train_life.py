@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from tests.support import cli
 from wanlora import runs
 from wanlora.config import EvaluateConfig, TrainConfig
-from wanlora.errors import CorruptRowError, NonFiniteError
+from wanlora.errors import CorruptRowError, NonFiniteError, RunError
 from wanlora.evaluate import run as evaluate
 from wanlora.step.batches import BatchSource
 from wanlora.store.views import read_view
@@ -280,6 +281,22 @@ def test_an_extended_cosine_run_reports_both_learning_rates(cache, tmp_path, cap
         assert rate in caplog.text
 
 
+def test_a_run_keeps_its_warmup_when_it_is_extended(cache, tmp_path):
+    """As recorded at its start; release 0.1.0 recorded its default, 100."""
+    settings = {"validation": {"every": 0}, "optimizer": {"warmup_steps": None}}
+    train(config(cache, tmp_path, max_steps=2, **settings))
+    path = tmp_path / runs.CONFIG_NAME
+    assert tomllib.loads(path.read_text())["optimizer"]["warmup_steps"] == 0
+    path.write_text(path.read_text().replace("warmup_steps = 0", "warmup_steps = 100"))
+    train(config(cache, tmp_path, max_steps=3, resume=True, **settings))
+    rates = [row["lr"] for row in runs.read_rows(tmp_path, runs.METRICS_NAME)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3 * 3 / 101])
+    assert tomllib.loads(path.read_text())["optimizer"]["warmup_steps"] == 100
+    settings["optimizer"] = {"warmup_steps": 7}
+    with pytest.raises(RunError, match=r"optimizer\.warmup_steps: found 100, wanted 7"):
+        train(config(cache, tmp_path, max_steps=4, resume=True, **settings))
+
+
 def test_a_run_of_the_last_release_continues_with_its_defaults_written_out(tmp_path):
     shutil.copytree(FIXTURE, tmp_path / "old")
     old = tmp_path / "old"
@@ -288,7 +305,6 @@ def test_a_run_of_the_last_release_continues_with_its_defaults_written_out(tmp_p
         "train", "--cache", old / "cache", "--output-dir", old / "run", "--max-steps", 3,
         "--device", "cpu", "--resume", "--set", "lora.rank=1", "--set", "lora.targets=attention",
         "--set", "validation.num_clips=2", "--set", "validation.every=2",
-        "--set", "optimizer.warmup_steps=0",
     )  # fmt: skip
     written_out = ("--learning-rate", "0.0001", "--set", "lora.alpha=1", "--model", "micro",
                    "--set", "dtype=float32", "--set", "caption_dropout=0.0")  # fmt: skip

@@ -63,9 +63,9 @@ def test_validation_is_paired_with_the_base_and_keeps_the_best(cache, tmp_path):
 
 
 def test_an_adapter_that_learns_nothing_differs_in_nothing(cache, tmp_path):
-    """A zero learning rate: every paired difference is exactly 0."""
+    """With steps too small to change a prediction, every paired difference is exactly 0."""
     _train(
-        cache, tmp_path, "--max-steps", 2, *QUICK, "--learning-rate", "0", "--set",
+        cache, tmp_path, "--max-steps", 2, *QUICK, "--learning-rate", "1e-30", "--set",
         "optimizer.weight_decay=0",
     )  # fmt: skip
     for row in _rows(tmp_path / "validation.jsonl"):
@@ -74,7 +74,7 @@ def test_an_adapter_that_learns_nothing_differs_in_nothing(cache, tmp_path):
 
 def test_no_new_best_for_long_enough_stops_the_run(cache, tmp_path):
     output = _train(
-        cache, tmp_path, "--max-steps", 9, *QUICK, "--learning-rate", "0",
+        cache, tmp_path, "--max-steps", 9, *QUICK, "--learning-rate", "1e-30",
         "--set", "validation.every=1", "--set", "validation.patience=2",
     )  # fmt: skip
     assert "no new best in 2 validations" in output
@@ -99,8 +99,10 @@ def test_a_run_starts_from_another_adapter_of_its_shape_only(cache, tmp_path):
     first = tmp_path / "first"
     _train(cache, first, "--max-steps", 2, "--set", "validation.every=0")
     again = ("--set", "validation.every=0", "--set", f"init_adapter={first}")
-    _train(cache, tmp_path / "second", "--max-steps", 1, "--learning-rate", "0", *again, "--set",
-           "optimizer.weight_decay=0")  # fmt: skip
+    _train(
+        cache, tmp_path / "second", "--max-steps", 1, "--learning-rate", "1e-30", *again,
+        "--set", "optimizer.weight_decay=0",
+    )  # fmt: skip
     start, end = _tensors(tmp_path / "second")[0], _tensors(first)[0]
     assert all(torch.equal(start[name], end[name]) for name in end)
     message = cli.refuses(
@@ -116,7 +118,7 @@ def test_a_run_starts_from_another_tools_adapter_where_its_scale_is_the_runs(cac
     _train(cache, first, "--max-steps", 2, "--set", "validation.every=0")
     done = cli.invoke("export", "--adapter", first, "--format", "comfyui", "--output", theirs)
     assert done.exit_code == 0, done.output
-    still = ("--set", "validation.every=0", "--learning-rate", "0", "--set",
+    still = ("--set", "validation.every=0", "--learning-rate", "1e-30", "--set",
              "optimizer.weight_decay=0", "--set", f"init_adapter={theirs}")  # fmt: skip
     _train(cache, tmp_path / "second", "--max-steps", 1, *still)
     start, end = _tensors(tmp_path / "second")[0], _tensors(first)[0]

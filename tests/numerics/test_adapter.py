@@ -24,7 +24,7 @@ from wanlora.wan.adapter import (
     read_adapter,
     save_adapter,
 )
-from wanlora.wan.targets import target_names
+from wanlora.wan.adapter.lora import target_names
 from wanlora.wan.transformer import load_transformer
 
 CPU = torch.device("cpu")
@@ -117,7 +117,7 @@ def test_training_code_meets_no_encoder(micro_folder):
     code = f"""
 import sys, torch
 from pathlib import Path
-from wanlora.wan.targets import target_names
+from wanlora.wan.adapter.lora import target_names
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.adapter import LoraShape, add_adapter, read_adapter, save_adapter
 cpu = torch.device("cpu")

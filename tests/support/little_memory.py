@@ -18,7 +18,7 @@ from wanlora.core.buckets import Bucket
 from wanlora.core.flops import TransformerShape
 from wanlora.errors import DeviceError
 from wanlora.step import fitting
-from wanlora.step.trial import describe
+from wanlora.step.workload import describe, workload
 from wanlora.wan.variants import VARIANTS
 
 LAYERS, BUCKET = 16, Bucket(17, 96, 96)
@@ -35,9 +35,9 @@ def main(activations: str, room_mb: int) -> None:
         VARIANTS["micro"], num_layers=LAYERS, num_attention_heads=2, attention_head_dim=16,
         ffn_dim=65536, text_dim=32,
     )  # fmt: skip
-    work = fitting.workload(
+    work = workload(
         variant, BUCKET, batch_size=1, rank=2, adapted=["blocks.0.attn1.to_q"], compiled=False,
-        dtype=torch.float32,
+        element_bytes=4,
     )  # fmt: skip
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = pages * resource.getpagesize() + room_mb * 2**20

@@ -15,7 +15,6 @@ from wanlora.report.chart import (
     WIDTH,
     Line,
     line_chart,
-    means,
     thinned,
     ticks,
 )
@@ -93,13 +92,6 @@ def test_thinning_keeps_spikes_and_order():
     assert points[7_777] in kept
     assert kept == sorted(kept)
     assert thinned(points[:400]) == points[:400]
-
-
-def test_the_trend_is_the_mean_of_each_share():
-    points = [(float(i), float(i % 2)) for i in range(600)]
-    assert means(points, 60)[0] == (4.5, 0.5)
-    assert len(means(points, 60)) == 60
-    assert means(points[:100], 60) == []
 
 
 def test_a_long_run_is_a_small_chart():

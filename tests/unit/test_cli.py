@@ -5,10 +5,11 @@ import os
 import signal
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from wanlora import cli
-from wanlora.config import COMMANDS, Flag
+from wanlora import cli, options
+from wanlora.config import COMMANDS, load, settings_of
 from wanlora.errors import ConfigError, ManifestError
 
 
@@ -21,12 +22,12 @@ def help_of(*command: str) -> str:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_describes_every_everyday_flag_with_its_default(name):
     text = help_of(name)
-    for field_name, field in COMMANDS[name].model_fields.items():
-        flag = next((item for item in field.metadata if isinstance(item, Flag)), None)
-        if flag is None:
+    for setting in settings_of(COMMANDS[name]):
+        field = setting.field
+        if setting.flag is None:
             continue
-        option = flag.names[0] if flag.names else f"--{field_name.replace('_', '-')}"
-        assert (f"{field_name} " if flag.argument else option) in text.replace("...", " ")
+        for option in setting.options:
+            assert option in text
         assert str(field.description).replace("None = ", "without it: ") in text
         if isinstance(field.default, int | float) and not isinstance(field.default, bool):
             assert f"[default: {field.default}]" in text
@@ -84,3 +85,32 @@ def test_memory_that_runs_out_in_any_command_is_a_message(capsys):
     message = capsys.readouterr().err
     assert message.startswith("error: out of memory (cuDNN error: CUDNN_STATUS_ALLOC_FAILED)")
     assert "--device" in message
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--rank", "8", "--alpha", "16"], {"rank": 8, "alpha": 16.0}),
+        (["--targets", "all-linear"], {"targets": "all-linear"}),
+        (["--targets", "to_q", "--targets", "to_v"], {"targets": ("to_q", "to_v")}),
+        (["--set", "lora.rank=4", "--rank", "8"], {"rank": 8}),
+    ],
+)
+@pytest.mark.parametrize("command", ["train", "estimate"])
+def test_flags_of_nested_settings_reach_their_group(command, words, expected):
+    config = parsed(command, *words)
+    assert {name: getattr(config.lora, name) for name in expected} == expected
+
+
+def test_lr_is_the_learning_rate():
+    config = parsed("train", "--lr", "2e-4", "--seed", "3")
+    assert (config.learning_rate, config.seed) == (2e-4, 3)
+
+
+def parsed(command: str, *words: str):
+    """Settings that a command line gives, without running the command."""
+    group = typer.main.get_command(cli.app)
+    context = group.commands[command].make_context(command, list(words), **group.context_settings)
+    sets = context.params["sets"] or ()
+    flags = options.values_of(COMMANDS[command], context.params)
+    return load(COMMANDS[command], sets=sets, flags=flags)

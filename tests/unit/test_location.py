@@ -10,7 +10,7 @@ from wanlora.config.settings import _kinds
 from wanlora.core.location import Url, parse
 from wanlora.core.text import file_stem
 from wanlora.errors import AdapterError, ConfigError
-from wanlora.wan.attach import split_scale
+from wanlora.wan.adapter.header import split_scale
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.core.gpus import GPUS
 from wanlora.core.memory import Workload, longest_clip, num_trained, plan, step_bytes, weight_bytes
-from wanlora.step.fitting import budget_of_gpu
+from wanlora.step.workload import budget_of_gpu
 from wanlora.wan.targets import chosen, linear_names
 from wanlora.wan.variants import VARIANTS
 

@@ -15,7 +15,8 @@ from wanlora.core.out_of_memory import explained_out_of_memory
 from wanlora.errors import DeviceError
 from wanlora.step.masters import Masters
 from wanlora.step.predict import predict
-from wanlora.step.trial import Trial, made_up_batch
+from wanlora.step.trial import made_up_batch
+from wanlora.step.workload import Trial
 from wanlora.train.checkpoints import Progress
 from wanlora.train.loop import _explain_memory
 from wanlora.train.outcomes import Outcomes

@@ -3,7 +3,7 @@
 import pytest
 
 from wanlora import runs
-from wanlora.config import OptimizerSettings, TrainConfig
+from wanlora.config import TrainConfig
 from wanlora.train.advice import (
     best_held_out,
     last_held_out,
@@ -73,17 +73,17 @@ def test_an_adapter_no_worse_than_its_base_ends_without_a_warning(caplog):
 
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_a_longer_run_with_a_decaying_schedule_is_reported_with_both_rates(caplog, name):
-    settings = OptimizerSettings(schedule=name, warmup_steps=0)
     last = {"step": 999, "lr": 0.0}
-    warn_of_rate_jump(settings, 1e-4, last, end_step=1000)
+    warn_of_rate_jump(name, 1e-4, last, warmup_steps=0, end_step=1000)
     assert not caplog.text
-    warn_of_rate_jump(settings, 1e-4, last, end_step=2000)
+    warn_of_rate_jump(name, 1e-4, last, warmup_steps=0, end_step=2000)
     for text in ("from 0 to 5.00", "2000", "--init-adapter", "constant"):
         assert text in caplog.text.replace("5e-05", "5.00").replace("5.008e-05", "5.00")
 
 
 def test_a_longer_run_with_a_constant_rate_is_not_reported(caplog):
-    warn_of_rate_jump(OptimizerSettings(), 1e-4, {"step": 999, "lr": 1e-4}, end_step=2000)
+    last = {"step": 999, "lr": 1e-4}
+    warn_of_rate_jump("constant", 1e-4, last, warmup_steps=100, end_step=2000)
     assert not caplog.text
 
 

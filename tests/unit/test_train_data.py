@@ -10,7 +10,8 @@ from wanlora.config import TrainConfig, load
 from wanlora.core.batch_sizes import BatchSize
 from wanlora.core.buckets import Bucket
 from wanlora.errors import ConfigError
-from wanlora.step.source import make_source, weighted
+from wanlora.step.clips import weighted
+from wanlora.step.source import make_source
 from wanlora.store.reader import StoreReader
 from wanlora.train.data import Data, log_draws
 from wanlora.wan.variants import VARIANTS

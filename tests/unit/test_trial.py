@@ -13,7 +13,8 @@ from wanlora.core.buckets import Bucket
 from wanlora.core.flops import TransformerShape
 from wanlora.errors import ConfigError, NonFiniteError
 from wanlora.step import fitting, trial
-from wanlora.step.trial import Trial, made_up_batch
+from wanlora.step.trial import made_up_batch
+from wanlora.step.workload import Trial, workload
 from wanlora.train.loop import _blame_kernel
 from wanlora.train.session import Session, _be_deterministic
 from wanlora.wan import attention
@@ -40,9 +41,9 @@ def fit(model):
         VARIANTS["micro"], num_layers=2, num_attention_heads=2, attention_head_dim=16, ffn_dim=64,
         text_dim=32,
     )  # fmt: skip
-    work = fitting.workload(
+    work = workload(
         variant, BUCKET, batch_size=1, rank=2, adapted=["blocks.0.attn1.to_q"], compiled=False,
-        dtype=torch.float32,
+        element_bytes=4,
     )  # fmt: skip
     return fitting.fit(
         model, work, BUCKET, variant, activations="none", kernel="auto", device=CPU,

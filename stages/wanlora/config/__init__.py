@@ -13,7 +13,16 @@ torch, or any library code.
 
 from wanlora.config.after import ACTIVITY, DemoConfig, EvaluateConfig, SampleConfig
 from wanlora.config.export import ExportConfig
-from wanlora.config.settings import DEFAULT_MODEL, Flag, Settings, command_line, load
+from wanlora.config.settings import (
+    DEFAULT_MODEL,
+    Flag,
+    Heading,
+    Setting,
+    Settings,
+    command_line,
+    load,
+    settings_of,
+)
 from wanlora.config.stage_one import CacheLatentsConfig, InspectConfig, StoreSettings
 from wanlora.config.stage_two import (
     EstimateConfig,
@@ -37,12 +46,14 @@ __all__ = [
     "ExportConfig",
     "Flag",
     "FlowSettings",
+    "Heading",
     "InspectConfig",
     "LoraSettings",
     "OptimizerSettings",
     "PrepareConfig",
     "PreviewSettings",
     "SampleConfig",
+    "Setting",
     "Settings",
     "StoreSettings",
     "TrainConfig",
@@ -50,6 +61,7 @@ __all__ = [
     "VerifyConfig",
     "command_line",
     "load",
+    "settings_of",
 ]
 
 COMMANDS: dict[str, type[Settings]] = {

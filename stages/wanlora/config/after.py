@@ -26,10 +26,14 @@ BaseDtype = Annotated[
     Field(description="Type of the transformer; auto = bfloat16 on a GPU, float32 on a CPU."),
 ]
 Steps = Annotated[
-    int | None, Field(description="Denoising steps; None = the variant's.", ge=1), Flag()
+    int | None,
+    Field(description="Denoising steps; None = the variant's.", ge=1),
+    Flag(heading="Videos"),
 ]
 Guidance = Annotated[
-    float | None, Field(description="Classifier-free guidance; None = the variant's.", ge=0), Flag()
+    float | None,
+    Field(description="Classifier-free guidance; None = the variant's.", ge=0),
+    Flag(heading="Videos"),
 ]
 
 
@@ -42,7 +46,7 @@ class SampleConfig(Settings):
             description="Run folder or adapter file, PATH or PATH=SCALE (1 = as trained); repeat "
             "to add several up. Without it the base model is sampled."
         ),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = ()
     prompt: Annotated[
         tuple[str, ...],
@@ -50,7 +54,7 @@ class SampleConfig(Settings):
             description="What to show; repeat for several. With --cache, {activity} in it stands "
             "for each activity."
         ),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = ()
     prompts: Annotated[
         Path | None,
@@ -58,7 +62,7 @@ class SampleConfig(Settings):
             description="File of prompts: one per line (lines that start with # are skipped), or "
             "JSONL with `prompt` and optionally `seed`, such as a manifest."
         ),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = None
     cache: Annotated[
         CacheLocation | None,
@@ -66,7 +70,7 @@ class SampleConfig(Settings):
             description="Cache whose activities are sampled, a folder each: num_videos of every "
             "activity, from the captions of its held-out clips, or --prompt with {activity}."
         ),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = None
     view: ViewName = "default"
     split: Annotated[str, Field(description="Whose captions --cache takes.")] = "val"
@@ -76,16 +80,16 @@ class SampleConfig(Settings):
             description="Instead of prompts: decode the previews of a run, of one step, or one "
             "file of latents with the VAE."
         ),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = None
     model: Annotated[
         str | None,
         Field(description="micro, a local diffusers folder or a hub id; None = the adapter's."),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = None
     num_videos: Annotated[
         int, Field(description="Videos for each prompt, with seeds seed, seed+1, ...", ge=1),
-        Flag(),
+        Flag(heading="Videos"),
     ] = 1  # fmt: skip
     compare: Annotated[
         bool,
@@ -93,28 +97,32 @@ class SampleConfig(Settings):
             description="Base and adapters beside each other in each video, from the same noise; "
             "costs twice the time."
         ),
-        Flag(),
+        Flag(heading="Videos"),
     ] = False
-    output_dir: Annotated[Path, Field(description="Folder for the videos."), Flag()] = Path(
-        "outputs/samples"
-    )
+    output_dir: Annotated[
+        Path, Field(description="Folder for the videos."), Flag(heading="Input and output")
+    ] = Path("outputs/samples")
     output: Annotated[
-        Path | None, Field(description="Name of the one video; instead of output_dir."), Flag()
+        Path | None,
+        Field(description="Name of the one video; instead of output_dir."),
+        Flag(heading="Input and output"),
     ] = None
     format: Annotated[
         Literal["mp4", "webm", "gif", "frames"],
         Field(description="Kind of file; gif has 256 colours, frames are PNGs, exact to the bit."),
     ] = "mp4"
-    overwrite: Annotated[bool, Field(description="Replace videos that exist."), Flag()] = False
+    overwrite: Annotated[
+        bool, Field(description="Replace videos that exist."), Flag(heading="Input and output")
+    ] = False
     skip_existing: Annotated[
         bool,
         Field(
             description="Keep videos that exist and were made with the same settings, and make the "
             "others: continues a run that was stopped."
         ),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = False
-    seed: Seed = 0
+    seed: Annotated[Seed, Flag(heading="Videos")] = 0
     num_frames: Annotated[
         int | None,
         Field(
@@ -122,10 +130,14 @@ class SampleConfig(Settings):
             "the variant's.",
             ge=1,
         ),
-        Flag(),
+        Flag(heading="Videos"),
     ] = None
-    height: Annotated[int | None, Field(description="px; None = as num_frames."), Flag()] = None
-    width: Annotated[int | None, Field(description="px; None = as num_frames."), Flag()] = None
+    height: Annotated[
+        int | None, Field(description="px; None = as num_frames."), Flag(heading="Videos")
+    ] = None
+    width: Annotated[
+        int | None, Field(description="px; None = as num_frames."), Flag(heading="Videos")
+    ] = None
     steps: Steps = None
     guidance_scale: Guidance = None
     shift: Annotated[
@@ -135,10 +147,12 @@ class SampleConfig(Settings):
             "720p).",
             gt=0,
         ),
-        Flag(),
+        Flag(heading="Videos"),
     ] = None
     negative_prompt: Annotated[
-        str | None, Field(description="What to avoid; None = the variant's."), Flag()
+        str | None,
+        Field(description="What to avoid; None = the variant's."),
+        Flag(heading="Videos"),
     ] = None
     fps: Annotated[
         float | None,
@@ -156,7 +170,7 @@ class SampleConfig(Settings):
             description="For small cards: keep one part of the pipeline on the GPU at a time "
             "(model), or one layer (sequential, slow)."
         ),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = "none"
     vae_tiling: Annotated[
         bool,
@@ -204,10 +218,12 @@ class EvaluateConfig(Settings):
             "several.",
             min_length=1,
         ),
-        Flag(),
+        Flag(heading="Input and output"),
     ]
     checkpoints: Annotated[
-        bool, Field(description="Compare the checkpoints of each run, and its best, too."), Flag()
+        bool,
+        Field(description="Compare the checkpoints of each run, and its best, too."),
+        Flag(heading="Input and output"),
     ] = False
     cache: CacheDir = Path("cache")
     view: ViewName = "default"
@@ -217,10 +233,12 @@ class EvaluateConfig(Settings):
     model: Annotated[
         str | None,
         Field(description="micro, a local diffusers folder or a hub id; None = the view's model."),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = None
     output_dir: Annotated[
-        Path, Field(description="Folder for evaluation.json, report.html and videos/."), Flag()
+        Path,
+        Field(description="Folder for evaluation.json, report.html and videos/."),
+        Flag(heading="Input and output"),
     ] = Path("outputs/evaluation")
     base_videos: Annotated[
         Path | None,
@@ -232,7 +250,7 @@ class EvaluateConfig(Settings):
     videos_per_activity: Annotated[
         int,
         Field(description="Videos of each activity by each model; 0 = only the loss.", ge=0),
-        Flag(),
+        Flag(heading="Videos"),
     ] = 10
     num_clips: Annotated[int, Field(description="Held-out clips in the loss.", ge=1), Flag()] = 16
     num_sigmas: Annotated[int, Field(description="Noise levels a clip.", ge=1)] = 8
@@ -244,13 +262,17 @@ class EvaluateConfig(Settings):
         float | None,
         Field(description="Shift of sigma, in loss and videos; None = the view's.", gt=0),
     ] = None
-    seed: Seed = 0
+    seed: Annotated[Seed, Flag(heading="Videos")] = 0
     num_frames: Annotated[
         int | None, Field(description="Frames of the videos, 4k+1; None = most clips'.", ge=1),
-        Flag(),
+        Flag(heading="Videos"),
     ] = None  # fmt: skip
-    height: Annotated[int | None, Field(description="px; None = most clips'."), Flag()] = None
-    width: Annotated[int | None, Field(description="px; None = most clips'."), Flag()] = None
+    height: Annotated[
+        int | None, Field(description="px; None = most clips'."), Flag(heading="Videos")
+    ] = None
+    width: Annotated[
+        int | None, Field(description="px; None = most clips'."), Flag(heading="Videos")
+    ] = None
     steps: Steps = None
     guidance_scale: Guidance = None
     fps: Annotated[
@@ -292,4 +314,4 @@ class DemoConfig(Settings):
         ),
         Flag(),
     ] = 24
-    seed: Seed = 0
+    seed: Annotated[Seed, Flag()] = 0

@@ -12,7 +12,9 @@ class ExportConfig(Settings):
     """An adapter as another tool's file, or multiplied out; read back before it counts."""
 
     adapter: Annotated[
-        Path, Field(description="Run folder, PEFT folder or adapter file, in any format."), Flag()
+        Path,
+        Field(description="Run folder, PEFT folder or adapter file, in any format."),
+        Flag(heading="Input and output"),
     ]
     format: Annotated[
         Literal["diffusers", "peft", "comfyui", "kohya", "merged"],
@@ -25,7 +27,7 @@ class ExportConfig(Settings):
             description="A .safetensors file; for peft and merged a folder. Required without "
             "--push."
         ),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = None
     push: Annotated[
         str | None,
@@ -34,10 +36,12 @@ class ExportConfig(Settings):
             "newest previews to this model repository, USER/NAME.",
             pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$",
         ),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = None
     private: Annotated[
-        bool, Field(description="With --push: a repository that is created is private."), Flag()
+        bool,
+        Field(description="With --push: a repository that is created is private."),
+        Flag(heading="Input and output"),
     ] = False
     checkpoint: Annotated[
         str,
@@ -45,7 +49,7 @@ class ExportConfig(Settings):
             description="Which adapter of a run: latest, best, ema, or the steps of a checkpoint.",
             pattern=r"^(latest|best|ema|\d+)$",
         ),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = "latest"
     dtype: Annotated[
         Literal["float32", "float16", "bfloat16"] | None,
@@ -58,9 +62,11 @@ class ExportConfig(Settings):
             description="Base to merge into: micro, a local diffusers folder or a hub id; "
             "None = the adapter's."
         ),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = None
-    overwrite: Annotated[bool, Field(description="Replace an export that exists."), Flag()] = False
+    overwrite: Annotated[
+        bool, Field(description="Replace an export that exists."), Flag(heading="Input and output")
+    ] = False
 
     @model_validator(mode="after")
     def _output_fits_the_format(self) -> Self:

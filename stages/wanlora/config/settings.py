@@ -4,13 +4,14 @@ Owns: precedence (default < TOML < --set < flag) and the words of a refusal. Mus
 """
 
 import difflib
+import functools
 import json
 import re
 import shlex
 import tomllib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -22,6 +23,7 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
+from pydantic.fields import FieldInfo
 
 from wanlora.core import location
 from wanlora.core.location import Url
@@ -31,18 +33,29 @@ from wanlora.errors import ConfigError
 DEFAULT_MODEL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 
+Heading = Literal[
+    "Input and output", "Clips", "Adapter", "Training", "Checkpoints", "Previews", "Videos",
+    "Maintenance", "Model and machine", "Options",
+]  # fmt: skip
+"""Headings of `--help`, in the order in which they appear."""
+
+
 class Flag:
-    """Marks a field that a person types every day: the command line gives it these names.
+    """Marks a field, also of a nested group, that a person types every day.
 
     Args:
         names: Option names; empty for the field's own name with hyphens. A name after the first
             is an alias.
+        heading: Heading in `--help` under which the flag appears.
         argument: Whether it is positional.
-        bare: Value that the option stands for when none follows it.
+        bare: Value of the option when none follows it.
     """
 
-    def __init__(self, *names: str, argument: bool = False, bare: str = "") -> None:
+    def __init__(
+        self, *names: str, heading: Heading = "Options", argument: bool = False, bare: str = ""
+    ) -> None:
         self.names = names
+        self.heading = heading
         self.argument = argument
         self.bare = bare
 
@@ -71,9 +84,9 @@ Device = Annotated[
         "never takes mps, nor a CPU for a model other than micro.",
         pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
     ),
-    Flag(),
+    Flag(heading="Model and machine"),
 ]
-Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of every random draw."), Flag()]
+Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of every random draw.")]
 CacheLocation = Annotated[
     Path | Url,
     BeforeValidator(location.parse),
@@ -85,7 +98,7 @@ CacheDir = Annotated[
         description="Cache folder, holding store.zarr and views/; or a URL such as "
         "s3://bucket/prefix (docs/cache.md)."
     ),
-    Flag("--cache"),
+    Flag("--cache", heading="Input and output"),
 ]
 ViewName = Annotated[
     str,
@@ -93,7 +106,7 @@ ViewName = Annotated[
         description="Name of the view in CACHE/views: letters, digits and . _ -",
         pattern=r"^[A-Za-z0-9][\w.-]*$",
     ),
-    Flag(),
+    Flag(heading="Input and output"),
 ]
 
 
@@ -103,11 +116,44 @@ TokenizerOf = Annotated[
         description="Model whose tokenizer counts captions, if it is on this machine; else an "
         "estimate, marked as such."
     ),
-    Flag(),
+    Flag(heading="Model and machine"),
 ]
 
 
 S = TypeVar("S", bound=Settings)
+
+
+class Setting(NamedTuple):
+    """A setting of a command.
+
+    Attributes:
+        name: Dotted name, for example lora.rank.
+        field: Its type, default and description.
+        flag: Its flag; None for a setting without one.
+    """
+
+    name: str
+    field: FieldInfo
+    flag: Flag | None
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Option names of its flag, the usual one first; empty without a flag."""
+        if self.flag is None:
+            return ()
+        own = self.name.rpartition(".")[2].replace("_", "-")
+        return self.flag.names or (own if self.flag.argument else f"--{own}",)
+
+
+def settings_of(model: type[Settings], prefix: str = "") -> Iterator[Setting]:
+    """List the settings of a command, and those of its nested groups."""
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Settings):
+            yield from settings_of(kind, f"{prefix}{name}.")
+        else:
+            flag = next((item for item in field.metadata if isinstance(item, Flag)), None)
+            yield Setting(prefix + name, field, flag)
 
 
 def _kinds(annotation: Any) -> set[Any]:
@@ -125,6 +171,12 @@ def load(
 ) -> S:
     """Build a command's settings: default < TOML file < `--set a.b=value` < flag.
 
+    Args:
+        model: The command's settings.
+        file: TOML file.
+        sets: Values of `--set`, NAME=VALUE.
+        flags: Values of flags by dotted name.
+
     Raises:
         ConfigError: A key is unknown or a value is out of range; names the field and where it came
             from.
@@ -134,7 +186,9 @@ def load(
         values = _read_toml(file.expanduser())
     for item in sets:
         _assign(model, values, item)
-    values |= {key: value for key, value in (flags or {}).items() if value is not None}
+    for name, value in (flags or {}).items():
+        if value is not None:
+            _set(values, name.split("."), value, origin=f"--{name.rpartition('.')[2]}")
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -142,30 +196,49 @@ def load(
         raise ConfigError("\n".join(problems)) from None
 
 
-def command_line(command: str, config: Settings, *, without: Collection[str] = ()) -> str:
-    """Write the command that gives these settings, from any working directory.
+def command_line(
+    command: str, config: Settings, *, without: Collection[str] = (), absolute: bool = True
+) -> str:
+    """Write the command that gives these settings.
 
     Args:
         command: Its name.
         config: Settings; those at their defaults are left out.
-        without: Fields to leave out.
+        without: Settings to leave out, by dotted name.
+        absolute: Write absolute paths, for a command that runs in any working directory.
     """
     words = ["wanlora", command]
-    for name, field in type(config).model_fields.items():
-        value = getattr(config, name)
-        if name in without or value == field.default:
+    for setting in settings_of(type(config)):
+        value: Any = functools.reduce(getattr, setting.name.split("."), config)
+        if setting.name in without or value == setting.field.default:
             continue
-        flag = next((item for item in field.metadata if isinstance(item, Flag)), None)
-        values = [str(v.absolute() if isinstance(v, Path) else v) for v in
-                  (value if isinstance(value, tuple) else [value])]  # fmt: skip
-        if flag is None:
-            shown = json.dumps(value) if isinstance(value, tuple | bool) else values[0]
-            words += ["--set", f"{name}={shown}"]
+        if setting.flag is None:
+            words += _as_sets(setting.name, value)
             continue
-        option = next(iter(flag.names), f"--{name.replace('_', '-')}")
-        for text in values:
-            words += [text] if flag.argument else [option] if value is True else [option, text]
+        for item in value if isinstance(value, tuple) else [value]:
+            text = str(item.absolute() if absolute and isinstance(item, Path) else item)
+            if not setting.flag.argument:
+                words.append(setting.options[0])
+            if item is not True:
+                words.append(text)
     return shlex.join(words)
+
+
+def _as_sets(name: str, value: Any) -> list[str]:
+    """Write a setting as arguments of `--set`."""
+    if isinstance(value, dict):
+        return [word for key, item in value.items() for word in _as_sets(f"{name}.{key}", item)]
+    text = str(value)
+    if isinstance(value, tuple | bool) or _reads_as_toml(text):
+        text = json.dumps(value, default=str, ensure_ascii=False)
+    return ["--set", f"{name}={text}"]
+
+
+def _reads_as_toml(text: str) -> bool:
+    try:
+        return bool(tomllib.loads(f"value = {text}"))
+    except (tomllib.TOMLDecodeError, RecursionError):
+        return False
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
@@ -188,11 +261,16 @@ def _assign(model: type[Settings], values: dict[str, Any], item: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except (tomllib.TOMLDecodeError, RecursionError):
         value = text
-    *parents, leaf = _parts(model, name.strip())
+    _set(values, _parts(model, name.strip()), value, origin=f"--set {item}")
+
+
+def _set(values: dict[str, Any], path: Sequence[str], value: Any, *, origin: str) -> None:
+    """Set a value in nested tables."""
+    *parents, leaf = path
     for parent in parents:
         values = values.setdefault(parent, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {item}: {parent} is a value, not a group of settings")
+            raise ConfigError(f"{origin}: {parent} is a value, not a group of settings")
     values[leaf] = value
 
 
@@ -215,7 +293,7 @@ def _explain(model: type[Settings], problem: dict[str, Any]) -> str:
     if kind == "string_pattern_mismatch":
         return f"{path}: found {found!r}, which does not fit. {_description(model, path)}"
     if kind in ("model_type", "model_attributes_type"):
-        inside = ", ".join(name for name in _names(model) if name.startswith(f"{path}."))
+        inside = ", ".join(name for name, *_ in settings_of(model) if name.startswith(f"{path}."))
         return f"{path} is a group of settings, not a value (found {found!r}); set one of: {inside}"
     if kind == "tuple_type":
         return f"{path}: expected a list, as in --set '{path}=[\"...\"]' (found {found!r})"
@@ -225,7 +303,7 @@ def _explain(model: type[Settings], problem: dict[str, Any]) -> str:
 
 def _unknown(model: type[Settings], path: str) -> str:
     """Name the settings there are, the likeliest first."""
-    known = sorted(_names(model))
+    known = sorted(name for name, *_ in settings_of(model))
     leaf = path.rpartition(".")[2]
     likely = [name for name in known if name.rpartition(".")[2] == leaf]
     groups = {name.partition(".")[0] for name in known}
@@ -243,14 +321,3 @@ def _description(model: type[Settings], path: str) -> str:
         field = getattr(kind, "model_fields", {}).get(part)
         kind = field.annotation if field else None
     return str(field.description) if field else ""
-
-
-def _names(model: type[Settings], prefix: str = "") -> list[str]:
-    names = []
-    for name, field in model.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Settings):
-            names += _names(kind, f"{prefix}{name}.")
-        else:
-            names.append(prefix + name)
-    return names

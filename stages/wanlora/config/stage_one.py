@@ -67,13 +67,13 @@ class CacheLatentsConfig(Settings):
     manifest: Annotated[
         tuple[Path, ...],
         Field(description="Manifest; repeat for several. A folder stands for its train and val."),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = (Path("data/processed"),)
     cache: CacheDir = Path("cache")
     model: Annotated[
         str,
         Field(description="micro (embedded), a local diffusers folder, or a hub id."),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = DEFAULT_MODEL
     device: Device = "auto"
     launcher: Annotated[
@@ -82,7 +82,7 @@ class CacheLatentsConfig(Settings):
             description="What starts the workers: local, this machine's processes (under torchrun "
             "and srun each rank is one); ray, actors of a cluster (pip install 'wanlora[ray]')."
         ),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = "local"
     num_workers: Annotated[
         int | None,
@@ -91,7 +91,7 @@ class CacheLatentsConfig(Settings):
             "a GPU, on a CPU one.",
             ge=1,
         ),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = None
     worker_timeout_s: Annotated[
         float,
@@ -108,7 +108,7 @@ class CacheLatentsConfig(Settings):
             "in a cluster without any.",
             ge=0,
         ),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = None
     view: ViewName = "default"
     dry_run: Annotated[bool, Field(description="Say what would be encoded, and stop."), Flag()] = (
@@ -157,7 +157,7 @@ class InspectConfig(Settings):
     path: Annotated[
         CacheLocation,
         Field(description="Cache folder or URL; or a run's folder, PEFT's, or an adapter file."),
-        Flag(argument=True),
+        Flag(argument=True, heading="Input and output"),
     ] = Path("cache")
     verify: Annotated[
         Literal["fast", "full"] | None,
@@ -166,12 +166,12 @@ class InspectConfig(Settings):
             description="fast: commit records and the sizes of objects; full (--verify alone): "
             "read every row, checksum, finite, not constant."
         ),
-        Flag(bare="full"),
+        Flag(bare="full", heading="Maintenance"),
     ] = None
     repair: Annotated[
         bool,
         Field(description="Verify in full, drop what is bad, and encode just that again."),
-        Flag(),
+        Flag(heading="Maintenance"),
     ] = False
     gc: Annotated[
         bool,
@@ -179,15 +179,17 @@ class InspectConfig(Settings):
             description="Free rows that no view and no unfinished run names, repeated rows, and "
             "what kills have left."
         ),
-        Flag(),
+        Flag(heading="Maintenance"),
     ] = False
     dry_run: Annotated[
-        bool, Field(description="With --gc: say what would be freed, and stop."), Flag()
+        bool,
+        Field(description="With --gc: say what would be freed, and stop."),
+        Flag(heading="Maintenance"),
     ] = False
     html: Annotated[
         Path | None,
         Field(description="Write a page with a picture strip, caption and statistics per clip."),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = None
     decode: Annotated[
         tuple[str, ...],
@@ -195,15 +197,15 @@ class InspectConfig(Settings):
             description="Clip id, or the start of a key: decode it with the VAE to an mp4 beside "
             "its source; repeat for several."
         ),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = ()
-    output_dir: Annotated[Path, Field(description="Folder for decoded clips."), Flag()] = Path(
-        "outputs/decoded"
-    )
+    output_dir: Annotated[
+        Path, Field(description="Folder for decoded clips."), Flag(heading="Input and output")
+    ] = Path("outputs/decoded")
     manifest: Annotated[
         tuple[Path, ...],
         Field(description="With --repair: the manifests that the cache was made from."),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = (Path("data/processed"),)
     device: Device = "auto"
     statistics_clips: Annotated[

@@ -27,7 +27,7 @@ Activations = Annotated[
         "none: nothing, the fastest; selective: all but attention; full: everything, the smallest. "
         "auto: none for as many blocks as fit into memory, selective for the rest."
     ),
-    Flag(),
+    Flag(heading="Model and machine"),
 ]
 Eager = Annotated[
     Literal["auto", "on", "off"],
@@ -35,7 +35,7 @@ Eager = Annotated[
         description="Run blocks without torch.compile; auto = compiled on CUDA, eager elsewhere. "
         "The same numbers but for rounding. DoRA always runs eager."
     ),
-    Flag(bare="on"),
+    Flag(bare="on", heading="Model and machine"),
 ]
 Attention = Annotated[
     Literal["auto", "cudnn", "flash", "efficient", "math", "fa3", "fa4"],
@@ -47,11 +47,13 @@ Attention = Annotated[
 ]
 
 
-NumEpochs = Annotated[float, Field(description="Passes over the clips.", gt=0), Flag()]
+NumEpochs = Annotated[
+    float, Field(description="Passes over the clips.", gt=0), Flag(heading="Training")
+]
 BatchSize = Annotated[
     int,
     Field(description="Clips in a micro-batch; by cost, of the largest bucket.", ge=1),
-    Flag(),
+    Flag(heading="Training"),
 ]
 Accumulation = Annotated[
     int,
@@ -60,7 +62,7 @@ Accumulation = Annotated[
         "is this times batch_size whatever the number of GPUs.",
         ge=1,
     ),
-    Flag(),
+    Flag(heading="Training"),
 ]
 BatchBy = Annotated[
     batch_sizes.BatchBy,
@@ -69,7 +71,7 @@ BatchBy = Annotated[
         "batch_size x gradient_accumulation_steps clips. cost: those of the largest bucket have, "
         "and those of another as many clips as come closest to the same FLOPs."
     ),
-    Flag(),
+    Flag(heading="Training"),
 ]
 
 
@@ -85,17 +87,19 @@ ClipWeights = Annotated[
 class LoraSettings(Settings):
     """The adapter: where it sits and how large it is."""
 
-    rank: Annotated[int, Field(description="Rank r.", ge=1)] = 32
+    rank: Annotated[int, Field(description="Rank r.", ge=1), Flag(heading="Adapter")] = 32
     alpha: Annotated[
-        float | None, Field(description="Scale numerator; the adapter is scaled by alpha/rank. "
-                            "None = rank.", gt=0)
-    ] = None  # fmt: skip
+        float | None,
+        Field(description="The adapter is scaled by alpha/rank. None = rank.", gt=0),
+        Flag(heading="Adapter"),
+    ] = None
     targets: Annotated[
         str | tuple[str, ...],
         Field(
             description="attention, attention+ffn, all-linear; or a regex (matched against whole "
             "module names), or a list of name suffixes, each of which must match."
         ),
+        Flag(heading="Adapter"),
     ] = "attention+ffn"
     rslora: Annotated[bool, Field(description="Scale by alpha/sqrt(rank) instead.")] = False
     dora: Annotated[bool, Field(description="Train magnitudes beside directions (DoRA).")] = False
@@ -137,7 +141,14 @@ class OptimizerSettings(Settings):
     schedule: Annotated[
         Literal["constant", "cosine", "linear"], Field(description="Learning rate after warm-up.")
     ] = "constant"
-    warmup_steps: Annotated[int, Field(description="Steps of linear warm-up.", ge=0)] = 100
+    warmup_steps: Annotated[
+        int | None,
+        Field(
+            description="Steps of linear warm-up; None = a tenth of the run, at most 100. A run "
+            "that continues keeps its own.",
+            ge=0,
+        ),
+    ] = None
 
 
 class ValidationSettings(Settings):
@@ -181,10 +192,12 @@ class EstimateConfig(Settings):
     cache: Annotated[
         CacheLocation | None,
         Field(description="Cache whose clips to count; without it, as many as --clips says."),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = None
     view: ViewName = "default"
-    clips: Annotated[int, Field(description="Clips, without a cache.", ge=1), Flag()] = 1000
+    clips: Annotated[
+        int, Field(description="Clips, without a cache.", ge=1), Flag(heading="Clips")
+    ] = 1000
     frames: Annotated[
         tuple[int, ...],
         Field(
@@ -192,14 +205,14 @@ class EstimateConfig(Settings):
             "clips of each.",
             min_length=1,
         ),
-        Flag(),
+        Flag(heading="Clips"),
     ] = (81,)
-    height: Annotated[int, Field(description="px, without a cache."), Flag()] = 480
-    width: Annotated[int, Field(description="px, without a cache."), Flag()] = 832
+    height: Annotated[int, Field(description="px, without a cache."), Flag(heading="Clips")] = 480
+    width: Annotated[int, Field(description="px, without a cache."), Flag(heading="Clips")] = 832
     variant: Annotated[
         Literal["t2v-1.3b", "t2v-14b", "micro"] | None,
         Field(description="Model; without it that of the cache, else t2v-1.3b."),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = None
     device: Annotated[
         str,
@@ -207,26 +220,30 @@ class EstimateConfig(Settings):
             description="A GPU by name, as h100, a100 or rtx4090; auto: the one found here, else "
             "an H100. With probe: auto, cuda, cuda:1, cpu, mps."
         ),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = "auto"
     memory_gb: Annotated[
-        float | None, Field(description="Its memory in GB; None = as sold.", gt=0), Flag()
+        float | None,
+        Field(description="Its memory in GB; None = as sold.", gt=0),
+        Flag(heading="Model and machine"),
     ] = None
     probe: Annotated[
         bool,
         Field(description="Take three real steps on the device, and scale by what they take."),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = False
     model: Annotated[
         str | None,
         Field(description="With probe: micro, a local folder or a hub id; None = the cache's."),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = None
     num_epochs: NumEpochs = 10
     batch_size: BatchSize = 1
     gradient_accumulation_steps: Accumulation = 1
     num_processes: Annotated[
-        int, Field(description="Processes that share the global batch, a GPU each.", ge=1), Flag()
+        int,
+        Field(description="Processes that share the global batch, a GPU each.", ge=1),
+        Flag(heading="Model and machine"),
     ] = 1
     batch_by: BatchBy = "clips"
     save_steps: Annotated[
@@ -274,19 +291,19 @@ class TrainConfig(Settings):
     """Stage two: train a LoRA on cached latents. Loads the transformer and nothing else."""
 
     cache: CacheDir = Path("cache")
-    output_dir: Annotated[Path, Field(description="The run's folder."), Flag()] = Path(
-        "outputs/run"
-    )
+    output_dir: Annotated[
+        Path, Field(description="The run's folder."), Flag(heading="Input and output")
+    ] = Path("outputs/run")
     view: ViewName = "default"
     split: Annotated[str, Field(description="Which split of the view to train on.")] = "train"
     manifest: Annotated[
         tuple[Path, ...], Field(description="Train only on clips named in these manifests."),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = ()  # fmt: skip
     model: Annotated[
         str | None,
         Field(description="micro, a local diffusers folder or a hub id; None = the view's model."),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = None
     device: Device = "auto"
     dtype: Annotated[
@@ -295,7 +312,7 @@ class TrainConfig(Settings):
     ] = "auto"
     max_steps: Annotated[
         int | None, Field(description="Optimizer steps; overrides num_epochs.", ge=1),
-        Flag(),
+        Flag(heading="Training"),
     ] = None  # fmt: skip
     num_epochs: NumEpochs = 10
     batch_size: BatchSize = 1
@@ -303,17 +320,17 @@ class TrainConfig(Settings):
     batch_by: BatchBy = "clips"
     learning_rate: Annotated[
         float | None,
-        Field(description="Peak learning rate; None = 1e-4, or 1 for prodigy.", ge=0),
-        Flag(),
+        Field(description="Peak learning rate; None = 1e-4, or 1 for prodigy.", gt=0),
+        Flag("--learning-rate", "--lr", heading="Training"),
     ] = None
     save_steps: Annotated[
         int, Field(description="Steps between checkpoints; 0 = only at the end.", ge=0),
-        Flag(),
+        Flag(heading="Checkpoints"),
     ] = 500  # fmt: skip
     keep_checkpoints: Annotated[
         int,
         Field(description="Newest checkpoints to keep; 0 = all.", ge=0),
-        Flag(),
+        Flag(heading="Checkpoints"),
     ] = 3
     resume: Annotated[
         bool,
@@ -322,7 +339,7 @@ class TrainConfig(Settings):
             "own settings; settings given as well are applied, or refused if they would make it "
             "another run."
         ),
-        Flag(),
+        Flag(heading="Checkpoints"),
     ] = False
     train_frames: Annotated[
         int | None,
@@ -338,9 +355,9 @@ class TrainConfig(Settings):
             description="Folder for copies of the rows of a cache at a URL: each row is fetched "
             "once and then read from this folder.",
         ),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = None
-    seed: Seed = 0
+    seed: Annotated[Seed, Flag(heading="Training")] = 0
     caption_dropout: Annotated[
         float, Field(description="Chance that a clip trains with the empty prompt.", ge=0, le=1)
     ] = 0.0
@@ -356,7 +373,7 @@ class TrainConfig(Settings):
     save_every_epoch: Annotated[
         bool,
         Field(description="Save a checkpoint at the end of every epoch too."),
-        Flag(),
+        Flag(heading="Checkpoints"),
     ] = False
     balance_activities: Annotated[
         bool,
@@ -369,7 +386,7 @@ class TrainConfig(Settings):
     init_adapter: Annotated[
         Path | None,
         Field(description="Run folder, PEFT folder or adapter file, in any format, to start from."),
-        Flag(),
+        Flag(heading="Adapter"),
     ] = None
     ema_decay: Annotated[
         float,
@@ -378,7 +395,7 @@ class TrainConfig(Settings):
     deterministic: Annotated[
         bool,
         Field(description="Bit-exact resume on a GPU too, with slower attention gradients."),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = False
     process_timeout_s: Annotated[
         float,

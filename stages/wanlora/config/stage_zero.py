@@ -24,11 +24,11 @@ class PrepareConfig(Settings):
     sources: Annotated[
         tuple[Path, ...],
         Field(description="Folders of videos or images, or single files.", min_length=1),
-        Flag(argument=True),
+        Flag(argument=True, heading="Input and output"),
     ]
     output: Annotated[
         Path, Field(description="Folder for train.jsonl, val.jsonl and errors.jsonl."),
-        Flag("--output", "--output-dir"),
+        Flag("--output", "--output-dir", heading="Input and output"),
     ] = Path("data/processed")  # fmt: skip
     captions: Annotated[
         Path | None,
@@ -37,18 +37,26 @@ class PrepareConfig(Settings):
             "without it, a .txt beside each video, or a table in its folder (metadata.jsonl, "
             "metadata.csv, captions.json, prompts.txt with videos.txt ...)."
         ),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = None
     caption_prefix: Annotated[
         str,
         Field(description="Trigger words put before every caption that does not start with them."),
-        Flag(),
+        Flag(heading="Clips"),
     ] = ""
-    num_frames: Annotated[int, Field(description="Frames in a clip, 4k+1.", ge=1), Flag()] = 81
-    height: Annotated[int, Field(description="Clip height in px, a multiple of 16."), Flag()] = 480
-    width: Annotated[int, Field(description="Clip width in px, a multiple of 16."), Flag()] = 832
+    num_frames: Annotated[
+        int, Field(description="Frames in a clip, 4k+1.", ge=1), Flag(heading="Clips")
+    ] = 81
+    height: Annotated[
+        int, Field(description="Clip height in px, a multiple of 16."), Flag(heading="Clips")
+    ] = 480
+    width: Annotated[
+        int, Field(description="Clip width in px, a multiple of 16."), Flag(heading="Clips")
+    ] = 832
     fps: Annotated[
-        float, Field(description="Frames per second of a clip.", ge=MIN_FPS, le=MAX_FPS), Flag()
+        float,
+        Field(description="Frames per second of a clip.", ge=MIN_FPS, le=MAX_FPS),
+        Flag(heading="Clips"),
     ] = DEFAULT_FPS
     buckets: Annotated[
         bool,
@@ -57,7 +65,7 @@ class PrepareConfig(Settings):
             "most height x width, multiples of 16, portrait too; short videos become 17, 33, 49 "
             "... frames."
         ),
-        Flag(),
+        Flag(heading="Clips"),
     ] = False
     mode: Annotated[
         Literal["chunk", "head", "middle", "slide", "uniform"],
@@ -65,21 +73,23 @@ class PrepareConfig(Settings):
             description="chunk: as many clips as fit, end to end; head, middle: one; slide: one "
             "every `stride` frames; uniform: `count`, spread evenly."
         ),
-        Flag(),
+        Flag(heading="Clips"),
     ] = "chunk"
     stride: Annotated[
         int | None,
         Field(description="slide: frames from clip to clip; None = half a clip.", ge=1),
-        Flag(),
+        Flag(heading="Clips"),
     ] = None
-    count: Annotated[int, Field(description="uniform: clips of a video.", ge=1), Flag()] = 4
+    count: Annotated[
+        int, Field(description="uniform: clips of a video.", ge=1), Flag(heading="Clips")
+    ] = 4
     short: Annotated[
         Literal["trim", "drop"],
         Field(
             description="A video or scene shorter than a clip: trim it to the longest 4k+1 "
             "frames (at least min_frames), or drop it."
         ),
-        Flag(),
+        Flag(heading="Clips"),
     ] = "trim"
     min_frames: Annotated[
         int, Field(description="Shortest clip that trim may leave, 4k+1 frames.", ge=1)
@@ -98,12 +108,12 @@ class PrepareConfig(Settings):
             "pyscenedetect (pip install 'wanlora[scenes]') more; allow: clips may cross cuts, "
             "with a warning."
         ),
-        Flag(),
+        Flag(heading="Clips"),
     ] = "builtin"
     val_fraction: Annotated[
         float,
         Field(description="Share of source videos held out for validation.", ge=0, lt=1),
-        Flag(),
+        Flag(heading="Clips"),
     ] = 0.05
     group_pattern: Annotated[
         str | None,
@@ -129,7 +139,7 @@ class PrepareConfig(Settings):
             "file could then crash or hang.",
             ge=0,
         ),
-        Flag(),
+        Flag(heading="Model and machine"),
     ] = 0
     stall_s: Annotated[
         float, Field(description="A file whose decoding stands still for so long fails.", gt=0)
@@ -143,10 +153,12 @@ class PrepareConfig(Settings):
             description="A manifest that was edited by hand since prepare wrote it: keep the "
             "edits, or drop them; None = refuse to replace it. The edited file is copied to *.bak."
         ),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = None
     html: Annotated[
-        Path | None, Field(description="Write a contact sheet of the clips to this file."), Flag()
+        Path | None,
+        Field(description="Write a contact sheet of the clips to this file."),
+        Flag(heading="Input and output"),
     ] = None
     html_clips: Annotated[
         int, Field(description="Maximum number of clips on the page, about 10 kB each.", ge=1)
@@ -154,10 +166,10 @@ class PrepareConfig(Settings):
     materialize: Annotated[
         Literal["npz"] | None,
         Field(description="Also write every clip's frames to OUTPUT/clips, 97 MB each at 480p."),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = None
     model: TokenizerOf = DEFAULT_MODEL
-    seed: Seed = 0
+    seed: Annotated[Seed, Flag(heading="Clips")] = 0
 
     @model_validator(mode="after")
     def _sizes_fit_wan(self) -> Self:
@@ -179,7 +191,7 @@ class VerifyConfig(Settings):
     manifests: Annotated[
         tuple[Path, ...],
         Field(description="Manifest files, or a folder holding train.jsonl and val.jsonl."),
-        Flag(argument=True),
+        Flag(argument=True, heading="Input and output"),
     ] = (Path("data/processed"),)
     limit: Annotated[
         int,
@@ -189,7 +201,7 @@ class VerifyConfig(Settings):
     html: Annotated[
         Path | None,
         Field(description="Write a contact sheet of the clips loaded to this file."),
-        Flag(),
+        Flag(heading="Input and output"),
     ] = None
     html_clips: Annotated[
         int, Field(description="Maximum number of clips on the page, about 10 kB each.", ge=1)

@@ -49,6 +49,13 @@ def sigma_of(u: float, *, sampler: str, shift: float) -> float:
     return shift_sigma(SAMPLERS[sampler](u), shift)
 
 
+def sigma_grid(num_sigmas: int, *, sampler: str, shift: float) -> list[float]:
+    """Midpoints of equal shares of the training density, so that their mean is its expectation."""
+    return sorted(
+        sigma_of((q + 0.5) / num_sigmas, sampler=sampler, shift=shift) for q in range(num_sigmas)
+    )
+
+
 def _bsmntw(sigma: float) -> float:
     """Bell around 0.5, mean about 1 over uniform timesteps (DiffSynth-Studio's training weight)."""
     t = sigma * NUM_TRAIN_TIMESTEPS

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from wanlora.core import flow
 from wanlora.core.rng import Stream, generator
 
 # Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom (any table of it).
@@ -77,14 +76,6 @@ class Report:
 def num_due(end_step: int, *, every: int) -> int:
     """Number of validations of a run: every `every` steps and after the last one; 0 = never."""
     return -(-end_step // every) if every else 0
-
-
-def sigma_grid(num_sigmas: int, *, sampler: str, shift: float) -> list[float]:
-    """Midpoints of equal shares of the training density, so that their mean is its expectation."""
-    return sorted(
-        flow.sigma_of((q + 0.5) / num_sigmas, sampler=sampler, shift=shift)
-        for q in range(num_sigmas)
-    )
 
 
 def choose(
@@ -235,6 +226,37 @@ def describe_sample(num_clips: int, num_groups: int | None) -> str:
         return f"{clips} of one source group, so no interval"
     wide = ", so a wide interval" if num_groups < FEW_GROUPS else ""
     return f"{clips} of {num_groups} source groups{wide}"
+
+
+def describe_few_groups(num_held_out: int, num_groups: int) -> str | None:
+    """Warning that too little is held out to measure a run, with what to do; None if enough is.
+
+    Args:
+        num_held_out: Source groups held out.
+        num_groups: Source groups in all, at least 1.
+    """
+    if num_held_out >= FEW_GROUPS:
+        return None
+    found = f"{num_held_out} of {num_groups} source groups (videos) are held out"
+    found += (
+        f": with fewer than {FEW_GROUPS}, the interval of the held-out loss is so wide that it "
+        "seldom shows what was learned"
+        if num_held_out
+        else ": there is no held-out loss, no comparison with the base and no best checkpoint"
+    )
+    share = fraction_for(FEW_GROUPS, num_groups)
+    if share is None:
+        return (
+            f"{found}. Use at least {2 * FEW_GROUPS} source groups, and hold out {FEW_GROUPS} of "
+            "them: wanlora prepare --val-fraction 0.5"
+        )
+    return f"{found}. Hold out {FEW_GROUPS} or more: wanlora prepare --val-fraction {share:g}"
+
+
+def fraction_for(num_held_out: int, num_groups: int) -> float | None:
+    """Smallest multiple of 0.05 that holds out a number of groups; None if it is over 0.5."""
+    share = math.ceil(20 * num_held_out / num_groups) / 20
+    return share if share <= 0.5 else None
 
 
 def t95(degrees: int) -> float:

@@ -1,6 +1,7 @@
 """`wanlora estimate`: what a run will take, before a GPU hour is spent on it.
 
-stage.py    run(): counts for a set of clips and a card, and the probe
+stage.py    run(): counts for a set of clips and a card
+probe.py    real steps on a device of this machine
 result.py   what is said of them
 """
 

@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-import torch
-
 from wanlora.config import EstimateConfig
 from wanlora.core.batch_sizes import BatchSize
 from wanlora.core.buckets import Bucket, num_tokens
@@ -24,20 +22,32 @@ from wanlora.core.cost import (
 from wanlora.core.gpus import Gpu
 from wanlora.core.memory import Workload
 from wanlora.core.order import Order, num_steps
-from wanlora.step import fitting
-from wanlora.step.trial import Modes, Trial
+from wanlora.step.workload import Modes, Trial, largest
 from wanlora.store.views import View
 from wanlora.wan.variants import Variant
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Device of the run; `gpu` is None if its rates are not known."""
+    """Device of the run.
+
+    Attributes:
+        gpu: Its rates; None if they are not known.
+        device: Its name in torch, such as `cuda:1`.
+        limit_bytes: Memory that a step may take.
+        element_bytes: Bytes of a value of the transformer.
+    """
 
     name: str
     gpu: Gpu | None
-    device: torch.device
+    device: str
     limit_bytes: float
+    element_bytes: int = 2
+
+    @property
+    def device_type(self) -> str:
+        """`cuda`, `cpu` or `mps`."""
+        return self.device.partition(":")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +78,7 @@ class Case:
     @property
     def largest(self) -> Bucket:
         """Bucket of the micro-batch that takes the most memory."""
-        return fitting.largest(self.works)
+        return largest(self.works)
 
     @property
     def work(self) -> Workload:

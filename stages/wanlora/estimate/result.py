@@ -96,6 +96,7 @@ class EstimateResult:
         cache_gb: Of the store; measured where there is one.
         checkpoints_gb: Those that are kept.
         untrained: Buckets without a step in the run, and the ways to train them.
+        too_short: Warning about a run too short to learn from; None for others.
         assumed: What the seconds stand on.
         probe: What the probe saw.
     """
@@ -129,6 +130,7 @@ class EstimateResult:
     cache_gb: float
     checkpoints_gb: float
     untrained: list[str]
+    too_short: str | None
     assumed: dict[str, str]
     probe: dict[str, Any] | None
 
@@ -149,7 +151,7 @@ class EstimateResult:
             *self._batches_table(),
             "",
             *self._totals(),
-            *(f"warning: {problem}" for problem in self.untrained),
+            *(f"warning: {text}" for text in (*self.untrained, self.too_short) if text),
             "",
             *(f"assumed: {name}: {what}" for name, what in self.assumed.items()),
         ]

@@ -1,14 +1,16 @@
-"""Counts for a set of clips and a card, put together; and the probe that replaces predictions.
+"""Counts for a set of clips and a card, put together.
 
-Owns: the choice of card, and the figures of the result. Without a probe nothing is run: bytes and
-FLOPs are counted (`core.memory`, `core.flops`), seconds follow from published rates (`core.gpus`).
+Owns: the choice of card, and the figures of the result. Bytes and FLOPs are counted (`core.memory`,
+`core.flops`), seconds follow from published rates (`core.gpus`) or from a probe (`probe`). Without
+a probe it must not import torch.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-
-import torch
+from math import prod
+from pathlib import Path
 
 from wanlora.config import EstimateConfig
 from wanlora.core.batch_sizes import BatchSize, batch_sizes
@@ -22,34 +24,28 @@ from wanlora.core.cost import (
 )
 from wanlora.core.flops import Recompute
 from wanlora.core.gpus import GPUS, Gpu, gpu_named, gpu_of
-from wanlora.core.memory import longest_clip, num_trained, plan, step_bytes, uploaded_bytes
+from wanlora.core.memory import longest_clip, num_trained, plan, step_bytes
 from wanlora.core.order import Order, describe_untrained
+from wanlora.core.schedule import describe_short_run
 from wanlora.errors import ConfigError
 from wanlora.estimate.case import Card, Case
 from wanlora.estimate.pauses import Passes, preview_passes, validation_passes
 from wanlora.estimate.result import Batch, EstimateResult, Mode, Pause
-from wanlora.progress import waiting
-from wanlora.step import fitting
-from wanlora.step.source import weighted
-from wanlora.step.trial import Modes, Trial, describe
+from wanlora.step.clips import weighted
+from wanlora.step.workload import Modes, budget_of_gpu, describe, is_compiled, workload
 from wanlora.store import objects, schema
 from wanlora.store.views import View, read_view
-from wanlora.wan import adapter as lora
-from wanlora.wan import device as devices
 from wanlora.wan import targets
-from wanlora.wan.blocks import is_compiled
-from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import TRANSFORMER, VARIANTS, Variant, resolve, variant_of
 
 DEFAULT_GPU = "H100"
 CAPTION_BYTES_PER_FEATURE = 0.62e6 / 4096
 """A caption of about 130 tokens, 4,096 features wide, in the store (docs/benchmarks.md)."""
 
+_GPU_DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Files of the drivers that torch can use as `cuda` on Linux: NVIDIA's, WSL's, AMD's."""
+
 _WAYS: tuple[Recompute, ...] = ("none", "selective", "full")
-_PROBE_PASSES = 3
-_PROBE_LACKS = 4 + 4 + 8
-"""Bytes per trained parameter that a run takes and a probe does not: master, gradient and two
-moments in fp32."""
 
 
 def run(config: EstimateConfig) -> EstimateResult:
@@ -62,7 +58,9 @@ def run(config: EstimateConfig) -> EstimateResult:
     """
     case = _case(config)
     if config.probe:
-        case = replace(case, trial=_probe(case, _model(config) or ""))
+        from wanlora.estimate.probe import probe  # noqa: PLC0415  (imports torch and diffusers)
+
+        case = replace(case, trial=probe(case, _model(config) or ""))
     return _result(case, case.trial.modes if case.trial else _planned(case))
 
 
@@ -81,11 +79,11 @@ def _case(config: EstimateConfig) -> Case:
         batch_size=config.batch_size, accumulation=config.gradient_accumulation_steps,
         rank=rank, adapted=adapted,
     )  # fmt: skip
-    compiled = is_compiled(config.eager, card.device, dora=config.lora.dora)
+    compiled = is_compiled(config.eager, card.device_type, dora=config.lora.dora)
     works = {
-        bucket: fitting.workload(
+        bucket: workload(
             variant, bucket, batch_size=size.micro_batch, rank=rank, adapted=adapted,
-            compiled=compiled, dtype=devices.base_dtype("auto", card.device),
+            compiled=compiled, element_bytes=card.element_bytes,
         )
         for bucket, size in sizes.items()
     }  # fmt: skip
@@ -129,12 +127,12 @@ def _buckets(config: EstimateConfig, view: View | None, *, split: str | None) ->
 
 def _card(config: EstimateConfig, model: str) -> Card:
     if config.probe:
-        device = devices.pick(config.device, config.model or model)
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        return Card(name, gpu_of(name), device, fitting.budget(device))
+        from wanlora.estimate.probe import card_here  # noqa: PLC0415  (imports torch)
+
+        return card_here(config.device, config.model or model)
     name = config.device
     if name == "auto":
-        name = torch.cuda.get_device_name() if torch.cuda.is_available() else DEFAULT_GPU
+        name = _gpu_here() or DEFAULT_GPU
     gpu = gpu_of(name) or GPUS.get(gpu_named(name) or "")
     if gpu is None:
         raise ConfigError(
@@ -142,8 +140,16 @@ def _card(config: EstimateConfig, model: str) -> Card:
             "a device of this machine: --probe"
         )
     memory = config.memory_gb * 1e9 if config.memory_gb else gpu.memory_bytes
-    limit = fitting.budget_of_gpu(memory)
-    return Card(gpu_named(name) or name, gpu, torch.device("cuda"), limit)
+    return Card(gpu_named(name) or name, gpu, "cuda", budget_of_gpu(memory))
+
+
+def _gpu_here() -> str | None:
+    """Name of this machine's GPU; torch is imported only if there is a driver."""
+    if sys.platform == "linux" and not any(Path(name).exists() for name in _GPU_DRIVERS):
+        return None
+    import torch  # noqa: PLC0415  (two seconds)
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def _planned(case: Case) -> Modes:
@@ -151,29 +157,6 @@ def _planned(case: Case) -> Modes:
     if chosen == "auto":
         return plan(case.work, case.card.limit_bytes)
     return (chosen,) * case.work.shape.num_layers
-
-
-def _probe(case: Case, model: str) -> Trial:
-    """Load the transformer with a fresh adapter, and take real steps of the largest bucket."""
-    config, device = case.config, case.card.device
-    if not model:
-        raise ConfigError("--probe runs a model: pass --model, or a --cache that names one")
-    dtype = devices.base_dtype("auto", device)
-    folder = resolve(model, TRANSFORMER)
-    with waiting(f"loading the transformer in {folder}"):
-        transformer = load_transformer(folder, dtype=dtype, device=device)
-    settings = config.lora
-    shape = lora.LoraShape(
-        settings.rank, settings.alpha or settings.rank, settings.targets, settings.rslora,
-        settings.dora,
-    )  # fmt: skip
-    parameters = lora.add_adapter(transformer, shape, seed=0)
-    trained = sum(parameter.numel() for parameter in parameters.values())
-    return fitting.fit(
-        transformer, case.work, case.largest, case.variant, activations=config.activations,
-        kernel=config.attention, device=device, dtype=dtype, passes=_PROBE_PASSES,
-        reserved_bytes=int(_PROBE_LACKS * trained + uploaded_bytes(case.work)),
-    )  # fmt: skip
 
 
 def _result(case: Case, modes: Modes) -> EstimateResult:
@@ -218,6 +201,14 @@ def _result(case: Case, modes: Modes) -> EstimateResult:
         cache_gb=_cache_bytes(case) / 1e9,
         checkpoints_gb=_checkpoint_bytes(config, steps, trained) / 1e9,
         untrained=describe_untrained(case.order, case.buckets, batch_sizes, end_step=steps),
+        too_short=describe_short_run(
+            steps,
+            steps_per_epoch=epoch,
+            draws_per_epoch=case.order.draws_per_epoch,
+            num_epochs=config.num_epochs,
+            accumulation=config.gradient_accumulation_steps,
+            num_processes=config.num_processes,
+        ),
         assumed=_assumed(gpu, measured=case.trial is not None),
         probe=asdict(case.trial) if case.trial else None,
     )
@@ -263,7 +254,7 @@ def _cache_bytes(case: Case) -> float:
     if case.config.cache:
         return objects.num_bytes(case.config.cache, schema.STORE)
     values = sum(
-        number * torch.Size(latent_shape(bucket, case.variant.z_dim)).numel()
+        number * prod(latent_shape(bucket, case.variant.z_dim))
         for bucket, number in case.to_encode.items()
     )
     caption = CAPTION_BYTES_PER_FEATURE * case.variant.text_dim

@@ -15,7 +15,8 @@ from wanlora.config import EvaluateConfig
 from wanlora.core.buckets import Bucket, problem_with, usual
 from wanlora.errors import ConfigError
 from wanlora.step.batches import BatchSource
-from wanlora.step.source import check_encodings, make_source
+from wanlora.step.clips import check_encodings
+from wanlora.step.source import make_source
 from wanlora.step.validation import Panel, make_panel
 from wanlora.store.captions import captions, no_such_split
 from wanlora.store.reader import StoreReader

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wanlora import runs
-from wanlora.wan.attach import ScaledAdapter, scaled, split_scale
+from wanlora.wan.adapter.header import split_scale
+from wanlora.wan.attach import ScaledAdapter, scaled
 
 BASE = "base"
 REAL = "real clip"

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from wanlora.clips import load_clip
 from wanlora.config import InspectConfig
 from wanlora.core.quality import psnr
 from wanlora.core.text import file_stem
@@ -98,6 +97,8 @@ def _source(record: Any) -> "np.ndarray[Any, np.dtype[np.uint8]] | None":
         orig={}, transform=dict(record.get("transform", {})), warnings=(),
         path=Path(record["path"]),
     )  # fmt: skip
+    from wanlora.clips import load_clip  # noqa: PLC0415  (imports torch)
+
     try:
         return load_clip(clip).permute(0, 2, 3, 1).numpy()
     except MediaError:

@@ -14,7 +14,7 @@ from typing import Literal
 from wanlora.report.page import Raw, escape
 
 WIDTH, HEIGHT = 620, 280
-LEFT, RIGHT, TOP, BOTTOM = 62, 24, 10, 40
+LEFT, RIGHT, TOP, BOTTOM = 74, 24, 10, 44
 MOST_POINTS = 400
 """Points of a line; more would not show at this width."""
 MOST_STRIPS = 120
@@ -61,8 +61,9 @@ def line_chart(
     x_label: str = "step",
     log_y: bool = False,
     zero: bool = False,
+    empty: str = "nothing yet",
 ) -> Raw:
-    """Draw a chart; lines without points are left out, a chart without any says so.
+    """Draw a chart. Lines without points are left out; a chart without any is a sentence.
 
     Args:
         title: Above it, with the unit of y.
@@ -70,6 +71,7 @@ def line_chart(
         x_label: Below the axis.
         log_y: Logarithmic y; values of 0 and less cannot be shown, and are counted in the title.
         zero: Whether y = 0 is in the picture, with a line of its own.
+        empty: Text in place of a chart without points.
     """
     hidden = 0
     if log_y:
@@ -79,7 +81,8 @@ def line_chart(
     lines = [line for line in lines if line.points]
     if not lines:
         return Raw(
-            f'<figure class="chart"><p class="soft">{escape(title)}: nothing yet</p></figure>'
+            f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
+            f'<p class="soft">{escape(empty)}</p></figure>'
         )
     if hidden:
         title += f" ({hidden} values of 0 or less not shown)"
@@ -123,20 +126,6 @@ def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
         highest = max(members, key=lambda i: points[i][1])
         kept += [points[i] for i in sorted({lowest, highest})]
     return kept
-
-
-def means(points: Sequence[Point], num: int = 60) -> list[Point]:
-    """Mean of each of `num` equal shares, at the middle of its x: the trend of noisy values."""
-    if len(points) <= 2 * num:
-        return []
-    cuts = [len(points) * end // num for end in range(num + 1)]
-    return [
-        (
-            (points[first][0] + points[last - 1][0]) / 2,
-            sum(y for _, y in points[first:last]) / (last - first),
-        )
-        for first, last in pairwise(cuts)
-    ]
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
@@ -287,4 +276,5 @@ _STYLE = """
 .line.faint { stroke-width: 1; opacity: .35; } .line.dashed { stroke-width: 1.5; stroke-dasharray: 5 4; }
 .band { opacity: .18; } .line, .band, .chart circle { pointer-events: none; }
 .strip-x { fill: transparent; } .strip-x:hover { fill: var(--band); }
+@media (max-width: 600px) { .chart text { font-size: 18px; } }
 """  # noqa: E501

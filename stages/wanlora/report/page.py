@@ -77,6 +77,14 @@ def facts(values: Mapping[str, object]) -> Raw:
     return Raw(f"<dl>{items}</dl>")
 
 
+def tiles(values: Mapping[str, object]) -> Raw:
+    """Name above value, as many side by side as there is room for."""
+    items = "".join(
+        f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in values.items()
+    )
+    return Raw(f'<dl class="tiles">{items}</dl>')
+
+
 def table(
     headers: Sequence[str], rows: Iterable[Sequence[object]], *, sortable: bool = True
 ) -> Raw:
@@ -134,6 +142,7 @@ main { max-width: 1500px; margin: 0 auto; padding: 24px; }
 h1 { font-size: 22px; margin: 0 0 12px; } h2 { font-size: 17px; margin: 28px 0 8px; }
 p { margin: 6px 0; max-width: 90ch; } code, .code { font-family: ui-monospace, monospace; font-size: 12.5px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; margin: 8px 0; }
+.tiles { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: 8px 16px; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 6px 10px; border-bottom: 1px solid var(--line); }

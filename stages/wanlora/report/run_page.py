@@ -1,18 +1,18 @@
-"""The page of a run: what was trained, its curves, and what it showed along the way.
+"""The page of a run: state, curves, validation, samples of prompts, speed, warnings and settings.
 
-Owns: which figures are drawn and how they are named. Takes rows as metrics.jsonl and
-validation.jsonl hold them; knows nothing of folders.
+Owns: which figures are drawn and how they are named. Takes rows as metrics.jsonl, validation.jsonl
+and status.json hold them. Must not know: folders.
 """
 
-import base64
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from wanlora.core.validation import describe_sample
-from wanlora.report.chart import Line, charts, line_chart, means
-from wanlora.report.page import Raw, escape, facts, page, section, table
+from wanlora.report.chart import Line, Point, charts, line_chart
+from wanlora.report.gallery import Preview, gallery
+from wanlora.report.page import Raw, escape, page, section, table, tiles
+from wanlora.report.run_status import SCRIPT, status_banner
+from wanlora.report.series import Metrics
 
 Row = Mapping[str, Any]
 
@@ -22,41 +22,44 @@ CURVES = {
     ("train", "adapter"): ("training", 1),
 }
 """(split, weights) to name and colour."""
-
-
-@dataclass(frozen=True, slots=True)
-class Preview:
-    """An approximate picture of a video made while training."""
-
-    step: int
-    prompt: str
-    gif: bytes
+MAX_OPEN_WARNINGS = 3
 
 
 def run_page(
     name: str,
     *,
     settings: Mapping[str, Any],
-    metrics: Sequence[Row],
+    metrics: Metrics,
     validations: Sequence[Row],
     previews: Sequence[Preview] = (),
     note: str = "",
+    status: Mapping[str, Any] | None = None,
+    folder: str = "",
 ) -> str:
-    """Build the page; what a run has not got is left out.
+    """Build the page; sections without data are left out.
 
     Args:
         name: The run's name.
         settings: As in config.toml, nested.
         metrics: Rows of metrics.jsonl.
         validations: Rows of validation.jsonl.
-        previews: By rising step.
-        note: Said above the previews.
+        previews: Pictures of the steps that are shown.
+        note: Shown above the previews.
+        status: As in status.json; None for a run of a release without it.
+        folder: The run's folder, for the command that continues it.
     """
     shown = _comparable(validations)
     left_out, validations = len(validations) - len(shown), shown
-    sections = [
-        facts(_summary(settings, metrics, validations)),
-        section("Loss", charts(_loss(metrics), _validation_loss(validations))),
+    from_base = settings.get("init_adapter") is None
+    sections = [status_banner(status, folder=folder)] if status else []
+    if status and status["warnings"]:
+        sections.append(_warnings(status["warnings"]))
+    sections += [
+        tiles(_summary(settings, metrics, validations)),
+        section(
+            "Loss",
+            charts(_loss(metrics), _validation_loss(validations, settings, from_base=from_base)),
+        ),
     ]
     if left_out:
         sections.append(
@@ -65,30 +68,41 @@ def run_page(
                 "other settings, are not shown.</p>"
             )
         )
-    if validations:
-        sections.append(_validation(validations))
-    sections.append(section("Speed", charts(*_speed(metrics))))
     if previews:
-        sections.append(_previews(previews, note))
+        sections.append(_samples(previews, note, from_base=from_base))
+    if validations:
+        sections.append(_validation(validations, from_base=from_base))
+    sections.append(section("Speed", charts(*_speed(metrics))))
     rows = sorted(_flat(settings))
     sections.append(
         section("Settings", Raw(f"<details><summary>all {len(rows)}</summary>"
                 f"{table(['setting', 'value'], rows, sortable=False)}</details>"))
     )  # fmt: skip
-    return page(f"Run {name}", sections)
+    return page(f"Run {name}", sections, script=SCRIPT)
+
+
+def _warnings(warnings: Sequence[str]) -> Raw:
+    items = "".join(f'<p class="warn">{escape(text)}</p>' for text in warnings)
+    many = f"{len(warnings)} warning{'s' * (len(warnings) != 1)}"
+    opened = " open" * (len(warnings) <= MAX_OPEN_WARNINGS)
+    return Raw(f"<details{opened}><summary>{many}</summary>{items}</details>")
 
 
 def _summary(
-    settings: Mapping[str, Any], metrics: Sequence[Row], validations: Sequence[Row]
+    settings: Mapping[str, Any], metrics: Metrics, validations: Sequence[Row]
 ) -> dict[str, object]:
-    last = metrics[-1] if metrics else {}
+    last = metrics.last
     held_out = [row for row in validations if row["split"] == "val"]
     summary: dict[str, object] = {
         "steps done": f"{last['step'] + 1:,}" if last else "none yet",
         "loss, smoothed": _figure(last.get("loss_smoothed")),
-        "seconds a step": _figure(_median(row.get("s_per_step") for row in metrics[-200:])),
+        "seconds per step": _figure(metrics.median("s_per_step")),
+        "clips per second": _figure(metrics.median("clips_per_s")),
         "MFU": _percent(last.get("mfu")),
-        "TFLOP/s": _figure(_median(row.get("tflops") for row in metrics[-200:])),
+        "TFLOP/s": _figure(metrics.median("tflops")),
+        "waiting for data": _percent((metrics.median("data_wait_pct") or 0) / 100)
+        if last
+        else None,
         "peak memory": f"{last['peak_memory_gb']:.3g} GB" if "peak_memory_gb" in last else None,
         "model": settings.get("model"),
     }
@@ -101,32 +115,52 @@ def _summary(
     return {key: value for key, value in summary.items() if value is not None}
 
 
-def _loss(metrics: Sequence[Row]) -> Raw:
+def _loss(metrics: Metrics) -> Raw:
     return line_chart(
         "Training loss",
         [
-            Line("each step", _curve(metrics, "loss"), style="faint"),
-            Line("smoothed", _curve(metrics, "loss_smoothed")),
+            Line("each step", metrics.curve("loss"), style="faint"),
+            Line("smoothed", metrics.curve("loss_smoothed")),
         ],
     )
 
 
-def _validation_loss(validations: Sequence[Row]) -> Raw:
+def _validation_loss(
+    validations: Sequence[Row], settings: Mapping[str, Any], *, from_base: bool
+) -> Raw:
+    """Draw losses beside the base's, from step 0 on: an adapter of zeros is the base."""
     lines = []
     for rows, weights, name, colour in _curves(validations):
-        lines.append(Line(name, _curve(rows, "mean"), colour))
+        base = [(float(row["step"]), float(row["base_mean"])) for row in rows]
+        start = [(0.0, base[0][1])] if from_base and base[0][0] > 0 else []
+        band = [
+            (float(row["step"]), *(row["base_mean"] + end for end in row["ci95"]))
+            for row in rows
+            if row.get("ci95")
+        ]
+        zero = [(0.0, start[0][1], start[0][1])] if start and band else []
+        lines.append(Line(name, start + _curve(rows, "mean"), colour, band=zero + band))
         if weights == "adapter":
-            lines.append(Line(f"base ({name})", _curve(rows, "base_mean"), colour, "dashed"))
-    return line_chart("Validation loss of fixed clips", lines)
+            lines.append(Line(f"base ({name})", start + base, colour, "dashed"))
+    every = settings.get("validation", {}).get("every")
+    empty = "no validation (validation.every = 0)" if every == 0 else "nothing yet"
+    if every:
+        empty += f": the first validation is after step {every:,}, or at the end of a shorter run"
+    return line_chart(
+        "Validation loss of fixed clips, 95 % interval of the difference", lines, empty=empty
+    )
 
 
-def _validation(validations: Sequence[Row]) -> Raw:
+def _validation(validations: Sequence[Row], *, from_base: bool) -> Raw:
     """Difference to the base with its interval; then the last validation by sigma and activity."""
     differences, by_sigma, samples = [], [], []
     activities: list[list[object]] = []
     for rows, weights, name, colour in _curves(validations):
         band = [(float(row["step"]), *row["ci95"]) for row in rows if row.get("ci95")]
-        differences.append(Line(name, _curve(rows, "difference"), colour, band=band))
+        starts = from_base and rows[0]["step"] > 0
+        curve = [(0.0, 0.0)] * starts + _curve(rows, "difference")
+        band = [(0.0, 0.0, 0.0)] * (starts and bool(band)) + band
+        differences.append(Line(name, curve, colour, band=band))
         last = rows[-1]
         samples.append(f"{name}: {describe_sample(last['num_clips'], last.get('num_groups'))}")
         sigmas = sorted(last["per_sigma"])
@@ -172,72 +206,41 @@ def _curves(validations: Sequence[Row]) -> Iterator[tuple[list[Row], str, str, i
             yield rows, weights, name, colour
 
 
-def _speed(metrics: Sequence[Row]) -> list[Raw]:
-    with_mfu = any(row.get("mfu") is not None for row in metrics)
+def _speed(metrics: Metrics) -> list[Raw]:
     achieved = (
         line_chart("Model FLOPs utilisation (MFU)", _noisy(metrics, "mfu"), zero=True)
-        if with_mfu
+        if metrics.curve("mfu")
         else line_chart("Achieved TFLOP/s", _noisy(metrics, "tflops"), zero=True)
     )
     return [
-        line_chart("Learning rate", [Line("lr", _curve(metrics, "lr"))]),
+        line_chart("Learning rate", [Line("lr", metrics.curve("lr"))]),
         line_chart("Gradient norm, before clipping", _noisy(metrics, "grad_norm"), log_y=True),
-        line_chart("Clips a second", _noisy(metrics, "clips_per_s"), zero=True),
+        line_chart("Seconds per step", _noisy(metrics, "s_per_step"), zero=True),
+        line_chart("Clips per second", _noisy(metrics, "clips_per_s"), zero=True),
         line_chart("Waiting for data, % of a step", _noisy(metrics, "data_wait_pct"), zero=True),
         achieved,
-        line_chart(
-            "Peak memory, GB", [Line("memory", _curve(metrics, "peak_memory_gb"))], zero=True
-        ),
+        line_chart("Peak memory, GB", [Line("memory", metrics.curve("peak_memory_gb"))], zero=True),
     ]
 
 
-def _noisy(metrics: Sequence[Row], key: str) -> list[Line]:
-    """Every step, and the trend once there are steps enough for one."""
-    points = _curve(metrics, key)
-    trend = means(points)
+def _noisy(metrics: Metrics, key: str) -> list[Line]:
+    """Values of each step, and their trend once there are enough steps."""
+    points, trend = metrics.curve(key), metrics.trend(key)
     return [Line("each step", points, style="faint" if trend else "solid"), Line("mean", trend)]
 
 
-def _previews(previews: Sequence[Preview], note: str) -> Raw:
-    """A row a step, newest first, a column a prompt."""
-    prompts = list(dict.fromkeys(preview.prompt for preview in previews))
-    by_place = {(preview.step, preview.prompt): preview.gif for preview in previews}
-    steps = sorted({preview.step for preview in previews}, reverse=True)
-    rows = [
-        [step, *(_picture(by_place.get((step, prompt)), prompt) for prompt in prompts)]
-        for step in steps
-    ]
+def _samples(previews: Sequence[Preview], note: str, *, from_base: bool) -> Raw:
     return section(
-        "Previews",
-        "Approximate colours: latents through a linear projection. To decode them: "
-        "wanlora sample --latents with this run's folder.",
+        "Samples",
+        "Approximate pictures: latents through a linear projection to RGB, the same noise at every "
+        "step. To decode them: wanlora sample --latents with this run's folder.",
         *([note] if note else []),
-        table(["step", *prompts], rows, sortable=False),
+        gallery(previews, first_is_base=from_base),
     )
 
 
-def _picture(gif: bytes | None, prompt: str) -> Raw:
-    if gif is None:
-        return Raw("")
-    data = base64.b64encode(gif).decode()
-    # Real previews are 416 px wide; those of the embedded model would be stamps.
-    return Raw(
-        f'<img src="data:image/gif;base64,{data}" style="min-width: 192px" loading="lazy" '
-        f'alt="{escape(prompt)}">'
-    )
-
-
-def _curve(rows: Iterable[Row], key: str) -> list[tuple[float, float]]:
-    return [
-        (float(row["step"]), float(row[key]))
-        for row in rows
-        if row.get(key) is not None and math.isfinite(row[key])
-    ]
-
-
-def _median(values: Iterable[float | None]) -> float | None:
-    known = sorted(value for value in values if value is not None)
-    return known[len(known) // 2] if known else None
+def _curve(rows: Iterable[Row], key: str) -> list[Point]:
+    return [(float(row["step"]), float(row[key])) for row in rows]
 
 
 def _figure(value: float | None) -> str | None:

@@ -5,7 +5,7 @@ in `core.memory`; the trial is `trial`'s.
 """
 
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,60 +13,22 @@ from typing import Any, Literal
 import psutil
 import torch
 
-from wanlora.core.buckets import Bucket, num_tokens
+from wanlora.core.buckets import Bucket
 from wanlora.core.flops import Recompute
 from wanlora.core.memory import Workload, longest_clip, plan, step_bytes
 from wanlora.errors import DeviceError, NonFiniteError
-from wanlora.step.trial import Modes, Trial, describe, made_up_batch, try_modes
+from wanlora.step.trial import made_up_batch, try_modes
+from wanlora.step.workload import GPU_RESERVE, Modes, Trial, budget_of_gpu, describe
 from wanlora.wan import attention
 from wanlora.wan.blocks import why_it_cannot_compile
 from wanlora.wan.variants import Variant
 
 Activations = Literal["auto", "none", "selective", "full"]
 
-GPU_RESERVE = 0.05
-"""Share of a GPU left to the context, to the allocator's gaps and to kernels' workspaces."""
 CPU_SHARE = 0.5
 """Share of the free memory of a machine that a step may take."""
 
 logger = logging.getLogger(__name__)
-
-
-def workload(
-    variant: Variant,
-    bucket: Bucket,
-    *,
-    batch_size: int,
-    rank: int,
-    adapted: Collection[str],
-    compiled: bool,
-    dtype: torch.dtype,
-    num_uploaded: int = 5,
-) -> Workload:
-    """Describe a run's micro-batch of a bucket to `core.memory` and `core.cost`."""
-    return Workload(
-        shape=variant.transformer_shape,
-        num_tokens=num_tokens(bucket),
-        batch_size=batch_size,
-        rank=rank,
-        adapted=frozenset(adapted),
-        compiled=compiled,
-        element_bytes=dtype.itemsize,
-        num_uploaded=num_uploaded,
-    )
-
-
-def largest(works: Mapping[Bucket, Workload]) -> Bucket:
-    """Bucket whose micro-batch takes the most memory."""
-    everything: Recompute = "none"
-    return max(
-        works, key=lambda b: step_bytes(works[b], (everything,) * works[b].shape.num_layers).total
-    )
-
-
-def budget_of_gpu(total_bytes: float) -> float:
-    """Bytes that a step may take on an otherwise free GPU, the model's weights among them."""
-    return (1 - GPU_RESERVE) * total_bytes
 
 
 def budget(device: torch.device) -> float:

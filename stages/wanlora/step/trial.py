@@ -8,23 +8,20 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from wanlora.core.buckets import Bucket, latent_shape
-from wanlora.core.flops import Recompute
 from wanlora.core.out_of_memory import is_out_of_memory, reason_of
 from wanlora.progress import waiting
 from wanlora.step.batches import MicroBatch
 from wanlora.step.predict import predict
+from wanlora.step.workload import Modes, Trial, describe
 from wanlora.wan import attention
 from wanlora.wan.blocks import set_activations
 
 logger = logging.getLogger(__name__)
-
-Modes = tuple[Recompute, ...]
 
 PROMPT_TOKENS = 120
 """Tokens of a made-up prompt; the rest of the 512 are zeros, as in a real one."""
@@ -32,25 +29,6 @@ PROMPT_STD = 0.2
 """Spread of a made-up prompt's embedding, about that of UMT5's output."""
 FACTOR_MAX = 1e-2
 """Largest value of a made-up A or B."""
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """What a micro-batch took.
-
-    Attributes:
-        modes: The way of each block that fitted.
-        seconds: Median of the timed passes; compilation is not in it.
-        peak_bytes: Most memory that tensors took on a GPU; None elsewhere.
-        attention: Attention operators that ran.
-        non_finite: Adapter tensors whose gradient has NaN or infinite values.
-    """
-
-    modes: Modes
-    seconds: float
-    peak_bytes: int | None
-    attention: tuple[str, ...]
-    non_finite: tuple[str, ...] = ()
 
 
 def made_up_batch(
@@ -110,14 +88,6 @@ def try_modes(
             torch.cuda.empty_cache()
         logger.warning("out of memory with activations %s (%s)", describe(modes), reason)
     raise torch.OutOfMemoryError(reason)
-
-
-def describe(modes: Sequence[Recompute]) -> str:
-    """Say it as people ask for it: `selective`, or `4 selective + 26 none`."""
-    kinds = dict.fromkeys(modes)
-    if len(kinds) == 1:
-        return modes[0]
-    return " + ".join(f"{list(modes).count(kind)} {kind}" for kind in kinds)
 
 
 def _try(

@@ -16,8 +16,9 @@ from jaxtyping import Float
 
 from wanlora.core import flow
 from wanlora.core.fingerprint import fingerprint
+from wanlora.core.flow import sigma_grid
 from wanlora.core.rng import Stream, normal
-from wanlora.core.validation import Report, choose, describe_sample, sigma_grid, summarize
+from wanlora.core.validation import Report, choose, describe_sample, summarize
 from wanlora.errors import NonFiniteError
 from wanlora.progress import waiting
 from wanlora.step.batches import BatchSource, MicroBatch

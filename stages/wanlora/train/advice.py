@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 from wanlora import runs
-from wanlora.config import OptimizerSettings, TrainConfig
+from wanlora.config import TrainConfig
 from wanlora.core import schedule
 from wanlora.step.validation import ADAPTER
 from wanlora.train.checkpoints import Progress
@@ -93,22 +93,23 @@ def warn_of_worse_than_base(final: Row | None, best: Row | None, *, rate: float)
 
 
 def warn_of_rate_jump(
-    settings: OptimizerSettings, rate: float, last: Row, *, end_step: int
+    schedule_name: str, rate: float, last: Row, *, warmup_steps: int, end_step: int
 ) -> None:
     """Warn when a run that continues has another learning rate than it had when it stopped.
 
     A schedule that decays to the last step has another rate at every step once there are more.
 
     Args:
-        settings: The schedule.
+        schedule_name: Name of the schedule.
         rate: Peak learning rate.
         last: Last row of metrics.jsonl.
+        warmup_steps: Steps of warm-up.
         end_step: Steps of the run now.
     """
     now = rate * schedule.multiplier(
         last["step"],
-        schedule=settings.schedule,
-        warmup_steps=settings.warmup_steps,
+        schedule=schedule_name,
+        warmup_steps=warmup_steps,
         num_steps=end_step,
     )
     if abs(now - last["lr"]) > RATE_JUMP * rate:
@@ -117,7 +118,7 @@ def warn_of_rate_jump(
             "avoid this, keep the number of steps, or train further in another --output-dir with "
             "--init-adapter and a schedule of its own; for a run that will be extended, start it "
             "with --set optimizer.schedule=constant",
-            last["lr"], now, settings.schedule, end_step,
+            last["lr"], now, schedule_name, end_step,
         )  # fmt: skip
 
 

@@ -17,9 +17,12 @@ from wanlora.config import TrainConfig
 from wanlora.core.batch_sizes import BatchSize, batch_sizes
 from wanlora.core.buckets import Bucket
 from wanlora.core.order import balanced_shares, describe_shares, describe_untrained, shares
+from wanlora.core.schedule import describe_short_run
+from wanlora.core.validation import describe_few_groups
 from wanlora.errors import NonFiniteError, StoreError
 from wanlora.step.batches import BatchSource
-from wanlora.step.source import check_encodings, make_source, weighted
+from wanlora.step.clips import check_encodings, weighted
+from wanlora.step.source import make_source
 from wanlora.step.validation import Panel, make_panel
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, read_view
@@ -161,6 +164,27 @@ def log_draws(config: TrainConfig, data: Data, *, end_step: int) -> None:
         logger.warning("%s", problem)
 
 
+def warn_of_little(config: TrainConfig, data: Data, *, end_step: int, num_processes: int) -> None:
+    """Warn of a run too short to learn from, and of held-out clips too few to measure it."""
+    order = data.source.order
+    short = describe_short_run(
+        end_step,
+        steps_per_epoch=order.steps_per_epoch,
+        draws_per_epoch=order.draws_per_epoch,
+        num_epochs=None if config.max_steps else config.num_epochs,
+        accumulation=config.gradient_accumulation_steps,
+        num_processes=num_processes,
+    )
+    if short:
+        logger.warning("%s", short)
+    if config.validation.every:
+        split = config.validation.split
+        held_out = {clip.source_group for clip in data.view.clips if clip.split == split}
+        every = held_out | {clip.source_group for clip in data.clips}
+        if few := describe_few_groups(len(held_out), len(every)):
+            logger.warning("split %r: %s", split, few)
+
+
 def _shortened(view: View, train_frames: int | None) -> View:
     """Let longer clips count as their first frames.
 
@@ -221,11 +245,6 @@ def _panels(
     settings = config.validation
     if not settings.every:
         return ()
-    if not held_out:
-        logger.warning(
-            "the view has no clips of split %r: no held-out loss, no best checkpoint "
-            "(wanlora prepare --val-fraction 0.05 makes some)", settings.split,
-        )  # fmt: skip
     choices = [("val", held_out)] + ([("train", clips)] if settings.train_clips else [])
     panels = [
         make_panel(

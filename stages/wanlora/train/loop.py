@@ -28,12 +28,13 @@ from wanlora.core.out_of_memory import explained_out_of_memory
 from wanlora.errors import NonFiniteError
 from wanlora.step.batches import MicroBatch, read_ahead
 from wanlora.step.predict import predict
-from wanlora.step.trial import Trial, describe
 from wanlora.step.validation import EMA
+from wanlora.step.workload import Trial, describe
 from wanlora.stopping import stop_on_signals
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
 from wanlora.train.outcomes import Outcome, Outcomes
+from wanlora.train.page import LivePage, collected_warnings, live_page
 from wanlora.train.record import check_trackers
 from wanlora.train.reporting import Reporter, validation_is_due
 from wanlora.train.resume import continued, recorded_settings
@@ -116,7 +117,11 @@ def run(config: TrainConfig) -> TrainResult:
     """
     config = continued(config)
     check_trackers(config.trackers)
-    session = open_session(config)
+    with collected_warnings() as warnings:
+        return _train(config, open_session(config), warnings)
+
+
+def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainResult:
     masters, optimizer, done = session.masters, session.optimizer, session.progress
     first_step = done.step
     steps = range(first_step, session.end_step)
@@ -125,7 +130,7 @@ def run(config: TrainConfig) -> TrainResult:
         partial(
             schedule.multiplier,
             schedule=config.optimizer.schedule,
-            warmup_steps=config.optimizer.warmup_steps,
+            warmup_steps=session.warmup_steps,
             num_steps=session.end_step,
         ),
         last_epoch=first_step - 1,
@@ -137,7 +142,7 @@ def run(config: TrainConfig) -> TrainResult:
         # The outermost block: process 0 may still be saving when the others have left the loop.
         stop_on_signals(_log_stop, ends_process=True) as stop,
         session.ranks.explained(),
-        _begin(config, session),
+        _begin(config, session, warnings) as page,
         explained_out_of_memory(
             partial(_explain_memory, config.output_dir, session.progress, session.trial)
         ),
@@ -147,7 +152,7 @@ def run(config: TrainConfig) -> TrainResult:
                 session.data.source, plan, depth=config.prefetch_batches, device=session.device
             )
         ) as batches,
-        closing(Reporter(config, session, lambda: int(stop.signal or 0))) as reporter,
+        closing(Reporter(config, session, lambda: int(stop.signal or 0), page)) as reporter,
         _bar(session) as bar,
     ):
         _restore_best(config, session)
@@ -186,7 +191,7 @@ def run(config: TrainConfig) -> TrainResult:
             stopped = _follow_up(config, session, reporter, outcomes, bar, pausing=interrupted)
             if stopped:
                 break
-        reporter.finish()
+        reporter.finish(stopped)
         session.ranks.meet()
         session.ranks.close()
     return _result(config, session, reporter, first_step, stopped, time.perf_counter() - started)
@@ -234,12 +239,13 @@ def _log_stop(received: signal.Signals) -> None:
 
 
 @contextmanager
-def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
+def _begin(config: TrainConfig, session: Session, warnings: list[str]) -> Iterator[LivePage | None]:
     """Take the run's folder into possession, now that nothing can be refused any more."""
     if not session.is_main:
-        yield
+        yield None
         return
     settings = recorded_settings(config)
+    settings["optimizer"]["warmup_steps"] = session.warmup_steps
     with runs.begin_run(config.output_dir, settings, session.facts, checkpoint=session.checkpoint):
         validated = not validation_is_due(config, session)
         runs.forget_after(config.output_dir, session.progress.step, validated=validated)
@@ -247,7 +253,10 @@ def _begin(config: TrainConfig, session: Session) -> Iterator[None]:
             saving.show(config.output_dir, session.checkpoint)
         else:
             runs.forget_attempt(config.output_dir)
-        yield
+        with live_page(
+            config.output_dir, steps_planned=session.end_step, warnings=warnings
+        ) as page:
+            yield page
 
 
 def _restore_best(config: TrainConfig, session: Session) -> None:

@@ -11,7 +11,7 @@ from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.core.cost import model_flops, predict_seconds
 from wanlora.core.gpus import gpu_of
 from wanlora.core.memory import Workload
-from wanlora.step.trial import Trial
+from wanlora.step.workload import Trial
 
 
 def against_prediction(

@@ -23,6 +23,7 @@ from wanlora.core.flops import step_flops
 from wanlora.core.latent_rgb import solve
 from wanlora.core.validation import Report
 from wanlora.files import write_json, write_text
+from wanlora.report.run_status import DONE, STOPPED
 from wanlora.step.validation import (
     ADAPTER,
     EMA,
@@ -46,7 +47,7 @@ from wanlora.train.data import preview_prompts
 from wanlora.train.model_card import card_facts, model_card, updated_card
 from wanlora.train.outcomes import Outcome
 from wanlora.train.pace import against_prediction
-from wanlora.train.page import write_page
+from wanlora.train.page import LivePage
 from wanlora.train.previews import preview, save_previews
 from wanlora.train.record import Recorder, Smoothed, name_of
 from wanlora.train.record import row as figures
@@ -62,10 +63,18 @@ class Reporter:
         config: The run's settings.
         session: What is trained; its `progress` holds what was best.
         stop: Number of the signal that requests a stop, or 0; a validation checks it.
+        page: The run's page; None on processes other than the main one.
     """
 
-    def __init__(self, config: TrainConfig, session: Session, stop: StopSignal = int) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        session: Session,
+        stop: StopSignal = int,
+        page: LivePage | None = None,
+    ) -> None:
         self._config = config
+        self._page = page
         self._session = session
         self._stop = stop
         self._recorder = None
@@ -76,9 +85,10 @@ class Reporter:
             validations = runs.read_rows(config.output_dir, runs.VALIDATION_NAME)
             if rows:
                 warn_of_rate_jump(
-                    config.optimizer,
+                    config.optimizer.schedule,
                     session.optimizer.param_groups[0]["initial_lr"],
                     rows[-1],
+                    warmup_steps=session.warmup_steps,
                     end_step=session.end_step,
                 )
             self._recorder = Recorder(
@@ -175,9 +185,9 @@ class Reporter:
         held_out = {weights: each.mean for panel, weights, each in reports if panel.name == "val"}
         if held_out:
             self._note_best(held_out)
-        if self._recorder:
-            write_page(self._config.output_dir)
+        if self._page:
             warn_of_overfitting(self._config, session.panel_keys, session.progress)
+            self._page.renew()
         patience = self._config.validation.patience
         if held_out and patience and session.progress.stale >= patience:
             return f"no new best in {patience} validations"
@@ -194,9 +204,15 @@ class Reporter:
         if self._recorder and self._preview_is_due():
             for index, frames in _make_previews(self._config, self._session).items():
                 self._recorder.images(done, f"preview/{index}", frames)
+            if self._page:
+                self._page.renew()
 
-    def finish(self) -> None:
-        """Write the run's page and its model card; say how the run kept to what was predicted."""
+    def finish(self, stopped: str | None) -> None:
+        """Write the model card and the last page; compare the run's pace with its prediction.
+
+        Args:
+            stopped: Reason why the run ends before its last step, or None.
+        """
         session = self._session
         if self._recorder:
             seconds, buckets = zip(*self._taken, strict=True) if self._taken else ((), ())
@@ -210,11 +226,12 @@ class Reporter:
             warn_of_worse_than_base(
                 final, best, rate=session.optimizer.param_groups[0]["initial_lr"]
             )
-            write_page(self._config.output_dir)
             card = model_card(
                 card_facts(self._config, session, loss=self._loss.value, best=best, final=final)
             )
             _write_card(self._config.output_dir / runs.CARD_NAME, card)
+        if self._page:
+            self._page.end(STOPPED if stopped else DONE, stopped)
 
     def close(self) -> None:
         """Close what is open."""

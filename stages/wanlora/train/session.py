@@ -23,17 +23,18 @@ from wanlora.core.buckets import Bucket, usual
 from wanlora.core.cost import all_reduce_bytes, model_flops
 from wanlora.core.memory import Workload, uploaded_bytes
 from wanlora.core.order import num_steps
+from wanlora.core.schedule import default_warmup
 from wanlora.errors import AdapterError, CheckpointError, ConfigError, ModelError, RunError
 from wanlora.progress import waiting
 from wanlora.step import fitting
 from wanlora.step.masters import Masters, MovingAverage
-from wanlora.step.trial import Trial
 from wanlora.step.validation import losses, make_panel, panel_facts
+from wanlora.step.workload import Trial, is_compiled, largest, workload
 from wanlora.store import index
 from wanlora.store.views import View, frame_rate, read_view
 from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
-from wanlora.train.data import Data, log_draws, open_data, read_fixed_rows
+from wanlora.train.data import Data, log_draws, open_data, read_fixed_rows, warn_of_little
 from wanlora.train.git import git_commit
 from wanlora.train.optimizers import make_optimizer, missing_bytes, rate_of
 from wanlora.train.ranks import Ranks, prepare_process
@@ -41,7 +42,6 @@ from wanlora.train.resume import recorded_settings, settings_of
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
-from wanlora.wan.blocks import is_compiled
 from wanlora.wan.transformer import base_fingerprint, load_transformer
 from wanlora.wan.variants import Variant, resolve, variant_of
 
@@ -62,6 +62,7 @@ class Session:
         trial: What it took, and how the blocks run since.
         slots: This rank's slots of each bucket's global batch, a tuple for each micro-batch.
         end_step: Steps run up to, not including, this one.
+        warmup_steps: Steps of warm-up; a run that continues keeps its own.
         identity: What a checkpoint is compared with before it is continued.
         facts: Where the adapter comes from; written into its header.
         panel_keys: Key of each panel, by its name.
@@ -83,6 +84,7 @@ class Session:
     slots: dict[Bucket, tuple[tuple[int, ...], ...]]
     progress: Progress
     end_step: int
+    warmup_steps: int
     checkpoint: Path | None
     identity: dict[str, Any]
     facts: dict[str, str]
@@ -131,15 +133,11 @@ def open_session(config: TrainConfig) -> Session:
     )
     if ranks.is_main:
         log_draws(config, data, end_step=end_step)
-    if config.optimizer.warmup_steps >= end_step:
-        logger.warning(
-            "the warm-up of %d steps is not over in a run of %d: the learning rate never reaches "
-            "its peak (--set optimizer.warmup_steps=%d)",
-            config.optimizer.warmup_steps, end_step, end_step // 10,
-        )  # fmt: skip
+        warn_of_little(config, data, end_step=end_step, num_processes=ranks.count)
     device = ranks.device
     dtype = devices.base_dtype(config.dtype, device)
     checkpoint = _open_run(config, view, ranks)
+    warmup_steps = ranks.from_main(lambda: _warmup_steps(config, checkpoint, end_step))
     ranks.from_main(lambda: read_fixed_rows(config, data))
 
     with waiting(f"loading the transformer in {folder}", shown=ranks.is_main):
@@ -190,6 +188,7 @@ def open_session(config: TrainConfig) -> Session:
         slots=slots,
         progress=progress,
         end_step=end_step,
+        warmup_steps=warmup_steps,
         checkpoint=checkpoint,
         identity=identity,
         facts=facts,
@@ -235,11 +234,12 @@ def _open_run(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
     def resolve(recorded: dict[str, Any]) -> dict[str, Any]:
         return resolved(settings_of(config.output_dir, recorded), view, ranks.device)
 
-    chosen = ranks.from_main(
-        lambda: runs.open_run(
-            config.output_dir, recorded_settings(config), resume=config.resume, resolve=resolve
-        )
-    )
+    def check() -> Path | None:
+        settings = recorded_settings(config)
+        settings["optimizer"]["warmup_steps"] = _recorded_warmup(config)
+        return runs.open_run(config.output_dir, settings, resume=config.resume, resolve=resolve)
+
+    chosen = ranks.from_main(check)
     if chosen is None:
         return None
     checkpoint = config.output_dir / runs.CHECKPOINTS_NAME / chosen.name
@@ -249,6 +249,30 @@ def _open_run(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
             "node: --output-dir must be a folder that all nodes see"
         )
     return checkpoint
+
+
+def _recorded_warmup(config: TrainConfig) -> int | None:
+    """Steps of warm-up as set, else those that the folder's run recorded, if there is one."""
+    given = config.optimizer.warmup_steps
+    if given is not None:
+        return given
+    recorded: int | None = (
+        runs.read_settings(config.output_dir).get("optimizer", {}).get("warmup_steps")
+    )
+    return recorded
+
+
+def _warmup_steps(config: TrainConfig, checkpoint: Path | None, end_step: int) -> int:
+    """Steps of warm-up. More steps later do not change it: the past schedule stays as it was."""
+    known = _recorded_warmup(config) if checkpoint else config.optimizer.warmup_steps
+    steps = default_warmup(end_step) if known is None else known
+    if steps >= end_step:
+        logger.warning(
+            "the warm-up of %d steps does not end in a run of %d: the learning rate stays below "
+            "its peak. Leave out optimizer.warmup_steps for a warm-up of %d",
+            steps, end_step, default_warmup(end_step),
+        )  # fmt: skip
+    return steps
 
 
 def resolved(config: TrainConfig, view: View, device: torch.device) -> dict[str, Any]:
@@ -410,22 +434,22 @@ def _fit(
     dtype: torch.dtype,
 ) -> tuple[Workload, Trial]:
     """Decide how blocks run by a trial of what is largest, so that memory runs out now or never."""
-    compiled = is_compiled(config.eager, device, dora=config.lora.dora)
+    compiled = is_compiled(config.eager, device.type, dora=config.lora.dora)
     works = {
-        bucket: fitting.workload(
+        bucket: workload(
             variant,
             bucket,
             batch_size=size.micro_batch,
             rank=config.lora.rank,
             adapted=masters.modules,
             compiled=compiled,
-            dtype=dtype,
+            element_bytes=dtype.itemsize,
             num_uploaded=config.prefetch_batches + 1,
         )
         for bucket, size in data.sizes.items()
     }
     _say_what_a_step_has(data, works)
-    bucket = fitting.largest(works)
+    bucket = largest(works)
     work = works[bucket]
     if work.compiled:
         logger.info("compiling the blocks; their kernels are kept for the next run")

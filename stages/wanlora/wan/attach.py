@@ -1,19 +1,17 @@
 """Adapters in a transformer that is used, not trained: which, how strongly, and how they get in.
 
-Owns: `PATH=SCALE`, and putting adapters in and out with diffusers' own loader. Must not import a
-pipeline, the VAE or the text encoder.
+Owns: putting adapters in and out with diffusers' own loader. Must not import a pipeline, the VAE or
+the text encoder.
 """
 
-import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wanlora.core.location import parse_path
-from wanlora.errors import AdapterError
 from wanlora.wan.adapter import PREFIX, AdapterFile, check_adapter_fits, read_adapter
+from wanlora.wan.adapter.header import split_scale
 from wanlora.wan.weights import file_sha256
 
 
@@ -32,12 +30,10 @@ class ScaledAdapter:
 
 
 def read_scaled(text: str) -> ScaledAdapter:
-    """Read what `--adapter` was given: PATH or PATH=SCALE.
-
-    A path that exists as it stands is taken whole, `=` and all.
+    """Read the adapter that `--adapter` names: PATH or PATH=SCALE; see `split_scale`.
 
     Raises:
-        AdapterError: There is no adapter, or the scale is no finite number.
+        AdapterError: There is no adapter, or the scale is not a finite number.
     """
     return scaled(*split_scale(text))
 
@@ -46,27 +42,6 @@ def scaled(path: Path, scale: float) -> ScaledAdapter:
     """Read the adapter at a path, to be used at a scale. Raises as `read_adapter`."""
     adapter = read_adapter(path)
     return ScaledAdapter(adapter, scale, file_sha256(adapter.path))
-
-
-def split_scale(text: str) -> tuple[Path, float]:
-    """Split PATH=SCALE; see `read_scaled`."""
-    path, equals, tail = text.rpartition("=")
-    try:
-        whole, path_before = parse_path(text), parse_path(path or text)
-    except ValueError as error:
-        raise AdapterError(f"--adapter {error}") from None
-    if not equals or whole.exists():
-        return whole, 1.0
-    try:
-        scale = float(tail)
-    except ValueError:
-        scale = math.nan
-    if not math.isfinite(scale):
-        raise AdapterError(
-            f"--adapter {text}: expected PATH or PATH=SCALE with a number such as 0.8, and found "
-            f"neither a file {text} nor a number {tail!r}"
-        )
-    return path_before, scale
 
 
 def attach(transformer: Any, adapters: Sequence[ScaledAdapter]) -> None:

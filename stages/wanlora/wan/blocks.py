@@ -102,14 +102,6 @@ def set_activations(
     )
 
 
-def is_compiled(eager: str, device: torch.device, *, dora: bool) -> bool:
-    """Turn the setting `eager` (auto, on, off) into whether blocks are compiled on a device.
-
-    auto is eager for DoRA, whose layers peft 0.21 writes so that no graph holds them whole.
-    """
-    return device.type == "cuda" and not dora if eager == "auto" else eager == "off"
-
-
 def why_it_cannot_compile(error: RuntimeError) -> str | None:
     """Say in a line what the compiler lacks or cannot do; None for an error not its own."""
     return str(error).splitlines()[0] if isinstance(error, TorchDynamoException) else None

@@ -1,12 +1,10 @@
 """Which modules of the transformer an adapter sits on.
 
-Owns: the presets, and the rule that everything asked for must match. Knows nothing of LoRA.
+Owns: the presets, and the rule that everything asked for must match. Must not know: LoRA, torch.
 """
 
 import re
 from collections.abc import Iterable, Sequence
-
-import torch
 
 from wanlora.errors import AdapterError
 
@@ -22,14 +20,6 @@ PRESETS: dict[str, str] = {
     "attention+ffn": f"{_ATTENTION}|{_FFN}",
     "all-linear": f"{_ATTENTION}|{_FFN}|{_CONDITION}",
 }
-
-
-def target_names(transformer: torch.nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """List the linear modules of a transformer that `targets` stands for; see `chosen`."""
-    linears = [
-        name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)
-    ]
-    return chosen(linears, targets)
 
 
 def linear_names(num_layers: int) -> list[str]:

@@ -15,11 +15,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 from wanlora.errors import AdapterError
-from wanlora.wan.adapter.updates import PREFIX, alpha_of, folded, rank_of, scale_of
+from wanlora.wan.adapter.updates import (
+    PREFIX,
+    alpha_of,
+    folded,
+    pattern_of,
+    rank_of,
+    scale_of,
+)
 
 PEFT_CONFIG = "adapter_config.json"
 LORA_HEADER = "lora_adapter_metadata"
@@ -63,7 +69,7 @@ def _with_our_names(settings: dict[str, Any], names: Mapping[str, str]) -> dict[
     result = dict(settings)
     for pattern in (f"{PREFIX}rank_pattern", f"{PREFIX}alpha_pattern"):
         values = settings.get(pattern) or {}
-        keys = {module: get_pattern_key(list(values), name) for module, name in names.items()}
+        keys = {module: pattern_of(name, list(values)) for module, name in names.items()}
         result[pattern] = {module: values[key] for module, key in keys.items() if key in values}
     return result
 

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from wanlora.core.text import LFS_REMEDY
 from wanlora.errors import AdapterError, NonFiniteError
-from wanlora.files import is_lfs_pointer, write_atomic
+from wanlora.files import write_atomic
 from wanlora.wan.adapter.alphas import (
     LORA_HEADER,
     PEFT_CONFIG,
@@ -30,16 +28,21 @@ from wanlora.wan.adapter.alphas import (
     ranks_of,
     warn_of_other_alphas,
 )
-from wanlora.wan.adapter.names import Key, layout_of, names_in_file, read_key
+from wanlora.wan.adapter.header import (
+    ADAPTER_FILE,
+    PROVENANCE_PREFIX,
+    opened,
+    provenance_of,
+    read_header,
+    some,
+)
+from wanlora.wan.adapter.names import Key, layout_of, names_in_file
 from wanlora.wan.adapter.updates import (
     PREFIX,
     Update,
     updates_of,
 )
 from wanlora.wan.targets import preset_pattern
-
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-PROVENANCE_PREFIX = "wanlora."
 
 _ALIGNMENT_BYTES = 64
 
@@ -90,11 +93,7 @@ class AdapterFile:
     @property
     def provenance(self) -> dict[str, str]:
         """What this project recorded beside the tensors, without the `wanlora.` prefix."""
-        return {
-            key.removeprefix(PROVENANCE_PREFIX): value
-            for key, value in self.header.items()
-            if key.startswith(PROVENANCE_PREFIX)
-        }
+        return provenance_of(self.header)
 
     def updates(self) -> dict[str, Update]:
         """Each module's update, sorted by name."""
@@ -195,15 +194,10 @@ def read_adapter(path: Path) -> AdapterFile:
         AdapterError: There is no adapter, there are several, or it is not a plain LoRA of Wan's
             linear modules.
     """
-    file = _find(path)
-    try:
-        with safetensors.safe_open(file, framework="pt") as opened:
-            header = opened.metadata() or {}
-            found = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        problem = LFS_REMEDY if is_lfs_pointer(file) else f"is not a safetensors adapter: {error}"
-        raise AdapterError(f"{file} {problem}") from None
-    keys = _read_keys(file, found)
+    known = read_header(path)
+    file, keys, header = known.path, known.keys, known.header
+    with opened(file, framework="pt") as content:
+        found = {key: content.get_tensor(key) for key in keys}
     tensors, alphas = _in_our_names(file, found, keys)
     _check_pairs(file, tensors)
     layout = layout_of(keys.values())
@@ -223,42 +217,6 @@ def read_adapter(path: Path) -> AdapterFile:
     dtypes = Counter(str(t.dtype).removeprefix("torch.") for t in _matrices(found, keys))
     prefix = Counter(key.prefix for key in keys.values()).most_common(1)[0][0]
     return AdapterFile(file, layout, prefix, tensors, metadata, header, dict(dtypes))
-
-
-def _find(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise AdapterError(f"no adapter at {path}; expected a run's folder or a .safetensors file")
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise AdapterError(f"{path} holds no {ADAPTER_FILE}; has the run saved an adapter yet?")
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        raise AdapterError(f"{path} holds {len(files)} adapters ({names}); pass the file itself")
-    return files[0]
-
-
-def _read_keys(file: Path, found: Mapping[str, Tensor]) -> dict[str, Key]:
-    """Take every key apart.
-
-    Raises:
-        AdapterError: A key cannot be used; names some of them, by reason.
-    """
-    if not found:
-        raise AdapterError(f"{file} holds no tensors")
-    keys = {key: read_key(key) for key in found}
-    reasons: dict[str, list[str]] = {}
-    for key, value in keys.items():
-        if isinstance(value, str):
-            reasons.setdefault(value, []).append(key)
-    if reasons:
-        listed = [f"{some(sorted(names))}: {reason}" for reason, names in reasons.items()]
-        raise AdapterError(
-            f"{file} holds {sum(map(len, reasons.values()))} tensors that cannot be used, and an "
-            f"adapter is used whole or not at all. {some(sorted(listed), '; ')}"
-        )
-    return {key: value for key, value in keys.items() if isinstance(value, Key)}
 
 
 def _matrices(found: Mapping[str, Tensor], keys: Mapping[str, Key]) -> list[Tensor]:
@@ -299,9 +257,3 @@ def _check_pairs(file: Path, tensors: Mapping[str, Tensor]) -> None:
             f"{file} is damaged or not a LoRA: expected A (rank, in) and B (out, rank) for each "
             f"module; found {some(problems, '; ')}"
         )
-
-
-def some(items: Sequence[str], separator: str = ", ", limit: int = 3) -> str:
-    """List the first few of many things in a message."""
-    more = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""
-    return separator.join(items[:limit]) + more

@@ -13,13 +13,8 @@ from torch import Tensor
 
 from wanlora.errors import AdapterError
 from wanlora.wan.adapter.alphas import PEFT_CONFIG, plain_number
-from wanlora.wan.adapter.file import (
-    PROVENANCE_PREFIX,
-    AdapterFile,
-    diffusers_header,
-    some,
-    to_bytes,
-)
+from wanlora.wan.adapter.file import AdapterFile, diffusers_header, to_bytes
+from wanlora.wan.adapter.header import PROVENANCE_PREFIX, some
 from wanlora.wan.adapter.names import BLOCK_LINEARS, LAYOUTS, template
 from wanlora.wan.adapter.updates import PREFIX, Update, folded
 

@@ -8,7 +8,7 @@ Legend: A is `rank in_features`, B is `out_features rank`; the update is (alpha 
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -18,11 +18,20 @@ from peft import LoraConfig
 from wanlora.core.rng import Stream, generator
 from wanlora.errors import AdapterError
 from wanlora.wan.adapter.alphas import plain_number
-from wanlora.wan.adapter.file import AdapterFile, LoraShape, some
+from wanlora.wan.adapter.file import AdapterFile, LoraShape
+from wanlora.wan.adapter.header import some
 from wanlora.wan.adapter.updates import rank_of
-from wanlora.wan.targets import preset_pattern, target_names
+from wanlora.wan.targets import chosen, preset_pattern
 
 _NAME = "default"
+
+
+def target_names(transformer: torch.nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """List the linear modules of a transformer that `targets` selects; see `targets.chosen`."""
+    linears = [
+        name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)
+    ]
+    return chosen(linears, targets)
 
 
 def add_adapter(

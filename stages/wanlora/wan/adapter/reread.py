@@ -17,7 +17,8 @@ from peft.utils import load_peft_weights
 
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import AdapterError
-from wanlora.wan.adapter.file import AdapterFile, some
+from wanlora.wan.adapter.file import AdapterFile
+from wanlora.wan.adapter.header import some
 from wanlora.wan.adapter.lora import check_adapter_fits
 from wanlora.wan.adapter.names import LAYOUTS
 from wanlora.wan.adapter.updates import Update, relative_error

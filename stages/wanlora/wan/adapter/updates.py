@@ -8,13 +8,12 @@ alpha / sqrt(rank) with rsLoRA. DoRA: W' = m (W + dW) / |W + dW|, row by row.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
-from peft.utils.other import get_pattern_key
 from torch import Tensor
 
 PREFIX = "transformer."
@@ -88,7 +87,16 @@ def scale_of(alpha: float, rank: int, *, rslora: bool) -> float:
 
 def _setting(pattern: str, default: str, module: str, metadata: Mapping[str, Any]) -> Any:
     own = metadata.get(f"{PREFIX}{pattern}") or {}
-    return own.get(get_pattern_key(list(own), module), metadata[f"{PREFIX}{default}"])
+    return own.get(pattern_of(module, list(own)), metadata[f"{PREFIX}{default}"])
+
+
+def pattern_of(module: str, patterns: Sequence[str]) -> str:
+    """Select the first pattern that matches a module, as peft does; without one, the module."""
+    if not patterns:
+        return module
+    from peft.utils.other import get_pattern_key  # noqa: PLC0415  (seconds, and rarely needed)
+
+    return str(get_pattern_key(patterns, module))
 
 
 def folded(b: Float[Tensor, "out rank"], scale: float) -> Float[Tensor, "out rank"]:

@@ -1,0 +1,153 @@
+"""Options of the command line, made from the settings of a command.
+
+Owns: the options that every command has, and the headings of `--help`. Nothing is described twice:
+names, types, defaults and descriptions are those of `config`. Must not know: any stage.
+"""
+
+import inspect
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+from typer.core import TyperCommand
+
+from wanlora.config import Heading, Setting, Settings, settings_of
+
+
+class Command(TyperCommand):
+    """A command some of whose options may stand alone (`Flag(bare=...)`)."""
+
+    bare: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({})
+    """Option to its value without one, and the values that may follow it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words after the command's name."""
+        given = []
+        for word, following in zip(args, [*args, ""][1:], strict=True):
+            given.append(word)
+            alone, values = self.bare.get(word, ("", ()))
+            if alone and following not in values:
+                given.append(alone)
+        return super().parse_args(ctx, given)
+
+
+def command_class(config_type: type[Settings]) -> type[Command]:
+    """Make the class of a command."""
+    bare = {
+        setting.options[0]: (
+            setting.flag.bare,
+            tuple(_value_kind(setting.field.annotation).split("|")),
+        )
+        for setting in settings_of(config_type)
+        if setting.flag and setting.flag.bare
+    }
+    return type("Command", (Command,), {"bare": MappingProxyType(bare)})
+
+
+def parameters(config_type: type[Settings]) -> list[inspect.Parameter]:
+    """Make the parameters of a command: arguments, flags by heading, options of all commands."""
+    flagged = [setting for setting in settings_of(config_type) if setting.flag]
+    order = {heading: index for index, heading in enumerate(get_args(Heading))}
+    flagged.sort(key=lambda setting: order[setting.flag.heading] if setting.flag else 0)
+    return [*map(_parameter_of, flagged), *_COMMON]
+
+
+def values_of(config_type: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of the flags that were given, by the dotted name of the setting."""
+    values = {}
+    for setting in settings_of(config_type):
+        value = given.get(_python_name(setting))
+        if value in (None, [], (), False):
+            continue
+        one = isinstance(value, list) and len(value) == 1 and str in _parts(setting.field)
+        values[setting.name] = value[0] if one else value
+    return values
+
+
+def _python_name(setting: Setting) -> str:
+    return setting.name.replace(".", "__")
+
+
+def _parts(field: FieldInfo) -> tuple[Any, ...]:
+    """Return the types of a union; of any other type itself."""
+    if get_origin(field.annotation) in (Union, types.UnionType):
+        return get_args(field.annotation)
+    return (field.annotation,)
+
+
+def _parameter(name: str, annotation: Any, info: Any, default: Any = None) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    if default is ...:
+        return inspect.Parameter(name, kind, annotation=Annotated[annotation, info])
+    return inspect.Parameter(name, kind, annotation=Annotated[annotation, info], default=default)
+
+
+def _parameter_of(setting: Setting) -> inspect.Parameter:
+    flag, field = setting.flag, setting.field
+    assert flag is not None
+    name = _python_name(setting)
+    kind = _value_kind(field.annotation)
+    many = any(get_origin(part) is tuple for part in _parts(field))
+    info: dict[str, Any] = {"help": _help(field), "show_default": False}
+    annotation: Any = list[str] | None if many else str | None
+    if flag.argument:
+        if field.is_required():
+            return _parameter(name, list[str], typer.Argument(**info), ...)
+        return _parameter(name, annotation, typer.Argument(**info))
+    info["rich_help_panel"] = flag.heading
+    if kind == "FLAG":
+        return _parameter(name, bool, typer.Option(*setting.options, **info), default=False)
+    if field.is_required():
+        info["help"] += " \\[required]"
+    return _parameter(name, annotation, typer.Option(*setting.options, metavar=kind, **info))
+
+
+def _value_kind(annotation: Any) -> str:
+    """Name a field's type for the help."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return _value_kind(next(part for part in get_args(annotation) if part is not type(None)))
+    if get_origin(annotation) is tuple:
+        return _value_kind(get_args(annotation)[0])
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    names = {bool: "FLAG", int: "INT", float: "FLOAT", Path: "PATH"}
+    return names.get(annotation, "TEXT")
+
+
+def _help(field: FieldInfo) -> str:
+    """Describe a setting, with its default: typer's own would be the absence of the flag."""
+    # A bracket would be taken for markup.
+    text = str(field.description).replace("None = ", "without it: ").replace("[", "\\[")
+    default = field.default
+    if field.is_required() or default is None or default is False or default in ((), ""):
+        return text
+    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{text} \\[default: {shown}]"
+
+
+_COMMON = [
+    _parameter(
+        "config_file",
+        Path | None,
+        typer.Option(
+            "--config", metavar="FILE.toml", show_default=False, help="Settings from a TOML file."
+        ),
+    ),
+    _parameter(
+        "sets",
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            show_default=False,
+            help="Any setting by its dotted name; see docs/configuration.md.",
+        ),
+    ),
+    _parameter(
+        "as_json", bool, typer.Option("--json", help="Print the result as JSON."), default=False
+    ),
+]

@@ -1,0 +1,79 @@
+"""Clips of a view for a transformer: whether it can read them, and their weights. Needs no torch.
+
+Owns: the comparison of what is cached with what the transformer reads, and the weights of clips by
+activity.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from wanlora.core.fingerprint import difference
+from wanlora.core.rows import weight_problem
+from wanlora.errors import ConfigError, StaleStoreError
+from wanlora.store.views import View, ViewClip
+from wanlora.wan.variants import Variant
+
+
+def check_encodings(view: View, variant: Variant, *, encode_again: str) -> None:
+    """Compare what the latents and embeddings were made with to what this transformer reads.
+
+    Args:
+        view: What is cached.
+        variant: The transformer's.
+        encode_again: The command that encodes for it.
+
+    Raises:
+        StaleStoreError: Names every field that differs.
+    """
+    wanted: dict[str, dict[str, Any]] = {
+        "latents": {
+            "z_dim": variant.z_dim,
+            "latents_mean": list(variant.latents_mean),
+            "latents_std": list(variant.latents_std),
+            "normalized": True,
+        },
+        "text": {
+            "text_dim": variant.text_dim,
+            "max_sequence_length": variant.max_sequence_length,
+        },
+    }
+    recorded = {"latents": view.latents_provenance, "text": view.text_provenance}
+    found = {
+        kind: {name: recorded[kind].get(name) for name in fields} for kind, fields in wanted.items()
+    }
+    if differing := difference(found, wanted):
+        raise StaleStoreError(
+            f"view {view.name!r} was encoded with {view.model}, which is not what {variant.name} "
+            "reads:\n  "
+            + "\n  ".join(differing)
+            + f"\nencode it for {variant.name}: {encode_again}"
+        )
+
+
+def weighted(
+    clips: tuple[ViewClip, ...], clip_weights: Mapping[str, float]
+) -> tuple[ViewClip, ...]:
+    """Multiply the weights of clips by those of their activities.
+
+    Raises:
+        ConfigError: There is no such activity, or a product is out of range.
+    """
+    activities = {clip.activity for clip in clips}
+    if unknown := sorted(clip_weights.keys() - activities):
+        raise ConfigError(
+            f"clip_weights.{unknown[0]}: no training clip has this activity; there are: "
+            f"{', '.join(sorted(activities - {''})) or 'none'}"
+        )
+    if not clip_weights:
+        return clips
+    made = tuple(
+        replace(clip, weight=clip.weight * clip_weights.get(clip.activity, 1.0)) for clip in clips
+    )
+    for clip in made:
+        if problem := weight_problem(clip.weight):
+            raise ConfigError(
+                f"clip_weights.{clip.activity}: clip {clip.clip_id} would have weight "
+                f"{clip.weight:g}; {problem}"
+            )
+    return made
