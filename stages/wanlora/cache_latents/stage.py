@@ -30,6 +30,7 @@ from wanlora.core.ranks import Rank, rank_of
 from wanlora.errors import ConfigError, ManifestError, StoreError
 from wanlora.files import require_folder
 from wanlora.manifest import Clip
+from wanlora.moved import advice, find_sources
 from wanlora.stopping import interrupted_by_signals
 from wanlora.store import index, objects, schema, wants
 from wanlora.store.reader import StoreReader
@@ -65,8 +66,11 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         shown = rank.index == 0
         plan = planning.make(config, found, using=using, hashes=hashes, shown=shown)
         plan = replace(plan, failures=(*bad, *plan.failures))
+        lost = _advice(config, found, plan.failures)
         if not plan.clips:
-            raise ManifestError(_nothing_left(config, plan.failures))
+            raise ManifestError(_nothing_left(config, plan.failures, lost))
+        if lost:
+            log.warning("%s", lost)
         if rank.world > 1:
             _require_videos(plan.failures)
         planning.note_other_generations(config.cache, using)
@@ -173,7 +177,10 @@ def _read(config: CacheLatentsConfig) -> tuple[list[Clip], list[Failure], Hashes
     )
     manifest.warn_of_old_colours(found)
     index.has_store(config.cache)
-    return found, bad, Hashes.read(config.cache, config.manifest)
+    hashes = Hashes.read(config.cache, config.manifest)
+    found, moved = find_sources(found, config.source_root)
+    hashes.move_sources(moved)
+    return found, bad, hashes
 
 
 @contextmanager
@@ -333,8 +340,20 @@ def _failures(clips: Sequence[KeyedClip], undecoded: Mapping[str, Failure]) -> l
     ]
 
 
-def _nothing_left(config: CacheLatentsConfig, failures: Sequence[Failure]) -> str:
+def _advice(config: CacheLatentsConfig, found: Sequence[Clip], failures: Sequence[Failure]) -> str:
+    """Explain what to do about sources that are missing; empty without any."""
+    lost = {failure.clip_id for failure in failures if failure.code == "missing"}
+    return advice(
+        (clip.source for clip in found if clip.clip_id in lost),
+        len({clip.path for clip in found}),
+        config.source_root,
+    )
+
+
+def _nothing_left(config: CacheLatentsConfig, failures: Sequence[Failure], lost: str = "") -> str:
     shown = [f"[{f.code}] {f.clip_id}: {f.message}" for f in failures]
     lines = ["no clip of the manifests can be used", *listed(shown, "clips failed")]
+    if lost:
+        return "\n".join([*lines, lost])
     command = shlex.join(["wanlora", "verify", *map(str, config.manifest)])
     return "\n".join([*lines, f"look at them with: {command}"])
