@@ -15,6 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -28,6 +29,7 @@ from wanlora.core.out_of_memory import is_out_of_memory, reason_of
 from wanlora.core.ranks import rank_of
 from wanlora.errors import ConfigError, WanloraError
 from wanlora.files import disk_error
+from wanlora.progress import console
 
 STAGES = {
     "demo": "wanlora.demo",
@@ -155,10 +157,19 @@ def _root(
 def main() -> None:
     """Run the command line and exit with its code."""
     threading.excepthook = _report_thread
+    _reserve_stdout()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # any text can be printed on any terminal
             stream.reconfigure(errors="backslashreplace")
     app()
+
+
+def _reserve_stdout() -> None:
+    """Keep stdout for results: what C libraries and child processes print goes to stderr."""
+    with suppress(OSError, AttributeError):  # a stream may be closed or replaced
+        fd = os.dup(sys.stdout.fileno())
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        sys.stdout = os.fdopen(fd, "w", encoding=sys.stdout.encoding, closefd=False)
 
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:
@@ -192,12 +203,12 @@ def _add_command(name: str, config_type: type[Settings]) -> None:
 def _run(name: str, config: Settings, as_json: bool) -> int:
     """Run a stage and print what it returns; of several processes, the first one speaks."""
     speaks = name not in SHARED or rank_of(os.environ).index == 0
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Plain())
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("wanlora").setLevel(logging.INFO if speaks else logging.ERROR)
-    stage = importlib.import_module(STAGES[name])
-    result = stage.run(config)
+    with console():
+        handler = logging.StreamHandler()
+        handler.setFormatter(_Plain())
+        logging.basicConfig(level=logging.WARNING, handlers=[handler])
+        logging.getLogger("wanlora").setLevel(logging.INFO if speaks else logging.ERROR)
+        result = importlib.import_module(STAGES[name]).run(config)
     if not speaks:
         if result.exit_code:
             print("\n".join(result.lines()), file=sys.stderr)

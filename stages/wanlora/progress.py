@@ -1,21 +1,67 @@
-"""Progress: a bar with rate and ETA on a terminal, elsewhere a line every 30 s.
+"""One console for log lines and progress bars.
 
-Owns: how long work is shown. Writes to stderr only; knows nothing of the work.
+Owns: stderr while a command runs. On a terminal the newest open bar is the last line, and every
+other line appears above it. Elsewhere a bar is a plain line every 30 s. Must not know: the work.
 """
 
 import logging
+import math
+import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 LINE_EVERY_S = 30.0
+LEAST_BAR = 10
+"""Columns that optional figures leave to the bar."""
+
+_ON_TERMINAL = "{desc}: {n_fmt}/{total_fmt} |{bar}| {rate_fmt}, {remaining} left{postfix}"
+_NO_BAR = _ON_TERMINAL.replace("|{bar}| ", "")
+_IN_A_LOG = (
+    "{desc}: {n_fmt}/{total_fmt} ({percentage:.0f} %), {elapsed} elapsed, {remaining} left, "
+    "{rate_fmt}{postfix}"
+)
 
 logger = logging.getLogger(__name__)
+
+_bars: "list[tqdm[Any]]" = []
+"""Bars open on the terminal; only the last one is drawn."""
+
+
+class _Console:
+    """A text stream whose lines appear above the open bar."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+        self._unfinished = ""
+
+    def write(self, text: str) -> int:
+        if not _bars:
+            self.stream.write(text)
+            return len(text)
+        with _bars[-1].get_lock():  # type: ignore[no-untyped-call]
+            lines, newline, self._unfinished = (self._unfinished + text).rpartition("\n")
+            if newline:
+                _bars[-1].clear(nolock=True)
+                self.stream.write(lines + newline)
+                _bars[-1].refresh(nolock=True)
+        return len(text)
+
+    def release(self) -> None:
+        """Write an unfinished line, now that no bar is open."""
+        text, self._unfinished = self._unfinished, ""
+        if text:
+            self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 class _Lines:
@@ -31,33 +77,123 @@ class _Lines:
         sys.stderr.flush()
 
 
+@contextmanager
+def console() -> Iterator[None]:
+    """Send everything that is printed to stderr, above the open bar.
+
+    `sys.stdout` is included: it belongs to the result, which is printed afterwards.
+    """
+    stdout, stderr = sys.stdout, sys.stderr
+    shared = _Console(stderr)
+    sys.stdout = sys.stderr = cast("TextIO", shared)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = stdout, stderr
+        shared.release()
+
+
+@contextmanager
 def bar(
     *, total: int, description: str, unit: str, done: int = 0, shown: bool = True
-) -> "tqdm[Any]":
-    """Open a progress bar; use as a context manager and call `.update(n)` and `.set_postfix_str`.
+) -> "Iterator[tqdm[Any]]":
+    """Open a progress bar; move it with `.update(n)`, and add figures with `show_figures`.
+
+    An inner bar hides the outer one while it is open.
 
     Args:
-        total: How many units there are in all.
-        description: What is being done, a word or two.
+        total: Number of units.
+        description: Name of the work, a word or two.
         unit: Name of one unit, for the rate.
         done: Units finished before this process started; they do not enter the rate.
-        shown: Whether there is anything to see; of several processes one shows it.
+        shown: False in processes that leave the display to another one.
     """
-    terminal = sys.stderr.isatty()
-    return tqdm(
-        total=total,
-        initial=done,
-        desc=description,
-        unit=unit,
-        file=sys.stderr if terminal else _Lines(),
-        mininterval=0.1 if terminal else LINE_EVERY_S,
-        maxinterval=10.0 if terminal else 2 * LINE_EVERY_S,
-        ascii=None if terminal else True,
-        dynamic_ncols=terminal,
-        smoothing=0.1,
-        leave=True,
-        disable=not shown,
-    )
+    from tqdm import tqdm  # noqa: PLC0415  (not needed for --help)
+
+    stream = _terminal()
+    options: dict[str, Any] = {
+        "total": total, "initial": done, "desc": description, "unit": unit, "position": 0,
+        "smoothing": 0.1, "disable": not shown,
+    }  # fmt: skip
+    if stream is None or not shown:
+        with tqdm(
+            file=_Lines(), mininterval=LINE_EVERY_S, maxinterval=2 * LINE_EVERY_S,
+            delay=LINE_EVERY_S, bar_format=_IN_A_LOG, ascii=True, **options,
+        ) as opened:  # fmt: skip
+            yield opened
+        return
+    # The delay skips a first display, which would have another width.
+    options |= {"file": stream, "leave": not _bars, "delay": 1e-9, "bar_format": _ON_TERMINAL}
+    with _outer_hidden(), tqdm(**options) as opened:
+        vars(opened).update(dynamic_ncols=_room, sp=partial(_draw, stream), delay=0)
+        opened.refresh()
+        _bars.append(opened)
+        try:
+            yield opened
+        finally:
+            _bars[:] = [each for each in _bars if each is not opened]  # tqdm's == compares places
+
+
+@contextmanager
+def _outer_hidden() -> Iterator[None]:
+    """Hide the bar that is drawn, and draw it again afterwards."""
+    outer = _bars[-1] if _bars else None
+    if outer:
+        outer.delay = math.inf  # updates are counted, and not drawn
+        outer.clear()
+    try:
+        yield
+    finally:
+        if outer:
+            outer.delay = 0
+        if outer and any(each is outer for each in _bars):
+            outer.refresh()
+        if not _bars and isinstance(sys.stderr, _Console):
+            sys.stderr.release()
+
+
+def show_figures(opened: "tqdm[Any]", *figures: str) -> None:
+    """Show figures beside a bar at its next update, as many as its line has room for.
+
+    Args:
+        opened: From `bar`.
+        figures: The most important one first; it is shown even if no room is left for the bar.
+    """
+    if opened.disable or not figures:
+        return
+    if opened.bar_format == _IN_A_LOG:
+        opened.postfix = ", ".join(figures)
+        return
+    facts = dict(opened.format_dict)
+    width = facts["ncols"]
+    facts |= {"ncols": None, "postfix": figures[0], "bar_format": _NO_BAR}
+    room = width - len(opened.format_meter(**facts))
+    opened.bar_format = _ON_TERMINAL if room > LEAST_BAR // 2 else _NO_BAR
+    shown = [figures[0]]
+    for figure in figures[1:]:
+        room -= len(f", {figure}")
+        if room < LEAST_BAR:
+            break
+        shown.append(figure)
+    opened.postfix = ", ".join(shown)
+
+
+def _terminal() -> TextIO | None:
+    """Return the stream of stderr if it is a terminal that can rewrite a line."""
+    stream = sys.stderr.stream if isinstance(sys.stderr, _Console) else sys.stderr
+    return stream if stream.isatty() and os.environ.get("TERM") != "dumb" else None
+
+
+def _room(stream: TextIO) -> tuple[int, int]:
+    """Columns and rows for a bar; the last column stays free, or some terminals start a line."""
+    columns, rows = os.get_terminal_size(stream.fileno())
+    return (columns or 80) - 1, rows or 24
+
+
+def _draw(stream: TextIO, line: str) -> None:
+    """Replace the last line; the escape code erases to the line's end at any width."""
+    stream.write(f"\r\x1b[K{line}")
+    stream.flush()
 
 
 @contextmanager
@@ -65,8 +201,8 @@ def waiting(what: str, *, shown: bool = True) -> Iterator[None]:
     """Log that a long call begins, and every 30 s that it still runs.
 
     Args:
-        what: The work, as in "loading the VAE".
-        shown: Whether to log; of several processes one does.
+        what: The work, for example "loading the VAE".
+        shown: False in processes that leave the display to another one.
     """
     if not shown:
         yield

@@ -21,7 +21,7 @@ from wanlora.manifest import Clip
 from wanlora.moved import advice, find_sources
 from wanlora.plan import sheet
 from wanlora.plan.survey import Plan, survey
-from wanlora.progress import bar
+from wanlora.progress import bar, show_figures
 from wanlora.wan.tokens import TokenCounts, count_tokens
 
 SHOWN = 10
@@ -133,7 +133,7 @@ def run(config: VerifyConfig) -> VerifyResult:
                 loaded.append(_load(clip))
             except MediaError as error:
                 failed.append(FailedClip(clip.clip_id, clip.source, error.code, str(error)))
-                progress.set_postfix_str(f"{len(failed)} errors", refresh=False)
+                show_figures(progress, f"{len(failed)} errors")
             progress.update(1)
     names = {clip.clip_id for clip in loaded}
     usable = [clip for clip in chosen if clip.clip_id in names]

@@ -11,10 +11,9 @@ import functools
 import logging
 import os
 import socket
-import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate
@@ -75,18 +74,16 @@ def workers(config: CacheLatentsConfig) -> Iterator["Workers"]:
         WorkerError: There is no cluster where RAY_ADDRESS says.
         WanloraError: Why the first actor cannot encode: its model, its device.
     """
-    # Ray prints what it has to say of dead processes to stdout, which is for the result alone.
-    with redirect_stdout(sys.stderr):
-        ours = _connect()
+    ours = _connect()
+    try:
+        crew = Workers(config)
         try:
-            crew = Workers(config)
-            try:
-                yield crew
-            finally:
-                crew.close()
+            yield crew
         finally:
-            if ours:
-                ray.shutdown()
+            crew.close()
+    finally:
+        if ours:
+            ray.shutdown()
 
 
 def _connect() -> bool:

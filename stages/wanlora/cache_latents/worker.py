@@ -29,7 +29,7 @@ from wanlora.core.fingerprint import difference
 from wanlora.core.ranks import ALONE, Rank
 from wanlora.errors import ModelError
 from wanlora.manifest import Clip
-from wanlora.progress import bar
+from wanlora.progress import bar, show_figures
 from wanlora.store.schema import Kind
 
 T = TypeVar("T")
@@ -213,7 +213,7 @@ def shown_progress(
 
         def update(rows: int, note: str) -> None:
             if note:
-                progress.set_postfix_str(note, refresh=False)
+                show_figures(progress, note)
             progress.update(rows)
             if on_rows:
                 on_rows(rows)

@@ -66,7 +66,7 @@ def _measure_all(
     """Add the missing tables to the known ones, each written as soon as it is there."""
     with progress.bar(total=len(todo), description="losses", unit="model") as bar:
         for key, item in todo.items():
-            bar.set_postfix_str(item.name if item else "base", refresh=False)
+            progress.show_figures(bar, item.name if item else "base")
             known[key] = _measure(setup, item, transformer).tolist()
             write_json(path, known)
             bar.update()

@@ -64,7 +64,7 @@ def make(setup: Setup, models: Sequence[Model], load: Callable[[], Any]) -> None
             if model.subject:
                 attach(transformer, [model.subject.scaled])
             for place, video in enumerate(missing):
-                bar.set_postfix_str(f"{model.name} {place + 1}/{len(missing)}", refresh=False)
+                progress.show_figures(bar, f"{model.name} {place + 1}/{len(missing)}")
                 frames = generate(setup, transformer, vae, video, on_step=lambda: bar.update(1))
                 _write(video, model, frames)
             if model.subject:

@@ -43,7 +43,7 @@ from wanlora.prepare.journal import Journal
 from wanlora.prepare.make import clips_of
 from wanlora.prepare.result import PrepareResult, counts, summarize
 from wanlora.prepare.split import held_out
-from wanlora.progress import bar
+from wanlora.progress import bar, show_figures
 from wanlora.wan.tokens import TokenCounts, count_tokens
 
 Outcomes = Mapping[Path, Checked | MediaError]
@@ -172,7 +172,7 @@ def _check_sources(found: Found, config: PrepareConfig) -> tuple[Outcomes, Sourc
                 journal.note(path, outcome)
                 outcomes[path] = outcome
                 failed += isinstance(outcome, MediaError)
-                progress.set_postfix_str(f"{failed} errors", refresh=False)
+                show_figures(progress, f"{failed} errors")
                 progress.update(1)
         return outcomes, journal.hashes(outcomes)
 

@@ -228,7 +228,7 @@ def _make(
             )
 
         for number, video in enumerate(videos):
-            bar.set_postfix_str(f"video {number + 1}/{len(videos)}", refresh=False)
+            progress.show_figures(bar, f"video {number + 1}/{len(videos)}")
             frames = generate(video)
             if config.compare:
                 with wan.base_alone(pipeline):

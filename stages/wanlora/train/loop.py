@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -212,7 +212,7 @@ def _follow_up(
     if stopping and not pausing:
         _report(config, session, reporter, outcomes, all_of_them=True)
     if session.is_main:
-        bar.set_postfix_str(reporter.postfix(), refresh=False)
+        progress.show_figures(bar, *reporter.figures())
         bar.update()
         # Before the validation: what fails or stops there loses no step.
         if stopping or saving.is_due(config, session):
@@ -339,12 +339,11 @@ def _blame_kernel(config: TrainConfig, session: Session) -> str:
     )
 
 
-def _bar(session: Session) -> Any:
-    if not session.is_main:
-        return nullcontext()
+def _bar(session: Session) -> AbstractContextManager[Any]:
     return progress.bar(
-        total=session.end_step, done=session.progress.step, description="train", unit="step"
-    )
+        total=session.end_step, done=session.progress.step, description="train", unit="step",
+        shown=session.is_main,
+    )  # fmt: skip
 
 
 def _result(

@@ -140,16 +140,16 @@ class Reporter:
         self._row = row
         self._taken.append((seconds, bucket))
 
-    def postfix(self) -> str:
-        """Figures of the newest step recorded, beside the progress bar."""
+    def figures(self) -> tuple[str, ...]:
+        """Figures of the newest step recorded, for the progress bar; the most important first."""
         row = self._row
         if row is None:
-            return ""
+            return ()
         speed = f"mfu {100 * row['mfu']:.0f} %" if row["mfu"] else f"{row['tflops']:.3g} TFLOP/s"
         return (
-            f"loss {row['loss_smoothed']:.4f} lr {row['lr']:.1e} {speed} "
-            f"data {row['data_wait_pct']:.0f} % mem {row['peak_memory_gb']:.1f} GB"
-        )
+            f"loss {row['loss_smoothed']:.4f}", f"lr {row['lr']:.1e}", speed,
+            f"data {row['data_wait_pct']:.0f} %", f"mem {row['peak_memory_gb']:.1f} GB",
+        )  # fmt: skip
 
     def is_due(self) -> bool:
         """Whether the run pauses after this step, to validate or to show a preview."""
