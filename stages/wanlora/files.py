@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,12 @@ def require_folder(path: Path, *, flag: str) -> None:
     else:
         return
     raise OutputError(f"cannot write into {path}: {problem}; choose another folder with {flag}")
+
+
+def free_path(path: Path) -> Path:
+    """Path itself if nothing has its name, else the first free one of `a-2.mp4`, `a-3.mp4`, ..."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+    return next(name for name in chain([path], numbered) if not os.path.lexists(name))
 
 
 HARMLESS = re.compile(

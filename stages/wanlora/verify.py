@@ -16,12 +16,12 @@ from wanlora.config import VerifyConfig
 from wanlora.core.text import shorten
 from wanlora.edits import unused_captions
 from wanlora.errors import MediaError
-from wanlora.files import require_file
 from wanlora.manifest import Clip
 from wanlora.moved import advice, find_sources
 from wanlora.plan import sheet
 from wanlora.plan.survey import Plan, survey
 from wanlora.progress import bar, show_figures
+from wanlora.report.generated import require_own_page
 from wanlora.wan.tokens import TokenCounts, count_tokens
 
 SHOWN = 10
@@ -119,7 +119,7 @@ def run(config: VerifyConfig) -> VerifyResult:
         ManifestError: A manifest cannot be read.
         OutputError: The folder of the page may not be written.
     """
-    require_file(config.html, flag="--html")
+    require_own_page(config.html, "verify", flag="--html")
     bad: list[manifest.BadLine] = []
     everything = manifest.read_all(config.manifests, on_bad=bad.append)
     everything = find_sources(everything, config.source_root).clips
@@ -196,6 +196,6 @@ def _write_sheet(
     left = [sheet.Left(clip.source, clip.code, clip.message) for clip in failed]
     with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
         sheet.write(
-            path, clips, left, plan, tokens.counts, title="wanlora verify", most=most,
+            path, clips, left, plan, tokens.counts, command="verify", most=most,
             step=lambda: progress.update(1),
         )  # fmt: skip

@@ -79,7 +79,7 @@ def test_a_plain_clip_gets_its_size_from_the_file_that_is_found(tmp_path):
 
 
 def test_a_root_that_is_not_a_folder_is_refused(tmp_path):
-    with pytest.raises(ManifestError, match="--source-root .*gone: expected a folder"):
+    with pytest.raises(ManifestError, match=r"--source-root .*gone: expected a folder"):
         find_sources(_clips("a.mp4"), [tmp_path / "gone"])
 
 

@@ -20,7 +20,7 @@ from wanlora import manifest
 from wanlora.cache_latents import plan as planning
 from wanlora.cache_latents import processes
 from wanlora.cache_latents.encode import complete_groups
-from wanlora.cache_latents.hashes import Hashes
+from wanlora.cache_latents.hashes import Hashes, require_own_files
 from wanlora.cache_latents.plan import Encoders, Failure, KeyedClip, Plan
 from wanlora.cache_latents.result import CacheResult, Outcome, listed, summarize
 from wanlora.cache_latents.worker import Encoded, encode_share
@@ -170,6 +170,8 @@ def _read(config: CacheLatentsConfig) -> tuple[list[Clip], list[Failure], Hashes
     """Read the manifests, with their bad lines, and known hashes, before a model is downloaded."""
     if isinstance(config.cache, Path):
         require_folder(config.cache, flag="--cache")
+        if not index.has_store(config.cache):
+            require_own_files(config.cache, config.view)
     bad: list[Failure] = []
     found = manifest.read_all(
         config.manifest,
