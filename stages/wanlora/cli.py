@@ -39,6 +39,7 @@ STAGES = {
     "inspect": "wanlora.inspect_path",
     "estimate": "wanlora.estimate",
     "train": "wanlora.train",
+    "watch": "wanlora.watch",
     "sample": "wanlora.sample",
     "evaluate": "wanlora.evaluate",
     "export": "wanlora.export",
@@ -87,6 +88,11 @@ EXAMPLES = {
         "wanlora train --output-dir outputs/run --resume",
         "wanlora train --output-dir outputs/run --resume --max-steps 2000",
         "wanlora train --cache cache/ --set lora.rank=16 --set lora.targets=attention",
+    ],
+    "watch": [
+        "wanlora watch",
+        "wanlora watch outputs/ --open",
+        "wanlora watch outputs/ --json",
     ],
     "sample": [
         'wanlora sample --adapter outputs/run --prompt "A person clapping their hands"',
@@ -203,6 +209,8 @@ def _add_command(name: str, config_type: type[Settings]) -> None:
 def _run(name: str, config: Settings, as_json: bool) -> int:
     """Run a stage and print what it returns; of several processes, the first one speaks."""
     speaks = name not in SHARED or rank_of(os.environ).index == 0
+    if as_json and "once" in type(config).model_fields:  # a server has no result to print
+        config = config.model_copy(update={"once": True})
     with console():
         handler = logging.StreamHandler()
         handler.setFormatter(_Plain())

@@ -113,17 +113,24 @@ def find_edits(folder: Path) -> Edits:
     return Edits(changed, added, frozenset(removed), tuple(bad), recorded=bool(record))
 
 
-def compare_without_record(edits: Edits, made: Sequence[Clip]) -> Edits:
-    """Return no edits if lines without a record are those that `prepare` makes now.
+def compare_without_record(edits: Edits, *made: Sequence[Clip]) -> Edits:
+    """Return no edits if lines without a record are those of one of the manifests `made`.
 
     Fields that release 0.1.0 did not write are not compared.
+
+    Args:
+        edits: Lines without a record are in `changed`.
+        made: Manifests that this release or 0.1.0 makes.
     """
-    now = {clip.clip_id: clip for clip in made}
-    if edits.recorded or edits.bad or edits.changed.keys() != now.keys():
+    if edits.recorded or edits.bad:
         return edits
-    if any(_is_edited(clip, now[clip_id]) for clip_id, clip in edits.changed.items()):
-        return edits
-    return Edits({}, {}, frozenset(), (), recorded=False)
+    for clips in made:
+        now = {clip.clip_id: clip for clip in clips}
+        if edits.changed.keys() == now.keys() and not any(
+            _is_edited(clip, now[clip_id]) for clip_id, clip in edits.changed.items()
+        ):
+            return Edits({}, {}, frozenset(), (), recorded=False)
+    return edits
 
 
 def _is_edited(clip: Clip, made: Clip) -> bool:

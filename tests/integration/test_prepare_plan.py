@@ -65,6 +65,52 @@ def test_a_dry_run_says_everything_and_writes_no_manifest(tmp_path):
     assert [p.bucket for p in result.planned] == ["17x48x80"] * 8
 
 
+def grouped_clips(folder, names):
+    """Clips of one source group each; `walk/3` is of the activity walk."""
+    rows = []
+    for name in names:
+        videos.write_npz(folder / f"{name}.npz")
+        row = {"path": f"{name}.npz", "prompt": "a person moves", "source_group": name}
+        rows.append(json.dumps(row | {"activity": name.split("/")[0]}))
+    (folder / "metadata.jsonl").write_text("\n".join(rows))
+    return folder
+
+
+def test_the_plan_of_a_small_set_names_what_lacks_clips_and_the_share_that_helps(tmp_path):
+    """16 videos of 4 activities, and one alone in a fifth."""
+    names = [f"{name}/{k}" for name in ("clap", "jump", "sit", "walk") for k in range(4)]
+    raw = grouped_clips(tmp_path / "raw", [*names, "run/0"])
+
+    def plan(val_fraction):
+        result = prepared(raw, tmp_path / "out", val_fraction=val_fraction)
+        return result, "\n".join(result.notes)
+
+    few, notes = plan(0.05)
+    assert (few.train_groups, few.val_groups) == (16, 1)
+    assert "1 of 17 source groups" in notes
+    assert "--val-fraction 0.4" in notes  # six groups
+    assert re.search(r"no validation clip of (\w+, ){2}\w+: --val-fraction 0.25", notes)
+    assert "no validation clip of run: with one source group" in notes
+    balanced, notes = plan(0.3)
+    assert (balanced.train_groups, balanced.val_groups) == (12, 5)
+    assert {name: row.val for name, row in balanced.plan.activities.items()}["run"] == 0
+    assert all(row.train >= 2 for row in balanced.plan.activities.values() if row.clips > 1)
+    enough, notes = plan(0.4)
+    assert enough.val_groups == 7
+    assert "source groups (videos) are held out" not in notes
+    row = next(line for line in enough.lines() if line.startswith("split"))
+    for fact in ("train 10, val 7", "10 and 7 source groups", "41%", "--val-fraction 0.4"):
+        assert fact in row
+
+
+def test_clips_that_leave_the_held_out_side_are_counted(tmp_path):
+    raw = grouped_clips(tmp_path / "raw", [f"walk/{k}" for k in range(8)])
+    assert prepared(raw, tmp_path / "out", val_fraction=0.5).val == 4
+    moved = prepared(raw, tmp_path / "out", val_fraction=0.25)
+    assert moved.val == 2
+    assert any(note.startswith("2 clips that were held out") for note in moved.notes)
+
+
 def test_a_dry_run_is_json_with_every_clip_and_every_reason(tmp_path):
     raw = small_set(tmp_path / "raw")
     done = invoke(

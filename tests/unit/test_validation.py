@@ -6,9 +6,9 @@ from scipy import stats
 
 from wanlora.core import flow
 from wanlora.core.flow import sigma_grid
+from wanlora.core.groups import describe_few_groups
 from wanlora.core.validation import (
     choose,
-    describe_few_groups,
     describe_sample,
     mean_interval,
     summarize,

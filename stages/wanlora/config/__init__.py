@@ -9,6 +9,7 @@ torch, or any library code.
     stage_two.py    estimate, train
     after.py        sample, evaluate, demo
     export.py       export
+    watch.py        watch
 """
 
 from wanlora.config.after import ACTIVITY, DemoConfig, EvaluateConfig, SampleConfig
@@ -34,6 +35,7 @@ from wanlora.config.stage_two import (
     ValidationSettings,
 )
 from wanlora.config.stage_zero import PrepareConfig, VerifyConfig
+from wanlora.config.watch import WatchConfig
 
 __all__ = [
     "ACTIVITY",
@@ -59,6 +61,7 @@ __all__ = [
     "TrainConfig",
     "ValidationSettings",
     "VerifyConfig",
+    "WatchConfig",
     "command_line",
     "load",
     "settings_of",
@@ -72,6 +75,7 @@ COMMANDS: dict[str, type[Settings]] = {
     "inspect": InspectConfig,
     "estimate": EstimateConfig,
     "train": TrainConfig,
+    "watch": WatchConfig,
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from wanlora.core.groups import FEW_GROUPS
 from wanlora.core.rng import Stream, generator
 
 # Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom (any table of it).
@@ -24,10 +25,6 @@ _T95 = (
     2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
 )  # fmt: skip
 _Z95 = 1.959964
-
-FEW_GROUPS = 6
-"""With fewer source groups an interval is called wide: from 2.78 standard errors (5 groups) to 12.7
-(2 groups) to either side, against 1.96 with many."""
 
 
 class MeanInterval(NamedTuple):
@@ -226,37 +223,6 @@ def describe_sample(num_clips: int, num_groups: int | None) -> str:
         return f"{clips} of one source group, so no interval"
     wide = ", so a wide interval" if num_groups < FEW_GROUPS else ""
     return f"{clips} of {num_groups} source groups{wide}"
-
-
-def describe_few_groups(num_held_out: int, num_groups: int) -> str | None:
-    """Warning that too little is held out to measure a run, with what to do; None if enough is.
-
-    Args:
-        num_held_out: Source groups held out.
-        num_groups: Source groups in all, at least 1.
-    """
-    if num_held_out >= FEW_GROUPS:
-        return None
-    found = f"{num_held_out} of {num_groups} source groups (videos) are held out"
-    found += (
-        f": with fewer than {FEW_GROUPS}, the interval of the held-out loss is so wide that it "
-        "seldom shows what was learned"
-        if num_held_out
-        else ": there is no held-out loss, no comparison with the base and no best checkpoint"
-    )
-    share = fraction_for(FEW_GROUPS, num_groups)
-    if share is None:
-        return (
-            f"{found}. Use at least {2 * FEW_GROUPS} source groups, and hold out {FEW_GROUPS} of "
-            "them: wanlora prepare --val-fraction 0.5"
-        )
-    return f"{found}. Hold out {FEW_GROUPS} or more: wanlora prepare --val-fraction {share:g}"
-
-
-def fraction_for(num_held_out: int, num_groups: int) -> float | None:
-    """Smallest multiple of 0.05 that holds out a number of groups; None if it is over 0.5."""
-    share = math.ceil(20 * num_held_out / num_groups) / 20
-    return share if share <= 0.5 else None
 
 
 def t95(degrees: int) -> float:

@@ -13,7 +13,8 @@ from typing import Any
 
 from wanlora import __version__
 from wanlora.config import EvaluateConfig
-from wanlora.core.validation import FEW_GROUPS, describe_sample
+from wanlora.core.groups import FEW_GROUPS
+from wanlora.core.validation import describe_sample
 from wanlora.evaluate import losses, videos
 from wanlora.evaluate.earlier import require_replaceable
 from wanlora.evaluate.measures import against_base, frames_of, measured

@@ -12,8 +12,13 @@ from wanlora import manifest
 from wanlora.captions import Failure, Found
 from wanlora.config import PrepareConfig
 from wanlora.core.buckets import DEFAULT_FPS
+from wanlora.core.groups import describe_few_groups, fraction_for
 from wanlora.manifest import Clip
 from wanlora.plan.survey import Plan
+from wanlora.prepare.split import group_activities
+
+SHOWN = 8
+"""Activities named in a note."""
 
 LISTED = 20
 """Failures that a dry run shows; --json has all of them."""
@@ -41,6 +46,9 @@ class PrepareResult:
 
     Attributes:
         sources: Source files with a caption or a row; those that failed are among them.
+        val_fraction: Share of source groups to hold out, as asked for.
+        train_groups: Source groups to train on.
+        val_groups: Source groups held out.
         failed: Sources that gave no clip, or of which a clip could not be written.
         used: Sources that gave a clip; at least one.
         errors: Number of failed sources by code.
@@ -58,6 +66,9 @@ class PrepareResult:
     clips: int
     train: int
     val: int
+    val_fraction: float
+    train_groups: int
+    val_groups: int
     errors: dict[str, int]
     dropped: tuple[Failure, ...]
     warnings: dict[str, int]
@@ -81,7 +92,7 @@ class PrepareResult:
         table = [
             ("sources", f"{self.sources} found, {self.used} used"),
             ("clips", f"{self.clips} ({self.clips / self.used:.1f} a source)"),
-            ("split", f"train {self.train}, val {self.val}"),
+            ("split", self._split()),
             ("length", f"{self.clips_s:.1f} s in clips, of {self.video_s:.1f} s"),
             *self.plan.rows(),
             ("not used", self._not_used()),
@@ -96,6 +107,14 @@ class PrepareResult:
             else f"next: wanlora verify {shlex.quote(self.output)}"
         )
         return [*(f"{name:<11} {text}" for name, text in table), following]
+
+    def _split(self) -> str:
+        share = self.val_groups / (self.train_groups + self.val_groups)
+        return (
+            f"train {self.train}, val {self.val} clips, of {self.train_groups} and "
+            f"{self.val_groups} source groups ({share:.0%} held out, --val-fraction "
+            f"{self.val_fraction:g})"
+        )
 
     def _not_used(self) -> str:
         if not self.errors:
@@ -120,6 +139,8 @@ def summarize(
 ) -> PrepareResult:
     """Count what was made."""
     splits = Counter(clip.split for clip in clips)
+    val_groups = {clip.source_group for clip in clips if clip.split == manifest.VAL}
+    groups = {clip.source_group for clip in clips}
     warnings = Counter(text.split(":")[0] for clip in clips for text in clip.warnings)
     return PrepareResult(
         output=str(config.output),
@@ -129,6 +150,9 @@ def summarize(
         clips=len(clips),
         train=splits[manifest.TRAIN],
         val=splits[manifest.VAL],
+        val_fraction=config.val_fraction,
+        train_groups=len(groups - val_groups),
+        val_groups=len(val_groups),
         errors=dict(sorted(Counter(failure.code for failure in failures).items())),
         dropped=tuple(failures),
         warnings=dict(sorted(warnings.items())),
@@ -169,11 +193,7 @@ def notes(config: PrepareConfig, found: Found, clips: Sequence[Clip]) -> list[st
             f"Wan 2.1 is a {DEFAULT_FPS:g} fps model, and these clips have {config.fps:g} fps: "
             f"videos of an adapter trained on them are played at {config.fps:g} fps"
         )
-    if all(clip.split == manifest.VAL for clip in clips):
-        said.append("every clip is held out: there is none to train on; name some split=train")
-    if config.val_fraction > 0:
-        said += _split_notes(config, clips)
-    return said
+    return [*said, *_split_notes(config, clips)]
 
 
 def counts(numbers: Mapping[str, int]) -> str:
@@ -182,20 +202,34 @@ def counts(numbers: Mapping[str, int]) -> str:
 
 
 def _split_notes(config: PrepareConfig, clips: Sequence[Clip]) -> list[str]:
+    """Activities that lack training or validation clips, and what is too little to measure."""
+    groups = group_activities(clips)
+    held = {clip.source_group for clip in clips if clip.split == manifest.VAL}
+    sizes = Counter(groups.values())
+    trained = {groups[group] for group in groups.keys() - held}
     said = []
-    sides: dict[str, set[str]] = {}
-    for clip in clips:
-        sides.setdefault(clip.activity, set()).add(clip.split)
-    without = sorted(name for name, found in sides.items() if manifest.VAL not in found)
-    if without == sorted(sides):
+    if untrained := sorted(sizes.keys() - trained):
         said.append(
-            f"no validation split: no source group drew under {config.val_fraction:g}; raise "
-            "--val-fraction, or name some in a column split=val"
+            f"no training clip of {_names(untrained)}: all {sum(sizes[n] for n in untrained)} "
+            "source groups are held out; add videos, or name some in a column split=train"
         )
-    elif without:
+    if config.val_fraction == 0:
+        return said
+    if few := describe_few_groups(len(held), len(groups)):
+        said.append(few)
+    unmeasured = sorted(sizes.keys() - {groups[group] for group in held}) if held else []
+    single = [name for name in unmeasured if sizes[name] == 1]
+    if several := [name for name in unmeasured if sizes[name] > 1]:
+        of_two = sum(size > 1 for size in sizes.values())
+        share = fraction_for(of_two, len(groups)) or 0.5
         said.append(
-            f"no validation clip for {', '.join(without)}: raise --val-fraction, or name some in "
-            "a column split=val"
+            f"no validation clip of {_names(several)}: --val-fraction {share:g} holds out one "
+            f"source group or more of each of the {of_two} activities that have two"
+        )
+    if single:
+        said.append(
+            f"no validation clip of {_names(single)}: with one source group each, they are only "
+            "trained; add a video of each"
         )
     no_group = sum(any(w.startswith("no_group") for w in clip.warnings) for clip in clips)
     if no_group:
@@ -204,6 +238,12 @@ def _split_notes(config: PrepareConfig, clips: Sequence[Clip]) -> list[str]:
             "sides of the split; name it in a column source_group or with --set group_pattern=REGEX"
         )
     return said
+
+
+def _names(activities: Sequence[str]) -> str:
+    shown = ", ".join(name or "no activity" for name in activities[:SHOWN])
+    more = len(activities) - SHOWN
+    return f"{shown} and {more} more" if more > 0 else shown
 
 
 def _planned(clip: Clip, token_counts: Mapping[str, int]) -> Planned:

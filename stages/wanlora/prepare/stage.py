@@ -9,6 +9,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,7 @@ from wanlora.prepare.cuts import unique_ids
 from wanlora.prepare.journal import Journal, require_own_files
 from wanlora.prepare.make import clips_of
 from wanlora.prepare.result import PrepareResult, counts, summarize
-from wanlora.prepare.split import held_out
+from wanlora.prepare.split import group_activities, held_out, held_out_by_0_1_0
 from wanlora.progress import bar, show_figures
 from wanlora.report.generated import require_own_page
 from wanlora.wan.tokens import TokenCounts, count_tokens
@@ -85,13 +86,14 @@ def run(config: PrepareConfig) -> PrepareResult:
     )
     made = _split(clips, found, config) if clips else []
     if made:
-        by_hand = compare_without_record(by_hand, made)
+        by_hand = compare_without_record(by_hand, made, _split(clips, found, config, old=True))
         _require_decision(by_hand, config)
     if not (config.dry_run and clips):  # a dry run leaves what belongs to the manifest alone
         _write_errors(config.output / "errors.jsonl", failures)
     if not clips:
         raise ManifestError(_nothing_left(found, failures, config))
     clips, notes = _with_edits(made, by_hand, config)
+    notes += _moved(config.output, clips)
     tokens = count_tokens(config.model, (text for clip in clips for text in clip.prompts))
     clips = [_warn_of_length(clip, tokens) for clip in clips]
     plan = survey(clips, tokens.counts, tokenizer=tokens.tokenizer)
@@ -229,7 +231,26 @@ def _warn_of_length(clip: Clip, tokens: TokenCounts) -> Clip:
     return _warn(clip, f"caption_truncated: {about}{most} tokens, cut at {MAX_TOKENS}")
 
 
-def _split(clips: list[Clip], found: Found, config: PrepareConfig) -> list[Clip]:
+def _moved(output: Path, clips: Sequence[Clip]) -> list[str]:
+    """Note on clips that the manifest so far holds out and the new one trains on."""
+    path = output / MANIFESTS[1]
+    before = set()
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        with suppress(ValueError):  # a damaged line was refused, or is discarded on request
+            before.add(dict(json.loads(line)).get("clip_id"))
+    moved = sum(clip.split == manifest.TRAIN and clip.clip_id in before for clip in clips)
+    if not moved:
+        return []
+    return [
+        f"{moved} clips that were held out until now are trained on: compare no held-out loss of "
+        "an earlier run with one of a later run"
+    ]
+
+
+def _split(
+    clips: list[Clip], found: Found, config: PrepareConfig, *, old: bool = False
+) -> list[Clip]:
+    """Give each clip its side, or with `old` the one that release 0.1.0 gave it."""
     chosen_for = {source.path: source.split for source in found.sources if source.split}
     chosen: dict[str, str] = {}
     for clip in clips:
@@ -239,8 +260,8 @@ def _split(clips: list[Clip], found: Found, config: PrepareConfig) -> list[Clip]
                 f"source group {clip.source_group} ({clip.source}) is named both train and val; "
                 "clips of one group must stand on one side, or validation would see training videos"
             )
-    val = held_out(
-        (clip.source_group for clip in clips),
+    val = (held_out_by_0_1_0 if old else held_out)(
+        group_activities(clips),
         val_fraction=config.val_fraction,
         seed=config.seed,
         chosen=chosen,

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from wanlora.core.validation import FEW_GROUPS, describe_sample
+from wanlora.core.groups import FEW_GROUPS
+from wanlora.core.validation import describe_sample
 from wanlora.report.chart import COLOURS, Line, charts, line_chart
 from wanlora.report.intervals import Interval, interval_chart
 from wanlora.report.page import Raw, escape, facts, page, section, table

@@ -6,6 +6,7 @@ or archived. Dimensions: h height, w width in px.
 """
 
 import base64
+import hashlib
 import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
@@ -44,25 +45,32 @@ def escape(value: object) -> Raw:
     return Raw("" if value is None else html.escape(str(value)))
 
 
-def page(title: str, sections: Sequence[str], *, script: str = "") -> str:
+def page(title: str, sections: Sequence[str], *, script: str = "", policy: str = POLICY) -> str:
     """Build a whole page.
 
     Args:
         title: In the tab and at the top.
         sections: From `section`, `table`, `facts` and so on; plain text becomes a paragraph.
         script: JavaScript of this page, run after that of the sortable tables.
+        policy: Content Security Policy; a page from a server may load more from that server.
     """
     body = "\n".join(
         part if isinstance(part, Raw) else f"<p>{escape(part)}</p>" for part in sections
     )
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style></head>\n"
         f"<body><main><h1>{escape(title)}</h1>\n{body}\n</main>\n"
         f"<script>{_SORT}{script}</script></body></html>\n"
     )
+
+
+def script_source(script: str = "") -> str:
+    """Source expression, for a Content Security Policy, of the script in a page with `script`."""
+    digest = hashlib.sha256((_SORT + script).encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def section(heading: str, *parts: str) -> Raw:

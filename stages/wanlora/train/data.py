@@ -16,9 +16,9 @@ from wanlora import manifest
 from wanlora.config import TrainConfig
 from wanlora.core.batch_sizes import BatchSize, batch_sizes
 from wanlora.core.buckets import Bucket
+from wanlora.core.groups import describe_few_groups
 from wanlora.core.order import balanced_shares, describe_shares, describe_untrained, shares
 from wanlora.core.schedule import describe_short_run
-from wanlora.core.validation import describe_few_groups
 from wanlora.errors import NonFiniteError, StoreError
 from wanlora.step.batches import BatchSource
 from wanlora.step.clips import check_encodings, weighted

@@ -8,6 +8,7 @@ reads only rows that are new, and converts each picture once.
 import io
 import json
 import logging
+import socket
 import threading
 import time
 import tomllib
@@ -147,6 +148,7 @@ class LivePage:
         self._warnings = warnings
         self._files = RunFiles(run_dir)
         self._started_at = time.time()
+        self._host = socket.gethostname()
         self._wake = threading.Condition()
         self._is_due = self._is_over = self._failed = False
         self._thread = threading.Thread(target=self._keep_writing, daemon=True, name="run.html")
@@ -196,6 +198,7 @@ class LivePage:
             "version": STATUS_VERSION,
             "state": state,
             "reason": reason,
+            "host": self._host,
             "steps_done": self._files.steps_done,
             "steps_planned": self._steps_planned,
             "started_at": self._started_at,

@@ -1,0 +1,42 @@
+"""How many source groups must be held out to measure a run.
+
+Owns: that number, and the share of a data set that reaches it. Imports no torch: `prepare` counts
+groups too.
+"""
+
+import math
+
+FEW_GROUPS = 6
+"""With fewer source groups an interval is called wide: from 2.78 standard errors (5 groups) to 12.7
+(2 groups) to either side, against 1.96 with many."""
+
+
+def describe_few_groups(num_held_out: int, num_groups: int) -> str | None:
+    """Warning that too little is held out to measure a run, with what to do; None if enough is.
+
+    Args:
+        num_held_out: Source groups held out.
+        num_groups: Source groups in all, at least 1.
+    """
+    if num_held_out >= FEW_GROUPS:
+        return None
+    found = f"{num_held_out} of {num_groups} source groups (videos) are held out"
+    found += (
+        f": with fewer than {FEW_GROUPS}, the interval of the held-out loss is so wide that it "
+        "seldom shows what was learned"
+        if num_held_out
+        else ": there is no held-out loss, no comparison with the base and no best checkpoint"
+    )
+    share = fraction_for(FEW_GROUPS, num_groups)
+    if share is None:
+        return (
+            f"{found}. Use at least {2 * FEW_GROUPS} source groups, and hold out {FEW_GROUPS} of "
+            "them: wanlora prepare --val-fraction 0.5"
+        )
+    return f"{found}. Hold out {FEW_GROUPS} or more: wanlora prepare --val-fraction {share:g}"
+
+
+def fraction_for(num_held_out: int, num_groups: int) -> float | None:
+    """Smallest multiple of 0.05 that holds out a number of groups; None if it is over 0.5."""
+    share = math.ceil(20 * num_held_out / num_groups) / 20
+    return share if share <= 0.5 else None

@@ -1,0 +1,119 @@
+"""All that is shown of a run: read from its folder, leniently.
+
+Owns: which files are read, and the cache of metrics. Must not know: HTML, HTTP.
+"""
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from wanlora import runs
+from wanlora.core.units import count
+from wanlora.report.series import Metrics
+from wanlora.watch import records
+from wanlora.watch.files import Folder, Version
+from wanlora.watch.records import Row
+from wanlora.watch.summary import Summary
+
+MAX_CACHED = 16
+"""Runs whose metrics stay in memory: 8 MB for 100,000 steps."""
+MAX_HEAD_BYTES = 2**20
+MAX_PICTURE_BYTES = 20 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """Newest preview of a prompt, as a GIF."""
+
+    step: int
+    gif: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RunData:
+    """All that is shown of a run.
+
+    Attributes:
+        summary: Its line in the list.
+        settings: As in config.toml, nested.
+        metrics: Rows of metrics.jsonl.
+        validations: Rows of validation.jsonl.
+        pictures: Prompt to its newest preview.
+        notes: What of its files could not be shown.
+    """
+
+    summary: Summary
+    settings: Mapping[str, Any]
+    metrics: Metrics
+    validations: Sequence[Row]
+    pictures: Mapping[str, Picture]
+    notes: Sequence[str]
+
+
+class Details:
+    """Data of the runs in a folder; metrics are read again only if they changed.
+
+    Args:
+        folder: The folder.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._metrics: dict[str, tuple[Version | None, Metrics, int]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, summary: Summary) -> RunData:
+        """Read a run."""
+        name = summary.name
+        metrics, num_damaged = self._read_metrics(name)
+        validations = records.validation_rows(self._read(f"{name}/{runs.VALIDATION_NAME}"))
+        files = ((runs.METRICS_NAME, num_damaged), (runs.VALIDATION_NAME, validations.num_damaged))
+        return RunData(
+            summary=summary,
+            settings=records.settings(self._read(f"{name}/{runs.CONFIG_NAME}")),
+            metrics=metrics,
+            validations=validations.rows,
+            pictures=self._pictures(name),
+            notes=[
+                f"{count(damaged, 'damaged line')} of {file} are not shown"
+                for file, damaged in files
+                if damaged
+            ],
+        )
+
+    def _read_metrics(self, name: str) -> tuple[Metrics, int]:
+        path = f"{name}/{runs.METRICS_NAME}"
+        version = self._folder.version(path)
+        with self._lock:
+            known = self._metrics.pop(name, None)
+            if known is None or known[0] != version:
+                read = records.metrics_rows(self._read(path))
+                known = version, Metrics(read.rows), read.num_damaged
+            self._metrics[name] = known  # the last used is the last to be dropped
+            while len(self._metrics) > MAX_CACHED:
+                del self._metrics[next(iter(self._metrics))]
+        return known[1], known[2]
+
+    def _pictures(self, name: str) -> dict[str, Picture]:
+        """Prompt to its newest preview. A preview whose prompt cannot be read is left out."""
+        steps = self._folder.folders(f"{name}/{runs.PREVIEWS_NAME}")
+        numbered = [step for step in steps if step.removeprefix("step-").isdecimal()]
+        if not numbered:
+            return {}
+        newest = max(numbered, key=lambda step: int(step.removeprefix("step-")))
+        folder = f"{name}/{runs.PREVIEWS_NAME}/{newest}"
+        found = {}
+        for file in self._folder.files(folder):
+            stem = file.removesuffix(".gif")
+            if stem == file:
+                continue
+            head = self._folder.read_start(f"{folder}/{stem}.safetensors", MAX_HEAD_BYTES)
+            prompt = records.preview_prompt(head or b"")
+            gif = self._folder.read(f"{folder}/{file}", max_bytes=MAX_PICTURE_BYTES)
+            if prompt is not None and gif is not None:
+                found[prompt] = Picture(int(newest.removeprefix("step-")), gif)
+        return found
+
+    def _read(self, path: str) -> bytes:
+        return self._folder.read(path) or b""
