@@ -66,16 +66,15 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         shown = rank.index == 0
         plan = planning.make(config, found, using=using, hashes=hashes, shown=shown)
         plan = replace(plan, failures=(*bad, *plan.failures))
-        lost = _advice(config, found, plan.failures)
         if not plan.clips:
+            lost = _advice(config, found, plan.failures)
             raise ManifestError(_nothing_left(config, plan.failures, lost))
-        if lost:
-            log.warning("%s", lost)
         if rank.world > 1:
             _require_videos(plan.failures)
         planning.note_other_generations(config.cache, using)
         if config.dry_run:
-            plan = planning.look(config, plan)
+            unread, plan = plan.unread, planning.look(config, plan)
+            _require_some_sources(config, found, plan, unread)
             outcome = Outcome(plan.clips, plan.failures, num_bytes=plan.num_bytes)
             seconds = time.monotonic() - started
             return summarize(config, plan, outcome, seconds=seconds, shown=shown)
@@ -85,6 +84,7 @@ def run(config: CacheLatentsConfig) -> CacheResult:
         unread, plan = plan.unread, planning.look(config, plan)
         if rank.world > 1:
             _require_videos([failure for failure in unread if failure not in plan.unread])
+        _require_some_sources(config, found, plan, unread)
         made = _encode(config, plan, hashes, encode_missing)
     kept = [keyed for keyed in plan.clips if keyed.key not in made.clips.failures]
     failures = [*plan.failures, *_failures(plan.clips, made.clips.failures)]
@@ -340,6 +340,28 @@ def _failures(clips: Sequence[KeyedClip], undecoded: Mapping[str, Failure]) -> l
         for keyed in clips
         if keyed.key in undecoded
     ]
+
+
+def _require_some_sources(
+    config: CacheLatentsConfig, found: Sequence[Clip], plan: Plan, unread: Sequence[Failure]
+) -> None:
+    """Log what to do about sources that are missing; refuse if no clip can be encoded without them.
+
+    Args:
+        config: The settings.
+        found: Clips of the manifests.
+        plan: After `look`: clips with rows in the store need no source.
+        unread: Clips without a readable source, before `look`.
+
+    Raises:
+        ManifestError: Every clip lacks both its source and its row.
+    """
+    failures = [failure for failure in unread if failure not in plan.unread]
+    lost = _advice(config, found, [*plan.failures, *failures])
+    if lost and len(failures) == len(plan.clips):
+        raise ManifestError(_nothing_left(config, [*plan.failures, *failures], lost))
+    if lost:
+        log.warning("%s", lost)
 
 
 def _advice(config: CacheLatentsConfig, found: Sequence[Clip], failures: Sequence[Failure]) -> str:
