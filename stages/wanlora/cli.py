@@ -105,7 +105,8 @@ EXAMPLES = {
     ],
     "evaluate": [
         "wanlora evaluate --adapter outputs/run --cache cache/",
-        "wanlora evaluate --adapter outputs/run --checkpoints --videos-per-activity 0",
+        "wanlora evaluate --adapter outputs/run --checkpoints --videos-per-activity 0 "
+        "--output-dir outputs/checkpoints",
         "wanlora evaluate --adapter outputs/a --adapter outputs/b=0.8 --output-dir outputs/a-and-b",
     ],
     "export": [
