@@ -197,3 +197,17 @@ def test_a_gpu_that_is_full_is_not_taken_for_one_that_does_not_work(monkeypatch)
     monkeypatch.setattr(torch, "ones", full)
     with pytest.raises(DeviceError, match=r"cuda:1 has no free memory.*--device"):
         devices.pick("cuda:1", "micro")
+
+
+def test_the_micro_model_is_called_a_toy_except_in_the_demo(caplog, monkeypatch, micro_folder):
+    monkeypatch.delenv(devices.DEMO, raising=False)
+    for model in ("micro", str(micro_folder)):
+        caplog.clear()
+        devices.warn_of_toy(model)
+        assert "toy" in caplog.text
+    caplog.clear()
+    monkeypatch.setenv(devices.DEMO, "1")
+    devices.warn_of_toy("micro")
+    monkeypatch.delenv(devices.DEMO)
+    devices.warn_of_toy("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+    assert not caplog.text

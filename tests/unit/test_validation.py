@@ -6,7 +6,6 @@ from scipy import stats
 
 from wanlora.core import flow
 from wanlora.core.flow import sigma_grid
-from wanlora.core.groups import describe_few_groups
 from wanlora.core.validation import (
     choose,
     describe_sample,
@@ -117,19 +116,3 @@ def test_clips_are_chosen_from_different_source_groups_first():
 
 def test_a_group_with_many_clips_does_not_slow_the_choice():
     assert len(choose(["a"] * 100_000, ["one"] * 100_000, 500, seed=0)) == 500
-
-
-@pytest.mark.parametrize(
-    ("held_out", "groups", "advice"),
-    [
-        (0, 1, "--val-fraction 0.5"), (1, 9, "at least 12 source groups"),
-        (1, 16, "--val-fraction 0.4"), (0, 120, "--val-fraction 0.05"),
-    ],
-)  # fmt: skip
-def test_too_few_held_out_groups_are_described_with_the_share_that_makes_enough(
-    held_out, groups, advice
-):
-    text = describe_few_groups(held_out, groups)
-    assert f"{held_out} of {groups} source groups" in text
-    assert advice in text
-    assert describe_few_groups(6, 12) is None

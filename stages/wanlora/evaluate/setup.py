@@ -21,7 +21,7 @@ from wanlora.step.validation import Panel, make_panel
 from wanlora.store.captions import captions, no_such_split
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, frame_rate, read_view
-from wanlora.wan.device import base_dtype, pick
+from wanlora.wan.device import base_dtype, pick, warn_of_toy
 from wanlora.wan.variants import Variant, resolve, variant_of
 from wanlora.wan.weights import weights_sha256
 
@@ -76,6 +76,7 @@ def open_setup(config: EvaluateConfig) -> Setup:
         raise no_such_split(view, config.split)
     model = config.model or view.model
     device = pick(config.device, model)
+    warn_of_toy(model)
     parts = ["transformer", "vae"] if config.videos_per_activity else ["transformer"]
     folder = resolve(model, parts)
     variant = variant_of(folder)

@@ -13,7 +13,7 @@ from typing import Any
 
 from wanlora import __version__
 from wanlora.config import EvaluateConfig
-from wanlora.core.groups import FEW_GROUPS
+from wanlora.core.groups import conclusion
 from wanlora.core.validation import describe_sample
 from wanlora.evaluate import losses, videos
 from wanlora.evaluate.earlier import require_replaceable
@@ -128,9 +128,7 @@ def say(name: str, validation: Mapping[str, Any]) -> str:
     if interval is None:
         return f"{line}; {sample})"
     low, high = (100 * end / base for end in interval)
-    few = validation["source_groups"] < FEW_GROUPS
-    undecided = "too few source groups to decide" if few else "no difference shown"
-    verdict = "lower" if high < 0 else "higher" if low > 0 else undecided
+    verdict = conclusion(interval, validation["source_groups"])
     return f"{line}, 95 % interval {low:+.2f} to {high:+.2f} %: {verdict}; {sample})"
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from wanlora.core.groups import FEW_GROUPS
+from wanlora.core.groups import conclusion
 from wanlora.core.validation import describe_sample
 from wanlora.report.chart import COLOURS, Line, charts, line_chart
 from wanlora.report.intervals import Interval, interval_chart
@@ -74,14 +74,11 @@ def _verdict(item: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Raw:
     else:
         low, high = (_percent(found, end) for end in found["ci95"])
         reach = f"(95 % interval {low:+.2f} to {high:+.2f} %)"
-        if high < 0:
-            kind, says = "good", f"lowers the held-out loss by {-change:.2f} % {reach}"
-        elif low > 0:
-            kind, says = "bad", f"raises the held-out loss by {change:.2f} % {reach}"
-        elif found["source_groups"] < FEW_GROUPS:
-            kind, says = "soft", f"changes the held-out loss by {change:+.2f} % {reach}"
-        else:
-            kind, says = "soft", f"shows no difference in held-out loss: {change:+.2f} % {reach}"
+        verdict = conclusion(found["ci95"], found["source_groups"])
+        kind, says = {
+            "lower": ("good", f"lowers the held-out loss by {-change:.2f} % {reach}"),
+            "higher": ("bad", f"raises the held-out loss by {change:.2f} % {reach}"),
+        }.get(verdict, ("soft", f"changes the held-out loss by {change:+.2f} % {reach}: {verdict}"))
     sample = describe_sample(found["clips"], found["source_groups"])
     sampled = f"{sample}; {len(evaluation['sigmas'])} noise levels"
     return Raw(

@@ -7,6 +7,7 @@ and status.json hold them. Must not know: folders.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from wanlora.core.groups import conclusion
 from wanlora.core.validation import describe_sample
 from wanlora.report.chart import Line, Point, charts, line_chart
 from wanlora.report.gallery import Preview, gallery
@@ -109,7 +110,8 @@ def _summary(
     if held_out:
         best = min(held_out, key=lambda row: float(row["mean"]))
         summary["best held-out loss"] = (
-            f"{best['mean']:.4f} at step {best['step']:,} ({_change(best)} against the base)"
+            f"{best['mean']:.4f} at step {best['step']:,} ({_change(best)} against the base; "
+            f"{conclusion(best.get('ci95'), best.get('num_groups'))})"
             + (", moving average" if best.get("weights") == "ema" else "")
         )
     return {key: value for key, value in summary.items() if value is not None}

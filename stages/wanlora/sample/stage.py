@@ -28,7 +28,7 @@ from wanlora.sample.videos import Video, missing, plan, record_of
 from wanlora.store.views import frame_rate, read_view
 from wanlora.wan import pipeline as wan
 from wanlora.wan.attach import ScaledAdapter, attach, read_scaled
-from wanlora.wan.device import base_dtype, pick
+from wanlora.wan.device import base_dtype, pick, warn_of_toy
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_tokenizer, num_prompt_tokens
 from wanlora.wan.variants import PIPELINE, Variant, resolve, variant_of
 
@@ -84,6 +84,7 @@ def run(config: SampleConfig) -> SampleResult:
             f"--offload {config.offload} moves parts of the model between a GPU and main memory, "
             "and everything is computed on the CPU here: leave it out"
         )
+    warn_of_toy(model)
     folder = resolve(model, PIPELINE)
     variant = variant_of(folder)
     settings = video_settings(config, variant, adapters)

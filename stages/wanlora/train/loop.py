@@ -24,6 +24,7 @@ from wanlora import progress, runs
 from wanlora.config import TrainConfig
 from wanlora.core import flow, schedule
 from wanlora.core.cost import all_reduce_bytes
+from wanlora.core.groups import conclusion
 from wanlora.core.out_of_memory import explained_out_of_memory
 from wanlora.errors import NonFiniteError
 from wanlora.step.batches import MicroBatch, read_ahead
@@ -90,12 +91,12 @@ class TrainResult:
             lines.append(f"stopped early: {self.stopped}; continue with: {go_on}")
         if self.best:
             change = 100 * self.best["difference"] / self.best["base_mean"]
-            against = "worse" if change > 0 else "better"
+            found = conclusion(self.best["ci95"], self.best.get("num_groups"))
             lines.append(
                 f"best held-out loss after {self.best['step']} steps"
                 f"{' (moving average)' if self.best['weights'] == EMA else ''}: "
-                f"{self.best['mean']:.4f}, {abs(change):.2f} % {against} "
-                f"than the base: {self.output_dir}/best"
+                f"{self.best['mean']:.4f}, {change:+.2f} % against the base ({found}): "
+                f"{self.output_dir}/best"
             )
         return [
             *lines,

@@ -132,6 +132,7 @@ def open_session(config: TrainConfig) -> Session:
         data.source.order.steps_per_epoch, num_epochs=config.num_epochs
     )
     if ranks.is_main:
+        devices.warn_of_toy(model)
         log_draws(config, data, end_step=end_step)
         warn_of_little(config, data, end_step=end_step, num_processes=ranks.count)
     device = ranks.device

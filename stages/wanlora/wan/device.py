@@ -21,6 +21,13 @@ from wanlora.wan.variants import MICRO, local_folder, variant_of
 
 logger = logging.getLogger(__name__)
 
+TOY = (
+    "micro is a toy model that knows only drawn shapes and stick figures: its results on other "
+    "videos mean nothing. For real videos, use a GPU and the default --model"
+)
+DEMO = "WANLORA_DEMO"
+"""Environment variable that `wanlora demo` sets for its commands: its videos are drawn ones."""
+
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
@@ -51,9 +58,19 @@ def pick(device: str, model: str, *, local_rank: int = 0) -> torch.device:
     apple = "; --device mps uses Apple's GPU, which is not tested"
     raise DeviceError(
         f"no usable accelerator for {model}: {_explain()}. On a CPU this would take many hours; "
-        "pass --device cpu if that is what you want, or try --model micro"
-        + (apple if torch.backends.mps.is_available() else "")
+        "pass --device cpu if that is what you want. To try the commands without a GPU: --model "
+        f"micro, but {TOY}" + (apple if torch.backends.mps.is_available() else "")
     )
+
+
+def warn_of_toy(model: str) -> None:
+    """Warn that results of the micro model mean nothing, except in the demo.
+
+    Args:
+        model: The `--model` value.
+    """
+    if is_small(model) and DEMO not in os.environ:
+        logger.warning("%s", TOY)
 
 
 def use_expandable_segments() -> None:
