@@ -8,7 +8,7 @@ import tomli_w
 from wanlora import runs
 from wanlora.config import TrainConfig, load
 from wanlora.errors import ConfigError, RunError
-from wanlora.train.resume import continued, recorded_settings
+from wanlora.train.resume import continued, recorded_settings, settings_of
 
 
 def _record(config: TrainConfig) -> TrainConfig:
@@ -126,3 +126,8 @@ def test_settings_of_a_newer_release_are_refused(tmp_path):
 def test_without_resume_nothing_is_read(tmp_path):
     config = TrainConfig(output_dir=tmp_path)
     assert continued(config) is config
+
+
+def test_settings_that_are_not_set_stay_so(tmp_path):
+    config = TrainConfig(output_dir=tmp_path / "run", cache=tmp_path / "c")
+    assert settings_of(tmp_path / "run", recorded_settings(config)) == config

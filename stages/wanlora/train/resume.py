@@ -105,7 +105,9 @@ def settings_of(run_dir: Path, recorded: Mapping[str, Any]) -> TrainConfig:
     output_dir = Path(str(recorded.get("output_dir", run_dir)))
     for name in set(PATHS) & found.keys():
         value = found[name]
-        if isinstance(value, list):
+        if value is None:
+            continue
+        if isinstance(value, list | tuple):
             found[name] = [_moved(str(path), output_dir, run_dir) for path in value]
         else:
             found[name] = _moved(str(value), output_dir, run_dir)
