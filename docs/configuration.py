@@ -1,13 +1,9 @@
 """Writes docs/configuration.md from the config models, as `make docs`; a test finds it stale."""
 
-import types
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
-
-from annotated_types import Ge, Gt, Le, Lt
-from pydantic.fields import FieldInfo
 
 from wanlora.config import COMMANDS, Setting, Settings, settings_of
+from wanlora.config.describe import default_of, type_of
 
 HEAD = """# Configuration
 
@@ -39,8 +35,8 @@ def _rows(model: type[Settings]) -> list[str]:
         cells = (
             f"`{setting.name}`",
             _flag(setting),
-            _type(field.annotation) + _bounds(field),
-            "required" if field.is_required() else f"`{_default(field.default) or 'empty'}`",
+            type_of(field),
+            "required" if field.is_required() else f"`{default_of(field)}`",
             field.description or "",
         )
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
@@ -51,39 +47,6 @@ def _flag(setting: Setting) -> str:
     if setting.flag and setting.flag.argument:
         return "positional"
     return ", ".join(f"`{name}`" for name in setting.options)
-
-
-def _type(kind: Any) -> str:
-    if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(_type(part) for part in get_args(kind) if part is not type(None))
-    if get_origin(kind) is tuple:
-        return "list of " + _type(get_args(kind)[0])
-    if get_origin(kind) is dict:
-        return f"table of {_type(get_args(kind)[1])}"
-    if get_origin(kind) is Annotated:
-        return _type(get_args(kind)[0])
-    if get_origin(kind) is Literal:
-        return ", ".join(map(str, get_args(kind)))
-    names = {bool: "true/false", int: "integer", float: "number", str: "text", Path: "path"}
-    return names.get(kind, getattr(kind, "__name__", str(kind)).lower())
-
-
-def _bounds(field: FieldInfo) -> str:
-    signs = {Ge: ("≥", "ge"), Gt: (">", "gt"), Le: ("≤", "le"), Lt: ("<", "lt")}
-    found = [
-        f"{signs[type(item)][0]} {getattr(item, signs[type(item)][1]):g}"
-        for item in field.metadata
-        if type(item) in signs and not str(item).endswith(f"{2**63})")
-    ]
-    return f" {', '.join(found)}" if found else ""
-
-
-def _default(value: Any) -> str:
-    if value is None or value in ((), {}):
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 if __name__ == "__main__":

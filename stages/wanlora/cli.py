@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
@@ -43,7 +43,17 @@ STAGES = {
     "sample": "wanlora.sample",
     "evaluate": "wanlora.evaluate",
     "export": "wanlora.export",
+    "config": "wanlora.show_config",
+    "run": "wanlora.job",
 }
+
+HEADINGS = {
+    "Start": ("demo", "config", "run"),
+    "Data": ("prepare", "verify", "cache-latents", "inspect"),
+    "Training": ("estimate", "train", "watch"),
+    "Adapter": ("sample", "evaluate", "export"),
+}
+"""Headings of `wanlora --help`, in the order of the pipeline."""
 
 EXAMPLES = {
     "demo": ["wanlora demo", "wanlora demo --output-dir /tmp/demo"],
@@ -79,7 +89,7 @@ EXAMPLES = {
     "estimate": [
         "wanlora estimate --cache cache/",
         "wanlora estimate --clips 8000 --device h100",
-        "wanlora estimate --device rtx4090 --frames 49 --set lora.targets=attention",
+        "wanlora estimate --device rtx4090 --frames 49 --targets attention",
         "wanlora estimate --cache cache/ --probe",
     ],
     "train": [
@@ -87,7 +97,7 @@ EXAMPLES = {
         "wanlora train --cache cache/ --max-steps 50 --gradient-accumulation-steps 4",
         "wanlora train --output-dir outputs/run --resume",
         "wanlora train --output-dir outputs/run --resume --max-steps 2000",
-        "wanlora train --cache cache/ --set lora.rank=16 --set lora.targets=attention",
+        "wanlora train --cache cache/ --rank 16 --targets attention --lr 2e-4",
     ],
     "watch": [
         "wanlora watch",
@@ -115,10 +125,23 @@ EXAMPLES = {
         "wanlora export --adapter outputs/run --format merged --output outputs/merged",
         "wanlora export --adapter theirs.safetensors --format diffusers --output ours.safetensors",
     ],
+    "config": [
+        "wanlora config train > train.toml",
+        "wanlora train --config train.toml",
+        "wanlora config > job.toml",
+    ],
+    "run": [
+        "wanlora run job.toml --dry-run",
+        "wanlora run job.toml",
+        "wanlora run job.toml --set train.lora.rank=16 --set train.max_steps=500",
+    ],
 }  # fmt: skip
 
 SHARED = ("cache-latents", "train")
 """What several processes of a launcher do together; each does any other command for itself."""
+
+STARTS_COMMANDS = ("run",)
+"""Commands whose child processes write the terminal, and the results, themselves."""
 
 # Errors of paths that a user can fix, beside those of the disk; any other shows its traceback.
 USERS_TO_MEND = frozenset(
@@ -138,14 +161,17 @@ def _normalize(option: str) -> str:
 
 app = typer.Typer(
     name="wanlora",
-    context_settings={"token_normalize_func": _normalize},
-    help="LoRA adapters for Wan 2.1: encode every clip once, train only the DiT ever after.\n\n"
-    "videos -> [bold]prepare[/] -> manifest -> [bold]cache-latents[/] -> store -> "
-    "[bold]train[/] -> adapter -> [bold]sample[/] -> mp4, [bold]evaluate[/] -> report",
+    cls=options.Group,
+    context_settings={
+        "token_normalize_func": _normalize,
+        "help_option_names": ["--help", "-h"],
+    },
+    help="LoRA adapters for Wan 2.1. Encode each clip once, then train only the transformer.\n\n"
+    "videos -> prepare -> manifest -> cache-latents -> store -> train -> adapter -> sample -> mp4, "
+    "evaluate -> report",
     epilog="Start with: wanlora demo",
     rich_markup_mode="rich",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -189,22 +215,25 @@ def _add_command(name: str, config_type: type[Settings]) -> None:
     """Make a command of a config model: its docstring, flagged fields, and the common flags."""
 
     def command(**given: Any) -> None:
-        file, sets, as_json = (given.pop(key) for key in ("config_file", "sets", "as_json"))
-        flags = options.values_of(config_type, given)
-        raise typer.Exit(
-            _guarded(
-                lambda: _run(
-                    name, load(config_type, file=file, sets=sets or (), flags=flags), as_json
-                )
+        def action() -> int:
+            file, sets = given.get("config_file"), given.get("sets") or ()
+            if config_type in options.WITHOUT_FILE:  # its --set is a setting of its own
+                file, sets = None, ()
+            flags = options.values_of(config_type, given)
+            return _run(
+                name, load(config_type, file=file, sets=sets, flags=flags), given["as_json"]
             )
-        )
+
+        raise typer.Exit(_guarded(action))
 
     parameters = options.parameters(config_type)
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__doc__ = config_type.__doc__
-    examples = "\n\n".join(["[bold]Examples[/]", *EXAMPLES[name]])
-    app.command(name, cls=options.command_class(config_type), epilog=examples)(command)
+    examples = "\n".join(["[bold yellow]Examples[/]", *(f"  {line}" for line in EXAMPLES[name])])
+    heading = next(each for each, names in HEADINGS.items() if name in names)
+    kind = options.command_class(config_type)
+    app.command(name, cls=kind, epilog=examples, rich_help_panel=heading)(command)
 
 
 def _run(name: str, config: Settings, as_json: bool) -> int:
@@ -212,7 +241,7 @@ def _run(name: str, config: Settings, as_json: bool) -> int:
     speaks = name not in SHARED or rank_of(os.environ).index == 0
     if as_json and "once" in type(config).model_fields:  # a server has no result to print
         config = config.model_copy(update={"once": True})
-    with console():
+    with nullcontext() if name in STARTS_COMMANDS else console():
         handler = logging.StreamHandler()
         handler.setFormatter(_Plain())
         logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -290,5 +319,7 @@ def _jsonable(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} in a result")
 
 
-for _name, _config_type in COMMANDS.items():
-    _add_command(_name, _config_type)
+for _names in HEADINGS.values():
+    for _name in _names:
+        if _name in COMMANDS:
+            _add_command(_name, COMMANDS[_name])

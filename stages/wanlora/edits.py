@@ -16,6 +16,7 @@ from wanlora import manifest
 from wanlora.captions.find import sidecar_text
 from wanlora.captions.folders import absolute
 from wanlora.core.text import shorten
+from wanlora.core.units import count
 from wanlora.errors import ManifestError
 from wanlora.files import encode_text, existing_spelling, write_json
 from wanlora.manifest import BadLine, Clip
@@ -71,9 +72,9 @@ class Edits:
 
     def __str__(self) -> str:
         if not self.recorded:
-            return f"{len(self.changed):,} lines without a record; release 0.1.0 kept none"
+            return f"{count(len(self.changed), 'line')} without a record; release 0.1.0 kept none"
         return (
-            f"{len(self.changed):,} lines changed, {len(self.added):,} added, "
+            f"{count(len(self.changed), 'line')} changed, {len(self.added):,} added, "
             f"{len(self.removed):,} removed, {len(self.bad):,} not readable"
         )
 

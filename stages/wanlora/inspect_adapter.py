@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wanlora.core import units
 from wanlora.core.text_table import text_table
 from wanlora.wan.adapter import PREFIX, AdapterFile, read_adapter
 from wanlora.wan.adapter.names import preset_of, template
@@ -81,7 +82,7 @@ class AdapterReport:
         return [
             f"{self.adapter}: {kind} in the layout of {self.format} (keys start with "
             f"{self.prefix or 'the names of modules'}), "
-            f"{self.parameters / 1e6:.3g} M parameters, {self.bytes / 1e6:.3g} MB",
+            f"{units.number(self.parameters)} parameters, {units.size(self.bytes)}",
             f"  sha256   {self.sha256}",
             f"  rank     {_counts(self.ranks)}",
             f"  alpha    {self.alpha:g}",
@@ -102,10 +103,9 @@ class AdapterReport:
     def _verdict(self) -> list[str]:
         lines = []
         if self.non_finite:
-            more = f" and {len(self.non_finite) - 3} more" if len(self.non_finite) > 3 else ""
             lines.append(
-                f"NOT FINITE: {', '.join(self.non_finite[:3])}{more} hold NaN or infinity; "
-                "whatever is made with it will be noise"
+                f"NOT FINITE: {units.names(self.non_finite)} hold NaN or infinity; every video "
+                "made with it will be noise"
             )
         if len(self.zero) == len(self.modules):
             lines.append("it changes nothing: every B is zero, as before the first training step")

@@ -21,7 +21,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-from wanlora.core import npz, rows
+from wanlora.core import npz, rows, units
 from wanlora.core.aspect import is_hd
 from wanlora.core.buckets import (
     DEFAULT_FPS,
@@ -48,8 +48,6 @@ MAX_LINE_BYTES = 2**20
 """Longest line of a manifest; a caption of 512 tokens has about 3 kB."""
 MAX_START_S = 1e6
 """Eleven days: later starts are typing errors, and overflow FFmpeg's time stamps at last."""
-SHOWN = 3
-"""Bad lines in the message about a manifest without any usable line."""
 
 log = logging.getLogger(__name__)
 
@@ -301,9 +299,9 @@ def files(paths: Sequence[Path]) -> list[Path]:
 def _nothing_usable(path: Path, bad: Sequence[BadLine]) -> str:
     if not bad:
         return f"{path} holds no clip; make one with: wanlora prepare VIDEOS"
-    more = [f"  ... and {len(bad) - SHOWN:,} more"] if len(bad) > SHOWN else []
-    shown = [f"  {line.message}" for line in bad[:SHOWN]]
-    return "\n".join([f"{path} holds no usable clip; {len(bad):,} bad lines:", *shown, *more])
+    lines = units.count(len(bad), "bad line")
+    shown = units.first([line.message for line in bad], str(path))
+    return "\n".join([f"{path} holds no usable clip; {lines}:", *shown])
 
 
 def _files(given: Path) -> list[Path]:

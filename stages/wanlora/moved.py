@@ -51,12 +51,7 @@ def find_sources(clips: Sequence[Clip], roots: Sequence[Path]) -> Found:
     Raises:
         ManifestError: A root is not a folder.
     """
-    for root in roots:
-        if not root.is_dir():
-            raise ManifestError(
-                f"--source-root {root}: expected a folder with the source videos, found "
-                f"{'a file' if root.exists() else 'nothing'}"
-            )
+    require_folders(roots)
     left = _lost(clips) if roots else {}
     moved: dict[Path, Path] = {}
     for root in roots:
@@ -64,6 +59,20 @@ def find_sources(clips: Sequence[Clip], roots: Sequence[Path]) -> Found:
             moved |= found
             left = {path: parts for path, parts in left.items() if path not in found}
     return Found([_at(clip, moved.get(clip.path)) for clip in clips], moved)
+
+
+def require_folders(roots: Sequence[Path]) -> None:
+    """Refuse a `--source-root` that is not a folder.
+
+    Raises:
+        ManifestError: Names the root.
+    """
+    for root in roots:
+        if not root.is_dir():
+            raise ManifestError(
+                f"--source-root {root}: expected a folder with the source videos, found "
+                f"{'a file' if root.exists() else 'nothing'}"
+            )
 
 
 def advice(sources: Iterable[str], num_sources: int, roots: Sequence[Path]) -> str:

@@ -13,16 +13,38 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 from pydantic.fields import FieldInfo
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
-from wanlora.config import Heading, Setting, Settings, settings_of
+from wanlora.config import (
+    COMMANDS,
+    ConfigConfig,
+    Heading,
+    RunConfig,
+    Setting,
+    Settings,
+    settings_of,
+)
+from wanlora.config.describe import description_of
+from wanlora.config.nearest import nearest
+from wanlora.help_page import print_help
+
+WITHOUT_FILE = (ConfigConfig, RunConfig)
+"""Commands that have no settings of their own to read from --config or --set."""
+
+# typer does not export the class that all errors of a command line have.
+_UsageError: Any = typer.BadParameter.__base__
 
 
 class Command(TyperCommand):
-    """A command some of whose options may stand alone (`Flag(bare=...)`)."""
+    """A command that is made from settings."""
 
+    settings: type[Settings] = Settings
     bare: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({})
-    """Option to its value without one, and the values that may follow it."""
+    """Options that may be without a value (`Flag(bare=...)`): that value, and other values."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  (typer's signature)
+        """Print the help."""
+        print_help(self, ctx)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words after the command's name."""
@@ -32,7 +54,21 @@ class Command(TyperCommand):
             alone, values = self.bare.get(word, ("", ()))
             if alone and following not in values:
                 given.append(alone)
-        return super().parse_args(ctx, given)
+        try:
+            return super().parse_args(ctx, given)
+        except _UsageError as error:
+            if hasattr(error, "possibilities"):  # only the error of an unknown option has them
+                error.possibilities = None
+                error.message = unknown_option(self.settings, str(error.option_name))
+            raise
+
+
+class Group(TyperGroup):
+    """The program, with its commands by heading."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  (typer's signature)
+        """Print the help."""
+        print_help(self, ctx)
 
 
 def command_class(config_type: type[Settings]) -> type[Command]:
@@ -45,7 +81,35 @@ def command_class(config_type: type[Settings]) -> type[Command]:
         for setting in settings_of(config_type)
         if setting.flag and setting.flag.bare
     }
-    return type("Command", (Command,), {"bare": MappingProxyType(bare)})
+    return type("Command", (Command,), {"settings": config_type, "bare": MappingProxyType(bare)})
+
+
+def unknown_option(config_type: type[Settings], option: str) -> str:
+    """Name what a user probably meant by an option that a command does not have."""
+    command = next(name for name, model in COMMANDS.items() if model is config_type)
+    others = [
+        name
+        for name, model in COMMANDS.items()
+        if any(option in setting.options for setting in settings_of(model))
+    ]
+    lines = [f"No such option: {option}"]
+    if config_type not in WITHOUT_FILE:
+        meant = [_as_typed(setting) for setting in nearest(config_type, option)]
+        if meant:
+            lines.append(f"Use {' or '.join(meant)}.")
+        elif others:
+            lines.append(f"It is an option of: {', '.join(others)}.")
+        lines.append(f"All settings: wanlora config {command}")
+    return "\n".join(lines)
+
+
+def _as_typed(setting: Setting) -> str:
+    """Write how a setting is given: by its flag, or by --set."""
+    if setting.flag:
+        return setting.options[0].upper() if setting.flag.argument else setting.options[0]
+    if get_origin(setting.field.annotation) is tuple:
+        return f"--set '{setting.name}=[\"VALUE\"]'"
+    return f"--set {setting.name}=VALUE"
 
 
 def parameters(config_type: type[Settings]) -> list[inspect.Parameter]:
@@ -53,7 +117,9 @@ def parameters(config_type: type[Settings]) -> list[inspect.Parameter]:
     flagged = [setting for setting in settings_of(config_type) if setting.flag]
     order = {heading: index for index, heading in enumerate(get_args(Heading))}
     flagged.sort(key=lambda setting: order[setting.flag.heading] if setting.flag else 0)
-    return [*map(_parameter_of, flagged), *_COMMON]
+    own = {_python_name(setting) for setting in flagged}
+    common = _COMMON[2:] if config_type in WITHOUT_FILE else _COMMON
+    return [*map(_parameter_of, flagged), *(each for each in common if each.name not in own)]
 
 
 def values_of(config_type: type[Settings], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,8 +147,6 @@ def _parts(field: FieldInfo) -> tuple[Any, ...]:
 
 def _parameter(name: str, annotation: Any, info: Any, default: Any = None) -> inspect.Parameter:
     kind = inspect.Parameter.KEYWORD_ONLY
-    if default is ...:
-        return inspect.Parameter(name, kind, annotation=Annotated[annotation, info])
     return inspect.Parameter(name, kind, annotation=Annotated[annotation, info], default=default)
 
 
@@ -94,15 +158,13 @@ def _parameter_of(setting: Setting) -> inspect.Parameter:
     many = any(get_origin(part) is tuple for part in _parts(field))
     info: dict[str, Any] = {"help": _help(field), "show_default": False}
     annotation: Any = list[str] | None if many else str | None
-    if flag.argument:
-        if field.is_required():
-            return _parameter(name, list[str], typer.Argument(**info), ...)
-        return _parameter(name, annotation, typer.Argument(**info))
     info["rich_help_panel"] = flag.heading
+    if flag.argument:  # optional for the parser: --config may give a required one
+        return _parameter(name, annotation, typer.Argument(**info))
     if kind == "FLAG":
         return _parameter(name, bool, typer.Option(*setting.options, **info), default=False)
-    if field.is_required():
-        info["help"] += " \\[required]"
+    if "|" in kind:
+        info["autocompletion"] = lambda: kind.split("|")
     return _parameter(name, annotation, typer.Option(*setting.options, metavar=kind, **info))
 
 
@@ -120,13 +182,14 @@ def _value_kind(annotation: Any) -> str:
 
 def _help(field: FieldInfo) -> str:
     """Describe a setting, with its default: typer's own would be the absence of the flag."""
-    # A bracket would be taken for markup.
-    text = str(field.description).replace("None = ", "without it: ").replace("[", "\\[")
+    text = description_of(field)
     default = field.default
-    if field.is_required() or default is None or default is False or default in ((), ""):
+    if field.is_required():
+        return f"{text} [required]"
+    if default is None or default is False or default in ((), ""):
         return text
     shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    return f"{text} \\[default: {shown}]"
+    return f"{text} [default: {shown}]"
 
 
 _COMMON = [
@@ -144,7 +207,7 @@ _COMMON = [
             "--set",
             metavar="NAME=VALUE",
             show_default=False,
-            help="Any setting by its dotted name; see docs/configuration.md.",
+            help="Any setting by its dotted name; wanlora config COMMAND lists them.",
         ),
     ),
     _parameter(

@@ -53,14 +53,17 @@ STATUS_NAME = "status.json"
 PAGE_NAME = "run.html"
 LOCK_NAME = ".lock"
 
+LOCK_WAIT_S = 0.5
+"""`wanlora watch` holds a shared lock for some microseconds when it looks for a process."""
+
 logger = logging.getLogger(__name__)
 
 # Settings that may change when a run continues: they decide how far or how it runs, not what it is.
 # The weights of the model and the content of the cache are compared with the checkpoint's.
 FREE_ON_RESUME = frozenset(
     {
-        "max_steps", "num_epochs", "save_steps", "keep_checkpoints", "resume", "device",
-        "activations", "eager", "attention", "prefetch_batches", "output_dir", "cache",
+        "max_steps", "num_epochs", "save_steps", "save_minutes", "keep_checkpoints", "resume",
+        "device", "activations", "eager", "attention", "prefetch_batches", "output_dir", "cache",
         "allow_untrained_base", "local_copy", "save_every_epoch", "trackers", "previews",
         "validation", "deterministic", "process_timeout_s", "model",
     }
@@ -193,7 +196,7 @@ def begin_run(
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / LOCK_NAME)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=LOCK_WAIT_S)
     except Timeout:
         raise RunError(
             f"another process is training in {run_dir}: wait for it to end, or choose another "
@@ -361,7 +364,7 @@ def forget_after(run_dir: Path, num_steps: int, *, validated: bool = True) -> No
             text = "".join(json.dumps(row) + "\n" for row in kept)
             write_text(run_dir / name, text)
     for folder in _folders_of_steps(run_dir / PREVIEWS_NAME):
-        if step_of(folder) > num_steps:
+        if step_of(folder) > num_steps or num_steps == 0:
             shutil.rmtree(folder)
 
 
@@ -393,6 +396,40 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
             f"{path} is not TOML ({error}), so it cannot be told whether this run may be "
             "continued: restore it, or start again in another --output-dir"
         ) from None
+
+
+def read_config(run_dir: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read the settings of a run, and the facts at the head of its config.toml.
+
+    Raises:
+        RunError: The file is damaged.
+    """
+    path = run_dir / CONFIG_NAME
+    if not path.exists():
+        return {}, {}
+    settings = read_settings(run_dir)
+    head = [line[2:] for line in path.read_text("utf-8").splitlines() if line.startswith("# ")]
+    return settings, dict(line.split(": ", 1) for line in head if ": " in line)
+
+
+def read_status(run_dir: Path) -> dict[str, Any]:
+    """Read status.json; empty if there is none or it is damaged."""
+    try:
+        return dict(json.loads((run_dir / STATUS_NAME).read_bytes()))
+    except (OSError, ValueError):
+        return {}
+
+
+def same_settings(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a run was trained with the wanted settings, apart from those of how it runs."""
+    free = FREE_ON_RESUME - {"max_steps", "num_epochs", "model"}
+    both = [
+        {key: value for key, value in _without_none(each).items() if key not in free}
+        for each in (recorded, wanted)
+    ]
+    if both[1]["optimizer"].get("warmup_steps") is None:  # recorded as the run used it
+        both[0].get("optimizer", {}).pop("warmup_steps", None)
+    return both[0] == both[1]
 
 
 def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wanlora import manifest
-from wanlora.clips import load_unchanged, to_signed
 from wanlora.config import VerifyConfig
 from wanlora.core.text import shorten
+from wanlora.core.units import JSON, count, first
 from wanlora.edits import unused_captions
 from wanlora.errors import MediaError
 from wanlora.manifest import Clip
 from wanlora.moved import advice, find_sources
-from wanlora.plan import sheet
 from wanlora.plan.survey import Plan, survey
 from wanlora.progress import bar, show_figures
 from wanlora.report.generated import require_own_page
@@ -86,24 +85,26 @@ class VerifyResult:
             for clip in self.loaded[:SHOWN]
         ]
         if len(self.loaded) > SHOWN:
-            lines.append(f"... and {len(self.loaded) - SHOWN:,} more clips")
-        lines += [f"FAILED {clip.code}: {clip.clip_id}: {clip.message}" for clip in self.failed]
+            lines.append(f"and {count(len(self.loaded) - SHOWN, 'more clip')}")
+        failed = [f"FAILED {clip.code}: {clip.clip_id}: {clip.message}" for clip in self.failed]
+        lines += first(failed, JSON, indent="")
         lines += [f"{name:<11} {text}" for name, text in self.plan.rows()] if self.loaded else []
         tried = len(self.loaded) + len(self.failed)
         sizes = ", ".join(f"{bucket} {count}" for bucket, count in self.buckets.items())
-        lines.append(f"{len(self.loaded):,} of {tried:,} clips load ({sizes or 'none'})")
+        clips = count(tried, "clip")
+        lines.append(f"{len(self.loaded):,} of {clips} can be loaded ({sizes or 'none'})")
         if tried < self.total:
-            lines.append(f"{self.total - tried:,} clips were not tried (--limit)")
+            lines.append(f"not tried: {count(self.total - tried, 'clip')} (--limit)")
         if self.unused_captions:
             lines.append(
                 f"{len(self.unused_captions):,} caption files were edited after prepare read "
                 f"them, and their text is not used; read them with: {self.captions_command}"
             )
-            lines += [f"  {text}" for text in self.unused_captions[:SHOWN]]
+            lines += first(self.unused_captions, JSON)
         if self.failed:
             codes = Counter(clip.code for clip in self.failed)
             reasons = ", ".join(f"{code} {count}" for code, count in sorted(codes.items()))
-            lines.append(f"{len(self.failed):,} clips would be left out: {reasons}")
+            lines.append(f"left out: {count(len(self.failed), 'clip')}: {reasons}")
             lines += [self.missing_sources] if self.missing_sources else []
         elif self.loaded:
             names = [word for path in self.manifests for word in ("--manifest", str(path))]
@@ -171,6 +172,8 @@ def _listed_already(line: manifest.BadLine) -> None:
 
 
 def _load(clip: Clip) -> LoadedClip:
+    from wanlora.clips import load_unchanged, to_signed  # noqa: PLC0415  (imports torch)
+
     frames = load_unchanged(replace(clip, source_sha256=None), {})
     low, high = to_signed(frames.aminmax().min[None]), to_signed(frames.aminmax().max[None])
     return LoadedClip(clip.clip_id, (1, *frames.shape), low.item(), high.item(), clip.prompts)
@@ -193,6 +196,8 @@ def _write_sheet(
     tokens: TokenCounts,
     most: int,
 ) -> None:
+    from wanlora.plan import sheet  # noqa: PLC0415  (imports torch)
+
     left = [sheet.Left(clip.source, clip.code, clip.message) for clip in failed]
     with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
         sheet.write(

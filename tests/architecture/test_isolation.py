@@ -31,9 +31,12 @@ def test_a_training_process_imports_no_encoder_and_needs_only_the_transformer(
         for module in adapters.modules(["blocks.N.attn1.to_q"], blocks=5)
         for name, shape in (("lora_A", (2, 128)), ("lora_B", (128, 2)))
     }
+    cache = shutil.copytree(cache_fp16, tmp_path / "cache")
     modules = cli.modules_after(
-        "train", "--cache", cache_fp16, "--output-dir", tmp_path / "run", "--max-steps", 2,
+        "train", "--cache", cache, "--output-dir", tmp_path / "run", "--max-steps", 2,
         "--model", model, "--device", "cpu", "--set", "lora.rank=2",
+        "--preview-prompt", "a prompt that is encoded by another process",
+        "--set", "previews.steps=1",
         "--set", r"lora.targets=blocks\.\d+\.attn1\.to_q",
         "--init-adapter", adapters.write(tmp_path / "comfyui.safetensors", theirs),
     )  # fmt: skip

@@ -78,7 +78,7 @@ def test_a_disk_that_cannot_hold_the_download_is_refused_before_it(monkeypatch, 
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(0, 0, 3e9))
     with caplog.at_level(logging.INFO, logger="wanlora"):
         assert hub.check_room("org/model", ["vae/*"]) == 2_500_000_000
-    assert "downloading 2.50 GB of org/model (vae 2.50 GB)" in caplog.text
+    assert "downloading 2.5 GB of org/model (vae 2.5 GB)" in caplog.text
 
 
 def test_offline_the_line_to_run_elsewhere_is_given(monkeypatch, hub_home):

@@ -74,7 +74,7 @@ def test_an_edited_manifest_is_refused_before_any_work(raw, out):
     rows = rows_of(out)
     write_rows(out, [rows[0] | {"prompt": "mine"}, *rows[1:]])
     before = (out / "train.jsonl").read_bytes()
-    with pytest.raises(ManifestError, match="1 lines changed, 0 added, 0 removed") as refusal:
+    with pytest.raises(ManifestError, match="1 line changed, 0 added, 0 removed") as refusal:
         prepared(raw, out)
     for way in ("--edits keep", "--edits drop", "--output"):
         assert way in str(refusal.value)
@@ -98,7 +98,7 @@ def test_kept_edits_survive_every_later_run(raw, out):
             "a line of mine", "caption b, better", "caption d",
         ]  # fmt: skip
         assert (out / ("train.jsonl.bak", "train.jsonl.2.bak")[number]).exists()
-        assert any("1 lines changed, 1 added, 1 removed" in note for note in result.notes)
+        assert any("1 line changed, 1 added, 1 removed" in note for note in result.notes)
     assert (out / "train.jsonl.bak").read_bytes() == edited
     with pytest.raises(ManifestError, match="--edits keep"):
         prepared(raw, out)

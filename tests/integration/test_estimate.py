@@ -1,6 +1,7 @@
 """`wanlora estimate` answers for a cache or for numbers, for a card by name or by a probe."""
 
 import json
+import re
 
 import pytest
 
@@ -50,7 +51,7 @@ def test_the_hours_of_a_run_have_a_row_for_validation_and_for_previews():
     assert two["validation"]["hours"] == pytest.approx(81 / 161 * validation["hours"] / 2)
     previews = ("--set", "previews.every=500", "--set", "previews.num_prompts=1")
     shown = estimate(*job, *previews)["previews"]
-    assert shown["forward_passes"] == 160 * 20 * 2
+    assert shown["forward_passes"] == (160 + 1) * 20 * 2
     assert shown["hours"] > 0
     table = cli.invoke("estimate", *job, *previews).stdout
     assert "validation" in table
@@ -96,7 +97,7 @@ def test_processes_share_a_step_and_send_the_adapters_gradient():
     assert four["sent_bytes_per_step"] == 2 * 3 * 4 * four["trained_parameters"] // 4
     assert one["sent_bytes_per_step"] == 0
     text = cli.invoke("estimate", *step, "--num-processes", 4).output
-    assert "between GPUs 142 MB a step by each process, 2.8 ms at 50 GB/s" in text
+    assert "between GPUs 142 MB per step sent by each process, 3 ms at 50 GB/s" in text
     assert "multiple of num_processes, 3" in cli.refuses(
         "estimate", *step, "--num-processes", 3, exit_code=2
     )
@@ -109,6 +110,32 @@ def test_small_cards():
     assert small["full"]["fits"]
     assert not small["selective"]["fits"]
     assert 49 <= small["selective"]["longest"] < 81
+
+
+@pytest.mark.parametrize(
+    ("device", "memory"), [(("5080",), 16), (("voodoo2", "--memory-gb", 12), 12)]
+)
+def test_a_card_without_known_rates_is_answered_for_memory(device, memory):
+    job = ("--clips", 8000, "--set", "previews.every=500", "--num-processes", 2)
+    job += ("--set", "gradient_accumulation_steps=2", "--frames", 17, "--frames", 49)
+    found = estimate("--device", *device, *job)
+    assert memory - 3 < found["memory_gb"] < 1.08 * memory
+    assert found["modes"]["full"]["peak_gb"] > 0
+    assert found["cache_gb"] > 1
+    for unknown in ("seconds_per_step", "hours", "hours_per_epoch", "mfu", "floor_s"):
+        assert found[unknown] is None
+    assert found["validation"]["hours"] is None
+    table = cli.invoke("estimate", "--device", *device, *job).stdout
+    assert "time not known" in table
+    assert "None" not in table
+    assert "nan" not in table
+
+
+def test_numbers_are_in_units_of_their_size(cache_fp16):
+    """A tiny cache takes seconds and kilobytes, not 0.0503 h and 0.000832 GB."""
+    table = cli.invoke("estimate", "--cache", cache_fp16, "--device", "h100").stdout
+    assert not re.search(r"\d(e-\d|\.\d{5})|\b0\.0\d* ([hG]|min)", table)
+    assert re.search(r"an epoch +(\d+ ms|under 1 ms)", table)
 
 
 def test_the_14b_model():
@@ -151,8 +178,8 @@ def test_the_table_says_that_it_is_a_prediction():
 
 def test_what_cannot_be_estimated_is_refused(tmp_path):
     unknown = cli.refuses("estimate", "--device", "voodoo2", exit_code=2)
-    assert "no rates are known" in unknown
     assert "RTX 4090" in unknown
+    assert "--memory-gb" in unknown
     assert "use 77 or 81" in cli.refuses("estimate", "--frames", 80, exit_code=2)
     assert "--variant" in cli.refuses("estimate", "--model", "micro", exit_code=2)
     nothing = cli.refuses("estimate", "--probe", "--device", "cpu", exit_code=2)

@@ -85,7 +85,7 @@ def test_every_clip_of_the_videos_is_in_the_cache_with_its_caption(typed):
     held_out = {clip["source"].rpartition("/")[2] for clip in clips if clip["split"] == "val"}
     assert held_out == {"carphone.mp4"}
     assert typed.lines("data/processed/errors.jsonl") == []
-    whole = f"{len(clips)} of {len(clips)} clips load (17x32x48 {len(clips)})"
+    whole = f"{len(clips)} of {len(clips)} clips can be loaded (17x32x48 {len(clips)})"
     assert whole in typed.printed["verify"]
 
     header, *view = typed.lines("cache/views/default.jsonl")

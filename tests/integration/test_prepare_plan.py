@@ -53,7 +53,8 @@ def test_a_dry_run_says_everything_and_writes_no_manifest(tmp_path):
     assert "clap  4 clips of 2 sources" in text
     assert "largest activity 1.0 times the smallest" in text
     assert re.search(r"too long .*about 781 tokens, cut at 512", text)
-    assert re.search(r"nearly same .*100%", text)
+    assert re.search(r"nearly same .*1 pair .*80 %", text)
+    assert "[A | a] person walks down a [long, | long] empty [street! | street]" in text
     assert "same bytes" in text
     assert "clap/c.mp4 = ../raw/walk/a.mp4" in text
     assert re.search(r"cache .*estimated", text)

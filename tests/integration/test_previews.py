@@ -16,10 +16,11 @@ from wanlora.core.buckets import Bucket
 from wanlora.core.quality import psnr
 from wanlora.errors import RunError
 from wanlora.media.decode import decode
+from wanlora.sample.preflight import find_latents
 from wanlora.train.previews import gif, preview, save_previews
 from wanlora.wan.adapter import LoraShape, add_adapter
 from wanlora.wan.encoders import decode_latents, load_vae
-from wanlora.wan.saved_latents import find_latents, read_latents
+from wanlora.wan.saved_latents import read_latents
 from wanlora.wan.transformer import load_transformer
 
 CPU = torch.device("cpu")
@@ -92,6 +93,16 @@ def test_training_goes_on_as_if_there_had_been_no_preview(transformer, embeds):
     transformer.enable_adapters()
     assert not torch.equal(first[0], base[0])
     parameter.grad = None
+
+
+def test_a_stop_keeps_the_previews_that_are_finished(transformer, embeds):
+    passed, asked = [], iter([0] * 5 + [15] * 9)
+    made = previews(
+        transformer, embeds, steps=2, stop=lambda: next(asked), after_each=lambda: passed.append(1)
+    )
+    assert len(made) == 1
+    assert len(passed) == 2  # other processes wait for each of the prompts
+    assert torch.equal(made[0], previews(transformer, embeds, steps=2)[0])
 
 
 def test_previews_are_saved_with_what_they_were_made_from(tmp_path):

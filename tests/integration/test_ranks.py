@@ -104,8 +104,10 @@ def test_a_killed_process_stops_the_other_and_the_resumed_run_ends_with_the_same
 def test_a_run_goes_on_with_other_numbers_of_processes(server, whole, held_out_cache, tmp_path):
     run_dir = tmp_path / "run"
     for count, steps in ((2, 4), (1, 8), (4, STEPS)):
-        command = train(held_out_cache, run_dir, "--resume", steps=steps)
+        by_time = ("--save-minutes", 1e-9, "--save-steps", 0)
+        command = train(held_out_cache, run_dir, "--resume", *by_time, steps=steps)
         server.run(tmp_path / str(count), command, count=count)
+    assert len(list((run_dir / "checkpoints").iterdir())) >= STEPS // 2
     expected, found = rows(whole[0]), rows(run_dir)
     assert [row["step"] for row in found] == list(range(STEPS))
     np.testing.assert_allclose(

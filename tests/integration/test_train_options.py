@@ -197,6 +197,19 @@ def test_a_checkpoint_at_the_end_of_every_epoch(cache, tmp_path):
     assert names == ["step-000002", "step-000003"]
 
 
+def test_saving_by_time_changes_no_bit_and_keeps_the_newest_checkpoints(cache, tmp_path):
+    common = ("--max-steps", 6, "--set", "validation.every=0", "--set", "trackers=[]")
+    _train(cache, tmp_path / "a", *common, "--save-minutes", 0)
+    # A request reaches the processes with the next step: every second step saves.
+    _train(cache, tmp_path / "b", *common, "--save-minutes", 1e-9, "--keep-checkpoints", 2)
+    saved = [sorted(p.name for p in (tmp_path / run / "checkpoints").iterdir()) for run in "ab"]
+    assert saved == [["step-000006"], ["step-000004", "step-000006"]]
+    assert (tmp_path / "a" / NAME).read_bytes() == (tmp_path / "b" / NAME).read_bytes()
+    losses = [[row["loss"] for row in _rows(tmp_path / run / "metrics.jsonl")] for run in "ab"]
+    assert losses[0] == losses[1]
+    _train(cache, tmp_path / "b", "--max-steps", 7, *common[2:], "--resume", "--save-minutes", 1)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_clip(cache, tmp_path):
     _train(cache, tmp_path, "--max-steps", 1, "--set", "validation.every=0", "--set",
            "optimizer.max_grad_norm=0", "--learning-rate", "1e30")  # fmt: skip

@@ -22,7 +22,7 @@ def test_clips_are_shown_with_shape_range_and_prompt(tmp_path):
     result = verify.run(VerifyConfig(manifests=(write_manifest(tmp_path, "a.npz"),)))
     text = "\n".join(result.lines())
     assert "[1, 17, 3, 32, 48]  [-1.00, 1.00]  'caption of a.npz'" in text
-    assert "1 of 1 clips load (17x32x48 1)" in text
+    assert "1 of 1 clip can be loaded (17x32x48 1)" in text
     assert f"next: wanlora cache-latents --manifest {tmp_path / 'train.jsonl'}" in text
     assert result.exit_code == 0
 
@@ -49,8 +49,8 @@ def test_every_clip_that_would_be_left_out_is_listed_with_its_reason(tmp_path):
     assert result.exit_code == 3
     text = "\n".join(result.lines())
     assert "80 frames; expected 4k+1" in text
-    assert "1 of 5 clips load" in text
-    assert "4 clips would be left out: bad_npz 1, bad_size 2, missing 1" in text
+    assert "1 of 5 clips can be loaded" in text
+    assert "left out: 4 clips: bad_npz 1, bad_size 2, missing 1" in text
     assert "next:" not in text
 
 
@@ -63,7 +63,7 @@ def test_limit_counts_for_each_manifest_and_says_what_was_not_tried(tmp_path):
     )
     result = verify.run(VerifyConfig(manifests=paths, limit=1))
     assert [clip.clip_id[0] for clip in result.loaded] == ["a", "c"]
-    assert "1 clips were not tried (--limit)" in result.lines()
+    assert "not tried: 1 clip (--limit)" in result.lines()
 
 
 def test_the_result_is_json(tmp_path):

@@ -1,5 +1,6 @@
 """`wanlora watch`: a real server, raw requests, the command, and what a browser shows."""
 
+import gzip
 import http.client
 import json
 import os
@@ -97,7 +98,7 @@ def test_each_listed_link_leads_to_its_run(server):
         status, _, page_of_run = get(server, link)
         assert status == 200
         assert "Validation loss" in page_of_run
-        assert '<a href="/">All runs</a>' in page_of_run
+        assert '<a href="/"' in page_of_run
 
 
 def test_two_runs_side_by_side(server):
@@ -115,6 +116,16 @@ def test_runs_measured_on_different_clips_are_not_compared_silently(server, outp
     assert "measured on different clips" not in get(server, "/compare?run=fast&run=slow%20run")[2]
     write_run(outputs / "other", panel="another")
     assert "measured on different clips" in get(server, "/compare?run=fast&run=other")[2]
+
+
+def test_pages_are_compressed_for_a_client_that_can_read_them(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=20)
+    connection.request("GET", "/", headers={"Accept-Encoding": "gzip, br"})
+    answer = connection.getresponse()
+    packed = answer.read()
+    connection.close()
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert b"slow run" in gzip.decompress(packed)
 
 
 @pytest.mark.parametrize(
@@ -283,7 +294,7 @@ def test_a_run_that_vanishes_or_is_damaged_breaks_no_page(server, outputs):
         (outputs / "slow run" / name).write_bytes(b'\xff{"step": 1,\n[]\n{"step": 3}\n')
     assert get(server, "/")[0] == 200
     _, _, text = get(server, "/compare?run=fast&run=slow%20run")
-    assert "2 damaged lines of metrics.jsonl are not shown" in text
+    assert "2 damaged lines of metrics.jsonl cannot be read" in text
     assert get(server, "/run?name=slow%20run")[0] == 200
     shutil.rmtree(outputs / "slow run")
     assert get(server, "/run?name=slow%20run")[0] == 404

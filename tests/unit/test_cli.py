@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 
 import pytest
@@ -10,11 +11,13 @@ from typer.testing import CliRunner
 
 from wanlora import cli, options
 from wanlora.config import COMMANDS, load, settings_of
+from wanlora.config.describe import description_of
+from wanlora.config.nearest import OTHER_TRAINERS
 from wanlora.errors import ConfigError, ManifestError
 
 
-def help_of(*command: str) -> str:
-    result = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": "400"})
+def help_of(*command: str, width: int = 100) -> str:
+    result = CliRunner().invoke(cli.app, [*command, "--help"], env={"COLUMNS": str(width)})
     assert result.exit_code == 0
     return result.output
 
@@ -22,26 +25,87 @@ def help_of(*command: str) -> str:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_describes_every_everyday_flag_with_its_default(name):
     text = help_of(name)
+    words = " ".join(text.split())
     for setting in settings_of(COMMANDS[name]):
         field = setting.field
         if setting.flag is None:
             continue
         for option in setting.options:
-            assert option in text
-        assert str(field.description).replace("None = ", "without it: ") in text
+            assert (option.upper() if setting.flag.argument else option) in text
+        assert description_of(field) in words
         if isinstance(field.default, int | float) and not isinstance(field.default, bool):
-            assert f"[default: {field.default}]" in text
-    assert "None = " not in text  # nobody types None
-    assert "[default: ]" not in text
+            assert f"[default: {field.default}]" in words
+    assert "None = " not in words  # nobody types None
+    assert "[default: ]" not in words
     assert all(example in text for example in cli.EXAMPLES[name])
+    assert text == CliRunner().invoke(cli.app, [name, "-h"], env={"COLUMNS": "100"}).output
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("name", ["", *COMMANDS])
+def test_help_fits_the_terminal_and_cuts_no_name(name, width):
+    text = help_of(*([name] if name else []), width=width)
+    page = text.partition("\nExamples\n")[0]
+    assert max(len(line) for line in page.splitlines()) <= width
+    assert "…" not in page
+    names = COMMANDS if not name else []
+    for setting in settings_of(COMMANDS[name]) if name else ():
+        names = [*names, *(() if setting.flag is None else setting.options)]
+    for each in names:
+        assert re.search(rf"(?<![\w-]){each}(?![\w-])", page, re.IGNORECASE), each
 
 
 def test_the_list_of_commands_says_what_each_is_for_and_where_to_start():
-    text = help_of()
+    text = " ".join(help_of().split())
     for name, config_type in COMMANDS.items():
         assert name in text
         assert str(config_type.__doc__).splitlines()[0] in text
     assert "Start with: wanlora demo" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("train --lora-rank 4", "--rank"),
+        ("train --lora_rank 4", "--rank"),
+        ("train --network_dim 4", "--rank"),
+        ("train --network_alpha 4", "--alpha"),
+        ("train --max_train_steps 4", "--max-steps"),
+        ("train --train_batch_size 4", "--batch-size"),
+        ("train --num_train_epochs 4", "--num-epochs"),
+        ("train --resume_from_checkpoint latest", "--resume"),
+        ("train --learning-rat 1", "--learning-rate"),
+        ("train --warmup-steps 9", "--set optimizer.warmup_steps=VALUE"),
+        ("train --optimizer prodigy", "--set optimizer.name=VALUE"),
+        ("train --lr_scheduler cosine", "--set optimizer.schedule=VALUE"),
+        ("train --mixed_precision bf16", "--set dtype=VALUE"),
+        ("train --ema", "--set ema_decay=VALUE"),
+        ("train --captions x.csv", "an option of: prepare."),
+        ("cache-latents --batch-size 4", "an option of: estimate, train."),
+        ("cache-latents --validation_prompt x", 'validation_prompts=["VALUE"]'),
+        ("sample --num_inference_steps 4", "--steps"),
+        ("prepare v --train_data_dir x", "SOURCES"),
+        ("train --nothing-like-it", "wanlora config train"),
+    ],
+)
+def test_an_unknown_option_names_the_setting_that_does_it(words, expected):
+    result = CliRunner().invoke(cli.app, words.split(), env={"COLUMNS": "100"})
+    assert result.exit_code == 2
+    assert expected in result.output
+    option = next(word for word in words.split() if word.startswith("--"))
+    assert option.replace("_", "-") in result.output
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("config", "run")])
+def test_every_command_answers_an_unknown_option_with_the_command_that_lists_its_settings(name):
+    result = CliRunner().invoke(cli.app, [name, "--no-such-thing"], env={"COLUMNS": "100"})
+    assert result.exit_code == 2
+    assert f"wanlora config {name}" in result.output
+
+
+def test_names_of_other_trainers_lead_to_settings_that_exist():
+    known = {setting.name for model in COMMANDS.values() for setting in settings_of(model)}
+    assert set(OTHER_TRAINERS.values()) <= known
 
 
 def fails_with(error: BaseException) -> int:

@@ -70,7 +70,10 @@ def test_processes_share_a_panel_clip_by_clip_and_wait_for_the_slowest():
 def test_previews_take_two_passes_a_denoising_step_with_guidance():
     config = EstimateConfig(previews={"every": 100, "num_prompts": 3, "steps": 20})
     found = preview_passes(config, [SMALL, LARGE], VARIANTS["t2v-1.3b"], end_step=250)
-    assert (found.times, found.total) == (2, 2 * 3 * 20 * 2)
+    assert (found.times, found.total) == (4, 4 * 3 * 20 * 2)  # steps 0, 100, 200 and 250
     assert set(found.groups[0]) == {LARGE}
     off = preview_passes(EstimateConfig(), [LARGE], VARIANTS["t2v-1.3b"], end_step=250)
     assert off.total == 0
+    own = EstimateConfig(previews={"prompts": ("a", "b")})
+    found = preview_passes(own, [LARGE], VARIANTS["t2v-1.3b"], end_step=100)
+    assert (found.times, len(found.groups[0])) == (5, 2)

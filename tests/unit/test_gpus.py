@@ -46,7 +46,14 @@ def test_mfu_is_the_share_of_the_peak():
 @pytest.mark.parametrize(
     ("written", "key"),
     [("h100", "H100"), ("RTX-4090", "RTX 4090"), ("rtx4090", "RTX 4090"),
-     ("a100-40gb", "A100 40GB"), ("NVIDIA GeForce RTX 3090", "RTX 3090"), ("voodoo2", None)],
+     ("a100-40gb", "A100 40GB"), ("NVIDIA GeForce RTX 3090", "RTX 3090"), ("voodoo2", None),
+     ("4090", "RTX 4090"), ("rtx 4090", "RTX 4090"), ("RTX4090 24GB", "RTX 4090"),
+     ("H100 SXM", "H100"), ("h100 sxm5 80gb", "H100"), ("h100 pcie 80gb", "H100 PCIe"),
+     ("a100", "A100"), ("A100-SXM4-80GB", "A100"), ("a100 pcie 40gb", "A100 40GB"),
+     ("l40s", "L40S"), ("3090", "RTX 3090"), ("5090", "RTX 5090"), ("4060ti", "RTX 4060 Ti"),
+     ("4060 ti 16gb", "RTX 4060 Ti 16GB"), ("4070 Ti Super", "RTX 4070 Ti SUPER"),
+     ("a6000", "RTX A6000"), ("6000 ada", "RTX 6000 Ada"), ("a10g", "A10G"), ("4090 laptop", None),
+     ("gtx 1080", None), ("", None), ("rtx", None)],
 )  # fmt: skip
 def test_a_card_is_found_as_people_write_it(written, key):
     assert gpu_named(written) == key

@@ -26,9 +26,9 @@ from wanlora.wan.blocks import set_activations
 CPU = torch.device("cpu")
 
 
-def note(outcomes, step, losses, grad_norm=1.0, stop=None):
+def note(outcomes, step, losses, grad_norm=1.0, stop=None, *, save=False):
     outcomes.start()
-    values = outcomes.gather(torch.tensor(losses), torch.tensor(grad_norm), stop)
+    values = outcomes.gather(torch.tensor(losses), torch.tensor(grad_norm), stop, save=save)
     outcomes.note(step, values, learning_rate=1e-4, waited_s=0.25)
 
 
@@ -36,13 +36,13 @@ def test_the_last_step_is_taken_only_when_asked_for():
     outcomes = Outcomes(CPU, 1)
     note(outcomes, 0, [0.5, 0.25])
     assert outcomes.arrived(all_of_them=False) == []
-    note(outcomes, 1, [1.0, 3.0], grad_norm=2.0, stop=signal.SIGTERM)
+    note(outcomes, 1, [1.0, 3.0], grad_norm=2.0, stop=signal.SIGTERM, save=True)
     (first,) = outcomes.arrived(all_of_them=False)
     assert first.step == 0
     assert first.losses.tolist() == [0.5, 0.25]
-    assert first.stop is None
+    assert (first.stop, first.save) == (None, False)
     (last,) = outcomes.arrived(all_of_them=True)
-    assert (last.step, last.grad_norm, last.stop) == (1, 2.0, signal.SIGTERM)
+    assert (last.step, last.grad_norm, last.stop, last.save) == (1, 2.0, signal.SIGTERM, True)
     assert (last.learning_rate, last.waited_s) == (1e-4, 0.25)
     assert last.seconds >= 0
     assert outcomes.arrived(all_of_them=True) == []
@@ -80,7 +80,7 @@ def test_a_step_asks_nothing_of_the_device():
         optimizer.step()
         masters.zero_grad()
         masters.publish()
-    assert values.shape == (4,)
+    assert values.shape == (5,)  # two losses, the requests to stop and to save, the norm
 
 
 def test_memory_that_runs_out_later_says_how_to_go_on():

@@ -1,4 +1,6 @@
+import fcntl
 import json
+import threading
 
 import pytest
 
@@ -143,6 +145,17 @@ def test_a_folder_belongs_to_one_process_and_then_to_the_next(tmp_path):
     checkpoint = runs.newest_checkpoint(tmp_path / "run")
     with runs.begin_run(tmp_path / "run", {"seed": 1}, {}, checkpoint=checkpoint):
         assert "seed = 1" in (tmp_path / "run" / "config.toml").read_text()
+
+
+def test_a_start_waits_for_a_process_that_only_looks_at_the_lock(tmp_path):
+    (tmp_path / runs.LOCK_NAME).touch()
+    with (tmp_path / runs.LOCK_NAME).open() as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        timer = threading.Timer(0.05, fcntl.flock, (looked_at, fcntl.LOCK_UN))
+        timer.start()
+        with runs.begin_run(tmp_path, {"seed": 0}, {}, checkpoint=None):
+            pass
+        timer.join()
 
 
 @pytest.mark.parametrize("there", [None, [], ["notes.txt"], ["config.toml"]])

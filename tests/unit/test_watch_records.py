@@ -11,7 +11,8 @@ from wanlora.watch import records
 @pytest.mark.parametrize(
     "line",
     ["{", "[]", "null", "7", '"text"', '{"loss": 1}', '{"step": -1}', '{"step": true}',
-     '{"step": 1.5}', '{"step": 1, "loss": NaN}', '{"step": 1, "loss": [1]}', "\ufffd", "[" * 9999],
+     '{"step": 1.5}', '{"step": 1, "loss": NaN}', '{"step": 1, "loss": [1]}',
+     '{"step": 1, "loss": "x"}', '{"step": 1, "eta_s": true}', "\ufffd", "[" * 9999],
 )  # fmt: skip
 def test_a_damaged_row_of_metrics_is_counted(line):
     data = f"{lines([metrics_row(0)])}{line}\n{lines([metrics_row(2)])}"

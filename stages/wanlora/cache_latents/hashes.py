@@ -4,7 +4,6 @@ Owns: the files that keep them: in the cache, beside manifests, and in the user'
 """
 
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +11,10 @@ from pathlib import Path
 from wanlora import manifest
 from wanlora.clips import SourceHashes, hashes_document, parse_hashes
 from wanlora.core.location import Location
-from wanlora.errors import OutputError, StoreError
+from wanlora.errors import OutputError
 from wanlora.files import write_atomic
 from wanlora.media.source import SOURCES
 from wanlora.store import objects
-from wanlora.store.schema import VIEWS
-from wanlora.store.views import read_view
 from wanlora.wan import identity
 from wanlora.wan.variants import cache_home
 
@@ -25,34 +22,6 @@ WEIGHTS = "weights.json"
 DIGESTS = "encoders.json"
 
 log = logging.getLogger(__name__)
-
-
-def require_own_files(cache: Path, view: str) -> None:
-    """Refuse a folder without a store that has files of other programs under names of a cache.
-
-    Raises:
-        OutputError: Names the first such file.
-    """
-    own = {SOURCES: _is_sources(cache), f"{VIEWS}/{view}.json": _is_view(cache, view)}
-    for name, is_own in own.items():
-        if not is_own:
-            raise OutputError(
-                f"{cache / name} was not written by cache-latents, which writes a file of this "
-                "name: choose another folder with --cache, or move the file away"
-            )
-
-
-def _is_sources(cache: Path) -> bool:
-    document = objects.get(cache, SOURCES)
-    known = parse_hashes(document)
-    return document is None or (bool(known) and all(map(os.path.isabs, known)))
-
-
-def _is_view(cache: Path, view: str) -> bool:
-    try:
-        return not (cache / VIEWS / f"{view}.json").exists() or bool(read_view(cache, view))
-    except StoreError:
-        return False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,9 @@ from wanlora.config import CacheLatentsConfig
 from wanlora.core.order import describe_shares, shares
 from wanlora.core.prompts import prompt_key
 from wanlora.core.text import shorten
+from wanlora.core.units import JSON, count, duration, first, percent, size
 from wanlora.edits import unused_captions
 from wanlora.store.views import ViewClip
-
-SHOWN = 10
-"""How many failures are printed; all of them stand in the JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,25 +84,27 @@ class CacheResult:
         """What the command prints."""
         verb = "to encode" if self.dry_run else "encoded"
         lines = [
-            f"clips:   {self.clips_encoded} {verb}, {self.clips_cached} already there"
+            f"clips:   {self.clips_encoded:,} {verb}, {self.clips_cached:,} already there"
             + _saved(self.duplicate_clips, "copies"),
-            f"prompts: {self.prompts_encoded} {verb}, {self.prompts_cached} already there"
+            f"prompts: {self.prompts_encoded:,} {verb}, {self.prompts_cached:,} already there"
             + _saved(self.shared_captions, "repeated captions"),
         ]
         if self.dry_run and len(self.draws) > 1:
             lines.append(f"expected share of draws: {describe_shares(self.draws)}")
         if self.workers > 1:
-            lines.append(f"{self.workers} workers; {self.clips_encoded_twice} clips encoded twice")
+            twice = count(self.clips_encoded_twice, "clip")
+            lines.append(f"{self.workers} workers; {twice} encoded twice")
         if self.dry_run:
-            lines.append(f"about {self.num_bytes / 1e6:.2f} MB; nothing was written (--dry-run)")
+            lines.append(f"about {size(self.num_bytes)}; nothing was written (--dry-run)")
         else:
             pace = (
-                f", {self.seconds_per_clip:.2f} s a clip, encoder waited {self.encoder_stall:.0%}"
+                f", {duration(self.seconds_per_clip)} per clip, encoder waited "
+                f"{percent(self.encoder_stall)}"
                 if self.seconds_per_clip
                 else ""
             )
-            lines.append(f"{self.num_bytes / 1e6:.2f} MB written in {self.seconds:.1f} s{pace}")
-            lines.append(f"view {self.view!r}: {self.clips} clips")
+            lines.append(f"{size(self.num_bytes)} written in {duration(self.seconds)}{pace}")
+            lines.append(f"view {self.view!r}: {count(self.clips, 'clip')}")
         lines += listed(_texts(self.failures), "clips cannot be used, and are not in the view")
         lines += listed(
             _texts(self.kept),
@@ -206,12 +206,11 @@ def summarize(
     )
 
 
-def listed(items: Sequence[str], what: str) -> list[str]:
-    """A heading with their number, and the first of them."""
+def listed(items: Sequence[str], what: str, where: str = JSON) -> list[str]:
+    """Head the first items with the number of all."""
     if not items:
         return []
-    more = [f"  ... {len(items) - SHOWN} more (--json lists all)"] if len(items) > SHOWN else []
-    return [f"{len(items)} {what}:", *(f"  {item}" for item in items[:SHOWN]), *more]
+    return [f"{len(items):,} {what}:", *first(items, where)]
 
 
 def _next_command(config: CacheLatentsConfig) -> str:

@@ -18,9 +18,9 @@ from types import ModuleType
 
 from wanlora import manifest
 from wanlora.cache_latents import plan as planning
-from wanlora.cache_latents import processes
+from wanlora.cache_latents import preflight, processes
 from wanlora.cache_latents.encode import complete_groups
-from wanlora.cache_latents.hashes import Hashes, require_own_files
+from wanlora.cache_latents.hashes import Hashes
 from wanlora.cache_latents.plan import Encoders, Failure, KeyedClip, Plan
 from wanlora.cache_latents.result import CacheResult, Outcome, listed, summarize
 from wanlora.cache_latents.worker import Encoded, encode_share
@@ -28,7 +28,6 @@ from wanlora.config import CacheLatentsConfig
 from wanlora.core.prompts import prompt_key
 from wanlora.core.ranks import Rank, rank_of
 from wanlora.errors import ConfigError, ManifestError, StoreError
-from wanlora.files import require_folder
 from wanlora.manifest import Clip
 from wanlora.moved import advice, find_sources
 from wanlora.stopping import interrupted_by_signals
@@ -47,11 +46,18 @@ from wanlora.wan.variants import MICRO
 log = logging.getLogger(__name__)
 
 
-def run(config: CacheLatentsConfig) -> CacheResult:
+def run(
+    config: CacheLatentsConfig, found: Sequence[Clip], bad_lines: Sequence[manifest.BadLine]
+) -> CacheResult:
     """Encode what the manifests name and the store lacks, and publish the view.
 
+    Args:
+        config: The settings.
+        found: Clips of the manifests, from `preflight.check`.
+        bad_lines: Their lines that cannot be used.
+
     Raises:
-        ManifestError: A manifest cannot be used, or none of its clips can.
+        ManifestError: None of the clips can be used.
         ModelError: The model folder is incomplete, or its weights are wrong.
         DeviceError: The model is too large for what this machine has.
         OutputError: The cache folder cannot be written.
@@ -61,11 +67,11 @@ def run(config: CacheLatentsConfig) -> CacheResult:
     """
     started = time.monotonic()
     rank = rank_of(os.environ)
-    found, bad, hashes = _read(config)
+    found, hashes = _with_hashes(config, found)
     with _launched(config, rank, hashes) as (using, encode_missing):
         shown = rank.index == 0
         plan = planning.make(config, found, using=using, hashes=hashes, shown=shown)
-        plan = replace(plan, failures=(*bad, *plan.failures))
+        plan = replace(plan, failures=(*_failures_of(bad_lines), *plan.failures))
         if not plan.clips:
             lost = _advice(config, found, plan.failures)
             raise ManifestError(_nothing_left(config, plan.failures, lost))
@@ -138,7 +144,8 @@ def encode_rows(
     Raises:
         StoreError: The manifests, the model or the device give none of these rows.
     """
-    found, _, hashes = _read(config)
+    found, _ = preflight.check(config)
+    found, hashes = _with_hashes(config, found)
     using = planning.encoders_here(config, hashes)
     all_of_it = planning.look(config, planning.make(config, found, using=using, hashes=hashes))
     missing_clips = tuple(keyed for keyed in all_of_it.missing_clips if keyed.key in clips)
@@ -166,23 +173,17 @@ def encode_rows(
     return num_rows - len(failures), failures
 
 
-def _read(config: CacheLatentsConfig) -> tuple[list[Clip], list[Failure], Hashes]:
-    """Read the manifests, with their bad lines, and known hashes, before a model is downloaded."""
-    if isinstance(config.cache, Path):
-        require_folder(config.cache, flag="--cache")
-        if not index.has_store(config.cache):
-            require_own_files(config.cache, config.view)
-    bad: list[Failure] = []
-    found = manifest.read_all(
-        config.manifest,
-        on_bad=lambda line: bad.append(Failure("bad_line", line.where, line.reason)),
-    )
-    manifest.warn_of_old_colours(found)
-    index.has_store(config.cache)
+def _with_hashes(config: CacheLatentsConfig, found: Sequence[Clip]) -> tuple[list[Clip], Hashes]:
+    """Find sources that were moved, and read the known hashes of all sources."""
     hashes = Hashes.read(config.cache, config.manifest)
-    found, moved = find_sources(found, config.source_root)
+    clips, moved = find_sources(found, config.source_root)
     hashes.move_sources(moved)
-    return found, bad, hashes
+    return clips, hashes
+
+
+def _failures_of(bad: Sequence[manifest.BadLine]) -> list[Failure]:
+    """A failure for each line of a manifest that cannot be used."""
+    return [Failure("bad_line", line.where, line.reason) for line in bad]
 
 
 @contextmanager
@@ -192,13 +193,8 @@ def _launched(
     """The encoders of the workers, and what has them encode a plan.
 
     Raises:
-        ConfigError: Two launchers at once, or Ray is not installed.
+        ConfigError: Ray is not installed.
     """
-    if rank.world > 1 and (config.launcher != "local" or (config.num_workers or 1) > 1):
-        raise ConfigError(
-            f"this process is rank {rank.index} of {rank.world} (torchrun or srun started it), and "
-            "a rank is one worker: leave out --launcher and --num-workers"
-        )
     if config.launcher == "ray":
         with _on_ray().workers(config) as workers:
             yield workers.using, workers.encode

@@ -3,27 +3,25 @@
 Owns: defaults and their documentation; flags and docs are made from these models. Must not know
 torch, or any library code.
 
-    settings.py     flags, common fields, and how settings are read
+    settings.py     flags and common fields
+    load.py         settings from files and command lines, and as a command line
+    nearest.py      the setting that an unknown name probably means
     stage_zero.py   prepare, verify
     stage_one.py    cache-latents, inspect
     stage_two.py    estimate, train
     after.py        sample, evaluate, demo
     export.py       export
+    job.py          config, run
+    describe.py     a setting's type, bounds and default in words
+    template.py     a command's settings, or a whole job, as a commented TOML file
     watch.py        watch
 """
 
 from wanlora.config.after import ACTIVITY, DemoConfig, EvaluateConfig, SampleConfig
 from wanlora.config.export import ExportConfig
-from wanlora.config.settings import (
-    DEFAULT_MODEL,
-    Flag,
-    Heading,
-    Setting,
-    Settings,
-    command_line,
-    load,
-    settings_of,
-)
+from wanlora.config.job import ConfigConfig, RunConfig
+from wanlora.config.load import command_line, load
+from wanlora.config.settings import DEFAULT_MODEL, Flag, Heading, Setting, Settings, settings_of
 from wanlora.config.stage_one import CacheLatentsConfig, InspectConfig, StoreSettings
 from wanlora.config.stage_two import (
     EstimateConfig,
@@ -42,6 +40,7 @@ __all__ = [
     "COMMANDS",
     "DEFAULT_MODEL",
     "CacheLatentsConfig",
+    "ConfigConfig",
     "DemoConfig",
     "EstimateConfig",
     "EvaluateConfig",
@@ -54,6 +53,7 @@ __all__ = [
     "OptimizerSettings",
     "PrepareConfig",
     "PreviewSettings",
+    "RunConfig",
     "SampleConfig",
     "Setting",
     "Settings",
@@ -79,4 +79,6 @@ COMMANDS: dict[str, type[Settings]] = {
     "sample": SampleConfig,
     "evaluate": EvaluateConfig,
     "export": ExportConfig,
+    "config": ConfigConfig,
+    "run": RunConfig,
 }

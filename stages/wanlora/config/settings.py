@@ -1,17 +1,11 @@
-"""What every command's settings share: flags, common fields, and how settings are read.
+"""What the settings of all commands share: flags and common fields.
 
-Owns: precedence (default < TOML < --set < flag) and the words of a refusal. Must not know: torch.
+Owns: how a field becomes a flag. Must not know: torch.
 """
 
-import difflib
-import functools
-import json
-import re
-import shlex
-import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import (
     BaseModel,
@@ -19,7 +13,6 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
-    ValidationError,
     ValidationInfo,
     field_validator,
 )
@@ -27,8 +20,6 @@ from pydantic.fields import FieldInfo
 
 from wanlora.core import location
 from wanlora.core.location import Url
-from wanlora.core.text import decode_utf8
-from wanlora.errors import ConfigError
 
 DEFAULT_MODEL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
@@ -131,9 +122,6 @@ TokenizerOf = Annotated[
 ]
 
 
-S = TypeVar("S", bound=Settings)
-
-
 class Setting(NamedTuple):
     """A setting of a command.
 
@@ -171,164 +159,3 @@ def _kinds(annotation: Any) -> set[Any]:
     """List the types inside an annotation."""
     parts = get_args(annotation)
     return set().union(*map(_kinds, parts)) if parts else {annotation}
-
-
-def load(
-    model: type[S],
-    *,
-    file: Path | None = None,
-    sets: Sequence[str] = (),
-    flags: Mapping[str, Any] | None = None,
-) -> S:
-    """Build a command's settings: default < TOML file < `--set a.b=value` < flag.
-
-    Args:
-        model: The command's settings.
-        file: TOML file.
-        sets: Values of `--set`, NAME=VALUE.
-        flags: Values of flags by dotted name.
-
-    Raises:
-        ConfigError: A key is unknown or a value is out of range; names the field and where it came
-            from.
-    """
-    values: dict[str, Any] = {}
-    if file is not None:
-        values = _read_toml(file.expanduser())
-    for item in sets:
-        _assign(model, values, item)
-    for name, value in (flags or {}).items():
-        if value is not None:
-            _set(values, name.split("."), value, origin=f"--{name.rpartition('.')[2]}")
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        problems = [_explain(model, dict(problem)) for problem in error.errors()]
-        raise ConfigError("\n".join(problems)) from None
-
-
-def command_line(
-    command: str, config: Settings, *, without: Collection[str] = (), absolute: bool = True
-) -> str:
-    """Write the command that gives these settings.
-
-    Args:
-        command: Its name.
-        config: Settings; those at their defaults are left out.
-        without: Settings to leave out, by dotted name.
-        absolute: Write absolute paths, for a command that runs in any working directory.
-    """
-    words = ["wanlora", command]
-    for setting in settings_of(type(config)):
-        value: Any = functools.reduce(getattr, setting.name.split("."), config)
-        if setting.name in without or value == setting.field.default:
-            continue
-        if setting.flag is None:
-            words += _as_sets(setting.name, value)
-            continue
-        for item in value if isinstance(value, tuple) else [value]:
-            text = str(item.absolute() if absolute and isinstance(item, Path) else item)
-            if not setting.flag.argument:
-                words.append(setting.options[0])
-            if item is not True:
-                words.append(text)
-    return shlex.join(words)
-
-
-def _as_sets(name: str, value: Any) -> list[str]:
-    """Write a setting as arguments of `--set`."""
-    if isinstance(value, dict):
-        return [word for key, item in value.items() for word in _as_sets(f"{name}.{key}", item)]
-    text = str(value)
-    if isinstance(value, tuple | bool) or _reads_as_toml(text):
-        text = json.dumps(value, default=str, ensure_ascii=False)
-    return ["--set", f"{name}={text}"]
-
-
-def _reads_as_toml(text: str) -> bool:
-    try:
-        return bool(tomllib.loads(f"value = {text}"))
-    except (tomllib.TOMLDecodeError, RecursionError):
-        return False
-
-
-def _read_toml(file: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(decode_utf8(file.read_bytes()))
-    except FileNotFoundError:
-        raise ConfigError(f"no configuration file at {file}") from None
-    except OSError as error:
-        raise ConfigError(f"configuration file {file} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # other text, not TOML, nested too deeply
-        raise ConfigError(f"{file} is not TOML: {error}") from None
-
-
-def _assign(model: type[Settings], values: dict[str, Any], item: str) -> None:
-    """Apply one `a.b=value`; the value is TOML, or plain text when it is not."""
-    name, equals, text = item.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {item}: expected NAME=VALUE, for example --set lora.rank=16")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        value = text
-    _set(values, _parts(model, name.strip()), value, origin=f"--set {item}")
-
-
-def _set(values: dict[str, Any], path: Sequence[str], value: Any, *, origin: str) -> None:
-    """Set a value in nested tables."""
-    *parents, leaf = path
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"{origin}: {parent} is a value, not a group of settings")
-    values[leaf] = value
-
-
-def _parts(model: type[Settings], name: str) -> list[str]:
-    """Parts of a dotted name. In a table with free keys the rest is one key, kept as it is."""
-    group, _, key = name.partition(".")
-    field = model.model_fields.get(group.replace("-", "_"))
-    if key and field and get_origin(field.annotation) is dict:
-        return [group.replace("-", "_"), key]
-    return name.replace("-", "_").split(".")
-
-
-def _explain(model: type[Settings], problem: dict[str, Any]) -> str:
-    path = ".".join(str(part) for part in problem["loc"])
-    kind, found = problem["type"], problem["input"]
-    if kind == "extra_forbidden":
-        return _unknown(model, path)
-    if kind == "missing":
-        return f"--{path.replace('_', '-')} is required: {_description(model, path)}"
-    if kind == "string_pattern_mismatch":
-        return f"{path}: found {found!r}, which does not fit. {_description(model, path)}"
-    if kind in ("model_type", "model_attributes_type"):
-        inside = ", ".join(name for name, *_ in settings_of(model) if name.startswith(f"{path}."))
-        return f"{path} is a group of settings, not a value (found {found!r}); set one of: {inside}"
-    if kind == "tuple_type":
-        return f"{path}: expected a list, as in --set '{path}=[\"...\"]' (found {found!r})"
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"{path}: {message} (found {found!r})" if path else message
-
-
-def _unknown(model: type[Settings], path: str) -> str:
-    """Name the settings there are, the likeliest first."""
-    known = sorted(name for name, *_ in settings_of(model))
-    leaf = path.rpartition(".")[2]
-    likely = [name for name in known if name.rpartition(".")[2] == leaf]
-    groups = {name.partition(".")[0] for name in known}
-    likely += difflib.get_close_matches(path, sorted({*known, *groups}), n=1)
-    command = re.sub(r"(?<!^)(?=[A-Z])", "-", model.__name__.removesuffix("Config")).lower()
-    guess = f" (did you mean {likely[0]}?)" if likely else ""
-    return f"unknown setting {path}{guess}; wanlora {command} has: {', '.join(known)}"
-
-
-def _description(model: type[Settings], path: str) -> str:
-    """What a setting is for, by its dotted name; empty for one inside a list."""
-    kind: Any = model
-    field = None
-    for part in path.split("."):
-        field = getattr(kind, "model_fields", {}).get(part)
-        kind = field.annotation if field else None
-    return str(field.description) if field else ""

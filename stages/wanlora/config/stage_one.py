@@ -129,6 +129,14 @@ class CacheLatentsConfig(Settings):
     validation_prompts: Annotated[
         tuple[str, ...], Field(description="More prompts to encode, for previews while training.")
     ] = ()
+    preview_prompts: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Only encode this prompt for previews of training (train "
+            "--preview-prompt), with the text encoder of the view; no manifest is read."
+        ),
+        Flag("--preview-prompt", heading="Previews"),
+    ] = ()
     decode_workers: Annotated[
         int, Field(description="Threads that decode clips ahead of the encoder.", ge=1, le=64)
     ] = 4
@@ -149,6 +157,16 @@ class CacheLatentsConfig(Settings):
         if self.gpus_per_worker is not None and self.launcher != "ray":
             raise ValueError(
                 "gpus_per_worker goes with launcher ray; a local worker has one GPU of its own"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _prompts_are_alone(self) -> Self:
+        others = {"manifest", "dry_run", "validation_prompts"} & self.model_fields_set
+        if self.preview_prompts and others:
+            raise ValueError(
+                "preview_prompts are encoded alone, without any manifest: leave out "
+                + ", ".join(sorted(others))
             )
         return self
 

@@ -174,16 +174,39 @@ class ValidationSettings(Settings):
 class PreviewSettings(Settings):
     """Latents denoised while training, shown as approximate pictures; no VAE is loaded."""
 
-    every: Annotated[int, Field(description="Steps between previews; 0 = never.", ge=0)] = 0
+    prompts: Annotated[
+        tuple[str, ...],
+        Field(
+            description="Prompt of a preview; repeat for several. The cache's text encoder encodes "
+            "it before training starts, unless the cache has it."
+        ),
+        Flag("--preview-prompt", heading="Previews"),
+    ] = ()
+    every: Annotated[
+        int | None,
+        Field(
+            description="Steps between previews, with one before the first step and one after the "
+            "last; 0 = never. None = with --preview-prompt a quarter of the run, at most 500; "
+            "else never.",
+            ge=0,
+        ),
+        Flag("--preview-every", heading="Previews"),
+    ] = None
     num_prompts: Annotated[
         int,
         Field(
-            description="Prompts shown: the view's validation prompts, else captions of held-out "
-            "clips.",
+            description="Prompts shown without --preview-prompt: the view's validation prompts, "
+            "else captions of held-out clips.",
             ge=1,
         ),
     ] = 2
     steps: Annotated[int, Field(description="Denoising steps.", ge=1)] = 20
+
+    def period(self, end_step: int) -> int:
+        """Steps between previews of a run of `end_step` steps; 0 = never."""
+        if self.every is not None:
+            return self.every
+        return min(500, -(-end_step // 4)) if self.prompts else 0
 
 
 class EstimateConfig(Settings):
@@ -217,14 +240,14 @@ class EstimateConfig(Settings):
     device: Annotated[
         str,
         Field(
-            description="A GPU by name, as h100, a100 or rtx4090; auto: the one found here, else "
-            "an H100. With probe: auto, cuda, cuda:1, cpu, mps."
+            description="Name of a GPU, for example h100, a100 or 4090; auto: this machine's GPU, "
+            "else an H100. With probe: auto, cuda, cuda:1, cpu, mps."
         ),
         Flag(heading="Model and machine"),
     ] = "auto"
     memory_gb: Annotated[
         float | None,
-        Field(description="Its memory in GB; None = as sold.", gt=0),
+        Field(description="Memory of the GPU in GB; None = as sold.", gt=0),
         Flag(heading="Model and machine"),
     ] = None
     probe: Annotated[
@@ -327,6 +350,14 @@ class TrainConfig(Settings):
         int, Field(description="Steps between checkpoints; 0 = only at the end.", ge=0),
         Flag(heading="Checkpoints"),
     ] = 500  # fmt: skip
+    save_minutes: Annotated[
+        float,
+        Field(
+            description="Save also when the last checkpoint is this many minutes old; 0 = never.",
+            ge=0,
+        ),
+        Flag(heading="Checkpoints"),
+    ] = 15
     keep_checkpoints: Annotated[
         int,
         Field(description="Newest checkpoints to keep; 0 = all.", ge=0),

@@ -72,6 +72,19 @@ GPUS: dict[str, Gpu] = {
     "MI300X": _other(1307.4, 206, 5.3),
 }
 
+# Sizes of memory from NVIDIA's and AMD's product pages, in GiB, for cards whose peak with fp32
+# accumulation is not in the sheets above: their memory is counted, their time is not predicted.
+MEMORY_GIB: dict[str, int] = {
+    "RTX 5080": 16, "RTX 5070 Ti": 16, "RTX 5070": 12, "RTX 5060 Ti 16GB": 16, "RTX 5060 Ti": 8,
+    "RTX 5060": 8, "RTX 4090 D": 24, "RTX 4080 SUPER": 16, "RTX 4070 Ti SUPER": 16,
+    "RTX 4070 Ti": 12, "RTX 4070 SUPER": 12, "RTX 4070": 12, "RTX 4060 Ti 16GB": 16,
+    "RTX 4060 Ti": 8, "RTX 4060": 8, "RTX 3090 Ti": 24, "RTX 3080 Ti": 12, "RTX 3080 12GB": 12,
+    "RTX 3080": 10, "RTX 3070 Ti": 8, "RTX 3070": 8, "RTX 3060 Ti": 8, "RTX 3060": 12,
+    "RTX PRO 6000": 96, "RTX 5000 Ada": 32, "RTX 4500 Ada": 24, "RTX 4000 Ada": 20,
+    "RTX A5500": 24, "RTX A5000": 24, "RTX A4500": 20, "RTX A4000": 16, "A40": 48, "A30": 24,
+    "A10G": 24, "L20": 48, "A800": 80, "H800": 80, "H20": 96, "MI210": 64, "MI325X": 256,
+}  # fmt: skip
+
 
 def gpu_of(device_name: str) -> Gpu | None:
     """Find a card by the longest name that fits; None when not known.
@@ -87,9 +100,29 @@ def gpu_of(device_name: str) -> Gpu | None:
 
 
 def gpu_named(name: str) -> str | None:
-    """Find a card's name in the table from how people write it, as `h100` or `rtx-4090`."""
-    wanted = _squeezed(name)
-    return next((key for key in GPUS if _squeezed(key) == wanted), None)
+    """Find a card's name in the tables from a name that people write.
+
+    Args:
+        name: For example `4090`, `rtx-4090`, `H100 SXM` or `a100 80gb`.
+    """
+    keys = {_squeezed(key): key for key in (*GPUS, *MEMORY_GIB)}
+    sizeless = re.sub(r"(?<![0-9a-z])\d+ ?gb\b", "", name.lower())
+    wanted = []
+    for text in map(_squeezed, (name, sizeless)):
+        bare = re.sub(r"sxm\d?|hbm\d?e?|generation|edition|gpu", "", text)
+        wanted += [text, bare, bare.replace("pcie", "")]
+    return next(
+        (keys[text] for each in wanted for text in (each, f"rtx{each}") if text in keys), None
+    )
+
+
+def memory_of(key: str) -> float:
+    """Return the bytes of a card's memory, less about 1 % that the driver keeps.
+
+    Args:
+        key: A name of either table.
+    """
+    return GPUS[key].memory_bytes if key in GPUS else 0.99 * 2**30 * MEMORY_GIB[key]
 
 
 def mfu(flops: float, seconds: float, device_name: str) -> float | None:

@@ -7,6 +7,7 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from difflib import SequenceMatcher
 from typing import NamedTuple
 
 THRESHOLD = 0.8
@@ -27,6 +28,26 @@ class Similar(NamedTuple):
 def words(text: str) -> frozenset[str]:
     """Words of a text, without case, order or punctuation."""
     return frozenset(re.findall(r"\w+", text.casefold()))
+
+
+def difference(one: str, other: str, *, around: int = 3) -> str:
+    """Show the words that differ, with those around them: `...walks to the [left | right] side`.
+
+    Args:
+        one: A text.
+        other: Another text.
+        around: Words of context on each side of a difference.
+    """
+    ours, theirs = one.split(), other.split()
+    matcher = SequenceMatcher(None, ours, theirs, autojunk=False)
+    groups = []
+    for operations in matcher.get_grouped_opcodes(around):
+        words = []
+        for tag, i1, i2, j1, j2 in operations:
+            mine, its = " ".join(ours[i1:i2]), " ".join(theirs[j1:j2])
+            words.append(mine if tag == "equal" else f"[{mine or '-'} | {its or '-'}]")
+        groups.append(" ".join(words))
+    return " ... ".join(groups) or "spaces"
 
 
 def similar_pairs(

@@ -25,6 +25,7 @@ import numpy as np
 
 from wanlora.core.buckets import Bucket
 from wanlora.core.rng import Stream, generator
+from wanlora.core.units import names, percent
 
 # Slots of the order of buckets within an epoch and of what is left over before the first;
 # permutations of clips use 1 + the bucket's rank, so no two share a counter.
@@ -285,8 +286,8 @@ def balanced_shares(clips: Iterable[tuple[Bucket, str, float]]) -> dict[str, flo
 def describe_shares(shares: Mapping[str, float], *, most: int = 12) -> str:
     """Shares of draws as text, the largest first: `walking 60.0 %, sitting 40.0 %`."""
     ordered = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{name or 'no activity'} {share:.1%}" for name, share in ordered[:most])
-    return shown + (f" and {len(ordered) - most} more" if len(ordered) > most else "")
+    texts = (f"{name or 'no activity'} {percent(share)}" for name, share in ordered)
+    return names(texts, most=most)
 
 
 def describe_untrained(

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 FIRST = 5
 """Lines of a list that a terminal shows."""
+JSON = "the output of --json"
 
 _DURATIONS = (("days", 86_400, 2), ("h", 3600, 2), ("min", 60, 2))
 """Unit, its seconds, and the number of units from which on it is used."""

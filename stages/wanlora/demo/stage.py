@@ -18,9 +18,8 @@ from typing import Any
 
 from wanlora import progress
 from wanlora.config import DemoConfig
+from wanlora.core import units
 from wanlora.core.validation import describe_sample
-from wanlora.demo import measure
-from wanlora.demo.page import comparison_gif, demo_page
 from wanlora.errors import RunError
 from wanlora.files import foreign_files, require_folder, write_atomic, write_text
 from wanlora.media import mp4
@@ -84,10 +83,10 @@ class DemoResult:
             f"{describe_sample(found['num_clips'], found['num_groups'])})",
             "recognised": f"{self.base_share:.0%} of the base's clips, "
             f"{self.adapter_share:.0%} of the adapter's, of {NUM_CLIPS} each",
-            "cache": f"{self.clips} clips: {self.cache_bytes / 1e6:.1f} MB in the store, "
-            f"{self.raw_bytes / 1e6:.1f} MB decoded",
-            "a step": f"{self.cached_s:.2f} s on the cache, {self.one_stage_s:.2f} s when every "
-            "step decodes and encodes its clips",
+            "cache": f"{self.clips} clips: {units.size(self.cache_bytes)} in the store, "
+            f"{units.size(self.raw_bytes)} decoded",
+            "a step": f"{units.duration(self.cached_s)} on the cache, "
+            f"{units.duration(self.one_stage_s)} when every step decodes and encodes its clips",
             "adapter": self.adapter,
         }
 
@@ -130,7 +129,7 @@ def commands(config: DemoConfig) -> list[tuple[Any, ...]]:
         (
             "train", "--cache", cache, "--output-dir", run_dir, "--max-steps", config.max_steps,
             "--batch-size", BATCH_SIZE, "--learning-rate", "4e-3", *seed,
-            "--set", "lora.rank=8", "--set", "optimizer.warmup_steps=10",
+            "--rank", "8", "--set", "optimizer.warmup_steps=10",
             "--set", "optimizer.schedule=cosine",
         ),
         (
@@ -191,6 +190,9 @@ def wanlora(*arguments: Any) -> None:
 
 def _result(config: DemoConfig) -> DemoResult:
     """Measure what no command does, and write the report."""
+    from wanlora.demo import measure  # noqa: PLC0415  (imports torch and diffusers)
+    from wanlora.demo.page import comparison_gif, demo_page  # noqa: PLC0415
+
     root = config.output_dir
     logger.info("\nclips of base and adapter, for the same prompts and noise")
     scenes = measure.scenes(config.concept, NUM_CLIPS, seed=config.seed)

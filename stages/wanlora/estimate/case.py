@@ -86,6 +86,11 @@ class Case:
         return self.works[self.largest]
 
     @property
+    def is_timed(self) -> bool:
+        """Whether the device's rates are known or were measured."""
+        return self.card.gpu is not None or self.trial is not None
+
+    @property
     def steps_per_epoch(self) -> Fraction:
         """Steps that train every clip as often as its weight."""
         return self.order.steps_per_epoch
@@ -131,11 +136,11 @@ class Case:
         work = self.works.get(bucket) or replace(self.work, num_tokens=num_tokens(bucket))
         if self.card.gpu:
             return self.scale * predict_forward_seconds(work, self.card.gpu).total
-        assert self.trial, "a card is known or was probed"
+        assert self.trial, "the case is timed"
         return self.trial.seconds / model_flops(self.work) * forward_flops(work)
 
     def seconds(self, modes: Modes) -> Seconds | None:
-        """Of a mean step; of a probed device of no known rates only the total."""
+        """Seconds of a mean step; of a probed device of unknown rates only the total."""
         pace = self.pace(modes)
         if pace is None:
             return None

@@ -81,17 +81,17 @@ def preview_passes(
     """Count the passes of previews, which one process makes while the others wait.
 
     Args:
-        config: Its `previews` has the defaults of `train`: none.
+        config: Its `previews` has the defaults of `train`: none without prompts.
         buckets: Size of each training clip.
         variant: Its guidance decides whether a denoising step takes two passes.
         end_step: Steps of the run.
     """
-    settings = config.previews
+    settings, every = config.previews, config.previews.period(end_step)
     guided = 2 if variant.guidance_scale > 1 else 1
     return Passes(
-        times=end_step // settings.every if settings.every else 0,
+        times=1 + num_due(end_step, every=every) if every else 0,
         once_more=False,
-        groups=((usual(buckets),) * settings.num_prompts,),
+        groups=((usual(buckets),) * (len(settings.prompts) or settings.num_prompts),),
         per_clip=guided * settings.steps,
     )
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from wanlora.core import units
 from wanlora.core.text_table import text_table
 
 LINK = 50e9
@@ -35,14 +36,14 @@ class Batch:
         clips: Of a step.
         micro_batch: Clips that go through the transformer at once.
         tflop: What the mathematics of the step needs.
-        seconds: Of the step.
+        seconds: Seconds of the step; None if they are not known.
         peak_gb: Of a micro-batch, weights included.
     """
 
     clips: int
     micro_batch: int
     tflop: float
-    seconds: float
+    seconds: float | None
     peak_gb: float
 
 
@@ -54,12 +55,12 @@ class Pause:
         times: Number of pauses in the run.
         forward_passes: Forward passes of one clip in the run, over all processes; of validation,
             the base's losses included.
-        hours: Hours of the run that they take.
+        hours: Hours of the run that they take; None if they are not known.
     """
 
     times: int
     forward_passes: int
-    hours: float
+    hours: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,8 @@ class EstimateResult:
         sent_bytes_per_step: By each process, to sum the adapter's gradient over all of them.
         tflop_per_step: What the mathematics of an optimizer step needs.
         floor_s: Least seconds of a step with these kernels: attention and matrix products alone.
-        seconds_per_step: In the way that `activations` names.
+        seconds_per_step: In the way that `activations` names; None, like all hours, for a GPU
+            whose rates are not known.
         parts: Of that, by attention, matmul and elementwise.
         mfu: Of the card's bf16 peak, at that speed.
         activations: The way chosen: of `modes`, or a mixture.
@@ -113,7 +115,7 @@ class EstimateResult:
     sent_bytes_per_step: int
     tflop_per_step: float
     floor_s: float | None
-    seconds_per_step: float
+    seconds_per_step: float | None
     parts: dict[str, float]
     mfu: float | None
     activations: str
@@ -122,8 +124,8 @@ class EstimateResult:
     memory_gb: float
     modes: dict[str, Mode]
     steps: int
-    hours_per_epoch: float
-    hours: float
+    hours_per_epoch: float | None
+    hours: float | None
     validation: Pause
     previews: Pause
     stage_one_hours: float | None
@@ -141,12 +143,14 @@ class EstimateResult:
 
     def lines(self) -> list[str]:
         """Say it as a table, and what was assumed."""
-        how = "measured by a probe" if self.measured else "predicted, not measured"
+        unknown = "memory counted, time not known"
+        predicted = "predicted, not measured" if self.seconds_per_step else unknown
+        how = "measured by a probe" if self.measured else predicted
         sizes = ", ".join(f"{number:,} of {bucket}" for bucket, number in self.buckets.items())
         return [
-            f"{self.variant} on {self.gpu} ({self.memory_gb:.3g} GB for a step), {how}",
+            f"{self.variant} on {self.gpu} ({_size(self.memory_gb)} for a step), {how}",
             f"clips to train on: {sizes}",
-            f"adapter: {self.lora}, {self.trained_parameters / 1e6:.3g} M parameters",
+            f"adapter: {self.lora}, {units.number(self.trained_parameters)} parameters",
             *self._modes_table(),
             *self._batches_table(),
             "",
@@ -160,18 +164,18 @@ class EstimateResult:
         rows = [
             (
                 name,
-                f"{mode.peak_gb:.3g}",
+                _size(mode.peak_gb),
                 "yes" if mode.fits else "no",
-                f"{mode.seconds_per_step:.3g}" if mode.seconds_per_step else "?",
+                _time(mode.seconds_per_step),
                 f"{mode.longest} frames" if mode.longest else "none",
             )
             for name, mode in self.modes.items()
         ]
         if self.activations not in self.modes:
             fits = "yes" if self.fits else "no"
-            pace = f"{self.seconds_per_step:.3g}"
-            rows.append((self.activations, f"{self.peak_gb:.3g}", fits, pace, ""))
-        head = ("activations", "peak GB", "fits", "s/step", "longest clip that fits")
+            pace = _time(self.seconds_per_step)
+            rows.append((self.activations, _size(self.peak_gb), fits, pace, ""))
+        head = ("activations", "peak memory", "fits", "time per step", "longest clip that fits")
         return text_table(head, rows)
 
     def _batches_table(self) -> list[str]:
@@ -181,64 +185,85 @@ class EstimateResult:
                 name,
                 batch.clips,
                 batch.micro_batch,
-                f"{batch.tflop:.4g}",
-                f"{batch.seconds:.3g}",
-                f"{batch.peak_gb:.3g}",
+                units.flops(1e12 * batch.tflop),
+                _time(batch.seconds),
+                _size(batch.peak_gb),
             )
             for name, batch in self.batches.items()
         ]
-        head = ("bucket", "clips a step", "at once", "TFLOP", "s/step", "peak GB")
+        head = ("bucket", "clips per step", "at once", "work", "time per step", "peak memory")
         return text_table(head, rows) if len(rows) > 1 else []
 
     def _totals(self) -> list[str]:
-        share = f", MFU {100 * self.mfu:.0f} %" if self.mfu is not None else ""
-        floor = f", floor {self.floor_s:.3g} s" if self.floor_s is not None else ""
-        parts = ", ".join(f"{name} {seconds:.2g} s" for name, seconds in self.parts.items())
         clips = f"{self.clips_per_step:.3g} clip{'s' if self.clips_per_step > 1 else ''}"
         clips += f" by {self.num_processes} processes" if self.num_processes > 1 else ""
-        step = "a step" if len(self.batches) == 1 else "a mean step"
-        encode = f"{self.stage_one_hours:.3g} h" if self.stage_one_hours is not None else "unknown"
+        encode = f"{_hours(self.stage_one_hours)}, once" if self.stage_one_hours else "unknown"
         lines = [
-            f"{step.ljust(12)} {clips}, {self.tflop_per_step:.4g} TFLOP: "
-            f"{self.seconds_per_step:.3g} s with activations {self.activations}{share}{floor}",
-            *([f"             ({parts})"] if parts else []),
+            f"{'a step' if len(self.batches) == 1 else 'a mean step':<12} {clips}, "
+            f"{units.flops(1e12 * self.tflop_per_step)}: {self._pace()}",
+            *self._parts(),
             *self._between_gpus(),
             f"an epoch     {_hours(self.hours_per_epoch)}",
             *self._pauses(),
-            f"the run      {self.steps:,} steps, {_hours(self.hours)} in all",
-            f"stage one    {encode}, once",
-            f"disk         {self.cache_gb:.3g} GB of cache, {self.checkpoints_gb:.3g} GB of "
+            f"the run      {units.count(self.steps, 'step')}, {_hours(self.hours)} in all",
+            f"stage one    {encode}",
+            f"disk         {_size(self.cache_gb)} of cache, {_size(self.checkpoints_gb)} of "
             "checkpoints",
         ]
-        if not self.fits:
-            advice = (
-                "shorter clips (--set train_frames=N when training), a smaller adapter or batch, "
-                "or a larger GPU"
-                if any(mode.longest for mode in self.modes.values())
-                else "not even a single frame would; use a larger GPU"
-            )
-            lines.append(f"does not fit: {self.peak_gb:.3g} GB of {self.memory_gb:.3g}; {advice}")
-        return lines
+        return lines if self.fits else [*lines, self._does_not_fit()]
+
+    def _pace(self) -> str:
+        floor = f", floor {_time(self.floor_s)}" if self.floor_s is not None else ""
+        share = f", MFU {units.percent(self.mfu)}" if self.mfu is not None else ""
+        pace = _time(self.seconds_per_step) if self.seconds_per_step else "unknown time"
+        return f"{pace} with activations {self.activations}{share}{floor}"
+
+    def _parts(self) -> list[str]:
+        parts = ", ".join(f"{name} {_time(seconds)}" for name, seconds in self.parts.items())
+        return [f"             ({parts})"] if parts else []
+
+    def _does_not_fit(self) -> str:
+        advice = (
+            "shorter clips (--set train_frames=N when training), a smaller adapter or batch, or a "
+            "larger GPU"
+            if any(mode.longest for mode in self.modes.values())
+            else "not even a single frame would fit; use a larger GPU"
+        )
+        return f"does not fit: {_size(self.peak_gb)} of {_size(self.memory_gb)}; {advice}"
 
     def _pauses(self) -> list[str]:
         parts = {"validation": self.validation, "previews": self.previews}
         return [
-            f"{name:<12} {_hours(pause.hours)} ({pause.hours / self.hours:.1%} of the run): "
-            f"{pause.times:,} times, {pause.forward_passes:,} forward passes"
+            f"{name:<12} {_hours(pause.hours)}{self._share(pause)}: "
+            f"{units.count(pause.times, 'time')}, "
+            f"{units.count(pause.forward_passes, 'forward pass', 'forward passes')}"
             for name, pause in parts.items()
             if pause.times
         ]
 
+    def _share(self, pause: Pause) -> str:
+        if pause.hours is None or not self.hours:
+            return ""
+        return f" ({units.percent(pause.hours / self.hours)} of the run)"
+
     def _between_gpus(self) -> list[str]:
-        """Say what a step sends; not added to its seconds, of which it is a small part."""
+        """Bytes that a step sends; not added to its seconds, of which it is a small part."""
         if self.num_processes == 1:
             return []
         sent = self.sent_bytes_per_step
         return [
-            f"between GPUs {sent / 1e6:.3g} MB a step by each process, {1e3 * sent / LINK:.2g} ms "
-            f"at {LINK / 1e9:g} GB/s"
+            f"between GPUs {units.size(sent)} per step sent by each process, "
+            f"{units.duration(sent / LINK)} at {units.size(LINK)}/s"
         ]
 
 
-def _hours(hours: float) -> str:
-    return f"{hours:.3g} h" if hours >= 0.1 else f"{60 * hours:.2g} min"
+def _time(seconds: float | None) -> str:
+    return "unknown" if seconds is None else units.duration(seconds)
+
+
+def _hours(hours: float | None) -> str:
+    return "unknown time" if hours is None else units.duration(3600 * hours)
+
+
+def _size(gigabytes: float) -> str:
+    return units.size(1e9 * gigabytes)

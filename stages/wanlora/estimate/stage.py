@@ -5,6 +5,7 @@ Owns: the choice of card, and the figures of the result. Bytes and FLOPs are cou
 a probe it must not import torch.
 """
 
+import difflib
 import sys
 from collections import Counter
 from collections.abc import Mapping
@@ -17,13 +18,14 @@ from wanlora.core.batch_sizes import BatchSize, batch_sizes
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.cost import (
     VAE_SHARE_OF_PEAK,
+    Seconds,
     all_reduce_bytes,
     encode_seconds,
     floor_seconds,
     model_flops,
 )
 from wanlora.core.flops import Recompute
-from wanlora.core.gpus import GPUS, Gpu, gpu_named, gpu_of
+from wanlora.core.gpus import GPUS, MEMORY_GIB, Gpu, gpu_named, gpu_of, memory_of
 from wanlora.core.memory import longest_clip, num_trained, plan, step_bytes
 from wanlora.core.order import Order, describe_untrained
 from wanlora.core.schedule import describe_short_run
@@ -133,14 +135,25 @@ def _card(config: EstimateConfig, model: str) -> Card:
     name = config.device
     if name == "auto":
         name = _gpu_here() or DEFAULT_GPU
-    gpu = gpu_of(name) or GPUS.get(gpu_named(name) or "")
-    if gpu is None:
-        raise ConfigError(
-            f"--device {name}: no rates are known for it. Known: {', '.join(GPUS)}. To measure on "
-            "a device of this machine: --probe"
-        )
-    memory = config.memory_gb * 1e9 if config.memory_gb else gpu.memory_bytes
-    return Card(gpu_named(name) or name, gpu, "cuda", budget_of_gpu(memory))
+    key = gpu_named(name)
+    gpu = gpu_of(name) or GPUS.get(key or "")
+    if config.memory_gb:
+        memory = config.memory_gb * 1e9
+    elif gpu or key:
+        memory = gpu.memory_bytes if gpu else memory_of(key or "")
+    else:
+        raise ConfigError(_unknown(name))
+    return Card(key or name, gpu, "cuda", budget_of_gpu(memory))
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, [*GPUS, *MEMORY_GIB], n=2, cutoff=0.5)
+    meant = f" (did you mean {' or '.join(close)}?)" if close else ""
+    return (
+        f"--device {name}: unknown GPU{meant}. With --memory-gb N its memory is counted, without "
+        "times; --probe measures on a device of this machine. GPUs whose times are predicted: "
+        f"{', '.join(GPUS)}"
+    )
 
 
 def _gpu_here() -> str | None:
@@ -162,7 +175,6 @@ def _planned(case: Case) -> Modes:
 def _result(case: Case, modes: Modes) -> EstimateResult:
     config, card, work, gpu = case.config, case.card, case.work, case.card.gpu
     seconds = case.seconds(modes)
-    assert seconds, "a card is known or was probed"
     flops, epoch, steps = case.mean(model_flops), case.steps_per_epoch, case.steps
     validation = _pause(case, validation_passes(config, case.view, case.buckets, end_step=steps))
     previews = _pause(
@@ -184,17 +196,17 @@ def _result(case: Case, modes: Modes) -> EstimateResult:
         sent_bytes_per_step=all_reduce_bytes(trained, config.num_processes),
         tflop_per_step=config.num_processes * flops / 1e12,
         floor_s=case.mean(lambda item: floor_seconds(item, gpu)) if gpu else None,
-        seconds_per_step=seconds.total,
-        parts={name: value for name, value in asdict(seconds).items() if gpu},
-        mfu=flops / seconds.total / gpu.peak_flops if gpu else None,
+        seconds_per_step=seconds.total if seconds else None,
+        parts=asdict(seconds) if seconds and gpu else {},
+        mfu=flops / seconds.total / gpu.peak_flops if seconds and gpu else None,
         activations=describe(modes),
         peak_gb=peak / 1e9,
         fits=peak <= card.limit_bytes,
         memory_gb=card.limit_bytes / 1e9,
         modes={way: _mode(case, way) for way in _WAYS},
         steps=steps,
-        hours_per_epoch=seconds.total * float(epoch) / 3600,
-        hours=seconds.total * steps / 3600 + validation.hours + previews.hours,
+        hours_per_epoch=seconds.total * float(epoch) / 3600 if seconds else None,
+        hours=_hours(seconds, steps, validation, previews),
         validation=validation,
         previews=previews,
         stage_one_hours=_encode_hours(case),
@@ -215,18 +227,23 @@ def _result(case: Case, modes: Modes) -> EstimateResult:
 
 
 def _pause(case: Case, passes: Passes) -> Pause:
-    hours = passes.seconds(case.forward_seconds) / 3600
+    hours = passes.seconds(case.forward_seconds) / 3600 if case.is_timed else None
     return Pause(passes.times, passes.total, hours)
+
+
+def _hours(seconds: Seconds | None, steps: int, *pauses: Pause) -> float | None:
+    if seconds is None:
+        return None
+    return seconds.total * steps / 3600 + sum(pause.hours or 0.0 for pause in pauses)
 
 
 def _batch(case: Case, bucket: Bucket, modes: Modes) -> Batch:
     size, pace = case.sizes[bucket], case.pace(modes)
-    assert pace, "a card is known or was probed"
     return Batch(
         clips=size.global_batch,
         micro_batch=size.micro_batch,
         tflop=case.config.num_processes * case.in_a_step(bucket, model_flops) / 1e12,
-        seconds=case.in_a_step(bucket, lambda work: pace(work).total),
+        seconds=case.in_a_step(bucket, lambda work: pace(work).total) if pace else None,
         peak_gb=step_bytes(case.works[bucket], modes).total / 1e9,
     )
 
@@ -270,7 +287,7 @@ def _checkpoint_bytes(config: EstimateConfig, steps: int, trained: int) -> float
 
 def _assumed(gpu: Gpu | None, *, measured: bool) -> dict[str, str]:
     if gpu is None:
-        return {}
+        return {} if measured else {"time": "not predicted: no rates of this GPU are known"}
     encode = {"VAE": f"{VAE_SHARE_OF_PEAK:.0%} of the bf16 peak in fp32 with TF32"}
     if measured:
         return encode

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wanlora.core import units
 from wanlora.core.buckets import num_tokens
 from wanlora.core.fingerprint import fingerprint
 from wanlora.core.flops import step_flops
@@ -136,7 +137,7 @@ def describe(setup: Setup, models: Sequence[Model]) -> str:
     return (
         f"{total} videos of {setup.bucket} ({len(models)} models x {len(models[0].videos)}), "
         f"{total - number} there already; {number} to make: {setup.steps} steps x "
-        f"{passes(setup)} forward passes each, {in_units(flops, 'FLOP')} in all"
+        f"{passes(setup)} forward passes each, {units.flops(flops)} in all"
     )
 
 
@@ -156,11 +157,3 @@ def video_flops(setup: Setup, subject: Subject | None) -> float:
         adapted={name.partition(".lora_")[0] for name in tensors},
     )
     return counted.forward.total * setup.steps * passes(setup)
-
-
-def in_units(number: float, unit: str) -> str:
-    """Write a number of FLOPs or FLOP/s with its prefix."""
-    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12)):
-        if number >= size:
-            return f"{number / size:.3g} {prefix}{unit}"
-    return f"{number / 1e9:.3g} G{unit}"

@@ -19,19 +19,20 @@ from wanlora.evaluate import losses, videos
 from wanlora.evaluate.earlier import require_replaceable
 from wanlora.evaluate.measures import against_base, frames_of, measured
 from wanlora.evaluate.plan import Model, describe, plan, plan_clips
+from wanlora.evaluate.preflight import REPORT_NAME
 from wanlora.evaluate.setup import Setup, open_setup
 from wanlora.evaluate.subjects import BASE, Subject, subjects
 from wanlora.files import require_folder, write_text
 from wanlora.media import mp4
 from wanlora.progress import waiting
 from wanlora.report.evaluation_page import Shown, evaluation_page
-from wanlora.report.generated import marked, require_own_page
+from wanlora.report.generated import marked
+from wanlora.store.views import View
 from wanlora.wan.adapter import check_adapter_fits
 from wanlora.wan.attention import pinned
 from wanlora.wan.transformer import load_transformer
 
 EVALUATION_NAME = "evaluation.json"
-REPORT_NAME = "report.html"
 
 logger = logging.getLogger(__name__)
 
@@ -54,17 +55,19 @@ class EvaluateResult:
         return [*lines, f"report: {self.report}"]
 
 
-def run(config: EvaluateConfig) -> EvaluateResult:
+def run(config: EvaluateConfig, view: View) -> EvaluateResult:
     """Compare the base model with every adapter, by loss and by videos.
+
+    Args:
+        config: The settings.
+        view: The cache's view, from `preflight.check`.
 
     Raises:
         WanloraError: A setting, the cache, the device, the model or an adapter does not do.
     """
-    require_folder(config.output_dir, flag="--output-dir")
     base_dir = config.base_videos or config.output_dir.absolute().parent / "base-videos"
     compared = subjects(config.adapter, checkpoints=config.checkpoints)
-    require_own_page(config.output_dir / REPORT_NAME, "evaluate", flag="--output-dir")
-    setup = open_setup(config)
+    setup = open_setup(config, view)
     has_videos = require_replaceable(
         config.output_dir / EVALUATION_NAME,
         _question(config, setup),

@@ -14,11 +14,12 @@ import torch
 from jaxtyping import UInt8
 
 from wanlora import __version__, progress
+from wanlora.core import units
 from wanlora.core.buckets import latent_shape
 from wanlora.core.text import shorten
 from wanlora.errors import ModelError
 from wanlora.evaluate.measures import measure
-from wanlora.evaluate.plan import Model, Video, in_units, passes, video_flops
+from wanlora.evaluate.plan import Model, Video, passes, video_flops
 from wanlora.evaluate.setup import Setup
 from wanlora.media import recorded
 from wanlora.wan.attach import attach, detach
@@ -128,7 +129,7 @@ def _say_how_long(setup: Setup, transformer: Any, number: int) -> None:
     about = f"{minutes / 60:.1f} h" if minutes > 90 else f"{max(minutes, 0.1):.1f} min"
     logger.info(
         "a forward pass takes %.3g s here (%s/s): about %s for %d videos, decoding not counted",
-        seconds, in_units(pace, "FLOP"), about, number,
+        seconds, units.flops(pace), about, number,
     )  # fmt: skip
 
 

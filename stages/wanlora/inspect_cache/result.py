@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wanlora.core.text_table import text_table
+from wanlora.core.units import JSON, count, first, size
 from wanlora.store import schema
 
-SHOWN = 10
 """How many invalid rows are printed; all of them stand in the JSON."""
 
 
@@ -69,14 +69,15 @@ class InspectResult:
     def lines(self) -> list[str]:
         """Tables for people."""
         return [
-            f"{self.cache}: {self.clips} clips, {self.prompts} prompts, {_size(self.bytes)} "
-            f"({_size(self.bytes_per_clip)} a clip)",
+            f"{self.cache}: {count(self.clips, 'clip')}, {count(self.prompts, 'prompt')}, "
+            f"{size(self.bytes)} "
+            f"({size(self.bytes_per_clip)} a clip)",
             *text_table(
                 ["bucket", "latents", "clips", "size", "a clip"],
                 [
                     [
                         row["bucket"], "x".join(map(str, row["latent_shape"])), row["clips"],
-                        _size(row["bytes"]), _size(row["bytes_per_clip"]),
+                        size(row["bytes"]), size(row["bytes_per_clip"]),
                     ]
                     for row in self.buckets
                 ],
@@ -87,7 +88,7 @@ class InspectResult:
                 [
                     [
                         row["kind"], schema.short(row["fingerprint"]), row["rows"], row["segments"],
-                        _size(row["bytes"]), _made_with(row["provenance"]),
+                        size(row["bytes"]), _made_with(row["provenance"]),
                     ]
                     for row in self.fingerprints
                 ],
@@ -126,8 +127,7 @@ class InspectResult:
             ])  # fmt: skip
             outliers += found["outliers"]
         head = ["statistics", "clips read", "channel mean (of 0)", "channel std (of 1)", "outliers"]
-        shown = [f"  {line}" for line in outliers[:SHOWN]]
-        return [*text_table(head, rows), *shown]
+        return [*text_table(head, rows), *first(outliers, JSON)]
 
     def _jobs(self) -> list[str]:
         lines = [""]
@@ -136,7 +136,7 @@ class InspectResult:
                 f"repair: {self.repaired['dropped']} rows dropped, {self.repaired['encoded']} "
                 "encoded again"
             )
-            lines += [f"  {line}" for line in self.repaired["failures"][:SHOWN]]
+            lines += first(self.repaired["failures"], JSON)
         if self.freed:
             lines += _freed(self.freed)
         if self.page:
@@ -152,18 +152,17 @@ class InspectResult:
         lines = []
         if self.verified:
             how = "read and checked" if self.level == "full" else "checked by records and sizes"
-            lines.append(f"{self.verified} rows {how}")
+            lines.append(f"{count(self.verified, 'row')} {how}")
         if self.invalid:
             lines.append(f"{len(self.invalid)} invalid:")
-            lines += [f"  {line}" for line in self.invalid[:SHOWN]]
-            lines += ["  ... (all of them: --json)"] if len(self.invalid) > SHOWN else []
-            lines.append(f"to mend it: wanlora inspect {self.cache} --repair --manifest MANIFEST")
+            lines += first(self.invalid, JSON)
+            lines.append(f"to repair it: wanlora inspect {self.cache} --repair --manifest MANIFEST")
         if self.unread:
             lines.append(
                 f"{len(self.unread)} could not be read, and may be whole; look again once the "
                 "disk or the network answers:"
             )
-            lines += [f"  {line}" for line in self.unread[:SHOWN]]
+            lines += first(self.unread, JSON)
         if self.invalid or self._lacking:
             lines.append(f"to encode what is missing: wanlora cache-latents --cache {self.cache}")
         return lines
@@ -172,7 +171,7 @@ class InspectResult:
 def _freed(freed: dict[str, Any]) -> list[str]:
     verb = "would free" if freed["dry_run"] else "freed"
     lines = [
-        f"gc {verb} about {_size(freed['bytes'])}: {freed['rows']} rows that nothing names, "
+        f"gc {verb} about {size(freed['bytes'])}: {freed['rows']} rows that nothing names, "
         f"{freed['repeats']} repeated rows, {freed['litter']} pieces of litter; "
         f"{freed['dropped']} segments dropped, {freed['rewritten']} written again"
     ]
@@ -202,11 +201,3 @@ def _made_with(provenance: dict[str, Any]) -> str:
 def _completeness(view: dict[str, Any]) -> str:
     clips, prompts = len(view["missing_clips"]), len(view["missing_prompts"])
     return f"MISSING {clips} clips, {prompts} prompts" if clips or prompts else "all there"
-
-
-def _size(num_bytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if num_bytes < 1000:
-            return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.1f} {unit}"
-        num_bytes /= 1000
-    return f"{num_bytes:.1f} TB"

@@ -7,12 +7,13 @@ clips; what is predicted or estimated says so.
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from wanlora import manifest
 from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape, num_tokens, problem_with
-from wanlora.core.near_duplicates import similar_pairs
+from wanlora.core.near_duplicates import THRESHOLD, difference, similar_pairs
 from wanlora.core.order import shares
-from wanlora.core.text import shorten
+from wanlora.core.units import JSON, count, duration, first, percent, size
 from wanlora.manifest import Clip
 
 BYTES_PER_VALUE = 2
@@ -24,7 +25,17 @@ H100_S_PER_CLIP = (0.6, 1.9)
 """Predicted, not measured: 163.7 TFLOP of VAE for a full clip, from bfloat16 at a high kernel rate
 to float32 with TF32 at a low one."""
 
-SHOWN = 5
+COMPARED = 100
+"""Pairs of similar captions whose difference is printed or counted."""
+
+
+class SimilarPair(NamedTuple):
+    """Two captions with mostly the same words, and a clip of each."""
+
+    one: str
+    other: str
+    similarity: float
+    clips: tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -45,9 +56,26 @@ class Captions:
     tokenizer: str | None
     longest: int
     over_limit: tuple[tuple[str, int], ...]
-    near_duplicates: tuple[tuple[str, str, float], ...]
+    near_duplicates: tuple[SimilarPair, ...]
     near_duplicates_complete: bool
     shared: int
+
+    def near_duplicate_rows(self) -> list[tuple[str, str]]:
+        """Number of similar pairs, then each difference once, with clips that have it."""
+        pairs = self.near_duplicates
+        if not pairs:
+            return []
+        number = count(len(pairs), "pair") + ("" if self.near_duplicates_complete else " or more")
+        groups: dict[str, list[SimilarPair]] = defaultdict(list)
+        for pair in pairs[:COMPARED]:
+            groups[difference(pair.one, pair.other)].append(pair)
+        lines = [
+            f"{text}: {' and '.join(group[0].clips)}"
+            + (f", and {count(len(group) - 1, 'other pair')}" if len(group) > 1 else "")
+            for text, group in groups.items()
+        ]
+        head = f"{number} of captions with {percent(THRESHOLD)} of their words in common or more"
+        return [("nearly same", head), *(("", line) for line in first(lines, JSON, indent=""))]
 
 
 @dataclass(frozen=True)
@@ -96,26 +124,30 @@ class Plan:
     def rows(self) -> list[tuple[str, str]]:
         """Name and text of every line of the plan."""
         table = [
-            ("frames", f"{self.frames:,} in {self.clips:,} clips, {self.length_s:,.1f} s"),
+            (
+                "frames",
+                f"{self.frames:,} in {count(self.clips, 'clip')}, {duration(self.length_s)}",
+            ),
             *(
-                ("bucket", f"{name}  {count:,} clips, {self.tokens[name]:,} tokens each")
-                for name, count in self.buckets.items()
+                ("bucket", f"{name}  {count(number, 'clip')}, {self.tokens[name]:,} tokens each")
+                for name, number in self.buckets.items()
             ),
             *(("activity", _activity_line(name, row)) for name, row in self.activities.items()),
             ("balance", self._balance()),
             *self._caption_rows(),
         ]
-        table += [("same bytes", " = ".join(group)) for group in self.duplicate_sources[:SHOWN]]
-        table += _rest("same bytes", len(self.duplicate_sources))
+        groups = [" = ".join(group) for group in self.duplicate_sources]
+        table += [("same bytes", line) for line in first(groups, JSON, indent="")]
         if self.repeated_frames:
             repeats = (
                 f"{self.repeated_frames:,} of {self.frames:,} frames show the one before again"
             )
-            table.append(("repeats", f"{repeats}; often in {self.repeating_clips:,} clips"))
+            clips = count(self.repeating_clips, "clip")
+            table.append(("repeats", f"{repeats}; often in {clips}"))
         low, high = self.encode_s
         table += [
-            ("cache", f"about {human_bytes(self.cache_bytes)} (estimated: float16 latents, text)"),
-            ("stage one", f"{human_s(low)} to {human_s(high)} on an H100 (predicted)"),
+            ("cache", f"about {size(self.cache_bytes)} (estimated: float16 latents, text)"),
+            ("stage one", f"{duration(low)} to {duration(high)} on an H100 (predicted)"),
         ]
         return table
 
@@ -135,15 +167,12 @@ class Plan:
                 f"longest has {about}{found.longest} of {MAX_TOKENS} tokens{how}",
             )
         ]
-        for clip_id, tokens in found.over_limit[:SHOWN]:
-            rows.append(("too long", f"{clip_id}: {about}{tokens} tokens, cut at {MAX_TOKENS}"))
-        rows += _rest("too long", len(found.over_limit))
-        for a, b, similarity in found.near_duplicates[:SHOWN]:
-            rows.append(("nearly same", f"{similarity:.0%}: {shorten(a, 60)} ~ {shorten(b, 60)}"))
-        rows += _rest("nearly same", len(found.near_duplicates))
-        if not found.near_duplicates_complete:
-            rows.append(("nearly same", "... and more: too many captions are alike to list all"))
-        return rows
+        cut = [
+            f"{clip_id}: {about}{tokens} tokens, cut at {MAX_TOKENS}"
+            for clip_id, tokens in found.over_limit
+        ]
+        rows += [("too long", line) for line in first(cut, JSON, indent="")]
+        return [*rows, *found.near_duplicate_rows()]
 
 
 def survey(
@@ -176,22 +205,6 @@ def survey(
         cache_bytes=BYTES_PER_VALUE * (values + text_values),
         encode_s=(round(H100_S_PER_CLIP[0] * share, 1), round(H100_S_PER_CLIP[1] * share, 1)),
     )
-
-
-def human_bytes(count: float) -> str:
-    """`4.8 MB`, in powers of 1000."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1000
-    raise AssertionError
-
-
-def human_s(seconds: float) -> str:
-    """`40 s`, `12 min` or `3.5 h`."""
-    if seconds < 120:
-        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _repeated_frames(clip: Clip) -> int:
@@ -227,9 +240,11 @@ def _captions(
     clips: Sequence[Clip], token_counts: Mapping[str, int], tokenizer: str | None
 ) -> Captions:
     sources: dict[str, set[str]] = defaultdict(set)
+    first_clip: dict[str, str] = {}
     for clip in clips:
         for text in clip.prompts:
             sources[text].add(clip.source_sha256 or clip.source)
+            first_clip.setdefault(text, clip.clip_id)
     texts = sorted(sources)
     similar = similar_pairs(texts)
     over = [(clip.clip_id, max(token_counts[text] for text in clip.prompts)) for clip in clips]
@@ -238,7 +253,12 @@ def _captions(
         tokenizer=tokenizer,
         longest=max((token_counts[text] for text in texts), default=0),
         over_limit=tuple((clip_id, tokens) for clip_id, tokens in over if tokens > MAX_TOKENS),
-        near_duplicates=tuple((texts[i], texts[j], round(s, 3)) for i, j, s in similar.pairs),
+        near_duplicates=tuple(
+            SimilarPair(
+                texts[i], texts[j], round(s, 3), (first_clip[texts[i]], first_clip[texts[j]])
+            )
+            for i, j, s in similar.pairs
+        ),
         near_duplicates_complete=similar.complete,
         shared=sum(len(found) > 1 for found in sources.values()),
     )
@@ -254,10 +274,7 @@ def _duplicates(clips: Sequence[Clip]) -> tuple[tuple[str, ...], ...]:
 
 def _activity_line(name: str, row: Activity) -> str:
     return (
-        f"{name}  {row.clips:,} clips of {row.sources:,} sources, {row.length_s:,.1f} s, "
-        f"train {row.train:,}, val {row.val:,}, {row.draws:.1%} of draws"
+        f"{name}  {count(row.clips, 'clip')} of {count(row.sources, 'source')}, "
+        f"{duration(row.length_s)}, "
+        f"train {row.train:,}, val {row.val:,}, {percent(row.draws)} of draws"
     )
-
-
-def _rest(name: str, count: int) -> list[tuple[str, str]]:
-    return [(name, f"... and {count - SHOWN:,} more (--json has all)")] if count > SHOWN else []

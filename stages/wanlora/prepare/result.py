@@ -13,15 +13,13 @@ from wanlora.captions import Failure, Found
 from wanlora.config import PrepareConfig
 from wanlora.core.buckets import DEFAULT_FPS
 from wanlora.core.groups import describe_few_groups, fraction_for
+from wanlora.core.units import JSON, duration, first
 from wanlora.manifest import Clip
 from wanlora.plan.survey import Plan
 from wanlora.prepare.split import group_activities
 
 SHOWN = 8
 """Activities named in a note."""
-
-LISTED = 20
-"""Failures that a dry run shows; --json has all of them."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +88,13 @@ class PrepareResult:
     def lines(self) -> list[str]:
         """Summary table, and the next command."""
         table = [
-            ("sources", f"{self.sources} found, {self.used} used"),
-            ("clips", f"{self.clips} ({self.clips / self.used:.1f} a source)"),
+            ("sources", f"{self.sources:,} found, {self.used:,} used"),
+            ("clips", f"{self.clips:,} ({self.clips / self.used:.1f} per source)"),
             ("split", self._split()),
-            ("length", f"{self.clips_s:.1f} s in clips, of {self.video_s:.1f} s"),
+            ("length", f"{duration(self.clips_s)} in clips, of {duration(self.video_s)}"),
             *self.plan.rows(),
             ("not used", self._not_used()),
-            *(("", f"{failure.code}: {failure.message}") for failure in self._listed()),
+            *(("", line) for line in self._failures()),
         ]
         table += [("warnings", counts(self.warnings))] if self.warnings else []
         table += [("note", note) for note in self.notes]
@@ -119,12 +117,12 @@ class PrepareResult:
     def _not_used(self) -> str:
         if not self.errors:
             return "none"
-        where = "" if self.dry_run else f"  (see {self.output}/errors.jsonl)"
-        return counts(self.errors) + where
+        return counts(self.errors)
 
-    def _listed(self) -> tuple[Failure, ...]:
-        """The first failures of a dry run, which writes no errors.jsonl."""
-        return self.dropped[:LISTED] if self.dry_run else ()
+    def _failures(self) -> list[str]:
+        """The first failures; a dry run writes no errors.jsonl."""
+        where = JSON if self.dry_run else f"{self.output}/errors.jsonl"
+        return first([f"{f.code}: {f.message}" for f in self.dropped], where, indent="")
 
 
 def summarize(

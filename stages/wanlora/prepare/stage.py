@@ -16,6 +16,7 @@ from pathlib import Path
 from wanlora import manifest
 from wanlora.captions import Failure, Found, find
 from wanlora.config import PrepareConfig, command_line
+from wanlora.core import units
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.edits import (
     MANIFESTS,
@@ -50,7 +51,6 @@ from wanlora.wan.tokens import TokenCounts, count_tokens
 
 Outcomes = Mapping[Path, Checked | MediaError]
 
-SHOWN = 3
 """Failures that the message shows; all of them stand in errors.jsonl."""
 
 
@@ -132,7 +132,7 @@ def _require_decision(edits: Edits, config: PrepareConfig) -> None:
     if edits.bad:
         raise ManifestError(
             "edits cannot be kept while lines cannot be read; correct them first:\n"
-            + "\n".join(f"  {line.message}" for line in edits.bad[:SHOWN])
+            + "\n".join(units.first([line.message for line in edits.bad], str(config.output)))
         )
 
 
@@ -152,8 +152,11 @@ def _nothing_left(found: Found, failures: Sequence[Failure], config: PrepareConf
     return (
         f"not one clip from {len(found.sources)} sources: "
         f"{counts(Counter(failure.code for failure in failures))}\n"
-        + "\n".join(f"  [{failure.code}] {failure.message}" for failure in failures[:SHOWN])
-        + f"\n{config.output / 'errors.jsonl'} says why for each"
+        + "\n".join(
+            units.first(
+                [f"[{f.code}] {f.message}" for f in failures], f"{config.output}/errors.jsonl"
+            )
+        )
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from wanlora.core import units
 from wanlora.core.groups import conclusion
 from wanlora.core.validation import describe_sample
 from wanlora.report.chart import COLOURS, Line, charts, line_chart
@@ -60,9 +61,8 @@ def evaluation_page(evaluation: Mapping[str, Any], shown: Sequence[Shown]) -> st
     if evaluation["videos"]:
         sections += [_videos(evaluation, shown), _measures(evaluation["videos"]["measures"])]
     sections += [_meaning(), _made_with(evaluation)]
-    names = " · ".join(item["name"] for item in adapters[:3])
-    more = f" and {len(adapters) - 3} more" if len(adapters) > 3 else ""
-    return page(f"{names}{more} against the base", sections, script=SCRIPT)
+    names = units.names((item["name"] for item in adapters), separator=" · ")
+    return page(f"{names} against the base", sections, script=SCRIPT)
 
 
 def _verdict(item: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Raw:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from wanlora.core.units import duration
 from wanlora.report.page import Raw, escape
 
 TRAINING, DONE, STOPPED, FAILED = "training", "done", "stopped", "failed"
@@ -35,7 +36,7 @@ def status_banner(status: Mapping[str, Any], *, folder: str) -> Raw:
     left = ""
     if status["state"] == TRAINING and status.get("eta_s") is not None:
         left = (
-            f", about {_duration(status['eta_s'])} left "
+            f", about {duration(status['eta_s'])} left "
             f"(until {_time(status['written_at'] + status['eta_s'])})"
         )
     reason = f'<p class="{colour}">{escape(status["reason"])}</p>' if status.get("reason") else ""
@@ -78,12 +79,6 @@ def _time(seconds: float) -> str:
     """Moment in UTC; the script shows it in the reader's time zone."""
     moment = datetime.fromtimestamp(seconds, UTC)
     return f'<time datetime="{moment:%Y-%m-%dT%H:%M:%SZ}">{moment:%Y-%m-%d %H:%M} UTC</time>'
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 _STYLE = """

@@ -5,7 +5,6 @@ same files, bit for bit.
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,15 +15,16 @@ import torch
 from jaxtyping import UInt8
 
 from wanlora import __version__, progress
-from wanlora.config import DEFAULT_MODEL, SampleConfig
-from wanlora.core.buckets import Bucket, problem_with
+from wanlora.config import SampleConfig
 from wanlora.core.text import shorten
+from wanlora.core.units import count
 from wanlora.errors import ConfigError, DeviceError
 from wanlora.media import recorded
 from wanlora.media.side_by_side import side_by_side
 from wanlora.progress import waiting
+from wanlora.sample import preflight
 from wanlora.sample.decode import decode
-from wanlora.sample.videos import Video, missing, plan, record_of
+from wanlora.sample.videos import Video, missing, record_of
 from wanlora.store.views import frame_rate, read_view
 from wanlora.wan import pipeline as wan
 from wanlora.wan.attach import ScaledAdapter, attach, read_scaled
@@ -59,15 +59,19 @@ class SampleResult:
         """Say where the videos are."""
         names = [f"{path} at {scale:g}" for path, scale in self.adapters.items()]
         what = f"{self.model} with {', '.join(names)}" if names else f"{self.model}, no adapter"
-        kept = f" ({self.kept} of them there already)" if self.kept else ""
+        kept = f" ({self.kept:,} of them existed)" if self.kept else ""
         return [
-            f"{len(self.videos)} video(s){kept} from {what}:",
+            f"{count(len(self.videos), 'video')}{kept} from {what}:",
             *(f"  {file}" for file in self.videos),
         ]
 
 
-def run(config: SampleConfig) -> SampleResult:
-    """Make every video asked for; what can be refused is refused before anything is loaded.
+def run(config: SampleConfig, videos: list[Video]) -> SampleResult:
+    """Make the videos.
+
+    Args:
+        config: The settings.
+        videos: The videos to make, from `preflight.check`; none with saved latents.
 
     Raises:
         WanloraError: A setting, the device, the model or an adapter does not do.
@@ -75,9 +79,8 @@ def run(config: SampleConfig) -> SampleResult:
     if config.latents:
         model, videos = decode(config, config.latents)
         return _result(model, videos, videos, [])
-    videos = plan(config)
     adapters = [read_scaled(text) for text in config.adapter]
-    model = config.model or _trained_on(adapters) or DEFAULT_MODEL
+    model = preflight.model_of(config, _provenances(adapters))
     device = pick(config.device, model)
     if config.offload != "none" and device.type == "cpu":
         raise DeviceError(
@@ -109,39 +112,13 @@ def _result(
     )
 
 
-def _trained_on(adapters: Sequence[ScaledAdapter]) -> str | None:
-    """The model that the adapters' headers name.
-
-    Raises:
-        ConfigError: They name several.
-    """
-    models = {item.adapter.provenance["model"] for item in adapters if "model" in
-              item.adapter.provenance}  # fmt: skip
-    if len(models) > 1:
-        raise ConfigError(
-            f"the adapters were trained on several models ({', '.join(sorted(models))}): pass the "
-            "--model to use them with"
-        )
-    return models.pop() if models else None
-
-
-def trained_on(adapters: Sequence[ScaledAdapter], name: str) -> float | None:
-    """Positive number that the headers of all adapters agree on, for example their clips' fps.
-
-    None if an adapter has none (0.1.0 and other tools recorded none), or they differ.
-    """
-    recorded = {item.adapter.provenance.get(name) for item in adapters}
-    try:
-        (text,) = recorded
-        value = float(text or 0)
-    except ValueError:  # several values, or not a number
-        return None
-    return value if 0 < value < math.inf else None
+def _provenances(adapters: Sequence[ScaledAdapter]) -> list[dict[str, str]]:
+    return [item.adapter.provenance for item in adapters]
 
 
 def _fps(config: SampleConfig, variant: Variant, adapters: Sequence[ScaledAdapter]) -> float:
     """Frames per second of the videos: as set, else as trained, else the cache's, else Wan's."""
-    if fps := config.fps or trained_on(adapters, "fps"):
+    if fps := config.fps or preflight.trained_on(_provenances(adapters), "fps"):
         return fps
     if config.cache is not None:
         return frame_rate(read_view(config.cache, config.view).clips)
@@ -156,10 +133,7 @@ def video_settings(
     Raises:
         ConfigError: Wan cannot take the size; diffusers would round it in silence.
     """
-    size = Bucket(variant.num_frames, variant.height, variant.width)
-    trained = [trained_on(adapters, name) for name in Bucket._fields]
-    if all(trained) and trained[0] != 1:  # clips of one frame are images
-        size = Bucket(*(int(value) for value in trained if value))
+    size = preflight.video_size(config, variant, _provenances(adapters))
     defaults = wan.VideoSettings(
         num_frames=size.num_frames,
         height=size.height,
@@ -171,10 +145,7 @@ def video_settings(
     given = {
         name: value for name in asdict(defaults) if (value := getattr(config, name)) is not None
     }
-    settings = replace(defaults, **given)
-    if problem := problem_with(Bucket(settings.num_frames, settings.height, settings.width)):
-        raise ConfigError(f"cannot sample {problem}")
-    return settings
+    return replace(defaults, **given)
 
 
 def _check_lengths(folder: Path, prompts: Sequence[str]) -> None:

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from wanlora.config import ACTIVITY, SampleConfig
+from wanlora.core import units
 from wanlora.core.fingerprint import difference
 from wanlora.core.prompts import Dealt, deal, slug
 from wanlora.core.text import decode_utf8, parse_json, shorten, without_surrogates
 from wanlora.errors import ConfigError
 from wanlora.files import require_folder
 from wanlora.media.recorded import record_beside, record_path
-from wanlora.store.captions import captions
-from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view
 
 # Of a record, what may differ in a video that is kept: another release made it, or another device.
@@ -109,6 +108,9 @@ def _of_activities(config: SampleConfig) -> list[Dealt]:
                 seed=config.seed,
             )
         ]
+    from wanlora.store.captions import captions  # noqa: PLC0415  (imports zarr)
+    from wanlora.store.reader import StoreReader  # noqa: PLC0415
+
     reader = StoreReader.of_view(config.cache, view)
     known = {name: list(texts) for name, texts in captions(reader, view, config.split).items()}
     return deal(known, config.num_videos, seed=config.seed)
@@ -186,9 +188,8 @@ def check_new(videos: Sequence[Video], *, overwrite: bool) -> None:
     files = [file for video in videos for file in (video.path, record_path(video.path))]
     existing = [str(file) for file in files if file.exists()]
     if existing and not overwrite:
-        more = f" and {len(existing) - 3} more" if len(existing) > 3 else ""
         raise ConfigError(
-            f"{', '.join(existing[:3])}{more} would be replaced; pass --overwrite, or "
+            f"{units.names(existing)} would be replaced; pass --overwrite, or "
             "--skip-existing to make only those that are missing, or another --output-dir"
         )
 

@@ -138,7 +138,10 @@ class BatchSource:
 
     def padded_prompt(self, key: str) -> Float[Tensor, "l d"]:
         """Prompt embeddings of a key, zero past their length: what the transformer reads."""
-        rows = self.reader.prompt_embeds(key)
+        return self.padded(self.reader.prompt_embeds(key))
+
+    def padded(self, rows: Float[np.ndarray, "n d"]) -> Float[Tensor, "l d"]:
+        """Prompt embeddings in fp32, zero past their length."""
         padded = np.zeros((self.sequence_length, rows.shape[1]), np.float32)
         padded[: len(rows)] = rows
         return torch.from_numpy(padded)

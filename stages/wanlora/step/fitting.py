@@ -13,6 +13,7 @@ from typing import Any, Literal
 import psutil
 import torch
 
+from wanlora.core import units
 from wanlora.core.buckets import Bucket
 from wanlora.core.flops import Recompute
 from wanlora.core.memory import Workload, longest_clip, plan, step_bytes
@@ -170,7 +171,7 @@ class _Refusals:
         return DeviceError(
             f"out of memory on {self.device} with the largest bucket ({self.bucket}, "
             f"{work.num_tokens:,} tokens, batch_size {work.batch_size}): "
-            f"{str(error).splitlines()[0]} A step may take {self.limit / 1e9:.1f} GB here. "
+            f"{str(error).splitlines()[0]} A step may take {units.size(self.limit)} here. "
             + _advice(self.activations, work, self.bucket, self.limit)
         )
 
@@ -199,7 +200,7 @@ def _advice(activations: Activations, work: Workload, bucket: Bucket, limit: flo
     if activations != "auto":
         cheaper: tuple[Recompute, ...] = ("none", "selective", "full")
         advice += [
-            f"--activations {mode} ({size(mode, work) / 1e9:.1f} GB)"
+            f"--activations {mode} ({units.size(size(mode, work))})"
             for mode in cheaper[cheaper.index(activations) + 1 :]
             if size(mode, work) < limit
         ]
@@ -219,11 +220,12 @@ def _advice(activations: Activations, work: Workload, bucket: Bucket, limit: flo
 def say(trial: Trial, work: Workload, device: torch.device) -> None:
     """Log how the blocks run, and what was planned and seen of it."""
     counted = step_bytes(work, trial.modes)
-    seen = f", {trial.peak_bytes / 1e9:.1f} seen" if trial.peak_bytes else ""
+    seen = f", {units.size(trial.peak_bytes)} measured" if trial.peak_bytes else ""
     logger.info(
-        "activations %s: %.3g GB counted%s, of %.3g; blocks %s; attention by %s; %.3g s for the "
-        "most expensive micro-batch",
-        describe(trial.modes), counted.total / 1e9, seen, budget(device) / 1e9,
+        "activations %s: %s counted%s, of %s; blocks %s; attention by %s; %s for the most "
+        "expensive micro-batch",
+        describe(trial.modes), units.size(counted.total), seen, units.size(budget(device)),
         "compiled" if work.compiled else "eager",
-        ", ".join(trial.attention) or "no known operator", trial.seconds,
+        ", ".join(trial.attention) or "no known operator",
+        units.duration(trial.seconds),
     )  # fmt: skip

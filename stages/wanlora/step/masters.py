@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from wanlora.core.units import count
+from wanlora.core.units import names as first_names
 from wanlora.errors import CheckpointError
 
 
@@ -170,5 +172,4 @@ def _gradient(parameter: torch.nn.Parameter) -> Tensor:
 
 
 def _listed(what: str, names: Sequence[str]) -> list[str]:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"{len(names)} tensors {what}: {', '.join(names[:3])}{more}"] if names else []
+    return [f"{count(len(names), 'tensor')} {what}: {first_names(names)}"] if names else []

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from wanlora import progress, runs
 from wanlora.config import TrainConfig
-from wanlora.core import flow, schedule
+from wanlora.core import flow, schedule, units
 from wanlora.core.cost import all_reduce_bytes
 from wanlora.core.groups import conclusion
 from wanlora.core.out_of_memory import explained_out_of_memory
@@ -32,13 +32,15 @@ from wanlora.step.predict import predict
 from wanlora.step.validation import EMA
 from wanlora.step.workload import Trial, describe
 from wanlora.stopping import stop_on_signals
+from wanlora.store.views import View
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
 from wanlora.train.outcomes import Outcome, Outcomes
 from wanlora.train.page import LivePage, collected_warnings, live_page
 from wanlora.train.record import check_trackers
 from wanlora.train.reporting import Reporter, validation_is_due
-from wanlora.train.resume import continued, recorded_settings
+from wanlora.train.resume import recorded_settings
+from wanlora.train.saving import SaveTimer
 from wanlora.train.session import Session, open_session
 from wanlora.wan import attention
 
@@ -108,7 +110,7 @@ class TrainResult:
         ]
 
 
-def run(config: TrainConfig) -> TrainResult:
+def run(config: TrainConfig, view: View) -> TrainResult:
     """Train, or continue, the run in `config.output_dir`.
 
     Raises:
@@ -116,10 +118,9 @@ def run(config: TrainConfig) -> TrainResult:
             a non-finite loss or gradient, before the optimizer steps on it; another process of
             the run that is lost.
     """
-    config = continued(config)
     check_trackers(config.trackers)
     with collected_warnings() as warnings:
-        return _train(config, open_session(config), warnings)
+        return _train(config, open_session(config, view), warnings)
 
 
 def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainResult:
@@ -159,7 +160,10 @@ def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainR
         _restore_best(config, session)
         if reporter.validation_is_due():  # a signal ended the run before it
             stopped = _validate(config, session, reporter)
+        if not stopped:
+            reporter.preview_at_start()
         outcomes.start()
+        timer = SaveTimer(config.save_minutes if session.is_main else 0)
         for step in () if stopped else steps:
             waited_s, slot_losses = 0.0, []
             for _ in session.slots[session.bucket(step)]:
@@ -174,7 +178,9 @@ def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainR
                 session.ranks.meet()  # names a lost one, where the collective would wait for it
                 masters.sum_over_ranks()
             grad_norm = masters.clip(config.optimizer.max_grad_norm)
-            values = outcomes.gather(torch.cat(slot_losses), grad_norm, stop.signal)
+            values = outcomes.gather(
+                torch.cat(slot_losses), grad_norm, stop.signal, save=timer.is_due()
+            )
             # The optimizer sees zeros for a NaN, in a step that is never kept: the run stops when
             # this process comes to know of it.
             masters.refuse(~torch.isfinite(values).all())
@@ -189,7 +195,9 @@ def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainR
             learning_rate.step()
 
             interrupted = stop.signal is not None and session.ranks.count == 1
-            stopped = _follow_up(config, session, reporter, outcomes, bar, pausing=interrupted)
+            stopped = _follow_up(
+                config, session, reporter, outcomes, bar, timer, pausing=interrupted
+            )
             if stopped:
                 break
         reporter.finish(stopped)
@@ -204,20 +212,24 @@ def _follow_up(
     reporter: Reporter,
     outcomes: Outcomes,
     bar: Any,
+    timer: SaveTimer,
     *,
     pausing: bool,
 ) -> str | None:
-    """Record what has arrived, and pause for what is due after a step; say why to stop, if so."""
-    pausing |= reporter.is_due() or saving.is_due(config, session)
-    stopping = _report(config, session, reporter, outcomes, all_of_them=pausing)
-    if stopping and not pausing:
-        _report(config, session, reporter, outcomes, all_of_them=True)
+    """Record what has arrived, and pause for what is due after a step; return a reason to stop."""
+    by_steps = saving.is_due(config, session)
+    pausing |= reporter.is_due() or by_steps
+    stopping, by_time = _report(config, session, reporter, outcomes, all_of_them=pausing)
+    if (stopping or by_time) and not pausing:
+        newest, _ = _report(config, session, reporter, outcomes, all_of_them=True)
+        stopping, pausing = stopping or newest, True
     if session.is_main:
         progress.show_figures(bar, *reporter.figures())
         bar.update()
         # Before the validation: what fails or stops there loses no step.
-        if stopping or saving.is_due(config, session):
+        if stopping or by_steps or by_time:
             saving.save(config, session)
+            timer.restart()
     if not stopping and reporter.validation_is_due():
         stopping = _validate(config, session, reporter)
     if not stopping:
@@ -302,15 +314,16 @@ def _report(
     outcomes: Outcomes,
     *,
     all_of_them: bool,
-) -> str | None:
-    """Record the steps whose outcome is here; say whether a signal asks to stop."""
-    stopping = None
+) -> tuple[str | None, bool]:
+    """Record the steps whose outcome is here; return the requests of all processes."""
+    stopping, saving_now = None, False
     for outcome in outcomes.arrived(all_of_them=all_of_them):
         if not outcome.is_finite:
             raise _non_finite(config, session, outcome)
         reporter.step(outcome)
         stopping = outcome.stop.name if outcome.stop else stopping
-    return stopping
+        saving_now |= outcome.save
+    return stopping, saving_now
 
 
 def _non_finite(config: TrainConfig, session: Session, outcome: Outcome) -> NonFiniteError:
@@ -321,8 +334,7 @@ def _non_finite(config: TrainConfig, session: Session, outcome: Outcome) -> NonF
     return NonFiniteError(
         f"step {outcome.step}: the {'loss' if bad else 'gradient'} is not finite "
         f"(gradient norm {outcome.grad_norm}); nothing of this step was saved. Clips: "
-        + "; ".join(slots[:4])
-        + (f" and {len(slots) - 4} more" if len(slots) > 4 else "")
+        + units.names(slots, most=4, separator="; ")
         + ". If the learning rate is too high, start again in another --output-dir with a lower "
         "--learning-rate; to see whether these clips are damaged: wanlora inspect "
         f"{shlex.quote(str(config.cache))} --verify" + _blame_kernel(config, session)

@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from wanlora.config import TrainConfig
+from wanlora.core import units
 from wanlora.core.buckets import DEFAULT_FPS, usual
 from wanlora.core.validation import describe_sample
 from wanlora.runs import ADAPTER_NAME, PREVIEWS_NAME
@@ -195,7 +196,7 @@ def _front_matter(facts: Mapping[str, Any]) -> str:
 
 def _what(facts: Mapping[str, Any]) -> str:
     number = facts.get("trainable_parameters")
-    size = f" of {number / 1e6:.3g} M parameters" if number else ""
+    size = f" of {units.number(number)} parameters" if number else ""
     model = str(facts["model"])
     shown = f"[{model}](https://huggingface.co/{model})" if _is_hub_id(model) else f"`{model}`"
     return (
@@ -349,8 +350,7 @@ def _counts(counts: Mapping[str, int] | None) -> str | None:
     if not counts:
         return None
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    shown = ", ".join(f"{name or 'none'} {number}" for name, number in ordered[:12])
-    return shown + (f", and {len(ordered) - 12} more" if len(ordered) > 12 else "")
+    return units.names((f"{name or 'none'} {number}" for name, number in ordered), most=12)
 
 
 def _plain(value: Any) -> str:

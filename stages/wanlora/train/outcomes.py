@@ -1,6 +1,6 @@
 """What came out of a step, fetched from the device without stopping it.
 
-Owns: losses, gradient norm and stop requests on their way to this process. They are looked at one
+Owns: losses, gradient norm, stop and save requests on their way to this process. They are read one
 step late: the copy of a step waits for that step alone, while the device already has the next one
 to do. So nothing idles, every step is recorded, and all ranks see the same and stop together.
 """
@@ -26,6 +26,7 @@ class Outcome:
             on the number of ranks.
         grad_norm: Before clipping.
         stop: Signal that any rank got during the step.
+        save: A rank requested a checkpoint during the step.
         seconds: The step's time, on the device where that has a clock.
         learning_rate: It was done with.
         waited_s: That this process waited for data; on a GPU the device may have been busy
@@ -36,6 +37,7 @@ class Outcome:
     losses: np.ndarray
     grad_norm: float
     stop: signal.Signals | None
+    save: bool
     seconds: float
     learning_rate: float
     waited_s: float
@@ -78,22 +80,30 @@ class Outcomes:
         """A step begins that does not follow on the one before: the first, or after a pause."""
         self._started = mark(self._device)
 
-    def gather(self, losses: Tensor, grad_norm: Tensor, stop: signal.Signals | None) -> Tensor:
+    def gather(
+        self,
+        losses: Tensor,
+        grad_norm: Tensor,
+        stop: signal.Signals | None,
+        *,
+        save: bool = False,
+    ) -> Tensor:
         """Put a step's numbers, of all ranks, into one tensor on the device.
 
         Args:
             losses: Of this rank's slots.
             grad_norm: The same on all ranks.
             stop: Signal that this process got.
+            save: This process requests a checkpoint.
         """
         # Filled on the device: a tensor made of a Python number would be copied there, and wait.
-        flag = torch.full_like(grad_norm, float(stop or 0))[None]
-        mine = torch.cat([losses, flag])
+        flags = [torch.full_like(grad_norm, float(flag))[None] for flag in (stop or 0, save)]
+        mine = torch.cat([losses, *flags])
         if self._num_ranks > 1:
             everyone = [torch.empty_like(mine) for _ in range(self._num_ranks)]
             dist.all_gather(everyone, mine)
             parts = torch.stack(everyone)
-            mine = torch.cat([parts[:, :-1].flatten(), parts[:, -1].amax()[None]])
+            mine = torch.cat([parts[:, :-2].flatten(), parts[:, -2:].amax(dim=0)])
         return torch.cat([mine, grad_norm[None]])
 
     def note(self, step: int, values: Tensor, *, learning_rate: float, waited_s: float) -> None:
@@ -115,12 +125,13 @@ class Outcomes:
 
     def _take(self, pending: _Pending) -> Outcome:
         wait_for(pending.arrived)
-        *losses, stop, grad_norm = pending.values.tolist()
+        *losses, stop, save, grad_norm = pending.values.tolist()
         return Outcome(
             step=pending.step,
             losses=np.array(losses),
             grad_norm=grad_norm,
             stop=signal.Signals(int(stop)) if stop else None,
+            save=bool(save),
             seconds=seconds_between(pending.started, pending.ended),
             learning_rate=pending.learning_rate,
             waited_s=pending.waited_s,

@@ -7,8 +7,8 @@ Legend: n prompts, l tokens, d text width, c f h w latents.
 
 import io
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ def preview(
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
+    stop: Callable[[], int] = int,
+    after_each: Callable[[], None] = lambda: None,
 ) -> list[Float32[torch.Tensor, "c f h w"]]:
     """Denoise each prompt with the adapter as it stands; the model and its gradients are as before.
 
@@ -61,31 +63,48 @@ def preview(
         seed: Prompt i takes seed + i.
         device: Where to compute.
         dtype: The transformer's type.
+        stop: Returns the number of a signal that requests a stop, or 0; checked at every step.
+        after_each: Called after each prompt, also after a stop.
 
     Returns:
-        Latents of each prompt, on the CPU.
+        Latents of each prompt, on the CPU; only of the prompts finished before a stop.
     """
+    made: list[Float32[torch.Tensor, "c f h w"]] = []
     total = len(prompt_embeds) * steps
     with (
         _in_eval_mode(transformer),
         progress.bar(total=total, description="preview", unit="step") as bar,
     ):
-        return [
-            denoise(
-                transformer,
-                prompt_embeds=embeds,
-                negative_embeds=negative_embeds,
-                shape=latent_shape(bucket, num_channels),
-                steps=steps,
-                guidance_scale=guidance_scale,
-                shift=shift,
-                seed=seed + index,
-                device=device,
-                dtype=dtype,
-                on_step=lambda: bar.update(1),
-            )
-            for index, embeds in enumerate(prompt_embeds)
-        ]
+
+        def on_step() -> None:
+            bar.update(1)
+            if stop():
+                raise _StoppedError
+
+        for index, embeds in enumerate(prompt_embeds):
+            with suppress(_StoppedError):
+                if not stop():
+                    made.append(
+                        denoise(
+                            transformer,
+                            prompt_embeds=embeds,
+                            negative_embeds=negative_embeds,
+                            shape=latent_shape(bucket, num_channels),
+                            steps=steps,
+                            guidance_scale=guidance_scale,
+                            shift=shift,
+                            seed=seed + index,
+                            device=device,
+                            dtype=dtype,
+                            on_step=on_step,
+                        )
+                    )
+            after_each()
+    return made
+
+
+class _StoppedError(Exception):
+    """A signal requested a stop in the middle of a preview."""
 
 
 def save_previews(

@@ -43,7 +43,6 @@ from wanlora.train.advice import (
     warn_of_rate_jump,
     warn_of_worse_than_base,
 )
-from wanlora.train.data import preview_prompts
 from wanlora.train.model_card import card_facts, model_card, updated_card
 from wanlora.train.outcomes import Outcome
 from wanlora.train.pace import against_prediction
@@ -198,14 +197,32 @@ class Reporter:
         rows = runs.read_rows(self._config.output_dir, runs.VALIDATION_NAME)
         return best_held_out(rows, self._session.progress) if self._recorder else None
 
+    def preview_at_start(self) -> None:
+        """Show the base before the first step, or what a run that was stopped did not show."""
+        session, done = self._session, self._session.progress.step
+        if not session.preview_every or done % session.preview_every or done == session.end_step:
+            return
+        folder = self._config.output_dir / runs.PREVIEWS_NAME / f"step-{done:06d}"
+        if session.ranks.from_main(lambda: not folder.exists()):
+            self._preview()
+
     def preview_if_due(self) -> None:
-        """Denoise the preview prompts to latents, and show them; on the main process alone."""
-        done = self._session.progress.step
-        if self._recorder and self._preview_is_due():
-            for index, frames in _make_previews(self._config, self._session).items():
-                self._recorder.images(done, f"preview/{index}", frames)
-            if self._page:
-                self._page.renew()
+        """Denoise the preview prompts to latents, and show them."""
+        if self._preview_is_due():
+            self._preview()
+
+    def _preview(self) -> None:
+        """Denoise on the main process; the others wait for one prompt at a time."""
+        session = self._session
+        if not session.is_main:
+            for _ in session.prompts:
+                session.ranks.meet()
+            return
+        assert self._recorder
+        for index, frames in _make_previews(self._config, session, self._stop).items():
+            self._recorder.images(session.progress.step, f"preview/{index}", frames)
+        if self._page:
+            self._page.renew()
 
     def finish(self, stopped: str | None) -> None:
         """Write the model card and the last page; compare the run's pace with its prediction.
@@ -239,8 +256,8 @@ class Reporter:
             self._recorder.close()
 
     def _preview_is_due(self) -> bool:
-        every, done = self._config.previews.every, self._session.progress.step
-        return bool(every) and done % every == 0
+        every, done = self._session.preview_every, self._session.progress.step
+        return bool(every) and (done % every == 0 or done == self._session.end_step)
 
     def _flops(self, bucket: Bucket) -> float:
         """What this process's share of a bucket's step needs, recomputation not counted."""
@@ -334,17 +351,15 @@ def validation_is_due(config: TrainConfig, session: Session) -> bool:
 
 
 def _make_previews(
-    config: TrainConfig, session: Session
+    config: TrainConfig, session: Session, stop: StopSignal
 ) -> dict[int, UInt8[np.ndarray, "f h w 3"]]:
     """Denoise at the clips' usual size, save the latents, and return rough pictures."""
     source, variant = session.data.source, session.variant
-    prompts = preview_prompts(config, session.data)
-    bucket = usual(clip.bucket for clip in session.data.clips)
     latents = preview(
         session.transformer,
-        prompt_embeds=torch.stack([source.padded_prompt(key) for _, key in prompts]),
+        prompt_embeds=torch.stack([prompt.embeds for prompt in session.prompts]),
         negative_embeds=source.padded_prompt(session.data.view.negative_prompt),
-        bucket=bucket,
+        bucket=usual(clip.bucket for clip in session.data.clips),
         num_channels=variant.z_dim,
         steps=config.previews.steps,
         guidance_scale=variant.guidance_scale,
@@ -352,11 +367,13 @@ def _make_previews(
         seed=config.seed,
         device=session.device,
         dtype=session.dtype,
+        stop=stop,
+        after_each=session.ranks.meet,
     )
     return save_previews(
         config.output_dir,
         session.progress.step,
-        [name for name, _ in prompts],
+        [prompt.text for prompt in session.prompts][: len(latents)],
         latents,
         solve(*source.reader.latent_rgb()),
         seed=config.seed,

@@ -5,8 +5,10 @@ appears is `runs`' and `files`' business.
 """
 
 import logging
+import math
 import os
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -128,6 +130,26 @@ def restore_best(
     if progress.best_step is None:
         best.unlink(missing_ok=True)  # of steps that are done again
     return progress
+
+
+class SaveTimer:
+    """Time since the last checkpoint, or since the start of training.
+
+    Args:
+        minutes: Longest time without a checkpoint; 0 = any.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        self._limit_s = 60 * minutes if minutes else math.inf
+        self.restart()
+
+    def restart(self) -> None:
+        """A checkpoint was saved now."""
+        self._since = time.monotonic()
+
+    def is_due(self) -> bool:
+        """Return whether the time is over."""
+        return time.monotonic() - self._since >= self._limit_s
 
 
 def is_due(config: TrainConfig, session: Session) -> bool:

@@ -19,6 +19,7 @@ import torch
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
+from wanlora.core import units
 from wanlora.core.buckets import Bucket, usual
 from wanlora.core.cost import all_reduce_bytes, model_flops
 from wanlora.core.memory import Workload, uploaded_bytes
@@ -30,13 +31,13 @@ from wanlora.step import fitting
 from wanlora.step.masters import Masters, MovingAverage
 from wanlora.step.validation import losses, make_panel, panel_facts
 from wanlora.step.workload import Trial, is_compiled, largest, workload
-from wanlora.store import index
-from wanlora.store.views import View, frame_rate, read_view
+from wanlora.store.views import View, frame_rate
 from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
 from wanlora.train.data import Data, log_draws, open_data, read_fixed_rows, warn_of_little
 from wanlora.train.git import git_commit
 from wanlora.train.optimizers import make_optimizer, missing_bytes, rate_of
+from wanlora.train.prompts import PreviewPrompt, preview_prompts
 from wanlora.train.ranks import Ranks, prepare_process
 from wanlora.train.resume import recorded_settings, settings_of
 from wanlora.wan import adapter as lora
@@ -67,6 +68,8 @@ class Session:
         facts: Where the adapter comes from; written into its header.
         panel_keys: Key of each panel, by its name.
         base_losses: The base's losses by panel key, measured once.
+        preview_every: Steps between previews; 0 = never.
+        prompts: Prompts of previews.
     """
 
     transformer: Any
@@ -90,6 +93,8 @@ class Session:
     facts: dict[str, str]
     panel_keys: dict[str, str]
     base_losses: dict[str, list[list[float]]]
+    preview_every: int
+    prompts: tuple[PreviewPrompt, ...]
 
     @property
     def is_main(self) -> bool:
@@ -105,14 +110,16 @@ class Session:
         return self.data.sizes[self.bucket(step)].global_batch
 
 
-def open_session(config: TrainConfig) -> Session:
+def open_session(config: TrainConfig, view: View) -> Session:
     """Check everything that can be checked, then load the transformer and the adapter.
+
+    Args:
+        config: The settings.
+        view: The cache's view, from `preflight.check`.
 
     Raises:
         WanloraError: The run is impossible or pointless as asked for.
     """
-    index.open_store(config.cache)
-    view = read_view(config.cache, config.view)  # refused, if at all, before a model is downloaded
     model = config.model or view.model
     attention.require_native_dispatch()
     prepare_process()
@@ -139,7 +146,8 @@ def open_session(config: TrainConfig) -> Session:
     dtype = devices.base_dtype(config.dtype, device)
     checkpoint = _open_run(config, view, ranks)
     warmup_steps = ranks.from_main(lambda: _warmup_steps(config, checkpoint, end_step))
-    ranks.from_main(lambda: read_fixed_rows(config, data))
+    preview_every = config.previews.period(end_step)
+    prompts = ranks.from_main(lambda: _read_rows(config, data, device, previews=preview_every > 0))
 
     with waiting(f"loading the transformer in {folder}", shown=ranks.is_main):
         transformer = load_transformer(folder, dtype=dtype, device=device)
@@ -195,6 +203,8 @@ def open_session(config: TrainConfig) -> Session:
         facts=facts,
         panel_keys={panel.name: panel.key(data.source, at_panel) for panel in data.panels},
         base_losses=ranks.from_main(lambda: _read_base_losses(config, checkpoint)),
+        preview_every=preview_every,
+        prompts=prompts,
     )
 
 
@@ -328,6 +338,17 @@ def _read_base_losses(config: TrainConfig, checkpoint: Path | None) -> dict[str,
         return {}
 
 
+def _read_rows(
+    config: TrainConfig, data: Data, device: torch.device, *, previews: bool
+) -> tuple[PreviewPrompt, ...]:
+    """Read what validation needs, and the prompts of previews; other processes get a copy."""
+    read_fixed_rows(config, data)
+    if not previews:
+        return ()
+    data.source.reader.latent_rgb()  # refused now if no segment has a projection
+    return tuple(preview_prompts(config, data, device))
+
+
 def _be_deterministic() -> None:
     # Read when cuBLAS starts; without it deterministic matrix products are refused on a GPU.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -392,14 +413,14 @@ def _say_what_is_resident(
     frozen = sum(p.numel() for p in transformer.parameters()) - trainable
     if num_processes > 1:
         logger.info(
-            "each process sends %s bytes a step: the adapter's gradient, summed once",
-            _count(all_reduce_bytes(trainable, num_processes)),
+            "each process sends %s per step: the adapter's gradient, summed once",
+            units.size(all_reduce_bytes(trainable, num_processes)),
         )
     logger.info(
         "%d process%s on %s: transformer %s parameters, frozen, %s; adapter %s trainable "
         "parameters (%.2f %%), fp32 masters; no VAE, no text encoder",
         num_processes, "es, one" if num_processes > 1 else "",
-        device, _count(frozen), str(dtype).removeprefix("torch."), _count(trainable),
+        device, units.number(frozen), str(dtype).removeprefix("torch."), units.number(trainable),
         100 * trainable / frozen,
     )  # fmt: skip
 
@@ -415,13 +436,6 @@ def _say_what_a_step_has(data: Data, works: Mapping[Bucket, Workload]) -> None:
                 for bucket, size in data.sizes.items()
             ),
         )
-
-
-def _count(number: int) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(number)
 
 
 def _fit(

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from wanlora.core import units
 from wanlora.core.out_of_memory import is_out_of_memory, reason_of
 from wanlora.errors import DeviceError
 from wanlora.wan.variants import MICRO, local_folder, variant_of
@@ -101,8 +102,8 @@ def require_host_memory(num_bytes: int, what: str, *advice: str) -> None:
     if num_bytes > free:
         options = "; ".join((*advice, "stop other programs, or use a machine with more memory"))
         raise DeviceError(
-            f"{what} needs {num_bytes / 1e9:.1f} GB of this machine's memory, and "
-            f"{free / 1e9:.1f} GB are free. Options: {options}"
+            f"{what} needs {units.size(num_bytes)} of this machine's memory, and "
+            f"{units.size(free)} are free. Options: {options}"
         )
 
 

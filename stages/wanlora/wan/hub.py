@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wanlora.core.units import count, size
 from wanlora.errors import ModelError, OutputError
 
 MARGIN = 1.1
@@ -45,13 +46,13 @@ def check_room(model: str, patterns: Sequence[str]) -> int:
     there = next(folder for folder in (place, *place.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free
     log.info(
-        "downloading %.2f GB of %s (%s) to %s, which has %.0f GB free",
-        num_bytes / 1e9, model, ", ".join(sorted(_sizes(files))), place, free / 1e9,
+        "downloading %s of %s (%s) to %s, which has %s free",
+        size(num_bytes), model, ", ".join(sorted(_sizes(files))), place, size(free),
     )  # fmt: skip
     if free < MARGIN * num_bytes:
         raise ModelError(
-            f"{model} needs a download of {num_bytes / 1e9:.2f} GB to {place}, and that disk has "
-            f"{free / 1e9:.2f} GB free (expected {MARGIN:g} times the download); free some, or set "
+            f"{model} needs a download of {size(num_bytes)} to {place}, and that disk has "
+            f"{size(free)} free (expected {MARGIN:g} times the download); free some, or set "
             "HF_HOME to a folder on a larger disk"
         )
     return num_bytes
@@ -74,8 +75,8 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled  # noqa: PLC0415
 
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    size = sum(file.stat().st_size for file in files) / 1e6
-    log.info("uploading %d files, %.3g MB, to %s", len(files), size, repository)
+    num_bytes = sum(file.stat().st_size for file in files)
+    log.info("uploading %s, %s, to %s", count(len(files), "file"), size(num_bytes), repository)
     api = HfApi(library_name="wanlora")
     unreachable: tuple[type[Exception], ...] = (OfflineModeIsEnabled, *network_errors())
     try:
@@ -121,4 +122,4 @@ def _sizes(files: Sequence[Any]) -> list[str]:
         if file.will_download:
             part = file.filename.split("/")[0] if "/" in file.filename else "index"
             parts[part] = parts.get(part, 0) + (file.file_size or 0)
-    return [f"{part} {size / 1e9:.2f} GB" for part, size in parts.items()]
+    return [f"{part} {size(num_bytes)}" for part, num_bytes in parts.items()]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from wanlora.core import units
 from wanlora.core.fingerprint import fingerprint
 from wanlora.errors import ModelError
 
@@ -69,7 +70,8 @@ def check_loading(info: Mapping[str, Any], part: Path) -> None:
         ModelError: Weights are missing, left over or of another shape; names the first few.
     """
     kinds = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")
-    problems = [f"{len(info[kind])} {kind}: {_first(info[kind])}" for kind in kinds if info[kind]]
+    found = {kind: sorted(map(str, info[kind])) for kind in kinds if info[kind]}
+    problems = [f"{len(names)} {kind}: {units.names(names)}" for kind, names in found.items()]
     if problems:
         raise ModelError(
             f"the weights in {part} do not fit their configuration: {'; '.join(problems)}; "
@@ -90,12 +92,6 @@ def file_sha256(path: Path) -> str:
         while chunk := file.read(_CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _first(keys: Any, limit: int = 3) -> str:
-    names = sorted(str(key) for key in keys)
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
 
 
 def hide_bars_without_terminal() -> None:

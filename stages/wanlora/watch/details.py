@@ -3,7 +3,6 @@
 Owns: which files are read, and the cache of metrics. Must not know: HTML, HTTP.
 """
 
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,8 @@ from wanlora.watch.summary import Summary
 
 MAX_CACHED = 16
 """Runs whose metrics stay in memory: 8 MB for 100,000 steps."""
+TAIL_BYTES = 512
+"""End of the part that was read; a file that was replaced has others there."""
 MAX_HEAD_BYTES = 2**20
 MAX_PICTURE_BYTES = 20 * 2**20
 
@@ -51,8 +52,29 @@ class RunData:
     notes: Sequence[str]
 
 
+class _Metrics:
+    """What was read of a metrics.jsonl: its columns, and how far."""
+
+    def __init__(self) -> None:
+        self.columns = Metrics()
+        self.num_damaged = 0
+        self.version: Version | None = None
+        self.end = 0
+        self.tail = b""
+
+    def add(self, data: bytes) -> None:
+        """Add the whole lines of what follows."""
+        whole = data[: data.rfind(b"\n") + 1]
+        read = records.metrics_rows(whole)
+        for row in read.rows:
+            self.columns.add(row)
+        self.num_damaged += read.num_damaged
+        self.end += len(whole)
+        self.tail = (self.tail + whole)[-TAIL_BYTES:]
+
+
 class Details:
-    """Data of the runs in a folder; metrics are read again only if they changed.
+    """Data of the runs in a folder. Of metrics, only new rows are read. Not for several threads.
 
     Args:
         folder: The folder.
@@ -60,40 +82,46 @@ class Details:
 
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
-        self._metrics: dict[str, tuple[Version | None, Metrics, int]] = {}
-        self._lock = threading.Lock()
+        self._metrics: dict[str, _Metrics] = {}
 
     def of(self, summary: Summary) -> RunData:
         """Read a run."""
         name = summary.name
-        metrics, num_damaged = self._read_metrics(name)
+        metrics = self._read_metrics(name)
         validations = records.validation_rows(self._read(f"{name}/{runs.VALIDATION_NAME}"))
-        files = ((runs.METRICS_NAME, num_damaged), (runs.VALIDATION_NAME, validations.num_damaged))
+        files = (
+            (runs.METRICS_NAME, metrics.num_damaged),
+            (runs.VALIDATION_NAME, validations.num_damaged),
+        )
         return RunData(
             summary=summary,
             settings=records.settings(self._read(f"{name}/{runs.CONFIG_NAME}")),
-            metrics=metrics,
+            metrics=metrics.columns,
             validations=validations.rows,
             pictures=self._pictures(name),
             notes=[
-                f"{count(damaged, 'damaged line')} of {file} are not shown"
+                f"{count(damaged, 'damaged line')} of {file} cannot be read"
                 for file, damaged in files
                 if damaged
             ],
         )
 
-    def _read_metrics(self, name: str) -> tuple[Metrics, int]:
+    def _read_metrics(self, name: str) -> _Metrics:
+        known = self._metrics.pop(name, _Metrics())
+        self._metrics[name] = known  # the last used is the last to be dropped
+        while len(self._metrics) > MAX_CACHED:
+            del self._metrics[next(iter(self._metrics))]
         path = f"{name}/{runs.METRICS_NAME}"
         version = self._folder.version(path)
-        with self._lock:
-            known = self._metrics.pop(name, None)
-            if known is None or known[0] != version:
-                read = records.metrics_rows(self._read(path))
-                known = version, Metrics(read.rows), read.num_damaged
-            self._metrics[name] = known  # the last used is the last to be dropped
-            while len(self._metrics) > MAX_CACHED:
-                del self._metrics[next(iter(self._metrics))]
-        return known[1], known[2]
+        if known.version == version:
+            return known
+        data = self._folder.read(path, start=known.end - len(known.tail)) or b""
+        if not data.startswith(known.tail):  # a resume has replaced the file
+            known = self._metrics[name] = _Metrics()
+            data = self._folder.read(path) or b""
+        known.add(data[len(known.tail) :])
+        known.version = version
+        return known
 
     def _pictures(self, name: str) -> dict[str, Picture]:
         """Prompt to its newest preview. A preview whose prompt cannot be read is left out."""

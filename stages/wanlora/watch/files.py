@@ -103,14 +103,21 @@ class Folder:
             os.close(descriptor)
         return Version(found.st_ino, found.st_mtime_ns, found.st_size)
 
-    def read(self, path: str, *, max_bytes: int = MAX_BYTES) -> bytes | None:
-        """Content of a regular file; None if there is no such file or it is larger."""
+    def read(self, path: str, *, start: int = 0, max_bytes: int = MAX_BYTES) -> bytes | None:
+        """Read a regular file; None if there is no such file or it exceeds the limit.
+
+        Args:
+            path: Relative to the folder.
+            start: Bytes to leave out.
+            max_bytes: Limit of what is read.
+        """
         descriptor = self._open(path)
         if descriptor is None:
             return None
         with os.fdopen(descriptor, "rb") as file:
-            size = os.fstat(descriptor).st_size
-            return file.read(size) if size <= max_bytes else None
+            size = os.fstat(descriptor).st_size - start
+            file.seek(start)
+            return file.read(max(size, 0)) if size <= max_bytes else None
 
     def read_end(self, path: str, num_bytes: int) -> bytes | None:
         """Last bytes of a regular file of any size; None if there is no such file."""

@@ -3,7 +3,8 @@
 Owns: which page a request gets. Must not know: HTTP headers, markup.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from pathlib import Path
 
@@ -38,7 +39,21 @@ class Pages:
         self._folder = folder
         self._summaries = Summaries(folder)
         self._details = Details(folder)
-        self.routes = {"/": self.show_list, "/run": self.show_run, "/compare": self.show_comparison}
+        self._lock = threading.Lock()
+        self.routes = {
+            "/": self._alone(self.show_list),
+            "/run": self._alone(self.show_run),
+            "/compare": self._alone(self.show_comparison),
+        }
+
+    def _alone(self, show: Callable[[Query], Answer]) -> Callable[[Query], Answer]:
+        """Make one page at a time: pages share what was read."""
+
+        def show_alone(query: Query) -> Answer:
+            with self._lock:
+                return show(query)
+
+        return show_alone
 
     def summaries(self) -> list[Summary]:
         """Summarise all runs, the last written first."""
@@ -56,7 +71,7 @@ class Pages:
         """Return the page of a run: its run.html, or one made now if that is missing or late."""
         [summary] = self._named(query.get("name", ()), least=1, most=1)
         html = self._run_html(summary) or self._made_now(summary)
-        head = b'<p><a href="/">All runs</a>' + _alarm(summary) + b"</p>"
+        head = b'<p><a href="/" style="color: inherit">All runs</a>' + _alarm(summary) + b"</p>"
         return Answer(html.replace(BODY, BODY + head, 1), run_status.SCRIPT)
 
     def show_comparison(self, query: Query) -> Answer:

@@ -9,6 +9,8 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from wanlora.report.series import KEYS
+
 Row = Mapping[str, Any]
 
 
@@ -91,11 +93,10 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_metrics(row: Row) -> bool:
-    """Whether it has a step, and every other value is a number, text or null."""
-    others = all(
-        value is None or isinstance(value, str) or is_number(value) for value in row.values()
+    """Whether it has a step, and a number or nothing for each of the others."""
+    return _is_step(row) and all(
+        row.get(key) is None or is_number(row[key]) for key in (*KEYS, "eta_s")
     )
-    return _is_step(row) and others
 
 
 def _is_validation(row: Row) -> bool:

@@ -8,6 +8,7 @@ Owns: the refusals and the headers. Must not know: what a page shows. No part of
 a path: a run is found by comparing its name with those in the folder.
 """
 
+import gzip
 import logging
 import socket
 import socketserver
@@ -125,7 +126,11 @@ class Handler(BaseHTTPRequestHandler):
         except Refusal as refusal:
             self._send(refusal.status, f"{refusal}\n".encode(), "text/plain")
             return
-        self._send(HTTPStatus.OK, answer.html, "text/html", script=script_source(answer.script))
+        packed = "gzip" in self.headers.get("Accept-Encoding", "")
+        # A list of 300 runs has 400 kB, and is fetched every few seconds, perhaps through SSH.
+        body = gzip.compress(answer.html, 1) if packed else answer.html
+        script = script_source(answer.script)
+        self._send(HTTPStatus.OK, body, "text/html", script=script, packed=packed)
 
     def do_HEAD(self) -> None:
         """Send a page's headers."""
@@ -187,7 +192,10 @@ class Handler(BaseHTTPRequestHandler):
                 "This page could not be made; the terminal of wanlora watch shows the reason.",
             ) from None
 
-    def _send(self, status: HTTPStatus, body: bytes, kind: str, *, script: str = "'none'") -> None:
+    def _send(
+        self, status: HTTPStatus, body: bytes, kind: str, *, script: str = "'none'",
+        packed: bool = False,
+    ) -> None:  # fmt: skip
         self.send_response(status)
         headers = {
             "Content-Type": f"{kind}; charset=utf-8",
@@ -207,6 +215,8 @@ class Handler(BaseHTTPRequestHandler):
         }
         if status == HTTPStatus.METHOD_NOT_ALLOWED:
             headers["Allow"] = "GET, HEAD"
+        if packed:
+            headers["Content-Encoding"] = "gzip"
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()

@@ -7,7 +7,6 @@ a run of another machine also counts as alive while it writes its `status.json` 
 """
 
 import socket
-import threading
 import time
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -103,7 +102,7 @@ class _Read:
 
 
 class Summaries:
-    """Summaries of the runs of a folder; only files that changed are read again.
+    """Summaries of the runs of a folder. Only files that changed are read again. Not for threads.
 
     Args:
         folder: The folder.
@@ -112,13 +111,11 @@ class Summaries:
     def __init__(self, folder: Folder) -> None:
         self._folder = folder
         self._known: dict[str, _Read] = {}
-        self._lock = threading.Lock()
 
     def of(self, names: tuple[str, ...]) -> list[Summary]:
         """Summarise runs, the last written first; runs that have vanished are left out."""
-        with self._lock:
-            self._known = {name: self._known[name] for name in names if name in self._known}
-            found = [self._summary(name) for name in names]
+        self._known = {name: self._known[name] for name in names if name in self._known}
+        found = [self._summary(name) for name in names]
         kept = [summary for summary in found if summary]
         return sorted(kept, key=lambda summary: (-summary.written_at, summary.name))
 

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from wanlora.core import units
 from wanlora.errors import AdapterError, NonFiniteError
 from wanlora.files import write_atomic
 from wanlora.wan.adapter.alphas import (
@@ -34,7 +35,6 @@ from wanlora.wan.adapter.header import (
     opened,
     provenance_of,
     read_header,
-    some,
 )
 from wanlora.wan.adapter.names import Key, layout_of, names_in_file
 from wanlora.wan.adapter.updates import (
@@ -255,5 +255,5 @@ def _check_pairs(file: Path, tensors: Mapping[str, Tensor]) -> None:
     if problems:
         raise AdapterError(
             f"{file} is damaged or not a LoRA: expected A (rank, in) and B (out, rank) for each "
-            f"module; found {some(problems, '; ')}"
+            f"module; found {units.names(problems, separator='; ')}"
         )

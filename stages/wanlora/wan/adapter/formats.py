@@ -11,10 +11,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from wanlora.core import units
 from wanlora.errors import AdapterError
 from wanlora.wan.adapter.alphas import PEFT_CONFIG, plain_number
 from wanlora.wan.adapter.file import AdapterFile, diffusers_header, to_bytes
-from wanlora.wan.adapter.header import PROVENANCE_PREFIX, some
+from wanlora.wan.adapter.header import PROVENANCE_PREFIX
 from wanlora.wan.adapter.names import BLOCK_LINEARS, LAYOUTS, template
 from wanlora.wan.adapter.updates import PREFIX, Update, folded
 
@@ -145,7 +146,7 @@ def _no_comfyui(updates: Updates) -> str | None:
         )
     unknown = [module for module in updates if LAYOUTS["comfyui"].written(module) is None]
     if unknown:
-        return f"the original Wan code has no name for {some(unknown)}"
+        return f"the original Wan code has no name for {units.names(unknown)}"
     return None
 
 
@@ -157,14 +158,14 @@ def _no_kohya(updates: Updates) -> str | None:
     if outside := sorted(name for name, number in parts if not number):
         return (
             "diffusers reads kohya's modules inside blocks only, and this adapter has "
-            f"{some(outside)}; {_COMFYUI}"
+            f"{units.names(outside)}; {_COMFYUI}"
         )
     blocks = range(len({number for _, number in parts}))
     wanted = [name.replace("N", str(block), 1) for block in blocks for name in BLOCK_LINEARS]
     if missing := [module for module in wanted if module not in updates]:
         return (
             "diffusers reads kohya's files only if all ten linear modules of every block are "
-            f"adapted, and {some(missing)} are not; {_COMFYUI}"
+            f"adapted, and {units.names(missing)} are not; {_COMFYUI}"
         )
     return None
 

@@ -5,7 +5,7 @@ import torch: a command reads headers before it loads anything.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 import safetensors
 
+from wanlora.core import units
 from wanlora.core.location import parse_path
 from wanlora.core.text import LFS_REMEDY
 from wanlora.errors import AdapterError
@@ -142,15 +143,9 @@ def _read_keys(file: Path, found: Iterable[str]) -> dict[str, Key]:
         if isinstance(value, str):
             reasons.setdefault(value, []).append(key)
     if reasons:
-        listed = [f"{some(sorted(names))}: {reason}" for reason, names in reasons.items()]
+        listed = [f"{units.names(sorted(names))}: {reason}" for reason, names in reasons.items()]
         raise AdapterError(
             f"{file} holds {sum(map(len, reasons.values()))} tensors that cannot be used, and an "
-            f"adapter is used whole or not at all. {some(sorted(listed), '; ')}"
+            f"adapter is used whole or not at all. {units.names(sorted(listed), separator='; ')}"
         )
     return {key: value for key, value in keys.items() if isinstance(value, Key)}
-
-
-def some(items: Sequence[str], separator: str = ", ", limit: int = 3) -> str:
-    """List the first few of many things in a message."""
-    more = f"{separator}and {len(items) - limit} more" if len(items) > limit else ""
-    return separator.join(items[:limit]) + more

@@ -15,11 +15,11 @@ from diffusers import WanTransformer3DModel
 from jaxtyping import Float32
 from peft import LoraConfig
 
+from wanlora.core import units
 from wanlora.core.rng import Stream, generator
 from wanlora.errors import AdapterError
 from wanlora.wan.adapter.alphas import plain_number
 from wanlora.wan.adapter.file import AdapterFile, LoraShape
-from wanlora.wan.adapter.header import some
 from wanlora.wan.adapter.updates import rank_of
 from wanlora.wan.targets import chosen, preset_pattern
 
@@ -150,8 +150,8 @@ def check_adapter_fits(adapter: AdapterFile, transformer: torch.nn.Module) -> No
             problems.append(f"{name}: expected {expected}, found {found}")
     if problems:
         raise AdapterError(
-            f"the adapter {adapter.path} is for another model: {some(problems, '; ')}. Pass the "
-            "--model it was trained on"
+            f"the adapter {adapter.path} is for another model: "
+            f"{units.names(problems, separator='; ')}. Pass the --model it was trained on"
         )
 
 

@@ -15,10 +15,10 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.utils import load_peft_weights
 
+from wanlora.core import units
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import AdapterError
 from wanlora.wan.adapter.file import AdapterFile
-from wanlora.wan.adapter.header import some
 from wanlora.wan.adapter.lora import check_adapter_fits
 from wanlora.wan.adapter.names import LAYOUTS
 from wanlora.wan.adapter.updates import Update, relative_error
@@ -126,7 +126,7 @@ def check_export(
         strange = sorted((written ^ expected.keys()) | (found.keys() ^ expected.keys()))
         raise AdapterError(
             f"{reader} does not read the modules from the {form} export that were written: it "
-            f"differs in {some(strange)}"
+            f"differs in {units.names(strange)}"
         )
     return max(relative_error(found[module], expected[module]) for module in expected)
 
