@@ -537,7 +537,8 @@ def _captions(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     prompts = rows.captions_in(row, where)
     if not prompts:
         raise ManifestError(
-            f"{where}: no caption; expected text under one of {', '.join(rows.CAPTION_NAMES)}"
+            f"{where}: no caption; expected text under one of {', '.join(rows.CAPTION_NAMES)}, "
+            f"found {rows.columns(row)}"
         )
     return prompts
 
