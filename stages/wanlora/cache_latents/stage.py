@@ -27,6 +27,7 @@ from wanlora.cache_latents.worker import Encoded, encode_share
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.prompts import prompt_key
 from wanlora.core.ranks import Rank, rank_of
+from wanlora.core.units import count, size
 from wanlora.errors import ConfigError, ManifestError, StoreError
 from wanlora.manifest import Clip
 from wanlora.stopping import interrupted_by_signals
@@ -87,6 +88,14 @@ def run(
         unread, plan = plan.unread, planning.look(config, plan)
         if rank.world > 1:
             _require_videos([failure for failure in unread if failure not in plan.unread])
+        if shown:
+            log.info(
+                "to encode: %s and %s, about %s, into %s; already there: %s and %s",
+                count(len(plan.missing_clips), "clip"),
+                count(len(plan.missing_prompts), "prompt"), size(plan.num_bytes), config.cache,
+                count(len({keyed.key for keyed in plan.clips}) - len(plan.missing_clips), "clip"),
+                count(len(plan.prompts) - len(plan.missing_prompts), "prompt"),
+            )  # fmt: skip
         made = _encode(config, plan, hashes, encode_missing)
     kept = [keyed for keyed in plan.clips if keyed.key not in made.clips.failures]
     failures = [*plan.failures, *_failures(plan.clips, made.clips.failures)]

@@ -14,6 +14,7 @@ from typing import Any
 from wanlora import __version__
 from wanlora.config import EvaluateConfig
 from wanlora.core.groups import conclusion
+from wanlora.core.units import count
 from wanlora.core.validation import describe_sample
 from wanlora.evaluate import losses, videos
 from wanlora.evaluate.measures import against_base, frames_of, measured
@@ -76,6 +77,11 @@ def run(config: EvaluateConfig, view: View) -> EvaluateResult:
     if config.videos_per_activity:
         require_folder(base_dir, flag="--set base_videos")
         logger.info("%s", describe(setup, models))
+    logger.info(
+        "to compare: %s with the base model, on %s at %s", count(len(compared), "adapter"),
+        count(len(setup.panel.clips), "held-out clip"),
+        count(len(setup.panel.sigmas), "noise level"),
+    )  # fmt: skip
     config.output_dir.mkdir(parents=True, exist_ok=True)
     load = functools.cache(lambda: _load(setup, compared))
     with pinned("auto", setup.device):  # the kernel that training takes: its losses, and its speed

@@ -5,6 +5,7 @@ captions', cutting is cuts', what a clip says is make's.
 """
 
 import json
+import logging
 import re
 import time
 from collections import Counter
@@ -51,6 +52,8 @@ from wanlora.wan.tokens import TokenCounts, count_tokens
 Outcomes = Mapping[Path, Checked | MediaError]
 
 """Failures that the message shows; all of them stand in errors.jsonl."""
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: PrepareConfig) -> PrepareResult:
@@ -166,6 +169,11 @@ def _check_sources(found: Found, config: PrepareConfig) -> tuple[Outcomes, Sourc
     with Journal(config.output, detector) as journal:
         outcomes = journal.recall(paths)
         todo = [path for path in paths if path not in outcomes]
+        logger.info(
+            "to check: %s, for clips of %d frames, %dx%d px, at %g fps; checked before: %s",
+            units.count(len(todo), "source"), config.num_frames, config.height, config.width,
+            config.fps, units.count(len(outcomes), "source"),
+        )  # fmt: skip
         failed = sum(isinstance(outcome, MediaError) for outcome in outcomes.values())
         checking = check_all(
             todo, workers=config.workers, detector=detector, stall_s=config.stall_s

@@ -197,6 +197,11 @@ def _make(
 ) -> None:
     """Make and write the videos, one by one: what is done when it is stopped stays."""
     total = len(videos) * settings.steps * (2 if config.compare else 1)
+    logger.info(
+        "to make: %s of %d frames, %dx%d px, %s each, in %s", count(len(videos), "video"),
+        settings.num_frames, settings.height, settings.width, count(settings.steps, "step"),
+        videos[0].path.parent,
+    )  # fmt: skip
     with progress.bar(total=total, description="sample", unit="step") as bar:
 
         def generate(video: Video) -> UInt8[np.ndarray, "t h w 3"]:

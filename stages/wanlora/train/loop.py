@@ -35,7 +35,9 @@ from wanlora.stopping import stop_on_signals
 from wanlora.store.views import View
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
+from wanlora.train.opening import log_expectation
 from wanlora.train.outcomes import Outcome, Outcomes
+from wanlora.train.pace import tried_seconds
 from wanlora.train.page import LivePage, collected_warnings, live_page
 from wanlora.train.record import check_trackers
 from wanlora.train.reporting import Reporter, validation_is_due
@@ -124,6 +126,12 @@ def run(config: TrainConfig, view: View) -> TrainResult:
 def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainResult:
     masters, optimizer, done = session.masters, session.optimizer, session.progress
     first_step = done.step
+    if session.is_main:
+        log_expectation(
+            config, tried_seconds(session.work, session.trial, session.slots),
+            session.data.source.order.bucket_steps_per_epoch,
+            num_steps=session.end_step - first_step, preview_every=session.preview_every,
+        )  # fmt: skip
     steps = range(first_step, session.end_step)
     learning_rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
