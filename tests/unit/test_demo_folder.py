@@ -63,6 +63,7 @@ def test_a_demo_continues_with_the_step_that_was_interrupted(tmp_path, steps, mo
         with pytest.raises(KeyboardInterrupt):
             stage.run(DemoConfig(output_dir=tmp_path))
     before = list(steps)
+    (tmp_path / "videos").mkdir(exist_ok=True)  # a step leaves something behind
     stage.run(DemoConfig(output_dir=tmp_path))
     assert [*before, stopped] == steps[: len(before) + 1]
     assert steps == list(stage.STEPS)

@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 
 from wanlora.core.fingerprint import difference
 from wanlora.errors import RunError
-from wanlora.files import require_folder, write_json
+from wanlora.files import foreign_files, require_folder, write_json
 
 NAME = "demo.json"
 
@@ -36,16 +36,22 @@ def open_folder(root: Path, identity: Mapping[str, Any]) -> Iterator[dict[str, A
         OutputError: The folder cannot be written.
     """
     require_folder(root, flag="--output-dir")
-    record = _read(root) or {"identity": dict(identity), "done": [], "result": None}
-    if differing := difference(record["identity"], identity):
+    if not (root / NAME).exists() and (others := foreign_files(root)):
         raise RunError(
-            f"{root} holds a demo of another version or with other settings:\n  "
-            + "\n  ".join(differing)
-            + "\ndelete the folder, or choose another --output-dir"
+            f"{root} holds {', '.join(others[:3])} and not a demo of this version: choose a new or "
+            "empty folder with --output-dir"
         )
     root.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(root / ".lock", timeout=0):
+            record = _read(root / NAME) or {"identity": identity, "done": [], "result": None}
+            if differing := difference(record["identity"], identity):
+                raise RunError(
+                    f"{root} holds a demo of another version or with other settings:\n  "
+                    + "\n  ".join(differing)
+                    + "\ndelete the folder, or choose another --output-dir"
+                )
+            write_json(root / NAME, record)
             yield record
     except Timeout:
         raise RunError(
@@ -60,24 +66,15 @@ def mark_done(root: Path, record: dict[str, Any], step: str) -> None:
     write_json(root / NAME, record)
 
 
-def _read(root: Path) -> dict[str, Any] | None:
-    """Content of `demo.json`; None for a folder that is empty or does not exist."""
-    path = root / NAME
-    if path.exists():
-        try:
-            record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return {name: record[name] for name in ("identity", "done", "result")}
-        except (ValueError, TypeError, KeyError):
-            raise RunError(
-                f"{path} cannot be read as the record of a demo: delete the folder, or choose "
-                "another --output-dir"
-            ) from None
-    others = sorted(
-        part.name for part in (root.iterdir() if root.exists() else ()) if part.name[0] != "."
-    )
-    if others:
+def _read(path: Path) -> dict[str, Any] | None:
+    """Content of `demo.json`; None without one."""
+    if not path.exists():
+        return None
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return {name: record[name] for name in ("identity", "done", "result")}
+    except (ValueError, TypeError, KeyError):
         raise RunError(
-            f"{root} holds files that are not from a demo of this version ({others[0]}): choose "
-            "an empty or new folder with --output-dir"
-        )
-    return None
+            f"{path} cannot be read as the record of a demo: delete the folder, or choose "
+            "another --output-dir"
+        ) from None

@@ -56,7 +56,7 @@ def _numbers(runs: Sequence[RunData]) -> Raw:
     rows: list[tuple[str, list[object]]] = [
         ("state", [badge(run) for run in shown]),
         ("steps", [steps(run) for run in shown]),
-        ("time left", ["" if run.eta_s is None else duration(run.eta_s) for run in shown]),
+        ("time left", ["" if run.eta_s is None else duration(round(run.eta_s)) for run in shown]),
         ("training loss, smoothed", [figure(loss) for loss in losses]),
         ("best held-out loss", [best_loss(run.best) for run in shown]),
         ("after step", [f"{run.best.step:,}" if run.best else "" for run in shown]),
@@ -185,7 +185,8 @@ def _picture(run: RunData, prompt: str) -> str:
 
 _STYLE = """
 .pictures { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); }
-.pictures figure { margin: 0; max-width: 260px; } th { white-space: normal; overflow-wrap: anywhere; } .pictures img { width: 100%; display: block; } .pictures figcaption { color: var(--soft); font-size: 12.5px; overflow-wrap: anywhere; }
+.pictures figure { margin: 0; max-width: 260px; } th, td { min-width: 10ch; }
+th { white-space: normal; overflow-wrap: anywhere; } .badge { white-space: normal; } .pictures img { width: 100%; display: block; } .pictures figcaption { color: var(--soft); font-size: 12.5px; overflow-wrap: anywhere; }
 .none { display: grid; place-items: center; min-height: 80px; background: var(--band); border-radius: 4px; }
 """  # noqa: E501
 

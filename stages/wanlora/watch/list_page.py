@@ -114,7 +114,7 @@ def ago(moment: float | None) -> Raw:
     exact = datetime.fromtimestamp(moment, UTC)
     return Raw(
         f'<time datetime="{exact:%Y-%m-%dT%H:%M:%SZ}" title="{exact:%Y-%m-%d %H:%M:%S} UTC">'
-        f"{duration(max(0.0, time.time() - moment))} ago</time>"
+        f"{duration(max(0, round(time.time() - moment)))} ago</time>"
     )
 
 
@@ -155,7 +155,7 @@ def _row(run: Summary) -> str:
         f'<input type="checkbox" name="run" value="{escape(run.name)}" '
         f'aria-label="select {escape(run.name)}">'
     )
-    left = "" if run.eta_s is None else duration(run.eta_s)
+    left = "" if run.eta_s is None else duration(round(run.eta_s))
     loss = run.loss if run.loss_smoothed is None else run.loss_smoothed
     cells = [
         ("", "pick", "", Raw(pick)),

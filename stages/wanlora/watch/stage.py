@@ -75,8 +75,8 @@ def run(config: WatchConfig) -> WatchResult:
         if "SSH_CONNECTION" in os.environ:
             port = server.server_port
             logger.info("on your own machine: ssh -L %d:127.0.0.1:%d HOST", port, port)
-        if config.open:
-            webbrowser.open(server.url)
+        if config.open and not webbrowser.open(server.url):
+            logger.warning("--open: there is no browser on this machine")
         return WatchResult(str(config.folder), stopped=_serve(server).name)
 
 
@@ -142,12 +142,12 @@ def _cells(run: Summary) -> list[str]:
             low, high = run.best.ci95_pct
             change += f" ({low:+.1f} to {high:+.1f})"
     return [
-        run.name,
+        run.name if run.name.isprintable() else ascii(run.name),
         run.state,
         f"{run.steps_done}{planned}",
-        "" if run.eta_s is None else duration(run.eta_s),
+        "" if run.eta_s is None else duration(round(run.eta_s)),
         figure(run.loss if run.loss_smoothed is None else run.loss_smoothed),
         figure(run.best.loss if run.best else None),
         change,
-        f"{duration(max(0.0, time.time() - run.written_at))} ago",
+        f"{duration(max(0, round(time.time() - run.written_at)))} ago",
     ]
