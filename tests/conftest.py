@@ -1,5 +1,6 @@
 """Shapes and types in signatures are checked in every test: jaxtyping with beartype."""
 
+from hypothesis import settings
 from jaxtyping import install_import_hook
 
 import tests.support.typecheck  # noqa: F401  (named by the hook below)
@@ -17,5 +18,9 @@ install_import_hook(
     ],
     "tests.support.typecheck.check",
 )
+
+# A time limit per example would depend on the machine's load. pytest-timeout stops what hangs.
+settings.register_profile("tests", deadline=None)
+settings.load_profile("tests")
 
 pytest_plugins = ("tests.support.models", "tests.support.caches")

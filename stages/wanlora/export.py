@@ -10,12 +10,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wanlora import __version__
 from wanlora.config import DEFAULT_MODEL, ExportConfig
 from wanlora.core import units
 from wanlora.errors import AdapterError, ConfigError, NonFiniteError, OutputError
 from wanlora.files import (
+    foreign_files,
     publish,
     publish_folder,
     require_folder,
@@ -25,13 +27,13 @@ from wanlora.files import (
 )
 from wanlora.runs import ADAPTER_NAME, CARD_NAME, PREVIEWS_NAME, adapter_of
 from wanlora.wan import hub
-from wanlora.wan.adapter import PROVENANCE_PREFIX, AdapterFile, read_adapter
-from wanlora.wan.adapter.formats import DTYPES, PEFT_FILE, encode, tolerance
-from wanlora.wan.adapter.merge import check_base, check_merged, write_merged
-from wanlora.wan.adapter.reread import READERS, check_export
-from wanlora.wan.adapter.updates import Update
-from wanlora.wan.variants import PIPELINE, public_name, resolve
+from wanlora.wan.adapter import PROVENANCE_PREFIX, AdapterHeader, read_header
+from wanlora.wan.variants import PIPELINE, public_name, resolve, resolve_here
 from wanlora.wan.weights import file_sha256
+
+if TYPE_CHECKING:
+    from wanlora.wan.adapter.file import AdapterFile
+    from wanlora.wan.adapter.updates import Update
 
 MERGED_RECORD = "wanlora.json"
 MUCH_ROUNDING = 0.05
@@ -115,7 +117,7 @@ def _push(config: ExportConfig, repository: str) -> ExportResult:
         )
     with staging(run_dir / "push") as folder:
         result = _export(config, folder / ADAPTER_NAME)
-        model = read_adapter(Path(result.adapter)).provenance.get("model", "")
+        model = read_header(Path(result.adapter)).provenance.get("model", "")
         write_text(folder / CARD_NAME, _public_card(run_dir, model, repository))
         for picture in _newest_pictures(run_dir):
             target = folder / picture.relative_to(run_dir)
@@ -138,12 +140,18 @@ def _newest_pictures(run_dir: Path) -> list[Path]:
 
 
 def _export(config: ExportConfig, output: Path) -> ExportResult:
-    adapter = read_adapter(adapter_of(config.adapter, config.checkpoint))
+    header = read_header(adapter_of(config.adapter, config.checkpoint))
+    _check_output(config, output, header)
+    model = config.model or header.provenance.get("model") or DEFAULT_MODEL
+    if config.format == "merged":
+        resolve_here(model, PIPELINE)
+    from wanlora.wan.adapter.file import read_adapter  # noqa: PLC0415  (imports torch)
+    from wanlora.wan.adapter.reread import READERS  # noqa: PLC0415  (imports diffusers)
+
+    adapter = read_adapter(header.path)
     updates = adapter.updates()
     if bad := [module for module, update in updates.items() if not update.is_finite()]:
         raise NonFiniteError(f"{adapter.path} holds NaN or infinity in {bad[0]}: nothing to export")
-    _check_output(config, output, adapter)
-    model = config.model or adapter.provenance.get("model") or DEFAULT_MODEL
     adapter = _without_paths(adapter)
     provenance = {
         **adapter.provenance,
@@ -168,7 +176,7 @@ def _export(config: ExportConfig, output: Path) -> ExportResult:
     )
 
 
-def _without_paths(adapter: AdapterFile) -> AdapterFile:
+def _without_paths(adapter: "AdapterFile") -> "AdapterFile":
     """Replace a model's folder in the header by its name: exports are given to other people."""
     key = f"{PROVENANCE_PREFIX}model"
     if key not in adapter.header:
@@ -189,11 +197,19 @@ class _Made:
 def _convert(
     config: ExportConfig,
     output: Path,
-    adapter: AdapterFile,
-    updates: Mapping[str, Update],
+    adapter: "AdapterFile",
+    updates: "Mapping[str, Update]",
     provenance: Mapping[str, str],
 ) -> _Made:
     """Write the adapter as another tool's file."""
+    from wanlora.wan.adapter.formats import (  # noqa: PLC0415  (imports torch)
+        DTYPES,
+        PEFT_FILE,
+        encode,
+        tolerance,
+    )
+    from wanlora.wan.adapter.reread import check_export  # noqa: PLC0415  (imports diffusers)
+
     dtype = config.dtype or "float32"
     bound = tolerance(DTYPES[dtype])
     files = encode(
@@ -223,12 +239,19 @@ def _convert(
 def _merge(
     config: ExportConfig,
     output: Path,
-    adapter: AdapterFile,
-    updates: Mapping[str, Update],
+    adapter: "AdapterFile",
+    updates: "Mapping[str, Update]",
     provenance: Mapping[str, str],
     model: str,
 ) -> _Made:
     """Multiply the adapter out into a copy of its base."""
+    from wanlora.wan.adapter.formats import DTYPES  # noqa: PLC0415  (imports torch)
+    from wanlora.wan.adapter.merge import (  # noqa: PLC0415  (imports diffusers)
+        check_base,
+        check_merged,
+        write_merged,
+    )
+
     model_dir = resolve(model, PIPELINE)
     if output.resolve() == model_dir.resolve():
         raise OutputError(f"--output {output} is the base itself; choose another folder")
@@ -249,7 +272,7 @@ def _merge(
     return _Made(error, num_bytes, config.dtype, model)
 
 
-def _check_output(config: ExportConfig, output: Path, adapter: AdapterFile) -> None:
+def _check_output(config: ExportConfig, output: Path, adapter: AdapterHeader) -> None:
     """Refuse to replace what was not asked for, or to spoil a run's folder."""
     require_folder(output.absolute().parent, flag="--output")
     beside = output.absolute().parent / ADAPTER_NAME
@@ -267,6 +290,12 @@ def _check_output(config: ExportConfig, output: Path, adapter: AdapterFile) -> N
     if not is_export:
         raise OutputError(
             f"{output} is there and is no earlier {config.format} export; choose another --output"
+        )
+    own = {*_MARKS.values(), "adapter_model.safetensors", *PIPELINE, "model_index.json"}
+    if mark and (others := [name for name in foreign_files(output) if name not in own]):
+        raise OutputError(
+            f"{output} holds {', '.join(others[:3])}, which no export writes, and replacing the "
+            "folder would delete it: move it away, or choose another --output"
         )
     if not config.overwrite:
         raise ConfigError(f"{output} would be replaced; pass --overwrite, or another --output")

@@ -459,6 +459,19 @@ def test_the_default_model_on_a_machine_without_a_gpu(home, inputs, command, mon
     assert files_in(home) == before
 
 
+def test_a_plan_needs_no_gpu_and_no_weights(home, inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    before = files_in(home)
+    planned = cli.invoke("cache-latents", *inputs["cache-latents"], "--dry-run", "--json")
+    assert planned.exit_code == 0, planned.output
+    found = json.loads(planned.stdout)
+    assert (found["clips_encoded"], found["prompts_encoded"]) == (1, 3)  # its own, "", negative
+    assert found["num_bytes"] > 0
+    assert files_in(home) == before
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_hub_model_without_a_network(home, inputs, command, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

@@ -21,6 +21,7 @@ from tests.support.stores import (
     segment_writer,
     write_rows,
 )
+from wanlora import cache_latents
 from wanlora.cache_latents import plan, stage
 from wanlora.config import CacheLatentsConfig, InspectConfig
 from wanlora.core.buckets import Bucket
@@ -209,7 +210,7 @@ def test_a_run_that_was_stopped_is_listed_and_its_rows_are_kept_until_it_ends(
     with monkeypatch.context() as patch:
         patch.setattr(stage, "_encode", stopped)
         with pytest.raises(KeyboardInterrupt):
-            stage.run(config)
+            cache_latents.run(config)
     (name,) = wants.names(cache)
     assert seen == [[name]]  # before it looks for missing rows
     found = inspect(InspectConfig(path=cache, gc=True, gc_min_age_h=0))
@@ -224,7 +225,7 @@ def test_a_run_that_was_stopped_is_listed_and_its_rows_are_kept_until_it_ends(
     assert planned.exit_code == 0, planned.output
     assert json.loads(planned.stdout)["freed"]["wants"] == []
     assert (found.freed["rows"], found.freed["wants"]) == (0, [name])
-    assert stage.run(config).clips_encoded == 0
+    assert cache_latents.run(config).clips_encoded == 0
     assert wants.names(cache) == []
     assert len(contents(cache, "mine")) > 6
 

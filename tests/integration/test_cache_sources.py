@@ -11,7 +11,8 @@ import pytest
 from tests.support.models import micro_home  # noqa: F401
 from wanlora import cache_latents, prepare
 from wanlora.cache_latents import plan as planning
-from wanlora.cache_latents import stage
+from wanlora.cache_latents import preflight, stage
+from wanlora.cache_latents.hashes import Hashes
 from wanlora.cache_latents.plan import Failure
 from wanlora.config import CacheLatentsConfig, PrepareConfig
 from wanlora.errors import ManifestError
@@ -122,7 +123,8 @@ def test_of_two_clips_with_equal_pixels_the_one_that_can_be_read_is_encoded(old,
     path.write_text(f"{line}\n{json.dumps(copy)}\n")
     new = config.model_copy(update={"manifest": (path,), "cache": old / "new"})
     video.with_name(gone).unlink()
-    found, _, hashes = stage._read(new)
+    found, _ = preflight.check(new)
+    hashes = Hashes.read(new.cache, new.manifest)
     using = planning.encoders_here(new, hashes)
     plan = planning.look(new, planning.make(new, found, using=using, hashes=hashes))
     assert len(plan.clips) == 2

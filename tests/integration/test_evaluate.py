@@ -16,8 +16,8 @@ from tests.support import cli
 from tests.support.diffusers_video import plain_diffusers
 from tests.support.models import random_tensors
 from wanlora.config import EvaluateConfig
+from wanlora.evaluate import preflight, videos
 from wanlora.evaluate import run as evaluate
-from wanlora.evaluate import videos
 from wanlora.evaluate.plan import plan
 from wanlora.evaluate.setup import open_setup
 from wanlora.evaluate.subjects import subjects
@@ -126,7 +126,7 @@ def test_nothing_learned_is_no_difference(held_out_cache, micro_folder, tmp_path
 def test_its_videos_are_those_of_plain_diffusers(held_out_cache, micro_folder, tmp_path):
     adapter = write_adapter(micro_folder, tmp_path / "adapter", scale=1.0)
     settings = config(held_out_cache, tmp_path / "out", adapter, seed=3)
-    setup = open_setup(settings)
+    setup = open_setup(settings, preflight.check(settings))
     compared = subjects(settings.adapter, checkpoints=False)
     models = plan(setup, compared, num_videos=1, base_dir=tmp_path, output_dir=tmp_path)
     transformer = load_transformer(micro_folder, dtype=torch.float32, device=CPU)

@@ -14,11 +14,12 @@ from wanlora.config import EvaluateConfig, SampleConfig
 from wanlora.evaluate.plan import plan, plan_clips
 from wanlora.evaluate.setup import open_setup
 from wanlora.evaluate.subjects import subjects
-from wanlora.sample.stage import trained_on, video_settings
+from wanlora.sample.preflight import find_latents, trained_on
+from wanlora.sample.stage import video_settings
 from wanlora.store.views import read_view, write_view
 from wanlora.wan.adapter import LoraShape, read_adapter, save_adapter
 from wanlora.wan.attach import read_scaled
-from wanlora.wan.saved_latents import find_latents, read_latents
+from wanlora.wan.saved_latents import read_latents
 from wanlora.wan.variants import VARIANTS
 
 
@@ -68,6 +69,9 @@ def test_previews_play_at_the_frame_rate_of_the_clips(run, tmp_path):
 
 
 def test_videos_of_an_adapter_have_its_frame_rate_and_size(run, tmp_path):
+    given = cli.invoke("sample", "--adapter", run, "--prompt", "a dog", "--fps", "0")
+    assert given.exit_code == 2  # a flag, and out of range
+    assert "fps" in given.output
     done = cli.invoke(
         "sample", "--adapter", run, "--prompt", "a dog", "--steps", 1, "--guidance-scale", 1,
         "--output-dir", tmp_path,
@@ -81,9 +85,8 @@ def test_videos_of_an_adapter_have_its_frame_rate_and_size(run, tmp_path):
 
 def test_videos_of_an_evaluation_have_the_frame_rate_of_the_held_out_clips(cache, run, tmp_path):
     def fps_of(**values) -> set[float]:
-        setup = open_setup(
-            EvaluateConfig(cache=cache, adapter=(str(run),), videos_per_activity=1, **values)
-        )
+        config = EvaluateConfig(cache=cache, adapter=(str(run),), videos_per_activity=1, **values)
+        setup = open_setup(config, read_view(cache, "default"))
         compared = subjects((str(run),), checkpoints=False)
         folders = {"base_dir": tmp_path, "output_dir": tmp_path}
         models = plan(setup, compared, num_videos=1, **folders)
@@ -107,7 +110,10 @@ def test_adapters_that_differ_or_recorded_nothing_leave_the_variants_defaults(tm
     images = read_scaled(adapter(tmp_path / "c", fps="16", num_frames="1", **size))
     old = read_scaled(adapter(tmp_path / "d"))
     damaged = read_scaled(adapter(tmp_path / "e", fps="nan", num_frames="many"))
-    rates = [trained_on(each, "fps") for each in ([fast], [fast, slow], [fast, old], [damaged], [])]
+    rates = [
+        trained_on([item.adapter.provenance for item in each], "fps")
+        for each in ([fast], [fast, slow], [fast, old], [damaged], [])
+    ]
     assert rates == [24.0, None, None, None, None]
 
     variant, prompt = VARIANTS["t2v-1.3b"], ("a",)

@@ -18,7 +18,7 @@ from wanlora.core.batch_sizes import BatchSize
 from wanlora.core.buckets import Bucket
 from wanlora.errors import ConfigError
 from wanlora.step.predict import predict
-from wanlora.train import session
+from wanlora.train import preflight, session
 
 NAME = "pytorch_lora_weights.safetensors"
 STILL, SHORT, LONG = (Bucket(frames, 96, 96) for frames in (1, 9, 17))
@@ -105,7 +105,7 @@ def test_the_loss_of_a_step_is_the_mean_over_its_clips(cache, tmp_path, caplog):
     assert row["bucket"] == str(STILL)
     assert f"{STILL}: 8 of 5, 2 at once" in caplog.text
     config = TrainConfig(cache=cache, output_dir=tmp_path / "plain", seed=1, **SETTINGS)
-    opened = session.open_session(config)
+    opened = session.open_session(config, preflight.check(config))
     batch = opened.data.source.read(0, range(8))
     assert len(set(batch.clip_ids[:5])) == 5  # every image, then the next epoch's first
     prediction, target = predict(opened.transformer, batch, opened.device, opened.dtype)

@@ -31,7 +31,7 @@ from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
 from wanlora.core.prompts import prompt_key
-from wanlora.errors import MediaError, ModelError, StoreError
+from wanlora.errors import DeviceError, MediaError, ModelError, StoreError
 from wanlora.manifest import Clip
 from wanlora.progress import bar
 from wanlora.store import index, objects
@@ -44,7 +44,7 @@ from wanlora.wan.provenance import (
     text_provenance,
     vae_provenance,
 )
-from wanlora.wan.variants import ENCODERS, Variant, resolve, variant_of
+from wanlora.wan.variants import ENCODERS, VARIANTS, Variant, find_downloaded, resolve, variant_of
 
 ALIASES = "aliases.json"
 
@@ -158,13 +158,18 @@ class Plan:
 def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int = 0) -> Encoders:
     """Find the device and the model of this process, and hash its weights.
 
+    A dry run needs neither a GPU nor the weights of a model of the hub: it then plans for a GPU
+    with TF32, and counts everything as missing in the cache.
+
     Raises:
         ConfigError: An environment variable changes the encoders' arithmetic.
         ModelError: There is no such model, or it is incomplete.
         DeviceError: The model is too large for what this machine has.
     """
-    device = pick(config.device, config.model, local_rank=local_rank)
+    device = _device(config, local_rank)
     require_own_arithmetic(device)
+    if config.dry_run and find_downloaded(config.model, ENCODERS) is None:
+        return _not_downloaded(config, device)
     folder = resolve(config.model, ENCODERS)
     variant = variant_of(folder)
     with turn("hash"):  # the others find the digests of the first
@@ -173,6 +178,33 @@ def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int
         latents_provenance, text_provenance = _provenances(config, folder, device, hashes)
         hashes.keep_weights()
     return Encoders(folder, variant, device, latents_provenance, text_provenance, stamps)
+
+
+def _device(config: CacheLatentsConfig, local_rank: int) -> torch.device:
+    try:
+        return pick(config.device, config.model, local_rank=local_rank)
+    except DeviceError as error:
+        if not config.dry_run:
+            raise
+        log.info("the plan is for a GPU with TF32 (NVIDIA Ampere or newer); here: %s", error)
+        return torch.device("cuda")
+
+
+def _not_downloaded(config: CacheLatentsConfig, device: torch.device) -> Encoders:
+    """Encoders of a hub model without its files: enough to count clips, prompts and bytes."""
+    log.info(
+        "%s is not on this machine, so the cache is not searched for its rows: all clips and "
+        "prompts are counted as missing. The first run downloads the encoders", config.model,
+    )  # fmt: skip
+    variant = VARIANTS["t2v-1.3b"]  # all released T2V models have the same encoders
+    latents = {
+        "model": config.model,
+        "store_dtype": config.store.dtype,
+        "z_dim": variant.z_dim,
+        "posterior": "mode+logvar" if config.store.logvar else "mode",
+    }
+    text = {"model": config.model, "text_dim": variant.text_dim}
+    return Encoders(Path(config.model), variant, device, latents, text)
 
 
 def make(
@@ -315,7 +347,10 @@ def _parse_aliases(document: bytes | None) -> dict[str, str]:
 
 def has_tf32(device: torch.device) -> bool:
     """Whether a device can round to TF32 at all (NVIDIA since Ampere, compute capability 8.0)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cuda":
+        return False
+    # Without a GPU, a dry run plans for one.
+    return not torch.cuda.is_available() or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 @dataclass(slots=True)
@@ -387,6 +422,8 @@ def _check_size(clip: Clip) -> None:
 
 def note_other_generations(cache: Location, using: Encoders) -> None:
     """Say how encodings of other weights or settings in this cache differ from this run's."""
+    if not using.stamps:  # not downloaded
+        return
     for kind, wanted in _by_kind(using):
         for other, provenance in index.provenances(cache, kind).items():
             if other != fingerprint(wanted):

@@ -26,7 +26,7 @@ from wanlora.core.location import Location
 from wanlora.core.prompts import prompt_key
 from wanlora.errors import OutputError, StaleStoreError, StoreError
 from wanlora.store import index, objects
-from wanlora.store.views import View, read_view
+from wanlora.store.views import View
 from wanlora.wan import identity
 from wanlora.wan.device import pick
 from wanlora.wan.provenance import require_own_arithmetic, text_provenance
@@ -66,22 +66,20 @@ class PromptsResult:
         ]
 
 
-def encode_preview_prompts(config: CacheLatentsConfig) -> PromptsResult:
+def encode_preview_prompts(config: CacheLatentsConfig, view: View) -> PromptsResult:
     """Encode the prompts that neither the cache nor the user's cache folder has.
 
     Args:
         config: Its `preview_prompts`, cache, view and device. The model is the view's unless one is
             given; types are the view's.
+        view: The view, from `preflight.check_view`.
 
     Raises:
-        StoreError: There is no such view.
         StaleStoreError: The model's text encoder is not the one that encoded the view.
         ModelError: The text encoder is not on this machine, or is damaged.
         DeviceError: The text encoder does not fit into the device.
     """
     started = time.monotonic()
-    index.open_store(config.cache)
-    view = read_view(config.cache, config.view)
     texts = {prompt_key(text): text for text in config.preview_prompts}
     missing = missing_prompts(config.cache, view.text, texts)
     kept_in, made = config.cache, EncodedPrompts()

@@ -18,19 +18,19 @@ from types import ModuleType
 
 from wanlora import manifest
 from wanlora.cache_latents import plan as planning
-from wanlora.cache_latents import processes
+from wanlora.cache_latents import preflight, processes
 from wanlora.cache_latents.encode import complete_groups
 from wanlora.cache_latents.hashes import Hashes
 from wanlora.cache_latents.plan import Encoders, Failure, KeyedClip, Plan
-from wanlora.cache_latents.preview_prompts import PromptsResult, encode_preview_prompts
 from wanlora.cache_latents.result import CacheResult, Outcome, listed, summarize
 from wanlora.cache_latents.worker import Encoded, encode_share
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.prompts import prompt_key
 from wanlora.core.ranks import Rank, rank_of
+from wanlora.core.units import count, size
 from wanlora.errors import ConfigError, ManifestError, StoreError
-from wanlora.files import require_folder
 from wanlora.manifest import Clip
+from wanlora.moved import advice, find_sources
 from wanlora.stopping import interrupted_by_signals
 from wanlora.store import index, objects, schema, wants
 from wanlora.store.reader import StoreReader
@@ -47,13 +47,18 @@ from wanlora.wan.variants import MICRO
 log = logging.getLogger(__name__)
 
 
-def run(config: CacheLatentsConfig) -> CacheResult | PromptsResult:
+def run(
+    config: CacheLatentsConfig, found: Sequence[Clip], bad_lines: Sequence[manifest.BadLine]
+) -> CacheResult:
     """Encode what the manifests name and the store lacks, and publish the view.
 
-    With `preview_prompts`, only these are encoded, and no view is published.
+    Args:
+        config: The settings.
+        found: Clips of the manifests, from `preflight.check`.
+        bad_lines: Their lines that cannot be used.
 
     Raises:
-        ManifestError: A manifest cannot be used, or none of its clips can.
+        ManifestError: None of the clips can be used.
         ModelError: The model folder is incomplete, or its weights are wrong.
         DeviceError: The model is too large for what this machine has.
         OutputError: The cache folder cannot be written.
@@ -61,22 +66,22 @@ def run(config: CacheLatentsConfig) -> CacheResult | PromptsResult:
         WorkerError: All workers were killed.
         KeyboardInterrupt: SIGINT or SIGTERM; encoded rows are kept.
     """
-    if config.preview_prompts:
-        return encode_preview_prompts(config)
     started = time.monotonic()
     rank = rank_of(os.environ)
-    found, bad, hashes = _read(config)
+    found, hashes = _with_hashes(config, found)
     with _launched(config, rank, hashes) as (using, encode_missing):
         shown = rank.index == 0
         plan = planning.make(config, found, using=using, hashes=hashes, shown=shown)
-        plan = replace(plan, failures=(*bad, *plan.failures))
+        plan = replace(plan, failures=(*_failures_of(bad_lines), *plan.failures))
         if not plan.clips:
-            raise ManifestError(_nothing_left(config, plan.failures))
+            lost = _advice(config, found, plan.failures)
+            raise ManifestError(_nothing_left(config, plan.failures, lost))
         if rank.world > 1:
             _require_videos(plan.failures)
         planning.note_other_generations(config.cache, using)
         if config.dry_run:
-            plan = planning.look(config, plan)
+            unread, plan = plan.unread, planning.look(config, plan)
+            _require_some_sources(config, found, plan, unread)
             outcome = Outcome(plan.clips, plan.failures, num_bytes=plan.num_bytes)
             seconds = time.monotonic() - started
             return summarize(config, plan, outcome, seconds=seconds, shown=shown)
@@ -86,6 +91,15 @@ def run(config: CacheLatentsConfig) -> CacheResult | PromptsResult:
         unread, plan = plan.unread, planning.look(config, plan)
         if rank.world > 1:
             _require_videos([failure for failure in unread if failure not in plan.unread])
+        _require_some_sources(config, found, plan, unread)
+        if shown:
+            log.info(
+                "to encode: %s and %s, about %s, into %s; already there: %s and %s",
+                count(len(plan.missing_clips), "clip"),
+                count(len(plan.missing_prompts), "prompt"), size(plan.num_bytes), config.cache,
+                count(len({keyed.key for keyed in plan.clips}) - len(plan.missing_clips), "clip"),
+                count(len(plan.prompts) - len(plan.missing_prompts), "prompt"),
+            )  # fmt: skip
         made = _encode(config, plan, hashes, encode_missing)
     kept = [keyed for keyed in plan.clips if keyed.key not in made.clips.failures]
     failures = [*plan.failures, *_failures(plan.clips, made.clips.failures)]
@@ -139,7 +153,8 @@ def encode_rows(
     Raises:
         StoreError: The manifests, the model or the device give none of these rows.
     """
-    found, _, hashes = _read(config)
+    found, _ = preflight.check(config)
+    found, hashes = _with_hashes(config, found)
     using = planning.encoders_here(config, hashes)
     all_of_it = planning.look(config, planning.make(config, found, using=using, hashes=hashes))
     missing_clips = tuple(keyed for keyed in all_of_it.missing_clips if keyed.key in clips)
@@ -167,18 +182,17 @@ def encode_rows(
     return num_rows - len(failures), failures
 
 
-def _read(config: CacheLatentsConfig) -> tuple[list[Clip], list[Failure], Hashes]:
-    """Read the manifests, with their bad lines, and known hashes, before a model is downloaded."""
-    if isinstance(config.cache, Path):
-        require_folder(config.cache, flag="--cache")
-    bad: list[Failure] = []
-    found = manifest.read_all(
-        config.manifest,
-        on_bad=lambda line: bad.append(Failure("bad_line", line.where, line.reason)),
-    )
-    manifest.warn_of_old_colours(found)
-    index.has_store(config.cache)
-    return found, bad, Hashes.read(config.cache, config.manifest)
+def _with_hashes(config: CacheLatentsConfig, found: Sequence[Clip]) -> tuple[list[Clip], Hashes]:
+    """Find sources that were moved, and read the known hashes of all sources."""
+    hashes = Hashes.read(config.cache, config.manifest)
+    clips, moved = find_sources(found, config.source_root)
+    hashes.move_sources(moved)
+    return clips, hashes
+
+
+def _failures_of(bad: Sequence[manifest.BadLine]) -> list[Failure]:
+    """A failure for each line of a manifest that cannot be used."""
+    return [Failure("bad_line", line.where, line.reason) for line in bad]
 
 
 @contextmanager
@@ -188,13 +202,8 @@ def _launched(
     """The encoders of the workers, and what has them encode a plan.
 
     Raises:
-        ConfigError: Two launchers at once, or Ray is not installed.
+        ConfigError: Ray is not installed.
     """
-    if rank.world > 1 and (config.launcher != "local" or (config.num_workers or 1) > 1):
-        raise ConfigError(
-            f"this process is rank {rank.index} of {rank.world} (torchrun or srun started it), and "
-            "a rank is one worker: leave out --launcher and --num-workers"
-        )
     if config.launcher == "ray":
         with _on_ray().workers(config) as workers:
             yield workers.using, workers.encode
@@ -338,8 +347,42 @@ def _failures(clips: Sequence[KeyedClip], undecoded: Mapping[str, Failure]) -> l
     ]
 
 
-def _nothing_left(config: CacheLatentsConfig, failures: Sequence[Failure]) -> str:
+def _require_some_sources(
+    config: CacheLatentsConfig, found: Sequence[Clip], plan: Plan, unread: Sequence[Failure]
+) -> None:
+    """Log what to do about sources that are missing; refuse if no clip can be encoded without them.
+
+    Args:
+        config: The settings.
+        found: Clips of the manifests.
+        plan: After `look`: clips with rows in the store need no source.
+        unread: Clips without a readable source, before `look`.
+
+    Raises:
+        ManifestError: Every clip lacks both its source and its row.
+    """
+    failures = [failure for failure in unread if failure not in plan.unread]
+    lost = _advice(config, found, [*plan.failures, *failures])
+    if lost and len(failures) == len(plan.clips):
+        raise ManifestError(_nothing_left(config, [*plan.failures, *failures], lost))
+    if lost:
+        log.warning("%s", lost)
+
+
+def _advice(config: CacheLatentsConfig, found: Sequence[Clip], failures: Sequence[Failure]) -> str:
+    """Explain what to do about sources that are missing; empty without any."""
+    lost = {failure.clip_id for failure in failures if failure.code == "missing"}
+    return advice(
+        (clip.source for clip in found if clip.clip_id in lost),
+        len({clip.path for clip in found}),
+        config.source_root,
+    )
+
+
+def _nothing_left(config: CacheLatentsConfig, failures: Sequence[Failure], lost: str = "") -> str:
     shown = [f"[{f.code}] {f.clip_id}: {f.message}" for f in failures]
     lines = ["no clip of the manifests can be used", *listed(shown, "clips failed")]
+    if lost:
+        return "\n".join([*lines, lost])
     command = shlex.join(["wanlora", "verify", *map(str, config.manifest)])
     return "\n".join([*lines, f"look at them with: {command}"])

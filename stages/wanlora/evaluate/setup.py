@@ -3,7 +3,6 @@
 Owns: the checks before anything is loaded.
 """
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +11,14 @@ from typing import Any
 import torch
 
 from wanlora.config import EvaluateConfig
-from wanlora.core.buckets import Bucket, problem_with, usual
-from wanlora.errors import ConfigError
+from wanlora.core.buckets import Bucket
+from wanlora.evaluate import preflight
 from wanlora.step.batches import BatchSource
-from wanlora.step.clips import check_encodings
 from wanlora.step.source import make_source
 from wanlora.step.validation import Panel, make_panel
-from wanlora.store.captions import captions, no_such_split
+from wanlora.store.captions import captions
 from wanlora.store.reader import StoreReader
-from wanlora.store.views import View, frame_rate, read_view
+from wanlora.store.views import View, frame_rate
 from wanlora.wan.device import base_dtype, pick, warn_of_toy
 from wanlora.wan.variants import Variant, resolve, variant_of
 from wanlora.wan.weights import weights_sha256
@@ -64,25 +62,24 @@ class Setup:
         }
 
 
-def open_setup(config: EvaluateConfig) -> Setup:
+def open_setup(config: EvaluateConfig, view: View) -> Setup:
     """Check everything that can be checked without loading a model.
+
+    Args:
+        config: The settings.
+        view: The cache's view, from `preflight.check`.
 
     Raises:
         WanloraError: There is no such view, split, device, model or size, or they do not fit.
     """
-    view = read_view(config.cache, config.view)
-    held_out = tuple(clip for clip in view.clips if clip.split == config.split)
-    if not held_out:
-        raise no_such_split(view, config.split)
+    held_out = preflight.held_out_clips(config, view)
     model = config.model or view.model
     device = pick(config.device, model)
     warn_of_toy(model)
-    parts = ["transformer", "vae"] if config.videos_per_activity else ["transformer"]
+    parts = preflight.parts_of_model(config)
     folder = resolve(model, parts)
     variant = variant_of(folder)
-    words = ["wanlora", "cache-latents", "--cache", str(config.cache), "--model", model]
-    words += [] if config.view == "default" else ["--view", config.view]
-    check_encodings(view, variant, encode_again=shlex.join(words))
+    preflight.check_model(config, view, variant)
     reader = StoreReader.of_view(config.cache, view)
     source = make_source(
         view, reader, held_out, variant,
@@ -104,20 +101,8 @@ def open_setup(config: EvaluateConfig) -> Setup:
         weights={part: weights_sha256(folder / part) for part in parts},
         device=device,
         dtype=base_dtype(config.dtype, device),
-        bucket=_bucket(config, usual(clip.bucket for clip in held_out)),
+        bucket=preflight.video_size(config, held_out),
         fps=config.fps or frame_rate(held_out),
         steps=config.steps or variant.steps,
         guidance_scale=variant.guidance_scale if guidance is None else guidance,
     )
-
-
-def _bucket(config: EvaluateConfig, held_out: Bucket) -> Bucket:
-    """Size of the videos: that of the held-out clips, but for what was asked for."""
-    bucket = Bucket(
-        config.num_frames or held_out.num_frames,
-        config.height or held_out.height,
-        config.width or held_out.width,
-    )
-    if problem := problem_with(bucket):
-        raise ConfigError(f"cannot make videos of {problem}")
-    return bucket

@@ -12,13 +12,13 @@ from wanlora.config import SampleConfig
 from wanlora.core.buckets import DEFAULT_FPS
 from wanlora.core.prompts import slug
 from wanlora.errors import ConfigError, ModelError
-from wanlora.files import require_folder
 from wanlora.media import recorded
+from wanlora.sample.preflight import find_latents
 from wanlora.sample.videos import Video, check_new, record_of
 from wanlora.wan.device import pick
 from wanlora.wan.encoders import decode_latents, load_vae
 from wanlora.wan.pipeline import versions
-from wanlora.wan.saved_latents import SavedLatents, find_latents, read_latents
+from wanlora.wan.saved_latents import SavedLatents, read_latents
 from wanlora.wan.variants import VARIANTS, Variant, resolve, variant_of
 
 
@@ -30,7 +30,6 @@ def decode(config: SampleConfig, source: Path) -> tuple[str, list[Video]]:
     """
     saved = [read_latents(file) for file in find_latents(source)]
     videos = [_video_of(item, config.output_dir) for item in saved]
-    require_folder(config.output_dir, flag="--output-dir")
     check_new(videos, overwrite=config.overwrite)
     models = {item.facts["model"] for item in saved}
     if config.model is None and len(models) > 1:

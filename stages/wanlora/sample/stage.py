@@ -5,7 +5,6 @@ same files, bit for bit.
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,16 +15,16 @@ import torch
 from jaxtyping import UInt8
 
 from wanlora import __version__, progress
-from wanlora.config import DEFAULT_MODEL, SampleConfig
-from wanlora.core.buckets import Bucket, problem_with
+from wanlora.config import SampleConfig
 from wanlora.core.text import shorten
 from wanlora.core.units import count
 from wanlora.errors import ConfigError, DeviceError
 from wanlora.media import recorded
 from wanlora.media.side_by_side import side_by_side
 from wanlora.progress import waiting
+from wanlora.sample import preflight
 from wanlora.sample.decode import decode
-from wanlora.sample.videos import Video, missing, plan, record_of
+from wanlora.sample.videos import Video, missing, record_of
 from wanlora.store.views import frame_rate, read_view
 from wanlora.wan import pipeline as wan
 from wanlora.wan.attach import ScaledAdapter, attach, read_scaled
@@ -67,8 +66,12 @@ class SampleResult:
         ]
 
 
-def run(config: SampleConfig) -> SampleResult:
-    """Make every video asked for; what can be refused is refused before anything is loaded.
+def run(config: SampleConfig, videos: list[Video]) -> SampleResult:
+    """Make the videos.
+
+    Args:
+        config: The settings.
+        videos: The videos to make, from `preflight.check`; none with saved latents.
 
     Raises:
         WanloraError: A setting, the device, the model or an adapter does not do.
@@ -76,9 +79,8 @@ def run(config: SampleConfig) -> SampleResult:
     if config.latents:
         model, videos = decode(config, config.latents)
         return _result(model, videos, videos, [])
-    videos = plan(config)
     adapters = [read_scaled(text) for text in config.adapter]
-    model = config.model or _trained_on(adapters) or DEFAULT_MODEL
+    model = preflight.model_of(config, _provenances(adapters))
     device = pick(config.device, model)
     if config.offload != "none" and device.type == "cpu":
         raise DeviceError(
@@ -91,6 +93,11 @@ def run(config: SampleConfig) -> SampleResult:
     settings = video_settings(config, variant, adapters)
     _check_lengths(folder, [*(video.prompt for video in videos), settings.negative_prompt])
     fps = _fps(config, variant, adapters)
+    logger.info(
+        "videos of %d frames, %dx%d px, at %g fps%s",
+        settings.num_frames, settings.width, settings.height, fps,
+        ", as the adapter's clips unless set" if adapters else "",
+    )  # fmt: skip
     made_with = _provenance(config, model, adapters, settings, device, fps)
     to_make = missing(videos, made_with) if config.skip_existing else videos
     if to_make:
@@ -110,39 +117,13 @@ def _result(
     )
 
 
-def _trained_on(adapters: Sequence[ScaledAdapter]) -> str | None:
-    """The model that the adapters' headers name.
-
-    Raises:
-        ConfigError: They name several.
-    """
-    models = {item.adapter.provenance["model"] for item in adapters if "model" in
-              item.adapter.provenance}  # fmt: skip
-    if len(models) > 1:
-        raise ConfigError(
-            f"the adapters were trained on several models ({', '.join(sorted(models))}): pass the "
-            "--model to use them with"
-        )
-    return models.pop() if models else None
-
-
-def trained_on(adapters: Sequence[ScaledAdapter], name: str) -> float | None:
-    """Positive number that the headers of all adapters agree on, for example their clips' fps.
-
-    None if an adapter has none (0.1.0 and other tools recorded none), or they differ.
-    """
-    recorded = {item.adapter.provenance.get(name) for item in adapters}
-    try:
-        (text,) = recorded
-        value = float(text or 0)
-    except ValueError:  # several values, or not a number
-        return None
-    return value if 0 < value < math.inf else None
+def _provenances(adapters: Sequence[ScaledAdapter]) -> list[dict[str, str]]:
+    return [item.adapter.provenance for item in adapters]
 
 
 def _fps(config: SampleConfig, variant: Variant, adapters: Sequence[ScaledAdapter]) -> float:
     """Frames per second of the videos: as set, else as trained, else the cache's, else Wan's."""
-    if fps := config.fps or trained_on(adapters, "fps"):
+    if fps := config.fps or preflight.trained_on(_provenances(adapters), "fps"):
         return fps
     if config.cache is not None:
         return frame_rate(read_view(config.cache, config.view).clips)
@@ -157,10 +138,7 @@ def video_settings(
     Raises:
         ConfigError: Wan cannot take the size; diffusers would round it in silence.
     """
-    size = Bucket(variant.num_frames, variant.height, variant.width)
-    trained = [trained_on(adapters, name) for name in Bucket._fields]
-    if all(trained) and trained[0] != 1:  # clips of one frame are images
-        size = Bucket(*(int(value) for value in trained if value))
+    size = preflight.video_size(config, variant, _provenances(adapters))
     defaults = wan.VideoSettings(
         num_frames=size.num_frames,
         height=size.height,
@@ -172,10 +150,7 @@ def video_settings(
     given = {
         name: value for name in asdict(defaults) if (value := getattr(config, name)) is not None
     }
-    settings = replace(defaults, **given)
-    if problem := problem_with(Bucket(settings.num_frames, settings.height, settings.width)):
-        raise ConfigError(f"cannot sample {problem}")
-    return settings
+    return replace(defaults, **given)
 
 
 def _check_lengths(folder: Path, prompts: Sequence[str]) -> None:
@@ -222,6 +197,11 @@ def _make(
 ) -> None:
     """Make and write the videos, one by one: what is done when it is stopped stays."""
     total = len(videos) * settings.steps * (2 if config.compare else 1)
+    logger.info(
+        "to make: %s of %d frames, %dx%d px, %s each, in %s", count(len(videos), "video"),
+        settings.num_frames, settings.height, settings.width, count(settings.steps, "step"),
+        videos[0].path.parent,
+    )  # fmt: skip
     with progress.bar(total=total, description="sample", unit="step") as bar:
 
         def generate(video: Video) -> UInt8[np.ndarray, "t h w 3"]:

@@ -5,9 +5,8 @@ Owns: which clips' captions those are.
 
 import logging
 
-from wanlora.errors import StoreError
 from wanlora.store.reader import StoreReader
-from wanlora.store.views import View
+from wanlora.store.views import View, no_such_split
 
 logger = logging.getLogger(__name__)
 
@@ -41,13 +40,3 @@ def captions(reader: StoreReader, view: View, split: str) -> dict[str, dict[str,
             "trained on", split, ", ".join(lacking),
         )  # fmt: skip
     return found
-
-
-def no_such_split(view: View, split: str) -> StoreError:
-    """Say that a view has no clips of a split, and how it gets some."""
-    splits = ", ".join(sorted({clip.split for clip in view.clips})) or "none"
-    return StoreError(
-        f"view {view.name!r} has no clips of split {split!r}; it has {len(view.clips)} clips, of "
-        f"splits: {splits}. Hold some out with wanlora prepare --val-fraction 0.05 and run wanlora "
-        "cache-latents again (which encodes nothing twice), or choose another with --set split=..."
-    )

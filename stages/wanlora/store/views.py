@@ -247,3 +247,13 @@ def _weight(line: Mapping[str, Any]) -> float:
     if problem := weight_problem(weight):
         raise ValueError(f"clip {line['clip_id']}: weight {weight}; {problem}")
     return weight
+
+
+def no_such_split(view: View, split: str) -> StoreError:
+    """Say that a view has no clips of a split, and how it gets some."""
+    splits = ", ".join(sorted({clip.split for clip in view.clips})) or "none"
+    return StoreError(
+        f"view {view.name!r} has no clips of split {split!r}; it has {len(view.clips)} clips, of "
+        f"splits: {splits}. Hold some out with wanlora prepare --val-fraction 0.05 and run wanlora "
+        "cache-latents again (which encodes nothing twice), or choose another with --set split=..."
+    )

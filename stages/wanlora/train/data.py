@@ -1,6 +1,6 @@
-"""What a run trains and validates on: a view narrowed to splits and manifests, over an open store.
+"""Data of a run: the chosen clips over an open store, and the panels to validate on.
 
-Owns: the choice of clips.
+Owns: what is read from the store before the first step. The clips are chosen in `clips`.
 """
 
 import logging
@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wanlora import manifest
 from wanlora.config import TrainConfig
 from wanlora.core.batch_sizes import BatchSize, batch_sizes
 from wanlora.core.buckets import Bucket
 from wanlora.core.groups import describe_few_groups
 from wanlora.core.order import balanced_shares, describe_shares, describe_untrained, shares
 from wanlora.core.schedule import describe_short_run
-from wanlora.errors import NonFiniteError, StoreError
+from wanlora.errors import NonFiniteError
 from wanlora.step.batches import BatchSource
-from wanlora.step.clips import check_encodings, weighted
+from wanlora.step.clips import check_encodings
 from wanlora.step.source import make_source
 from wanlora.step.validation import Panel, make_panel
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, read_view
+from wanlora.train.clips import choose, encode_again
 from wanlora.wan import targets
 from wanlora.wan.variants import Variant
 
@@ -75,11 +75,9 @@ def open_data(config: TrainConfig, variant: Variant, view: View | None = None) -
         ConfigError: A weight belongs to no activity or is out of range.
         ManifestError: A manifest given to choose clips cannot be read.
     """
-    view = _shortened(view or read_view(config.cache, config.view), config.train_frames)
-    clips = weighted(_training_clips(view, config), config.clip_weights)
+    view, clips = choose(config, view or read_view(config.cache, config.view))
     held_out = tuple(clip for clip in view.clips if clip.split == config.validation.split)
-    again = _encode_again(config, config.model or view.model)
-    check_encodings(view, variant, encode_again=again)
+    check_encodings(view, variant, encode_again=encode_again(config, config.model or view.model))
     needed = replace(view, clips=(*clips, *held_out))
     sizes = batch_sizes(
         sorted({clip.bucket for clip in clips}),
@@ -175,57 +173,6 @@ def warn_of_little(config: TrainConfig, data: Data, *, end_step: int, num_proces
         every = held_out | {clip.source_group for clip in data.clips}
         if few := describe_few_groups(len(held_out), len(every)):
             logger.warning("split %r: %s", split, few)
-
-
-def _shortened(view: View, train_frames: int | None) -> View:
-    """Let longer clips count as their first frames.
-
-    The VAE is causal, so a prefix of latents is the latents of the prefix, bit for bit.
-    """
-    if train_frames is None:
-        return view
-    clips = tuple(
-        replace(
-            clip,
-            bucket=clip.bucket._replace(num_frames=min(train_frames, clip.bucket.num_frames)),
-        )
-        for clip in view.clips
-    )
-    return replace(view, clips=clips)
-
-
-def _training_clips(view: View, config: TrainConfig) -> tuple[ViewClip, ...]:
-    wanted = (
-        {clip.clip_id for clip in manifest.read_all(config.manifest)} if config.manifest else None
-    )
-    known = {clip.clip_id for clip in view.clips}
-    if wanted is not None and (absent := sorted(wanted - known)):
-        raise StoreError(
-            f"{len(absent)} clips of the manifest are not in view {config.view!r} of "
-            f"{config.cache}: {', '.join(absent[:3])}{' ...' if len(absent) > 3 else ''}. Run: "
-            + _encode_again(config, view.model)
-        )
-    chosen = tuple(
-        clip
-        for clip in view.clips
-        if clip.split == config.split and (wanted is None or clip.clip_id in wanted)
-    )
-    if not chosen:
-        splits = sorted({clip.split for clip in view.clips})
-        raise StoreError(
-            f"view {config.view!r} of {config.cache} has no clips of split {config.split!r} to "
-            f"train on; it has {len(view.clips)} clips, of splits: {', '.join(splits) or 'none'}"
-        )
-    return chosen
-
-
-def _encode_again(config: TrainConfig, model: str) -> str:
-    """The command that makes this run's view with the encoders of a model."""
-    words = ["wanlora", "cache-latents", "--cache", str(config.cache), "--model", model]
-    words += [] if config.view == "default" else ["--view", config.view]
-    for path in config.manifest:
-        words += ["--manifest", str(path)]
-    return shlex.join(words)
 
 
 def _panels(

@@ -71,21 +71,3 @@ def read_latents(path: Path) -> SavedLatents:
             f"{', '.join(sorted(names)[:3]) or 'no tensors'}"
         )
     return SavedLatents(path, latents.float(), facts)
-
-
-def find_latents(path: Path) -> list[Path]:
-    """List the files of latents in a run's folder, in its previews/ or one step's, or the one file.
-
-    Raises:
-        RunError: There are none.
-    """
-    if path.is_file():
-        return [path]
-    folder = path / "previews" if (path / "previews").is_dir() else path
-    files = sorted(folder.glob("step-*/*.safetensors")) or sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise RunError(
-            f"no latents in {path}; expected a run that made previews "
-            "(wanlora train --set previews.every=500), or its previews/step-... folder"
-        )
-    return files

@@ -161,9 +161,22 @@ def resolve(model: str, subfolders: Sequence[str]) -> Path:
     Raises:
         ModelError: The folder does not exist or is incomplete, or the hub cannot be reached.
     """
+    return resolve_here(model, subfolders) or _download(model, subfolders)
+
+
+def resolve_here(model: str, subfolders: Sequence[str]) -> Path | None:
+    """Find the folder of a model on this machine; None for a hub id, which nothing downloads.
+
+    Args:
+        model: See `resolve`.
+        subfolders: The parts that are needed.
+
+    Raises:
+        ModelError: The folder does not exist or is incomplete.
+    """
     folder = _micro_folder() if model == MICRO else local_folder(model)
     if folder is None:
-        return _download(model, subfolders)
+        return None
     if missing := _missing(folder, subfolders):
         raise ModelError(
             f"the model in {folder} is incomplete: missing {', '.join(missing)}; expected a folder "
@@ -173,6 +186,28 @@ def resolve(model: str, subfolders: Sequence[str]) -> Path:
         if is_lfs_pointer(file):
             raise ModelError(f"{file} {LFS_REMEDY}")
     return folder
+
+
+def find_downloaded(model: str, subfolders: Sequence[str]) -> Path | None:
+    """Find the folder of a model without downloading anything; None if parts of it are missing.
+
+    Args:
+        model: See `resolve`.
+        subfolders: The parts that are needed.
+
+    Raises:
+        ModelError: A local folder does not exist or is incomplete.
+    """
+    if folder := resolve_here(model, subfolders):
+        return folder
+    import huggingface_hub  # noqa: PLC0415  (a second to import, and only hub ids need it)
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(model, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return None if _missing(folder, subfolders) else folder
 
 
 def local_folder(model: str) -> Path | None:

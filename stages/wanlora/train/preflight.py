@@ -1,0 +1,37 @@
+"""Checks of `train` that need no torch: a mistake is refused before seconds of imports.
+
+Owns: the order of these checks. Must not import torch, diffusers or zarr.
+"""
+
+from wanlora.config import TrainConfig
+from wanlora.step.clips import check_encodings
+from wanlora.store import index
+from wanlora.store.views import View, read_view
+from wanlora.train.clips import choose, encode_again
+from wanlora.wan import targets
+from wanlora.wan.adapter.header import read_header
+from wanlora.wan.variants import TRANSFORMER, resolve_here, variant_of
+
+
+def check(config: TrainConfig) -> View:
+    """Refuse settings, a cache, a model folder or an adapter that cannot be used.
+
+    A model of the hub is not downloaded here; it is checked when it is.
+
+    Returns:
+        The view of the cache.
+
+    Raises:
+        WanloraError: Names what cannot be used.
+    """
+    index.open_store(config.cache)
+    view = read_view(config.cache, config.view)
+    choose(config, view)
+    if config.init_adapter:
+        read_header(config.init_adapter)
+    model = config.model or view.model
+    if folder := resolve_here(model, TRANSFORMER):
+        variant = variant_of(folder)
+        check_encodings(view, variant, encode_again=encode_again(config, model))
+        targets.chosen(targets.linear_names(variant.num_layers), config.lora.targets)
+    return view
