@@ -93,6 +93,11 @@ def run(config: SampleConfig, videos: list[Video]) -> SampleResult:
     settings = video_settings(config, variant, adapters)
     _check_lengths(folder, [*(video.prompt for video in videos), settings.negative_prompt])
     fps = _fps(config, variant, adapters)
+    logger.info(
+        "videos of %d frames, %dx%d px, at %g fps%s",
+        settings.num_frames, settings.width, settings.height, fps,
+        ", as the adapter's clips unless set" if adapters else "",
+    )  # fmt: skip
     made_with = _provenance(config, model, adapters, settings, device, fps)
     to_make = missing(videos, made_with) if config.skip_existing else videos
     if to_make:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
@@ -40,6 +39,7 @@ from wanlora.train.opening import log_adapter, log_steps
 from wanlora.train.optimizers import make_optimizer, missing_bytes, rate_of
 from wanlora.train.prompts import PreviewPrompt, preview_prompts
 from wanlora.train.ranks import Ranks, prepare_process
+from wanlora.train.resume import recorded_settings, settings_of
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
@@ -244,18 +244,10 @@ def _open_run(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
     """Let the main process check the folder; every rank then continues from one checkpoint."""
 
     def resolve(recorded: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return resolved(TrainConfig.model_validate(recorded), view, ranks.device)
-        except ValidationError as error:
-            path = config.output_dir / runs.CONFIG_NAME
-            raise RunError(
-                f"{path} holds settings that this release ({__version__}) does not know: {error}. "
-                "Continue the run with the release that made it, or start again in another "
-                "--output-dir"
-            ) from None
+        return resolved(settings_of(config.output_dir, recorded), view, ranks.device)
 
     def check() -> Path | None:
-        settings = config.model_dump(mode="json")
+        settings = recorded_settings(config)
         settings["optimizer"]["warmup_steps"] = _recorded_warmup(config)
         return runs.open_run(config.output_dir, settings, resume=config.resume, resolve=resolve)
 
@@ -277,7 +269,7 @@ def _recorded_warmup(config: TrainConfig) -> int | None:
     if given is not None:
         return given
     recorded: int | None = (
-        runs.recorded_settings(config.output_dir).get("optimizer", {}).get("warmup_steps")
+        runs.read_settings(config.output_dir).get("optimizer", {}).get("warmup_steps")
     )
     return recorded
 
@@ -303,7 +295,7 @@ def resolved(config: TrainConfig, view: View, device: torch.device) -> dict[str,
         view: Gives the model and the shift of sigma.
         device: Decides the type of the base.
     """
-    settings = config.model_dump(mode="json")
+    settings = recorded_settings(config)
     settings["model"] = config.model or view.model
     dtype = devices.base_dtype(config.dtype, device)
     settings["dtype"] = str(dtype).removeprefix("torch.")
