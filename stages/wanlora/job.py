@@ -27,6 +27,7 @@ from wanlora.errors import ConfigError
 from wanlora.show_config import JOB
 from wanlora.stopping import stop_on_signals
 from wanlora.store.views import read_view
+from wanlora.train.resume import recorded_settings
 
 logger = logging.getLogger(__name__)
 
@@ -232,7 +233,7 @@ def finished_steps(config: TrainConfig) -> int | None:
         return None
     recorded, facts = runs.read_config(config.output_dir)
     view = read_view(config.cache, config.view)
-    same = runs.same_settings(recorded, config.model_dump(mode="json"))
+    same = runs.same_settings(recorded, recorded_settings(config))
     return runs.step_of(checkpoint) if same and facts.get("view_sha256") == view.sha256 else None
 
 

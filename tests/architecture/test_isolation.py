@@ -54,7 +54,9 @@ def test_stage_one_needs_only_the_encoders(micro_folder, npz_manifest, tmp_path)
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help"), ("sample", "--help")])
+@pytest.mark.parametrize(
+    "arguments", [("--help",), ("train", "--help"), ("sample", "--help"), ("config", "train")]
+)
 def test_help_imports_neither_torch_nor_diffusers(arguments):
     modules = cli.modules_after(*arguments)
     assert not modules & {"torch", "diffusers", "transformers", "peft", "zarr", "numpy", "av"}

@@ -181,7 +181,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_it(cache, tmp_path, s
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert "step-000002: File too large" in message
-    assert "continue with --resume" in message
+    assert f"wanlora train --output-dir {tmp_path} --resume" in message
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
     assert (tmp_path / NAME).read_bytes() == before
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from wanlora.captions import find
-from wanlora.errors import ManifestError
+from wanlora.errors import ManifestError, NoCaptionError
 
 
 def make(folder, *names):
@@ -46,6 +46,21 @@ def test_a_video_without_a_caption_is_listed(tmp_path):
         ("no_caption", str(tmp_path / "b.mp4")),
         ("no_caption", str(tmp_path / "c.mp4")),
     ]
+
+
+def test_a_table_whose_caption_column_is_unknown_is_refused_with_the_names_that_are_read(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "metadata.csv").write_text("file_name,description\na.mp4,one\nb.mp4,two\n")
+    for captions in (None, tmp_path / "metadata.csv"):
+        with pytest.raises(
+            NoCaptionError,
+            match=r"csv:2: .*found file_name, description, expected one of prompt, caption, text",
+        ):
+            find([tmp_path], captions)
+    (tmp_path / "a.txt").write_text("one")  # a column may be missing if a .txt has the caption
+    found = find([tmp_path], None)
+    assert prompts(found) == {"a.mp4": ("one",)}
+    assert "csv:3: no column of a caption" in found.failures[0].message
 
 
 TABLES = {

@@ -63,6 +63,85 @@ def test_the_list_of_commands_says_what_each_is_for_and_where_to_start():
     assert "Start with: wanlora demo" in text
 
 
+FLAGS = {
+    "demo": "--concept --known-videos --max-steps --output-dir --seed",
+    "prepare": (
+        "--buckets --caption-prefix --captions --count --dry-run --edits --fps --height --html "
+        "--materialize --mode --model --num-frames --output --output-dir --scenes --seed "
+        "--short --stride --val-fraction --width --workers sources"
+    ),
+    "verify": "--html --limit --model manifests",
+    "cache-latents": (
+        "--cache --device --dry-run --gpus-per-worker --launcher --manifest --model "
+        "--num-workers --preview-prompt --view"
+    ),
+    "inspect": (
+        "--decode --device --dry-run --gc --html --manifest --output-dir --repair --verify path"
+    ),
+    "estimate": (
+        "--activations --alpha --batch-by --batch-size --cache --clips --device --eager "
+        "--frames --gradient-accumulation-steps --height --memory-gb --model --num-epochs "
+        "--num-processes --preview-every --preview-prompt --probe --rank --targets --variant "
+        "--view --width"
+    ),
+    "train": (
+        "--activations --alpha --batch-by --batch-size --cache --deterministic --device --eager "
+        "--gradient-accumulation-steps --init-adapter --keep-checkpoints --learning-rate "
+        "--local-copy --lr --manifest --max-steps --model --num-epochs --output-dir "
+        "--preview-every --preview-prompt --rank --resume --save-every-epoch --save-minutes "
+        "--save-steps --seed --targets --view"
+    ),
+    "watch": "--once --open --port folder",
+    "sample": (
+        "--adapter --cache --compare --device --guidance-scale --height --latents --model "
+        "--negative-prompt --num-frames --num-videos --offload --output --output-dir "
+        "--overwrite --prompt --prompts --seed --shift --skip-existing --steps --view --width"
+    ),
+    "evaluate": (
+        "--adapter --cache --checkpoints --device --guidance-scale --height --model --num-clips "
+        "--num-frames --output-dir --seed --steps --videos-per-activity --view --width"
+    ),
+    "export": (
+        "--adapter --checkpoint --dtype --format --model --output --overwrite --private --push"
+    ),
+    "config": "command",
+    "run": "--dry-run --json --set job",
+}
+"""Flags are a promise to users: a change here is a line in the changelog."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_flags_of_every_command_are_those_that_users_know(name):
+    assert {option for each in settings_of(COMMANDS[name]) for option in each.options} == set(
+        FLAGS[name].split()
+    )
+
+
+def test_every_flag_of_a_long_help_page_has_a_heading():
+    for name, model in COMMANDS.items():
+        flagged = [setting for setting in settings_of(model) if setting.flag]
+        if len(flagged) > 8:
+            assert sum(each.flag.heading == "Options" for each in flagged) <= 2, name
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("wanlora tr", {"train"}),
+        ("wanlora train --ra", {"--rank"}),
+        ("wanlora train --activations ", {"auto", "none", "selective", "full"}),
+        ("wanlora train --cache ", set()),  # the shell completes paths
+    ],
+)
+def test_the_shell_completes_commands_options_and_choices(words, expected, monkeypatch, capsys):
+    monkeypatch.setenv("_WANLORA_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split(" ")) - 1))
+    with pytest.raises(SystemExit):
+        typer.main.get_command(cli.app).main([], prog_name="wanlora")
+    assert set(capsys.readouterr().out.split()) == expected
+
+
 @pytest.mark.parametrize(
     ("words", "expected"),
     [

@@ -1,5 +1,8 @@
 """What a video is, and which files are refused with which code."""
 
+import shlex
+import shutil
+import subprocess
 from fractions import Fraction
 
 import pytest
@@ -76,3 +79,25 @@ def test_rotation_swaps_the_size_and_inverts_the_sample_aspect(tmp_path):
 def test_hdr_is_recognized(tmp_path, transfer, name):
     path = videos.write_video(tmp_path / "a.mp4", transfer=transfer)
     assert name in (probe.probe(path).hdr or "")
+
+
+@pytest.mark.parametrize("suffix", ["ts", "h264"])
+def test_the_advice_for_a_video_that_a_copy_does_not_repair_repairs_it(tmp_path, suffix):
+    """Two transport streams, one after the other; and packets without a container."""
+    part = videos.write_video(tmp_path / f"part.{suffix}", num_frames=25)
+    path = tmp_path / "it's two.ts"
+    path.write_bytes(2 * part.read_bytes())
+    with pytest.raises(MediaError, match="encode it again: ffmpeg") as refused:
+        probe.scan(path)
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("Debian's ffmpeg is not installed")
+    command = str(refused.value).partition("encode it again: ")[2]
+    subprocess.run([*shlex.split(command), "-loglevel", "error"], check=True)
+    assert probe.scan(path.with_name("it's two-encoded.mp4")).num_frames == 50
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+def test_an_empty_file_is_called_empty(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(MediaError, match=r"is empty \(0 bytes\); copy or download it again"):
+        probe.scan(tmp_path / name)

@@ -82,6 +82,8 @@ class _Notes:
     weights: dict[tuple[Path, tuple[str, ...]], float] = field(default_factory=dict)
     """Sum over the rows of one table with the same captions. Equal rows of two tables do not add
     up: the tables are copies of one list."""
+    no_caption: str | None = None
+    """Message about a row without a column of a caption."""
     weighted: set[tuple[Path, tuple[str, ...]]] = field(default_factory=set)
     """Keys of `weights` whose rows have a weight column; they count before the others."""
 
@@ -155,6 +157,8 @@ def find(
             )
         elif path not in beside:
             silent.append(path)
+            if note.no_caption:
+                unreadable[path] = note.no_caption
     failures = [*files.failures, *collected.failures.values()]
     if not sources:
         raise NoCaptionError(_no_caption(files.paths, failures, unreadable, collected, captions))
@@ -292,6 +296,11 @@ def _read_row(
 
 def _add(note: _Notes, row: Mapping[str, Any], where: str, *, table: Path) -> None:
     captions = rows.captions_in(row, where)
+    if not row.keys() & set(rows.CAPTION_NAMES):
+        note.no_caption = (
+            f"{where}: no column of a caption; found {rows.columns(row)}, expected one of "
+            f"{', '.join(rows.CAPTION_NAMES)}"
+        )
     activity = rows.text_in(row, rows.ACTIVITY_NAMES, where)
     group = rows.text_in(row, rows.GROUP_NAMES, where)
     split = rows.split_in(row, where)

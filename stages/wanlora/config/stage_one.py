@@ -16,6 +16,7 @@ from wanlora.config.settings import (
     Device,
     Flag,
     Settings,
+    SourceRoot,
     ViewName,
 )
 
@@ -69,6 +70,7 @@ class CacheLatentsConfig(Settings):
         Field(description="Manifest; repeat for several. A folder stands for its train and val."),
         Flag(heading="Input and output"),
     ] = (Path("data/processed"),)
+    source_root: SourceRoot = ()
     cache: CacheDir = Path("cache")
     model: Annotated[
         str,
@@ -225,6 +227,7 @@ class InspectConfig(Settings):
         Field(description="With --repair: the manifests that the cache was made from."),
         Flag(heading="Input and output"),
     ] = (Path("data/processed"),)
+    source_root: SourceRoot = ()
     device: Device = "auto"
     statistics_clips: Annotated[
         int,

@@ -58,7 +58,7 @@ def path_in(row: Mapping[str, Any], where: str) -> str:
     value = _value(row, PATH_NAMES, where)
     if value is None:
         raise ManifestError(
-            f"{where}: no path; expected one of {', '.join(PATH_NAMES)}, found {_found(row)}"
+            f"{where}: no path; expected one of {', '.join(PATH_NAMES)}, found {columns(row)}"
         )
     return checked_path(_text(value, "path", where), where)
 
@@ -161,6 +161,11 @@ def weight_problem(weight: float) -> str | None:
     )
 
 
+def columns(row: Mapping[str, Any]) -> str:
+    """Names of a row's columns, for a message."""
+    return without_surrogates(f"{', '.join(map(str, row)):.200}") or "an empty row"
+
+
 def _value(row: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
     present = {name: row[name] for name in names if row.get(name) not in (None, "", [])}
     first = next(iter(present), None)
@@ -179,10 +184,6 @@ def _text(value: Any, what: str, where: str) -> str:
     if not isinstance(value, str):
         raise ManifestError(f"{where}: the {what} is {_shown(value)}; expected text")
     return value
-
-
-def _found(row: Mapping[str, Any]) -> str:
-    return f"{', '.join(map(str, row)):.200}" or "an empty row"
 
 
 def _shown(value: Any) -> str:

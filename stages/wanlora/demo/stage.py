@@ -21,11 +21,13 @@ from wanlora.config import DemoConfig
 from wanlora.core import units
 from wanlora.core.validation import describe_sample
 from wanlora.errors import RunError
-from wanlora.files import require_folder, write_atomic, write_text
+from wanlora.files import foreign_files, require_folder, write_atomic, write_text
 from wanlora.media import mp4
 from wanlora.micro import world
 from wanlora.wan.device import DEMO
 
+MARK_NAME = ".wanlora-demo"
+"""Empty file in the folder of a demo: no other folder is filled by one."""
 NUM_TAUGHT, NUM_HELD_OUT = 36, 12
 """Videos of what is taught."""
 VIDEO_PX = 128
@@ -93,12 +95,19 @@ def run(config: DemoConfig) -> DemoResult:
     """Draw videos and take them through every stage.
 
     Raises:
-        RunError: The folder already holds a demo, or a command failed.
+        RunError: The folder holds a demo or files of something else, or a command failed.
     """
     root = config.output_dir
     require_folder(root, flag="--output-dir")
     if (root / "run").exists():
         raise RunError(f"{root} already holds a demo: remove it, or choose another --output-dir")
+    if (others := foreign_files(root)) and not (root / MARK_NAME).exists():
+        raise RunError(
+            f"{root} holds {', '.join(others[:3])} and no demo, and the demo could replace files: "
+            "choose a new or empty folder with --output-dir"
+        )
+    root.mkdir(parents=True, exist_ok=True)
+    write_text(root / MARK_NAME, "")
     draw_videos(root / "videos", config)
     for command in commands(config):
         wanlora(*command)

@@ -5,6 +5,7 @@ as a broken file, and the one way frames are read. Must not know: clips, manifes
 """
 
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -322,23 +323,31 @@ def _require_order(
     path: Path, stream: VideoStream, frame: VideoFrame, last: VideoFrame | None
 ) -> None:
     if frame.pts is None:
-        raise MediaError(
-            "unreadable", f"{path}: frames have no timestamps; remux it, for example to mp4"
-        )
+        raise MediaError("unreadable", f"{path}: frames have no timestamps; {_encode_again(path)}")
     if last is None:
         return
     if frame.pts < pts_of(last):
         raise MediaError(
             "corrupt_at",
             f"{path}: time runs backwards from {seconds(last, stream):.3f} s to "
-            f"{seconds(frame, stream):.3f} s; remux it, or cut it in two",
+            f"{seconds(frame, stream):.3f} s; {_encode_again(path)}",
         )
     if (frame.width, frame.height) != (last.width, last.height):
         raise MediaError(
             "unreadable",
             f"{path}: frames change from {last.width}x{last.height} to "
-            f"{frame.width}x{frame.height} at {seconds(frame, stream):.3f} s; cut it in two",
+            f"{frame.width}x{frame.height} at {seconds(frame, stream):.3f} s; cut it in "
+            f"two, or {_encode_again(path)}",
         )
+
+
+def _encode_again(path: Path) -> str:
+    """Advice for what a copy of the packets (`-c copy`) into another file does not repair."""
+    output = path.with_name(f"{path.stem}-encoded.mp4")
+    return (
+        f"encode it again: ffmpeg -i {shlex.quote(str(path))} -fps_mode cfr -c:v libx264 -crf 12 "
+        f"-an {shlex.quote(str(output))}"
+    )
 
 
 def _require_packets_to_the_end(path: Path, alive: Callable[[], None]) -> None:

@@ -44,6 +44,12 @@ def reading(path: Path) -> Iterator[None]:
             raise
         if is_lfs_pointer(path):
             raise MediaError("unreadable", f"{path} {LFS_REMEDY}") from error
+        if isinstance(error, PassingError):
+            raise
+        if path.is_file() and path.stat().st_size == 0:
+            raise MediaError(
+                "unreadable", f"{path} is empty (0 bytes); copy or download it again"
+            ) from None
         if isinstance(error, WanloraError):
             raise
         if isinstance(error, FileNotFoundError) and not path.exists():
