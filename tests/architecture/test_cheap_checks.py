@@ -1,6 +1,7 @@
 """A mistake on the command line is refused before seconds of imports. Counted, not timed."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +116,17 @@ def test_a_mistake_is_refused_without_torch(server, home, arguments):
     assert code in (1, 2), message
     assert message.strip()
     assert "Traceback" not in message
+    assert not modules & HEAVY
+
+
+def test_train_refuses_a_folder_with_an_adapter_without_torch(server, home):
+    run_dir = home / "done"
+    run_dir.mkdir()
+    shutil.copy(home / "ours.safetensors", run_dir / "pytorch_lora_weights.safetensors")
+    arguments = ("train", "--cache", "cache", "--output-dir", "done")
+    code, message, modules = server.imported(arguments, cwd=home)
+    assert code == 1
+    assert "done/pytorch_lora_weights.safetensors" in message
     assert not modules & HEAVY
 
 
