@@ -24,7 +24,7 @@ from wanlora.errors import RunError
 from wanlora.files import foreign_files, require_folder, write_atomic, write_text
 from wanlora.media import mp4
 from wanlora.micro import world
-from wanlora.wan.device import DEMO
+from wanlora.wan.variants import DEMO
 
 MARK_NAME = ".wanlora-demo"
 """Empty file in the folder of a demo: no other folder is filled by one."""
