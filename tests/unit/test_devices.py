@@ -19,7 +19,6 @@ from wanlora.step.validation import Panel, losses
 from wanlora.store.views import ViewClip
 from wanlora.train import ranks
 from wanlora.wan import device as devices
-from wanlora.wan import variants
 
 CPU = torch.device("cpu")
 LATENTS = torch.ones(1, 16, 2, 4, 4)
@@ -201,14 +200,14 @@ def test_a_gpu_that_is_full_is_not_taken_for_one_that_does_not_work(monkeypatch)
 
 
 def test_the_micro_model_is_called_a_toy_except_in_the_demo(caplog, monkeypatch, micro_folder):
-    monkeypatch.delenv(variants.DEMO, raising=False)
+    monkeypatch.delenv(devices.DEMO, raising=False)
     for model in ("micro", str(micro_folder)):
         caplog.clear()
         devices.warn_of_toy(model)
         assert "toy" in caplog.text
     caplog.clear()
-    monkeypatch.setenv(variants.DEMO, "1")
+    monkeypatch.setenv(devices.DEMO, "1")
     devices.warn_of_toy("micro")
-    monkeypatch.delenv(variants.DEMO)
+    monkeypatch.delenv(devices.DEMO)
     devices.warn_of_toy("Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
     assert not caplog.text

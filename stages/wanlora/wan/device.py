@@ -26,6 +26,7 @@ TOY = (
     "micro is a toy model that knows only drawn shapes and stick figures: its results on other "
     "videos mean nothing. For real videos, use a GPU and the default --model"
 )
+
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
