@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.models import micro_home  # noqa: F401
 from wanlora import cache_latents, prepare, verify
+from wanlora.cache_latents.result import CacheResult
 from wanlora.config import CacheLatentsConfig, PrepareConfig, VerifyConfig
 from wanlora.errors import ManifestError
 
@@ -29,7 +30,7 @@ def project(tmp_path: Path) -> Path:
     return project
 
 
-def _encode(project: Path, *roots: Path) -> cache_latents.CacheResult:
+def _encode(project: Path, *roots: Path) -> CacheResult:
     return cache_latents.run(CacheLatentsConfig(
         manifest=(project / "data" / "processed",), cache=project / "cache", model="micro",
         device="cpu", source_root=roots, dry_run=True,

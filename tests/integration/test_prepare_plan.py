@@ -98,7 +98,7 @@ def test_the_plan_of_a_small_set_names_what_lacks_clips_and_the_share_that_helps
     assert all(row.train >= 2 for row in balanced.plan.activities.values() if row.clips > 1)
     enough, notes = plan(0.4)
     assert enough.val_groups == 7
-    assert "source groups (videos) are held out" not in notes
+    assert "held out: " not in notes
     row = next(line for line in enough.lines() if line.startswith("split"))
     for fact in ("train 10, val 7", "10 and 7 source groups", "41%", "--val-fraction 0.4"):
         assert fact in row
