@@ -270,17 +270,20 @@ def _run_process(words: list[str], *, captured: bool) -> tuple[int, str]:
     Raises:
         KeyboardInterrupt: This process received a signal meanwhile.
     """
-    command = subprocess.Popen(  # noqa: S603  (our own command)
-        [sys.executable, "-m", "wanlora", *words],
-        stdout=subprocess.PIPE if captured else _stdout(), text=True,
-    )  # fmt: skip
+    command: subprocess.Popen[str] | None = None
 
     def pass_on(received: signal.Signals) -> None:
-        if received == signal.SIGTERM:
+        if command is not None and received == signal.SIGTERM:
             command.send_signal(received)
 
     text = None
     with stop_on_signals(pass_on) as stop:
+        command = subprocess.Popen(  # noqa: S603  (our own command)
+            [sys.executable, "-m", "wanlora", *words],
+            stdout=subprocess.PIPE if captured else _stdout(), text=True,
+        )  # fmt: skip
+        if stop.signal is not None:  # it came while the command was started
+            pass_on(stop.signal)
         while text is None:
             with suppress(KeyboardInterrupt):  # a second Ctrl-C, which the command received too
                 text = command.communicate()[0] or ""

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.support import cli
+from tests.support.watched import state
 
 STEPS = 12
 ARGUMENTS = (
@@ -49,6 +50,7 @@ def test_a_run_killed_twice_ends_with_the_same_bits(cache_fp16, tmp_path):
     cli.run("train", "--cache", cache_fp16, "--output-dir", whole, *ARGUMENTS)
     train = ("train", "--cache", cache_fp16, "--output-dir", killed, *ARGUMENTS)
     _kill_after(3, *train)
+    assert state(killed) == "no sign of life"
     _kill_after(8, *train, "--resume")
     done = cli.run("train", "--output-dir", killed, "--resume")
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.support import cli
+from tests.support.watched import state
 from wanlora import runs
 from wanlora.config import EvaluateConfig, TrainConfig
 from wanlora.errors import CorruptRowError, NonFiniteError, RunError
@@ -218,10 +219,12 @@ def test_a_validation_that_a_stop_skipped_is_made_up(cache, tmp_path, monkeypatc
         stop_in_step(patch, 2)
         stopped = train(config(cache, run_dir, **settings))
     assert (stopped.exit_code, stopped.steps, rows(run_dir)) == (143, 2, [])
+    assert state(run_dir) == "stopped"
     for _ in range(2):
         result = train(config(cache, run_dir, resume=True, **settings))
         assert rows(run_dir) == whole
         assert (result.exit_code, result.best) == (0, whole[0])
+        assert state(run_dir) == "finished"
         assert result.validation["mean"] == whole[0]["mean"]
         assert progress(run_dir) == progress(tmp_path / "whole")
         card = (run_dir / "README.md").read_text()
