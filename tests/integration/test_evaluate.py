@@ -169,7 +169,7 @@ def test_killed_in_the_middle_of_its_videos_it_makes_the_others_without_a_text_e
         "--set", "num_sigmas=2", "--steps", 2, "--videos-per-activity", 2,
     )  # fmt: skip
     process = cli.start(*arguments)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while len(made(tmp_path)) < 5:
         assert time.monotonic() < deadline
         assert process.poll() is None

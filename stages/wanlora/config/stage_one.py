@@ -113,9 +113,11 @@ class CacheLatentsConfig(Settings):
         Flag(heading="Model and machine"),
     ] = None
     view: ViewName = "default"
-    dry_run: Annotated[bool, Field(description="Say what would be encoded, and stop."), Flag()] = (
-        False
-    )
+    dry_run: Annotated[
+        bool,
+        Field(description="Print what would be encoded, and stop; needs neither GPU nor model."),
+        Flag(),
+    ] = False
     vae_dtype: Annotated[
         Literal["float32", "bfloat16"],
         Field(description="Compute type of the VAE; bfloat16 costs about 1 % accuracy."),

@@ -23,12 +23,12 @@ SILENT_S = 300
 """Age in seconds of the page of a live run from which the page reports that the run is silent."""
 
 
-def status_banner(status: Mapping[str, Any], *, folder: str) -> Raw:
+def status_banner(status: Mapping[str, Any], *, resume: str) -> Raw:
     """Draw the state, a bar of the steps done, the time left and the age of the page.
 
     Args:
         status: As in status.json.
-        folder: The run's folder, for the command that continues it.
+        resume: Command that continues the run.
     """
     done, planned = status["steps_done"], status["steps_planned"]
     heading, colour = _HEADINGS[status["state"]]
@@ -40,7 +40,6 @@ def status_banner(status: Mapping[str, Any], *, folder: str) -> Raw:
             f"(until {_time(status['written_at'] + status['eta_s'])})</span>"
         )
     reason = f'<p class="{colour}">{escape(status["reason"])}</p>' if status.get("reason") else ""
-    again = f"wanlora train --output-dir {folder} --resume"
     lines = [
         f'<p class="verdict"><b id="state" class="{colour}">{heading}</b> step {done:,} of '
         f"{planned:,}{share}{left}</p>",
@@ -50,13 +49,13 @@ def status_banner(status: Mapping[str, Any], *, folder: str) -> Raw:
         f'{_time(status["written_at"])}<span id="age"></span>{_checkpoint(status)}</p>',
     ]
     if status["state"] in (STOPPED, FAILED):
-        lines.append(f'<p>To continue: <span class="code">{escape(again)}</span></p>')
+        lines.append(f'<p>To continue: <span class="code">{escape(resume)}</span></p>')
     live = ""
     if status["state"] == TRAINING:
         lines.append(
             f'<p class="bad" id="silent" hidden>This page was not written for <span></span>. The '
             f"process of this run has probably ended without a report: it was killed, or the "
-            f'machine stopped. To continue: <span class="code">{escape(again)}</span></p>'
+            f'machine stopped. To continue: <span class="code">{escape(resume)}</span></p>'
             '<p class="soft"><label><input type="checkbox" id="reload" checked> reload this page '
             "while the run lives</label></p>"
         )
