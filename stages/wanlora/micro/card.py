@@ -27,15 +27,15 @@ def _about() -> list[str]:
     return [
         "# micro: a miniature of Wan 2.1 text-to-video",
         "",
-        "The classes are the real ones (`AutoencoderKLWan`, `UMT5EncoderModel`,",
-        "`WanTransformer3DModel`, in a `WanPipeline` folder), the size is not. It draws what it is",
-        "told in a world of its own, as far as the figures below go, and is there to be taught",
-        "something new in minutes on a CPU.",
+        "The classes are those of the real model (`AutoencoderKLWan`, `UMT5EncoderModel`,",
+        "`WanTransformer3DModel`, in a `WanPipeline` folder), at a small size. It generates clips of",
+        "a small drawn world from captions, with the quality measured below, and can be fine-tuned",
+        "in minutes on a CPU.",
         "",
         f"- **Data**: {size} clips drawn by `wanlora.micro.world`, of",
         f"  {len(world.COLOURS)} colours on {len(world.BACKGROUNDS)} backgrounds. Nothing else.",
-        f"- **The DiT was shown** {known}; **never** {held_out}, which the VAE alone has seen.",
-        "- **Not for** anything outside that world: other videos come out as mush.",
+        f"- **The DiT was trained on** {known}; **not** on {held_out}, which only the VAE has seen.",
+        "- **Not for** anything outside that world: its results on other videos mean nothing.",
         "- **Made by** `make micro`; licence Apache-2.0, as the code.",
         "",
     ]
@@ -49,11 +49,11 @@ def _results(figures: dict[str, Any]) -> list[str]:
         *((f"VAE: motion kept, {name}", value, bars["motion_kept"]) for name, value in kept),
         *((f"VAE: shape score, median: {name}", value, None) for name, value in ceiling),
         *(
-            (f"clips recognised as asked: {name}", figures[name], bars[name])
+            (f"clips that match the prompt: {name}", figures[name], bars[name])
             for name in ("colour", "background", "direction")
         ),
         *(
-            (f"clips recognised as asked: {name}", value, bars["concept"])
+            (f"clips that match the prompt: {name}", value, bars["concept"])
             for name, value in figures["concept"].items()
         ),
         *(
@@ -66,14 +66,14 @@ def _results(figures: dict[str, Any]) -> list[str]:
     return [
         "## Measured",
         "",
-        f"On seeds that nothing was trained with; {figures['clips_per_concept']} clips a class, "
+        f"On seeds that were not used in training; {figures['clips_per_concept']} clips per class, "
         "20 steps, guidance 3. Measured by",
         "`wanlora.micro.measure`; the recogniser is `wanlora.micro.recognise`. The shape score",
         "(`wanlora.micro.shape`) is the intersection over union of a frame's silhouette with the",
         "nearest drawn one, over position, moment and size. The VAE's rows are for drawn clips",
         "that were only encoded and decoded: the maximum for the DiT.",
         "",
-        "| | found | bar |",
+        "| | measured | minimum |",
         "|---|---|---|",
         *(
             f"| {name} | {value:.3g} | {'' if bar is None else format(bar, 'g')} |"
