@@ -22,12 +22,13 @@ from wanlora import runs
 from wanlora.config import ACTIVITY, COMMANDS, RunConfig, Settings, TrainConfig, command_line
 from wanlora.config.load import assign, build, read_toml
 from wanlora.config.template import DECIDED
+from wanlora.core.fingerprint import flatten
 from wanlora.core.ranks import rank_of
 from wanlora.errors import ConfigError
 from wanlora.show_config import JOB
 from wanlora.stopping import stop_on_signals
 from wanlora.store.views import read_view
-from wanlora.train.resume import recorded_settings
+from wanlora.train.resume import recorded_settings, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -215,11 +216,30 @@ def _run_stage(name: str, settings: Settings, *, as_json: bool) -> StageResult:
         if runs.newest_checkpoint(settings.output_dir):
             settings = settings.model_copy(update={"resume": True})
     line = _line(name, settings)
+    if isinstance(settings, TrainConfig) and settings.resume:
+        line = shlex.join([*shlex.split(line), *unlike_the_run(settings)])
     logger.info("\n$ %s", line)
     exit_code, text = _run_process([*shlex.split(line)[1:], *(["--json"] if as_json else [])],
                                    captured=as_json)  # fmt: skip
     result = json.loads(text) if text.strip() else None
     return StageResult(line, "failed" if exit_code else "done", exit_code, result)
+
+
+def unlike_the_run(config: TrainConfig) -> list[str]:
+    """Write as options the settings of a file in which it differs from the run that it continues.
+
+    `train --resume` takes the run's own value of a setting that it is not given, and the command
+    of a stage leaves out settings at their defaults.
+    """
+    recorded = settings_of(config.output_dir, runs.read_settings(config.output_dir))
+    theirs, ours = (flatten(recorded_settings(each)) for each in (recorded, config))
+    words = []
+    for name, value in ours.items():
+        if value is not None and name not in ("output_dir", "resume") and theirs.get(name) != value:
+            words += ["--set", f"{name}={json.dumps(value)}"]
+    if config.max_steps is None and recorded.max_steps is not None:  # else its steps would count
+        words += ["--set", f"num_epochs={config.num_epochs}"]
+    return words
 
 
 def finished_steps(config: TrainConfig) -> int | None:

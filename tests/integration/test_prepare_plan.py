@@ -319,7 +319,7 @@ def test_clips_that_cannot_be_materialized_are_listed(tmp_path, monkeypatch, sur
 
     monkeypatch.setattr(materialize, "load_unchanged", failing)
     if not survivors:
-        with pytest.raises(ManifestError, match="not one clip from 1 sources: missing 2"):
+        with pytest.raises(ManifestError, match="not one clip from 1 source: missing 2"):
             prepared(raw, tmp_path / "out", materialize="npz")
         assert not (tmp_path / "out" / "train.jsonl").exists()
         return

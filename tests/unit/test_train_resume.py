@@ -8,6 +8,7 @@ import tomli_w
 from wanlora import runs
 from wanlora.config import TrainConfig, load
 from wanlora.errors import ConfigError, RunError
+from wanlora.job import unlike_the_run
 from wanlora.train.resume import continued, recorded_settings, settings_of
 
 
@@ -131,3 +132,18 @@ def test_without_resume_nothing_is_read(tmp_path):
 def test_settings_that_are_not_set_stay_so(tmp_path):
     config = TrainConfig(output_dir=tmp_path / "run", cache=tmp_path / "c")
     assert settings_of(tmp_path / "run", recorded_settings(config)) == config
+
+
+def test_a_file_for_a_whole_job_is_not_overruled_by_the_run_that_it_continues(tmp_path):
+    """Also by a setting that was removed from the file, and so has its default."""
+    common = {"output_dir": tmp_path / "run", "cache": tmp_path / "c"}
+    _record(TrainConfig(**common, max_steps=5, seed=3, lora={"rank": 8}))
+    same = TrainConfig(**common, max_steps=5, seed=3, lora={"rank": 8}, resume=True)
+    assert unlike_the_run(same) == []
+    words = unlike_the_run(TrainConfig(**common, lora={"alpha": 4}, resume=True))
+    assert words[::2] == ["--set"] * 4
+    assert set(words[1::2]) == {"seed=0", "lora.rank=32", "lora.alpha=4.0", "num_epochs=10"}
+    sets = words[1::2]
+    flags = {"output_dir": str(tmp_path / "run"), "resume": True}
+    again = continued(load(TrainConfig, sets=sets, flags=flags))
+    assert (again.max_steps, again.seed, again.lora.rank, again.lora.alpha) == (None, 0, 32, 4)

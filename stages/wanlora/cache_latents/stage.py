@@ -127,7 +127,7 @@ def _require_videos(failures: Sequence[Failure]) -> None:
                     f"{socket.gethostname()} lacks {len(lacking)} clips' videos, and another "
                     "machine may have them; mount them under the same path, or take them out of "
                     "the manifest:",
-                    *listed(lacking, "clips"),
+                    *listed(lacking, "clip", "without a video here"),
                 ]
             )
         )
@@ -381,7 +381,7 @@ def _advice(config: CacheLatentsConfig, found: Sequence[Clip], failures: Sequenc
 
 def _nothing_left(config: CacheLatentsConfig, failures: Sequence[Failure], lost: str = "") -> str:
     shown = [f"[{f.code}] {f.clip_id}: {f.message}" for f in failures]
-    lines = ["no clip of the manifests can be used", *listed(shown, "clips failed")]
+    lines = ["no clip of the manifests can be used", *listed(shown, "clip", "failed")]
     if lost:
         return "\n".join([*lines, lost])
     command = shlex.join(["wanlora", "verify", *map(str, config.manifest)])

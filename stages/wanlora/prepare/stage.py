@@ -52,7 +52,6 @@ from wanlora.wan.tokens import TokenCounts, count_tokens
 
 Outcomes = Mapping[Path, Checked | MediaError]
 
-"""Failures that the message shows; all of them stand in errors.jsonl."""
 
 logger = logging.getLogger(__name__)
 
@@ -153,13 +152,10 @@ def _found(config: PrepareConfig) -> Found:
 
 def _nothing_left(found: Found, failures: Sequence[Failure], config: PrepareConfig) -> str:
     return (
-        f"not one clip from {len(found.sources)} sources: "
+        f"not one clip from {units.count(len(found.sources), 'source')}: "
         f"{counts(Counter(failure.code for failure in failures))}\n"
-        + "\n".join(
-            units.first(
-                [f"[{f.code}] {f.message}" for f in failures], f"{config.output}/errors.jsonl"
-            )
-        )
+        + "\n".join(units.first([f"[{f.code}] {f.message}" for f in failures], "errors.jsonl"))
+        + f"\nreasons are in {config.output / 'errors.jsonl'}"
     )
 
 
