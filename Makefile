@@ -8,16 +8,23 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: bench bench-store check check-real clean demo docs fmt micro setup test test-gpu test-lowest \
 	test-newest test-slow
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# What the package itself needs: enough for the demo. On Linux without a GPU, PyTorch for CPUs is
+# smaller: make demo PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+$(VENV)/.package: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wanlora needs Python 3.11 or newer; run: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+# The development tools beside it.
+$(VENV)/.installed: $(VENV)/.package
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 setup: $(VENV)/.installed
 
-demo: setup
+demo: $(VENV)/.package
 	$(BIN)/wanlora demo --output-dir outputs/demo
 
 test: setup
@@ -67,10 +74,10 @@ MODEL ?= Wan-AI/Wan2.1-T2V-1.3B-Diffusers
 check-real: setup
 	$(BIN)/python bench/check_real.py --model $(MODEL)
 
-# An embedded model from nothing: an hour and a half on a core; continues where it was stopped.
-# On a GPU: make micro DEVICE=cuda
+# The embedded model, from random weights: about 130 minutes on one core; continues after an
+# interruption. On a GPU: make micro DEVICE=cuda
 DEVICE ?= cpu
-micro: setup
+micro: $(VENV)/.package
 	$(BIN)/python -m wanlora.micro.pretrain --work-dir outputs/micro --device $(DEVICE)
 
 # On a GPU the real sizes; elsewhere a tiny model, which measures nothing.

@@ -95,7 +95,8 @@ EXAMPLES = {
     "train": [
         "wanlora train --cache cache/ --output-dir outputs/run",
         "wanlora train --cache cache/ --max-steps 50 --gradient-accumulation-steps 4",
-        "wanlora train --cache cache/ --output-dir outputs/run --resume",
+        "wanlora train --output-dir outputs/run --resume",
+        "wanlora train --output-dir outputs/run --resume --max-steps 2000",
         "wanlora train --cache cache/ --rank 16 --targets attention --lr 2e-4",
     ],
     "watch": [
@@ -114,7 +115,8 @@ EXAMPLES = {
     ],
     "evaluate": [
         "wanlora evaluate --adapter outputs/run --cache cache/",
-        "wanlora evaluate --adapter outputs/run --checkpoints --videos-per-activity 0",
+        "wanlora evaluate --adapter outputs/run --checkpoints --videos-per-activity 0 "
+        "--output-dir outputs/checkpoints",
         "wanlora evaluate --adapter outputs/a --adapter outputs/b=0.8 --output-dir outputs/a-and-b",
     ],
     "export": [

@@ -17,6 +17,7 @@ from wanlora.config import DEFAULT_MODEL, ExportConfig
 from wanlora.core import units
 from wanlora.errors import AdapterError, ConfigError, NonFiniteError, OutputError
 from wanlora.files import (
+    foreign_files,
     publish,
     publish_folder,
     require_folder,
@@ -289,6 +290,12 @@ def _check_output(config: ExportConfig, output: Path, adapter: AdapterHeader) ->
     if not is_export:
         raise OutputError(
             f"{output} is there and is no earlier {config.format} export; choose another --output"
+        )
+    own = {*_MARKS.values(), "adapter_model.safetensors", *PIPELINE, "model_index.json"}
+    if mark and (others := [name for name in foreign_files(output) if name not in own]):
+        raise OutputError(
+            f"{output} holds {', '.join(others[:3])}, which no export writes, and replacing the "
+            "folder would delete it: move it away, or choose another --output"
         )
     if not config.overwrite:
         raise ConfigError(f"{output} would be replaced; pass --overwrite, or another --output")

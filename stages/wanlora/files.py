@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,32 @@ def require_folder(path: Path, *, flag: str) -> None:
     else:
         return
     raise OutputError(f"cannot write into {path}: {problem}; choose another folder with {flag}")
+
+
+def free_path(path: Path) -> Path:
+    """Path itself if nothing has its name, else the first free one of `a-2.mp4`, `a-3.mp4`, ..."""
+    numbered = (path.with_stem(f"{path.stem}-{number}") for number in count(2))
+    return next(name for name in chain([path], numbered) if not os.path.lexists(name))
+
+
+HARMLESS = re.compile(
+    r"\.gitkeep|\.gitignore|\.DS_Store|\._.*|Thumbs\.db|desktop\.ini|\.directory|lost\+found"
+    r"|\.ipynb_checkpoints|\.nfs.*|\.lock|.*\.log|nohup\.out|slurm-.*\.out"
+)
+"""Names that the system, an editor or a launcher leaves in a folder, and no command writes."""
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """List what a folder holds besides `HARMLESS` names and partial files; empty without a folder.
+
+    For commands that fill a folder: the names are not theirs, and could be anybody's work.
+    """
+    if not folder.is_dir():
+        return []
+    names = sorted(path.name for path in folder.iterdir())
+    return [
+        name for name in names if not HARMLESS.fullmatch(name) and not name.endswith(".partial")
+    ]
 
 
 def require_file(path: Path | None, *, flag: str) -> None:

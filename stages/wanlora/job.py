@@ -22,11 +22,13 @@ from wanlora import runs
 from wanlora.config import ACTIVITY, COMMANDS, RunConfig, Settings, TrainConfig, command_line
 from wanlora.config.load import assign, build, read_toml
 from wanlora.config.template import DECIDED
+from wanlora.core.fingerprint import flatten
 from wanlora.core.ranks import rank_of
 from wanlora.errors import ConfigError
 from wanlora.show_config import JOB
 from wanlora.stopping import stop_on_signals
 from wanlora.store.views import read_view
+from wanlora.train.resume import recorded_settings, settings_of
 
 logger = logging.getLogger(__name__)
 
@@ -214,11 +216,30 @@ def _run_stage(name: str, settings: Settings, *, as_json: bool) -> StageResult:
         if runs.newest_checkpoint(settings.output_dir):
             settings = settings.model_copy(update={"resume": True})
     line = _line(name, settings)
+    if isinstance(settings, TrainConfig) and settings.resume:
+        line = shlex.join([*shlex.split(line), *unlike_the_run(settings)])
     logger.info("\n$ %s", line)
     exit_code, text = _run_process([*shlex.split(line)[1:], *(["--json"] if as_json else [])],
                                    captured=as_json)  # fmt: skip
     result = json.loads(text) if text.strip() else None
     return StageResult(line, "failed" if exit_code else "done", exit_code, result)
+
+
+def unlike_the_run(config: TrainConfig) -> list[str]:
+    """Write as options the settings of a file in which it differs from the run that it continues.
+
+    `train --resume` takes the run's own value of a setting that it is not given, and the command
+    of a stage leaves out settings at their defaults.
+    """
+    recorded = settings_of(config.output_dir, runs.read_settings(config.output_dir))
+    theirs, ours = (flatten(recorded_settings(each)) for each in (recorded, config))
+    words = []
+    for name, value in ours.items():
+        if value is not None and name not in ("output_dir", "resume") and theirs.get(name) != value:
+            words += ["--set", f"{name}={json.dumps(value)}"]
+    if config.max_steps is None and recorded.max_steps is not None:  # else its steps would count
+        words += ["--set", f"num_epochs={config.num_epochs}"]
+    return words
 
 
 def finished_steps(config: TrainConfig) -> int | None:
@@ -232,7 +253,7 @@ def finished_steps(config: TrainConfig) -> int | None:
         return None
     recorded, facts = runs.read_config(config.output_dir)
     view = read_view(config.cache, config.view)
-    same = runs.same_settings(recorded, config.model_dump(mode="json"))
+    same = runs.same_settings(recorded, recorded_settings(config))
     return runs.step_of(checkpoint) if same and facts.get("view_sha256") == view.sha256 else None
 
 
@@ -249,17 +270,20 @@ def _run_process(words: list[str], *, captured: bool) -> tuple[int, str]:
     Raises:
         KeyboardInterrupt: This process received a signal meanwhile.
     """
-    command = subprocess.Popen(  # noqa: S603  (our own command)
-        [sys.executable, "-m", "wanlora", *words],
-        stdout=subprocess.PIPE if captured else _stdout(), text=True,
-    )  # fmt: skip
+    command: subprocess.Popen[str] | None = None
 
     def pass_on(received: signal.Signals) -> None:
-        if received == signal.SIGTERM:
+        if command is not None and received == signal.SIGTERM:
             command.send_signal(received)
 
     text = None
     with stop_on_signals(pass_on) as stop:
+        command = subprocess.Popen(  # noqa: S603  (our own command)
+            [sys.executable, "-m", "wanlora", *words],
+            stdout=subprocess.PIPE if captured else _stdout(), text=True,
+        )  # fmt: skip
+        if stop.signal is not None:  # it came while the command was started
+            pass_on(stop.signal)
         while text is None:
             with suppress(KeyboardInterrupt):  # a second Ctrl-C, which the command received too
                 text = command.communicate()[0] or ""

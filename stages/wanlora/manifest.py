@@ -151,14 +151,39 @@ def clip_key(clip: Clip, source_sha256: str) -> str:
 
 
 def written_path(source: Path, folder: Path) -> str:
-    """How a manifest in `folder` names a source: valid whatever the working directory is.
+    """Path of a source as a manifest in `folder` names it; valid from any working directory.
 
-    Relative when the source lies under the manifest's folder or under a folder beside it
-    (`../raw/walk.mp4`), so that a data folder can move as a whole; absolute otherwise.
+    Relative if both are in one project (`../../videos/walk.mp4`), so a project can be moved as a
+    whole; absolute otherwise.
     """
     source, folder = _absolute(source), _absolute(folder)
     near = source.is_relative_to(folder.parent) and folder.parent != Path(folder.anchor)
-    return Path(os.path.relpath(source, folder)).as_posix() if near else str(source)
+    if near or _in_one_project(source.parent, folder):
+        return Path(os.path.relpath(source, folder)).as_posix()
+    return str(source)
+
+
+@lru_cache(maxsize=1024)
+def _in_one_project(first: Path, second: Path) -> bool:
+    """Return whether two folders have a parent below the root and the user's home.
+
+    Not if a symbolic link leads to one of them from there: the relative path would differ for
+    anybody who comes by the link's target.
+    """
+    common = Path(os.path.commonpath([first, second]))
+    home = Path(os.path.expanduser("~"))  # noqa: PTH111  (Path.home raises without one)
+    if common == Path(common.anchor) or home.is_relative_to(common):
+        return False
+    real = Path(os.path.realpath(common))
+    return all(
+        real / folder.relative_to(common) == Path(os.path.realpath(folder))
+        for folder in (first, second)
+    )
+
+
+def source_path(written: str, folder: Path) -> Path:
+    """Absolute path of a source that a manifest in `folder` names."""
+    return _absolute(existing_spelling(_absolute(folder / written)))
 
 
 def write(path: Path, clips: Sequence[Clip]) -> None:
@@ -358,7 +383,7 @@ def _own_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
     return Clip(
         **values,
         prompts=_captions(row, where),
-        path=existing_spelling(_absolute(manifest.parent / source)),
+        path=source_path(source, manifest.parent),
         weight=rows.weight_in(row, f"{where}: clip {values['clip_id']}") or 1.0,
     )
 
@@ -464,7 +489,7 @@ def _plain_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
             f"{where}: {source:.200} is not an .npz clip, and the line has no start and size to "
             f"cut it by; make a manifest with: wanlora prepare VIDEOS --captions {manifest}"
         )
-    num_frames, height, width = _npz_size(path)
+    num_frames, height, width = npz_size(path)
     return Clip(
         clip_id=rows.text_in(row, ("clip_id",), where) or f"{path.stem}-{sha256_text(source)[:8]}",
         source=source,
@@ -496,7 +521,8 @@ def _plain_path(source: str, manifest: Path) -> Path:
     return next((path for path in candidates if os.path.isfile(path)), candidates[0])  # noqa: PTH113
 
 
-def _npz_size(path: Path) -> tuple[int, int, int]:
+def npz_size(path: Path) -> tuple[int, int, int]:
+    """Frames, height and width of an .npz clip; zeros if it cannot be read."""
     try:
         with path.open("rb") as file:
             header = npz.read_header(file)

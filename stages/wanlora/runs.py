@@ -1,4 +1,4 @@
-"""A run's folder in outputs/: what is in it, and how it stays whole.
+"""A run's folder in outputs/: its files, and how it stays whole.
 
     config.toml                          the resolved settings, and what was trained on
     metrics.jsonl                        one object a step
@@ -17,6 +17,7 @@ checkpoint. Killed at any instruction, every file and checkpoint is whole or not
 import json
 import logging
 import re
+import shlex
 import shutil
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +30,14 @@ from filelock import FileLock, Timeout
 
 from wanlora.core.fingerprint import difference
 from wanlora.errors import RunError, WanloraError
-from wanlora.files import fsync_dir, fsync_tree, require_folder, write_text, writing
+from wanlora.files import (
+    foreign_files,
+    fsync_dir,
+    fsync_tree,
+    require_folder,
+    write_text,
+    writing,
+)
 
 ADAPTER_NAME = "pytorch_lora_weights.safetensors"
 CONFIG_NAME = "config.toml"
@@ -51,12 +59,13 @@ LOCK_WAIT_S = 0.5
 logger = logging.getLogger(__name__)
 
 # Settings that may change when a run continues: they decide how far or how it runs, not what it is.
+# The weights of the model and the content of the cache are compared with the checkpoint's.
 FREE_ON_RESUME = frozenset(
     {
         "max_steps", "num_epochs", "save_steps", "save_minutes", "keep_checkpoints", "resume",
         "device", "activations", "eager", "attention", "prefetch_batches", "output_dir", "cache",
         "allow_untrained_base", "local_copy", "save_every_epoch", "trackers", "previews",
-        "validation", "deterministic", "process_timeout_s",
+        "validation", "deterministic", "process_timeout_s", "model",
     }
 )  # fmt: skip
 
@@ -78,35 +87,87 @@ def open_run(
             compared by value. A setting that is newer than the run has its default there.
 
     Raises:
-        RunError: The folder holds a run and `resume` is false; the run has other settings; or the
-            folder holds an adapter and no checkpoint.
+        RunError: The folder holds a run and `resume` is false; the run has other settings; or there
+            is no checkpoint, and a run would replace an adapter or files of something else.
         OutputError: The folder cannot be written.
     """
     require_folder(run_dir, flag="--output-dir")
     checkpoint = newest_checkpoint(run_dir)
-    if not checkpoint and (run_dir / ADAPTER_NAME).exists():
+    config_path = run_dir / CONFIG_NAME
+    recorded = read_settings(run_dir) if is_run(run_dir) and config_path.exists() else None
+    differing = (
+        difference(_identity(resolve(recorded)), _identity(resolve(dict(settings))))
+        if recorded is not None
+        else []
+    )
+    if not checkpoint:
+        _require_nothing_finished(run_dir, same_settings=not differing)
+        return None
+    if not resume:
+        raise RunError(
+            f"{run_dir} already holds a run (newest checkpoint: {checkpoint.name}): continue it "
+            f"with {resume_command(run_dir)}, or choose another --output-dir"
+        )
+    if differing:
+        raise RunError(
+            f"{run_dir} is a run of other settings, so it cannot be continued:\n  "
+            + "\n  ".join(differing)
+            + f"\nleave these settings out ({resume_command(run_dir)} takes the run's own), or "
+            "start again in another --output-dir"
+        )
+    return checkpoint
+
+
+def resume_command(run_dir: Path) -> str:
+    """Command that continues a run with its own settings."""
+    return shlex.join(["wanlora", "train", "--output-dir", str(run_dir), "--resume"])
+
+
+def is_run(run_dir: Path) -> bool:
+    """Return whether a folder holds a run, also one that ended before its first checkpoint.
+
+    Without a checkpoint, config.toml must have the head that `begin_run` writes, and stand beside
+    another file of the run: a person may have put a copy of it there.
+    """
+    if newest_checkpoint(run_dir):
+        return True
+    config_path = run_dir / CONFIG_NAME
+    if not config_path.is_file() or not any(
+        (run_dir / name).exists() for name in (LOCK_NAME, METRICS_NAME)
+    ):
+        return False
+    return re.search(rb"^# wanlora: ", config_path.read_bytes(), re.MULTILINE) is not None
+
+
+def _require_nothing_finished(run_dir: Path, *, same_settings: bool) -> None:
+    """Refuse a folder without a checkpoint if a new run there would replace somebody's work.
+
+    Args:
+        run_dir: The folder.
+        same_settings: Whether the run that the folder holds, if any, would be made again.
+
+    Raises:
+        RunError: The folder holds an adapter, a finished run or files of something else.
+    """
+    attempt = is_run(run_dir)
+    names = (ADAPTER_NAME, f"{EMA_NAME}/{ADAPTER_NAME}", f"{BEST_NAME}/{ADAPTER_NAME}")
+    kept = [run_dir / name for name in names if (run_dir / name).exists()]
+    # A run killed before its first checkpoint may have left a best adapter, and makes it again.
+    made_again = attempt and same_settings and kept == [run_dir / names[-1]]
+    if kept and (not made_again or (run_dir / CARD_NAME).exists()):
         raise RunError(
             f"{run_dir} holds an adapter and no checkpoint to continue from: a run here would "
-            f"replace {run_dir / ADAPTER_NAME}. Start from its weights in a new folder: "
-            f"--init-adapter {run_dir} --output-dir {run_dir}-2"
+            f"replace {kept[0]}. Start from its weights in a new folder: --init-adapter "
+            f"{kept[0].parent} --output-dir {run_dir}-2"
         )
-    if checkpoint and not resume:
+    others = [CARD_NAME] if attempt and (run_dir / CARD_NAME).exists() else []
+    others += [] if attempt else foreign_files(run_dir)
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise RunError(
-            f"{run_dir} already holds a run (newest checkpoint: {checkpoint.name}): add --resume "
-            "to continue it, or choose another --output-dir"
+            f"{run_dir} holds {', '.join(others[:3])}{more}, and no run that can be continued: "
+            "a run here could replace files. Choose a new or empty folder with --output-dir"
         )
-    config_path = run_dir / CONFIG_NAME
-    if checkpoint and config_path.exists():
-        recorded = resolve(_read_settings(config_path))
-        now = resolve(dict(settings))
-        differing = difference(_identity(recorded), _identity(now))
-        if differing:
-            raise RunError(
-                f"{run_dir} is a run of other settings, so it cannot be continued:\n  "
-                + "\n  ".join(differing)
-                + "\nuse the settings found there, or start again in another --output-dir"
-            )
-    return checkpoint
 
 
 @contextmanager
@@ -123,7 +184,7 @@ def begin_run(
 
     Args:
         run_dir: The run's folder.
-        settings: What config.toml says.
+        settings: Content of config.toml.
         facts: Where the run comes from: comments at the head of config.toml, so that the file can
             be given to --config again.
         checkpoint: What `open_run` found; loading a model takes a while since.
@@ -146,12 +207,10 @@ def begin_run(
     try:
         if newest_checkpoint(run_dir) != checkpoint:
             raise RunError(
-                f"another process has trained in {run_dir} since this one started: add --resume to "
-                "continue its run, or choose another --output-dir"
+                f"another process has trained in {run_dir} since this one started: continue its "
+                f"run with {resume_command(run_dir)}, or choose another --output-dir"
             )
-        head = "".join(f"# {name}: {value}\n" for name, value in facts.items())
-        text = head + tomli_w.dumps(_without_none(settings))
-        write_text(run_dir / CONFIG_NAME, text)
+        _record_settings(run_dir, _without_none(settings), facts, resumed=checkpoint is not None)
         yield
     except WanloraError:
         if not (run_dir / METRICS_NAME).exists() and newest_checkpoint(run_dir) is None:
@@ -159,6 +218,17 @@ def begin_run(
         raise
     finally:
         lock.release()
+
+
+def _record_settings(
+    run_dir: Path, settings: Mapping[str, Any], facts: Mapping[str, str], *, resumed: bool
+) -> None:
+    """Write config.toml, but leave one with the same settings: a person may have added comments."""
+    path = run_dir / CONFIG_NAME
+    if resumed and path.exists() and read_settings(run_dir) == settings:
+        return
+    head = "".join(f"# {name}: {value}\n" for name, value in facts.items())
+    write_text(path, head + tomli_w.dumps(settings))
 
 
 def _leave_as_before(run_dir: Path, before: set[Path] | None) -> None:
@@ -234,9 +304,10 @@ def publish_checkpoint(
         shutil.rmtree(leftover)
     final = parent / f"step-{step:06d}"
     temporary = parent / f".{final.name}.partial"
-    then = "continue with --resume; there is no earlier checkpoint, so the run starts at step 0"
+    go_on = f"continue with: {resume_command(run_dir)}"
+    then = f"{go_on}; there is no earlier checkpoint, so the run starts at step 0"
     if earlier := checkpoints(run_dir):
-        then = f"continue with --resume; the earlier checkpoint {earlier[-1].name} is complete"
+        then = f"{go_on}; the earlier checkpoint {earlier[-1].name} is complete"
     try:
         with writing(final, then=then):
             temporary.mkdir()
@@ -265,7 +336,7 @@ def _remove(checkpoint: Path) -> None:
 def append_row(run_dir: Path, name: str, row: Mapping[str, Any]) -> None:
     """Add a line to metrics.jsonl or validation.jsonl; a resume cuts off one torn by a kill."""
     with (
-        writing(run_dir / name, then="continue with --resume"),
+        writing(run_dir / name, then=f"continue with: {resume_command(run_dir)}"),
         (run_dir / name).open("a") as file,
     ):
         file.write(json.dumps(row, allow_nan=False) + "\n")
@@ -309,17 +380,15 @@ def forget_attempt(run_dir: Path) -> None:
             (run_dir / name).rmdir()
 
 
-def recorded_settings(run_dir: Path) -> dict[str, Any]:
+def read_settings(run_dir: Path) -> dict[str, Any]:
     """Settings in a run's config.toml; empty without one.
 
     Raises:
         RunError: The file is not TOML.
     """
     path = run_dir / CONFIG_NAME
-    return _read_settings(path) if path.exists() else {}
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -338,7 +407,7 @@ def read_config(run_dir: Path) -> tuple[dict[str, Any], dict[str, str]]:
     path = run_dir / CONFIG_NAME
     if not path.exists():
         return {}, {}
-    settings = _read_settings(path)
+    settings = read_settings(run_dir)
     head = [line[2:] for line in path.read_text("utf-8").splitlines() if line.startswith("# ")]
     return settings, dict(line.split(": ", 1) for line in head if ": " in line)
 
@@ -353,7 +422,7 @@ def read_status(run_dir: Path) -> dict[str, Any]:
 
 def same_settings(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a run was trained with the wanted settings, apart from those of how it runs."""
-    free = FREE_ON_RESUME - {"max_steps", "num_epochs"}
+    free = FREE_ON_RESUME - {"max_steps", "num_epochs", "model"}
     both = [
         {key: value for key, value in _without_none(each).items() if key not in free}
         for each in (recorded, wanted)

@@ -16,10 +16,11 @@ from wanlora.core.text import shorten
 from wanlora.core.units import JSON, count, first
 from wanlora.edits import unused_captions
 from wanlora.errors import MediaError
-from wanlora.files import require_file
 from wanlora.manifest import Clip
+from wanlora.moved import advice, find_sources
 from wanlora.plan.survey import Plan, survey
 from wanlora.progress import bar, show_figures
+from wanlora.report.generated import require_own_page
 from wanlora.wan.tokens import TokenCounts, count_tokens
 
 SHOWN = 10
@@ -56,6 +57,8 @@ class VerifyResult:
         plan: What the clips that load are, and what encoding them costs.
         unused_captions: Caption files that were edited after `prepare` read them.
         captions_command: Command that reads them.
+        missing_sources: What to do about sources that are not at their paths; empty without any.
+        source_root: Folders where sources were looked for too.
     """
 
     total: int
@@ -66,6 +69,8 @@ class VerifyResult:
     manifests: tuple[str, ...]
     unused_captions: tuple[str, ...] = ()
     captions_command: str = ""
+    missing_sources: str = ""
+    source_root: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -100,8 +105,10 @@ class VerifyResult:
             codes = Counter(clip.code for clip in self.failed)
             reasons = ", ".join(f"{code} {count}" for code, count in sorted(codes.items()))
             lines.append(f"left out: {count(len(self.failed), 'clip')}: {reasons}")
+            lines += [self.missing_sources] if self.missing_sources else []
         elif self.loaded:
             names = [word for path in self.manifests for word in ("--manifest", str(path))]
+            names += [word for path in self.source_root for word in ("--source-root", path)]
             lines.append(f"next: {shlex.join(['wanlora', 'cache-latents', *names])}")
         return lines
 
@@ -113,11 +120,12 @@ def run(config: VerifyConfig) -> VerifyResult:
         ManifestError: A manifest cannot be read.
         OutputError: The folder of the page may not be written.
     """
-    require_file(config.html, flag="--html")
+    require_own_page(config.html, "verify", flag="--html")
     bad: list[manifest.BadLine] = []
     everything = manifest.read_all(config.manifests, on_bad=bad.append)
+    everything = find_sources(everything, config.source_root).clips
     manifest.warn_of_old_colours(everything)
-    chosen = _first_of_each(config) if config.limit else everything
+    chosen = _first_of_each(config, everything) if config.limit else everything
     loaded: list[LoadedClip] = []
     failed = [FailedClip(line.where, "", "bad_line", line.reason) for line in bad]
     with bar(total=len(chosen), description="loading", unit="clip") as progress:
@@ -134,6 +142,7 @@ def run(config: VerifyConfig) -> VerifyResult:
     plan = survey(usable, tokens.counts, tokenizer=tokens.tokenizer)
     if config.html is not None:
         _write_sheet(config.html, usable, failed, plan, tokens, config.html_clips)
+    lost = [clip.source for clip in failed if clip.code == "missing"]
     unused, captions_command = unused_captions(config.manifests, everything)
     return VerifyResult(
         total=len(everything) + len(bad),
@@ -144,12 +153,15 @@ def run(config: VerifyConfig) -> VerifyResult:
         manifests=tuple(map(str, config.manifests)),
         unused_captions=tuple(unused),
         captions_command=captions_command,
+        missing_sources=advice(lost, len({clip.path for clip in chosen}), config.source_root),
+        source_root=tuple(map(str, config.source_root)),
     )
 
 
-def _first_of_each(config: VerifyConfig) -> Sequence[Clip]:
+def _first_of_each(config: VerifyConfig, everything: Sequence[Clip]) -> Sequence[Clip]:
+    clips = {clip.clip_id: clip for clip in everything}
     return [
-        clip
+        clips[clip.clip_id]
         for path in config.manifests
         for clip in manifest.read_all([path], on_bad=_listed_already)[: config.limit]
     ]
@@ -189,6 +201,6 @@ def _write_sheet(
     left = [sheet.Left(clip.source, clip.code, clip.message) for clip in failed]
     with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
         sheet.write(
-            path, clips, left, plan, tokens.counts, title="wanlora verify", most=most,
+            path, clips, left, plan, tokens.counts, command="verify", most=most,
             step=lambda: progress.update(1),
         )  # fmt: skip

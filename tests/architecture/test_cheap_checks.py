@@ -1,6 +1,7 @@
 """A mistake on the command line is refused before seconds of imports. Counted, not timed."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,9 @@ REFUSED = {
          "--model", "./nowhere"),
         ("--adapter", "ours.safetensors", "--push", "someone/name"), ("--nonsense",),
     ],
+    "watch": [("nowhere",), ("file",), ("empty", "--port", "many"), ("empty", "--nonsense")],
+    "config": [("nothing",), ("--nonsense",)],
+    "run": [("nowhere.toml",), ("file",), ("--nonsense",)],
     "demo": [("--output-dir", "old"), ("--output-dir", "file"), ("--nonsense",)],
 }  # fmt: skip
 
@@ -101,7 +105,7 @@ def server():
 
 
 def test_each_command_has_its_mistakes_here():
-    assert set(REFUSED) == set(COMMANDS) - {"watch", "run"}
+    assert set(REFUSED) == set(COMMANDS)
 
 
 @pytest.mark.parametrize(
@@ -112,6 +116,17 @@ def test_a_mistake_is_refused_without_torch(server, home, arguments):
     assert code in (1, 2), message
     assert message.strip()
     assert "Traceback" not in message
+    assert not modules & HEAVY
+
+
+def test_train_refuses_a_folder_with_an_adapter_without_torch(server, home):
+    run_dir = home / "done"
+    run_dir.mkdir()
+    shutil.copy(home / "ours.safetensors", run_dir / "pytorch_lora_weights.safetensors")
+    arguments = ("train", "--cache", "cache", "--output-dir", "done")
+    code, message, modules = server.imported(arguments, cwd=home)
+    assert code == 1
+    assert "done/pytorch_lora_weights.safetensors" in message
     assert not modules & HEAVY
 
 

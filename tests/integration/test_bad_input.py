@@ -106,7 +106,7 @@ def test_a_file_that_is_no_whole_video(home, write, reason):
     write(home / "videos" / "walk.mp4")
     (home / "videos" / "walk.txt").write_text("a person walks")
     message = cli.refuses("prepare", "videos", "--output", "data", *SMALL)
-    assert "not one clip from 1 sources" in message
+    assert "not one clip from 1 source:" in message
     assert f"[{reason}" in message
     assert str(home / "videos" / "walk.mp4") in message
     assert "errors.jsonl" in message

@@ -4,9 +4,9 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from tests.support import cli
+from tests.support.counted_cli import num_committed
 from wanlora.cache_latents.pipeline import BEHIND
 
 CLIPS, ROWS = 30, 2
@@ -45,44 +46,20 @@ def arguments(data: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def start(data: Path) -> subprocess.Popen:
-    log = data.parent / "encoded.log"
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.support.counted_cli", str(log), *arguments(data)],
-        env=os.environ | cli.ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+def run(data: Path, kind: str = "latents", rows: int = 0, more: int = 0) -> str:
+    """Run stage one, to its end or to its kill; see `counted_cli`. Returns its output."""
+    log, cache = data.parent / "encoded.log", data.parent / "cache"
+    words = [str(log), str(cache), kind, str(rows), str(more), *arguments(data)]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.support.counted_cli", *words],
+        env=os.environ | cli.ENVIRONMENT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == (-signal.SIGKILL if rows else 0), done.stderr
+    return done.stdout
 
 
 def num_encoded(data: Path) -> Counter:
     return Counter((data.parent / "encoded.log").read_text().split())
-
-
-def num_committed(data: Path) -> dict[str, int]:
-    """Committed rows, counted by what a plain JSON reader sees."""
-    store = data.parent / "cache" / "store.zarr"
-    records = {"text": "text/*/*/zarr.json", "latents": "latents/*/*/*/zarr.json"}
-    return {
-        kind: sum(
-            json.loads(record.read_text())["attributes"]["wanlora"]["count"]
-            for record in store.glob(pattern)
-        )
-        for kind, pattern in records.items()
-    }
-
-
-def kill_when(process: subprocess.Popen, data: Path, kind: str, rows: int, delay_s: float) -> None:
-    """Send SIGKILL a moment after so many rows of a kind are committed."""
-    deadline = time.monotonic() + 240
-    while num_committed(data)[kind] < rows:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    time.sleep(delay_s)
-    process.kill()
-    process.communicate()
 
 
 def inspected(data: Path, exit_code: int = 0) -> dict:
@@ -94,8 +71,8 @@ def inspected(data: Path, exit_code: int = 0) -> dict:
 def test_a_killed_run_costs_at_most_a_segment_of_each_kind(data, micro_home):
     moments = random.Random(0)
     for kind, rows in (("text", 8), ("latents", 8)):
-        kill_when(start(data), data, kind, rows, moments.uniform(0, 0.05))
-        committed = num_committed(data)
+        run(data, kind, rows, moments.randrange(4))
+        committed = num_committed(data.parent / "cache")
         found = inspected(data)
         assert found["invalid"] == []
         assert (found["clips"], found["prompts"]) == (committed["latents"], committed["text"])
@@ -104,10 +81,7 @@ def test_a_killed_run_costs_at_most_a_segment_of_each_kind(data, micro_home):
     assert rows <= committed["latents"] < CLIPS
     assert committed["text"] == PROMPTS
 
-    done = start(data)
-    output, _ = done.communicate(timeout=240)
-    assert done.returncode == 0
-    result = json.loads(output)
+    result = json.loads(run(data))
     assert (result["clips"], result["clips_cached"]) == (CLIPS, committed["latents"])
     assert (result["prompts_encoded"], result["prompts_cached"]) == (0, PROMPTS)
     encoded = num_encoded(data)

@@ -69,6 +69,9 @@ def test_previews_play_at_the_frame_rate_of_the_clips(run, tmp_path):
 
 
 def test_videos_of_an_adapter_have_its_frame_rate_and_size(run, tmp_path):
+    given = cli.invoke("sample", "--adapter", run, "--prompt", "a dog", "--fps", "0")
+    assert given.exit_code == 2  # a flag, and out of range
+    assert "fps" in given.output
     done = cli.invoke(
         "sample", "--adapter", run, "--prompt", "a dog", "--steps", 1, "--guidance-scale", 1,
         "--output-dir", tmp_path,

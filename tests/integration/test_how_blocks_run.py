@@ -27,7 +27,7 @@ def test_what_is_recomputed_changes_no_bit_of_the_adapter(cache_fp16, tmp_path, 
     assert "activations none: " in caplog.text  # auto, and there is room
     assert "activations selective: " in caplog.text
     assert "attention by _scaled_dot_product_flash_attention_for_cpu" in caplog.text
-    assert "seconds a step: " in caplog.text
+    assert "time per step: " in caplog.text
     assert "by the trial" in caplog.text
 
 

@@ -78,7 +78,7 @@ def test_the_summary_counts_everything_and_names_the_next_command(tmp_path):
     result = prepared(raw, tmp_path / "out", val_fraction=0.3)
     text = "\n".join(result.lines())
     assert "6 found, 4 used" in text
-    assert "8 (2.0 a source)" in text
+    assert "8 (2.0 per source)" in text
     # A file's side is a hash of its bytes, and those depend on the release of the encoder.
     assert f"train {result.train}, val {result.val}" in text
     assert result.train + result.val == 8
@@ -137,7 +137,7 @@ def test_short_videos_are_trimmed_with_a_warning_or_dropped(tmp_path):
     assert clip.num_frames == 37
     assert load_clip(clip).shape[0] == 37
     assert result.warnings["trimmed"] == 1
-    with pytest.raises(ManifestError, match="not one clip from 1 sources: too_short 1"):
+    with pytest.raises(ManifestError, match="not one clip from 1 source: too_short 1"):
         prepared(raw, tmp_path / "out", num_frames=81, short="drop")
 
 

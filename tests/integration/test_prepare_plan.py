@@ -98,7 +98,7 @@ def test_the_plan_of_a_small_set_names_what_lacks_clips_and_the_share_that_helps
     assert all(row.train >= 2 for row in balanced.plan.activities.values() if row.clips > 1)
     enough, notes = plan(0.4)
     assert enough.val_groups == 7
-    assert "source groups (videos) are held out" not in notes
+    assert "held out: " not in notes
     row = next(line for line in enough.lines() if line.startswith("split"))
     for fact in ("train 10, val 7", "10 and 7 source groups", "41%", "--val-fraction 0.4"):
         assert fact in row
@@ -319,7 +319,7 @@ def test_clips_that_cannot_be_materialized_are_listed(tmp_path, monkeypatch, sur
 
     monkeypatch.setattr(materialize, "load_unchanged", failing)
     if not survivors:
-        with pytest.raises(ManifestError, match="not one clip from 1 sources: missing 2"):
+        with pytest.raises(ManifestError, match="not one clip from 1 source: missing 2"):
             prepared(raw, tmp_path / "out", materialize="npz")
         assert not (tmp_path / "out" / "train.jsonl").exists()
         return

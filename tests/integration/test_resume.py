@@ -2,13 +2,16 @@
 
 import json
 import random
+import shutil
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support import cli
+from tests.support.watched import state
 
 STEPS = 12
 ARGUMENTS = (
@@ -47,8 +50,9 @@ def test_a_run_killed_twice_ends_with_the_same_bits(cache_fp16, tmp_path):
     cli.run("train", "--cache", cache_fp16, "--output-dir", whole, *ARGUMENTS)
     train = ("train", "--cache", cache_fp16, "--output-dir", killed, *ARGUMENTS)
     _kill_after(3, *train)
+    assert state(killed) == "no sign of life"
     _kill_after(8, *train, "--resume")
-    done = cli.run(*train, "--resume")
+    done = cli.run("train", "--output-dir", killed, "--resume")
 
     assert "continuing from" in done.stderr
     assert _learned(_metrics(killed)) == _learned(_metrics(whole))
@@ -69,20 +73,34 @@ def test_a_run_killed_twice_ends_with_the_same_bits(cache_fp16, tmp_path):
                 )
 
 
-def test_a_finished_run_is_neither_overwritten_nor_trained_again(cache_fp16, tmp_path):
+def test_a_finished_run_is_neither_overwritten_nor_trained_again(cache_fp16, tmp_path, monkeypatch):
+    run_dir = tmp_path / "run"
     arguments = (
-        "train", "--cache", cache_fp16, "--output-dir", tmp_path / "run", "--max-steps", 2,
+        "train", "--cache", cache_fp16, "--output-dir", run_dir, "--max-steps", 2,
         "--set", "lora.rank=2",
     )  # fmt: skip
     cli.run(*arguments)
-    before = (tmp_path / "run" / "pytorch_lora_weights.safetensors").read_bytes()
-    assert "already holds a run" in cli.refuses(*arguments)
-    again = cli.invoke(*arguments, "--resume")
+    before = (run_dir / "pytorch_lora_weights.safetensors").read_bytes()
+    assert f"wanlora train --output-dir {run_dir} --resume" in cli.refuses(*arguments)
+    short = ("train", "--output-dir", run_dir, "--resume")
+    again = cli.invoke(*short)
     assert again.exit_code == 0, again.output
     assert "nothing was trained" in again.output
-    message = cli.refuses(*arguments, "--resume", "--set", "lora.alpha=9")
+    message = cli.refuses(*short, "--set", "lora.alpha=9")
     assert "lora.alpha: found 2.0, wanted 9.0" in message
-    assert (tmp_path / "run" / "pytorch_lora_weights.safetensors").read_bytes() == before
+    assert (run_dir / "pytorch_lora_weights.safetensors").read_bytes() == before
+
+    # From another folder, with the cache elsewhere and more steps.
+    shutil.copytree(cache_fp16, tmp_path / "moved")
+    monkeypatch.chdir(tmp_path)
+    longer = cli.invoke(
+        "train", "--output-dir", "run", "--resume", "--max-steps", 3, "--cache", "moved"
+    )
+    assert longer.exit_code == 0, longer.output
+    assert [row["step"] for row in _metrics(run_dir)] == [0, 1, 2]
+    recorded = tomllib.loads((run_dir / "config.toml").read_text())
+    assert recorded["cache"] == str(tmp_path / "moved")
+    assert (recorded["max_steps"], recorded["lora"]["rank"]) == (3, 2)
 
 
 def test_a_checkpoint_with_a_missing_tensor_is_refused_by_name(cache_fp16, tmp_path):

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -82,8 +83,23 @@ def test_of_many_previews_some_are_shown_and_the_rest_named(tmp_path):
     assert ">step 1,200<" in made
 
 
+def in_browser(page, tmp_path, *options):
+    """Open a page, and return the JSON that its script puts into the title."""
+    done = subprocess.run(
+        [
+            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
+            "--no-first-run", "--disable-background-networking", "--disable-component-update",
+            "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", *options,
+            "--dump-dom", page.as_uri(),
+        ],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    return json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-def test_a_browser_draws_every_chart_without_an_error(tmp_path):
+@pytest.mark.parametrize("width_px", [1300, 390])
+def test_a_browser_draws_every_chart_without_an_error(tmp_path, width_px):
     page = write_page(write_run(tmp_path / "shown"))
     probe = tmp_path / "probe.html"
     script = """<script>addEventListener("load", () => { document.title = JSON.stringify({
@@ -94,20 +110,32 @@ def test_a_browser_draws_every_chart_without_an_error(tmp_path):
       titles: document.querySelectorAll(".strip-x title").length }); });</script>"""  # noqa: E501
     text = page.read_text().replace('loading="lazy"', "")
     probe.write_text(text.replace("</body>", f"{script}</body>"))
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-            "--no-first-run", "--disable-background-networking", "--disable-component-update",
-            "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,900",
-            "--dump-dom", probe.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    found = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
+    found = in_browser(probe, tmp_path, f"--window-size={width_px},900")
     assert found["charts"] == [True] * 11
     assert found["images"] == [24] * 4
     assert found["outside"] == 0
     assert found["titles"] > 50
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_a_live_page_reloads_itself_and_stays_where_it_was_read(tmp_path):
+    run = write_run(tmp_path / "live")
+    status = {
+        "version": 1, "state": "training", "reason": None, "steps_done": 20, "steps_planned": 40,
+        "started_at": time.time(), "written_at": time.time() + 600, "next_write_s": 2,
+        "eta_s": 60.0, "checkpoint": None, "warnings": ["few clips"] * 9,
+    }  # fmt: skip
+    (run / runs.STATUS_NAME).write_text(json.dumps(status))
+    probe = tmp_path / "probe.html"
+    script = """<script>addEventListener("load", () => { window.name = Number(window.name) + 1;
+      const folded = [...document.querySelectorAll("details")];
+      if (window.name === "1") { folded[1].open = true; scrollTo(0, 300); }
+      document.title = JSON.stringify({ loads: Number(window.name), top: Math.round(scrollY),
+        open: folded.map(d => d.open) }); });</script>"""
+    probe.write_text(write_page(run).read_text().replace("</body>", f"{script}</body>"))
+    found = in_browser(probe, tmp_path, "--window-size=1300,900", "--virtual-time-budget=8000")
+    assert found["loads"] >= 2
+    assert (found["top"], found["open"]) == (300, [False, True])
 
 
 def test_a_run_of_0_1_0_has_a_page_without_numbers_of_source_groups(tmp_path):

@@ -1,5 +1,6 @@
 """Real commands in a terminal of 60, 80 and 120 columns; stdout has the result alone."""
 
+import importlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import pytest
 
 from tests.support import cli, terminal
 from tests.support.cli import ENVIRONMENT
+from wanlora.cli import STAGES
 
 FIGURE = r"(loss|lr|mfu|data|mem|video|encoder waits)? ?[\d.e+/-]+( ?%| GB| TFLOP/s)?"
 BAR = re.compile(rf"[a-z ]+: \d+/\d+ (\|.*\|)? .*, [\d:?]+ left(, {FIGURE})*")
@@ -63,6 +65,7 @@ def test_commands_keep_log_lines_and_bars_apart(tmp_path, micro_home, npz_manife
     assert cached.code == 0
     assert _only(cached, "next: wanlora train")
     assert "6/6" in _only(cached, "latents:")
+    assert _only(cached, "to encode: 6 clips and ")
 
     trained = _in_terminal(
         80, "train", "--cache", cache, "--output-dir", run, "--max-steps", 4,
@@ -71,6 +74,12 @@ def test_commands_keep_log_lines_and_bars_apart(tmp_path, micro_home, npz_manife
     )  # fmt: skip
     assert trained.code == 0
     assert "loss" in _only(trained, "train: 4/4")
+    assert _only(trained, "6 clips to train on (9x32x48), none held out")
+    assert "6 steps" in _only(trained, "4 steps planned, 0.667 epochs")
+    assert _only(trained, "training a LoRA of rank 32")
+    assert _only(trained, "expected time: ")
+    assert _only(trained, "watch: run/run.html")
+    assert "run/checkpoints" in _only(trained, "checkpoints: ")
     assert len([line for line in trained.lines if line.startswith("validation after")]) == 2
     assert _only(trained, "adapter: ")
 
@@ -80,6 +89,7 @@ def test_commands_keep_log_lines_and_bars_apart(tmp_path, micro_home, npz_manife
     )  # fmt: skip
     assert sampled.code == 0
     assert "3/3" in _only(sampled, "sample:")
+    assert _only(sampled, "to make: 1 video of 9 frames, 32x48 px, 3 steps each")
 
 
 def test_ctrl_c_leaves_a_usable_terminal(tmp_path, cache_fp16):
@@ -94,22 +104,38 @@ def test_ctrl_c_leaves_a_usable_terminal(tmp_path, cache_fp16):
     assert b"\x1b[?25l" not in stopped.raw  # the cursor was never hidden
 
 
-@pytest.mark.parametrize("name", ["verify", "inspect", "train"])
-def test_json_is_the_only_thing_on_stdout(tmp_path, name, cache_fp16, npz_manifest):
+@pytest.mark.parametrize("name", ["verify", "cache-latents", "inspect", "estimate"])
+def test_json_is_the_only_thing_on_stdout(monkeypatch, name, cache_fp16, npz_manifest):
     words = {
         "verify": [npz_manifest],
+        "cache-latents": ["--manifest", npz_manifest, "--cache", cache_fp16, "--model", "micro",
+                          "--dry-run"],
         "inspect": [cache_fp16],
-        "train": [
-            "--cache", cache_fp16, "--output-dir", tmp_path / "run", "--max-steps", 1,
-            "--set", "optimizer.name=prodigy", "--learning-rate", 1,
-        ],
+        "estimate": ["--cache", cache_fp16],
     }  # fmt: skip
-    arguments = json.dumps([name, *map(str, words[name]), "--json"])
+    stage = importlib.import_module(STAGES[name])
+    run = stage.run
+
+    def chatty(config):
+        print("a library prints")
+        return run(config)
+
+    monkeypatch.setattr(stage, "run", chatty)
+    done = cli.invoke(name, *words[name], "--json")
+    assert json.loads(done.stdout), done.output
+    assert "a library prints" in done.stderr
+
+
+def test_prints_of_c_libraries_and_of_child_processes_go_to_stderr(tmp_path, cache_fp16):
+    arguments = json.dumps([
+        "train", "--cache", str(cache_fp16), "--output-dir", str(tmp_path / "run"), "--max-steps",
+        "1", "--set", "optimizer.name=prodigy", "--learning-rate", "1", "--json",
+    ])  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-c", CHATTY, arguments], env=os.environ | ENVIRONMENT,
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)
+    assert json.loads(done.stdout)["steps"] == 1
     for who in ("a library", "a C library", "a child process"):
         assert f"{who} prints" in done.stderr

@@ -152,12 +152,12 @@ def test_a_signal_saves_after_the_step_and_the_run_continues(cache, tmp_path, na
         "--set", "validation.every=0",
     )  # fmt: skip
     process = cli.start(*arguments)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not (tmp_path / "metrics.jsonl").exists() or not _rows(tmp_path / "metrics.jsonl"):
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(getattr(signal, name))
-    assert process.wait(timeout=60) == 128 + getattr(signal, name)
+    assert process.wait(timeout=300) == 128 + getattr(signal, name)
     done = len(_rows(tmp_path / "metrics.jsonl"))
     assert (tmp_path / "checkpoints" / f"step-{done:06d}").is_dir()
     assert 0 < done < 400
@@ -181,7 +181,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before_it(cache, tmp_path, s
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert "step-000002: File too large" in message
-    assert "continue with --resume" in message
+    assert f"wanlora train --output-dir {tmp_path} --resume" in message
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-000001"]
     assert (tmp_path / NAME).read_bytes() == before
 

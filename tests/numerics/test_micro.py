@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wanlora.micro import dit, models, vae
+from wanlora.micro import dit, measure, models, pretrain, vae, world
 from wanlora.micro.checkpoint import resume, save
 
 CAPTION = "a striped purple square moving right on a white background"
@@ -87,6 +87,47 @@ def test_a_pretraining_that_was_stopped_ends_with_the_same_weights(tmp_path, mon
     expected = trained(whole)
     for name, tensor in trained(parts).items():
         assert torch.equal(tensor, expected[name]), name
+
+
+def test_the_recipe_trains_each_stage_on_from_the_one_before(tmp_path, monkeypatch):
+    """All of `make micro` except the figures, with one or two steps of each part."""
+    stages = [dit.Stage(number, 2, 2, 1e-2, 1e-2, 0.5, 0.5) for number in (1, 2)]
+    monkeypatch.setattr(vae, "SCHEDULE", vae.Schedule((vae.Phase(1, 8, 1, 1),)))
+    monkeypatch.setattr(vae, "POOL_PER_CONCEPT", 1)
+    monkeypatch.setattr(dit, "STAGES", stages)
+    monkeypatch.setattr(pretrain, "CLIPS_PER_CONCEPT", 2)
+    started = []
+    train = dit.train
+
+    def noted(transformer, clips, *rest):
+        weight = transformer.proj_out.weight.detach()
+        started.append((len(clips.latents), weight.clone()))
+        averaged = train(transformer, clips, *rest)
+        started.append((None, averaged.proj_out.weight.detach().clone()))
+        return averaged
+
+    def stop(*_arguments, **_settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dit, "train", noted)
+    monkeypatch.setattr(measure, "measure", stop)
+    for _ in range(2):  # the second time everything is trained already
+        with pytest.raises(KeyboardInterrupt):
+            pretrain.run(tmp_path / "work", tmp_path / "model", torch.device("cpu"))
+    first, first_end, second, second_end, *again = started
+    known = len(world.KNOWN)
+    assert (first[0], second[0]) == (known, 2 * known)
+    assert torch.equal(second[1], first_end[1])
+    assert not torch.equal(second_end[1], first_end[1])
+    assert torch.equal(again[-1][1], second_end[1])
+    assert (tmp_path / "model" / "model_index.json").exists()
+
+
+def test_a_stage_has_the_first_clips_of_each_concept():
+    known = len(world.KNOWN)
+    rows = torch.arange(known * 3).float()[:, None]
+    chosen = pretrain.first_clips(dit.Clips(rows, rows, rows[0]), 2)
+    assert chosen.latents.flatten().tolist() == [3.0 * k + i for k in range(known) for i in (0, 1)]
 
 
 def test_a_checkpoint_that_is_not_there_is_step_zero(tmp_path):

@@ -1,5 +1,7 @@
 """The command line, in its own process as a user runs it, or in this one where that is enough."""
 
+import atexit
+import functools
 import json
 import os
 import subprocess
@@ -8,6 +10,7 @@ from pathlib import Path
 
 from typer.testing import CliRunner, Result
 
+from tests.support.server import Forked, Server
 from wanlora.cli import app
 
 PROBE = """
@@ -29,22 +32,54 @@ ENVIRONMENT = {
 }
 
 
+PRELOADED = (
+    "wanlora.cli", "wanlora.prepare", "wanlora.verify", "wanlora.cache_latents.stage",
+    "wanlora.train.loop", "wanlora.sample.stage", "wanlora.evaluate.stage",
+    "wanlora.wan.adapter.reread", "wanlora.inspect_cache", "wanlora.estimate.probe",
+)  # fmt: skip
+"""Modules that the server of commands has imported: seconds of CPU for each command."""
+
+READ_LATE = ("WANLORA_CACHE_HOME", "PYTEST_CURRENT_TEST", "PYTEST_VERSION")
+"""Variables that no library reads when it is imported."""
+
+
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "wanlora", *map(str, arguments)]
+
+
+@functools.cache
+def _server() -> Server:
+    server = Server(PRELOADED, os.environ | ENVIRONMENT)
+    atexit.register(server.close)
+    return server
+
+
+def _environment() -> dict[str, str]:
+    return os.environ | ENVIRONMENT
+
+
+def _can_fork() -> bool:
+    """Whether the server has this environment: libraries read it when they are imported."""
+    mine, its = _environment(), _server().environment
+    names = (mine.keys() | its.keys()) - set(READ_LATE)
+    return all(mine.get(name) == its.get(name) for name in names)
 
 
 def run(
     *arguments: object, cwd: Path | None = None, exit_code: int = 0, timeout: float = 300
 ) -> subprocess.CompletedProcess[str]:
     """Run a command in its own process and require its exit code."""
-    done = subprocess.run(
-        command(*arguments),
-        cwd=cwd,
-        env=os.environ | ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    if _can_fork():
+        done = _server().run(arguments, cwd=cwd, environment=_environment(), timeout=timeout)
+    else:
+        done = subprocess.run(
+            command(*arguments),
+            cwd=cwd,
+            env=_environment(),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
     assert done.returncode == exit_code, (
         f"wanlora {' '.join(map(str, arguments))}: exit code {done.returncode}, expected "
         f"{exit_code}\n--- stdout\n{done.stdout}\n--- stderr\n{done.stderr}"
@@ -52,15 +87,9 @@ def run(
     return done
 
 
-def start(*arguments: object, cwd: Path | None = None) -> subprocess.Popen[bytes]:
+def start(*arguments: object, cwd: Path | None = None) -> Forked:
     """Start a command that a test is going to kill."""
-    return subprocess.Popen(
-        command(*arguments),
-        cwd=cwd,
-        env=os.environ | ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    return _server().start(arguments, cwd=cwd, environment=_environment())
 
 
 def invoke(*arguments: object) -> Result:

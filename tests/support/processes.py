@@ -60,13 +60,25 @@ class Server:
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
-    def start(self, folder: Path, commands: Sequence[Sequence[object]], **environment) -> Launched:
-        """Start a process for each command line; their output goes to a folder."""
+    def start(
+        self,
+        folder: Path,
+        commands: Sequence[Sequence[object]],
+        *,
+        victim: tuple[int, int, Path] | None = None,
+        **environment,
+    ) -> Launched:
+        """Start a process for each command line; their output goes to a folder.
+
+        `victim` is a rank, a signal and a path: that process sends itself the signal at its first
+        collective after the path exists. A signal from the test could come too late.
+        """
         folder.mkdir(parents=True)
         request = {
             "commands": [[str(word) for word in command] for command in commands],
             "folder": str(folder),
             "environment": environment | {"MASTER_PORT": str(free_port())},
+            "victim": victim and [*victim[:2], str(victim[2])],
         }
         return Launched(self, folder, self.ask(request)["pids"])
 
@@ -98,7 +110,10 @@ def _child(rank: int, request) -> None:
     local = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     os.environ |= local | world | request["environment"]
-    _write_down_calls(folder / f"{rank}.calls")
+    victim = request["victim"]
+    _write_down_calls(
+        folder / f"{rank}.calls", victim[1:] if victim and victim[0] == rank else None
+    )
     code = 0
     try:
         app(request["commands"][rank])
@@ -114,10 +129,11 @@ def _child(rank: int, request) -> None:
     os._exit(code)
 
 
-def _write_down_calls(path: Path) -> None:
+def _write_down_calls(path: Path, end: tuple[int, str] | None) -> None:
     """Append a line for each collective, with its size, and for each row fetched.
 
-    What runs is the product: the functions are wrapped, not replaced.
+    What runs is the product: the functions are wrapped, not replaced. `end` is a signal that the
+    process sends itself, and the path after which it does.
     """
     import torch.distributed as dist
 
@@ -129,6 +145,8 @@ def _write_down_calls(path: Path) -> None:
         original = getattr(owner, name)
 
         def wrapped(*arguments, **keywords):
+            if end and Path(end[1]).exists():
+                os.kill(os.getpid(), end[0])
             os.write(file, f"{describe(*arguments)}\n".encode())
             return original(*arguments, **keywords)
 
@@ -141,7 +159,7 @@ def _write_down_calls(path: Path) -> None:
 
 
 def _serve() -> None:
-    import wanlora.train  # noqa: F401
+    import wanlora.train.loop  # noqa: F401
 
     pids: list[int] = []
     for line in sys.stdin:

@@ -68,6 +68,7 @@ def _wait_for(segments: int, cache: Path) -> None:
 
 
 def _serve(folder: Path) -> None:
+    import wanlora.cache_latents.stage  # noqa: F401  (before the forks)
     from wanlora import cache_latents
     from wanlora.config import CacheLatentsConfig
 

@@ -8,6 +8,8 @@ import time
 import tomli_w
 
 from wanlora import runs
+from wanlora.watch.files import Folder
+from wanlora.watch.summary import Summaries
 
 GIF = bytes.fromhex(
     "47494638396108000800800000ff800000000021f90400000000002c00000000080008000002078c8fa9cbed0f05003b"
@@ -41,6 +43,12 @@ def status(*, state="done", done=20, planned=20, written_s_ago=0.0, **values):
         "host": socket.gethostname(), "started_at": now - 3600, "written_at": now,
         "next_write_s": 60.0, "eta_s": None, "checkpoint": None, "warnings": [],
     } | values  # fmt: skip
+
+
+def state(run_dir):
+    """State of a run, as the list of `wanlora watch` has it."""
+    [summary] = Summaries(Folder(run_dir.parent)).of((run_dir.name,))
+    return summary.state
 
 
 def lines(rows):

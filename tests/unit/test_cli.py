@@ -70,13 +70,14 @@ FLAGS = {
         "--materialize --mode --model --num-frames --output --output-dir --scenes --seed "
         "--short --stride --val-fraction --width --workers sources"
     ),
-    "verify": "--html --limit --model manifests",
+    "verify": "--html --limit --model --source-root manifests",
     "cache-latents": (
         "--cache --device --dry-run --gpus-per-worker --launcher --manifest --model "
-        "--num-workers --preview-prompt --view"
+        "--num-workers --preview-prompt --source-root --view"
     ),
     "inspect": (
-        "--decode --device --dry-run --gc --html --manifest --output-dir --repair --verify path"
+        "--decode --device --dry-run --gc --html --manifest --output-dir --repair --source-root "
+        "--verify path"
     ),
     "estimate": (
         "--activations --alpha --batch-by --batch-size --cache --clips --device --eager "
@@ -93,13 +94,14 @@ FLAGS = {
     ),
     "watch": "--once --open --port folder",
     "sample": (
-        "--adapter --cache --compare --device --guidance-scale --height --latents --model "
+        "--adapter --cache --compare --device --fps --guidance-scale --height --latents --model "
         "--negative-prompt --num-frames --num-videos --offload --output --output-dir "
         "--overwrite --prompt --prompts --seed --shift --skip-existing --steps --view --width"
     ),
     "evaluate": (
-        "--adapter --cache --checkpoints --device --guidance-scale --height --model --num-clips "
-        "--num-frames --output-dir --seed --steps --videos-per-activity --view --width"
+        "--adapter --cache --checkpoints --device --fps --guidance-scale --height --model "
+        "--num-clips --num-frames --output-dir --seed --steps --videos-per-activity --view "
+        "--width"
     ),
     "export": (
         "--adapter --checkpoint --dtype --format --model --output --overwrite --private --push"

@@ -1,5 +1,6 @@
 """The page of a run while it lives: when it is written, and the state that it ends with."""
 
+import html
 import json
 import logging
 import re
@@ -54,13 +55,17 @@ def test_the_page_is_there_before_the_first_step_and_follows_the_steps(tmp_path,
 
 def test_a_page_that_is_renewed_does_not_wait_for_its_time(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "FIRST_WAIT_S", 60.0)
-    live = LivePage(tmp_path, steps_planned=10, warnings=[])
-    runs.append_row(tmp_path, runs.METRICS_NAME, row(0))
+    run = tmp_path / "my run"
+    run.mkdir()
+    live = LivePage(run, steps_planned=10, warnings=[])
+    runs.append_row(run, runs.METRICS_NAME, row(0))
     live.renew()
-    wait_until(lambda: status_of(tmp_path)["steps_done"] == 1)
+    wait_until(lambda: status_of(run)["steps_done"] == 1)
     live.end(STOPPED, "SIGTERM")
-    assert status_of(tmp_path)["reason"] == "SIGTERM"
-    assert "SIGTERM" in (tmp_path / runs.PAGE_NAME).read_text()
+    assert status_of(run)["reason"] == "SIGTERM"
+    made = html.unescape((run / runs.PAGE_NAME).read_text())
+    assert "SIGTERM" in made
+    assert f"wanlora train --output-dir '{run}' --resume" in made
 
 
 @pytest.mark.parametrize(

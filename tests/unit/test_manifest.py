@@ -55,7 +55,21 @@ def test_a_manifest_stays_valid_when_the_working_directory_changes(tmp_path, mon
         monkeypatch.chdir("/")
         assert (folder / written).resolve() == source
     assert manifest.written_path(tmp_path / "data" / "raw" / "b.mp4", folder) == "../raw/b.mp4"
-    assert manifest.written_path(tmp_path / "far" / "c.mp4", folder) == f"{tmp_path}/far/c.mp4"
+    assert manifest.written_path(tmp_path / "far" / "c.mp4", folder) == "../../far/c.mp4"
+
+
+def test_sources_outside_of_the_project_are_named_by_absolute_paths(tmp_path, monkeypatch):
+    """Below the root or the home folder, and through links, which others may not follow."""
+    monkeypatch.setenv("HOME", str(tmp_path / "me"))
+    far, folder = tmp_path / "me" / "Videos" / "a.mp4", tmp_path / "me" / "work" / "data" / "p"
+    assert manifest.written_path(far, folder) == str(far)
+    assert manifest.written_path(Path("/videos/a.mp4"), Path("/data/p")) == "/videos/a.mp4"
+    project = tmp_path / "project"
+    (tmp_path / "disk").mkdir()
+    project.mkdir()
+    (project / "data").symlink_to(tmp_path / "disk")
+    source = project / "videos" / "a.mp4"
+    assert manifest.written_path(source, project / "data" / "p") == str(source)
 
 
 def test_a_relative_manifest_path_gives_absolute_sources(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from wanlora.train.git import git_commit
-from wanlora.train.model_card import _previews, model_card
+from wanlora.train.model_card import _previews, model_card, updated_card
 from wanlora.wan.variants import public_name
 
 HUB = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -123,3 +123,45 @@ def test_the_commit_of_a_checkout_and_none_elsewhere(tmp_path):
     assert re.fullmatch(r"[0-9a-f]{40}", commit)
     (tmp_path / "file").write_text("2")
     assert git_commit(tmp_path) == f"{commit}-dirty"
+
+
+OLD, NEW = model_card(FACTS), model_card(FACTS | {"step": 1000})
+
+
+@pytest.mark.parametrize(
+    ("edited", "by"),
+    [
+        ("# My best one", "# clapping"),
+        ("license: mit", "license: apache-2.0"),
+        ("# clapping\n\nThanks to Ada.", "# clapping"),
+        ("the part that training writes -->\n\n## Credits\n", "the part that training writes -->"),
+    ],
+)
+def test_edits_outside_of_the_generated_part_survive(edited, by):
+    mine = OLD.replace(by, edited, 1)
+    assert mine != OLD
+    card = updated_card(mine, NEW)
+    assert card == NEW.replace(by, edited, 1)
+    assert updated_card(card, OLD) == mine  # and again
+
+
+def test_other_line_ends_are_not_an_edit():
+    card = updated_card(OLD.replace("\n", "\r\n"), NEW)
+    assert card is not None
+    assert card.startswith("---\r\n")
+    assert "\n| steps | 1000 |" in card
+
+
+@pytest.mark.parametrize(
+    "mine",
+    [
+        OLD.replace("## Use", "## How to use"),
+        OLD.replace("LoRA", "lora", 1),
+        "".join(line for line in OLD.splitlines(keepends=True) if "<!--" not in line),
+        OLD + OLD,
+        "my own card",
+        "",
+    ],
+)
+def test_an_edited_generated_part_is_left_alone(mine):
+    assert updated_card(mine, NEW) is None

@@ -2,6 +2,7 @@
 
 import signal
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,8 +86,8 @@ def test_a_step_asks_nothing_of_the_device():
 def test_memory_that_runs_out_later_says_how_to_go_on():
     trial = Trial(("none",) * 2, seconds=1.0, peak_bytes=None, attention=())
     with (
-        pytest.raises(DeviceError, match=r"out of memory after 7 steps.*--resume and "),
-        explained_out_of_memory(partial(_explain_memory, Progress(step=7), trial)),
+        pytest.raises(DeviceError, match=r"after 7 steps.*--output-dir run --resume --activations"),
+        explained_out_of_memory(partial(_explain_memory, Path("run"), Progress(step=7), trial)),
     ):
         torch.empty(2**50)
 

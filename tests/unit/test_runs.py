@@ -54,6 +54,56 @@ def test_settings_are_compared_by_value_and_a_newer_setting_has_its_default(tmp_
             resume(seed=0, **changed)
 
 
+ATTEMPT = {"config.toml": "# wanlora: 0.1.0\nseed = 0\n", "metrics.jsonl": ""}
+
+
+def _write(folder, names):
+    for name, text in names.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize(
+    ("there", "is_refused"),
+    [
+        ({}, False),
+        ({".gitkeep": "", ".DS_Store": "", "train.log": "", ".lock": ""}, False),
+        (ATTEMPT | {"run.html": ""}, False),
+        (ATTEMPT | {f"best/{runs.ADAPTER_NAME}": ""}, False),  # the same run makes it again
+        ({"README.md": "my project"}, True),
+        ({"config.toml": "# mine"}, True),
+        ({"config.toml": ATTEMPT["config.toml"]}, True),  # a copy for another run
+        ({"notes.txt": "", "src/a.py": ""}, True),
+        (ATTEMPT | {"README.md": "a finished run"}, True),
+        (ATTEMPT | {f"ema/{runs.ADAPTER_NAME}": ""}, True),
+        ({"config.toml": "# wanlora: 0.1.0\nseed = 1", "metrics.jsonl": "",
+          f"best/{runs.ADAPTER_NAME}": ""}, True),
+        ({f"best/{runs.ADAPTER_NAME}": ""}, True),
+    ],
+)  # fmt: skip
+def test_a_folder_with_somebodys_files_is_not_taken_for_a_run(tmp_path, there, is_refused, resume):
+    _write(tmp_path, there)
+    if not is_refused:
+        assert runs.open_run(tmp_path, {"seed": 0}, resume=resume) is None
+        return
+    with pytest.raises(RunError, match="--output-dir") as raised:
+        runs.open_run(tmp_path, {"seed": 0}, resume=resume)
+    assert str(tmp_path) in str(raised.value)
+    assert {path.name for path in tmp_path.iterdir()} == {name.split("/")[0] for name in there}
+
+
+def test_comments_in_the_settings_of_a_run_stay_while_the_settings_do(tmp_path):
+    _run(tmp_path, {"seed": 0}, 5)
+    config = tmp_path / runs.CONFIG_NAME
+    config.write_text("# the good one\nseed = 0\n")
+    checkpoint = runs.newest_checkpoint(tmp_path)
+    with runs.begin_run(tmp_path, {"seed": 0}, {"wanlora": "1"}, checkpoint=checkpoint):
+        assert config.read_text() == "# the good one\nseed = 0\n"
+    with runs.begin_run(tmp_path, {"seed": 0, "max_steps": 9}, {}, checkpoint=checkpoint):
+        assert "max_steps = 9" in config.read_text()
+
+
 @pytest.mark.parametrize("resume", [True, False])
 def test_an_adapter_without_a_checkpoint_is_never_replaced(tmp_path, resume):
     """Finished runs whose checkpoints were deleted, or stayed on a server."""
@@ -158,7 +208,7 @@ def test_a_checkpoint_that_fails_while_written_is_not_seen_and_leaves_the_last_o
         (folder / "half").write_text("...")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OutputError, match=r"step-000001: No space left.*--resume.* step 0"):
+    with pytest.raises(OutputError, match=r"step-000001: No space left.* --resume.* step 0"):
         runs.publish_checkpoint(tmp_path, 1, full_disk, keep=0)
     _publish(tmp_path, 1)
     with pytest.raises(OutputError, match=r"step-000002: No space left.*--resume.*step-000001"):

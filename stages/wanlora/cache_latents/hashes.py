@@ -4,11 +4,11 @@ Owns: the files that keep them: in the cache, beside manifests, and in the user'
 """
 
 import logging
-import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wanlora import manifest
 from wanlora.clips import SourceHashes, hashes_document, parse_hashes
 from wanlora.core.location import Location
 from wanlora.errors import OutputError
@@ -45,6 +45,12 @@ class Hashes:
             kept_digests(),
         )
 
+    def move_sources(self, moved: Mapping[Path, Path]) -> None:
+        """Use the hashes of sources for the same files at new paths; size and mtime still count."""
+        for before, now in moved.items():
+            if (entry := self.sources.get(str(before))) is not None:
+                self.sources.setdefault(str(now), entry)
+
     def write_sources(self, cache: Location) -> None:
         """Leave those of the sources to the next run.
 
@@ -72,7 +78,7 @@ def _beside(manifests: Sequence[Path]) -> dict[str, tuple[int, int, str]]:
         except OSError:
             continue
         for name, entry in parse_hashes(document).items():
-            found[os.path.abspath(folder / name)] = entry  # noqa: PTH100  (as manifest.read)
+            found[str(manifest.source_path(name, folder))] = entry
     return found
 
 

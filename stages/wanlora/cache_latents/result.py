@@ -85,9 +85,9 @@ class CacheResult:
         verb = "to encode" if self.dry_run else "encoded"
         lines = [
             f"clips:   {self.clips_encoded:,} {verb}, {self.clips_cached:,} already there"
-            + _saved(self.duplicate_clips, "copies"),
+            + _saved(self.duplicate_clips, "copy", "copies"),
             f"prompts: {self.prompts_encoded:,} {verb}, {self.prompts_cached:,} already there"
-            + _saved(self.shared_captions, "repeated captions"),
+            + _saved(self.shared_captions, "repeated caption"),
         ]
         if self.dry_run and len(self.draws) > 1:
             lines.append(f"expected share of draws: {describe_shares(self.draws)}")
@@ -105,29 +105,34 @@ class CacheResult:
             )
             lines.append(f"{size(self.num_bytes)} written in {duration(self.seconds)}{pace}")
             lines.append(f"view {self.view!r}: {count(self.clips, 'clip')}")
-        lines += listed(_texts(self.failures), "clips cannot be used, and are not in the view")
+        lines += listed(_texts(self.failures), "clip", "not in the view, because not usable")
         lines += listed(
             _texts(self.kept),
-            "clips cannot be used now, and stay in the view with the rows they had; to drop them, "
-            "delete their lines from the manifest",
+            "clip",
+            "not usable now, and still in the view with earlier rows; to drop a clip, delete its "
+            "line from the manifest",
         )
         lines += listed(
             _texts(self.unread),
-            "sources cannot be read now; the view keeps their clips, whose rows are in the cache",
+            "source",
+            "not readable now; the view keeps the clips, whose rows are in the cache",
         )
         lines += listed(
             [shorten(text) for text in self.truncated_prompts],
-            "prompts have over 512 tokens; their end was cut off",
+            "prompt",
+            "of over 512 tokens, cut off at the end",
         )
         lines += listed(
             self.changed_sources,
-            "sources changed after the manifest was written, and were cut as they are now; if "
-            "that is not what you want, run wanlora prepare again",
+            "source",
+            "changed after the manifest was written, and cut as now; if that is not what you "
+            "want, run wanlora prepare again",
         )
         lines += listed(
             self.unused_captions,
-            "caption files were edited after prepare read them, and their text is not used; read "
-            f"them with: {self.captions_command}",
+            "caption file",
+            "edited after prepare read it, and not used; to read the edits: "
+            f"{self.captions_command}",
         )
         return lines + ([f"next: {self.next_command}"] if self.next_command else [])
 
@@ -206,11 +211,11 @@ def summarize(
     )
 
 
-def listed(items: Sequence[str], what: str, where: str = JSON) -> list[str]:
+def listed(items: Sequence[str], noun: str, what: str) -> list[str]:
     """Head the first items with the number of all."""
     if not items:
         return []
-    return [f"{len(items):,} {what}:", *first(items, where)]
+    return [f"{count(len(items), noun)} {what}:", *first(items, JSON)]
 
 
 def _next_command(config: CacheLatentsConfig) -> str:
@@ -223,5 +228,5 @@ def _texts(failures: Sequence[Failure]) -> list[str]:
     return [f"[{failure.code}] {failure.clip_id}: {failure.message}" for failure in failures]
 
 
-def _saved(number: int, what: str) -> str:
-    return f" ({number} {what} encoded once)" if number else ""
+def _saved(number: int, noun: str, plural: str = "") -> str:
+    return f" ({count(number, noun, plural)} encoded once)" if number else ""

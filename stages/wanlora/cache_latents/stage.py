@@ -27,8 +27,10 @@ from wanlora.cache_latents.worker import Encoded, encode_share
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.prompts import prompt_key
 from wanlora.core.ranks import Rank, rank_of
+from wanlora.core.units import count, size
 from wanlora.errors import ConfigError, ManifestError, StoreError
 from wanlora.manifest import Clip
+from wanlora.moved import advice, find_sources
 from wanlora.stopping import interrupted_by_signals
 from wanlora.store import index, schema, storage, wants
 from wanlora.store.reader import StoreReader
@@ -66,18 +68,20 @@ def run(
     """
     started = time.monotonic()
     rank = rank_of(os.environ)
-    hashes = Hashes.read(config.cache, config.manifest)
+    found, hashes = _with_hashes(config, found)
     with _launched(config, rank, hashes) as (using, encode_missing):
         shown = rank.index == 0
         plan = planning.make(config, found, using=using, hashes=hashes, shown=shown)
         plan = replace(plan, failures=(*_failures_of(bad_lines), *plan.failures))
         if not plan.clips:
-            raise ManifestError(_nothing_left(config, plan.failures))
+            lost = _advice(config, found, plan.failures)
+            raise ManifestError(_nothing_left(config, plan.failures, lost))
         if rank.world > 1:
             _require_videos(plan.failures)
         planning.note_other_generations(config.cache, using)
         if config.dry_run:
-            plan = planning.look(config, plan)
+            unread, plan = plan.unread, planning.look(config, plan)
+            _require_some_sources(config, found, plan, unread)
             outcome = Outcome(plan.clips, plan.failures, num_bytes=plan.num_bytes)
             seconds = time.monotonic() - started
             return summarize(config, plan, outcome, seconds=seconds, shown=shown)
@@ -87,6 +91,15 @@ def run(
         unread, plan = plan.unread, planning.look(config, plan)
         if rank.world > 1:
             _require_videos([failure for failure in unread if failure not in plan.unread])
+        _require_some_sources(config, found, plan, unread)
+        if shown:
+            log.info(
+                "to encode: %s and %s, about %s, into %s; already there: %s and %s",
+                count(len(plan.missing_clips), "clip"),
+                count(len(plan.missing_prompts), "prompt"), size(plan.num_bytes), config.cache,
+                count(len({keyed.key for keyed in plan.clips}) - len(plan.missing_clips), "clip"),
+                count(len(plan.prompts) - len(plan.missing_prompts), "prompt"),
+            )  # fmt: skip
         made = _encode(config, plan, hashes, encode_missing)
     kept = [keyed for keyed in plan.clips if keyed.key not in made.clips.failures]
     failures = [*plan.failures, *_failures(plan.clips, made.clips.failures)]
@@ -114,7 +127,7 @@ def _require_videos(failures: Sequence[Failure]) -> None:
                     f"{socket.gethostname()} lacks {len(lacking)} clips' videos, and another "
                     "machine may have them; mount them under the same path, or take them out of "
                     "the manifest:",
-                    *listed(lacking, "clips"),
+                    *listed(lacking, "clip", "without a video here"),
                 ]
             )
         )
@@ -141,7 +154,7 @@ def encode_rows(
         StoreError: The manifests, the model or the device give none of these rows.
     """
     found, _ = preflight.check(config)
-    hashes = Hashes.read(config.cache, config.manifest)
+    found, hashes = _with_hashes(config, found)
     using = planning.encoders_here(config, hashes)
     all_of_it = planning.look(config, planning.make(config, found, using=using, hashes=hashes))
     missing_clips = tuple(keyed for keyed in all_of_it.missing_clips if keyed.key in clips)
@@ -167,6 +180,14 @@ def encode_rows(
     made = _encode(config, plan, hashes, partial(encode_share, config))
     failures = _failures(missing_clips, made.clips.failures)
     return num_rows - len(failures), failures
+
+
+def _with_hashes(config: CacheLatentsConfig, found: Sequence[Clip]) -> tuple[list[Clip], Hashes]:
+    """Find sources that were moved, and read the known hashes of all sources."""
+    hashes = Hashes.read(config.cache, config.manifest)
+    clips, moved = find_sources(found, config.source_root)
+    hashes.move_sources(moved)
+    return clips, hashes
 
 
 def _failures_of(bad: Sequence[manifest.BadLine]) -> list[Failure]:
@@ -326,8 +347,42 @@ def _failures(clips: Sequence[KeyedClip], undecoded: Mapping[str, Failure]) -> l
     ]
 
 
-def _nothing_left(config: CacheLatentsConfig, failures: Sequence[Failure]) -> str:
+def _require_some_sources(
+    config: CacheLatentsConfig, found: Sequence[Clip], plan: Plan, unread: Sequence[Failure]
+) -> None:
+    """Log what to do about sources that are missing; refuse if no clip can be encoded without them.
+
+    Args:
+        config: The settings.
+        found: Clips of the manifests.
+        plan: After `look`: clips with rows in the store need no source.
+        unread: Clips without a readable source, before `look`.
+
+    Raises:
+        ManifestError: Every clip lacks both its source and its row.
+    """
+    failures = [failure for failure in unread if failure not in plan.unread]
+    lost = _advice(config, found, [*plan.failures, *failures])
+    if lost and len(failures) == len(plan.clips):
+        raise ManifestError(_nothing_left(config, [*plan.failures, *failures], lost))
+    if lost:
+        log.warning("%s", lost)
+
+
+def _advice(config: CacheLatentsConfig, found: Sequence[Clip], failures: Sequence[Failure]) -> str:
+    """Explain what to do about sources that are missing; empty without any."""
+    lost = {failure.clip_id for failure in failures if failure.code == "missing"}
+    return advice(
+        (clip.source for clip in found if clip.clip_id in lost),
+        len({clip.path for clip in found}),
+        config.source_root,
+    )
+
+
+def _nothing_left(config: CacheLatentsConfig, failures: Sequence[Failure], lost: str = "") -> str:
     shown = [f"[{f.code}] {f.clip_id}: {f.message}" for f in failures]
-    lines = ["no clip of the manifests can be used", *listed(shown, "clips failed")]
+    lines = ["no clip of the manifests can be used", *listed(shown, "clip", "failed")]
+    if lost:
+        return "\n".join([*lines, lost])
     command = shlex.join(["wanlora", "verify", *map(str, config.manifest)])
     return "\n".join([*lines, f"look at them with: {command}"])

@@ -161,6 +161,7 @@ class SampleConfig(Settings):
             "trained on, or of the cache or latents, else the variant's.",
             gt=0,
         ),
+        Flag(heading="Videos"),
     ] = None
     device: Device = "auto"
     dtype: BaseDtype = "auto"
@@ -278,6 +279,7 @@ class EvaluateConfig(Settings):
     fps: Annotated[
         float | None,
         Field(description="Frames per second of the videos; None = most held-out clips'.", gt=0),
+        Flag(heading="Videos"),
     ] = None
     shown_per_activity: Annotated[
         int,

@@ -101,6 +101,17 @@ ViewName = Annotated[
 ]
 
 
+SourceRoot = Annotated[
+    tuple[Path, ...],
+    Field(
+        description="Folder with the source videos, if they were moved since prepare: a source "
+        "that is not at its path in the manifest is found here by the end of that path, for "
+        "example walking/a.mp4; Windows paths too. Repeat for several."
+    ),
+    Flag(heading="Input and output"),
+]
+
+
 TokenizerOf = Annotated[
     str,
     Field(

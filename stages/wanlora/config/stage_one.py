@@ -16,6 +16,7 @@ from wanlora.config.settings import (
     Device,
     Flag,
     Settings,
+    SourceRoot,
     ViewName,
 )
 
@@ -69,6 +70,7 @@ class CacheLatentsConfig(Settings):
         Field(description="Manifest; repeat for several. A folder stands for its train and val."),
         Flag(heading="Input and output"),
     ] = (Path("data/processed"),)
+    source_root: SourceRoot = ()
     cache: CacheDir = Path("cache")
     model: Annotated[
         str,
@@ -111,9 +113,11 @@ class CacheLatentsConfig(Settings):
         Flag(heading="Model and machine"),
     ] = None
     view: ViewName = "default"
-    dry_run: Annotated[bool, Field(description="Say what would be encoded, and stop."), Flag()] = (
-        False
-    )
+    dry_run: Annotated[
+        bool,
+        Field(description="Print what would be encoded, and stop; needs neither GPU nor model."),
+        Flag(),
+    ] = False
     vae_dtype: Annotated[
         Literal["float32", "bfloat16"],
         Field(description="Compute type of the VAE; bfloat16 costs about 1 % accuracy."),
@@ -225,6 +229,7 @@ class InspectConfig(Settings):
         Field(description="With --repair: the manifests that the cache was made from."),
         Flag(heading="Input and output"),
     ] = (Path("data/processed"),)
+    source_root: SourceRoot = ()
     device: Device = "auto"
     statistics_clips: Annotated[
         int,

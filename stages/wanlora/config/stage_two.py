@@ -365,7 +365,11 @@ class TrainConfig(Settings):
     ] = 3
     resume: Annotated[
         bool,
-        Field(description="Continue the run in output_dir from its newest checkpoint."),
+        Field(
+            description="Continue the run in output_dir from its newest checkpoint, with the run's "
+            "own settings; settings given as well are applied, or refused if they would make it "
+            "another run."
+        ),
         Flag(heading="Checkpoints"),
     ] = False
     train_frames: Annotated[

@@ -13,6 +13,7 @@ from wanlora.config.settings import (
     Flag,
     Seed,
     Settings,
+    SourceRoot,
     TokenizerOf,
 )
 from wanlora.core.buckets import DEFAULT_FPS, MAX_FPS, MIN_FPS, Bucket, problem_with
@@ -193,6 +194,7 @@ class VerifyConfig(Settings):
         Field(description="Manifest files, or a folder holding train.jsonl and val.jsonl."),
         Flag(argument=True, heading="Input and output"),
     ] = (Path("data/processed"),)
+    source_root: SourceRoot = ()
     limit: Annotated[
         int,
         Field(description="Load only the first N clips of each manifest; 0 = all.", ge=0),

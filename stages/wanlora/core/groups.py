@@ -24,12 +24,12 @@ def describe_few_groups(num_held_out: int, num_groups: int) -> str | None:
     """
     if num_held_out >= FEW_GROUPS:
         return None
-    found = f"{num_held_out} of {num_groups} source groups (videos) are held out"
+    found = f"held out: {num_held_out} of {num_groups} source groups (videos)"
     found += (
-        f": with fewer than {FEW_GROUPS}, the interval of the held-out loss is so wide that it "
+        f". With fewer than {FEW_GROUPS}, the interval of the held-out loss is so wide that it "
         "seldom shows what was learned"
         if num_held_out
-        else ": there is no held-out loss, no comparison with the base and no best checkpoint"
+        else ". There is no held-out loss, no comparison with the base and no best checkpoint"
     )
     share = fraction_for(FEW_GROUPS, num_groups)
     if share is None:

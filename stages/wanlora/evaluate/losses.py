@@ -6,6 +6,7 @@ arithmetic is that of training's validation.
 
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -83,11 +84,15 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        known = dict(json.loads(path.read_text(encoding="utf-8")))
+        if not all(re.fullmatch(r"[0-9a-f]{64}", str(key)) for key in known):
+            raise ValueError("its keys are not those of an evaluation")
     except (ValueError, TypeError) as error:
         raise RunError(
-            f"{path} is damaged ({error}): delete it; the losses are measured again"
+            f"{path} is damaged or of something else ({error}): choose another --output-dir, or "
+            "remove the file, and the losses are measured again"
         ) from None
+    return known
 
 
 def _measure(setup: Setup, subject: Subject | None, transformer: Any) -> Table:

@@ -10,10 +10,13 @@ from wanlora.config import EvaluateConfig
 from wanlora.core.buckets import Bucket, problem_with, usual
 from wanlora.errors import ConfigError
 from wanlora.files import require_folder
+from wanlora.report.generated import require_own_page
 from wanlora.step.clips import check_encodings
 from wanlora.store.views import View, ViewClip, no_such_split, read_view
 from wanlora.wan.adapter.header import read_header, split_scale
 from wanlora.wan.variants import Variant, resolve_here, variant_of
+
+REPORT_NAME = "report.html"
 
 
 def check(config: EvaluateConfig) -> View:
@@ -28,6 +31,7 @@ def check(config: EvaluateConfig) -> View:
         WanloraError: Names what cannot be used.
     """
     require_folder(config.output_dir, flag="--output-dir")
+    require_own_page(config.output_dir / REPORT_NAME, "evaluate", flag="--output-dir")
     for text in config.adapter:
         read_header(split_scale(text)[0])
     view = read_view(config.cache, config.view)

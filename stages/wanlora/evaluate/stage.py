@@ -14,23 +14,26 @@ from typing import Any
 from wanlora import __version__
 from wanlora.config import EvaluateConfig
 from wanlora.core.groups import conclusion
+from wanlora.core.units import count
 from wanlora.core.validation import describe_sample
 from wanlora.evaluate import losses, videos
+from wanlora.evaluate.earlier import require_replaceable
 from wanlora.evaluate.measures import against_base, frames_of, measured
 from wanlora.evaluate.plan import Model, describe, plan, plan_clips
+from wanlora.evaluate.preflight import REPORT_NAME
 from wanlora.evaluate.setup import Setup, open_setup
 from wanlora.evaluate.subjects import BASE, Subject, subjects
 from wanlora.files import require_folder, write_text
 from wanlora.media import mp4
 from wanlora.progress import waiting
 from wanlora.report.evaluation_page import Shown, evaluation_page
+from wanlora.report.generated import marked
 from wanlora.store.views import View
 from wanlora.wan.adapter import check_adapter_fits
 from wanlora.wan.attention import pinned
 from wanlora.wan.transformer import load_transformer
 
 EVALUATION_NAME = "evaluation.json"
-REPORT_NAME = "report.html"
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +69,11 @@ def run(config: EvaluateConfig, view: View) -> EvaluateResult:
     base_dir = config.base_videos or config.output_dir.absolute().parent / "base-videos"
     compared = subjects(config.adapter, checkpoints=config.checkpoints)
     setup = open_setup(config, view)
+    has_videos = require_replaceable(
+        config.output_dir / EVALUATION_NAME,
+        _question(config, setup),
+        [(item.scaled.sha256, item.scaled.scale) for item in compared],
+    )
     models = plan(
         setup,
         compared,
@@ -76,12 +84,18 @@ def run(config: EvaluateConfig, view: View) -> EvaluateResult:
     if config.videos_per_activity:
         require_folder(base_dir, flag="--set base_videos")
         logger.info("%s", describe(setup, models))
+    logger.info(
+        "to compare: %s with the base model, on %s at %s", count(len(compared), "adapter"),
+        count(len(setup.panel.clips), "held-out clip"),
+        count(len(setup.panel.sigmas), "noise level"),
+    )  # fmt: skip
     config.output_dir.mkdir(parents=True, exist_ok=True)
     load = functools.cache(lambda: _load(setup, compared))
     with pinned("auto", setup.device):  # the kernel that training takes: its losses, and its speed
         base, others = losses.tables(setup, compared, config.output_dir, load)
         found = _evaluation(config, setup, compared, base, others)
-        _write(config, found, [])  # hours before the videos are there
+        if not has_videos:
+            _write(config, found, [])  # hours before the videos are there
         if config.videos_per_activity:
             for item in found["adapters"]:
                 logger.info("%s", say(item["name"], item["validation"]))
@@ -149,6 +163,17 @@ def _evaluation(
         for item, table, validation in zip(compared, others, found, strict=True)
     ]
     return {
+        **_question(config, setup),
+        "best": compared[best].name,
+        "validation": adapters[0]["validation"],
+        "adapters": adapters,
+        "videos": None,
+    }
+
+
+def _question(config: EvaluateConfig, setup: Setup) -> dict[str, Any]:
+    """Fields of evaluation.json that are known before anything is measured."""
+    return {
         "wanlora": __version__,
         "model": setup.model,
         "cache": str(config.cache),
@@ -166,10 +191,6 @@ def _evaluation(
             "fps": setup.fps,
             "videos_per_activity": config.videos_per_activity,
         },
-        "best": compared[best].name,
-        "validation": adapters[0]["validation"],
-        "adapters": adapters,
-        "videos": None,
     }
 
 
@@ -217,5 +238,5 @@ def _shown(config: EvaluateConfig, models: Mapping[str, Model]) -> list[Shown]:
 def _write(config: EvaluateConfig, found: dict[str, Any], shown: Sequence[Shown]) -> None:
     text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_text(config.output_dir / EVALUATION_NAME, text)
-    page = evaluation_page(found, shown)
+    page = marked(evaluation_page(found, shown), "evaluate")
     write_text(config.output_dir / REPORT_NAME, page)

@@ -13,6 +13,7 @@ from wanlora.config import InspectConfig
 from wanlora.core.quality import psnr
 from wanlora.core.text import file_stem
 from wanlora.errors import MediaError, StoreError
+from wanlora.files import free_path
 from wanlora.manifest import Clip
 from wanlora.media import mp4
 from wanlora.store.reader import RowReader
@@ -73,7 +74,7 @@ def _decode(config: InspectConfig, view: View, clip: ViewClip, readers: Readers)
     if source is not None and source.shape == decoded.shape:
         quality = psnr(source, decoded)
         decoded = np.concatenate([source, decoded], axis=2)
-    path = config.output_dir / f"{file_stem(clip.clip_id)}.mp4"
+    path = free_path(config.output_dir / f"{file_stem(clip.clip_id)}.mp4")
     fps = float(record.get("fps", clip.fps)) if isinstance(record, dict) else clip.fps
     shown = "" if quality is None else f", {quality:.2f} dB"
     mp4.write(path, decoded, fps=fps, metadata={"title": clip.clip_id, "comment": clip.key + shown})

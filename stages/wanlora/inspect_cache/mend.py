@@ -188,6 +188,7 @@ def _stage_one(config: InspectConfig, view: View) -> CacheLatentsConfig:
     latents, text = view.latents_provenance, view.text_provenance
     return CacheLatentsConfig(
         manifest=config.manifest,
+        source_root=config.source_root,
         cache=config.path,
         model=view.model,
         device=config.device,

@@ -17,6 +17,7 @@ from wanlora.core.location import Location
 from wanlora.errors import StoreError
 from wanlora.files import write_text
 from wanlora.inspect_cache.statistics import BucketStatistics, ClipStatistics, evenly
+from wanlora.report.generated import marked
 from wanlora.report.page import Raw, escape, facts, image, page, section, table
 from wanlora.store import schema
 from wanlora.store.reader import RowReader
@@ -87,7 +88,7 @@ def write(
         )
         sections.append(section(f"View {view.name}: {shown}", note, table(HEADERS, rows)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page(f"Cache {cache}", sections))
+    write_text(path, marked(page(f"Cache {cache}", sections), "inspect"))
 
 
 def _channels(statistics: Mapping[tuple[int, ...], BucketStatistics]) -> Raw:

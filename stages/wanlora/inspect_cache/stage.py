@@ -15,10 +15,10 @@ from wanlora.config import InspectConfig
 from wanlora.core.buckets import SPATIAL_FACTOR, TEMPORAL_FACTOR, Bucket
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, StoreError, StoreVersionError
-from wanlora.files import require_file
 from wanlora.inspect_cache import checks, decode, mend, page
 from wanlora.inspect_cache.result import InspectResult
 from wanlora.inspect_cache.statistics import BucketStatistics, evenly
+from wanlora.report.generated import require_own_page
 from wanlora.store import index, schema, storage, wants
 from wanlora.store.reader import RowReader
 from wanlora.store.rows import Rows
@@ -57,7 +57,7 @@ def run(config: InspectConfig) -> InspectResult:
         StoreVersionError: It belongs to another release.
         OutputError: The folder of the page may not be written.
     """
-    require_file(config.html, flag="--html")
+    require_own_page(config.html, "inspect", flag="--html")
     if not config.repair:  # which restores the store's document
         index.open_store(config.path)
     repaired = mend.repair(config) if config.repair else {}

@@ -46,11 +46,16 @@ def record_path(path: Path) -> Path:
 
 def read_record(path: Path) -> dict[str, Any] | None:
     """How a video was made; None when it or its record is missing or the record is damaged."""
+    return record_beside(path) if path.exists() else None
+
+
+def record_beside(path: Path) -> dict[str, Any] | None:
+    """Record of a video that may be missing itself, after a kill; None for any other JSON."""
     try:
         record = json.loads(record_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return record if path.exists() and isinstance(record, dict) else None
+    return record if isinstance(record, dict) else None
 
 
 def remove(path: Path) -> None:

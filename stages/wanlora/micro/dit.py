@@ -33,18 +33,36 @@ logger = logging.getLogger(__name__)
 TEXT_ROWS = 16
 """More than any caption of the world has, and a last one for the padding."""
 EMPTY_PROMPT_SHARE = 0.1
-EMA_DECAY = 0.998
 SAVE_EVERY = 200
 
 
-class Schedule(NamedTuple):
-    """How long and how fast; the rates are flat for `flat_share` of the steps, then a cosine."""
+class Stage(NamedTuple):
+    """A stretch of training from the averaged weights of the one before.
 
-    steps: int = 2600
-    batch: int = 24
-    muon_rate: float = 1.5e-2
-    adamw_rate: float = 5e-3
-    flat_share: float = 0.4
+    Attributes:
+        clips_per_concept: Clips of each known concept, seeds from 0.
+        steps: Optimizer steps.
+        batch: Clips per step.
+        muon_rate: Learning rate of the blocks' matrices.
+        adamw_rate: Learning rate of everything else.
+        flat_share: Share of the steps at these rates; a cosine to zero follows.
+        ema_decay: Decay of the average of the weights.
+    """
+
+    clips_per_concept: int
+    steps: int
+    batch: int
+    muon_rate: float
+    adamw_rate: float
+    flat_share: float
+    ema_decay: float
+
+
+STAGES = (
+    Stage(144, 2600, 24, 1.5e-2, 5e-3, 0.4, 0.998),
+    Stage(576, 4700, 32, 1e-2, 3e-3, 0.3, 0.998),
+)
+"""After the first stage circles are ragged and hands float beside arms; the second corrects it."""
 
 
 class Clips(NamedTuple):
@@ -75,12 +93,13 @@ def raw_latents(
 
 
 def embed(text: TextEncoder, captions: Sequence[str]) -> Float[Tensor, "n l d"]:
-    """Embed captions into `TEXT_ROWS` rows, zero past their length."""
-    embeds = torch.zeros(len(captions), TEXT_ROWS, ROW.text_dim)
-    for row, rows in zip(embeds, encode_prompts(text, captions), strict=True):
+    """Embed captions into `TEXT_ROWS` rows, zero past their length; equal captions once."""
+    places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
+    embeds = torch.zeros(len(places), TEXT_ROWS, ROW.text_dim)
+    for row, rows in zip(embeds, encode_prompts(text, list(places)), strict=True):
         assert len(rows) < TEXT_ROWS, len(rows)
         row[: len(rows)] = rows
-    return embeds
+    return embeds[[places[caption] for caption in captions]]
 
 
 class _Padding:
@@ -121,28 +140,34 @@ def loss_at(
 
 
 def train(
-    transformer: WanTransformer3DModel, clips: Clips, schedule: Schedule, work_dir: Path, seed: int
+    transformer: WanTransformer3DModel, clips: Clips, stage: Stage, checkpoint: Path, seed: int
 ) -> WanTransformer3DModel:
-    """Train on the device it is on, continuing where a checkpoint in `work_dir` says.
+    """Train on the device it is on, from the checkpoint if there is one.
+
+    Args:
+        transformer: With `shorten_text` applied; trained in place.
+        clips: Its data.
+        stage: How long and how fast.
+        checkpoint: File to continue from and to save to.
+        seed: Seed of the order of clips, noise and sigmas.
 
     Returns:
         The averaged weights.
     """
-    shorten_text(transformer)
-    optimizers = _optimizers(transformer, schedule)
-    mean = torch.optim.swa_utils.get_ema_multi_avg_fn(EMA_DECAY)  # type: ignore[no-untyped-call]
+    optimizers = _optimizers(transformer, stage)
+    mean = torch.optim.swa_utils.get_ema_multi_avg_fn(stage.ema_decay)  # type: ignore[no-untyped-call]
     average = torch.optim.swa_utils.AveragedModel(transformer, multi_avg_fn=mean)
     rates = [
-        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, schedule))
+        torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, stage))
         for optimizer in optimizers
     ]
     parts: dict[str, Any] = {"transformer": transformer, "average": average}
     parts |= {f"optimizer{index}": part for index, part in enumerate(optimizers)}
     parts |= {f"rate{index}": part for index, part in enumerate(rates)}
-    start = resume(work_dir / "dit.pt", parts)
-    with progress.bar(total=schedule.steps, description="dit", unit="step", done=start) as bar:
-        for step in range(start, schedule.steps):
-            value = step_loss(transformer, clips, schedule.batch, seed, step)
+    start = resume(checkpoint, parts)
+    with progress.bar(total=stage.steps, description="dit", unit="step", done=start) as bar:
+        for step in range(start, stage.steps):
+            value = step_loss(transformer, clips, stage.batch, seed, step)
             transformer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
@@ -153,8 +178,8 @@ def train(
             bar.update()
             if step % 50 == 0:
                 logger.info("dit step %d loss %.4f", step, value.item())
-            if (step + 1) % SAVE_EVERY == 0 or step + 1 == schedule.steps:
-                save(work_dir / "dit.pt", parts, step + 1)
+            if (step + 1) % SAVE_EVERY == 0 or step + 1 == stage.steps:
+                save(checkpoint, parts, step + 1)
     averaged: WanTransformer3DModel = average.module
     return averaged
 
@@ -177,7 +202,7 @@ def step_loss(
 
 
 def _optimizers(
-    transformer: WanTransformer3DModel, schedule: Schedule
+    transformer: WanTransformer3DModel, stage: Stage
 ) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the matrices of the blocks, AdamW for the rest."""
     blocks = [
@@ -188,12 +213,12 @@ def _optimizers(
     in_blocks = {id(part) for part in blocks}
     rest = [part for part in transformer.parameters() if id(part) not in in_blocks]
     return (
-        torch.optim.Muon(blocks, lr=schedule.muon_rate, weight_decay=0.0),
-        torch.optim.AdamW(rest, lr=schedule.adamw_rate, betas=(0.9, 0.99), weight_decay=0.0),
+        torch.optim.Muon(blocks, lr=stage.muon_rate, weight_decay=0.0),
+        torch.optim.AdamW(rest, lr=stage.adamw_rate, betas=(0.9, 0.99), weight_decay=0.0),
     )
 
 
-def _rate(step: int, schedule: Schedule) -> float:
-    done = step / schedule.steps
-    falling = max(0.0, done - schedule.flat_share) / (1 - schedule.flat_share)
+def _rate(step: int, stage: Stage) -> float:
+    done = step / stage.steps
+    falling = max(0.0, done - stage.flat_share) / (1 - stage.flat_share)
     return min(1.0, (step + 1) / 50) * (0.5 + 0.5 * math.cos(math.pi * falling))

@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
 
-from wanlora.files import write_atomic, write_json
+from wanlora.files import partial_path, write_atomic, write_json
 from wanlora.micro import card, dit, measure, models, vae, world
 from wanlora.wan.device import pick
 from wanlora.wan.encoders import TextEncoder
@@ -22,8 +22,8 @@ from wanlora.wan.variants import MICRO, resolve
 logger = logging.getLogger(__name__)
 
 SEED = 0
-CLIPS_PER_CONCEPT = 144
-"""For the DiT; of `world.KNOWN` only."""
+CLIPS_PER_CONCEPT = max(stage.clips_per_concept for stage in dit.STAGES)
+"""Clips to encode for the DiT, of `world.KNOWN` only."""
 MEASURED_PER_CONCEPT = 24
 
 
@@ -36,8 +36,12 @@ def run(work_dir: Path, folder: Path, device: torch.device) -> None:
     vae.train(autoencoder.to(device), vae.SCHEDULE, work_dir / "vae.pt", SEED)
     clips = cached_clips(autoencoder, text, work_dir)
     transformer = models.make_transformer().to(device)
-    average = dit.train(transformer, clips, dit.Schedule(), work_dir, SEED)
-    models.save(folder, autoencoder.cpu(), average.cpu(), text)
+    dit.shorten_text(transformer)
+    for number, stage in enumerate(dit.STAGES):
+        chosen = first_clips(clips, stage.clips_per_concept)
+        checkpoint = work_dir / f"dit-{number}.pt"
+        transformer = dit.train(transformer, chosen, stage, checkpoint, SEED + number)
+    models.save(folder, autoencoder.cpu(), transformer.cpu(), text)
     figures = measure.measure(folder, clips_per_concept=MEASURED_PER_CONCEPT)
     write_json(work_dir / "figures.json", figures)
     Image.fromarray(measure.contact_sheet(folder)).save(work_dir / "sheet.png")
@@ -47,20 +51,38 @@ def run(work_dir: Path, folder: Path, device: torch.device) -> None:
 
 
 def cached_clips(autoencoder: AutoencoderKLWan, text: TextEncoder, work_dir: Path) -> dit.Clips:
-    """Encode the DiT's clips once; their statistics go into the VAE's configuration."""
+    """Encode the DiT's clips once, concepts slowest.
+
+    The statistics of the first stage's clips go into the VAE's configuration.
+    """
     path = work_dir / "latents.pt"
     seeds = range(CLIPS_PER_CONCEPT)
     if not path.exists():
-        torch.save(dit.raw_latents(autoencoder, world.KNOWN, seeds), path)
+        temporary = partial_path(path)
+        torch.save(dit.raw_latents(autoencoder, world.KNOWN, seeds), temporary)
+        temporary.replace(path)
     raw = torch.load(path, weights_only=True)
+    first = _first(raw, dit.STAGES[0].clips_per_concept)
     models.set_statistics(
-        autoencoder, raw.mean((0, 2, 3, 4)).tolist(), raw.std((0, 2, 3, 4)).tolist()
+        autoencoder, first.mean((0, 2, 3, 4)).tolist(), first.std((0, 2, 3, 4)).tolist()
     )
     shape = (1, -1, 1, 1, 1)
     mean = torch.tensor(autoencoder.config.latents_mean).view(shape)
     std = torch.tensor(autoencoder.config.latents_std).view(shape)
     captions = [world.scene(concept, seed).caption for concept in world.KNOWN for seed in seeds]
     return dit.Clips((raw - mean) / std, dit.embed(text, captions), dit.embed(text, [""])[0])
+
+
+def first_clips(clips: dit.Clips, per_concept: int) -> dit.Clips:
+    """The first clips of each concept."""
+    return dit.Clips(
+        _first(clips.latents, per_concept), _first(clips.prompt_embeds, per_concept), clips.empty
+    )
+
+
+def _first(rows: torch.Tensor, per_concept: int) -> torch.Tensor:
+    parts = rows.chunk(len(world.KNOWN))
+    return torch.cat([part[:per_concept] for part in parts])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,13 +13,12 @@ Dimensions: t frames, h and w pixels, n drawn clips, d values.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from wanlora import progress
 from wanlora.micro import world
 
 LEAST_MATCH = 0.4
@@ -90,22 +89,20 @@ def match_examples(features: Float[np.ndarray, " d"]) -> Float[np.ndarray, " n"]
 
 
 def rate(
-    make: Callable[[str, int], UInt8[np.ndarray, "t h w 3"]], scenes: list[world.Scene]
+    clips: Sequence[UInt8[np.ndarray, "t h w 3"]], scenes: Sequence[world.Scene]
 ) -> dict[str, float]:
-    """Share of clips recognised as what was asked for: concept, colour, background, direction.
+    """Share of clips recognised as their prompts: concept, colour, background, direction.
 
     Args:
-        make: A caption and an index to a clip.
-        scenes: What to ask for; a person has no direction and does not count there.
+        clips: Clips, in the order of the scenes.
+        scenes: Scenes of their prompts; a person has no direction and does not count there.
     """
     right: dict[str, list[bool]] = {}
-    with progress.bar(total=len(scenes), description="recognise", unit="clip") as bar:
-        for index, scene in enumerate(scenes):
-            seen = recognise(make(scene.caption, index))
-            for name in ("concept", "colour", "background", "direction"):
-                if (asked := getattr(scene, name)) is not None:
-                    right.setdefault(name, []).append(getattr(seen, name) == asked)
-            bar.update()
+    for clip, scene in zip(clips, scenes, strict=True):
+        seen = recognise(clip)
+        for name in ("concept", "colour", "background", "direction"):
+            if (expected := getattr(scene, name)) is not None:
+                right.setdefault(name, []).append(getattr(seen, name) == expected)
     return {name: sum(values) / len(values) for name, values in right.items()}
 
 

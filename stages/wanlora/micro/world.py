@@ -45,6 +45,7 @@ LIMB, TORSO, HEAD = 0.066, 0.078, 0.095
 
 Point = tuple[float, float]
 Stroke = tuple[Point, Point, float]
+Grid = tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]
 
 
 class Scene(NamedTuple):
@@ -102,7 +103,21 @@ def cover(concept: str, seed: int, *, size_px: int = SIZE_PX) -> Float[np.ndarra
         return _moving_shape(concept, DIRECTIONS[direction], times, draws, size_px)
     place, phase = 0.1 * (draws.random() - 0.5), 0.2 * draws.random()
     frames = [_person(concept, time, phase, 0.5 + place) for time in times]
-    return _strokes(np.array([[(*a, *b, r) for a, b, r in frame] for frame in frames]), size_px)
+    return _strokes(frames, _grid(size_px))
+
+
+def figure(concept: str, time: float, grid: Grid) -> Float[np.ndarray, "h w"]:
+    """Draw one frame of a concept on any grid of points, without its movement through the picture.
+
+    Args:
+        concept: One of `CONCEPTS`.
+        time: Moment of an activity, 0 to 1.2 (the latest phase included); shapes ignore it.
+        grid: Coordinates x and y of each point.
+    """
+    if concept in SHAPES:
+        return _shape(concept, grid[0] - 0.5, grid[1] - 0.5)
+    drawn: np.ndarray = _strokes([_person(concept, time, 0.0, 0.5)], grid)[0]
+    return drawn
 
 
 def _draws(concept: str, seed: int) -> np.random.Generator:
@@ -129,7 +144,11 @@ def _moving_shape(
     x = 0.5 + direction[0] * along + abs(direction[1]) * aside
     y = 0.5 + direction[1] * along + abs(direction[0]) * aside
     px, py = _grid(size_px)
-    dx, dy = px - x[:, None, None], py - y[:, None, None]
+    return _shape(concept, px - x[:, None, None], py - y[:, None, None])
+
+
+def _shape(concept: str, dx: np.ndarray, dy: np.ndarray) -> Float[np.ndarray, "*points"]:
+    """Cover by a shape, from the distances to its middle."""
     if concept == "circle":
         return _soft(np.hypot(dx, dy) - 0.15)
     if concept == "triangle":
@@ -182,10 +201,11 @@ def _end(start: Point, angle: float, length: float) -> Point:
     return start[0] + length * math.sin(turned), start[1] + length * math.cos(turned)
 
 
-def _strokes(strokes: Float[np.ndarray, "t n 5"], size_px: int) -> Float[np.ndarray, "t h w"]:
-    """Cover by round-ended strokes (ax, ay, bx, by, radius): the nearest one decides."""
+def _strokes(frames: list[list[Stroke]], grid: Grid) -> Float[np.ndarray, "t h w"]:
+    """Cover by round-ended strokes: the nearest one decides."""
+    strokes = np.array([[(*a, *b, radius) for a, b, radius in frame] for frame in frames])
     ax, ay, bx, by, radius = np.moveaxis(strokes.astype(np.float32), -1, 0)[..., None, None]
-    px, py = _grid(size_px)
+    px, py = grid
     dx, dy = bx - ax, by - ay
     along = ((px - ax) * dx + (py - ay) * dy) / np.maximum(dx * dx + dy * dy, 1e-9)
     along = np.clip(along, 0, 1)
@@ -193,7 +213,7 @@ def _strokes(strokes: Float[np.ndarray, "t n 5"], size_px: int) -> Float[np.ndar
     return _soft(distance.min(axis=1))
 
 
-def _grid(size_px: int) -> tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]:
+def _grid(size_px: int) -> Grid:
     line = (np.arange(size_px, dtype=np.float32) + 0.5) / size_px
     px, py = np.meshgrid(line, line)
     return px, py

@@ -20,6 +20,7 @@ from wanlora.errors import MediaError
 from wanlora.files import write_text
 from wanlora.manifest import Clip
 from wanlora.plan.survey import Plan
+from wanlora.report.generated import marked
 from wanlora.report.page import Keyed, Raw, escape, facts, image, page, section, table
 
 NUM_SHOWN = 3
@@ -45,7 +46,7 @@ def write(
     plan: Plan,
     token_counts: Mapping[str, int],
     *,
-    title: str,
+    command: str,
     most: int,
     step: Callable[[], object] = lambda: None,
 ) -> None:
@@ -57,7 +58,7 @@ def write(
         left: What is not used.
         plan: Its rows stand at the top.
         token_counts: Tokens of every caption.
-        title: Of the page.
+        command: Name of the command: the title, and the mark of the page.
         most: Maximum number of clips, and of sources not used, on the page: the first ones.
         step: Called after each clip.
     """
@@ -85,7 +86,7 @@ def write(
         ),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, page(title, sections))
+    write_text(path, marked(page(f"wanlora {command}", sections), command))
 
 
 def _first(shown: int, total: int) -> str:

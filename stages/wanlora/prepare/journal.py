@@ -16,17 +16,55 @@ from typing import Any, Self
 import av
 
 from wanlora.core.buckets import Bucket
-from wanlora.errors import MediaError, PassingError
+from wanlora.errors import MediaError, OutputError, PassingError
 from wanlora.files import writing
 from wanlora.media.image import Picture
 from wanlora.media.probe import Scan, VideoInfo
 from wanlora.media.scenes import Detector
+from wanlora.media.source import SOURCES, parse_hashes
 from wanlora.media.timeline import Timeline
 from wanlora.prepare.check import Checked
 
 NAME = ".prepare-scan.jsonl"
 REVISION = 3
 """Stands for everything that `check` does; another revision's entries are made again."""
+
+
+def require_own_files(folder: Path) -> None:
+    """Refuse a folder with files of other programs under the names that `prepare` writes.
+
+    Manifests are not checked here (`edits`). With a journal, all of the files are prepare's.
+
+    Raises:
+        OutputError: Names the first such file.
+    """
+    if (folder / NAME).exists():
+        return
+    for name, is_own in (("errors.jsonl", _is_errors), (SOURCES, _is_hashes)):
+        path = folder / name
+        if path.exists() and not is_own(path):
+            raise OutputError(
+                f"{path} was not written by prepare, which writes a file of this name: choose "
+                "another folder with --output, or move the file away"
+            )
+
+
+def _is_errors(path: Path) -> bool:
+    """Return whether a file holds lines of errors.jsonl; one of a run without errors is empty."""
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+        rows = [json.loads(line) for line in lines if line]
+        return all({"code", "stage", "message"} <= row.keys() for row in rows)
+    except (ValueError, AttributeError, OSError):
+        return False
+
+
+def _is_hashes(path: Path) -> bool:
+    try:
+        document = path.read_bytes()
+    except OSError:
+        return False
+    return document.strip() == b"{}" or bool(parse_hashes(document))
 
 
 class Journal:

@@ -3,6 +3,7 @@
 Owns: OUTPUT/clips and the manifests of such clips, for those who want the pixels themselves.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,7 @@ def materialize(
         path = folder / file_name(clip)
         try:
             if not _is_there(path, clip):
+                _require_free(path, clip)
                 _write(path, clip, known)
             made.append(_described(clip, path, known))
         except MediaError as error:
@@ -68,6 +70,16 @@ def _is_there(path: Path, clip: Clip) -> bool:
         return npz.read_size(path) == clip.bucket
     except MediaError:
         return False
+
+
+def _require_free(path: Path, clip: Clip) -> None:
+    """Refuse to replace a file: it is damaged, or a person has changed it."""
+    if os.path.lexists(path):
+        raise MediaError(
+            "unreadable",
+            f"{path} exists and is not a clip of {clip.bucket}, so it is not replaced: move it "
+            "away, then run the command again",
+        )
 
 
 def _write(path: Path, clip: Clip, known: SourceHashes) -> None:

@@ -4,7 +4,7 @@ Owns: `PrepareResult` and its notes. What is counted about clips stands in `plan
 """
 
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +16,6 @@ from wanlora.core.groups import describe_few_groups, fraction_for
 from wanlora.core.units import JSON, duration, first
 from wanlora.manifest import Clip
 from wanlora.plan.survey import Plan
-from wanlora.prepare.split import group_activities
 
 SHOWN = 8
 """Activities named in a note."""
@@ -201,24 +200,25 @@ def counts(numbers: Mapping[str, int]) -> str:
 
 def _split_notes(config: PrepareConfig, clips: Sequence[Clip]) -> list[str]:
     """Activities that lack training or validation clips, and what is too little to measure."""
-    groups = group_activities(clips)
+    groups = {clip.source_group for clip in clips}
     held = {clip.source_group for clip in clips if clip.split == manifest.VAL}
-    sizes = Counter(groups.values())
-    trained = {groups[group] for group in groups.keys() - held}
+    of_activity: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        of_activity[clip.activity].add(clip.source_group)
     said = []
-    if untrained := sorted(sizes.keys() - trained):
+    if untrained := sorted(name for name, own in of_activity.items() if own <= held):
         said.append(
-            f"no training clip of {_names(untrained)}: all {sum(sizes[n] for n in untrained)} "
-            "source groups are held out; add videos, or name some in a column split=train"
+            f"no training clip of {_names(untrained)}: all of their source groups are held out; "
+            "add videos, or name some in a column split=train"
         )
     if config.val_fraction == 0:
         return said
     if few := describe_few_groups(len(held), len(groups)):
         said.append(few)
-    unmeasured = sorted(sizes.keys() - {groups[group] for group in held}) if held else []
-    single = [name for name in unmeasured if sizes[name] == 1]
-    if several := [name for name in unmeasured if sizes[name] > 1]:
-        of_two = sum(size > 1 for size in sizes.values())
+    unmeasured = sorted(name for name, own in of_activity.items() if held and not own & held)
+    single = [name for name in unmeasured if len(of_activity[name]) == 1]
+    if several := [name for name in unmeasured if name not in single]:
+        of_two = sum(len(own) > 1 for own in of_activity.values())
         share = fraction_for(of_two, len(groups)) or 0.5
         said.append(
             f"no validation clip of {_names(several)}: --val-fraction {share:g} holds out one "

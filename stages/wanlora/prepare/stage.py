@@ -5,6 +5,7 @@ captions', cutting is cuts', what a clip says is make's.
 """
 
 import json
+import logging
 import re
 import time
 from collections import Counter
@@ -32,7 +33,7 @@ from wanlora.edits import (
     write_record,
 )
 from wanlora.errors import ConfigError, ManifestError, MediaError, NoCaptionError
-from wanlora.files import fsync_dir, require_file, require_folder, write_atomic, write_text
+from wanlora.files import fsync_dir, require_folder, write_atomic, write_text
 from wanlora.manifest import Clip
 from wanlora.media import scenes
 from wanlora.media.probe import Scan
@@ -41,16 +42,18 @@ from wanlora.plan.survey import Plan, survey
 from wanlora.prepare.check import Checked, check_all
 from wanlora.prepare.clip_files import is_clip_file
 from wanlora.prepare.cuts import unique_ids
-from wanlora.prepare.journal import Journal
+from wanlora.prepare.journal import Journal, require_own_files
 from wanlora.prepare.make import clips_of
 from wanlora.prepare.result import PrepareResult, counts, summarize
 from wanlora.prepare.split import group_activities, held_out, held_out_by_0_1_0
 from wanlora.progress import bar, show_figures
+from wanlora.report.generated import require_own_page
 from wanlora.wan.tokens import TokenCounts, count_tokens
 
 Outcomes = Mapping[Path, Checked | MediaError]
 
-"""Failures that the message shows; all of them stand in errors.jsonl."""
+
+logger = logging.getLogger(__name__)
 
 
 def run(config: PrepareConfig) -> PrepareResult:
@@ -60,11 +63,12 @@ def run(config: PrepareConfig) -> PrepareResult:
         ManifestError: No video, no caption, or not a single clip; errors.jsonl then says why.
         ConfigError: group_pattern is no regular expression with a group, or PySceneDetect is asked
             for and cannot be used.
-        OutputError: The folder of an output may not be written.
+        OutputError: An output may not be written, or is a file of something else.
     """
     pattern = _compile(config.group_pattern)
     require_folder(config.output, flag="--output")
-    require_file(config.html, flag="--html")
+    require_own_page(config.html, "prepare", flag="--html")
+    require_own_files(config.output)
     by_hand = find_edits(config.output)
     if by_hand.recorded or by_hand.bad:
         _require_decision(by_hand, config)
@@ -148,13 +152,10 @@ def _found(config: PrepareConfig) -> Found:
 
 def _nothing_left(found: Found, failures: Sequence[Failure], config: PrepareConfig) -> str:
     return (
-        f"not one clip from {len(found.sources)} sources: "
+        f"not one clip from {units.count(len(found.sources), 'source')}: "
         f"{counts(Counter(failure.code for failure in failures))}\n"
-        + "\n".join(
-            units.first(
-                [f"[{f.code}] {f.message}" for f in failures], f"{config.output}/errors.jsonl"
-            )
-        )
+        + "\n".join(units.first([f"[{f.code}] {f.message}" for f in failures], "errors.jsonl"))
+        + f"\nreasons are in {config.output / 'errors.jsonl'}"
     )
 
 
@@ -166,6 +167,11 @@ def _check_sources(found: Found, config: PrepareConfig) -> tuple[Outcomes, Sourc
     with Journal(config.output, detector) as journal:
         outcomes = journal.recall(paths)
         todo = [path for path in paths if path not in outcomes]
+        logger.info(
+            "to check: %s, for clips of %d frames, %dx%d px, at %g fps; checked before: %s",
+            units.count(len(todo), "source"), config.num_frames, config.height, config.width,
+            config.fps, units.count(len(outcomes), "source"),
+        )  # fmt: skip
         failed = sum(isinstance(outcome, MediaError) for outcome in outcomes.values())
         checking = check_all(
             todo, workers=config.workers, detector=detector, stall_s=config.stall_s
@@ -286,7 +292,7 @@ def _write_sheet(
     left = [sheet.Left(failure.path, failure.code, failure.message) for failure in failures]
     with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
         sheet.write(
-            path, clips, left, plan, tokens.counts, title="wanlora prepare", most=most,
+            path, clips, left, plan, tokens.counts, command="prepare", most=most,
             step=lambda: progress.update(1),
         )  # fmt: skip
 

@@ -14,7 +14,7 @@ from typing import Literal
 from wanlora.report.page import Raw, escape
 
 WIDTH, HEIGHT = 620, 280
-LEFT, RIGHT, TOP, BOTTOM = 74, 24, 10, 44
+LEFT, RIGHT, TOP, BOTTOM = 80, 24, 10, 44
 MOST_POINTS = 400
 """Points of a line; more would not show at this width."""
 MOST_STRIPS = 120
@@ -276,5 +276,5 @@ _STYLE = """
 .line.faint { stroke-width: 1; opacity: .35; } .line.dashed { stroke-width: 1.5; stroke-dasharray: 5 4; }
 .band { opacity: .18; } .line, .band, .chart circle { pointer-events: none; }
 .strip-x { fill: transparent; } .strip-x:hover { fill: var(--band); }
-@media (max-width: 600px) { .chart text { font-size: 18px; } }
+@media (max-width: 600px) { .chart text { font-size: 17px; } }
 """  # noqa: E501

@@ -23,6 +23,8 @@ POLICY = (
 )
 
 JPEG_QUALITY = 80
+LONG = 24
+"""Characters of a value from which on it has a row of its own."""
 
 
 class Raw(str):
@@ -86,9 +88,10 @@ def facts(values: Mapping[str, object]) -> Raw:
 
 
 def tiles(values: Mapping[str, object]) -> Raw:
-    """Name above value, as many side by side as there is room for."""
+    """Name above value, as many side by side as there is room for; a long value has a row."""
     items = "".join(
-        f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in values.items()
+        f"<div{' class=long' * (len(str(v)) > LONG)}><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>"
+        for k, v in values.items()
     )
     return Raw(f'<dl class="tiles">{items}</dl>')
 
@@ -150,7 +153,7 @@ main { max-width: 1500px; margin: 0 auto; padding: 24px; }
 h1 { font-size: 22px; margin: 0 0 12px; } h2 { font-size: 17px; margin: 28px 0 8px; }
 p { margin: 6px 0; max-width: 90ch; } code, .code { font-family: ui-monospace, monospace; font-size: 12.5px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; margin: 8px 0; }
-.tiles { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: 8px 16px; }
+.tiles { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: 8px 16px; } .tiles .long { grid-column: 1 / -1; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: 6px 10px; border-bottom: 1px solid var(--line); }

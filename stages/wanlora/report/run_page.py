@@ -35,7 +35,7 @@ def run_page(
     previews: Sequence[Preview] = (),
     note: str = "",
     status: Mapping[str, Any] | None = None,
-    folder: str = "",
+    resume: str = "",
 ) -> str:
     """Build the page; sections without data are left out.
 
@@ -47,12 +47,12 @@ def run_page(
         previews: Pictures of the steps that are shown.
         note: Shown above the previews.
         status: As in status.json; None for a run of a release without it.
-        folder: The run's folder, for the command that continues it.
+        resume: Command that continues the run.
     """
     shown = _comparable(validations)
     left_out, validations = len(validations) - len(shown), shown
     from_base = settings.get("init_adapter") is None
-    sections = [status_banner(status, folder=folder)] if status else []
+    sections = [status_banner(status, resume=resume)] if status else []
     if status and status["warnings"]:
         sections.append(_warnings(status["warnings"]))
     sections += [

@@ -20,15 +20,15 @@ _HEADINGS = {
     FAILED: ("Failed", "bad"),
 }
 SILENT_S = 300
-"""Age in seconds from which a page of a live run reports that nothing writes it any more."""
+"""Age in seconds of the page of a live run from which the page reports that the run is silent."""
 
 
-def status_banner(status: Mapping[str, Any], *, folder: str) -> Raw:
+def status_banner(status: Mapping[str, Any], *, resume: str) -> Raw:
     """Draw the state, a bar of the steps done, the time left and the age of the page.
 
     Args:
         status: As in status.json.
-        folder: The run's folder, for the command that continues it.
+        resume: Command that continues the run.
     """
     done, planned = status["steps_done"], status["steps_planned"]
     heading, colour = _HEADINGS[status["state"]]
@@ -36,27 +36,26 @@ def status_banner(status: Mapping[str, Any], *, folder: str) -> Raw:
     left = ""
     if status["state"] == TRAINING and status.get("eta_s") is not None:
         left = (
-            f", about {duration(status['eta_s'])} left "
-            f"(until {_time(status['written_at'] + status['eta_s'])})"
+            f'<span id="left">, about {duration(status["eta_s"])} left '
+            f"(until {_time(status['written_at'] + status['eta_s'])})</span>"
         )
     reason = f'<p class="{colour}">{escape(status["reason"])}</p>' if status.get("reason") else ""
-    again = f"wanlora train --output-dir {folder} --resume"
     lines = [
-        f'<p class="verdict"><b class="{colour}">{heading}</b> step {done:,} of {planned:,}{share}'
-        f"{left}</p>",
+        f'<p class="verdict"><b id="state" class="{colour}">{heading}</b> step {done:,} of '
+        f"{planned:,}{share}{left}</p>",
         f'<progress value="{done}" max="{max(planned, 1)}" aria-label="steps done"></progress>',
         reason,
         f'<p class="soft">started {_time(status["started_at"])}, written '
         f'{_time(status["written_at"])}<span id="age"></span>{_checkpoint(status)}</p>',
     ]
     if status["state"] in (STOPPED, FAILED):
-        lines.append(f'<p>To continue: <span class="code">{escape(again)}</span></p>')
+        lines.append(f'<p>To continue: <span class="code">{escape(resume)}</span></p>')
     live = ""
     if status["state"] == TRAINING:
         lines.append(
             f'<p class="bad" id="silent" hidden>This page was not written for <span></span>. The '
             f"process of this run has probably ended without a report: it was killed, or the "
-            f'machine stopped. To continue: <span class="code">{escape(again)}</span></p>'
+            f'machine stopped. To continue: <span class="code">{escape(resume)}</span></p>'
             '<p class="soft"><label><input type="checkbox" id="reload" checked> reload this page '
             "while the run lives</label></p>"
         )
@@ -123,6 +122,10 @@ if (status) {
     if (!live) return;
     const silent = document.querySelector("#silent");
     silent.hidden = age() < SILENT_S;
+    if (!silent.hidden) {
+      document.querySelector("#left")?.remove();
+      Object.assign(document.querySelector("#state"), { textContent: "No sign of life", className: "bad" });
+    }
     silent.querySelector("span").textContent = lasting(age());
     if (box.checked && Date.now() - opened > 1000 * due && idle()) location.reload();
   };

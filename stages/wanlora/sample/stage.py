@@ -93,6 +93,11 @@ def run(config: SampleConfig, videos: list[Video]) -> SampleResult:
     settings = video_settings(config, variant, adapters)
     _check_lengths(folder, [*(video.prompt for video in videos), settings.negative_prompt])
     fps = _fps(config, variant, adapters)
+    logger.info(
+        "videos of %d frames, %dx%d px, at %g fps%s",
+        settings.num_frames, settings.width, settings.height, fps,
+        ", as the adapter's clips unless set" if adapters else "",
+    )  # fmt: skip
     made_with = _provenance(config, model, adapters, settings, device, fps)
     to_make = missing(videos, made_with) if config.skip_existing else videos
     if to_make:
@@ -192,6 +197,11 @@ def _make(
 ) -> None:
     """Make and write the videos, one by one: what is done when it is stopped stays."""
     total = len(videos) * settings.steps * (2 if config.compare else 1)
+    logger.info(
+        "to make: %s of %d frames, %dx%d px, %s each, in %s", count(len(videos), "video"),
+        settings.num_frames, settings.height, settings.width, count(settings.steps, "step"),
+        videos[0].path.parent,
+    )  # fmt: skip
     with progress.bar(total=total, description="sample", unit="step") as bar:
 
         def generate(video: Video) -> UInt8[np.ndarray, "t h w 3"]:

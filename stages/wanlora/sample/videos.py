@@ -17,7 +17,7 @@ from wanlora.core.prompts import Dealt, deal, slug
 from wanlora.core.text import decode_utf8, parse_json, shorten, without_surrogates
 from wanlora.errors import ConfigError
 from wanlora.files import require_folder
-from wanlora.media.recorded import read_record, record_path
+from wanlora.media.recorded import record_beside, record_path
 from wanlora.store.views import read_view
 
 # Of a record, what may differ in a video that is kept: another release made it, or another device.
@@ -204,21 +204,22 @@ def missing(videos: Sequence[Video], made_with: Mapping[str, Any]) -> list[Video
 
 
 def _is_there(video: Video, made_with: Mapping[str, Any]) -> bool:
-    if not video.path.exists():
+    if not video.path.exists() and not record_path(video.path).exists():
         return False
-    found, wanted = read_record(video.path), record_of(video, made_with)
+    found, wanted = record_beside(video.path), record_of(video, made_with)
     differing = (
         ["it has no record beside it"]
         if found is None
         else difference(_settings(found), _settings(wanted))
     )
     if differing:
+        there = video.path if video.path.exists() else record_path(video.path)
         raise ConfigError(
-            f"{video.path} exists and is not what this command makes:\n  "
+            f"{there} exists and is not what this command makes:\n  "
             + "\n  ".join(differing)
             + "\npass --overwrite, or another --output-dir"
         )
-    return True
+    return video.path.exists()  # a kill may have left the record alone
 
 
 def record_of(video: Video, made_with: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Stage two: train a LoRA on cached latents. Loads the transformer and nothing else.
 
+resume.py       the settings of a run that is continued
 preflight.py    checks that need no torch
 loop.py         the training loop
 session.py      everything a run needs before its first step
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from wanlora.config import TrainConfig
 from wanlora.train import preflight
+from wanlora.train.resume import continued
 
 if TYPE_CHECKING:
     from wanlora.train.loop import TrainResult
@@ -26,6 +28,7 @@ def run(config: TrainConfig) -> "TrainResult":
             a non-finite loss or gradient, before the optimizer steps on it; another process of
             the run that is lost.
     """
+    config = continued(config)
     view = preflight.check(config)
     from wanlora.train import loop  # noqa: PLC0415  (imports torch and diffusers)
 

@@ -35,10 +35,13 @@ from wanlora.stopping import stop_on_signals
 from wanlora.store.views import View
 from wanlora.train import saving
 from wanlora.train.checkpoints import Progress
+from wanlora.train.opening import log_expectation
 from wanlora.train.outcomes import Outcome, Outcomes
+from wanlora.train.pace import tried_seconds
 from wanlora.train.page import LivePage, collected_warnings, live_page
 from wanlora.train.record import check_trackers
 from wanlora.train.reporting import Reporter, validation_is_due
+from wanlora.train.resume import recorded_settings
 from wanlora.train.saving import SaveTimer
 from wanlora.train.session import Session, open_session
 from wanlora.wan import attention
@@ -88,7 +91,8 @@ class TrainResult:
                 f"last loss {self.last_loss:.4f}"
             ]
         if self.stopped:
-            lines.append(f"stopped early: {self.stopped}; continue with the same command, --resume")
+            go_on = runs.resume_command(Path(self.output_dir))
+            lines.append(f"stopped early: {self.stopped}; continue with: {go_on}")
         if self.best:
             change = 100 * self.best["difference"] / self.best["base_mean"]
             found = conclusion(self.best["ci95"], self.best.get("num_groups"))
@@ -124,6 +128,12 @@ def run(config: TrainConfig, view: View) -> TrainResult:
 def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainResult:
     masters, optimizer, done = session.masters, session.optimizer, session.progress
     first_step = done.step
+    if session.is_main:
+        log_expectation(
+            config, tried_seconds(session.work, session.trial, session.slots),
+            session.data.source.order.bucket_steps_per_epoch,
+            num_steps=session.end_step - first_step, preview_every=session.preview_every,
+        )  # fmt: skip
     steps = range(first_step, session.end_step)
     learning_rate = torch.optim.lr_scheduler.LambdaLR(
         optimizer,
@@ -143,7 +153,9 @@ def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainR
         stop_on_signals(_log_stop, ends_process=True) as stop,
         session.ranks.explained(),
         _begin(config, session, warnings) as page,
-        explained_out_of_memory(partial(_explain_memory, session.progress, session.trial)),
+        explained_out_of_memory(
+            partial(_explain_memory, config.output_dir, session.progress, session.trial)
+        ),
         attention.pinned(config.attention, session.device),
         closing(
             read_ahead(
@@ -253,7 +265,7 @@ def _begin(config: TrainConfig, session: Session, warnings: list[str]) -> Iterat
     if not session.is_main:
         yield None
         return
-    settings = config.model_dump(mode="json")
+    settings = recorded_settings(config)
     settings["optimizer"]["warmup_steps"] = session.warmup_steps
     with runs.begin_run(config.output_dir, settings, session.facts, checkpoint=session.checkpoint):
         validated = not validation_is_due(config, session)
@@ -280,12 +292,12 @@ def _restore_best(config: TrainConfig, session: Session) -> None:
     vars(session.progress).update(vars(restored))
 
 
-def _explain_memory(done: Progress, trial: Trial, reason: str) -> str:
+def _explain_memory(run_dir: Path, done: Progress, trial: Trial, reason: str) -> str:
     """Explain how to continue a run whose memory ran out although the largest bucket fitted."""
     return (
         f"out of memory after {done.step} steps with activations {describe(trial.modes)}: "
-        f"{reason} Saved checkpoints are complete: continue with the same command, --resume and "
-        "--activations selective or full, or stop other programs that use this memory"
+        f"{reason} Saved checkpoints are complete: continue with {runs.resume_command(run_dir)} "
+        "--activations selective (or full), or stop other programs that use this memory"
     )
 
 
@@ -343,7 +355,7 @@ def _blame_kernel(config: TrainConfig, session: Session) -> str:
         return ""
     return (
         f". If neither is the cause, another attention kernel may help (this one: "
-        f"{', '.join(session.trial.attention)}): --resume "
+        f"{', '.join(session.trial.attention)}): {runs.resume_command(config.output_dir)} "
         f"{attention.use_another(config.attention, session.device)}"
     )
 

@@ -1,8 +1,10 @@
-"""The run's README.md: a Hugging Face model card that says what the adapter is and how to use it.
+"""The run's README.md: a Hugging Face model card that describes the adapter and its use.
 
-Owns: the text. A pure function of plain values; what they are is decided where the run is opened.
+Owns: the text, and the marks around its generated part. Pure functions of plain values; the values
+are decided where the run is opened.
 """
 
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,13 +27,25 @@ TAGS = ("lora", "text-to-video", "wan", "wanlora", "diffusers")
 LICENSES = {"Wan-AI": "apache-2.0"}
 """License of the models of an organization on the hub; from the model cards of Wan-AI."""
 
+_BEGIN = (
+    "<!-- wanlora: training writes this part again (sha256 {digest}); your own text is kept before "
+    "and after it -->"
+)
+_END = "<!-- wanlora: end of the part that training writes -->"
+_GENERATED = re.compile(
+    re.escape(_BEGIN).replace(r"\{digest\}", "(?P<digest>[0-9a-f]{16})")
+    + r"\r?\n(?P<text>.*?)"
+    + re.escape(_END),
+    re.DOTALL,
+)
+
 NUM_PROMPTS = 3
 FOLDER = "FOLDER"
 """Place of the adapter in the commands; a push replaces it in the code for diffusers."""
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
-    """Write the card.
+    """Write the card: the head for the hub and the title, then the generated part in its marks.
 
     Args:
         facts: What is known; anything but `name` and `model` may be absent.
@@ -48,8 +62,6 @@ def model_card(facts: Mapping[str, Any]) -> str:
             - provenance: versions, fingerprints, store_digest, git_commit, ...
     """
     parts = [
-        f"---\n{_front_matter(facts)}\n---",
-        f"# {facts['name']}",
         _what(facts),
         _section("Use", _usage(facts), _other_tools(facts), _license(facts)),
         _section("Previews", _pictures(facts)),
@@ -57,7 +69,33 @@ def model_card(facts: Mapping[str, Any]) -> str:
         _section("Training", _table(_training(facts)), _validation(facts)),
         _section("Provenance", _table(facts.get("provenance", {}))),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    begin = _BEGIN.format(digest=_digest(text))
+    head = f"---\n{_front_matter(facts)}\n---\n\n# {facts['name']}"
+    return f"{head}\n\n{begin}\n{text}{_END}\n"
+
+
+def updated_card(found: str, made: str) -> str | None:
+    """Put the generated part of a new card into one that is there, and keep everything else of it.
+
+    Args:
+        found: The card that is there; a person may have edited it.
+        made: From `model_card`.
+
+    Returns:
+        The card; None if its generated part was edited, or has no marks.
+    """
+    parts = list(_GENERATED.finditer(found))
+    new = _GENERATED.search(made)
+    assert new
+    if len(parts) != 1 or _digest(parts[0]["text"]) != parts[0]["digest"]:
+        return None
+    return found[: parts[0].start()] + new[0] + found[parts[0].end() :]
+
+
+def _digest(text: str) -> str:
+    """Name a text, whatever its line ends."""
+    return hashlib.sha256(text.replace("\r\n", "\n").encode()).hexdigest()[:16]
 
 
 def card_facts(

@@ -1,4 +1,4 @@
-"""What a step was expected to take, beside what it took.
+"""Expected seconds of a step, and a comparison with those that it took.
 
 Owns: the sentence at the end of a run.
 """
@@ -11,7 +11,31 @@ from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.core.cost import model_flops, predict_seconds
 from wanlora.core.gpus import gpu_of
 from wanlora.core.memory import Workload
+from wanlora.core.units import duration
 from wanlora.step.workload import Trial
+
+
+def tried_seconds(
+    work: Workload, trial: Trial, slots: Mapping[Bucket, Sequence[Sequence[int]]]
+) -> dict[Bucket, float]:
+    """Predict the seconds of a step of each bucket from the trial, in proportion to its FLOPs.
+
+    Args:
+        work: The micro-batch that was tried.
+        trial: What it took.
+        slots: This process's slots of a step of each bucket, by micro-batch.
+    """
+    a_flop = trial.seconds / model_flops(work)
+    return {b: a_flop * model_flops(item) for b, item in _works(work, slots).items()}
+
+
+def _works(
+    work: Workload, slots: Mapping[Bucket, Sequence[Sequence[int]]]
+) -> dict[Bucket, Workload]:
+    return {
+        bucket: replace(work, num_tokens=num_tokens(bucket), batch_size=sum(map(len, each)))
+        for bucket, each in slots.items()
+    }
 
 
 def against_prediction(
@@ -26,28 +50,23 @@ def against_prediction(
     """Compare a run's median step with its prediction; None for a run of no steps.
 
     Args:
-        seconds: Of each step.
-        buckets: Of each step.
+        seconds: Seconds of each step.
+        buckets: Bucket of each step.
         work: The micro-batch that was tried.
         trial: What it took.
-        slots: This process's of a step of each bucket, by micro-batch.
+        slots: This process's slots of a step of each bucket, by micro-batch.
         device_name: See `gpu_of`; a card that is not known has no prediction of its own.
     """
     if not seconds:
         return None
-    works = {
-        bucket: replace(
-            work, num_tokens=num_tokens(bucket), batch_size=sum(map(len, slots[bucket]))
-        )
-        for bucket in set(buckets)
-    }
     gpu, parts = gpu_of(device_name), []
     if gpu:
-        predicted = {b: predict_seconds(w, trial.modes, gpu).total for b, w in works.items()}
+        predicted = {
+            bucket: predict_seconds(each, trial.modes, gpu).total
+            for bucket, each in _works(work, slots).items()
+        }
         middle = median(predicted[bucket] for bucket in buckets)
-        parts.append(f"{middle:.3g} predicted for {device_name}")
-    a_flop = trial.seconds / model_flops(work)
-    tried = {bucket: a_flop * model_flops(item) for bucket, item in works.items()}
-    middle = median(tried[bucket] for bucket in buckets)
-    parts.append(f"{middle:.3g} by the trial")
-    return f"seconds a step: {', '.join(parts)}, {median(seconds):.3g} taken (medians)"
+        parts.append(f"{duration(middle)} predicted for {device_name}")
+    tried = tried_seconds(work, trial, slots)
+    parts.append(f"{duration(median(tried[bucket] for bucket in buckets))} by the trial")
+    return f"time per step: {', '.join(parts)}, {duration(median(seconds))} taken (medians)"

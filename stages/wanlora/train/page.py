@@ -95,7 +95,7 @@ class RunFiles:
             if left_out
             else "",
             status=status,
-            folder=str(self._run_dir),
+            resume=runs.resume_command(self._run_dir),
         )
 
     def _previews(self, step: int, folder: Path) -> list[Preview]:

@@ -3,7 +3,11 @@
 Owns: the order of these checks. Must not import torch, diffusers or zarr.
 """
 
+import os
+
+from wanlora import runs
 from wanlora.config import TrainConfig
+from wanlora.core.ranks import rank_of
 from wanlora.step.clips import check_encodings
 from wanlora.store import index
 from wanlora.store.views import View, read_view
@@ -14,7 +18,7 @@ from wanlora.wan.variants import TRANSFORMER, resolve_here, variant_of
 
 
 def check(config: TrainConfig) -> View:
-    """Refuse settings, a cache, a model folder or an adapter that cannot be used.
+    """Refuse settings, a folder, a cache, a model or an adapter that cannot be used.
 
     A model of the hub is not downloaded here; it is checked when it is.
 
@@ -24,6 +28,9 @@ def check(config: TrainConfig) -> View:
     Raises:
         WanloraError: Names what cannot be used.
     """
+    if rank_of(os.environ).world == 1:  # of several processes, the first one checks it for all
+        # Settings are compared when the device is known, which decides `dtype`.
+        runs.open_run(config.output_dir, {}, resume=config.resume, resolve=lambda _: {})
     index.open_store(config.cache)
     view = read_view(config.cache, config.view)
     choose(config, view)

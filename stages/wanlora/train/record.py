@@ -21,6 +21,7 @@ from accelerate import PartialState
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
 from jaxtyping import UInt8
 
+from wanlora import runs
 from wanlora.core.gpus import mfu
 from wanlora.errors import ConfigError
 from wanlora.files import write_atomic, writing
@@ -137,6 +138,7 @@ class Recorder:
         first_step: int,
     ) -> None:
         self._run_dir = run_dir
+        self._go_on = f"continue with: {runs.resume_command(run_dir)}"
         PartialState()  # accelerate's trackers ask it which process they are in
         self._trackers: dict[str, Any] = {}
         for name in trackers:
@@ -186,14 +188,14 @@ class Recorder:
         """Show frames of a preview."""
         for kind, tracker in self._trackers.items():
             layout = {"dataformats": "NHWC"} if kind == "tensorboard" else {}
-            with writing(self._run_dir / kind, then="continue with --resume"):
+            with writing(self._run_dir / kind, then=self._go_on):
                 tracker.log_images({name: frames}, step=step, **layout)
 
     def close(self) -> None:
         """Write what is still held back."""
         trackers, self._trackers = self._trackers, {}
         for kind, tracker in trackers.items():
-            with writing(self._run_dir / kind, then="continue with --resume"):
+            with writing(self._run_dir / kind, then=self._go_on):
                 tracker.finish()
 
     def __enter__(self) -> "Recorder":  # noqa: PYI034  (beartype refuses Self here)
@@ -209,7 +211,7 @@ class Recorder:
 
     def _log(self, values: Mapping[str, Any], *, step: int) -> None:
         for kind, tracker in self._trackers.items():
-            with writing(self._run_dir / kind, then="continue with --resume"):
+            with writing(self._run_dir / kind, then=self._go_on):
                 tracker.log(dict(values), step=step)
 
 

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ from wanlora.train.advice import (
     warn_of_rate_jump,
     warn_of_worse_than_base,
 )
-from wanlora.train.model_card import card_facts, model_card
+from wanlora.train.model_card import card_facts, model_card, updated_card
 from wanlora.train.outcomes import Outcome
 from wanlora.train.pace import against_prediction
 from wanlora.train.page import LivePage
@@ -245,7 +246,7 @@ class Reporter:
             card = model_card(
                 card_facts(self._config, session, loss=self._loss.value, best=best, final=final)
             )
-            write_text(self._config.output_dir / runs.CARD_NAME, card)
+            _write_card(self._config.output_dir / runs.CARD_NAME, card)
         if self._page:
             self._page.end(STOPPED if stopped else DONE, stopped)
 
@@ -319,6 +320,25 @@ class Reporter:
         progress.best_weights, progress.stale = weights, 0
         if self._session.is_main:
             saving.save_best(self._config, self._session, weights)
+
+
+def _write_card(path: Path, made: str) -> None:
+    """Write the card, or bring the generated part of one that is there up to date."""
+    if not path.exists():
+        write_text(path, made)
+        return
+    try:
+        card = updated_card(path.read_bytes().decode(), made)
+    except UnicodeDecodeError:
+        card = None
+    if card is None:
+        logger.warning(
+            "%s is kept as it is: the part that training writes was edited or has no marks. To "
+            "have it written again, move the file away and run the command again",
+            path,
+        )
+        return
+    write_text(path, card)
 
 
 def validation_is_due(config: TrainConfig, session: Session) -> bool:

@@ -223,4 +223,5 @@ def _put_aside(best: Path, step: int) -> str:
 
 
 def _go_on(checkpoint: Path) -> str:
-    return f"continue with --resume; checkpoint {checkpoint} is complete"
+    command = runs.resume_command(checkpoint.parent.parent)
+    return f"continue with: {command}; checkpoint {checkpoint} is complete"

@@ -16,13 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from wanlora import __version__, runs
 from wanlora.config import TrainConfig
-from wanlora.core import units
 from wanlora.core.buckets import Bucket, usual
-from wanlora.core.cost import all_reduce_bytes, model_flops
+from wanlora.core.cost import model_flops
 from wanlora.core.memory import Workload, uploaded_bytes
 from wanlora.core.order import num_steps
 from wanlora.core.schedule import default_warmup
@@ -37,9 +35,11 @@ from wanlora.train import checkpoints
 from wanlora.train.checkpoints import Progress
 from wanlora.train.data import Data, log_draws, open_data, read_fixed_rows, warn_of_little
 from wanlora.train.git import git_commit
+from wanlora.train.opening import log_adapter, log_steps
 from wanlora.train.optimizers import make_optimizer, missing_bytes, rate_of
 from wanlora.train.prompts import PreviewPrompt, preview_prompts
 from wanlora.train.ranks import Ranks, prepare_process
+from wanlora.train.resume import recorded_settings, settings_of
 from wanlora.wan import adapter as lora
 from wanlora.wan import attention
 from wanlora.wan import device as devices
@@ -140,6 +140,7 @@ def open_session(config: TrainConfig, view: View) -> Session:
     )
     if ranks.is_main:
         devices.warn_of_toy(model)
+        log_steps(config, data, end_step=end_step, num_processes=ranks.count)
         log_draws(config, data, end_step=end_step)
         warn_of_little(config, data, end_step=end_step, num_processes=ranks.count)
     device = ranks.device
@@ -168,7 +169,7 @@ def open_session(config: TrainConfig, view: View) -> Session:
     if config.init_adapter and not checkpoint:
         _start_from(config.init_adapter, shape, transformer, masters)
     if ranks.is_main:
-        _say_what_is_resident(transformer, masters, dtype, device, ranks.count)
+        log_adapter(config, transformer, masters, dtype=dtype, device=device)
     average = MovingAverage(masters, config.ema_decay) if config.ema_decay else None
     optimizer = make_optimizer(masters.parameters, config.optimizer, config.learning_rate)
     progress = _load(config, checkpoint, identity, masters, average, optimizer)
@@ -243,18 +244,10 @@ def _open_run(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
     """Let the main process check the folder; every rank then continues from one checkpoint."""
 
     def resolve(recorded: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return resolved(TrainConfig.model_validate(recorded), view, ranks.device)
-        except ValidationError as error:
-            path = config.output_dir / runs.CONFIG_NAME
-            raise RunError(
-                f"{path} holds settings that this release ({__version__}) does not know: {error}. "
-                "Continue the run with the release that made it, or start again in another "
-                "--output-dir"
-            ) from None
+        return resolved(settings_of(config.output_dir, recorded), view, ranks.device)
 
     def check() -> Path | None:
-        settings = config.model_dump(mode="json")
+        settings = recorded_settings(config)
         settings["optimizer"]["warmup_steps"] = _recorded_warmup(config)
         return runs.open_run(config.output_dir, settings, resume=config.resume, resolve=resolve)
 
@@ -276,7 +269,7 @@ def _recorded_warmup(config: TrainConfig) -> int | None:
     if given is not None:
         return given
     recorded: int | None = (
-        runs.recorded_settings(config.output_dir).get("optimizer", {}).get("warmup_steps")
+        runs.read_settings(config.output_dir).get("optimizer", {}).get("warmup_steps")
     )
     return recorded
 
@@ -302,7 +295,7 @@ def resolved(config: TrainConfig, view: View, device: torch.device) -> dict[str,
         view: Gives the model and the shift of sigma.
         device: Decides the type of the base.
     """
-    settings = config.model_dump(mode="json")
+    settings = recorded_settings(config)
     settings["model"] = config.model or view.model
     dtype = devices.base_dtype(config.dtype, device)
     settings["dtype"] = str(dtype).removeprefix("torch.")
@@ -408,29 +401,6 @@ def _facts(config: TrainConfig, data: Data, model: str, identity: dict[str, Any]
         "fps": f"{frame_rate(data.clips):g}",
         **{name: str(size) for name, size in usual(c.bucket for c in data.clips)._asdict().items()},
     }
-
-
-def _say_what_is_resident(
-    transformer: Any,
-    masters: Masters,
-    dtype: torch.dtype,
-    device: torch.device,
-    num_processes: int,
-) -> None:
-    trainable = sum(master.numel() for master in masters.parameters.values())
-    frozen = sum(p.numel() for p in transformer.parameters()) - trainable
-    if num_processes > 1:
-        logger.info(
-            "each process sends %s per step: the adapter's gradient, summed once",
-            units.size(all_reduce_bytes(trainable, num_processes)),
-        )
-    logger.info(
-        "%d process%s on %s: transformer %s parameters, frozen, %s; adapter %s trainable "
-        "parameters (%.2f %%), fp32 masters; no VAE, no text encoder",
-        num_processes, "es, one" if num_processes > 1 else "",
-        device, units.number(frozen), str(dtype).removeprefix("torch."), units.number(trainable),
-        100 * trainable / frozen,
-    )  # fmt: skip
 
 
 def _say_what_a_step_has(data: Data, works: Mapping[Bucket, Workload]) -> None:

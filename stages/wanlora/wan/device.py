@@ -18,7 +18,7 @@ import torch
 from wanlora.core import units
 from wanlora.core.out_of_memory import is_out_of_memory, reason_of
 from wanlora.errors import DeviceError
-from wanlora.wan.variants import MICRO, local_folder, variant_of
+from wanlora.wan.variants import DEMO, MICRO, local_folder, variant_of
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +26,6 @@ TOY = (
     "micro is a toy model that knows only drawn shapes and stick figures: its results on other "
     "videos mean nothing. For real videos, use a GPU and the default --model"
 )
-DEMO = "WANLORA_DEMO"
-"""Environment variable that `wanlora demo` sets for its commands: its videos are drawn ones."""
 
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 

@@ -29,6 +29,9 @@ TRANSFORMER = ("transformer",)
 ENCODERS = ("vae", "text_encoder", "tokenizer")
 PIPELINE = (*ENCODERS, "transformer", "scheduler")
 
+DEMO = "WANLORA_DEMO"
+"""Environment variable that `wanlora demo` sets for its commands: its videos are drawn ones."""
+
 CACHE_HOME = "WANLORA_CACHE_HOME"
 """Environment variable: a folder to use instead of the user's cache folder."""
 
