@@ -6,7 +6,7 @@ Owns: which rows are usable. Must not know: files, or what is drawn.
 import json
 import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from wanlora.report.series import KEYS
 
@@ -81,7 +81,7 @@ def best_held_out(validations: Sequence[Row]) -> Row | None:
     return min(same, key=lambda row: float(row["mean"]), default=None)
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[int | float]:
     """Whether a value is a number of at most `MAX_NUMBER`; NaN is not."""
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
