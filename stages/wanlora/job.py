@@ -258,7 +258,7 @@ def unlike_the_run(config: TrainConfig) -> list[str]:
 
 
 _MAY_BE_LEFT_OUT = frozenset({"max_steps", "optimizer.warmup_steps"})
-"""Settings of a run that its file may lack: num_epochs replaces the steps, and the run keeps its own
+"""Settings of a run that its file may lack: num_epochs is given instead, and the run keeps its own
 warm-up."""
 
 
