@@ -25,7 +25,7 @@ from wanlora.files import (
     write_json,
     write_text,
 )
-from wanlora.runs import ADAPTER_NAME, CARD_NAME, PREVIEWS_NAME, adapter_of
+from wanlora.runs import ADAPTER_NAME, CARD_NAME, adapter_of, preview_folders
 from wanlora.wan import hub
 from wanlora.wan.adapter import PROVENANCE_PREFIX, AdapterHeader, read_header
 from wanlora.wan.variants import PIPELINE, public_name, resolve, resolve_here
@@ -135,7 +135,7 @@ def _public_card(run_dir: Path, model: str, repository: str) -> str:
 
 
 def _newest_pictures(run_dir: Path) -> list[Path]:
-    folders = sorted((run_dir / PREVIEWS_NAME).glob("step-[0-9]*"))
+    folders = preview_folders(run_dir)
     return sorted(folders[-1].glob("*.gif")) if folders else []
 
 

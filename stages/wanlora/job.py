@@ -20,6 +20,7 @@ from typing import Any
 
 from wanlora import runs
 from wanlora.config import ACTIVITY, COMMANDS, RunConfig, Settings, TrainConfig, command_line
+from wanlora.config.describe import as_toml
 from wanlora.config.load import assign, build, read_toml
 from wanlora.config.template import DECIDED
 from wanlora.core.fingerprint import flatten
@@ -106,6 +107,8 @@ def read_job(config: RunConfig) -> dict[str, dict[str, Any]]:
             )
         if name not in JOB:
             raise ConfigError(f"{config.job}: unknown table [{key}]{_nearest(name)}")
+        if name in tables:
+            raise ConfigError(f"{config.job} has the table [{name}] twice: keep one of them")
         tables[name] = table
     if not tables:
         raise ConfigError(f"{config.job} has none of the tables {_headers()}")
@@ -230,16 +233,33 @@ def unlike_the_run(config: TrainConfig) -> list[str]:
 
     `train --resume` takes the run's own value of a setting that it is not given, and the command
     of a stage leaves out settings at their defaults.
+
+    Raises:
+        ConfigError: The run has a value of a setting for which the file has none, and no option
+            removes a value.
     """
     recorded = settings_of(config.output_dir, runs.read_settings(config.output_dir))
     theirs, ours = (flatten(recorded_settings(each)) for each in (recorded, config))
+    set_by_run = {name for name, value in theirs.items() if value is not None}
+    lost = [name for name in sorted(set_by_run - _MAY_BE_LEFT_OUT) if ours.get(name) is None]
+    if lost:
+        raise ConfigError(
+            f"[train] does not set {lost[0]}, and the run in {config.output_dir} has "
+            f"{lost[0]} = {as_toml(theirs[lost[0]])}: set it to this value, or choose another "
+            "output_dir"
+        )
     words = []
     for name, value in ours.items():
         if value is not None and name not in ("output_dir", "resume") and theirs.get(name) != value:
-            words += ["--set", f"{name}={json.dumps(value)}"]
+            words += ["--set", f"{name}={as_toml(value)}"]
     if config.max_steps is None and recorded.max_steps is not None:  # else its steps would count
         words += ["--set", f"num_epochs={config.num_epochs}"]
     return words
+
+
+_MAY_BE_LEFT_OUT = frozenset({"max_steps", "optimizer.warmup_steps"})
+"""Settings of a run that its file may lack: num_epochs is given instead, and the run keeps its own
+warm-up."""
 
 
 def finished_steps(config: TrainConfig) -> int | None:

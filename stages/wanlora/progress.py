@@ -43,15 +43,17 @@ class _Console:
         self._unfinished = ""
 
     def write(self, text: str) -> int:
-        if not _bars:
+        shown = _bars[-1:]  # a copy: another thread may close the bar meanwhile
+        if not shown:
             self.stream.write(text)
             return len(text)
-        with _bars[-1].get_lock():  # type: ignore[no-untyped-call]
+        with shown[0].get_lock():  # type: ignore[no-untyped-call]
             lines, newline, self._unfinished = (self._unfinished + text).rpartition("\n")
             if newline:
-                _bars[-1].clear(nolock=True)
+                shown[0].clear(nolock=True)
                 self.stream.write(lines + newline)
-                _bars[-1].refresh(nolock=True)
+                if any(each is shown[0] for each in _bars[-1:]):
+                    shown[0].refresh(nolock=True)
         return len(text)
 
     def release(self) -> None:

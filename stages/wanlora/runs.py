@@ -257,6 +257,11 @@ def checkpoints(run_dir: Path) -> list[Path]:
     return _folders_of_steps(run_dir / CHECKPOINTS_NAME)
 
 
+def preview_folders(run_dir: Path) -> list[Path]:
+    """Folders of previews by step."""
+    return _folders_of_steps(run_dir / PREVIEWS_NAME)
+
+
 def _folders_of_steps(folder: Path) -> list[Path]:
     found = folder.glob("step-*")
     named = [path for path in found if re.fullmatch(r"step-[0-9]+", path.name)]  # not step-5.bad
@@ -363,7 +368,7 @@ def forget_after(run_dir: Path, num_steps: int, *, validated: bool = True) -> No
             kept = [row for row in read_rows(run_dir, name) if row["step"] <= last]
             text = "".join(json.dumps(row) + "\n" for row in kept)
             write_text(run_dir / name, text)
-    for folder in _folders_of_steps(run_dir / PREVIEWS_NAME):
+    for folder in preview_folders(run_dir):
         if step_of(folder) > num_steps or num_steps == 0:
             shutil.rmtree(folder)
 

@@ -12,6 +12,10 @@ import torch
 
 from tests.support import cli
 from tests.support.watched import state
+from wanlora import runs
+from wanlora.config import TrainConfig
+from wanlora.errors import AdapterError
+from wanlora.train import preflight
 
 STEPS = 12
 ARGUMENTS = (
@@ -135,3 +139,13 @@ def test_a_truncated_checkpoint_file_is_refused(cache_fp16, tmp_path, victim):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     message = cli.refuses(*arguments, "--max-steps", 2, "--resume")
     assert "cannot be continued" in message
+
+
+def test_a_run_continues_without_the_adapter_that_it_started_from(cache_fp16, tmp_path):
+    config = TrainConfig(
+        output_dir=tmp_path / "run", cache=cache_fp16, init_adapter=tmp_path / "gone", resume=True
+    )
+    with pytest.raises(AdapterError, match="gone"):
+        preflight.check(config)
+    runs.publish_checkpoint(config.output_dir, 5, lambda folder: None, keep=0)
+    preflight.check(config)

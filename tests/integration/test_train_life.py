@@ -69,13 +69,15 @@ def measured_by_evaluate(cache, adapter, folder, **values):
 
 
 @pytest.mark.parametrize(
-    ("ema_decay", "rate", "weights"),
-    [(0.0, 1e-3, "adapter"), (0.99, 1e-3, "adapter"), (0.9, 0.3, "ema")],
+    ("max_steps", "ema_decay", "rate", "weights"),
+    [(6, 0.0, 1e-3, "adapter"), (6, 0.99, 1e-3, "adapter"), (3, 0.9, 0.3, "ema")],
 )
-def test_best_is_exactly_what_was_measured(cache, tmp_path, caplog, ema_decay, rate, weights):
+def test_best_is_exactly_what_was_measured(
+    cache, tmp_path, caplog, max_steps, ema_decay, rate, weights
+):
     run_dir = tmp_path / "run"
     result = train(
-        config(cache, run_dir, max_steps=6, rate=rate, ema_decay=ema_decay,
+        config(cache, run_dir, max_steps=max_steps, rate=rate, ema_decay=ema_decay,
                validation={"every": 3}, optimizer={"max_grad_norm": 0})
     )  # fmt: skip
     best = progress(run_dir)
@@ -97,7 +99,7 @@ def test_best_is_exactly_what_was_measured(cache, tmp_path, caplog, ema_decay, r
     assert f"{kept['mean']:.4f}" in next(line for line in result.lines() if "best" in line)
     assert f"{kept['mean']:.4f} at step" in (run_dir / "run.html").read_text()
     last = rows(run_dir)[-1]
-    assert (last["step"], last["weights"]) == (6, "adapter")
+    assert (last["step"], last["weights"]) == (max_steps, "adapter")
     assert ("worse than the base" in caplog.text) == (last["difference"] > 0)
     if ema_decay:
         again = measured_by_evaluate(cache, run_dir / "ema", tmp_path / "ema")

@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 
 from tests.support import cli
-from tests.support.watched import write_run
+from tests.support.watched import lines, metrics_row, write_run
 from wanlora import runs
 from wanlora.config import WatchConfig
 from wanlora.errors import OutputError, RunError
@@ -296,6 +296,12 @@ def test_a_run_that_vanishes_or_is_damaged_breaks_no_page(server, outputs):
     _, _, text = get(server, "/compare?run=fast&run=slow%20run")
     assert "2 damaged lines of metrics.jsonl cannot be read" in text
     assert get(server, "/run?name=slow%20run")[0] == 200
+    (outputs / "slow run" / runs.CONFIG_NAME).write_text("validation = 5\nlora = 3\n")
+    (outputs / "slow run" / runs.METRICS_NAME).write_text(
+        lines([metrics_row(0, peak_memory_gb=None)])
+    )
+    for path in ("/", "/run?name=slow%20run", "/compare?run=fast&run=slow%20run"):
+        assert get(server, path)[0] == 200
     shutil.rmtree(outputs / "slow run")
     assert get(server, "/run?name=slow%20run")[0] == 404
     shutil.rmtree(outputs)

@@ -65,6 +65,7 @@ def test_a_stage_reads_what_the_stages_before_it_wrote(tmp_path):
 
 def test_every_printed_command_gives_the_settings_of_the_job(tmp_path):
     text = ALL.replace("[sample]", '[sample]\nprompt = ["it\'s a \\"dog\\"", "42"]\nseed = 3')
+    text += '[train.lora]\ntargets = ["to_q"]\n'  # a text would be a regex
     text += "[train.optimizer]\nwarmup_steps = 3\n[train.clip_weights]\n'a b' = 2.0\n"
     text += "[cache-latents.store]\nlogvar = true\n"
     file = tmp_path / "job.toml"
@@ -100,6 +101,7 @@ def test_prompts_of_a_job_need_no_cache(tmp_path):
         ("[export]\n", (), ["[export]", "[evaluate]"]),
         ("seed = 3\n", (), ["seed is outside of a table"]),
         ("", (), ["none of the tables"]),
+        ("[cache-latents]\n[cache_latents]\nview = 'v'\n", (), ["[cache-latents] twice"]),
         ("[train]\nlr = 1e-4\n", (), ["[train]", "unknown setting lr"]),
         ("[train.lora]\nrnak = 4\n", (), ["[train]", "lora.rnak", "did you mean lora.rank"]),
         ("[train]\nmax_steps = 0\n", (), ["[train]", "max_steps", "found 0"]),

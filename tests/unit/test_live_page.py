@@ -8,7 +8,9 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
+from tests.support.watched import GIF
 from wanlora import runs
 from wanlora.errors import NonFiniteError
 from wanlora.report.gallery import shown_steps
@@ -17,6 +19,7 @@ from wanlora.report.run_status import DONE, STOPPED
 from wanlora.report.series import Metrics
 from wanlora.train import page
 from wanlora.train.page import LivePage, RunFiles, collected_warnings, live_page
+from wanlora.wan.saved_latents import write_latents
 
 
 def row(step, **values):
@@ -90,6 +93,23 @@ def test_a_page_that_cannot_be_written_stops_nothing_and_is_reported_once(tmp_pa
         live.end(DONE)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert runs.PAGE_NAME in caplog.text
+
+
+def test_a_damaged_preview_costs_only_its_own_picture(tmp_path, caplog):
+    for name, prompt in (("00", "kept <prompt>"), ("01", "lost prompt"), ("02", "torn prompt")):
+        path = tmp_path / runs.PREVIEWS_NAME / "step-000005" / f"{name}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        facts = {"prompt": prompt, "seed": 0, "model": "micro", "variant": "micro"}
+        write_latents(path, torch.zeros(4, 1, 2, 2), facts)
+        path.with_suffix(".gif").write_bytes(GIF if name != "02" else GIF[:5])
+    (path.parent / "01.safetensors").unlink()
+    (tmp_path / runs.PREVIEWS_NAME / "step-5.bad").mkdir()
+    files = RunFiles(tmp_path)
+    for _ in range(2):
+        made = files.page(None)
+        assert "kept &lt;prompt&gt;" in made
+        assert made.count("data:image/gif") == 1
+    assert len(caplog.records) == 2  # each once
 
 
 def test_rows_are_read_once_and_a_torn_line_is_left_for_later(tmp_path):

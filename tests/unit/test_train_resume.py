@@ -147,3 +147,21 @@ def test_a_file_for_a_whole_job_is_not_overruled_by_the_run_that_it_continues(tm
     flags = {"output_dir": str(tmp_path / "run"), "resume": True}
     again = continued(load(TrainConfig, sets=sets, flags=flags))
     assert (again.max_steps, again.seed, again.lora.rank, again.lora.alpha) == (None, 0, 32, 4)
+
+
+def test_a_job_that_has_no_value_for_a_setting_of_its_run_is_refused(tmp_path):
+    """No option removes a value: the run's own would count, against the file."""
+    common = {"output_dir": tmp_path / "run", "cache": tmp_path / "c"}
+    _record(TrainConfig(**common, learning_rate=3e-4, optimizer={"warmup_steps": 7}))
+    with pytest.raises(ConfigError, match=r"learning_rate = 0\.0003"):
+        unlike_the_run(TrainConfig(**common, resume=True))
+    assert unlike_the_run(TrainConfig(**common, learning_rate=3e-4, resume=True)) == []
+
+
+def test_any_text_of_a_job_reaches_the_run_that_it_continues(tmp_path):
+    common = {"output_dir": tmp_path / "run", "cache": tmp_path / "c"}
+    _record(TrainConfig(**common))
+    words = unlike_the_run(TrainConfig(**common, previews={"prompts": ['a \U0001f415 "é"']}))
+    flags = {"output_dir": str(tmp_path / "run"), "resume": True}
+    again = continued(load(TrainConfig, sets=words[1::2], flags=flags))
+    assert again.previews.prompts == ('a \U0001f415 "é"',)

@@ -12,7 +12,8 @@ from wanlora.watch import records
     "line",
     ["{", "[]", "null", "7", '"text"', '{"loss": 1}', '{"step": -1}', '{"step": true}',
      '{"step": 1.5}', '{"step": 1, "loss": NaN}', '{"step": 1, "loss": [1]}',
-     '{"step": 1, "loss": "x"}', '{"step": 1, "eta_s": true}', "\ufffd", "[" * 9999],
+     '{"step": 1, "loss": "x"}', f'{{"step": 1, "loss": {10**400}}}', f'{{"step": {10**400}}}',
+     '{"step": 1, "eta_s": true}', "\ufffd", "[" * 9999],
 )  # fmt: skip
 def test_a_damaged_row_of_metrics_is_counted(line):
     data = f"{lines([metrics_row(0)])}{line}\n{lines([metrics_row(2)])}"
@@ -25,7 +26,8 @@ def test_a_damaged_row_of_metrics_is_counted(line):
     "damage",
     [{"mean": None}, {"base_mean": 0}, {"ci95": [1]}, {"ci95": "x"}, {"per_sigma": None},
      {"per_sigma": [[1, 2]]}, {"per_activity": []}, {"per_activity": {"a": ["x", 1]}},
-     {"split": None}, {"step": "1"}, {"num_clips": "many"}],
+     {"split": None}, {"step": "1"}, {"num_clips": "many"}, {"mean": 10**400}, {"mean": 1e308},
+     {"base_mean": 1e-320}, {"panel": ["p"]}, {"num_groups": "6"}, {"per_activity": {"a": [1, 0]}}],
 )  # fmt: skip
 def test_a_damaged_row_of_validations_is_counted(damage):
     data = lines([validation_row(5, 0.4), validation_row(10, 0.4) | damage])
@@ -49,7 +51,8 @@ def test_the_last_row_is_found_in_the_end_of_a_file():
 @pytest.mark.parametrize(
     "damage",
     [{"version": 2}, {"state": None}, {"steps_done": "1"}, {"written_at": None},
-     {"started_at": float("nan")}],
+     {"started_at": float("nan")}, {"started_at": 1e18}, {"started_at": -1.0},
+     {"steps_planned": 10**400}],
 )  # fmt: skip
 def test_a_damaged_or_later_status_is_none(damage):
     assert records.status(json.dumps(status()).encode()) is not None

@@ -11,9 +11,10 @@ import shlex
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from wanlora.config.nearest import nearest
 from wanlora.config.settings import Settings, settings_of
@@ -82,7 +83,8 @@ def command_line(
         value: Any = functools.reduce(getattr, setting.name.split("."), config)
         if setting.name in without or value == setting.field.default:
             continue
-        if setting.flag is None:
+        one_text = isinstance(value, tuple) and len(value) == 1 and _may_be_text(setting.field)
+        if setting.flag is None or value == () or one_text:  # a flag given once is not a list
             words += _as_sets(setting.name, value)
             continue
         for item in value if isinstance(value, tuple) else [value]:
@@ -92,6 +94,11 @@ def command_line(
             if item is not True:
                 words.append(text)
     return shlex.join(words)
+
+
+def _may_be_text(field: FieldInfo) -> bool:
+    """Return whether a setting is a text or a list: a regex or several names."""
+    return get_origin(field.annotation) is not tuple and str in get_args(field.annotation)
 
 
 def _as_sets(name: str, value: Any) -> list[str]:

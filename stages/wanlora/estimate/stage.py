@@ -25,7 +25,7 @@ from wanlora.core.cost import (
     model_flops,
 )
 from wanlora.core.flops import Recompute
-from wanlora.core.gpus import GPUS, MEMORY_GIB, Gpu, gpu_named, gpu_of, memory_of
+from wanlora.core.gpus import GPUS, MEMORY_GIB, Gpu, gpu_named, gpu_of, memory_of, other_size
 from wanlora.core.memory import longest_clip, num_trained, plan, step_bytes
 from wanlora.core.order import Order, describe_untrained
 from wanlora.core.schedule import describe_short_run
@@ -143,6 +143,11 @@ def _card(config: EstimateConfig, model: str) -> Card:
         memory = gpu.memory_bytes if gpu else memory_of(key or "")
     else:
         raise ConfigError(_unknown(name))
+    if not config.memory_gb and config.device != "auto" and (size := other_size(name, memory)):
+        raise ConfigError(
+            f"--device {name}: {key or name} is known with {memory / 2**30:.0f} GiB. For a card "
+            f"with other memory, pass its size: --memory-gb {size}"
+        )
     return Card(key or name, gpu, "cuda", budget_of_gpu(memory))
 
 

@@ -104,7 +104,7 @@ def _summary(
         "waiting for data": _percent((metrics.median("data_wait_pct") or 0) / 100)
         if last
         else None,
-        "peak memory": f"{last['peak_memory_gb']:.3g} GB" if "peak_memory_gb" in last else None,
+        "peak memory": _gigabytes(last.get("peak_memory_gb")),
         "model": settings.get("model"),
     }
     if held_out:
@@ -144,10 +144,11 @@ def _validation_loss(
         lines.append(Line(name, start + _curve(rows, "mean"), colour, band=zero + band))
         if weights == "adapter":
             lines.append(Line(f"base ({name})", start + base, colour, "dashed"))
-    every = settings.get("validation", {}).get("every")
-    empty = "no validation (validation.every = 0)" if every == 0 else "nothing yet"
-    if every:
-        empty += f": the first validation is after step {every:,}, or at the end of a shorter run"
+    every = dict(_flat(settings)).get("validation.every", "")
+    empty = "no validation (validation.every = 0)" if every == "0" else "nothing yet"
+    if every.isdecimal() and every != "0":
+        empty += f": the first validation is after step {int(every):,}, or at the end of a shorter"
+        empty += " run"
     return line_chart(
         "Validation loss of fixed clips, 95 % interval of the difference", lines, empty=empty
     )
@@ -247,6 +248,10 @@ def _curve(rows: Iterable[Row], key: str) -> list[Point]:
 
 def _figure(value: float | None) -> str | None:
     return None if value is None else f"{value:.4g}"
+
+
+def _gigabytes(value: float | None) -> str | None:
+    return None if value is None else f"{value:.3g} GB"
 
 
 def _percent(value: float | None) -> str | None:

@@ -96,7 +96,7 @@ for (const time of document.querySelectorAll("time")) {
   time.textContent = today ? moment.toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })
     : moment.toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
 }
-const kept = "wanlora " + location.pathname;
+const kept = "wanlora " + location.pathname + location.search;
 const scrolled = [...document.querySelectorAll(".strip")], folded = [...document.querySelectorAll("details")];
 const place = () => ({ top: scrollY, left: scrolled.map(e => e.scrollLeft), open: folded.map(e => e.open),
   reload: document.querySelector("#reload")?.checked });

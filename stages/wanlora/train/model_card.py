@@ -17,7 +17,7 @@ from wanlora.config import TrainConfig
 from wanlora.core import units
 from wanlora.core.buckets import DEFAULT_FPS, usual
 from wanlora.core.validation import describe_sample
-from wanlora.runs import ADAPTER_NAME, PREVIEWS_NAME
+from wanlora.runs import ADAPTER_NAME, preview_folders
 from wanlora.store.views import frame_rate
 from wanlora.train.session import Session
 from wanlora.wan.variants import public_name
@@ -169,7 +169,7 @@ def _prompts(config: TrainConfig, session: Session) -> list[str]:
 
 def _previews(run_dir: Path) -> list[str]:
     """Pictures of the newest previews, relative to the run's folder."""
-    folders = sorted((run_dir / PREVIEWS_NAME).glob("step-[0-9]*"))
+    folders = preview_folders(run_dir)
     files = sorted(folders[-1].glob("*.gif")) if folders else []
     return [file.relative_to(run_dir).as_posix() for file in files]
 

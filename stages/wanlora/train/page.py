@@ -49,7 +49,7 @@ class RunFiles:
         self._run_dir = run_dir
         self._metrics = Metrics()
         self._offset = 0
-        self._pictures: dict[Path, Preview] = {}
+        self._pictures: dict[Path, Preview | None] = {}
 
     @property
     def steps_done(self) -> int:
@@ -77,10 +77,7 @@ class RunFiles:
     def page(self, status: Mapping[str, Any] | None) -> str:
         """Build the page."""
         config = self._run_dir / runs.CONFIG_NAME
-        folders = {
-            runs.step_of(folder): folder
-            for folder in (self._run_dir / runs.PREVIEWS_NAME).glob("step-[0-9]*")
-        }
+        folders = {runs.step_of(folder): folder for folder in runs.preview_folders(self._run_dir)}
         newest = max(folders, default=None)
         num_prompts = len(list(folders[newest].glob("*.gif"))) if newest is not None else 0
         steps = shown_steps(folders, num_prompts)
@@ -100,13 +97,21 @@ class RunFiles:
 
     def _previews(self, step: int, folder: Path) -> list[Preview]:
         """Pictures of one step; a preview without one (no projection in the store) is left out."""
-        found = []
-        for gif in sorted(folder.glob("*.gif")):
+        gifs = sorted(folder.glob("*.gif"))
+        for gif in gifs:
             if gif not in self._pictures:
-                prompt = read_latents(gif.with_suffix(".safetensors")).facts["prompt"]
-                self._pictures[gif] = Preview(step, prompt, *smaller(gif.read_bytes()))
-            found.append(self._pictures[gif])
-        return found
+                self._pictures[gif] = _preview(step, gif)
+        return [shown for gif in gifs if (shown := self._pictures[gif])]
+
+
+def _preview(step: int, gif: Path) -> Preview | None:
+    """Read a preview; None, with a warning, if one of its two files is missing or damaged."""
+    try:
+        prompt = read_latents(gif.with_suffix(".safetensors")).facts["prompt"]
+        return Preview(step, prompt, *smaller(gif.read_bytes()))
+    except (WanloraError, OSError) as error:
+        logger.warning("%s is not shown on %s: %s", gif, runs.PAGE_NAME, error)
+        return None
 
 
 def smaller(gif: bytes) -> tuple[bytes, str, tuple[int, int]]:

@@ -34,7 +34,8 @@ def check(config: TrainConfig) -> View:
     index.open_store(config.cache)
     view = read_view(config.cache, config.view)
     choose(config, view)
-    if config.init_adapter:
+    continues = config.resume and runs.newest_checkpoint(config.output_dir) is not None
+    if config.init_adapter and not continues:  # a checkpoint has the weights; the file may be gone
         read_header(config.init_adapter)
     model = config.model or view.model
     if folder := resolve_here(model, TRANSFORMER):

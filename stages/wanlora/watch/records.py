@@ -4,14 +4,19 @@ Owns: which rows are usable. Must not know: files, or what is drawn.
 """
 
 import json
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from wanlora.report.series import KEYS
 
 Row = Mapping[str, Any]
+
+MAX_NUMBER = 1e100
+"""Larger numbers are damage; the sums, ratios and scales of a page stay finite below it."""
+MIN_BASE_LOSS = 1e-30
+MAX_TIME = 253_402_300_799
+"""End of the year 9999 in s since 1970; later times have no date."""
 
 
 class Rows(NamedTuple):
@@ -53,8 +58,11 @@ def status(data: bytes | None) -> dict[str, Any] | None:
     found = _parse(data or b"")
     if found is None or found.get("version") != 1 or not isinstance(found.get("state"), str):
         return None
-    numbers = ("steps_done", "steps_planned", "started_at", "written_at")
-    return found if all(is_number(found.get(key)) for key in numbers) else None
+    numbers, times = ("steps_done", "steps_planned"), ("started_at", "written_at")
+    is_usable = all(is_number(found.get(key)) for key in (*numbers, *times)) and all(
+        0 <= found[key] <= MAX_TIME for key in times
+    )
+    return found if is_usable else None
 
 
 def preview_prompt(head: bytes) -> str | None:
@@ -73,9 +81,11 @@ def best_held_out(validations: Sequence[Row]) -> Row | None:
     return min(same, key=lambda row: float(row["mean"]), default=None)
 
 
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether a value is a number of at most `MAX_NUMBER`; NaN is not."""
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
+    )
 
 
 def _rows(data: bytes, is_usable: Any) -> Rows:
@@ -106,19 +116,20 @@ def _is_validation(row: Row) -> bool:
         _is_step(row)
         and isinstance(row.get("split"), str)
         and all(is_number(row.get(key)) for key in ("mean", "base_mean", "difference", "num_clips"))
-        and row["base_mean"] > 0
+        and row["base_mean"] >= MIN_BASE_LOSS
+        and isinstance(row.get("panel"), str | None)
+        and (row.get("num_groups") is None or is_number(row["num_groups"]))
         and (ends is None or _are_numbers(ends, 2))
         and isinstance(sigmas, list)
         and all(_are_numbers(each, 3) for each in sigmas)
         and isinstance(activities, dict)
-        and all(_are_numbers(each, 2) for each in activities.values())
+        and all(_are_numbers(each, 2) and each[1] > 0 for each in activities.values())
     )
 
 
 def _is_step(row: Row) -> bool:
-    return (
-        isinstance(row.get("step"), int) and not isinstance(row["step"], bool) and row["step"] >= 0
-    )
+    step = row.get("step")
+    return isinstance(step, int) and is_number(step) and step >= 0
 
 
 def _are_numbers(value: object, count: int) -> bool:

@@ -194,7 +194,7 @@ def state_of(
     if status:
         is_here = locked is False and status.get("host") == socket.gethostname()
         wait_s = status.get("next_write_s")
-        due_s = wait_s if isinstance(wait_s, int | float) else SILENT_S
+        due_s = wait_s if records.is_number(wait_s) else SILENT_S
         if not is_here and now - status["written_at"] <= 2 * due_s + PATIENCE_S:
             return "running", None
         return "no sign of life", KILLED
