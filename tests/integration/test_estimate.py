@@ -180,6 +180,8 @@ def test_what_cannot_be_estimated_is_refused(tmp_path):
     unknown = cli.refuses("estimate", "--device", "voodoo2", exit_code=2)
     assert "RTX 4090" in unknown
     assert "--memory-gb" in unknown
+    other = cli.refuses("estimate", "--device", "RTX 4090 48GB", exit_code=2)
+    assert "--memory-gb 48" in other
     assert "use 77 or 81" in cli.refuses("estimate", "--frames", 80, exit_code=2)
     assert "--variant" in cli.refuses("estimate", "--model", "micro", exit_code=2)
     nothing = cli.refuses("estimate", "--probe", "--device", "cpu", exit_code=2)

@@ -14,11 +14,22 @@ import tomli_w
 import torch
 
 from wanlora import runs
+from wanlora.core.groups import UNDECIDED
 from wanlora.report.gallery import MAX_COLUMNS
-from wanlora.train.page import write_page
+from wanlora.train.page import RunFiles
 from wanlora.train.previews import save_previews
 
 CHROMIUM = shutil.which("chromium")
+
+
+def write_page(run_dir):
+    """Write a run's page from the files in its folder, with the state recorded last."""
+    files, recorded = RunFiles(run_dir), run_dir / runs.STATUS_NAME
+    files.read()
+    status = json.loads(recorded.read_text()) if recorded.exists() else None
+    path = run_dir / runs.PAGE_NAME
+    path.write_text(files.page(status))
+    return path
 
 
 def write_run(folder, *, num_steps=20, preview_steps=(10, 20), validations=True):
@@ -56,7 +67,8 @@ def test_a_page_shows_curves_validation_and_previews(tmp_path):
     for title in ("Training loss", "Validation loss", "Learning rate", "Waiting for data",
                   "Achieved TFLOP/s", "95 % interval", "By noise level at step 20"):  # fmt: skip
         assert title in made, title
-    assert "0.4000 at step 10 (-20.00 % against the base)" in made
+    assert "0.4000 at step 10 (-20.00 % against the base" in made
+    assert UNDECIDED in made  # 3 source groups
     assert "12 clips of 3 source groups" in made
     assert "<script>alert" not in made
     assert "a &lt;dog&gt;" in made

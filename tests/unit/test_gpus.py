@@ -2,7 +2,7 @@
 
 import pytest
 
-from wanlora.core.gpus import GPUS, gpu_named, gpu_of, mfu
+from wanlora.core.gpus import GPUS, gpu_named, gpu_of, memory_of, mfu, other_size
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,13 @@ def test_mfu_is_the_share_of_the_peak():
 )  # fmt: skip
 def test_a_card_is_found_as_people_write_it(written, key):
     assert gpu_named(written) == key
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [("RTX 3060 8GB", 8), ("4090 48gb", 48), ("GH200 144 GB", 144), ("RTX 3060 12GB", None),
+     ("H200 141GB", None), ("B200 192GB", None), ("H100 NVL 94GB", None), ("L40S 48GB", None),
+     ("A100-SXM4-40GB", None), ("MI300X 192GB", None), ("H100", None)],
+)  # fmt: skip
+def test_a_size_that_the_card_does_not_have_is_found(written, size):
+    assert other_size(written, memory_of(gpu_named(written))) == size

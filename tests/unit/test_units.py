@@ -11,7 +11,8 @@ from wanlora.core import units
     ("seconds", "text"),
     [
         (0, "0 s"), (1e-7, "under 1 ms"), (0.035, "35 ms"), (0.289, "0.289 s"), (1.524, "1.52 s"),
-        (42.6, "43 s"), (119, "119 s"), (120, "2.0 min"), (181, "3.0 min"), (750, "12 min"),
+        (42.6, "43 s"), (119, "119 s"), (120, "2.0 min"), (181, "3.0 min"), (599, "10 min"),
+        (750, "12 min"),
         (7200, "2.0 h"), (12_600, "3.5 h"), (100_000, "28 h"), (181_440, "2.1 days"),
         (86_400 * 1500, "1,500 days"),
     ],
@@ -40,8 +41,8 @@ def test_counts_numbers_and_shares():
     ]  # fmt: skip
     assert units.flops(870.2e12) == "870 TFLOP"
     assert units.flops(0.002e9, "FLOP/s") == "2 MFLOP/s"
-    assert [units.percent(x) for x in (0, 0.004, -0.0123, 0.156, 1)] == [
-        "0 %", "0.4 %", "-1.2 %", "16 %", "100 %",
+    assert [units.percent(x) for x in (0, 0.004, -0.0123, 0.0996, 0.156, 1)] == [
+        "0 %", "0.4 %", "-1.2 %", "10 %", "16 %", "100 %",
     ]  # fmt: skip
 
 

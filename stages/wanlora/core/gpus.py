@@ -86,6 +86,10 @@ MEMORY_GIB: dict[str, int] = {
 }  # fmt: skip
 
 
+SIZE_TOLERANCE = 0.12
+"""Of the GB in a name: GB or GiB (7 %), and what the driver or error correction keeps."""
+
+
 def gpu_of(device_name: str) -> Gpu | None:
     """Find a card by the longest name that fits; None when not known.
 
@@ -123,6 +127,18 @@ def memory_of(key: str) -> float:
         key: A name of either table.
     """
     return GPUS[key].memory_bytes if key in GPUS else 0.99 * 2**30 * MEMORY_GIB[key]
+
+
+def other_size(name: str, memory_bytes: float) -> int | None:
+    """Return the GB that a name has, if the card's memory is not about that; None otherwise.
+
+    Args:
+        name: As people write it, for example `RTX 3060 8GB`.
+        memory_bytes: Memory of the card that was found under this name.
+    """
+    found = re.search(r"(?<![0-9a-z])(\d+) ?gb\b", name.lower())
+    same = found is None or abs(int(found[1]) * 2**30 / memory_bytes - 1) < SIZE_TOLERANCE
+    return None if found is None or same else int(found[1])
 
 
 def mfu(flops: float, seconds: float, device_name: str) -> float | None:

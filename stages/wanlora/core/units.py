@@ -19,7 +19,7 @@ def duration(seconds: float) -> str:
     for unit, length, least in _DURATIONS:
         if seconds >= least * length:
             value = seconds / length
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:,.0f} {unit}"
+            return f"{value:.1f} {unit}" if value < 9.95 else f"{value:,.0f} {unit}"
     if seconds >= 10:
         return f"{seconds:.0f} s"
     if seconds >= 0.1:
@@ -60,7 +60,7 @@ def flops(value: float, unit: str = "FLOP") -> str:
 def percent(share: float) -> str:
     """Format a share of 1: `0.4 %`, `16 %`."""
     value = 100 * share
-    return f"{value:.1f} %" if 0 < abs(value) < 10 else f"{value:.0f} %"
+    return f"{value:.1f} %" if 0 < abs(value) < 9.95 else f"{value:.0f} %"
 
 
 def first(items: Sequence[str], where: str, *, most: int = FIRST, indent: str = "  ") -> list[str]:

@@ -25,7 +25,7 @@ from wanlora.core.cost import (
     model_flops,
 )
 from wanlora.core.flops import Recompute
-from wanlora.core.gpus import GPUS, MEMORY_GIB, Gpu, gpu_named, gpu_of, memory_of
+from wanlora.core.gpus import GPUS, MEMORY_GIB, Gpu, gpu_named, gpu_of, memory_of, other_size
 from wanlora.core.memory import longest_clip, num_trained, plan, step_bytes
 from wanlora.core.order import Order, describe_untrained
 from wanlora.core.schedule import describe_short_run
@@ -35,7 +35,7 @@ from wanlora.estimate.pauses import Passes, preview_passes, validation_passes
 from wanlora.estimate.result import Batch, EstimateResult, Mode, Pause
 from wanlora.step.clips import weighted
 from wanlora.step.workload import Modes, budget_of_gpu, describe, is_compiled, workload
-from wanlora.store import objects, schema
+from wanlora.store import schema, storage
 from wanlora.store.views import View, read_view
 from wanlora.wan import targets
 from wanlora.wan.variants import TRANSFORMER, VARIANTS, Variant, resolve, variant_of
@@ -143,6 +143,11 @@ def _card(config: EstimateConfig, model: str) -> Card:
         memory = gpu.memory_bytes if gpu else memory_of(key or "")
     else:
         raise ConfigError(_unknown(name))
+    if not config.memory_gb and config.device != "auto" and (size := other_size(name, memory)):
+        raise ConfigError(
+            f"--device {name}: {key or name} is known with {memory / 2**30:.0f} GiB. For a card "
+            f"with other memory, pass its size: --memory-gb {size}"
+        )
     return Card(key or name, gpu, "cuda", budget_of_gpu(memory))
 
 
@@ -269,7 +274,7 @@ def _encode_hours(case: Case) -> float | None:
 
 def _cache_bytes(case: Case) -> float:
     if case.config.cache:
-        return objects.num_bytes(case.config.cache, schema.STORE)
+        return storage.num_bytes(case.config.cache, schema.STORE)
     values = sum(
         number * prod(latent_shape(bucket, case.variant.z_dim))
         for bucket, number in case.to_encode.items()

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+import numpy as np
+from jaxtyping import Float
+
 from wanlora.report.page import Raw, escape
 
 WIDTH, HEIGHT = 620, 280
@@ -113,19 +116,13 @@ def charts(*drawn: Raw) -> Raw:
     return Raw(f'<style>{_STYLE}</style><div class="charts">{"".join(drawn)}</div>')
 
 
-def thinned(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
-    """Keep about `most` points: the lowest and highest of each share, so that spikes stay."""
-    if len(points) <= most:
-        return list(points)
-    num_shares = most // 2
-    kept: list[Point] = []
-    for share in range(num_shares):
-        first, last = (len(points) * end // num_shares for end in (share, share + 1))
-        members = range(first, last)
-        lowest = min(members, key=lambda i: points[i][1])
-        highest = max(members, key=lambda i: points[i][1])
-        kept += [points[i] for i in sorted({lowest, highest})]
-    return kept
+def extremes(values: Float[np.ndarray, " n"], most: int = MOST_POINTS) -> list[int]:
+    """Indices of at most `most` values: the lowest and highest of equal shares, so spikes stay."""
+    if len(values) <= most:
+        return list(range(len(values)))
+    edges = np.linspace(0, len(values), most // 2 + 1).astype(int)
+    shares = list(pairwise(edges))
+    return sorted({int(a + f(values[a:b])) for a, b in shares for f in (np.argmin, np.argmax)})
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
@@ -199,7 +196,8 @@ def _rule(y: float) -> str:
 
 
 def _curve(line: Line, x_of: Scale, y_of: Scale) -> str:
-    points = thinned(line.points)
+    kept = extremes(np.array([y for _, y in line.points]))
+    points = [line.points[index] for index in kept]
     places = [f"{x_of(x):.1f} {y_of(y):.1f}" for x, y in points]
     style = f"stroke: {COLOURS[line.colour]}"
     curve = f'<path class="line {line.style}" style="{style}" d="M{"L".join(places)}"/>'

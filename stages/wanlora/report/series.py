@@ -8,13 +8,12 @@ Must not know: files, or how a curve is drawn.
 import math
 from array import array
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
 
-from wanlora.report.chart import MOST_POINTS, Point
+from wanlora.report.chart import Point, extremes
 
 KEYS = (
     "loss", "loss_smoothed", "lr", "grad_norm", "clips_per_s", "s_per_step", "data_wait_pct",
@@ -45,16 +44,11 @@ class Metrics:
             value = row.get(key)
             column.append(math.nan if value is None else value)
 
-    def curve(self, key: str, most: int = MOST_POINTS) -> list[Point]:
-        """Points of a column, at most `most`: the lowest and highest of equal shares."""
+    def curve(self, key: str) -> list[Point]:
+        """Points of a column, reduced by `chart.extremes`."""
         steps, values = self._finite(key)
-        if len(values) > most:
-            edges = np.linspace(0, len(values), most // 2 + 1).astype(int)
-            shares = list(pairwise(edges))
-            ends = {int(a + f(values[a:b])) for a, b in shares for f in (np.argmin, np.argmax)}
-            kept = sorted(ends)
-            steps, values = steps[kept], values[kept]
-        return list(zip(steps.tolist(), values.tolist(), strict=True))
+        kept = extremes(values)
+        return list(zip(steps[kept].tolist(), values[kept].tolist(), strict=True))
 
     def trend(self, key: str, num: int = TREND_POINTS) -> list[Point]:
         """Means of `num` equal shares, at the middle of their steps; none of a short column."""

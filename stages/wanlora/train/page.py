@@ -126,16 +126,6 @@ def smaller(gif: bytes) -> tuple[bytes, str, tuple[int, int]]:
     return buffer.getvalue(), "webp", size
 
 
-def write_page(run_dir: Path) -> Path:
-    """Write a run's page from the files in its folder, with the state recorded last."""
-    files, recorded = RunFiles(run_dir), run_dir / runs.STATUS_NAME
-    files.read()
-    status = json.loads(recorded.read_text()) if recorded.exists() else None
-    path = run_dir / runs.PAGE_NAME
-    write_text(path, files.page(status))
-    return path
-
-
 class LivePage:
     """The page of a run that is being trained, and the thread that writes it.
 
