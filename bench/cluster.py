@@ -35,7 +35,7 @@ STREAM_BYTES_S = 85e6
 """Assumed: one S3 download, the lower of the 85-90 MB/s that AWS names for a connection."""
 
 REQUESTS_AT_ONCE = 64
-"""Counted: of one process (store/objects.py)."""
+"""Counted: of one process (store/bucket.py)."""
 
 
 def column(clips: int, found: dict[str, Any]) -> dict[str, tuple[str, float]]:

@@ -31,13 +31,14 @@ import simulated
 from simulated import BUCKETS, FINGERPRINT, PROVENANCE, ROWS, TEXT_SHAPE
 from zarr.storage import ObjectStore
 
-from wanlora.cache_latents.walk import Committed
+from wanlora.cache_latents.claims import Committed
 from wanlora.config import InspectConfig, TrainConfig
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.location import Url
 from wanlora.core.order import Order
 from wanlora.inspect_cache import run as inspect
-from wanlora.store import index, objects, schema
+from wanlora.store import index, schema, storage
+from wanlora.store.folder import Folder
 from wanlora.store.reader import StoreReader
 from wanlora.store.rows import Rows
 from wanlora.store.views import ViewClip, read_view, write_view
@@ -120,22 +121,22 @@ def committed(cache: Path, known: dict[str, Rows] | None = None) -> Measured:
 def keep(cache: Path, rows: dict[str, Rows]) -> Measured:
     for kind in schema.KINDS:
         index.keep(cache, kind, FINGERPRINT[kind], rows[kind])
-    return None, {"mb": objects.num_bytes(cache, schema.SNAPSHOTS) / 1e6}
+    return None, {"mb": storage.num_bytes(cache, schema.SNAPSHOTS) / 1e6}
 
 
 @contextmanager
 def counted_records() -> Iterator[Counter]:
-    original, read = objects.get, Counter()
+    original, read = Folder.get, Counter()
 
-    def get(root: Path, key: str, **options: Any) -> bytes | None:
+    def get(self: Folder, key: str) -> bytes | None:
         read["records"] += key.endswith(schema.GROUP)
-        return original(root, key, **options)
+        return original(self, key)
 
-    objects.get = get
+    Folder.get = get
     try:
         yield read
     finally:
-        objects.get = original
+        Folder.get = original
 
 
 def scan(cache: Path, num_clips: int) -> list[dict]:
@@ -264,7 +265,7 @@ def commands(cache: Path, _num_clips: int) -> list[dict]:
         measured("inspect", inspected),
         measured("inspect --gc --dry-run", lambda: inspected(gc=True, dry_run=True)),
     ]
-    objects.remove_tree(cache, schema.SNAPSHOTS)
+    storage.at(cache).remove_tree(schema.SNAPSHOTS)
     return [*rows, measured("a rank of cache-latents: rows, no snapshot", look)]
 
 
@@ -293,7 +294,7 @@ def requests(_cache: Path, _num_clips: int) -> list[dict]:
             reader.prompt_embeds(simulated.key_of("text", number))
         rows.append({"what": what, "gets_latents": latents, "gets_prompt": gets["gets"] - latents,
                      "gets": gets["gets"], "mb": gets["bytes"] / 1e6})  # fmt: skip
-    listed = objects.listing(root, schema.STORE)
+    listed = storage.at(root).listing(schema.STORE)
     depth = {"latents": 4, "text": 3}
     for row in rows:
         for kind in schema.KINDS:

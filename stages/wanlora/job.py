@@ -130,7 +130,7 @@ def _headers() -> str:
 
 def _nearest(name: str) -> str:
     likely = difflib.get_close_matches(name, JOB, n=1)
-    guess = f"; did you mean [{likely[0]}]?" if likely else ""
+    guess = f"; did you mean [{likely[0]}]?" if likely else "."
     return f"{guess} A job has the tables {_headers()}"
 
 
@@ -265,11 +265,14 @@ warm-up."""
 def finished_steps(config: TrainConfig) -> int | None:
     """Return the steps of a run that is complete with these settings and clips; None otherwise.
 
+    A run that ended by `validation.patience` is complete: `--resume` would train it further.
     Otherwise `train --resume` continues the run, or refuses it by the setting that differs.
     """
     checkpoint = runs.newest_checkpoint(config.output_dir)
     status = runs.read_status(config.output_dir)
-    if checkpoint is None or status.get("state") != "done":
+    without_best = runs.out_of_patience(config.validation.patience)
+    is_over = status.get("state") == "done" or status.get("reason") == without_best
+    if checkpoint is None or not is_over:
         return None
     recorded, facts = runs.read_config(config.output_dir)
     view = read_view(config.cache, config.view)

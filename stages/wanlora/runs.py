@@ -425,6 +425,11 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         return {}
 
 
+def out_of_patience(patience: int) -> str:
+    """Reason of a run that ended because `patience` validations found no new best."""
+    return f"no new best in {patience} validations"
+
+
 def same_settings(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a run was trained with the wanted settings, apart from those of how it runs."""
     free = FREE_ON_RESUME - {"max_steps", "num_epochs", "model"}

@@ -28,7 +28,8 @@ from wanlora.core.buckets import Bucket
 from wanlora.core.location import Url
 from wanlora.errors import StoreError
 from wanlora.inspect_cache import run as inspect
-from wanlora.store import objects, wants
+from wanlora.store import wants
+from wanlora.store.folder import Folder
 from wanlora.store.index import committed
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view, write_view
@@ -287,14 +288,14 @@ def test_a_kill_while_compacting_leaves_every_kept_row(tmp_path, monkeypatch):
         write_view(cache, "default", replace(view, clips=clips))
         calls = []
 
-        def stopping(root, key, *, original=objects.remove, calls=calls, point=point):
+        def stopping(self, key, *, original=Folder.remove, calls=calls, point=point):
             calls.append(key)
             if len(calls) > point:
                 raise KeyboardInterrupt
-            original(root, key)
+            original(self, key)
 
         with monkeypatch.context() as patch:
-            patch.setattr(objects, "remove", stopping)
+            patch.setattr(Folder, "remove", stopping)
             try:
                 inspect(InspectConfig(path=cache, gc=True, gc_min_age_h=0))
             except KeyboardInterrupt:

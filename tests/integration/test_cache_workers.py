@@ -19,7 +19,7 @@ from tests.support.s3 import s3, s3_port  # noqa: F401
 from wanlora import cache_latents
 from wanlora.cache_latents import processes
 from wanlora.core.location import parse
-from wanlora.store import remote
+from wanlora.store import bucket
 from wanlora.store.index import segments_of
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, read_view
@@ -97,7 +97,7 @@ def test_ranks_that_join_late_or_are_killed_leave_the_cache_of_one_process(data,
 
 @pytest.mark.filterwarnings("ignore:.*ObjectStore.*:UserWarning")
 def test_ranks_share_an_object_store(data, alone, tmp_path, s3):  # noqa: F811
-    remote.open_store.cache_clear()
+    bucket.open_store.cache_clear()
     settings = SETTINGS | {"manifest": [str(data)], "cache": s3}
     results = run_ranks(tmp_path, settings, 2, [Fate(0), Fate(1)])
     assert {result["view_sha256"] for result in results.values()} == {alone[0].sha256}
@@ -126,7 +126,7 @@ def test_a_killed_actor_is_replaced(data, alone, tmp_path):
     kill_a_worker(cache, run.pid)
     output, messages = run.communicate(timeout=300)
     assert run.returncode == 3, messages
-    assert "died; others take over its" in messages
+    assert "died; it is started again" in messages
     check_done(json.loads(output), cache, alone)
 
 

@@ -8,7 +8,7 @@ import pytest
 from wanlora.config import InspectConfig
 from wanlora.inspect_cache import mend
 from wanlora.inspect_cache import run as inspect
-from wanlora.store import index, objects, schema, wants
+from wanlora.store import index, schema, storage, wants
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view
 
@@ -31,7 +31,7 @@ def test_records_without_a_checksum_are_read_verified_and_not_repaired(cache):
     before = rows(cache)
     view = read_view(cache, "default")
     (segment,) = index.segments_of(cache, "latents", view.latents)
-    document = objects.get(cache, f"{segment.key}/{schema.GROUP}")
+    document = storage.at(cache).get(f"{segment.key}/{schema.GROUP}")
     assert schema.has_checksum(document) is None
     found = inspect(InspectConfig(path=cache, verify="full"))
     assert (found.invalid, found.unread, found.wants, found.exit_code) == ([], [], [], 0)

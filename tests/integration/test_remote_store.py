@@ -16,7 +16,7 @@ from tests.support.s3 import failing_proxy, s3, s3_port, slow_proxy  # noqa: F40
 from tests.support.stores import build_store, open_rows, row_of, segment_writer
 from wanlora.core.location import Url, parse
 from wanlora.errors import CorruptRowError, StoreError
-from wanlora.store import objects, remote
+from wanlora.store import bucket, storage
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view
 
@@ -28,30 +28,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 @pytest.fixture
 def cache(s3) -> Url:  # noqa: F811
-    remote.open_store.cache_clear()
+    bucket.open_store.cache_clear()
     return parse(s3)
-
-
-def test_objects_are_put_read_listed_and_removed_as_in_a_folder(cache, tmp_path):
-    for root in (cache, tmp_path):
-        assert objects.get(root, "a/none") is None
-        for key in ("a/one", "a/b/two", "c/three"):
-            objects.put(root, key, key.encode())
-        assert objects.get(root, "a/b/two") == b"a/b/two"
-        assert (objects.folders(root, "a"), objects.files(root, "a")) == (["b"], ["one"])
-        assert objects.folders(root, "nothing") == []
-        assert objects.sizes_in_folders(root, "a", "two") == {"b": 7}
-        assert objects.sizes_in_folders(root, "a", "one") == {}
-        found = objects.listing(root, "a")
-        assert {key: entry.num_bytes for key, entry in found.items()} == {"a/one": 5, "a/b/two": 7}
-        assert all(abs(objects.clock(root) - entry.written) < 600 for entry in found.values())
-        objects.remove_many(root, [])
-        objects.put(root, "d/e/four", b"")
-        objects.remove_trees(root, ["d/e", "d/none"])
-        objects.remove(root, "a/one")
-        objects.remove(root, "a/one")
-        objects.remove_tree(root, "a")
-        assert list(objects.listing(root, "")) == ["c/three"]
 
 
 def test_rows_views_and_the_index_are_the_same_as_in_a_folder(cache, tmp_path):
@@ -68,10 +46,10 @@ def test_a_damaged_object_in_a_bucket_names_its_row_and_a_dead_server_is_not_dam
     cache, monkeypatch
 ):
     view = build_store(cache, num_clips=2)
-    shard = next(k for k in objects.listing(cache, "store.zarr/latents") if "/latent/c/" in k)
-    data = bytearray(objects.get(cache, shard))
+    shard = next(k for k in storage.at(cache).listing("store.zarr/latents") if "/latent/c/" in k)
+    data = bytearray(storage.at(cache).get(shard))
     data[len(data) // 3] ^= 4
-    objects.put(cache, shard, bytes(data))
+    storage.at(cache).put(shard, bytes(data))
     reader = open_rows(cache, "latents")
     messages = []
     for clip in view.clips:
@@ -82,8 +60,8 @@ def test_a_damaged_object_in_a_bucket_names_its_row_and_a_dead_server_is_not_dam
     assert messages
     assert all(f"wanlora inspect {cache} --repair" in message for message in messages)
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(remote, "MAX_RETRIES", 0)
-    remote.open_store.cache_clear()
+    monkeypatch.setattr(bucket, "MAX_RETRIES", 0)
+    bucket.open_store.cache_clear()
     with pytest.raises(StoreError, match=r"cannot [\s\S]*AWS_ENDPOINT_URL") as refused:
         open_rows(cache, "latents")
     assert not isinstance(refused.value, CorruptRowError)
@@ -93,7 +71,7 @@ def test_a_read_that_fails_is_repeated(cache, s3_port, monkeypatch):  # noqa: F8
     view = build_store(cache, num_clips=4)
     with failing_proxy(s3_port, every=4) as (port, counts):
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
-        remote.open_store.cache_clear()
+        bucket.open_store.cache_clear()
         reader = StoreReader.of_view(cache, view)
         for clip in view.clips:
             assert np.array_equal(reader.latents(clip.key), row_of("latents", clip.key))
@@ -118,8 +96,8 @@ def test_killed_writers_leave_whole_segments_or_nothing(cache):
             for i in range(2)
         ]
         deadline = time.monotonic() + 300
-        known = len(objects.listing(cache, "store.zarr"))
-        while len(objects.listing(cache, "store.zarr")) < known + 12:
+        known = len(storage.at(cache).listing("store.zarr"))
+        while len(storage.at(cache).listing("store.zarr")) < known + 12:
             assert time.monotonic() < deadline
             time.sleep(0.02 * (start + 1))
         for process in processes:
@@ -182,8 +160,8 @@ def through(monkeypatch, port, **limits):
     """Send requests to a port of this machine, with other limits than the default ones."""
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
     for name, value in limits.items():
-        monkeypatch.setattr(remote, name, value)
-    remote.open_store.cache_clear()
+        monkeypatch.setattr(bucket, name, value)
+    bucket.open_store.cache_clear()
 
 
 def test_a_large_object_travels_in_parts_each_with_its_own_timeout(
@@ -192,41 +170,41 @@ def test_a_large_object_travels_in_parts_each_with_its_own_timeout(
     data = np.random.default_rng(0).bytes(36_000_000)
     with slow_proxy(s3_port, 10e6) as port:  # 3.6 s for the object, 1 s for two parts
         through(monkeypatch, port, REQUEST_S=3, PART_BYTES=5 * 2**20, PARTS_AT_ONCE=2)
-        objects.put(cache, "large", data)
-        assert objects.get(cache, "large") == data
+        storage.at(cache).put("large", data)
+        assert storage.at(cache).get("large") == data
         through(monkeypatch, port, PART_BYTES=2**40, MAX_RETRIES=0)
         with pytest.raises(StoreError, match="3 s") as refused:
-            objects.put(cache, "whole", data)
+            storage.at(cache).put("whole", data)
     assert "MB/s" in str(refused.value)
     assert "AWS_ACCESS_KEY_ID" not in str(refused.value)
 
 
 def test_an_object_that_is_replaced_while_it_is_read_is_read_whole(cache, monkeypatch):
     old, new = b"o" * 5000, b"n" * 6000
-    objects.put(cache, "view", old)
-    parts, calls = remote._get_in_parts, []
+    storage.at(cache).put("view", old)
+    parts, calls = bucket._get_in_parts, []
 
     def replaced(*arguments):
         calls.append(None)
         if len(calls) == 1:
-            obstore.put(remote.open_store(cache), "view", new)
+            obstore.put(bucket.open_store(cache), "view", new)
         return parts(*arguments)
 
-    monkeypatch.setattr(remote, "PART_BYTES", 1000)
-    monkeypatch.setattr(remote, "_get_in_parts", replaced)
-    assert objects.get(cache, "view") == new
+    monkeypatch.setattr(bucket, "PART_BYTES", 1000)
+    monkeypatch.setattr(bucket, "_get_in_parts", replaced)
+    assert storage.at(cache).get("view") == new
     assert len(calls) == 2
 
 
 def test_many_objects_are_removed_with_one_request(cache, s3_port, monkeypatch):  # noqa: F811
     keys = [f"many/{i}" for i in range(30)]
     for key in keys:
-        objects.put(cache, key, b"x")
+        storage.at(cache).put(key, b"x")
     with failing_proxy(s3_port, every=10**9) as (port, counts):
         through(monkeypatch, port)
-        objects.remove_many(cache, [*keys, "many/none"])
+        storage.at(cache).remove_many([*keys, "many/none"])
     assert counts[0] == 1
-    assert objects.listing(cache, "many") == {}
+    assert storage.at(cache).listing("many") == {}
 
 
 def test_stage_one_inspect_and_train_take_an_address(
@@ -261,10 +239,10 @@ def test_stage_one_inspect_and_train_take_an_address(
 
 
 def test_without_obstore_the_message_says_what_to_install(monkeypatch):
-    remote.open_store.cache_clear()
+    bucket.open_store.cache_clear()
     monkeypatch.setitem(sys.modules, "obstore.store", None)
     assert "pip install 'wanlora[s3]'" in cli.refuses("inspect", "s3://bucket/x")
-    remote.open_store.cache_clear()
+    bucket.open_store.cache_clear()
 
 
 def test_a_segment_writer_may_write_to_memory():

@@ -25,7 +25,7 @@ from tests.support.stores import (
     write_rows,
 )
 from wanlora.errors import CorruptRowError, StoreError
-from wanlora.store import objects
+from wanlora.store import folder
 from wanlora.store.index import segments_of
 from wanlora.store.reader import StoreReader
 
@@ -227,7 +227,7 @@ def test_a_disk_error_while_writing_names_the_path_and_leaves_no_litter(tmp_path
     def full(temporary: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(objects, "publish", full)
+    monkeypatch.setattr(folder, "publish", full)
     with pytest.raises(StoreError, match=r"cannot write .*zarr\.json: No space left on device"):
         write_rows(tmp_path, "latents", ["k"])
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
@@ -243,13 +243,13 @@ def test_a_local_copy_that_cannot_be_written_names_its_own_option(tmp_path):
 
 def test_half_written_files_lie_outside_the_store(tmp_path, monkeypatch):
     seen = []
-    publish = objects.publish
+    publish = folder.publish
 
     def watched(temporary: Path, target: Path) -> None:
         seen.append(temporary)
         publish(temporary, target)
 
-    monkeypatch.setattr(objects, "publish", watched)
+    monkeypatch.setattr(folder, "publish", watched)
     build_store(tmp_path, num_clips=1)
     assert seen
     for path in seen:

@@ -10,8 +10,10 @@ from wanlora.config import InspectConfig
 from wanlora.core.location import Url
 from wanlora.errors import MissingRowsError, StoreError
 from wanlora.inspect_cache import mend
-from wanlora.store import index, objects, schema
+from wanlora.store import index, schema, storage
 from wanlora.store import reader as readers
+from wanlora.store.bucket import Bucket
+from wanlora.store.folder import Folder
 from wanlora.store.reader import StoreReader
 
 
@@ -19,14 +21,15 @@ from wanlora.store.reader import StoreReader
 def read(monkeypatch) -> list[str]:
     """Keys of the segments whose commit records are read."""
     seen: list[str] = []
-    original = objects.get
+    originals = {kind: kind.get for kind in (Folder, Bucket)}
 
-    def get(root, key):
+    def get(self, key):
         if key.count("/") > 4 or (key.count("/") == 4 and "/text/" in key):
             seen.append(key.removesuffix(f"/{schema.GROUP}"))
-        return original(root, key)
+        return originals[type(self)](self, key)
 
-    monkeypatch.setattr(objects, "get", get)
+    for kind in originals:
+        monkeypatch.setattr(kind, "get", get)
     return seen
 
 
@@ -54,7 +57,7 @@ def test_a_segment_that_goes_is_missed_whatever_the_snapshot_says(tmp_path):
     view = build_store(tmp_path, num_clips=12)
     StoreReader.of_view(tmp_path, view).keep_index()
     gone = index.committed(tmp_path, "latents", FINGERPRINT["latents"])[view.clips[0].key].segment
-    objects.remove(tmp_path, f"{gone}/{schema.GROUP}")
+    storage.at(tmp_path).remove(f"{gone}/{schema.GROUP}")
     with pytest.raises(MissingRowsError, match="lacks 4 clips"):
         StoreReader.of_view(tmp_path, view)
 

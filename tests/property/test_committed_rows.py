@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tests.support.stores import BUCKET, FINGERPRINT
 from wanlora.core.buckets import latent_shape
-from wanlora.store import index, objects, schema
+from wanlora.store import index, schema, storage
 from wanlora.store.rows import Row, Rows, from_bytes, join, of_segment, to_bytes
 
 PARENT = schema.segments_key("latents", FINGERPRINT["latents"], latent_shape(BUCKET))
@@ -35,7 +35,7 @@ def write_record(cache: Path, name: str, row_keys: list[str]) -> None:
         "count": len(row_keys), "keys": row_keys,
         "crc32c": {"latent": [crc_of(name, key) for key in row_keys]},
     }  # fmt: skip
-    objects.put(cache, f"{PARENT}/{name}/{schema.GROUP}", schema.group_document(record))
+    storage.at(cache).put(f"{PARENT}/{name}/{schema.GROUP}", schema.group_document(record))
 
 
 def expected(segments: dict[str, list[str]]) -> dict[str, Row]:
@@ -62,16 +62,16 @@ def test_a_snapshot_old_damaged_or_gone_changes_nothing(steps: list) -> None:
                 there[name] = ever.setdefault(name, row_keys)
                 write_record(cache, name, there[name])
             elif what == "remove" and there.pop(arguments[0], None):
-                objects.remove(cache, f"{PARENT}/{arguments[0]}/{schema.GROUP}")  # as gc begins
+                storage.at(cache).remove(f"{PARENT}/{arguments[0]}/{schema.GROUP}")  # as gc begins
             elif what == "keep":
                 index.keep(cache, "latents", FINGERPRINT["latents"], committed(cache))
             elif what == "look":
                 known = committed(cache, known)
-            elif what == "spoil" and (data := objects.get(cache, SNAPSHOT)):
+            elif what == "spoil" and (data := storage.at(cache).get(SNAPSHOT)):
                 place, bits = arguments
                 spoilt = bytearray(data)
                 spoilt[place % len(data)] ^= bits
-                objects.put(cache, SNAPSHOT, bytes(spoilt))
+                storage.at(cache).put(SNAPSHOT, bytes(spoilt))
         assert dict(committed(cache)) == dict(committed(cache, known)) == expected(there)
 
 

@@ -17,7 +17,7 @@ from wanlora.config import InspectConfig
 from wanlora.errors import CorruptRowError, StoreError, StoreVersionError, WanloraError
 from wanlora.inspect_cache import mend
 from wanlora.inspect_cache import run as inspect
-from wanlora.store import condemned, index, objects, schema, wants
+from wanlora.store import condemned, index, schema, storage, wants
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, read_view, write_view
 
@@ -268,7 +268,7 @@ def vars_of(view: View) -> dict[str, object]:
 def test_litter_is_collected_when_it_is_old_by_the_clock_that_dates_it(tmp_path, monkeypatch):
     """The clock of this machine may differ from that of a file server or an object store."""
     build_store(tmp_path, num_clips=1)
-    objects.put(tmp_path, "store.zarr/latents/x/16x5x8x8/s/latent/zarr.json", b"{}")
+    storage.at(tmp_path).put("store.zarr/latents/x/16x5x8x8/s/latent/zarr.json", b"{}")
     monkeypatch.setattr(mend.time, "time", lambda: 4e9)
     freed = mend.gc(InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0))
     assert freed["litter"] == 0

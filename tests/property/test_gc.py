@@ -17,7 +17,8 @@ from wanlora.config import InspectConfig
 from wanlora.core.fingerprint import sha256_text
 from wanlora.errors import StoreError
 from wanlora.inspect_cache import mend
-from wanlora.store import index, maintenance, objects, wants
+from wanlora.store import index, maintenance, wants
+from wanlora.store.folder import Folder
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, read_view, write_view
 
@@ -160,20 +161,20 @@ def test_no_row_is_lost_in_any_of_many_schedules(scene, schedule, age_h):
 
 def points(cache: Path, work: Callable[[], None], at: int, then: Callable[[], None]) -> bool:
     """Do something before the at-th object that work writes; whether there was one."""
-    calls, put = [], objects.put
+    calls, put = [], Folder.put
 
-    def watched(*arguments: object, **options: object) -> None:
+    def watched(self: Folder, key: str, data: bytes) -> None:
         calls.append(None)
         if len(calls) == at + 1:
-            objects.put = put
+            Folder.put = put
             then()
-        put(*arguments, **options)
+        put(self, key, data)
 
-    objects.put = watched
+    Folder.put = watched
     try:
         work()
     finally:
-        objects.put = put
+        Folder.put = put
     return len(calls) > at
 
 

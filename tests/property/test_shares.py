@@ -3,12 +3,12 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wanlora.cache_latents.walk import walk
+from wanlora.cache_latents.claims import claim_chunks
 from wanlora.core.ranks import Rank, share
 
 
 class Keys(frozenset):
-    """Committed rows as `walk` asks for them."""
+    """Committed rows, as `claim_chunks` reads them."""
 
     def present(self, keys):
         return self & set(keys)
@@ -27,7 +27,7 @@ def simulate(num_rows: int, world: int, most: int, order: list[int], deaths: dic
         def tell(rows: int) -> None:
             told[index] += rows
 
-        chunks = walk(
+        chunks = claim_chunks(
             dict(sorted(missing.items(), key=lambda item: item[1])),
             Rank(index, world), lambda: Keys(key for key, n in copies.items() if n),
             most=most, alike=lambda bucket: bucket, elsewhere=tell,

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from tests.support.stores import row_of, segment_writer
-from wanlora.store import objects
+from wanlora.store import folder
 from wanlora.store.schema import Kind
 
 MODES = ("half-written", "before-rename", "after-rename")
@@ -25,7 +25,7 @@ KEYS = [f"{i:064x}" for i in range(4)]
 
 def kill_at(point: int, mode: str) -> None:
     """Make this process kill itself at the point-th object it publishes."""
-    publish, calls = objects.publish, count()
+    publish, calls = folder.publish, count()
 
     def watched(temporary: Path, target: Path) -> None:
         last = next(calls) == point
@@ -37,7 +37,7 @@ def kill_at(point: int, mode: str) -> None:
         if last:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    objects.publish = watched
+    folder.publish = watched
 
 
 def forked(work: Callable[[], None]) -> int:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from wanlora.store import objects
+from wanlora.store.folder import Folder
 
 OPERATIONS = (
     "put", "get", "get_many", "files", "folders", "listing", "sizes_in_folders", "remove",
@@ -79,5 +79,5 @@ class Turns:
 
         with pytest.MonkeyPatch.context() as patch:
             for name in OPERATIONS:
-                patch.setattr(objects, name, watched(getattr(objects, name)))
+                patch.setattr(Folder, name, watched(getattr(Folder, name)))
             yield

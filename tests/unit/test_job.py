@@ -161,7 +161,9 @@ def test_the_json_of_a_job_holds_the_results_of_its_stages(tmp_path, processes):
 
 def write_run(folder, config: TrainConfig, *, state: str, view_sha256: str) -> None:
     (folder / "checkpoints" / "step-000004").mkdir(parents=True)
-    (folder / runs.STATUS_NAME).write_text(json.dumps({"state": state}))
+    reason = runs.out_of_patience(3) if state == "without a new best" else None
+    status = {"state": "stopped" if reason else state, "reason": reason}
+    (folder / runs.STATUS_NAME).write_text(json.dumps(status))
     settings = config.model_dump(mode="json") | {"output_dir": "elsewhere"}
     settings["optimizer"]["warmup_steps"] = 1
     with runs.begin_run(folder, settings, {"view_sha256": view_sha256},
@@ -174,6 +176,8 @@ def write_run(folder, config: TrainConfig, *, state: str, view_sha256: str) -> N
     [
         ("done", "same", (), None),
         ("done", "same", ("train.save_steps=9",), None),
+        ("without a new best", "same", ("train.validation.patience=3",), None),
+        ("without a new best", "same", ("train.validation.patience=9",), "--resume"),
         ("stopped", "same", (), "--resume"),
         ("done", "other", (), "--resume"),
         ("done", "same", ("train.max_steps=8",), "--resume"),

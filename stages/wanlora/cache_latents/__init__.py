@@ -7,11 +7,10 @@ plan.py       what there is to encode: hashes, keys, provenances, sizes
 hashes.py     hashes of sources and encoders that earlier runs computed
 turns.py      a lock, so that processes of one machine load UMT5 one after the other
 worker.py     what one worker does, whoever started it
+claims.py     the rows that a rank takes next: rows that are not committed
 preview_prompts.py  embeddings of single prompts, for previews of training
-walk.py       which rows a rank takes next: whatever nobody has committed
 processes.py  workers on this machine, a process each
 on_ray.py     workers on a cluster: actors, and tasks that decode for them
-board.py      who of those actors makes what
 pipeline.py   threads that decode ahead of the encoder and write behind it
 encode.py     the two encoders at work, and the check that they are the right ones
 decode.py     a clip to frames, or to what is wrong with it

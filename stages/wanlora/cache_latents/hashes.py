@@ -14,7 +14,7 @@ from wanlora.core.location import Location
 from wanlora.errors import OutputError
 from wanlora.files import write_atomic
 from wanlora.media.source import SOURCES
-from wanlora.store import objects
+from wanlora.store import storage
 from wanlora.wan import identity
 from wanlora.wan.variants import cache_home
 
@@ -36,7 +36,7 @@ class Hashes:
     def read(cls, cache: Location, manifests: Sequence[Path] = ()) -> "Hashes":
         """Known hashes: of sources in the cache and beside manifests, of weights with the user."""
         sources = _beside(manifests)
-        for path, entry in parse_hashes(objects.get(cache, SOURCES)).items():
+        for path, entry in parse_hashes(storage.at(cache).get(SOURCES)).items():
             if path not in sources or sources[path][1] <= entry[1]:
                 sources[path] = entry
         return cls(
@@ -57,7 +57,7 @@ class Hashes:
         Raises:
             StoreError: The cache folder cannot be written.
         """
-        objects.put(cache, SOURCES, hashes_document(self.sources))
+        storage.at(cache).put(SOURCES, hashes_document(self.sources))
 
     def keep_weights(self) -> None:
         """Leave those of the weights (22 GB to read) to every later run, a dry one's next too."""

@@ -1,22 +1,21 @@
-"""Workers on Ray: actors that hold the encoders, fed by decode tasks on whatever cores there are.
+"""Workers on Ray: actors that hold the encoders, fed by decode tasks on all cores of a cluster.
 
-    driver: plan, bar, view        board: an actor that hands out chunks
-    worker: an actor a GPU  <- frames of a bounded window of clips -  decode: tasks of a core each
+    driver: plan, bar, view
+    worker: one actor per GPU   <- frames of a bounded window of clips -   decode: one task per core
 
-Owns: all that is said to Ray; nothing else imports it. An actor that dies is replaced, and what it
-had not committed goes back to the board. Actors write to the store themselves.
+Owns: all calls of Ray; nothing else imports it. Actors are ranks like local processes: they share
+only the store, so a replaced actor, and the others meanwhile, make the rows of one that died.
 """
 
 import functools
 import logging
 import os
 import socket
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +30,24 @@ from ray.exceptions import (
 )
 
 from wanlora.cache_latents import plan as planning
-from wanlora.cache_latents.board import Board, Chunk
 from wanlora.cache_latents.decode import decode_remotely
-from wanlora.cache_latents.encode import encode_clips, encode_prompts
 from wanlora.cache_latents.hashes import Hashes
 from wanlora.cache_latents.plan import Encoders, Plan
-from wanlora.cache_latents.walk import Committed, whole
 from wanlora.cache_latents.worker import (
-    PROMPTS_WORTH_LOADING,
+    CommittedOfPlan,
     Encoded,
-    bucket_of,
+    encode_share,
+    for_workers,
     merged,
+    reconcile,
     same_encoders,
-    settled,
     shown_progress,
 )
 from wanlora.clips import SourceHashes
 from wanlora.config import CacheLatentsConfig
+from wanlora.core.ranks import Rank
 from wanlora.errors import LostProcessError, MediaError, WanloraError, WorkerError
 from wanlora.manifest import Clip
-from wanlora.store.schema import Kind
 from wanlora.wan.variants import local_folder
 
 ACTOR_DIED = (RayActorError, OutOfMemoryError)
@@ -61,7 +58,10 @@ PATIENCE_S = 10.0
 """For a cluster to answer."""
 
 MAX_DEATHS = 3
-"""Actors that may die of a chunk before it is taken for the reason."""
+"""Actors that may die one after the other while no row is committed."""
+
+LEFTOVER_S = 60.0
+"""Once one actor has finished, every row is made; the others have this long to finish too."""
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def _require_answer(address: str) -> None:
 
 
 class Workers:
-    """Actors that encode, and what they encode with.
+    """Actors that encode, one for each rank.
 
     Attributes:
         using: The encoders of the first actor that was ready; the others must have the same.
@@ -140,14 +140,9 @@ class Workers:
         self._num_workers, gpus = _size(config)
         # No core of their own: on a small machine decoding would wait for one for ever.
         self._actor: Any = ray.remote(num_cpus=0, num_gpus=gpus)(_Worker)
-        self._actors: list[Any] = [
-            self._actor.remote(self._config) for _ in range(self._num_workers)
-        ]
-        self._idle = list(range(self._num_workers))
-        self._running: dict[Any, int] = {}
-        self._made: list[Encoded] = []
-        self._deaths: Counter[str] = Counter()
-        ready, _ = ray.wait([actor.encoders.remote() for actor in self._actors], num_returns=1)
+        self._actors = {index: self._start(index) for index in range(self._num_workers)}
+        encoders = [actor.encoders.remote() for actor in self._actors.values()]
+        ready, _ = ray.wait(encoders, num_returns=1)
         try:
             first = ray.get(ready[0])
         except ACTOR_DIED as error:
@@ -157,95 +152,79 @@ class Workers:
         self.using: Encoders = first
 
     def close(self) -> None:
-        """End the actors, whatever they are at."""
-        for actor in self._actors:
+        """End the actors at once."""
+        for actor in self._actors.values():
             ray.kill(actor)
 
     def encode(self, plan: Plan) -> Encoded:
-        """Encode what is missing, until nothing waits and no living actor holds a chunk.
+        """Encode what is missing: until one actor has finished and the others have ended too.
 
         Raises:
-            WorkerError: A chunk has killed several actors; names its clips.
-            WanloraError: No actor is left; what the last one refused with.
+            WorkerError: Actors die and no row is committed in between.
+            WanloraError: No actor is left; the error of the last one.
         """
-        start_board: Any = ray.remote(num_cpus=0)(Board)
-        board = start_board.remote(_chunks(self._config, plan))
-        total = len(plan.missing_clips) + len(plan.missing_prompts)
-        shown = 0
-        with shown_progress(total, "encode", "row", shown=True) as progress:
-            while True:
-                state = ray.get(board.state.remote())
-                done = min(total, state.done)  # what is made again is told of again
-                progress(done - shown, f"{len(self._running)} workers" if self._running else "")
-                shown = done
-                for _ in range(min(len(self._idle), state.waiting)):
-                    self._set_to_work(board, plan)
-                if not state.waiting and not state.holders & set(self._running.values()):
-                    break
-                for future in ray.wait(list(self._running), timeout=POLL_S)[0]:
-                    self._hear(future, board, plan)
-        ray.kill(board)
-        return settled(self._config, plan, merged(self._made, workers=self._num_workers))
+        plan = _absolute_clips(replace(plan, using=self.using))
+        committed = CommittedOfPlan(self._config, for_workers(plan))
+        sent = ray.put(for_workers(plan))
+        running = {actor.work.remote(sent): index for index, actor in self._actors.items()}
+        made: list[Encoded] = []
+        deaths = done = 0
+        deadline = float("inf")
+        with shown_progress(committed.total, "encode", "row", shown=True) as progress:
+            while running and time.monotonic() < deadline:
+                ready, _ = ray.wait(list(running), timeout=POLL_S)
+                there = committed.count()
+                progress(there - done, f"{len(running)} workers")
+                deaths, done = 0 if there > done else deaths, there
+                for future in ready:
+                    index = running.pop(future)
+                    outcome = _outcome(future)
+                    if isinstance(outcome, Encoded):
+                        made.append(outcome)
+                        deadline = min(deadline, time.monotonic() + LEFTOVER_S)
+                    elif outcome is None:
+                        deaths += 1
+                        if deaths >= MAX_DEATHS:
+                            raise _too_many_deaths(committed.total - done)
+                        log.warning("worker %d died; it is started again", index)
+                        self._actors[index] = self._start(index)
+                        running[self._actors[index].work.remote(committed.left())] = index
+                    elif running or made:
+                        # Otherwise it would keep its GPU from an actor that waits for one.
+                        ray.kill(self._actors.pop(index))
+                        log.warning("worker %d stopped: %s; others take over", index, outcome)
+                    else:
+                        raise outcome
+        return reconcile(self._config, plan, merged(made, workers=self._num_workers))
 
-    def _set_to_work(self, board: Any, plan: Plan) -> None:
-        index = self._idle.pop(0)
-        sources = dict(plan.sources)
-        work = self._actors[index].work.remote(board, index, self.using, plan.largest, sources)
-        self._running[work] = index
+    def _start(self, index: int) -> Any:
+        return self._actor.remote(self._config, Rank(index, self._num_workers))
 
-    def _hear(self, future: Any, board: Any, plan: Plan) -> None:
-        """Take an actor's outcome; what one that has not come to its end held goes back."""
-        index = self._running.pop(future)
-        try:
-            outcome = ray.get(future)
-        except ACTOR_DIED:
-            outcome = None
-        held, told = ray.get(board.ended.remote(index))
-        if isinstance(outcome, Encoded):
-            self._made.append(outcome)
-            self._idle.append(index)
-            return
-        left = _uncommitted(self._config, held, plan)
-        if outcome is None:
-            self._count_death(held, told)
-            why = "died"
-            self._actors.append(self._actor.remote(self._config))
-            self._idle.append(len(self._actors) - 1)
-        elif self._running or self._idle:
-            ray.kill(self._actors[index])  # or it would keep its GPU from one that waits for it
-            why = f"stopped: {outcome}"
-        else:
-            raise outcome
-        rows = sum(len(chunk) for _, chunk in left)
-        log.warning("worker %d %s; others take over its %d rows", index, why, rows)
-        ray.get(board.put_back.remote(left))
 
-    def _count_death(self, held: Sequence[tuple[Kind, Chunk]], told: int) -> None:
-        """Give up on a chunk that takes down whoever encodes it.
+def _outcome(future: Any) -> Encoded | WanloraError | None:
+    """Return what an actor returned, or None if it died."""
+    try:
+        outcome: Encoded | WanloraError = ray.get(future)
+    except ACTOR_DIED:
+        return None
+    return outcome
 
-        Raises:
-            WorkerError: Names its rows.
-        """
-        ends = accumulate(len(chunk) for _, chunk in held)
-        at = next((chunk for (_, chunk), end in zip(held, ends, strict=True) if told < end), {})
-        self._deaths[next(iter(at), "")] += 1
-        if max(self._deaths.values()) < MAX_DEATHS:
-            return
-        rows = [row.clip_id if isinstance(row, Clip) else repr(row) for row in at.values()]
-        doing = f"encoding one of {', '.join(rows)}" if rows else "loading the encoders"
-        raise WorkerError(
-            f"{MAX_DEATHS} workers died {doing}; what was encoded is kept. Ray's logs have the "
-            "reason, most often too little memory: start fewer with --num-workers, or take these "
-            "clips out of the manifest"
-        )
+
+def _too_many_deaths(num_left: int) -> WorkerError:
+    return WorkerError(
+        f"{MAX_DEATHS} workers died one after the other and none committed a row meanwhile; "
+        f"{num_left} rows are left, and what was encoded is kept. Ray's logs have the reason, most "
+        "often too little memory: start fewer with --num-workers. The same command continues"
+    )
 
 
 class _Worker:
-    """Encodes on one device, in a process of Ray's; refusals are results, as others go on."""
+    """Encodes on one device, in a process of Ray's. Refusals are results: the others continue."""
 
-    def __init__(self, config: CacheLatentsConfig) -> None:
-        logging.getLogger("wanlora").setLevel(logging.ERROR)  # the driver speaks for all
+    def __init__(self, config: CacheLatentsConfig, rank: Rank) -> None:
+        logging.getLogger("wanlora").setLevel(logging.ERROR)  # the driver logs for all
         self._config = config
+        self._rank = rank
 
     def encoders(self) -> Encoders | WanloraError:
         """The model and the device of this process."""
@@ -254,27 +233,17 @@ class _Worker:
         except WanloraError as error:
             return error
 
-    def work(
-        self, board: Any, index: int, wanted: Encoders, largest: int, sources: SourceHashes
-    ) -> Encoded | WanloraError:
-        """Take chunks from the board and encode them until none is waiting."""
-
-        def chunks(kind: Kind) -> Iterator[Chunk]:
-            while (chunk := ray.get(board.take.remote(index, kind))) is not None:
-                yield chunk
-
-        def tell(rows: int, _note: str) -> None:
-            board.tell.remote(index, rows)
-
+    def work(self, plan: Plan) -> Encoded | WanloraError:
+        """Encode the share of this rank, and what others leave."""
         try:
-            using = same_encoders(self._config, wanted)
-            return Encoded(
-                encode_prompts(self._config, using, chunks("text"), tell),
-                encode_clips(
-                    self._config, using, chunks("latents"), tell,
-                    largest=largest, decoded_by=partial(_decode_elsewhere, sources=sources),
-                ),
-            )  # fmt: skip
+            using = same_encoders(self._config, plan.using)
+            return encode_share(
+                self._config,
+                replace(plan, using=using),
+                self._rank,
+                shown=False,
+                decoded_by=partial(_decode_elsewhere, sources=dict(plan.sources)),
+            )
         except WanloraError as error:
             return error
 
@@ -296,37 +265,15 @@ def _decode_elsewhere(clip: Clip, sources: SourceHashes) -> torch.Tensor | Media
     return frames if isinstance(frames, MediaError) else torch.from_numpy(frames.copy())
 
 
-def _chunks(config: CacheLatentsConfig, plan: Plan) -> dict[Kind, list[Chunk]]:
-    """Cut what is missing into segments; prompts into what is worth loading UMT5 for."""
-    clips = {
-        keyed.key: replace(keyed.clip, path=keyed.clip.path.absolute())
-        for keyed in plan.missing_clips
-    }
-    rows = config.store.clips_per_segment
-    return {
-        "text": _cut(plan.missing_prompts, max(rows, PROMPTS_WORTH_LOADING)),
-        "latents": [part for group in whole(clips, alike=bucket_of) for part in _cut(group, rows)],
-    }
-
-
-def _cut(rows: Mapping[str, Any], most: int) -> list[Chunk]:
-    items = list(rows.items())
-    return [dict(items[i : i + most]) for i in range(0, len(items), most)]
-
-
-def _uncommitted(
-    config: CacheLatentsConfig, held: Sequence[tuple[Kind, Chunk]], plan: Plan
-) -> list[tuple[Kind, Chunk]]:
-    """What is left to do of chunks that an actor had; those that were done are left out."""
-    there = {
-        kind: Committed(config.cache, kind, plan.fingerprint(kind)).look()
-        for kind in {kind for kind, _ in held}
-    }
-    left = [
-        (kind, {key: row for key, row in chunk.items() if key not in there[kind]})
-        for kind, chunk in held
-    ]
-    return [(kind, chunk) for kind, chunk in left if chunk]
+def _absolute_clips(plan: Plan) -> Plan:
+    """A plan whose clips mean the same in the working folder of an actor."""
+    return replace(
+        plan,
+        missing_clips=tuple(
+            replace(keyed, clip=replace(keyed.clip, path=keyed.clip.path.absolute()))
+            for keyed in plan.missing_clips
+        ),
+    )
 
 
 def _absolute(config: CacheLatentsConfig) -> CacheLatentsConfig:

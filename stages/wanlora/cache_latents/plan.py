@@ -34,7 +34,7 @@ from wanlora.core.prompts import prompt_key
 from wanlora.errors import DeviceError, MediaError, ModelError, StoreError
 from wanlora.manifest import Clip
 from wanlora.progress import bar
-from wanlora.store import index, objects
+from wanlora.store import index, storage
 from wanlora.store.schema import Kind
 from wanlora.wan import identity
 from wanlora.wan.device import pick
@@ -322,7 +322,7 @@ def recorded(
     own = fingerprint(provenance)
     if own in stored:
         return provenance
-    aliases = _parse_aliases(objects.get(config.cache, ALIASES))
+    aliases = _parse_aliases(storage.at(config.cache).get(ALIASES))
     if aliases.get(own) in stored:
         return stored[aliases[own]]
     old = recorded_by_0_1_0(
@@ -333,7 +333,9 @@ def recorded(
     log.info("this cache has %s of the same encoder, made by release 0.1.0; they are used", kind)
     if not config.dry_run:
         aliases[own] = fingerprint(old)
-        objects.put(config.cache, ALIASES, json.dumps(aliases, sort_keys=True, indent=0).encode())
+        storage.at(config.cache).put(
+            ALIASES, json.dumps(aliases, sort_keys=True, indent=0).encode()
+        )
     return old
 
 

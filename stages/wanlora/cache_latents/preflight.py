@@ -14,7 +14,7 @@ from wanlora.files import require_folder
 from wanlora.manifest import Clip
 from wanlora.media.source import SOURCES, parse_hashes
 from wanlora.moved import require_folders
-from wanlora.store import index, objects
+from wanlora.store import index, storage
 from wanlora.store.schema import VIEWS
 from wanlora.store.views import View, read_view
 from wanlora.wan.variants import ENCODERS, resolve_here, variant_of
@@ -85,7 +85,7 @@ def _require_own_files(cache: Path, view: str) -> None:
 
 
 def _is_sources(cache: Path) -> bool:
-    document = objects.get(cache, SOURCES)
+    document = storage.at(cache).get(SOURCES)
     known = parse_hashes(document)
     return document is None or (bool(known) and all(map(os.path.isabs, known)))
 

@@ -25,7 +25,7 @@ from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location
 from wanlora.core.prompts import prompt_key
 from wanlora.errors import OutputError, StaleStoreError, StoreError
-from wanlora.store import index, objects
+from wanlora.store import index, storage
 from wanlora.store.views import View
 from wanlora.wan import identity
 from wanlora.wan.device import pick
@@ -166,8 +166,8 @@ def _is_writable(cache: Location) -> bool:
     if isinstance(cache, Path) and not cache.is_dir():
         return False
     try:
-        objects.put(cache, PROBE, b"")
-        objects.remove(cache, PROBE)
+        storage.at(cache).put(PROBE, b"")
+        storage.at(cache).remove(PROBE)
     except (StoreError, OutputError):
         return False
     return True

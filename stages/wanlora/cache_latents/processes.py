@@ -20,14 +20,15 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from wanlora.cache_latents.plan import Plan
-from wanlora.cache_latents.walk import Committed
 from wanlora.cache_latents.worker import (
     PROMPTS_WORTH_LOADING,
+    CommittedOfPlan,
     Encoded,
     encode_share,
+    for_workers,
     merged,
+    reconcile,
     same_encoders,
-    settled,
     shown_progress,
 )
 from wanlora.config import CacheLatentsConfig
@@ -130,12 +131,11 @@ def encode(config: CacheLatentsConfig, plan: Plan, *, num_workers: int) -> Encod
         WanloraError: No worker has come to the end; what the first one refused with, or a
             WorkerError where all were killed.
     """
-    small = replace(plan, clips=(), failures=(), prompts={})  # what workers need of it
     ranks = [Rank(i, num_workers, i) for i in range(num_workers)]
     workers: list[_Worker] = []
     try:
         for rank in ranks:  # one after the other, so that those that run are known
-            workers.append(_start(config, small, rank))  # noqa: PERF401
+            workers.append(_start(config, for_workers(plan), rank))  # noqa: PERF401
         _watch(workers, config, plan)
     finally:
         _stop(workers)
@@ -148,7 +148,7 @@ def encode(config: CacheLatentsConfig, plan: Plan, *, num_workers: int) -> Encod
                 "encoded is kept: run the same command again"
             ),
         )
-    return settled(config, plan, merged(made, workers=num_workers))
+    return reconcile(config, plan, merged(made, workers=num_workers))
 
 
 def _start(config: CacheLatentsConfig, plan: Plan, rank: Rank) -> _Worker:
@@ -190,18 +190,11 @@ def _stop_with_parent() -> None:
 
 def _watch(workers: Sequence[_Worker], config: CacheLatentsConfig, plan: Plan) -> None:
     """Show what is committed until every worker has ended; log those that ended early or hung."""
-    committed = [
-        (Committed(config.cache, "text", plan.fingerprint("text")), set(plan.missing_prompts)),
-        (
-            Committed(config.cache, "latents", plan.fingerprint("latents")),
-            {keyed.key for keyed in plan.missing_clips},
-        ),
-    ]
-    total = sum(len(wanted) for _, wanted in committed)
+    committed = CommittedOfPlan(config, plan)
     running, done = list(workers), 0
     finished_s: float | None = None
     looked_s = time.monotonic()
-    with shown_progress(total, "encode", "row", shown=True) as progress:
+    with shown_progress(committed.total, "encode", "row", shown=True) as progress:
         while running:
             wait([worker.pipe for worker in running], timeout=POLL_S)
             looked_s = _take_off_pause(running, looked_s)
@@ -215,7 +208,7 @@ def _watch(workers: Sequence[_Worker], config: CacheLatentsConfig, plan: Plan) -
                     log.warning("worker %d %s", worker.rank.index, why)
                 if finished_s is None and isinstance(worker.outcome, Encoded):
                     finished_s = time.monotonic()
-            there = sum(len(rows().present(wanted)) for rows, wanted in committed)
+            there = committed.count()
             progress(there - done, f"{len(running)} workers" if running else "")
             done = there
 

@@ -32,7 +32,7 @@ from wanlora.errors import ConfigError, ManifestError, StoreError
 from wanlora.manifest import Clip
 from wanlora.moved import advice, find_sources
 from wanlora.stopping import interrupted_by_signals
-from wanlora.store import index, objects, schema, wants
+from wanlora.store import index, schema, storage, wants
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import (
     View,
@@ -85,7 +85,7 @@ def run(
             outcome = Outcome(plan.clips, plan.failures, num_bytes=plan.num_bytes)
             seconds = time.monotonic() - started
             return summarize(config, plan, outcome, seconds=seconds, shown=shown)
-        before = objects.num_bytes(config.cache, schema.STORE)
+        before = storage.num_bytes(config.cache, schema.STORE)
         earlier = wants.names(config.cache, config.view)
         wanted = wants.publish(config.cache, _view(config, plan, plan.clips))
         unread, plan = plan.unread, planning.look(config, plan)
@@ -108,7 +108,7 @@ def run(
     stays = _as_before(config, plan, found, failures)
     view = _publish(config, plan, kept, stays)
     wants.drop(config.cache, {wanted, *earlier})
-    added = objects.num_bytes(config.cache, schema.STORE) - before
+    added = storage.num_bytes(config.cache, schema.STORE) - before
     outcome = Outcome(kept, failures, stays, added, view.sha256, made)
     return summarize(config, plan, outcome, seconds=time.monotonic() - started, shown=shown)
 

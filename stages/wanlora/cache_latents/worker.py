@@ -1,7 +1,7 @@
-"""What one worker does, whoever started it: all that is missing, or a rank's share of it.
+"""The work of one worker: everything that is missing, or a rank's share of it.
 
-Owns: the order of prompts and clips, and what a worker reports. Local processes, ranks and actors
-all come through here, with rows to make and a way to tell of progress.
+Owns: the order of prompts and clips, and the report of a worker. Local processes, ranks of torchrun
+and srun, and actors of Ray all run `encode_share`.
 """
 
 import socket
@@ -9,11 +9,14 @@ from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any, TypeVar
 
 from wanlora.cache_latents import plan as planning
+from wanlora.cache_latents.claims import Committed, claim_chunks, whole
 from wanlora.cache_latents.decode import decode
 from wanlora.cache_latents.encode import (
+    Decode,
     EncodedClips,
     EncodedPrompts,
     Progress,
@@ -22,13 +25,10 @@ from wanlora.cache_latents.encode import (
 )
 from wanlora.cache_latents.hashes import Hashes
 from wanlora.cache_latents.plan import Encoders, Plan
-from wanlora.cache_latents.walk import Committed, walk, whole
 from wanlora.config import CacheLatentsConfig
-from wanlora.core.buckets import Bucket
 from wanlora.core.fingerprint import difference
 from wanlora.core.ranks import ALONE, Rank
 from wanlora.errors import ModelError
-from wanlora.manifest import Clip
 from wanlora.progress import bar, show_figures
 from wanlora.store.schema import Kind
 
@@ -63,30 +63,33 @@ def encode_share(
     *,
     shown: bool = True,
     on_rows: OnRows = None,
+    decoded_by: Decode | None = None,
 ) -> Encoded:
-    """Encode what is missing, in this process; as a rank, until nobody's share is left undone.
+    """Encode what is missing, in this process; as a rank, until every row is committed or failed.
 
-    Few prompts are the first rank's: another would load UMT5 for longer than encode. It makes clips
-    first, and looks afterwards whether prompts are left.
+    If there are few prompts, the first rank encodes them: another would load UMT5 for longer than
+    it encodes. The others encode clips first, and then the prompts that are still missing.
 
     Args:
         config: The settings.
         plan: What is missing, and the model to use.
-        rank: Which of several processes this one is.
+        rank: This process among several.
         shown: Whether to show progress.
         on_rows: Called with the number of rows, whenever some are done.
+        decoded_by: What decodes a clip; None = this process.
     """
     shown = shown and rank.index == 0
+    decoded_by = decoded_by or partial(decode, known=dict(plan.sources))
     few = len(plan.missing_prompts) < PROMPTS_WORTH_LOADING * rank.world
     if rank.index and few:
-        clips = _clips(config, plan, rank, shown=shown, on_rows=on_rows)
+        clips = _clips(config, plan, rank, decoded_by, shown=shown, on_rows=on_rows)
         prompts = _prompts(config, plan, rank, shown=shown, on_rows=on_rows)
     else:
         prompts = _prompts(config, plan, ALONE if few else rank, shown=shown, on_rows=on_rows)
-        clips = _clips(config, plan, rank, shown=shown, on_rows=on_rows)
+        clips = _clips(config, plan, rank, decoded_by, shown=shown, on_rows=on_rows)
     if rank.world == 1:
         return Encoded(prompts, clips)
-    return settled(config, plan, Encoded(prompts, clips, workers=rank.world))
+    return reconcile(config, plan, Encoded(prompts, clips, workers=rank.world))
 
 
 def merged(made: Sequence[Encoded], *, workers: int) -> Encoded:
@@ -107,10 +110,10 @@ def merged(made: Sequence[Encoded], *, workers: int) -> Encoded:
     )
 
 
-def settled(config: CacheLatentsConfig, plan: Plan, made: Encoded) -> Encoded:
-    """Look in the store what has come of it, also of what the dead have made.
+def reconcile(config: CacheLatentsConfig, plan: Plan, made: Encoded) -> Encoded:
+    """Correct the reports of workers by the store, which also has the rows of workers that died.
 
-    Rows are those that the plan missed and that are there now; what is there is no failure.
+    Rows are those that the plan lacked and that are committed now; a committed row did not fail.
     """
     text = Committed(config.cache, "text", plan.fingerprint("text")).look()
     latents = Committed(config.cache, "latents", plan.fingerprint("latents"))
@@ -160,24 +163,27 @@ def _prompts(
 
 
 def _clips(
-    config: CacheLatentsConfig, plan: Plan, rank: Rank, *, shown: bool, on_rows: OnRows
+    config: CacheLatentsConfig,
+    plan: Plan,
+    rank: Rank,
+    decoded_by: Decode,
+    *,
+    shown: bool,
+    on_rows: OnRows,
 ) -> EncodedClips:
     missing = {keyed.key: keyed.clip for keyed in plan.missing_clips}
     if not missing:
         return EncodedClips()
     with shown_progress(len(missing), "latents", "clip", shown=shown, on_rows=on_rows) as progress:
-        chunks, there = _rows(config, plan, "latents", missing, rank, bucket_of, progress)
+        chunks, there = _rows(
+            config, plan, "latents", missing, rank, attrgetter("bucket"), progress
+        )
         return encode_clips(
             config, plan.using, chunks, progress,
             largest=plan.largest,
             committed=there,
-            decoded_by=partial(decode, known=dict(plan.sources)),
+            decoded_by=decoded_by,
         )  # fmt: skip
-
-
-def bucket_of(clip: Clip) -> Bucket:
-    """What the clips of a chunk have in common."""
-    return clip.bucket
 
 
 def _rows(
@@ -198,10 +204,55 @@ def _rows(
     def elsewhere(rows: int) -> None:
         progress(rows, "")
 
-    chunks = walk(
+    chunks = claim_chunks(
         missing, rank, there, most=most, alike=alike, elsewhere=elsewhere, look=there.look
     )
     return chunks, there
+
+
+class CommittedOfPlan:
+    """Rows of a plan that are committed by now, whichever worker made them.
+
+    Args:
+        config: The settings.
+        plan: What was missing.
+
+    Attributes:
+        total: Number of rows that the plan lacked.
+    """
+
+    def __init__(self, config: CacheLatentsConfig, plan: Plan) -> None:
+        wanted: dict[Kind, set[str]] = {
+            "text": set(plan.missing_prompts),
+            "latents": {keyed.key for keyed in plan.missing_clips},
+        }
+        self.total = sum(map(len, wanted.values()))
+        self._plan = plan
+        self._wanted = wanted
+        self._committed = {
+            kind: Committed(config.cache, kind, plan.fingerprint(kind)) for kind in wanted
+        }
+
+    def count(self) -> int:
+        """Number of rows that are committed."""
+        return sum(
+            len(rows().present(self._wanted[kind])) for kind, rows in self._committed.items()
+        )
+
+    def left(self) -> Plan:
+        """The plan without the rows that are committed."""
+        text, latents = self._committed["text"].look(), self._committed["latents"].look()
+        prompts = self._plan.missing_prompts.items()
+        return replace(
+            self._plan,
+            missing_prompts={key: prompt for key, prompt in prompts if key not in text},
+            missing_clips=tuple(k for k in self._plan.missing_clips if k.key not in latents),
+        )
+
+
+def for_workers(plan: Plan) -> Plan:
+    """Leave out of a plan what workers in other processes do not need."""
+    return replace(plan, clips=(), failures=(), prompts={})
 
 
 @contextmanager

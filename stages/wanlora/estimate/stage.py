@@ -35,7 +35,7 @@ from wanlora.estimate.pauses import Passes, preview_passes, validation_passes
 from wanlora.estimate.result import Batch, EstimateResult, Mode, Pause
 from wanlora.step.clips import weighted
 from wanlora.step.workload import Modes, budget_of_gpu, describe, is_compiled, workload
-from wanlora.store import objects, schema
+from wanlora.store import schema, storage
 from wanlora.store.views import View, read_view
 from wanlora.wan import targets
 from wanlora.wan.variants import TRANSFORMER, VARIANTS, Variant, resolve, variant_of
@@ -274,7 +274,7 @@ def _encode_hours(case: Case) -> float | None:
 
 def _cache_bytes(case: Case) -> float:
     if case.config.cache:
-        return objects.num_bytes(case.config.cache, schema.STORE)
+        return storage.num_bytes(case.config.cache, schema.STORE)
     values = sum(
         number * prod(latent_shape(bucket, case.variant.z_dim))
         for bucket, number in case.to_encode.items()

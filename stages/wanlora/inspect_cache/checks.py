@@ -13,7 +13,7 @@ import numpy as np
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, StoreError
 from wanlora.progress import bar
-from wanlora.store import index, objects, schema
+from wanlora.store import index, schema, storage
 from wanlora.store.index import Damaged, Segment
 from wanlora.store.reader import RowReader
 from wanlora.store.schema import Kind
@@ -47,7 +47,7 @@ Generations = Sequence[tuple[Kind, str]]
 
 def fast(cache: Location, generations: Generations) -> list[Bad]:
     """Compare the objects of each segment with the sizes in its commit record."""
-    found = objects.listing(cache, schema.STORE)
+    found = storage.at(cache).listing(schema.STORE)
     bad: list[Bad] = []
     for kind, fingerprint in generations:
         for record in index.read_records(cache, kind, fingerprint):
@@ -104,7 +104,7 @@ def problem_with(kind: Kind, reader: RowReader, key: str) -> str | None:
 
 
 def _wrong_sizes(
-    cache: Location, segment: Segment, found: Mapping[str, objects.Entry]
+    cache: Location, segment: Segment, found: Mapping[str, storage.Entry]
 ) -> Iterator[str]:
     for name, num_bytes in segment.record.get("sizes", {}).items():
         entry = found.get(f"{segment.key}/{name}")

@@ -12,7 +12,7 @@ from typing import Any
 from wanlora.config import CacheLatentsConfig, InspectConfig, StoreSettings
 from wanlora.errors import StoreError, WanloraError
 from wanlora.inspect_cache import checks
-from wanlora.store import groups, index, maintenance, objects, schema, wants
+from wanlora.store import groups, index, maintenance, schema, storage, wants
 from wanlora.store.index import Segment
 from wanlora.store.maintenance import Limits
 from wanlora.store.schema import Kind
@@ -32,7 +32,7 @@ def repair(config: InspectConfig) -> dict[str, Any]:
         StoreError: The disk or the network refuses; a row that cannot be read is never dropped.
     """
     groups.restore_root(config.path)
-    objects.remove_tree(config.path, schema.SNAPSHOTS)  # only the records count now
+    storage.at(config.path).remove_tree(schema.SNAPSHOTS)  # only the records count now
     failures = _restore_groups(config)
     dropped = _drop_damaged_records(config)
     for kind in schema.KINDS:
@@ -71,7 +71,7 @@ def gc(config: InspectConfig) -> dict[str, Any]:
         return wants.named_rows(cache, ignored=config.gc_drop_wants)
 
     found = maintenance.generations(cache, named())
-    now = time.time() if config.dry_run else objects.clock(cache)
+    now = time.time() if config.dry_run else storage.at(cache).clock()
     garbage = maintenance.find_garbage(cache, found, now=now, min_age_s=3600 * config.gc_min_age_h)
     if not config.dry_run:
         maintenance.collect(cache, found, garbage, _limits(config), named_now=named)
@@ -105,7 +105,7 @@ def _restore_groups(config: InspectConfig) -> list[str]:
         groups.restore(config.path, "text", view.text_provenance)
     for kind in schema.KINDS:
         for key in groups.damaged(config.path, kind):
-            objects.remove(config.path, key)
+            storage.at(config.path).remove(key)
             failures.append(
                 f"{config.path / key} was damaged and no view has its content; it was deleted, and "
                 "the rows of that encoder cannot be read until cache-latents runs with it again"

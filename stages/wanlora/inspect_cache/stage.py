@@ -19,7 +19,7 @@ from wanlora.inspect_cache import checks, decode, mend, page
 from wanlora.inspect_cache.result import InspectResult
 from wanlora.inspect_cache.statistics import BucketStatistics, evenly
 from wanlora.report.generated import require_own_page
-from wanlora.store import index, objects, schema, wants
+from wanlora.store import index, schema, storage, wants
 from wanlora.store.reader import RowReader
 from wanlora.store.rows import Rows
 from wanlora.store.schema import Kind
@@ -38,7 +38,7 @@ class Survey:
     provenances: dict[tuple[Kind, str], dict[str, Any]]
     views: list[View]
     invalid: list[str]
-    sizes: dict[str, objects.Entry] = field(repr=False)
+    sizes: dict[str, storage.Entry] = field(repr=False)
 
     def num_bytes(self, key: str) -> int:
         """Bytes of everything under a key."""
@@ -113,7 +113,7 @@ def survey(cache: Location) -> Survey:
             readers[kind, fingerprint] = RowReader.of_generation(cache, kind, fingerprint, rows)
             provenances[kind, fingerprint] = provenance
     views = list(_views(cache, invalid))
-    sizes = objects.listing(cache, schema.STORE)
+    sizes = storage.at(cache).listing(schema.STORE)
     return Survey(cache, readers, provenances, views, invalid, sizes)
 
 

@@ -14,12 +14,12 @@ import zarr
 from google_crc32c import value as crc32c_of
 from jaxtyping import Float, Shaped
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
-from zarr.storage import LocalStore, MemoryStore, ObjectStore
+from zarr.storage import MemoryStore
 
 from wanlora.core.buckets import MAX_TOKENS
-from wanlora.core.location import Location, Url
-from wanlora.store import remote, schema
+from wanlora.store import schema
 from wanlora.store.schema import Kind
+from wanlora.store.storage import Storage
 
 TOKEN_CHUNK = 64
 """Tokens in a chunk of embeddings. Zarr omits all-zero chunks, so padding costs nothing."""
@@ -37,15 +37,9 @@ def crc32c(row: Shaped[np.ndarray, "..."]) -> int:
     return int(crc32c_of(row.astype(row.dtype.newbyteorder("<"), copy=False).tobytes()))
 
 
-def open_array(root: Location, key: str) -> "zarr.Array[Any]":
-    """Open an array for reading, wherever it is kept."""
-    if isinstance(root, Url):
-        store: Any = ObjectStore(remote.open_store(root), read_only=True)
-        return zarr.open_array(store, path=key, mode="r", zarr_format=3)
-    segment, _, name = key.rpartition("/")
-    return zarr.open_array(
-        LocalStore(root / segment, read_only=True), path=name, mode="r", zarr_format=3
-    )
+def open_array(storage: Storage, key: str) -> "zarr.Array[Any]":
+    """Open an array for reading."""
+    return zarr.open_array(storage.zarr_store(), path=key, mode="r", zarr_format=3)
 
 
 def round_mantissa(row: Float[np.ndarray, "..."], bits: int) -> Float[np.ndarray, "..."]:

@@ -15,7 +15,7 @@ from collections.abc import Collection
 
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
-from wanlora.store import objects, schema
+from wanlora.store import schema, storage
 
 FORMAT = "wanlora-condemned"
 SUFFIX = ".json"
@@ -34,13 +34,13 @@ def publish(cache: Location, segments: Collection[str]) -> str:
         "segments": sorted(segments),
         "writer": {"host": socket.gethostname(), "pid": os.getpid()},
     }
-    objects.put(cache, _key(name), json.dumps(lists, indent=1).encode())
+    storage.at(cache).put(_key(name), json.dumps(lists, indent=1).encode())
     return name
 
 
 def names(cache: Location) -> list[str]:
     """Names of all lists: of collections that are running or were killed."""
-    found = objects.files(cache, schema.CONDEMNED)
+    found = storage.at(cache).files(schema.CONDEMNED)
     return [name.removesuffix(SUFFIX) for name in found if name.endswith(SUFFIX)]
 
 
@@ -56,13 +56,13 @@ def segments(cache: Location) -> frozenset[str]:
 
 def segments_in(cache: Location, name: str) -> frozenset[str]:
     """Read the keys of one list; none if it has been withdrawn. Raises the same errors."""
-    data = objects.get(cache, _key(name))
+    data = storage.at(cache).get(_key(name))
     return frozenset() if data is None else _parse(data, cache, _key(name))
 
 
 def withdraw(cache: Location, which: Collection[str]) -> None:
     """Remove lists whose segments are gone, or stay after all."""
-    objects.remove_many(cache, [_key(name) for name in which])
+    storage.at(cache).remove_many([_key(name) for name in which])
 
 
 def _parse(data: bytes, cache: Location, key: str) -> frozenset[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from wanlora.store import objects
+from wanlora.store.folder import Folder
 
 FLAG = "--local-copy"
 """Option that names the folder."""
@@ -28,7 +28,7 @@ class LocalCopy:
     """
 
     def __init__(self, folder: Path, generation: str) -> None:
-        self._folder = folder
+        self._folder = Folder(folder, FLAG)
         self._generation = generation.rpartition("/")[2]
 
     def read(self, key: str, name: str) -> Float[np.ndarray, "..."] | None:
@@ -37,7 +37,7 @@ class LocalCopy:
         Raises:
             StoreError: The disk refuses.
         """
-        data = objects.get(self._folder, self._key(key, name))
+        data = self._folder.get(self._key(key, name))
         if data is None:
             return None
         try:
@@ -54,7 +54,7 @@ class LocalCopy:
         """
         buffer = io.BytesIO()
         np.save(buffer, row, allow_pickle=False)
-        objects.put(self._folder, self._key(key, name), buffer.getvalue(), flag=FLAG)
+        self._folder.put(self._key(key, name), buffer.getvalue())
 
     @contextmanager
     def locked(self, key: str, name: str) -> Iterator[None]:
@@ -63,7 +63,7 @@ class LocalCopy:
         Raises:
             StoreError: The disk is full or read-only; names --local-copy.
         """
-        with objects.locked(self._folder, self._key(key, name), flag=FLAG):
+        with self._folder.locked(self._key(key, name)):
             yield
 
     def _key(self, key: str, name: str) -> str:

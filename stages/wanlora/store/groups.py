@@ -10,7 +10,7 @@ from typing import Any
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
-from wanlora.store import index, objects, schema
+from wanlora.store import index, schema, storage
 from wanlora.store.schema import Kind
 
 ROOT = f"{schema.STORE}/{schema.GROUP}"
@@ -26,9 +26,9 @@ def write_groups(
         StoreError: The store's document is damaged, or the disk refuses.
     """
     for key, document in schema.groups_above(kind, fingerprint_of(provenance), provenance, shape):
-        there = objects.get(cache, key)
+        there = storage.at(cache).get(key)
         if there is None:
-            objects.put(cache, key, document)
+            storage.at(cache).put(key, document)
         elif key == ROOT:
             path = str(cache / key)
             schema.check_version(schema.own_attributes(there, path), path)
@@ -47,14 +47,14 @@ def restore_root(cache: Location) -> None:
         if not _has_segment(cache):
             raise
         own = {"format": schema.FORMAT, "version": schema.VERSION}
-        objects.put(cache, ROOT, schema.group_document(own))
+        storage.at(cache).put(ROOT, schema.group_document(own))
 
 
 def _has_segment(cache: Location) -> bool:
     for kind in schema.KINDS:
-        for name in objects.folders(cache, f"{schema.STORE}/{kind}"):
+        for name in storage.at(cache).folders(f"{schema.STORE}/{kind}"):
             for segment in index.segment_keys(cache, kind, name):
-                document = objects.get(cache, f"{segment}/{schema.GROUP}")
+                document = storage.at(cache).get(f"{segment}/{schema.GROUP}")
                 try:
                     index.record_in(document or b"", cache, segment, kind)
                 except StoreError:
@@ -80,16 +80,16 @@ def restore(cache: Location, kind: Kind, provenance: Mapping[str, Any]) -> None:
         f"{top}/{schema.GROUP}": {"kind": kind, "provenance": dict(provenance)},
     }
     if kind == "latents":
-        wanted |= {f"{top}/{name}/{schema.GROUP}": None for name in objects.folders(cache, top)}
+        wanted |= {f"{top}/{name}/{schema.GROUP}": None for name in storage.at(cache).folders(top)}
     for key, own in wanted.items():
         document = schema.group_document(own)
-        if objects.get(cache, key) != document:
-            objects.put(cache, key, document)
+        if storage.at(cache).get(key) != document:
+            storage.at(cache).put(key, document)
 
 
 def damaged(cache: Location, kind: Kind) -> Iterator[str]:
     """Keys of the documents of encoders that do not have the provenance of their folder."""
-    for name in objects.folders(cache, f"{schema.STORE}/{kind}"):
+    for name in storage.at(cache).folders(f"{schema.STORE}/{kind}"):
         try:
             index.provenance_of(cache, kind, name)
         except StoreError:

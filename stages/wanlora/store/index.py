@@ -16,7 +16,7 @@ from wanlora.core.fingerprint import difference
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
 from wanlora.core.location import Location
 from wanlora.errors import StaleStoreError, StoreError, StoreVersionError
-from wanlora.store import condemned, objects, schema
+from wanlora.store import condemned, schema, storage
 from wanlora.store import rows as row_tables
 from wanlora.store.rows import Rows
 from wanlora.store.schema import DAMAGE, Kind
@@ -56,7 +56,7 @@ def has_store(cache: Location) -> bool:
         StoreVersionError: Another version.
     """
     key = f"{schema.STORE}/{schema.GROUP}"
-    document = objects.get(cache, key)
+    document = storage.at(cache).get(key)
     if document is None:
         return False
     schema.check_version(schema.own_attributes(document, str(cache / key)), str(cache / key))
@@ -84,7 +84,7 @@ def provenances(cache: Location, kind: Kind) -> dict[str, dict[str, Any]]:
         StoreError: A document is damaged; names it.
     """
     found = {}
-    for name in objects.folders(cache, f"{schema.STORE}/{kind}"):
+    for name in storage.at(cache).folders(f"{schema.STORE}/{kind}"):
         provenance = provenance_of(cache, kind, name)
         if provenance is not None:
             found[fingerprint_of(provenance)] = provenance
@@ -98,7 +98,7 @@ def provenance_of(cache: Location, kind: Kind, name: str) -> dict[str, Any] | No
         StoreError: The document is damaged; names it.
     """
     key = f"{schema.STORE}/{kind}/{name}/{schema.GROUP}"
-    document = objects.get(cache, key)
+    document = storage.at(cache).get(key)
     if document is None:
         return None
     try:
@@ -184,11 +184,11 @@ def keep(cache: Location, kind: Kind, fingerprint: str, rows: Rows) -> None:
     A snapshot is a help and nothing else: it may be old, damaged or deleted at any time.
     """
     data = row_tables.to_bytes(rows, f"{kind} {fingerprint}")
-    objects.put(cache, schema.snapshot_key(kind, fingerprint), data)
+    storage.at(cache).put(schema.snapshot_key(kind, fingerprint), data)
 
 
 def _kept(cache: Location, kind: Kind, fingerprint: str) -> Rows:
-    data = objects.get(cache, schema.snapshot_key(kind, fingerprint))
+    data = storage.at(cache).get(schema.snapshot_key(kind, fingerprint))
     kept = None if data is None else row_tables.from_bytes(data, f"{kind} {fingerprint}")
     return row_tables.join([]) if kept is None else kept
 
@@ -203,11 +203,11 @@ def segment_keys(cache: Location, kind: Kind, name: str) -> dict[str, int]:
     top = f"{schema.STORE}/{kind}/{name}"
     parents = [top]
     if kind == "latents":
-        parents = [f"{top}/{shape}" for shape in objects.folders(cache, top)]
+        parents = [f"{top}/{shape}" for shape in storage.at(cache).folders(top)]
     return {
         f"{parent}/{segment}": size
         for parent in parents
-        for segment, size in objects.sizes_in_folders(cache, parent, schema.GROUP).items()
+        for segment, size in storage.at(cache).sizes_in_folders(parent, schema.GROUP).items()
     }
 
 
@@ -233,7 +233,7 @@ def _read(
     cache: Location, kind: Kind, fingerprint: str, keys: Sequence[str]
 ) -> Iterator[Segment | Damaged]:
     """Parse the commit records of some segments; one that has gone since is left out."""
-    documents = objects.get_many(cache, [f"{key}/{schema.GROUP}" for key in keys])
+    documents = storage.at(cache).get_many([f"{key}/{schema.GROUP}" for key in keys])
     for key, document in zip(keys, documents, strict=True):
         if document is None:
             continue

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Shaped
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, StoreError
-from wanlora.store import condemned, index, objects, schema
+from wanlora.store import condemned, index, schema, storage
 from wanlora.store.index import Segment
 from wanlora.store.reader import RowReader
 from wanlora.store.rows import Rows
@@ -126,15 +126,15 @@ def find_garbage(
     Args:
         cache: Cache folder or URL.
         found: From `generations`.
-        now: Time by the clock that dates objects (`objects.clock`).
+        now: Time by the clock that dates objects (`Storage.clock`).
         min_age_s: Unnamed rows younger than this are kept.
 
     Raises:
         StoreError: The disk or the object store refuses.
     """
     stale, doubtful = condemned.names(cache), condemned.segments(cache)
-    sizes = objects.listing(cache, schema.STORE)
-    partial = objects.listing(cache, objects.PARTIAL)
+    sizes = storage.at(cache).listing(schema.STORE)
+    partial = storage.at(cache).listing(storage.PARTIAL)
     rewritten: dict[str, frozenset[str]] = {}
     dropped: list[str] = []
     litter = [key for key, entry in partial.items() if now - entry.written >= LITTER_AGE_S]
@@ -266,11 +266,11 @@ def _remove(
     going = sorted(set(segments) - set(spare()))
     open_parts = [key for key in litter if not _is_committed(cache, key)]
     records = [f"{key}/{schema.GROUP}" for key in going]
-    objects.remove_many(cache, records)
+    storage.at(cache).remove_many(records)
     _remove_trees(cache, [*going, *open_parts])
     # A writer that was stopped for long may have committed meanwhile; alive, it writes again.
     late = [key for key in open_parts if _is_committed(cache, key)]
-    objects.remove_many(cache, [f"{key}/{schema.GROUP}" for key in late])
+    storage.at(cache).remove_many([f"{key}/{schema.GROUP}" for key in late])
     _remove_trees(cache, late)
     condemned.withdraw(cache, [own])
     # A list of a killed collection goes when its segments are gone. Until then it may be that of a
@@ -279,28 +279,28 @@ def _remove(
 
 
 def _is_done(cache: Location, name: str) -> bool:
-    return not any(objects.listing(cache, key) for key in condemned.segments_in(cache, name))
+    return not any(storage.at(cache).listing(key) for key in condemned.segments_in(cache, name))
 
 
 def _is_committed(cache: Location, segment: str) -> bool:
     in_store = segment.startswith(f"{schema.STORE}/")
-    return in_store and objects.get(cache, f"{segment}/{schema.GROUP}") is not None
+    return in_store and storage.at(cache).get(f"{segment}/{schema.GROUP}") is not None
 
 
 def _remove_trees(cache: Location, keys: Sequence[str]) -> None:
     files = [key for key in keys if not key.startswith(f"{schema.STORE}/")]
-    objects.remove_many(cache, files)
-    objects.remove_trees(cache, [key for key in keys if key not in set(files)])
+    storage.at(cache).remove_many(files)
+    storage.at(cache).remove_trees([key for key in keys if key not in set(files)])
 
 
 def _remove_groups(cache: Location, generation: Generation) -> None:
     """Remove the documents of a generation without segments, and what its records said."""
-    keys = objects.listing(cache, generation.key)
+    keys = storage.at(cache).listing(generation.key)
     if any(_segment_of(generation, key) != key for key in keys):
         return  # a writer has begun
-    objects.remove_many(cache, sorted(keys, key=len, reverse=True))
-    objects.remove_empty_folders(cache, generation.key)
-    objects.remove(cache, schema.snapshot_key(generation.kind, generation.fingerprint))
+    storage.at(cache).remove_many(sorted(keys, key=len, reverse=True))
+    storage.at(cache).remove_empty_folders(generation.key)
+    storage.at(cache).remove(schema.snapshot_key(generation.kind, generation.fingerprint))
 
 
 def _named_since(generation: Generation, named: Named) -> list[str]:
@@ -500,7 +500,7 @@ def _share_of_rgb(segment: Segment, kept: int) -> NormalEquations | None:
     return share * np.asarray(whole["gram"], float), share * np.asarray(whole["cross"], float)
 
 
-def _inside(generation: Generation, sizes: Mapping[str, objects.Entry]) -> dict[str, objects.Entry]:
+def _inside(generation: Generation, sizes: Mapping[str, storage.Entry]) -> dict[str, storage.Entry]:
     top = f"{generation.key}/"
     return {key: entry for key, entry in sizes.items() if key.startswith(top)}
 
@@ -512,7 +512,7 @@ def _segment_of(generation: Generation, key: str) -> str:
     return "/".join(parts[:depth])
 
 
-def _by_segment(generation: Generation, inside: Mapping[str, objects.Entry]) -> dict[str, int]:
+def _by_segment(generation: Generation, inside: Mapping[str, storage.Entry]) -> dict[str, int]:
     """Bytes of each segment, committed or not."""
     totals: dict[str, int] = {}
     for key, entry in inside.items():

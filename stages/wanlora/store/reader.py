@@ -20,7 +20,7 @@ from jaxtyping import Float, UInt16
 
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, MissingRowsError, StoreError
-from wanlora.store import arrays, index, objects, remote, schema
+from wanlora.store import arrays, bucket, index, schema, storage
 from wanlora.store.copying import LocalCopy
 from wanlora.store.index import Segment
 from wanlora.store.rows import Row, Rows
@@ -175,7 +175,7 @@ class RowReader:
         raise failed
 
     def _is_gone(self, row: Row) -> bool:
-        return objects.get(self._cache, f"{row.segment}/{schema.GROUP}") is None
+        return storage.at(self._cache).get(f"{row.segment}/{schema.GROUP}") is None
 
     def _look_again(self, seen: Rows) -> bool:
         """List the store unless another thread has; whether the rows are other ones than seen."""
@@ -203,7 +203,7 @@ class RowReader:
                 raise StoreError(f"cannot read {self._cache / row.segment}: {error}") from error
             raise self._corrupt(key, row, "an object is missing") from error
         except Exception as error:  # codecs and damaged records raise many kinds of errors
-            if remote.is_refusal(error):
+            if bucket.is_refusal(error):
                 raise StoreError(f"cannot read {self._cache / row.segment}: {error}") from error
             raise self._corrupt(key, row, f"{type(error).__name__}: {error}") from error
         found = arrays.crc32c(values)
@@ -229,8 +229,10 @@ class RowReader:
     def _opened(self, segment: str, name: str) -> _Opened:
         lengths = None
         if self._kind == "text":
-            lengths = np.asarray(arrays.open_array(self._cache, f"{segment}/length")[...])
-        return _Opened(arrays.open_array(self._cache, f"{segment}/{name}"), lengths)
+            lengths = np.asarray(
+                arrays.open_array(storage.at(self._cache), f"{segment}/length")[...]
+            )
+        return _Opened(arrays.open_array(storage.at(self._cache), f"{segment}/{name}"), lengths)
 
     def _corrupt(self, key: str, row: Row, reason: str) -> CorruptRowError:
         source = None
@@ -290,7 +292,7 @@ class RowReader:
 
     def _records_of(self, segments: Sequence[str]) -> Iterator[Mapping[str, Any]]:
         unread = [segment for segment in segments if segment not in self._records]
-        documents = objects.get_many(self._cache, [f"{key}/{schema.GROUP}" for key in unread])
+        documents = storage.at(self._cache).get_many([f"{key}/{schema.GROUP}" for key in unread])
         for segment in segments:
             if segment in self._records:
                 yield self._records[segment]

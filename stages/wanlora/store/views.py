@@ -18,7 +18,7 @@ from wanlora.core.fingerprint import canonical_json, fingerprint
 from wanlora.core.location import Location
 from wanlora.core.rows import weight_problem
 from wanlora.errors import StoreError
-from wanlora.store import objects, schema
+from wanlora.store import schema, storage
 
 FORMAT = "wanlora-view"
 
@@ -89,7 +89,7 @@ def write_view(cache: Location, name: str, view: View) -> View:
         The view with its name and sha256.
     """
     data = document(view)
-    objects.put(cache, _key(name), data)
+    storage.at(cache).put(_key(name), data)
     return replace(view, name=name, sha256=_identity(data))
 
 
@@ -136,7 +136,7 @@ def read_view(cache: Location, name: str) -> View:
         StoreVersionError: It has another version.
     """
     path = str(cache / _key(name))
-    data = objects.get(cache, _key(name))
+    data = storage.at(cache).get(_key(name))
     if data is None:
         others = ", ".join(view_names(cache)) or "none"
         raise StoreError(
@@ -171,7 +171,7 @@ def _check(view: View) -> None:
 
 def view_names(cache: Location) -> list[str]:
     """Names of the views of a cache, sorted."""
-    names = objects.files(cache, schema.VIEWS)
+    names = storage.at(cache).files(schema.VIEWS)
     return [name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl")]
 
 

@@ -17,7 +17,7 @@ from jaxtyping import Shaped
 from wanlora.core.fingerprint import SHORT
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
-from wanlora.store import objects, schema
+from wanlora.store import schema, storage
 from wanlora.store.schema import Kind
 from wanlora.store.views import FORMAT, View, document, view_names
 
@@ -40,7 +40,7 @@ def publish(cache: Location, view: View) -> str:
     data = document(view)
     name = f"{view.name}-{hashlib.sha256(data).hexdigest()[:SHORT]}"
     if name not in names(cache):
-        objects.put(cache, key_of(name), data)
+        storage.at(cache).put(key_of(name), data)
     return name
 
 
@@ -48,7 +48,7 @@ def names(cache: Location, view: str | None = None) -> list[str]:
     """Names of all lists, sorted; with `view`, only those of that view."""
     found = [
         name.removesuffix(SUFFIX)
-        for name in objects.files(cache, schema.WANTS)
+        for name in storage.at(cache).files(schema.WANTS)
         if name.endswith(SUFFIX)
     ]
     return [name for name in found if view is None or view_of(name) == view]
@@ -61,7 +61,7 @@ def read(cache: Location, name: str) -> Named:
         StoreError: It is damaged.
         StoreVersionError: It has another version.
     """
-    data = objects.get(cache, key_of(name))
+    data = storage.at(cache).get(key_of(name))
     return {} if data is None else _rows_in(data, cache, key_of(name))
 
 
@@ -71,7 +71,7 @@ def drop(cache: Location, which: Collection[str]) -> None:
     Raises:
         StoreError: The disk or the object store refuses.
     """
-    objects.remove_many(cache, [key_of(name) for name in which])
+    storage.at(cache).remove_many([key_of(name) for name in which])
 
 
 def key_of(name: str) -> str:
@@ -97,7 +97,7 @@ def named_rows(cache: Location, *, ignored: Collection[str] = ()) -> Named:
     listed = [key_of(name) for name in names(cache) if name not in ignored]
     listed += [f"{schema.VIEWS}/{name}{SUFFIX}" for name in view_names(cache)]
     for key in listed:
-        data = objects.get(cache, key)
+        data = storage.at(cache).get(key)
         for where, keys in () if data is None else _rows_in(data, cache, key).items():
             found.setdefault(where, []).append(keys)
     return {where: np.unique(np.concatenate(parts)) for where, parts in found.items()}

@@ -22,7 +22,7 @@ from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
-from wanlora.store import arrays, condemned, objects, schema
+from wanlora.store import arrays, condemned, schema, storage
 from wanlora.store.groups import write_groups
 from wanlora.store.schema import Kind
 
@@ -182,14 +182,14 @@ class SegmentWriter:
         segment = f"{parent}/{secrets.token_hex(8)}"
         built = arrays.build(self._kind, self._rows, self._commit(), logvars=self._logvars)
         for name, data in built:
-            objects.put(self._cache, f"{segment}/{name}", data)
+            storage.at(self._cache).put(f"{segment}/{name}", data)
         taken = segment in condemned.segments(self._cache)  # the list first: it goes last
-        found = objects.listing(self._cache, segment)
+        found = storage.at(self._cache).listing(segment)
         sizes = {key: entry.num_bytes for key, entry in found.items()}
         if not taken and sizes == {f"{segment}/{name}": len(data) for name, data in built}:
             return True
-        objects.remove(self._cache, f"{segment}/{schema.GROUP}")
-        objects.remove_tree(self._cache, segment)
+        storage.at(self._cache).remove(f"{segment}/{schema.GROUP}")
+        storage.at(self._cache).remove_tree(segment)
         return False
 
     def _commit(self) -> dict[str, Any]:

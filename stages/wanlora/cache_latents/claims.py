@@ -1,8 +1,8 @@
-"""How a rank walks over the rows that several processes make, without a word between them.
+"""Chunks of rows for each of several processes that do not communicate.
 
-Owns: what is committed by now, and the chunk to make next. The store is all that ranks share: a row
-that nobody has committed is anybody's to make, so whoever lives takes over from whoever died. What
-it costs is that two may make one row when little is left; such rows are counted.
+Owns: the rows that are committed by now, and the next chunk of a rank. Ranks share only the store:
+each may make any row that is not committed, so the living take over the rows of the dead. The cost:
+two ranks may make the same row when few are left; such rows are counted.
 """
 
 import time
@@ -19,8 +19,8 @@ from wanlora.store.schema import Kind
 T = TypeVar("T")
 
 PATIENCE = 20
-"""A look at the store is as good as new until it is so many times as old as it took: 5 % of the
-time at most goes into looking, on a far store with a million rows too."""
+"""A listing of the store is used again until it is this many times as old as it took: listing takes
+at most 5 % of the time, on a remote store with a million rows too."""
 
 
 class Committed:
@@ -54,7 +54,7 @@ class Committed:
         return self._rows
 
 
-def walk(
+def claim_chunks(
     missing: Mapping[str, T],
     rank: Rank,
     committed: Callable[[], Rows],
@@ -68,13 +68,13 @@ def walk(
 
     Args:
         missing: The rows, by key, in an order that all ranks share.
-        rank: Who walks.
+        rank: This process among several.
         committed: Rows that need no more work.
-        most: Rows in a chunk.
-        alike: What the rows of a chunk have in common.
-        elsewhere: Told how many rows others have been found to have committed.
-        look: `committed` as it is now, whatever that costs: asked before a rank that has made its
-            part of what was left takes what is probably another's.
+        most: Maximum number of rows in a chunk.
+        alike: Property that all rows of a chunk share, for example the bucket of a clip.
+        elsewhere: Called with the number of rows that others have committed since the last call.
+        look: `committed` as it is now, at any cost: called before a rank that has made its own
+            part of the rest takes rows that are probably another's.
     """
     left = dict(missing)
     made = part = 0
@@ -97,7 +97,7 @@ def walk(
 
 
 def whole(missing: Mapping[str, T], *, alike: Callable[[T], Any]) -> Iterator[dict[str, T]]:
-    """Yield everything, what is alike together: the walk of a process that is alone."""
+    """Yield all rows, grouped by `alike`: the chunks of a process that is alone."""
     groups: dict[Any, dict[str, T]] = {}
     for key, row in missing.items():
         groups.setdefault(alike(row), {})[key] = row
