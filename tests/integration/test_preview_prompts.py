@@ -1,7 +1,12 @@
 """Prompts of previews: encoded before training by a process of its own, once per cache."""
 
 import json
+import os
 import shutil
+import signal
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -106,6 +111,24 @@ def test_without_the_text_encoder_the_whole_error_and_the_command_are_shown(cach
     assert "/nowhere/wan" in said
     assert f"wanlora cache-latents --cache {cache} --view default" in said
     assert "'--preview-prompt=A person <clapping>, at dusk'" in said
+
+
+def test_a_signal_ends_the_process_that_encodes(tmp_path, monkeypatch):
+    slow, pid = tmp_path / "python", tmp_path / "pid"
+    slow.write_text(f"#!/bin/sh\necho $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 60\n")
+    slow.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(slow))
+
+    def interrupt():
+        while not pid.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        prompts.encode(TrainConfig(cache=tmp_path), TEXTS, torch.device("cpu"))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_prompts_are_encoded_without_a_manifest_or_not_at_all(cache, tmp_path):

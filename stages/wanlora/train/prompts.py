@@ -21,6 +21,7 @@ from wanlora.config import TrainConfig
 from wanlora.core.prompts import prompt_key
 from wanlora.core.ranks import SRUN, TORCHRUN
 from wanlora.errors import ModelError
+from wanlora.stopping import interrupted_by_signals
 from wanlora.store import index
 from wanlora.store.reader import RowReader
 from wanlora.train.data import Data, require_finite
@@ -118,6 +119,7 @@ def encode(config: TrainConfig, texts: Sequence[str], device: torch.device) -> N
 
     Raises:
         ModelError: The child process failed; has its whole message and the command to run.
+        KeyboardInterrupt: A signal ended this process and the child process.
     """
     words = ["cache-latents", "--cache", str(config.cache), "--view", config.view]
     prompts = [f"--preview-prompt={text}" for text in texts]
@@ -132,14 +134,13 @@ def encode(config: TrainConfig, texts: Sequence[str], device: torch.device) -> N
         text=True,
         errors="replace",
     )
-    error: list[str] = []
-    with child:
-        assert child.stderr
-        for line in map(str.rstrip, child.stderr):
-            if error or line.startswith(("error:", "Traceback")):
-                error.append(line)
-            elif line:
-                logger.info("%s", line)
+    with interrupted_by_signals(), child:
+        try:
+            error = _log_notes(child)
+        except KeyboardInterrupt:  # a scheduler may signal only this process
+            child.terminate()
+            child.wait()
+            raise
     if child.returncode:
         said = "\n".join(error) or f"its exit code is {child.returncode}"
         raise ModelError(
@@ -148,3 +149,15 @@ def encode(config: TrainConfig, texts: Sequence[str], device: torch.device) -> N
             "machine that has the text encoder and this cache; or leave out --preview-prompt:\n"
             + shlex.join(["wanlora", *words, *prompts])
         )
+
+
+def _log_notes(child: "subprocess.Popen[str]") -> list[str]:
+    """Log what a child process prints, until it ends, and return the lines of its error."""
+    assert child.stderr
+    error: list[str] = []
+    for line in map(str.rstrip, child.stderr):
+        if error or line.startswith(("error:", "Traceback")):
+            error.append(line)
+        elif line:
+            logger.info("%s", line)
+    return error
