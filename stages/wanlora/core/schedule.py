@@ -65,8 +65,8 @@ def describe_short_run(
     text = (
         f"a run of {count(num_steps, 'optimizer step')} shows that training works, and is too "
         f"short to learn from (expected at least {MIN_STEPS}). An epoch has "
-        f"{float(draws_per_epoch):g} clips, {float(draws_per_epoch / steps_per_epoch):g} per step. Use --max-steps {MIN_STEPS} or "
-        f"more (--num-epochs {epochs} or more)"
+        f"{float(draws_per_epoch):g} clips, {float(draws_per_epoch / steps_per_epoch):g} per step. "
+        f"Use --max-steps {MIN_STEPS} or more (--num-epochs {epochs} or more)"
     )
     if num_epochs is None or accumulation <= num_processes:
         return text
