@@ -31,7 +31,7 @@ import simulated
 from simulated import BUCKETS, FINGERPRINT, PROVENANCE, ROWS, TEXT_SHAPE
 from zarr.storage import ObjectStore
 
-from wanlora.cache_latents.walk import Committed
+from wanlora.cache_latents.claims import Committed
 from wanlora.config import InspectConfig, TrainConfig
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.location import Url

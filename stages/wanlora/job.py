@@ -83,7 +83,7 @@ def run(config: RunConfig) -> JobResult:
         )
     planned = plan(read_job(config))
     if config.dry_run:
-        return JobResult([StageResult(_line(*stage), "planned") for stage in planned.items()])
+        return JobResult([StageResult(_command(*stage), "planned") for stage in planned.items()])
     results: list[StageResult] = []
     for name, settings in planned.items():
         results.append(_run_stage(name, settings, as_json=config.as_json))
@@ -130,7 +130,7 @@ def _headers() -> str:
 
 def _nearest(name: str) -> str:
     likely = difflib.get_close_matches(name, JOB, n=1)
-    guess = f"; did you mean [{likely[0]}]?" if likely else ""
+    guess = f"; did you mean [{likely[0]}]?" if likely else "."
     return f"{guess} A job has the tables {_headers()}"
 
 
@@ -211,21 +211,23 @@ _READS = (
 
 def _run_stage(name: str, settings: Settings, *, as_json: bool) -> StageResult:
     """Run a stage's command, except a training run that is complete."""
-    if isinstance(settings, TrainConfig):
-        if steps := finished_steps(settings):
-            line = _line(name, settings)
-            logger.info("\n%s holds the finished run, %d steps", settings.output_dir, steps)
-            return StageResult(line, "skipped")
-        if runs.newest_checkpoint(settings.output_dir):
-            settings = settings.model_copy(update={"resume": True})
-    line = _line(name, settings)
-    if isinstance(settings, TrainConfig) and settings.resume:
-        line = shlex.join([*shlex.split(line), *unlike_the_run(settings)])
+    if isinstance(settings, TrainConfig) and (steps := finished_steps(settings)):
+        logger.info("\n%s holds the finished run, %d steps", settings.output_dir, steps)
+        return StageResult(_line(name, settings), "skipped")
+    line = _command(name, settings)
     logger.info("\n$ %s", line)
     exit_code, text = _run_process([*shlex.split(line)[1:], *(["--json"] if as_json else [])],
                                    captured=as_json)  # fmt: skip
     result = json.loads(text) if text.strip() else None
     return StageResult(line, "failed" if exit_code else "done", exit_code, result)
+
+
+def _command(name: str, settings: Settings) -> str:
+    """Write the command of a stage; a training run with a checkpoint is continued."""
+    if not isinstance(settings, TrainConfig) or not runs.newest_checkpoint(settings.output_dir):
+        return _line(name, settings)
+    settings = settings.model_copy(update={"resume": True})
+    return shlex.join([*shlex.split(_line(name, settings)), *unlike_the_run(settings)])
 
 
 def unlike_the_run(config: TrainConfig) -> list[str]:
@@ -265,11 +267,14 @@ warm-up."""
 def finished_steps(config: TrainConfig) -> int | None:
     """Return the steps of a run that is complete with these settings and clips; None otherwise.
 
+    A run that ended by `validation.patience` is complete: `--resume` would train it further.
     Otherwise `train --resume` continues the run, or refuses it by the setting that differs.
     """
     checkpoint = runs.newest_checkpoint(config.output_dir)
     status = runs.read_status(config.output_dir)
-    if checkpoint is None or status.get("state") != "done":
+    without_best = runs.out_of_patience(config.validation.patience)
+    is_over = status.get("state") == "done" or status.get("reason") == without_best
+    if checkpoint is None or not is_over:
         return None
     recorded, facts = runs.read_config(config.output_dir)
     view = read_view(config.cache, config.view)

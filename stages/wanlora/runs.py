@@ -28,6 +28,7 @@ from typing import Any
 import tomli_w
 from filelock import FileLock, Timeout
 
+from wanlora.core import units
 from wanlora.core.fingerprint import difference
 from wanlora.errors import RunError, WanloraError
 from wanlora.files import (
@@ -163,9 +164,8 @@ def _require_nothing_finished(run_dir: Path, *, same_settings: bool) -> None:
     others = [CARD_NAME] if attempt and (run_dir / CARD_NAME).exists() else []
     others += [] if attempt else foreign_files(run_dir)
     if others:
-        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         raise RunError(
-            f"{run_dir} holds {', '.join(others[:3])}{more}, and no run that can be continued: "
+            f"{run_dir} holds {units.names(others)}, and no run that can be continued: "
             "a run here could replace files. Choose a new or empty folder with --output-dir"
         )
 
@@ -423,6 +423,11 @@ def read_status(run_dir: Path) -> dict[str, Any]:
         return dict(json.loads((run_dir / STATUS_NAME).read_bytes()))
     except (OSError, ValueError):
         return {}
+
+
+def out_of_patience(patience: int) -> str:
+    """Reason of a run that ended because `patience` validations found no new best."""
+    return f"no new best in {patience} validations"
 
 
 def same_settings(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:

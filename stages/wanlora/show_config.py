@@ -25,6 +25,6 @@ def run(config: ConfigConfig) -> TemplateResult:
     commands = [command for command in COMMANDS if command != "config"]
     if name not in commands:
         likely = difflib.get_close_matches(name, commands, n=1)
-        guess = f"; did you mean {likely[0]}?" if likely else ""
+        guess = f"; did you mean {likely[0]}?" if likely else "."
         raise ConfigError(f"no command {name}{guess} There are: {', '.join(commands)}")
     return settings_file(name, COMMANDS[name])

@@ -1,7 +1,12 @@
 """Prompts of previews: encoded before training by a process of its own, once per cache."""
 
 import json
+import os
 import shutil
+import signal
+import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -101,11 +106,47 @@ def test_without_the_text_encoder_the_whole_error_and_the_command_are_shown(cach
     path.write_text("\n".join([header, *clips]) + "\n")
     config = TrainConfig(cache=cache)
     with pytest.raises(ModelError) as refused:
-        prompts.encode(config, TEXTS, torch.device("cpu"))
+        prompts.encode(config, TEXTS, torch.device("cpu"), view_model="/nowhere/wan")
     said = str(refused.value)
     assert "/nowhere/wan" in said
     assert f"wanlora cache-latents --cache {cache} --view default" in said
     assert "'--preview-prompt=A person <clapping>, at dusk'" in said
+
+
+@pytest.mark.parametrize(
+    ("view_model", "model", "passed"),
+    [("/nowhere/wan", "micro", True), ("micro", "micro", False), ("/nowhere/wan", None, False),
+     ("/nowhere/wan", "/nowhere/else", False)],
+)  # fmt: skip
+def test_the_runs_model_replaces_a_model_of_the_view_that_is_gone(
+    tmp_path, monkeypatch, view_model, model, passed
+):
+    words = tmp_path / "words"
+    fake = tmp_path / "python"
+    fake.write_text(f'#!/bin/sh\necho "$@" > {words}\n')
+    fake.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(fake))
+    config = TrainConfig(cache=tmp_path, model=model)
+    prompts.encode(config, TEXTS, torch.device("cpu"), view_model=view_model)
+    assert (" --model micro " in words.read_text()) == passed
+
+
+def test_a_signal_ends_the_process_that_encodes(tmp_path, monkeypatch):
+    slow, pid = tmp_path / "python", tmp_path / "pid"
+    slow.write_text(f"#!/bin/sh\necho $$ > {pid}.new; mv {pid}.new {pid}; exec sleep 60\n")
+    slow.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(slow))
+
+    def interrupt():
+        while not pid.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        prompts.encode(TrainConfig(cache=tmp_path), TEXTS, torch.device("cpu"), view_model="micro")
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
 
 
 def test_prompts_are_encoded_without_a_manifest_or_not_at_all(cache, tmp_path):

@@ -1,5 +1,6 @@
 """A whole job in one file: its stages, their order and paths; and the files to start from."""
 
+import contextlib
 import json
 import os
 import re
@@ -32,7 +33,8 @@ def commands(tmp_path, text: str, *sets: str) -> list[str]:
     """Commands of a job, as a dry run prints them."""
     file = tmp_path / "job.toml"
     file.write_text(text)
-    return job.run(RunConfig(job=file, sets=sets, dry_run=True)).lines()
+    with contextlib.chdir(tmp_path):
+        return job.run(RunConfig(job=file, sets=sets, dry_run=True)).lines()
 
 
 def refusal(tmp_path, text: str, *sets: str) -> str:
@@ -161,7 +163,9 @@ def test_the_json_of_a_job_holds_the_results_of_its_stages(tmp_path, processes):
 
 def write_run(folder, config: TrainConfig, *, state: str, view_sha256: str) -> None:
     (folder / "checkpoints" / "step-000004").mkdir(parents=True)
-    (folder / runs.STATUS_NAME).write_text(json.dumps({"state": state}))
+    reason = runs.out_of_patience(3) if state == "without a new best" else None
+    status = {"state": "stopped" if reason else state, "reason": reason}
+    (folder / runs.STATUS_NAME).write_text(json.dumps(status))
     settings = config.model_dump(mode="json") | {"output_dir": "elsewhere"}
     settings["optimizer"]["warmup_steps"] = 1
     with runs.begin_run(folder, settings, {"view_sha256": view_sha256},
@@ -174,6 +178,8 @@ def write_run(folder, config: TrainConfig, *, state: str, view_sha256: str) -> N
     [
         ("done", "same", (), None),
         ("done", "same", ("train.save_steps=9",), None),
+        ("without a new best", "same", ("train.validation.patience=3",), None),
+        ("without a new best", "same", ("train.validation.patience=9",), "--resume"),
         ("stopped", "same", (), "--resume"),
         ("done", "other", (), "--resume"),
         ("done", "same", ("train.max_steps=8",), "--resume"),
@@ -198,6 +204,14 @@ def test_a_complete_run_is_not_trained_again_and_any_other_is_continued(
         assert (processes[0], result.stages[0].state) == ([], "skipped")
     else:
         assert expected in processes[0][0]
+
+
+def test_a_dry_run_prints_the_command_that_continues_a_run(tmp_path):
+    run_dir = tmp_path / "outputs" / "run"
+    table = {"output_dir": str(run_dir), "max_steps": 4}
+    write_run(run_dir, build(TrainConfig, table), state="stopped", view_sha256="same")
+    (train,) = commands(tmp_path, "[train]\nmax_steps = 8\n")
+    assert train.startswith("wanlora train --max-steps 8 --resume")
 
 
 def test_a_new_run_is_not_resumed(tmp_path, processes):

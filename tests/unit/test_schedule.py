@@ -35,6 +35,7 @@ def test_a_run_too_short_to_learn_from_is_described_with_numbers_and_a_way_out()
     for fact in ("12 optimizer", "9 clips", "8 per step", "--max-steps 100", "--num-epochs 89",
                  "--gradient-accumulation-steps 1", "90 steps"):  # fmt: skip
         assert fact in text
+    assert "1 optimizer step " in describe_short_run(1, **facts)
     two = describe_short_run(12, **facts | {"num_processes": 2})
     assert "--gradient-accumulation-steps 2" in two
     assert "45 steps" in two

@@ -30,9 +30,8 @@ from wanlora.store.views import View
 from wanlora.wan import identity
 from wanlora.wan.device import pick
 from wanlora.wan.provenance import require_own_arithmetic, text_provenance
-from wanlora.wan.variants import VARIANTS, prompt_home, resolve
+from wanlora.wan.variants import TEXT_ENCODER, VARIANTS, prompt_home, resolve
 
-PARTS = ("text_encoder", "tokenizer")
 PROBE = "writable"
 
 log = logging.getLogger(__name__)
@@ -136,11 +135,11 @@ def _text_encoder(config: CacheLatentsConfig, view: View) -> Encoders:
     """Find the text encoder on this machine, and compare it with the view's."""
     device = pick(config.device, config.model)
     require_own_arithmetic(device)
-    folder = resolve(config.model, PARTS)
+    folder = resolve(config.model, TEXT_ENCODER)
     hashes = Hashes.read(config.cache)
     with turn("hash"):
         hashes.digests.update(kept_digests())
-        stamps = {part: identity.stamp(folder / part) for part in PARTS}
+        stamps = {part: identity.stamp(folder / part) for part in TEXT_ENCODER}
         log.info("hashing the text encoder in %s", folder)
         found: Mapping[str, Any] = text_provenance(
             folder,

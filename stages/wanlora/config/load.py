@@ -5,7 +5,6 @@ Owns: precedence (default < TOML < --set < flag) and the words of a refusal. Mus
 
 import difflib
 import functools
-import json
 import re
 import shlex
 import tomllib
@@ -16,6 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from wanlora.config.describe import as_toml
 from wanlora.config.nearest import nearest
 from wanlora.config.settings import Settings, settings_of
 from wanlora.core.text import decode_utf8
@@ -107,7 +107,7 @@ def _as_sets(name: str, value: Any) -> list[str]:
         return [word for key, item in value.items() for word in _as_sets(f"{name}.{key}", item)]
     text = str(value)
     if isinstance(value, tuple | bool) or _reads_as_toml(text):
-        text = json.dumps(value, default=str, ensure_ascii=False)
+        text = as_toml(value)
     return ["--set", f"{name}={text}"]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from wanlora.core.order import num_steps as steps_of
+from wanlora.core.units import count
 
 MAX_WARMUP_STEPS = 100
 MIN_STEPS = 100
@@ -62,10 +63,10 @@ def describe_short_run(
         return None
     epochs = math.ceil(MIN_STEPS / steps_per_epoch)
     text = (
-        f"{num_steps} optimizer steps are enough to see that training works, and too few to learn "
-        f"from (expected at least {MIN_STEPS}). An epoch has {float(draws_per_epoch):g} clips, "
-        f"{float(draws_per_epoch / steps_per_epoch):g} per step. Use --max-steps {MIN_STEPS} or "
-        f"more (--num-epochs {epochs} or more)"
+        f"a run of {count(num_steps, 'optimizer step')} shows that training works, and is too "
+        f"short to learn from (expected at least {MIN_STEPS}). An epoch has "
+        f"{float(draws_per_epoch):g} clips, {float(draws_per_epoch / steps_per_epoch):g} per step. "
+        f"Use --max-steps {MIN_STEPS} or more (--num-epochs {epochs} or more)"
     )
     if num_epochs is None or accumulation <= num_processes:
         return text

@@ -13,7 +13,7 @@ from wanlora.captions import Failure, Found
 from wanlora.config import PrepareConfig
 from wanlora.core.buckets import DEFAULT_FPS
 from wanlora.core.groups import describe_few_groups, fraction_for
-from wanlora.core.units import JSON, duration, first
+from wanlora.core.units import JSON, duration, first, names
 from wanlora.manifest import Clip
 from wanlora.plan.survey import Plan
 
@@ -239,9 +239,7 @@ def _split_notes(config: PrepareConfig, clips: Sequence[Clip]) -> list[str]:
 
 
 def _names(activities: Sequence[str]) -> str:
-    shown = ", ".join(name or "no activity" for name in activities[:SHOWN])
-    more = len(activities) - SHOWN
-    return f"{shown} and {more} more" if more > 0 else shown
+    return names((name or "no activity" for name in activities), most=SHOWN)
 
 
 def _planned(clip: Clip, token_counts: Mapping[str, int]) -> Planned:

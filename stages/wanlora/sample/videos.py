@@ -228,4 +228,8 @@ def record_of(video: Video, made_with: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in NOT_SETTINGS}
+    settings = {key: value for key, value in record.items() if key not in NOT_SETTINGS}
+    adapters = settings.get("adapters")
+    if isinstance(adapters, list):  # each field of an adapter is compared and named
+        settings["adapters"] = {str(number): item for number, item in enumerate(adapters)}
+    return settings

@@ -102,11 +102,15 @@ def log_expectation(
     board = f", tensorboard --logdir {folder}" if "tensorboard" in config.trackers else ""
     logger.info("watch: %s, wanlora watch %s%s", folder / runs.PAGE_NAME, folder.parent, board)
     times = [
-        *([f"every {units.count(config.save_steps, 'step')}"] if config.save_steps else []),
+        *([_every(config.save_steps)] if config.save_steps else []),
         *([f"every {config.save_minutes:g} min"] if config.save_minutes else []),
         "at the end",
     ]
     logger.info(
         "checkpoints: %s, in %s; previews: %s", " and ".join(times), folder / runs.CHECKPOINTS_NAME,
-        f"every {units.count(preview_every, 'step')}" if preview_every else "none",
+        _every(preview_every) if preview_every else "none",
     )  # fmt: skip
+
+
+def _every(num_steps: int) -> str:
+    return "every step" if num_steps == 1 else f"every {num_steps:,} steps"

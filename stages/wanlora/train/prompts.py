@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,10 +22,11 @@ from wanlora.config import TrainConfig
 from wanlora.core.prompts import prompt_key
 from wanlora.core.ranks import SRUN, TORCHRUN
 from wanlora.errors import ModelError
+from wanlora.stopping import interrupted_by_signals
 from wanlora.store import index
 from wanlora.store.reader import RowReader
 from wanlora.train.data import Data, require_finite
-from wanlora.wan.variants import prompt_home
+from wanlora.wan.variants import TEXT_ENCODER, find_downloaded, prompt_home
 
 LAUNCHER = (*TORCHRUN, *SRUN)
 """Variables that would make the child process one of several."""
@@ -63,7 +65,7 @@ def preview_prompts(config: TrainConfig, data: Data, device: torch.device) -> li
     if config.previews.prompts:
         texts = {prompt_key(text): text for text in config.previews.prompts}
         if missing := _missing(data, texts):
-            encode(config, missing, device)
+            encode(config, missing, device, view_model=data.view.model)
         rows = _read(config, data, texts)
     else:
         texts = _of_the_view(config, data)
@@ -106,7 +108,9 @@ def _read(
     return found
 
 
-def encode(config: TrainConfig, texts: Sequence[str], device: torch.device) -> None:
+def encode(
+    config: TrainConfig, texts: Sequence[str], device: torch.device, *, view_model: str
+) -> None:
     """Encode prompts into the cache, or the user's cache folder, in a child process.
 
     The child process does not download a text encoder: 11 GB are not a side effect.
@@ -115,11 +119,16 @@ def encode(config: TrainConfig, texts: Sequence[str], device: torch.device) -> N
         config: Its cache and view.
         texts: Prompts.
         device: Where to compute.
+        view_model: The view's model. Its text encoder is used if it is on this machine, else that
+            of the run's model.
 
     Raises:
         ModelError: The child process failed; has its whole message and the command to run.
+        KeyboardInterrupt: A signal ended this process and the child process.
     """
     words = ["cache-latents", "--cache", str(config.cache), "--view", config.view]
+    if config.model and not _has_text_encoder(view_model) and _has_text_encoder(config.model):
+        words += ["--model", config.model]
     prompts = [f"--preview-prompt={text}" for text in texts]
     logger.info("encoding %d preview prompt(s), in a process of its own", len(texts))
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
@@ -132,14 +141,13 @@ def encode(config: TrainConfig, texts: Sequence[str], device: torch.device) -> N
         text=True,
         errors="replace",
     )
-    error: list[str] = []
-    with child:
-        assert child.stderr
-        for line in map(str.rstrip, child.stderr):
-            if error or line.startswith(("error:", "Traceback")):
-                error.append(line)
-            elif line:
-                logger.info("%s", line)
+    with interrupted_by_signals(), child:
+        try:
+            error = _log_notes(child)
+        except KeyboardInterrupt:  # a scheduler may signal only this process
+            child.terminate()
+            child.wait()
+            raise
     if child.returncode:
         said = "\n".join(error) or f"its exit code is {child.returncode}"
         raise ModelError(
@@ -148,3 +156,22 @@ def encode(config: TrainConfig, texts: Sequence[str], device: torch.device) -> N
             "machine that has the text encoder and this cache; or leave out --preview-prompt:\n"
             + shlex.join(["wanlora", *words, *prompts])
         )
+
+
+def _has_text_encoder(model: str | None) -> bool:
+    """Whether a model's text encoder is on this machine."""
+    with suppress(ModelError):
+        return model is not None and find_downloaded(model, TEXT_ENCODER) is not None
+    return False
+
+
+def _log_notes(child: "subprocess.Popen[str]") -> list[str]:
+    """Log what a child process prints, until it ends, and return the lines of its error."""
+    assert child.stderr
+    error: list[str] = []
+    for line in map(str.rstrip, child.stderr):
+        if error or line.startswith(("error:", "Traceback")):
+            error.append(line)
+        elif line:
+            logger.info("%s", line)
+    return error

@@ -189,7 +189,7 @@ class Reporter:
             self._page.renew()
         patience = self._config.validation.patience
         if held_out and patience and session.progress.stale >= patience:
-            return f"no new best in {patience} validations"
+            return runs.out_of_patience(patience)
         return None
 
     def best_validation(self) -> dict[str, Any] | None:

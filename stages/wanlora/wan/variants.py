@@ -26,7 +26,8 @@ from wanlora.wan.weights import WEIGHT_NAMES, read_json, weight_files
 MICRO = "micro"
 
 TRANSFORMER = ("transformer",)
-ENCODERS = ("vae", "text_encoder", "tokenizer")
+TEXT_ENCODER = ("text_encoder", "tokenizer")
+ENCODERS = ("vae", *TEXT_ENCODER)
 PIPELINE = (*ENCODERS, "transformer", "scheduler")
 
 DEMO = "WANLORA_DEMO"
