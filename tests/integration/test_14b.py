@@ -105,7 +105,7 @@ def test_estimate_answers_for_the_14b_model_in_words_and_in_figures():
     assert found["tflop_per_step"] == pytest.approx(4714, abs=1)
     said = cli.invoke(*arguments).stdout
     assert "t2v-14b on H100" in said
-    assert "5 full + 35 selective  80.4     yes" in said
+    assert "5 full + 35 selective  80.4 GB      yes" in said
 
 
 def test_the_14b_model_fits_no_card_of_24_gb_and_estimate_says_what_to_do():
