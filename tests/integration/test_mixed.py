@@ -154,7 +154,7 @@ def test_estimate_says_what_a_step_of_each_size_has_and_takes(cache):
     assert found["clips_per_step"] == pytest.approx(8 / 1.875)
     assert found["steps"] == 19
     text = cli.invoke(*arguments).stdout
-    assert "clips a step" in text
+    assert "clips per step" in text
     assert "a mean step" in text
 
 
