@@ -135,8 +135,7 @@ def test_a_start_takes_nothing_from_an_attempt_without_a_checkpoint(cache, tmp_p
     settings = {"max_steps": 1, "ema_decay": 0.5, "validation": {"every": 1}}
     train(config(cache, whole, **settings))
     shutil.copytree(whole, run_dir)
-    shutil.rmtree(run_dir / "checkpoints")
-    (run_dir / runs.ADAPTER_NAME).unlink()
+    make_unfinished(run_dir)
     base = json.loads((whole / runs.BASE_LOSSES_NAME).read_text())
     wrong = dict.fromkeys(base, [[9.0] * 2] * 3)
     (run_dir / runs.BASE_LOSSES_NAME).write_text(json.dumps(wrong))
@@ -147,8 +146,15 @@ def test_a_start_takes_nothing_from_an_attempt_without_a_checkpoint(cache, tmp_p
         else:
             assert not (run_dir / "best").exists()
             assert not (run_dir / runs.BASE_LOSSES_NAME).exists()
-        shutil.rmtree(run_dir / "checkpoints")
-        (run_dir / runs.ADAPTER_NAME).unlink()
+        make_unfinished(run_dir)
+
+
+def make_unfinished(run_dir):
+    """Leave what a run has that was killed before its first checkpoint."""
+    for folder in ("checkpoints", "ema"):
+        shutil.rmtree(run_dir / folder)
+    for name in (runs.ADAPTER_NAME, runs.CARD_NAME):
+        (run_dir / name).unlink()
 
 
 def held_out(cache):
