@@ -184,8 +184,8 @@ def test_a_step_sums_the_adapters_gradient_once_whatever_the_accumulation(whole)
     size = result["trainable_parameters"]
     for each in whole[1]:
         assert each.calls[f"all_reduce {size}"] == STEPS
-        # The losses of a process's two slots and its stop request.
-        assert each.calls["all_gather 3"] == STEPS
+        # The losses of a process's two slots, its stop request and its request to save.
+        assert each.calls["all_gather 4"] == STEPS
         # Two panels of three clips at two sigmas, twice, and once for the base; the held-out panel
         # also twice for the moving average. A stop request is shared after each.
         assert each.calls["all_reduce 6"] == each.calls["all_reduce 1"] == 8

@@ -129,6 +129,7 @@ def test_a_browser_draws_every_chart_without_an_error(tmp_path, width_px):
     assert found["titles"] > 50
 
 
+@pytest.mark.slow  # Chromium's virtual time and a page that reloads itself sometimes wait for ever
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 def test_a_live_page_reloads_itself_and_stays_where_it_was_read(tmp_path):
     run = write_run(tmp_path / "live")

@@ -14,7 +14,7 @@ from tests.support.cli import ENVIRONMENT
 from wanlora.cli import STAGES
 
 FIGURE = r"(loss|lr|mfu|data|mem|video|encoder waits)? ?[\d.e+/-]+( ?%| GB| TFLOP/s)?"
-BAR = re.compile(rf"[a-z ]+: \d+/\d+ (\|.*\|)? .*, [\d:?]+ left(, {FIGURE})*")
+BAR = re.compile(rf"[a-z ]+: \d+/\d+ (\|.*\| )?.*, [\d:?]+ left(, {FIGURE})*")
 """A bar's line, with no other text before or after it."""
 
 CHATTY = """

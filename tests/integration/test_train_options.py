@@ -266,10 +266,10 @@ def test_every_logged_step_says_how_fast_it_was(cache, tmp_path):
     assert str(tmp_path) not in card
 
 
-def test_a_tracker_that_is_missing_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+def test_a_tracker_that_is_missing_is_refused_before_the_run_begins(cache, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     said = cli.refuses(
-        "train", "--cache", tmp_path / "no-cache", "--output-dir", tmp_path / "run",
+        "train", "--cache", cache, "--output-dir", tmp_path / "run",
         "--set", 'trackers=["wandb"]', exit_code=2,
     )  # fmt: skip
     assert "pip install wandb" in said

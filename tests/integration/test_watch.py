@@ -282,11 +282,13 @@ def test_a_client_that_sends_a_byte_at_a_time_is_dropped(server, monkeypatch):
     pytest.fail("the connection stayed open")
 
 
-def test_connections_beyond_the_limit_are_closed(server, monkeypatch):
-    monkeypatch.setattr(server, "_free", threading.BoundedSemaphore(1))
+def test_connections_beyond_the_limit_are_closed(server):
+    for _ in range(server_module.MAX_CONNECTIONS - 1):
+        assert server._free.acquire(timeout=30)
     with socket.create_connection(("127.0.0.1", server.server_port)):
         time.sleep(0.2)
         assert send(server, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n") == b""
+    server._free.release(server_module.MAX_CONNECTIONS - 1)
 
 
 def test_a_run_that_vanishes_or_is_damaged_breaks_no_page(server, outputs):

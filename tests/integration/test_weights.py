@@ -28,7 +28,7 @@ def cached(tmp_path_factory, micro_home) -> CacheLatentsConfig:
     config = CacheLatentsConfig(manifest=(manifest,), cache=folder / "cache", model="micro")
     planned = cache_latents.run(config.model_copy(update={"dry_run": True}))
     assert planned.draws == {"sitting": 4 / 6.5, "walking": 2.5 / 6.5}
-    assert any("walking 38.5%" in line for line in planned.lines())
+    assert any("walking 38 %" in line for line in planned.lines())
     cache_latents.run(config)
     return config
 

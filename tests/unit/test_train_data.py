@@ -58,7 +58,7 @@ def test_shares_and_buckets_without_a_step_are_logged_before_a_run(tmp_path, cap
     with caplog.at_level(logging.INFO):
         log_draws(TrainConfig(), data, end_step=6)
     shares, untrained = caplog.records
-    assert "walking 80.0%, running 20.0%" in shares.getMessage()
+    assert "walking 80 %, running 20 %" in shares.getMessage()
     assert untrained.levelno == logging.WARNING
     assert "1x64x64" in untrained.getMessage()
     assert "8 clips, and it has 2" in untrained.getMessage()

@@ -46,7 +46,7 @@ def reading(path: Path) -> Iterator[None]:
             raise MediaError("unreadable", f"{path} {LFS_REMEDY}") from error
         if isinstance(error, PassingError):
             raise
-        if path.is_file() and path.stat().st_size == 0:
+        if _is_empty(path):
             raise MediaError(
                 "unreadable", f"{path} is empty (0 bytes); copy or download it again"
             ) from None
@@ -183,3 +183,10 @@ def parse_hashes(document: bytes | None) -> dict[str, tuple[int, int, str]]:
 def hashes_document(known: Mapping[str, tuple[int, int, str]]) -> bytes:
     """Hashes for the next run, as a file."""
     return json.dumps(dict(known), sort_keys=True, indent=0).encode()
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size == 0
+    except (OSError, ValueError):  # a name that no file can have
+        return False
