@@ -52,7 +52,7 @@ def test_the_view_has_the_weights_of_the_manifest(cached):
 def test_a_weighted_run_resumes_bit_for_bit_and_refuses_other_weights(cached, tmp_path, caplog):
     with caplog.at_level("INFO"):
         whole = run(cached, tmp_path / "whole")
-    assert "walking 55.6%, sitting 44.4%" in caplog.text  # 5 of 9
+    assert "walking 56 %, sitting 44 %" in caplog.text  # 5 of 9
     parts = run(cached, tmp_path / "parts", max_steps=2)
     with pytest.raises(RunError, match=r"clip_weights\.walking"):
         run(cached, parts, clip_weights={"walking": 3.0}, resume=True)
