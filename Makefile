@@ -67,7 +67,7 @@ fmt: setup
 	$(BIN)/ruff format .
 
 docs: setup
-	$(BIN)/python docs/configuration.py
+	$(BIN)/python docs/generate.py
 
 # On a machine with the real weights, or to download them: make check-real MODEL=folder-or-hub-id
 MODEL ?= Wan-AI/Wan2.1-T2V-1.3B-Diffusers

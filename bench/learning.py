@@ -15,8 +15,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from wanlora.commands.demo import demo, measure
 from wanlora.config import DemoConfig
-from wanlora.demo import measure, stage
 from wanlora.files import write_json
 from wanlora.micro import world
 
@@ -29,10 +29,10 @@ def taught(folder: Path, concept: str, seed: int, **settings: Any) -> Path:
     config = DemoConfig(output_dir=folder, concept=concept, seed=seed, **settings)
     run_dir = folder / "run"
     if not (run_dir / "pytorch_lora_weights.safetensors").exists():
-        stage.draw_videos(folder / "videos", config)
-        for command in stage.commands(config):
+        demo.draw_videos(folder / "videos", config)
+        for command in demo.commands(config):
             if command[0] in ("prepare", "cache-latents", "train"):
-                stage.wanlora(*command)
+                demo.wanlora(*command)
     return run_dir
 
 
@@ -42,10 +42,10 @@ def known_cache(folder: Path) -> Path:
     if not (cache / "views").exists():
         seeds = range(KNOWN_FIRST_SEED, KNOWN_FIRST_SEED + KNOWN_PER_CONCEPT)
         wanted = [(concept, seed, "val") for concept in world.KNOWN for seed in seeds]
-        stage.write_videos(folder / "videos", wanted)
-        size = [part for name, value in stage.CLIP.items() for part in (f"--{name}", value)]
-        stage.wanlora("prepare", folder / "videos", "--output", folder / "data", *size)
-        stage.wanlora("cache-latents", "--manifest", folder / "data", "--cache", cache,
+        demo.write_videos(folder / "videos", wanted)
+        size = [part for name, value in demo.CLIP.items() for part in (f"--{name}", value)]
+        demo.wanlora("prepare", folder / "videos", "--output", folder / "data", *size)
+        demo.wanlora("cache-latents", "--manifest", folder / "data", "--cache", cache,
                       "--model", "micro")  # fmt: skip
     return cache
 
@@ -54,7 +54,7 @@ def change_pct(run_dir: Path, cache: Path, name: str) -> dict[str, Any]:
     """Paired change of the held-out loss over a cache, in percent of the base's."""
     output = run_dir.parent / name
     if not (output / "evaluation.json").exists():
-        stage.wanlora("evaluate", "--adapter", run_dir, "--cache", cache, "--output-dir", output,
+        demo.wanlora("evaluate", "--adapter", run_dir, "--cache", cache, "--output-dir", output,
                       "--videos-per-activity", 0, "--num-clips", 1000)  # fmt: skip
     found = json.loads((output / "evaluation.json").read_text())["validation"]
     percent = 100 / found["base"]

@@ -18,11 +18,11 @@ import torch
 
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.fingerprint import fingerprint, sha256_text
-from wanlora.core.order import Order
-from wanlora.step.batches import BatchSource, read_ahead
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import ViewClip
 from wanlora.store.writer import SegmentWriter
+from wanlora.training.batches import BatchSource, read_ahead
+from wanlora.training.order import Order
 
 BUCKET = Bucket(81, 480, 832)
 TEXT_DIM = 4096

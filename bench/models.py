@@ -5,8 +5,8 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from peft import LoraConfig
 from transformers import UMT5Config, UMT5EncoderModel
 
-from wanlora.core.flops import TransformerShape
-from wanlora.wan.targets import PRESETS
+from wanlora.adapters.targets import PRESETS
+from wanlora.cost.flops import TransformerShape
 from wanlora.wan.variants import VARIANTS
 
 TINY = TransformerShape(

@@ -13,13 +13,13 @@ from statistics import median
 
 import torch
 
+from wanlora import adapters as lora
 from wanlora.core.buckets import Bucket
-from wanlora.core.cost import all_reduce_bytes
-from wanlora.step.masters import Masters
-from wanlora.step.predict import predict
-from wanlora.step.trial import made_up_batch
-from wanlora.train.ranks import Ranks, own_device
-from wanlora.wan import adapter as lora
+from wanlora.cost.seconds import all_reduce_bytes
+from wanlora.training.distributed import Ranks, own_device
+from wanlora.training.masters import Masters
+from wanlora.training.predict import predict
+from wanlora.training.trial import made_up_batch
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import TRANSFORMER, VARIANTS, resolve
 

@@ -31,19 +31,19 @@ import simulated
 from simulated import BUCKETS, FINGERPRINT, PROVENANCE, ROWS, TEXT_SHAPE
 from zarr.storage import ObjectStore
 
-from wanlora.cache_latents.claims import Committed
+from wanlora.commands.cache_latents.claims import Committed
+from wanlora.commands.inspect import run as inspect
+from wanlora.commands.train.data import open_data
 from wanlora.config import InspectConfig, TrainConfig
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.location import Url
-from wanlora.core.order import Order
-from wanlora.inspect_cache import run as inspect
 from wanlora.store import index, schema, storage
 from wanlora.store.folder import Folder
 from wanlora.store.reader import StoreReader
 from wanlora.store.rows import Rows
 from wanlora.store.views import ViewClip, read_view, write_view
 from wanlora.store.writer import SegmentWriter
-from wanlora.train.data import open_data
+from wanlora.training.order import Order
 
 GLOBAL_BATCH = 64
 EPOCHS = 10

@@ -19,9 +19,9 @@ import figures
 import numpy as np
 import torch
 
-from wanlora.cache_latents.pipeline import Ahead, depth
-from wanlora.clips import load_clip
-from wanlora.manifest import Clip
+from wanlora.commands.cache_latents.pipeline import Ahead, depth
+from wanlora.data.clips import load_clip
+from wanlora.data.manifest import Clip
 from wanlora.media import mp4
 
 

@@ -38,19 +38,18 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from wanlora.core import flow
+from wanlora.adapters import adapter_parameters, targets
 from wanlora.core.buckets import Bucket, latent_shape, num_tokens
-from wanlora.core.cost import model_flops
-from wanlora.core.flops import TransformerShape, step_flops
-from wanlora.core.gpus import gpu_of
-from wanlora.core.memory import plan, step_bytes
-from wanlora.step import fitting
-from wanlora.step.batches import MicroBatch
-from wanlora.step.masters import Masters
-from wanlora.step.predict import predict
-from wanlora.step.workload import describe, workload
-from wanlora.wan import attention, targets
-from wanlora.wan.adapter import adapter_parameters
+from wanlora.cost.flops import TransformerShape, step_flops
+from wanlora.cost.gpus import gpu_of
+from wanlora.cost.memory import plan, step_bytes
+from wanlora.cost.seconds import model_flops
+from wanlora.training import fitting, flow
+from wanlora.training.batches import MicroBatch
+from wanlora.training.masters import Masters
+from wanlora.training.predict import predict
+from wanlora.training.workload import describe, workload
+from wanlora.wan import attention
 from wanlora.wan.blocks import set_activations
 from wanlora.wan.variants import VARIANTS, Variant
 
@@ -137,7 +136,7 @@ def make_case(geometry: str, preset: str, device: torch.device, *, tiny: bool) -
 
 
 def masters_step(case: Case, model: torch.nn.Module, asked: str, blocks: str) -> Step:
-    """Ours: bf16 adapter in the graph, fp32 masters and gradients; as `train/loop.py` does."""
+    """Ours: bf16 adapter in the graph, fp32 masters and gradients; as the loop of `train` does."""
     masters = Masters(adapter_parameters(model))
     optimizer = torch.optim.AdamW(masters.parameters.values(), lr=0.0)
 

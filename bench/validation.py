@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from wanlora import adapters as lora
+from wanlora.commands.train.data import open_data
 from wanlora.config import TrainConfig
-from wanlora.core import flow
 from wanlora.core.rng import Stream, uniform
-from wanlora.step.validation import Panel, losses, make_panel
-from wanlora.train.data import open_data
-from wanlora.wan import adapter as lora
+from wanlora.training import flow
+from wanlora.training.validation import Panel, losses, make_panel
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import resolve, variant_of
 

@@ -9,12 +9,12 @@ install_import_hook(
     [
         "wanlora.core",
         "wanlora.media",
-        "wanlora.clips",
+        "wanlora.data.clips",
         "wanlora.store",
         "wanlora.wan",
-        "wanlora.step",
-        "wanlora.train",
-        "wanlora.estimate",
+        "wanlora.training",
+        "wanlora.commands.train",
+        "wanlora.commands.estimate",
     ],
     "tests.support.typecheck.check",
 )

@@ -26,25 +26,25 @@ import typer
 from wanlora import __version__, options
 from wanlora.config import COMMANDS, Settings, load
 from wanlora.core.out_of_memory import is_out_of_memory, reason_of
-from wanlora.core.ranks import rank_of
 from wanlora.errors import ConfigError, WanloraError
 from wanlora.files import disk_error
+from wanlora.processes.ranks import rank_of
 from wanlora.progress import console
 
 STAGES = {
-    "demo": "wanlora.demo",
-    "prepare": "wanlora.prepare",
-    "verify": "wanlora.verify",
-    "cache-latents": "wanlora.cache_latents",
-    "inspect": "wanlora.inspect_path",
-    "estimate": "wanlora.estimate",
-    "train": "wanlora.train",
-    "watch": "wanlora.watch",
-    "sample": "wanlora.sample",
-    "evaluate": "wanlora.evaluate",
-    "export": "wanlora.export",
-    "config": "wanlora.show_config",
-    "run": "wanlora.job",
+    "demo": "wanlora.commands.demo",
+    "prepare": "wanlora.commands.prepare",
+    "verify": "wanlora.commands.verify",
+    "cache-latents": "wanlora.commands.cache_latents",
+    "inspect": "wanlora.commands.inspect.path",
+    "estimate": "wanlora.commands.estimate",
+    "train": "wanlora.commands.train",
+    "watch": "wanlora.commands.watch",
+    "sample": "wanlora.commands.sample",
+    "evaluate": "wanlora.commands.evaluate",
+    "export": "wanlora.commands.export",
+    "config": "wanlora.commands.show_config",
+    "run": "wanlora.commands.job",
 }
 
 HEADINGS = {

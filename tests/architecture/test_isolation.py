@@ -14,9 +14,9 @@ FORBIDDEN = (
     "wanlora.wan.encoders",
     "wanlora.wan.identity",
     "wanlora.wan.pipeline",
-    "wanlora.wan.adapter.reread",
+    "wanlora.adapters.reread",
     "wanlora.media",
-    "wanlora.clips",
+    "wanlora.data.clips",
     "av",
 )
 

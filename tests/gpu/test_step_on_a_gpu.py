@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from tests.support import real_size
-from wanlora.core import flow
+from wanlora.adapters import adapter_parameters
 from wanlora.core.buckets import Bucket
-from wanlora.core.memory import step_bytes
-from wanlora.step.fitting import fit
-from wanlora.step.masters import Masters
-from wanlora.step.predict import predict
-from wanlora.step.trial import made_up_batch
-from wanlora.step.workload import workload
-from wanlora.train.outcomes import Outcomes
-from wanlora.wan.adapter import adapter_parameters
+from wanlora.cost.memory import step_bytes
+from wanlora.training import flow
+from wanlora.training.fitting import fit
+from wanlora.training.masters import Masters
+from wanlora.training.outcomes import Outcomes
+from wanlora.training.predict import predict
+from wanlora.training.trial import made_up_batch
+from wanlora.training.workload import workload
 from wanlora.wan.attention import pinned, watched
 from wanlora.wan.blocks import set_activations
 from wanlora.wan.device import current_in_thread

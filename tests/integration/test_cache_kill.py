@@ -15,7 +15,7 @@ import pytest
 
 from tests.support import cli
 from tests.support.counted_cli import num_committed
-from wanlora.cache_latents.pipeline import BEHIND
+from wanlora.commands.cache_latents.pipeline import BEHIND
 
 CLIPS, ROWS = 30, 2
 PROMPTS = CLIPS + 1

@@ -13,14 +13,15 @@ import torch
 
 from tests.support import cli
 from tests.support.models import micro_folder, micro_home, temporary_copy  # noqa: F401
-from wanlora import cache_latents, clips, manifest
-from wanlora.cache_latents import encode, pipeline
-from wanlora.cache_latents import plan as planning
-from wanlora.cache_latents.hashes import Hashes
+from wanlora.commands import cache_latents
+from wanlora.commands.cache_latents import encode, pipeline
+from wanlora.commands.cache_latents import plan as planning
+from wanlora.commands.cache_latents.hashes import Hashes
+from wanlora.commands.inspect import run as inspect
 from wanlora.config import CacheLatentsConfig, InspectConfig
-from wanlora.core.latent_rgb import solve
+from wanlora.data import clips, manifest
 from wanlora.errors import DeviceError, ManifestError, ModelError, StoreError
-from wanlora.inspect_cache import run as inspect
+from wanlora.store.latent_rgb import solve
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view
 from wanlora.wan import encoders

@@ -21,13 +21,14 @@ from tests.support.stores import (
     segment_writer,
     write_rows,
 )
-from wanlora import cache_latents
-from wanlora.cache_latents import plan, stage
+from wanlora.commands import cache_latents
+from wanlora.commands.cache_latents import cache_latents as stage
+from wanlora.commands.cache_latents import plan
+from wanlora.commands.inspect import run as inspect
 from wanlora.config import CacheLatentsConfig, InspectConfig
 from wanlora.core.buckets import Bucket
 from wanlora.core.location import Url
 from wanlora.errors import StoreError
-from wanlora.inspect_cache import run as inspect
 from wanlora.store import wants
 from wanlora.store.folder import Folder
 from wanlora.store.index import committed

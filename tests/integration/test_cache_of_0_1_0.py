@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.support.models import micro_folder, micro_home, temporary_copy  # noqa: F401
-from wanlora import cache_latents, train
+from wanlora.commands import cache_latents, train
 from wanlora.config import CacheLatentsConfig, TrainConfig
 from wanlora.store.views import read_view
 

@@ -13,10 +13,10 @@ import pytest
 
 from tests.support import cli
 from tests.support.stores import build_store, row_of, segment_writer
+from wanlora.commands.inspect import run as inspect
+from wanlora.commands.inspect.cache_page import strip
 from wanlora.config import InspectConfig
-from wanlora.core.latent_rgb import normal_equations
-from wanlora.inspect_cache import run as inspect
-from wanlora.inspect_cache.page import strip
+from wanlora.store.latent_rgb import normal_equations
 from wanlora.store.views import read_view, write_view
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.models import micro_home  # noqa: F401
-from wanlora import cache_latents, prepare
-from wanlora.cache_latents import plan as planning
-from wanlora.cache_latents import preflight, stage
-from wanlora.cache_latents.hashes import Hashes
-from wanlora.cache_latents.plan import Failure
+from wanlora.commands import cache_latents, prepare
+from wanlora.commands.cache_latents import cache_latents as stage
+from wanlora.commands.cache_latents import plan as planning
+from wanlora.commands.cache_latents import preflight
+from wanlora.commands.cache_latents.hashes import Hashes
+from wanlora.commands.cache_latents.plan import Failure
 from wanlora.config import CacheLatentsConfig, PrepareConfig
 from wanlora.errors import ManifestError
 from wanlora.store.views import read_view

@@ -16,8 +16,8 @@ import pytest
 from tests.support import cli
 from tests.support.ranks import Fate, records, run_ranks
 from tests.support.s3 import s3, s3_port  # noqa: F401
-from wanlora import cache_latents
-from wanlora.cache_latents import processes
+from wanlora.commands import cache_latents
+from wanlora.commands.cache_latents import processes
 from wanlora.core.location import parse
 from wanlora.store import bucket
 from wanlora.store.index import segments_of
@@ -189,7 +189,7 @@ def test_a_cluster_that_does_not_answer_is_named(data, tmp_path, monkeypatch):
 
 def test_ray_that_is_not_installed_is_named_with_what_installs_it(data, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    monkeypatch.delitem(sys.modules, "wanlora.cache_latents.on_ray", raising=False)
+    monkeypatch.delitem(sys.modules, "wanlora.commands.cache_latents.on_ray", raising=False)
     monkeypatch.delattr(cache_latents, "on_ray", raising=False)
     message = cli.refuses(*arguments(data, tmp_path, "--launcher", "ray"), exit_code=2)
     assert "pip install 'wanlora[ray]'" in message

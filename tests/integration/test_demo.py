@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import cli
-from wanlora.demo.stage import STEPS
+from wanlora.commands.demo.demo import STEPS
 
 COMMANDS = list(STEPS[1:-1])
 

@@ -9,11 +9,12 @@ import pytest
 
 from tests.support import videos
 from tests.support.models import micro_folder, micro_home  # noqa: F401
-from wanlora import cache_latents, manifest, prepare, verify
+from wanlora.commands import cache_latents, prepare, verify
+from wanlora.commands.prepare import materialize
 from wanlora.config import CacheLatentsConfig, PrepareConfig, VerifyConfig
-from wanlora.edits import NAME, find_edits, unused_captions
+from wanlora.data import manifest
+from wanlora.data.edits import NAME, find_edits, unused_captions
 from wanlora.errors import ManifestError, MediaError
-from wanlora.prepare import materialize
 
 SMALL = {"num_frames": 17, "height": 48, "width": 80, "workers": 1, "val_fraction": 0.0}
 
@@ -134,7 +135,7 @@ def test_a_kill_between_the_manifests_and_the_record_is_not_an_edit(raw, out, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("wanlora.prepare.stage.write_record", killed)
+        patch.setattr("wanlora.commands.prepare.prepare.write_record", killed)
         with pytest.raises(KeyboardInterrupt):
             prepared(raw, out)
     assert captions(out)["a.npz"] == "new words"

@@ -8,7 +8,7 @@ import pytest
 from tests.support import cli
 from tests.support.stores import build_store
 from wanlora.core.buckets import Bucket
-from wanlora.step import fitting
+from wanlora.training import fitting
 
 
 def estimate(*arguments):

@@ -15,14 +15,14 @@ import torch
 from tests.support import cli
 from tests.support.diffusers_video import plain_diffusers
 from tests.support.models import random_tensors
+from wanlora.adapters import LoraShape, add_adapter, save_adapter
+from wanlora.adapters.attach import attach
+from wanlora.commands.evaluate import preflight, videos
+from wanlora.commands.evaluate import run as evaluate
+from wanlora.commands.evaluate.setup import open_setup
+from wanlora.commands.evaluate.subjects import subjects
+from wanlora.commands.evaluate.video_plan import plan
 from wanlora.config import EvaluateConfig
-from wanlora.evaluate import preflight, videos
-from wanlora.evaluate import run as evaluate
-from wanlora.evaluate.plan import plan
-from wanlora.evaluate.setup import open_setup
-from wanlora.evaluate.subjects import subjects
-from wanlora.wan.adapter import LoraShape, add_adapter, save_adapter
-from wanlora.wan.attach import attach
 from wanlora.wan.encoders import load_vae
 from wanlora.wan.transformer import load_transformer
 
@@ -283,8 +283,8 @@ def test_a_browser_plays_base_and_adapter_as_one(evaluated, tmp_path):
 
 
 def test_a_real_clip_is_the_one_whose_caption_is_asked_for(evaluated, held_out_cache):
-    from wanlora.core.quality import psnr
     from wanlora.media.decode import decode
+    from wanlora.media.quality import psnr
     from wanlora.store.reader import StoreReader
     from wanlora.store.views import read_view
     from wanlora.wan.encoders import decode_latents

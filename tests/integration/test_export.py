@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tests.support import adapters, cli
 from tests.support.diffusers_video import plain_diffusers
 from tests.support.models import random_tensors, temporary_copy
-from wanlora.wan.adapter import (
+from wanlora.adapters import (
     ADAPTER_FILE,
     LoraShape,
     adapter_parameters,
@@ -23,9 +23,9 @@ from wanlora.wan.adapter import (
     read_adapter,
     save_adapter,
 )
-from wanlora.wan.adapter.lora import target_names
-from wanlora.wan.adapter.names import LAYOUTS
-from wanlora.wan.adapter.updates import dense, relative_error
+from wanlora.adapters.lora import target_names
+from wanlora.adapters.names import LAYOUTS
+from wanlora.adapters.updates import dense, relative_error
 from wanlora.wan.transformer import load_transformer
 
 CPU = torch.device("cpu")

@@ -10,16 +10,16 @@ import pytest
 from PIL import Image
 
 from tests.support import adapters, cli
+from wanlora.adapters import LoraShape, read_adapter, save_adapter
+from wanlora.adapters.attach import read_scaled
+from wanlora.commands.evaluate.setup import open_setup
+from wanlora.commands.evaluate.subjects import subjects
+from wanlora.commands.evaluate.video_plan import plan, plan_clips
+from wanlora.commands.sample.preflight import find_latents, trained_on
+from wanlora.commands.sample.sample import video_settings
 from wanlora.config import EvaluateConfig, SampleConfig
-from wanlora.evaluate.plan import plan, plan_clips
-from wanlora.evaluate.setup import open_setup
-from wanlora.evaluate.subjects import subjects
-from wanlora.sample.preflight import find_latents, trained_on
-from wanlora.sample.stage import video_settings
+from wanlora.runs.saved_latents import read_latents
 from wanlora.store.views import read_view, write_view
-from wanlora.wan.adapter import LoraShape, read_adapter, save_adapter
-from wanlora.wan.attach import read_scaled
-from wanlora.wan.saved_latents import read_latents
 from wanlora.wan.variants import VARIANTS
 
 

@@ -9,8 +9,8 @@ import torch
 
 from tests.support import adapters, cli
 from tests.support.adapters import ATTENTION, modules, original, pairs, tensors_of, write
-from wanlora.wan.adapter import LoraShape, save_adapter
-from wanlora.wan.targets import PRESETS, chosen, linear_names
+from wanlora.adapters import LoraShape, save_adapter
+from wanlora.adapters.targets import PRESETS, chosen, linear_names
 from wanlora.wan.weights import file_sha256
 
 

@@ -13,10 +13,10 @@ from tests.support.stores import (
     users_folder,
     write_rows,
 )
+from wanlora.commands.inspect import run
 from wanlora.config import InspectConfig
 from wanlora.core.buckets import Bucket
 from wanlora.errors import StoreError
-from wanlora.inspect_cache import run
 from wanlora.store.views import write_view
 
 BUCKETS = (Bucket(17, 64, 64), Bucket(9, 32, 48))

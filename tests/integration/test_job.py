@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.support import cli, videos
-from wanlora.demo.stage import write_videos
+from wanlora.commands.demo.demo import write_videos
 
 CLIP = "num_frames = 17\nheight = 64\nwidth = 64\nfps = 8\n"
 

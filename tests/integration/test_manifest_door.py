@@ -10,9 +10,11 @@ from tests.property.test_manifest_lines import edited_rows
 from tests.support import videos
 from tests.support.clips import clip
 from tests.support.models import micro_folder, micro_home  # noqa: F401
-from wanlora import ClipDataset, cache_latents, manifest, verify
-from wanlora.clips import load_clip
+from wanlora import ClipDataset
+from wanlora.commands import cache_latents, verify
 from wanlora.config import CacheLatentsConfig, VerifyConfig
+from wanlora.data import manifest
+from wanlora.data.clips import load_clip
 from wanlora.errors import MEDIA_ERROR_CODES, ManifestError, MediaError
 
 SIZE = {"num_frames": 5, "height": 32, "width": 48}

@@ -13,12 +13,12 @@ from PIL import Image
 
 from tests.support import cli
 from tests.support.videos import write_video
+from wanlora.commands.train import preflight, session
 from wanlora.config import TrainConfig
-from wanlora.core.batch_sizes import BatchSize
 from wanlora.core.buckets import Bucket
 from wanlora.errors import ConfigError
-from wanlora.step.predict import predict
-from wanlora.train import preflight, session
+from wanlora.training.batch_sizes import BatchSize
+from wanlora.training.predict import predict
 
 NAME = "pytorch_lora_weights.safetensors"
 STILL, SHORT, LONG = (Bucket(frames, 96, 96) for frames in (1, 9, 17))

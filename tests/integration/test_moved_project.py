@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.models import micro_home  # noqa: F401
-from wanlora import cache_latents, prepare, verify
-from wanlora.cache_latents.result import CacheResult
+from wanlora.commands import cache_latents, prepare, verify
+from wanlora.commands.cache_latents.summary import CacheResult
 from wanlora.config import CacheLatentsConfig, PrepareConfig, VerifyConfig
 from wanlora.errors import ManifestError
 

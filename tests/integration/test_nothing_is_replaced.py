@@ -7,10 +7,11 @@ import pytest
 
 from tests.support import cli
 from tests.support.models import micro_home  # noqa: F401
-from wanlora import files, runs
+from wanlora import files
 from wanlora.config import COMMANDS
 from wanlora.report.generated import marked, require_own_page
 from wanlora.report.page import page
+from wanlora.runs import run_folder
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "v0.1.0"
 MINE = b"hours of my work\n"
@@ -51,10 +52,10 @@ CASES = [
     (TRAIN, {"README.md": MINE}),
     (TRAIN, {"config.toml": MINE}),
     ((*TRAIN, "--resume"), {"notes.txt": MINE, "src/main.py": MINE}),
-    (TRAIN, {runs.ADAPTER_NAME: MINE}),
-    ((*TRAIN, "--resume"), FOREIGN_RUN | {runs.ADAPTER_NAME: MINE}),
-    (TRAIN, FOREIGN_RUN | {f"best/{runs.ADAPTER_NAME}": MINE, "README.md": MINE}),
-    ((*TRAIN, "--resume"), FOREIGN_RUN | {f"ema/{runs.ADAPTER_NAME}": MINE}),
+    (TRAIN, {run_folder.ADAPTER_NAME: MINE}),
+    ((*TRAIN, "--resume"), FOREIGN_RUN | {run_folder.ADAPTER_NAME: MINE}),
+    (TRAIN, FOREIGN_RUN | {f"best/{run_folder.ADAPTER_NAME}": MINE, "README.md": MINE}),
+    ((*TRAIN, "--resume"), FOREIGN_RUN | {f"ema/{run_folder.ADAPTER_NAME}": MINE}),
     ((*SAMPLE, "--output", "work/a.mp4"), {"a.mp4": MINE}),
     ((*SAMPLE, "--output", "work/a.mp4"), {"a.json": MINE}),
     ((*SAMPLE, "--output", "work/a.mp4", "--skip-existing"), {"a.mp4": MINE}),
@@ -123,11 +124,11 @@ def test_a_finished_run_keeps_edits_of_its_card_and_settings_when_it_is_resumed(
     assert _bytes(run) == before
     assert _run("train", "--output-dir", "run", "--resume") == 0
     after = _bytes(run)
-    kept = ("README.md", "notes.txt", runs.ADAPTER_NAME)
+    kept = ("README.md", "notes.txt", run_folder.ADAPTER_NAME)
     assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
     # Measured again, with other settings than those of 0.1.0: the earlier best is put aside.
-    best = before[f"best/{runs.ADAPTER_NAME}"]
-    assert after[f"best-before-step-000002/{runs.ADAPTER_NAME}"] == best
+    best = before[f"best/{run_folder.ADAPTER_NAME}"]
+    assert after[f"best-before-step-000002/{run_folder.ADAPTER_NAME}"] == best
     assert b"max_steps = 2" in after["config.toml"]
 
 

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 
 from tests.support import crashing_work, videos
-from wanlora import manifest, prepare, verify
-from wanlora.clips import load_clip
+from wanlora.commands import prepare, verify
+from wanlora.commands.prepare import pool
+from wanlora.commands.prepare.pool import survive
 from wanlora.config import PrepareConfig, VerifyConfig
+from wanlora.data import manifest
+from wanlora.data.clips import load_clip
 from wanlora.errors import ConfigError, ManifestError, MediaError
 from wanlora.media import recorded
-from wanlora.prepare import pool
-from wanlora.prepare.pool import survive
 
 SMALL = {"num_frames": 17, "height": 48, "width": 80, "workers": 1, "val_fraction": 0.0}
 
@@ -198,7 +199,7 @@ def test_a_process_that_was_stopped_together_with_its_parent_has_not_hung(tmp_pa
 
 
 def test_checking_processes_and_config_pull_in_no_torch(tmp_path):
-    code = "import sys, wanlora.prepare.check; sys.exit('torch' in sys.modules)"
+    code = "import sys, wanlora.commands.prepare.check; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from tests.support import cli, fuzz
 from tests.support.clips import clip
-from wanlora import manifest, verify
+from wanlora.commands import verify
 from wanlora.config import VerifyConfig
+from wanlora.data import manifest
 from wanlora.errors import MEDIA_ERROR_CODES
 
 

@@ -11,11 +11,12 @@ from PIL import Image
 
 from tests.support import videos
 from tests.support.cli import invoke
-from wanlora import manifest, prepare, verify
-from wanlora.clips import ClipDataset, load_clip
+from wanlora.commands import prepare, verify
 from wanlora.config import PrepareConfig, VerifyConfig, load
+from wanlora.data import manifest
+from wanlora.data.clips import ClipDataset, load_clip
+from wanlora.data.contact_sheet import crop_box
 from wanlora.errors import ConfigError, ManifestError
-from wanlora.plan.sheet import crop_box
 
 SMALL = {"num_frames": 17, "height": 48, "width": 80, "workers": 1, "val_fraction": 0.0}
 
@@ -304,8 +305,8 @@ def test_materialized_clips_hold_the_same_pixels_and_load_as_a_plain_data_set(tm
 
 @pytest.mark.parametrize("survivors", [0, 1])
 def test_clips_that_cannot_be_materialized_are_listed(tmp_path, monkeypatch, survivors):
+    from wanlora.commands.prepare import materialize
     from wanlora.errors import MediaError
-    from wanlora.prepare import materialize
 
     raw = tmp_path / "raw"
     captioned(videos.write_video(raw / "v.mp4"))

@@ -8,11 +8,12 @@ import time
 from tests.support import videos
 from tests.support.cli import start
 from tests.support.stores import unprivileged, users_folder
-from wanlora import prepare
+from wanlora.commands import prepare
+from wanlora.commands.prepare import check
+from wanlora.commands.prepare import prepare as stage
+from wanlora.commands.prepare.journal import NAME
 from wanlora.config import PrepareConfig
 from wanlora.errors import LostProcessError, MediaError, PassingError
-from wanlora.prepare import check, stage
-from wanlora.prepare.journal import NAME
 
 SMALL = {"num_frames": 17, "height": 48, "width": 80, "workers": 1, "val_fraction": 0.3}
 FILES = ("train.jsonl", "val.jsonl", "errors.jsonl")

@@ -13,17 +13,17 @@ import pytest
 import torch
 
 from tests.support import cli
-from wanlora import runs
-from wanlora.cache_latents import preview_prompts
+from wanlora.commands.cache_latents import preview_prompts
+from wanlora.commands.train import prompts
 from wanlora.config import PreviewSettings, TrainConfig
 from wanlora.core.prompts import prompt_key
 from wanlora.errors import ModelError
+from wanlora.runs import run_folder
+from wanlora.runs.saved_latents import read_latents
 from wanlora.store import index
 from wanlora.store.reader import RowReader
 from wanlora.store.views import read_view
-from wanlora.train import prompts
 from wanlora.wan import encoders
-from wanlora.wan.saved_latents import read_latents
 from wanlora.wan.variants import prompt_home
 
 TEXTS = ("A person <clapping>, at dusk", "-5 degrees, snow")
@@ -50,7 +50,7 @@ def test_own_prompts_are_shown_from_step_0_and_encoded_once(
     train = ("train", "--cache", cache, *SHORT, "--max-steps", 2, *FLAGS)
     done = cli.invoke(*train, "--output-dir", tmp_path / "run")
     assert done.exit_code == 0, done.output
-    folder = tmp_path / "run" / runs.PREVIEWS_NAME
+    folder = tmp_path / "run" / run_folder.PREVIEWS_NAME
     assert sorted(path.name for path in folder.iterdir()) == [
         "step-000000", "step-000001", "step-000002"
     ]  # fmt: skip
@@ -75,7 +75,7 @@ def test_own_prompts_are_shown_from_step_0_and_encoded_once(
     plain = cli.invoke(*train[:-2], "--output-dir", tmp_path / "plain")
     assert plain.exit_code == 0, plain.output
     losses = [
-        [row["loss"] for row in runs.read_rows(tmp_path / run, runs.METRICS_NAME)]
+        [row["loss"] for row in run_folder.read_rows(tmp_path / run, run_folder.METRICS_NAME)]
         for run in ("run", "again", "plain")
     ]
     assert losses[0] == losses[1] == losses[2]  # previews change no step

@@ -12,15 +12,15 @@ from safetensors import safe_open
 
 from tests.support import cli
 from tests.support.models import random_tensors
+from wanlora.adapters import LoraShape, add_adapter
+from wanlora.commands.sample.preflight import find_latents
+from wanlora.commands.train.previews import gif, preview, save_previews
 from wanlora.core.buckets import Bucket
-from wanlora.core.quality import psnr
 from wanlora.errors import RunError
 from wanlora.media.decode import decode
-from wanlora.sample.preflight import find_latents
-from wanlora.train.previews import gif, preview, save_previews
-from wanlora.wan.adapter import LoraShape, add_adapter
+from wanlora.media.quality import psnr
+from wanlora.runs.saved_latents import read_latents
 from wanlora.wan.encoders import decode_latents, load_vae
-from wanlora.wan.saved_latents import read_latents
 from wanlora.wan.transformer import load_transformer
 
 CPU = torch.device("cpu")

@@ -13,21 +13,21 @@ import pytest
 import tomli_w
 import torch
 
-from wanlora import runs
+from wanlora.commands.train.previews import save_previews
 from wanlora.core.groups import UNDECIDED
 from wanlora.report.gallery import MAX_COLUMNS
-from wanlora.train.page import RunFiles
-from wanlora.train.previews import save_previews
+from wanlora.runs import run_folder
+from wanlora.runs.page import RunFiles
 
 CHROMIUM = shutil.which("chromium")
 
 
 def write_page(run_dir):
     """Write a run's page from the files in its folder, with the state recorded last."""
-    files, recorded = RunFiles(run_dir), run_dir / runs.STATUS_NAME
+    files, recorded = RunFiles(run_dir), run_dir / run_folder.STATUS_NAME
     files.read()
     status = json.loads(recorded.read_text()) if recorded.exists() else None
-    path = run_dir / runs.PAGE_NAME
+    path = run_dir / run_folder.PAGE_NAME
     path.write_text(files.page(status))
     return path
 
@@ -35,10 +35,10 @@ def write_page(run_dir):
 def write_run(folder, *, num_steps=20, preview_steps=(10, 20), validations=True):
     folder.mkdir()
     settings = {"model": "micro", "lora": {"rank": 4, "targets": "<script>alert(1)</script>"}}
-    (folder / runs.CONFIG_NAME).write_text(tomli_w.dumps(settings))
+    (folder / run_folder.CONFIG_NAME).write_text(tomli_w.dumps(settings))
     for step in range(num_steps):
-        runs.append_row(
-            folder, runs.METRICS_NAME,
+        run_folder.append_row(
+            folder, run_folder.METRICS_NAME,
             {"step": step, "loss": 1.0 / (step + 1), "loss_smoothed": 0.5, "lr": 1e-4,
              "grad_norm": 0.5, "clips_per_s": 2.0, "s_per_step": 0.5, "tflops": 0.01, "mfu": None,
              "data_wait_pct": 1.0, "peak_memory_gb": 0.5, "eta_s": 3.0},
@@ -50,7 +50,7 @@ def write_run(folder, *, num_steps=20, preview_steps=(10, 20), validations=True)
                "ci95": [mean - 0.52, mean - 0.48], "per_sigma": [[0.2, 0.6, 0.7], [0.8, 0.2, 0.3]],
                "per_activity": {"walking": [mean, 0.5]},
                "num_clips": 12, "num_groups": 3}  # fmt: skip
-        runs.append_row(folder, runs.VALIDATION_NAME, row)
+        run_folder.append_row(folder, run_folder.VALIDATION_NAME, row)
     for step in preview_steps:
         save_previews(
             folder, step, ["a <dog>", "a cat"],
@@ -138,7 +138,7 @@ def test_a_live_page_reloads_itself_and_stays_where_it_was_read(tmp_path):
         "started_at": time.time(), "written_at": time.time() + 600, "next_write_s": 2,
         "eta_s": 60.0, "checkpoint": None, "warnings": ["few clips"] * 9,
     }  # fmt: skip
-    (run / runs.STATUS_NAME).write_text(json.dumps(status))
+    (run / run_folder.STATUS_NAME).write_text(json.dumps(status))
     probe = tmp_path / "probe.html"
     script = """<script>addEventListener("load", () => { window.name = Number(window.name) + 1;
       const folded = [...document.querySelectorAll("details")];

@@ -14,16 +14,16 @@ from PIL import Image
 from tests.support import cli
 from tests.support.diffusers_video import plain_diffusers
 from tests.support.models import random_tensors
-from wanlora import sample
+from wanlora.adapters import ADAPTER_FILE, LoraShape, add_adapter, read_adapter, save_adapter
+from wanlora.adapters.attach import attach, read_scaled
+from wanlora.commands import sample
+from wanlora.commands.sample.videos import plan
 from wanlora.config import SampleConfig
 from wanlora.errors import AdapterError, ConfigError, DeviceError, StoreError
-from wanlora.sample.videos import plan
 from wanlora.store.captions import captions
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view
 from wanlora.wan import pipeline as wan
-from wanlora.wan.adapter import ADAPTER_FILE, LoraShape, add_adapter, read_adapter, save_adapter
-from wanlora.wan.attach import attach, read_scaled
 from wanlora.wan.transformer import load_transformer
 
 CPU = torch.device("cpu")
@@ -118,7 +118,7 @@ def test_videos_are_written_with_a_record_of_how_they_were_made(tmp_path, run_fo
 
 
 def test_sizes_and_steps_default_to_the_variants(micro_home):
-    from wanlora.sample.stage import video_settings
+    from wanlora.commands.sample.sample import video_settings
     from wanlora.wan.variants import VARIANTS
 
     settings = video_settings(SampleConfig(prompt=("a dog",)), VARIANTS["t2v-1.3b"])

@@ -7,7 +7,8 @@ import numpy as np
 from torch.utils.data import DataLoader
 
 from tests.support import videos
-from wanlora import ClipDataset, collate_fn, verify
+from wanlora import ClipDataset, collate_fn
+from wanlora.commands import verify
 from wanlora.config import VerifyConfig
 
 

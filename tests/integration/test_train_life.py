@@ -13,15 +13,15 @@ import torch
 
 from tests.support import cli
 from tests.support.watched import state
-from wanlora import runs
+from wanlora.adapters import read_adapter
+from wanlora.commands.evaluate import run as evaluate
+from wanlora.commands.train import loop
+from wanlora.commands.train import run as train
 from wanlora.config import EvaluateConfig, TrainConfig
 from wanlora.errors import CorruptRowError, NonFiniteError, RunError
-from wanlora.evaluate import run as evaluate
-from wanlora.step.batches import BatchSource
+from wanlora.runs import run_folder
 from wanlora.store.views import read_view
-from wanlora.train import loop
-from wanlora.train import run as train
-from wanlora.wan.adapter import read_adapter
+from wanlora.training.batches import BatchSource
 
 PANEL = {"num_clips": 3, "num_sigmas": 2}
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "v0.1.0"
@@ -52,11 +52,11 @@ def config(cache, run_dir, *, validation=None, optimizer=None, rate=1e-3, **valu
 
 
 def rows(run_dir):
-    return runs.read_rows(run_dir, runs.VALIDATION_NAME)
+    return run_folder.read_rows(run_dir, run_folder.VALIDATION_NAME)
 
 
 def progress(run_dir):
-    state = runs.newest_checkpoint(run_dir) / "state.json"
+    state = run_folder.newest_checkpoint(run_dir) / "state.json"
     return json.loads(state.read_text())["progress"]
 
 
@@ -136,16 +136,16 @@ def test_a_start_takes_nothing_from_an_attempt_without_a_checkpoint(cache, tmp_p
     train(config(cache, whole, **settings))
     shutil.copytree(whole, run_dir)
     make_unfinished(run_dir)
-    base = json.loads((whole / runs.BASE_LOSSES_NAME).read_text())
+    base = json.loads((whole / run_folder.BASE_LOSSES_NAME).read_text())
     wrong = dict.fromkeys(base, [[9.0] * 2] * 3)
-    (run_dir / runs.BASE_LOSSES_NAME).write_text(json.dumps(wrong))
+    (run_dir / run_folder.BASE_LOSSES_NAME).write_text(json.dumps(wrong))
     for validation in ({"every": 1}, {"every": 0}):
         train(config(cache, run_dir, **settings | {"validation": validation}))
         if validation["every"]:
             assert rows(run_dir) == rows(whole)
         else:
             assert not (run_dir / "best").exists()
-            assert not (run_dir / runs.BASE_LOSSES_NAME).exists()
+            assert not (run_dir / run_folder.BASE_LOSSES_NAME).exists()
         make_unfinished(run_dir)
 
 
@@ -153,7 +153,7 @@ def make_unfinished(run_dir):
     """Leave what a run has that was killed before its first checkpoint."""
     for folder in ("checkpoints", "ema"):
         shutil.rmtree(run_dir / folder)
-    for name in (runs.ADAPTER_NAME, runs.CARD_NAME):
+    for name in (run_folder.ADAPTER_NAME, run_folder.CARD_NAME):
         (run_dir / name).unlink()
 
 
@@ -200,7 +200,7 @@ def test_a_validation_that_is_not_finite_names_the_clip_and_loses_no_step(
     monkeypatch.setattr(loop, "_follow_up", follow_up)
     with pytest.raises(NonFiniteError, match=rf"{clip_id} at sigma 0\.\d+"):
         train(config(cache, tmp_path, max_steps=2, save_steps=1, validation={"every": 1}))
-    assert runs.newest_checkpoint(tmp_path).name == "step-000001"
+    assert run_folder.newest_checkpoint(tmp_path).name == "step-000001"
     assert rows(tmp_path) == []
 
 
@@ -238,7 +238,7 @@ def test_a_validation_that_a_stop_skipped_is_made_up(cache, tmp_path, monkeypatc
         card = (run_dir / "README.md").read_text()
         for name in ("best", "final"):
             assert f"{name} (step 2) | {whole[0]['mean']:.4f}" in card
-        metrics = runs.read_rows(run_dir, runs.METRICS_NAME)
+        metrics = run_folder.read_rows(run_dir, run_folder.METRICS_NAME)
         assert f"| training loss (smoothed) | {metrics[-1]['loss_smoothed']:.4g} |" in card
         assert "..." not in card.split("## Use")[1].split("##")[0]  # a prompt that was trained
 
@@ -248,7 +248,7 @@ def test_a_validation_that_is_not_made_again_stays(cache, tmp_path):
     settings = {"max_steps": 1, "validation": {"every": 1}}
     train(config(cache, tmp_path, **settings))
     before = rows(tmp_path)
-    state = runs.newest_checkpoint(tmp_path) / "state.json"
+    state = run_folder.newest_checkpoint(tmp_path) / "state.json"
     old = json.loads(state.read_text())
     del old["progress"]["validated_step"]
     state.write_text(json.dumps(old))
@@ -259,7 +259,7 @@ def test_a_validation_that_is_not_made_again_stays(cache, tmp_path):
 
 
 def test_a_stop_does_not_wait_for_the_rest_of_a_validation(cache, tmp_path, monkeypatch):
-    from wanlora.step import validation
+    from wanlora.training import validation
 
     original, passes = validation.predict, []
 
@@ -274,7 +274,7 @@ def test_a_stop_does_not_wait_for_the_rest_of_a_validation(cache, tmp_path, monk
         patch.setattr(validation, "predict", predict)
         stopped = train(config(cache, tmp_path / "run", **settings))
     assert (stopped.exit_code, stopped.steps, len(passes)) == (143, 2, 3)
-    assert runs.newest_checkpoint(tmp_path / "run").name == "step-000002"
+    assert run_folder.newest_checkpoint(tmp_path / "run").name == "step-000002"
     assert rows(tmp_path / "run") == []
     train(config(cache, tmp_path / "run", resume=True, **settings))
     train(config(cache, tmp_path / "whole", **settings))
@@ -296,11 +296,11 @@ def test_a_run_keeps_its_warmup_when_it_is_extended(cache, tmp_path):
     """As recorded at its start; release 0.1.0 recorded its default, 100."""
     settings = {"validation": {"every": 0}, "optimizer": {"warmup_steps": None}}
     train(config(cache, tmp_path, max_steps=2, **settings))
-    path = tmp_path / runs.CONFIG_NAME
+    path = tmp_path / run_folder.CONFIG_NAME
     assert tomllib.loads(path.read_text())["optimizer"]["warmup_steps"] == 0
     path.write_text(path.read_text().replace("warmup_steps = 0", "warmup_steps = 100"))
     train(config(cache, tmp_path, max_steps=3, resume=True, **settings))
-    rates = [row["lr"] for row in runs.read_rows(tmp_path, runs.METRICS_NAME)]
+    rates = [row["lr"] for row in run_folder.read_rows(tmp_path, run_folder.METRICS_NAME)]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-3 * 3 / 101])
     assert tomllib.loads(path.read_text())["optimizer"]["warmup_steps"] == 100
     settings["optimizer"] = {"warmup_steps": 7}
@@ -313,7 +313,7 @@ def test_a_run_of_the_last_release_continues_with_its_defaults_written_out(tmp_p
     monkeypatch.setattr("wanlora.wan.variants._micro_folder", lambda: FIXTURE / "model")
     shutil.copytree(FIXTURE, tmp_path / "old")
     old = tmp_path / "old"
-    before = (old / "run" / "best" / runs.ADAPTER_NAME).read_bytes()
+    before = (old / "run" / "best" / run_folder.ADAPTER_NAME).read_bytes()
     arguments = (
         "train", "--cache", old / "cache", "--output-dir", old / "run", "--max-steps", 3,
         "--device", "cpu", "--resume", "--set", "lora.rank=1", "--set", "lora.targets=attention",
@@ -329,9 +329,13 @@ def test_a_run_of_the_last_release_continues_with_its_defaults_written_out(tmp_p
     assert [(row["step"], row["split"]) for row in rows(old / "run")] == [
         (step, split) for step in (2, 3) for split in ("val", "train")
     ]
-    assert (old / "run" / "best-before-step-000002" / runs.ADAPTER_NAME).read_bytes() == before
+    assert (
+        old / "run" / "best-before-step-000002" / run_folder.ADAPTER_NAME
+    ).read_bytes() == before
     assert progress(old / "run")["best_step"] in (2, 3)
-    metrics = runs.read_rows(old / "run", runs.METRICS_NAME)
+    metrics = run_folder.read_rows(old / "run", run_folder.METRICS_NAME)
     assert [row["step"] for row in metrics] == [0, 1, 2]
-    recorded = [row["mean"] for row in runs.read_rows(FIXTURE / "run", runs.VALIDATION_NAME)]
+    recorded = [
+        row["mean"] for row in run_folder.read_rows(FIXTURE / "run", run_folder.VALIDATION_NAME)
+    ]
     assert [row["mean"] for row in rows(old / "run")[:2]] == pytest.approx(recorded, rel=1e-5)

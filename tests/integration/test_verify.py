@@ -6,7 +6,7 @@ import json
 import pytest
 
 from tests.support import videos
-from wanlora import verify
+from wanlora.commands import verify
 from wanlora.config import VerifyConfig
 from wanlora.errors import ManifestError
 

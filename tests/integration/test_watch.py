@@ -17,16 +17,16 @@ from filelock import FileLock
 
 from tests.support import cli
 from tests.support.watched import lines, metrics_row, write_run
-from wanlora import runs
+from wanlora.commands.watch import run as watch
+from wanlora.commands.watch import server as server_module
+from wanlora.commands.watch.pages import Pages
+from wanlora.commands.watch.run_files import Folder
+from wanlora.commands.watch.server import Server
 from wanlora.config import WatchConfig
 from wanlora.errors import OutputError, RunError
 from wanlora.report import run_status
 from wanlora.report.page import page, script_source
-from wanlora.watch import run as watch
-from wanlora.watch import server as server_module
-from wanlora.watch.files import Folder
-from wanlora.watch.pages import Pages
-from wanlora.watch.server import Server
+from wanlora.runs import run_folder
 
 CHROMIUM = shutil.which("chromium")
 PROMPT = "A person <b>clapping</b>"
@@ -165,7 +165,7 @@ def test_a_name_that_is_not_a_run_of_the_folder_is_refused(server, name):
 def test_links_inside_a_run_are_not_followed(server, outputs, tmp_path):
     secret = tmp_path / "secret.html"
     secret.write_text("<html><body><main>the secret</main></body></html>")
-    for name in (runs.PAGE_NAME, "config.toml"):
+    for name in (run_folder.PAGE_NAME, "config.toml"):
         (outputs / "fast" / name).unlink(missing_ok=True)
         (outputs / "fast" / name).symlink_to(secret)
     (outputs / "fast" / "previews" / "step-000020" / "00.gif").unlink()
@@ -292,14 +292,19 @@ def test_connections_beyond_the_limit_are_closed(server):
 
 
 def test_a_run_that_vanishes_or_is_damaged_breaks_no_page(server, outputs):
-    for name in (runs.METRICS_NAME, runs.VALIDATION_NAME, runs.CONFIG_NAME, runs.STATUS_NAME):
+    for name in (
+        run_folder.METRICS_NAME,
+        run_folder.VALIDATION_NAME,
+        run_folder.CONFIG_NAME,
+        run_folder.STATUS_NAME,
+    ):
         (outputs / "slow run" / name).write_bytes(b'\xff{"step": 1,\n[]\n{"step": 3}\n')
     assert get(server, "/")[0] == 200
     _, _, text = get(server, "/compare?run=fast&run=slow%20run")
     assert "2 damaged lines of metrics.jsonl cannot be read" in text
     assert get(server, "/run?name=slow%20run")[0] == 200
-    (outputs / "slow run" / runs.CONFIG_NAME).write_text("validation = 5\nlora = 3\n")
-    (outputs / "slow run" / runs.METRICS_NAME).write_text(
+    (outputs / "slow run" / run_folder.CONFIG_NAME).write_text("validation = 5\nlora = 3\n")
+    (outputs / "slow run" / run_folder.METRICS_NAME).write_text(
         lines([metrics_row(0, peak_memory_gb=None)])
     )
     for path in ("/", "/run?name=slow%20run", "/compare?run=fast&run=slow%20run"):

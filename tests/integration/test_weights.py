@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.caches import write_npz_clips
-from wanlora import cache_latents, train
+from wanlora.adapters import read_adapter
+from wanlora.commands import cache_latents, train
 from wanlora.config import CacheLatentsConfig, TrainConfig
 from wanlora.errors import RunError
-from wanlora.runs import METRICS_NAME, read_rows
+from wanlora.runs.run_folder import METRICS_NAME, read_rows
 from wanlora.store.views import read_view
-from wanlora.wan.adapter import read_adapter
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from tests.support.models import random_tensors
-from wanlora.errors import AdapterError, ModelError, NonFiniteError
-from wanlora.wan.adapter import (
+from wanlora.adapters import (
     ADAPTER_FILE,
     LoraShape,
     adapter_parameters,
@@ -24,7 +23,8 @@ from wanlora.wan.adapter import (
     read_adapter,
     save_adapter,
 )
-from wanlora.wan.adapter.lora import target_names
+from wanlora.adapters.lora import target_names
+from wanlora.errors import AdapterError, ModelError, NonFiniteError
 from wanlora.wan.transformer import load_transformer
 
 CPU = torch.device("cpu")
@@ -117,9 +117,9 @@ def test_training_code_meets_no_encoder(micro_folder):
     code = f"""
 import sys, torch
 from pathlib import Path
-from wanlora.wan.adapter.lora import target_names
+from wanlora.adapters.lora import target_names
 from wanlora.wan.transformer import load_transformer
-from wanlora.wan.adapter import LoraShape, add_adapter, read_adapter, save_adapter
+from wanlora.adapters import LoraShape, add_adapter, read_adapter, save_adapter
 cpu = torch.device("cpu")
 transformer = load_transformer(Path({str(micro_folder)!r}), dtype=torch.float32, device=cpu)
 parameters = add_adapter(transformer, LoraShape(rank=2, alpha=2.0), seed=0)

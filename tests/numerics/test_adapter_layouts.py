@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from tests.support import cli
 from tests.support.adapters import ATTENTION, BLOCK_LINEARS, IN, OUT, RANK, original, pairs, write
 from tests.support.adapters import modules as block_modules
+from wanlora.adapters import read_adapter
+from wanlora.adapters.updates import dense
 from wanlora.errors import AdapterError
-from wanlora.wan.adapter import read_adapter
-from wanlora.wan.adapter.updates import dense
 
 SCALE = 0.5
 ALPHA = SCALE * RANK

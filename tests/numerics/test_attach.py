@@ -5,8 +5,7 @@ import torch
 
 from tests.support import cli
 from tests.support.models import random_tensors
-from wanlora.wan import attach
-from wanlora.wan.adapter import LoraShape, adapter_parameters, add_adapter, save_adapter
+from wanlora.adapters import LoraShape, adapter_parameters, add_adapter, attach, save_adapter
 from wanlora.wan.transformer import load_transformer
 
 CPU = torch.device("cpu")

@@ -14,11 +14,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support import real_size
 from tests.unit.test_memory import FULL_SIZE
+from wanlora.adapters.targets import PRESETS, chosen, linear_names
 from wanlora.core.buckets import num_tokens
-from wanlora.core.flops import step_flops
-from wanlora.core.memory import Workload, block_bytes, step_bytes
+from wanlora.cost.flops import step_flops
+from wanlora.cost.memory import Workload, block_bytes, step_bytes
 from wanlora.wan.blocks import set_activations
-from wanlora.wan.targets import PRESETS, chosen, linear_names
 
 TOKENS = num_tokens(FULL_SIZE)
 

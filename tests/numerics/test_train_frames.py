@@ -8,10 +8,10 @@ import torch
 
 from tests.support import cli
 from tests.support.models import micro_folder, micro_home  # noqa: F401
+from wanlora.commands.train.data import open_data
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import Bucket
 from wanlora.store.views import read_view
-from wanlora.train.data import open_data
 from wanlora.wan.variants import VARIANTS
 
 

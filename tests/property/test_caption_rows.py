@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.property.test_manifest_lines import ANY_TEXT, VALUES
-from wanlora.captions import find
+from wanlora.data.captions import find
 from wanlora.errors import MEDIA_ERROR_CODES, ManifestError
 
 ROW = {"path": "b.mp4", "caption": "two", "label": "run", "split": "val", "weight": 2}

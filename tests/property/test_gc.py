@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from tests.support.stores import FINGERPRINT, build_store, row_of, segment_writer, write_rows
 from tests.support.turns import Turns
+from wanlora.commands.inspect import repair as repairs
 from wanlora.config import InspectConfig
 from wanlora.core.fingerprint import sha256_text
 from wanlora.errors import StoreError
-from wanlora.inspect_cache import mend
 from wanlora.store import index, maintenance, wants
 from wanlora.store.folder import Folder
 from wanlora.store.reader import StoreReader
@@ -70,7 +70,7 @@ def stage_one(cache: Path, view: View) -> Callable[[], None]:
 def gc(cache: Path, age_h: float) -> Callable[[], None]:
     def run() -> None:
         try:
-            mend.gc(InspectConfig(path=cache, gc=True, gc_min_age_h=age_h))
+            repairs.gc(InspectConfig(path=cache, gc=True, gc_min_age_h=age_h))
         except StoreError as error:
             if "has begun on" not in str(error):
                 raise
@@ -81,7 +81,7 @@ def gc(cache: Path, age_h: float) -> Callable[[], None]:
 def repair(cache: Path) -> Callable[[], None]:
     def run() -> None:
         try:
-            assert mend.repair(InspectConfig(path=cache, repair=True))["encoded"] == 0
+            assert repairs.repair(InspectConfig(path=cache, repair=True))["encoded"] == 0
         except StoreError as error:
             if "has begun on" not in str(error):
                 raise
@@ -134,7 +134,7 @@ def play(scene: str, schedule: list[int], age_h: float) -> None:
         assert not turns.errors, turns.errors
         for view in (first, *(views[name] for name in SCENES[scene] if name in views)):
             check(StoreReader.of_view(cache, view), view)
-        assert mend.gc(InspectConfig(path=cache, gc=True, gc_min_age_h=0))["wants"] == []
+        assert repairs.gc(InspectConfig(path=cache, gc=True, gc_min_age_h=0))["wants"] == []
         for name in ("default", *(name for name in SCENES[scene] if name in views)):
             check(StoreReader.of_view(cache, read_view(cache, name)), read_view(cache, name))
         assert not list((cache / "condemned").glob("*"))
@@ -195,14 +195,14 @@ def test_rows_of_an_unfinished_run_stay_until_they_are_given_up(tmp_path):
     view = view_of(first, "writer", KEYS[1:5])
     name = wants.publish(tmp_path, view)
     config = InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0)
-    freed = mend.gc(config)
+    freed = repairs.gc(config)
     assert freed["wants"] == [name]
     assert index.missing_keys(tmp_path, "latents", FINGERPRINT["latents"], KEYS) == [
         KEYS[0], *KEYS[4:],
     ]  # fmt: skip
     with pytest.raises(StoreError, match=name):
-        mend.gc(config.model_copy(update={"gc_drop_wants": ("another",)}))
-    freed = mend.gc(config.model_copy(update={"gc_drop_wants": (name,)}))
+        repairs.gc(config.model_copy(update={"gc_drop_wants": ("another",)}))
+    freed = repairs.gc(config.model_copy(update={"gc_drop_wants": (name,)}))
     assert (freed["rows"], freed["wants"]) == (3, [])
     assert wants.names(tmp_path) == []
     check(StoreReader.of_view(tmp_path, first), first)

@@ -7,8 +7,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.clips import clip
-from wanlora import manifest
 from wanlora.core.buckets import MAX_FPS, MAX_FRAMES, MAX_SIDE_PX, MIN_FPS
+from wanlora.data import manifest
 from wanlora.errors import ManifestError
 
 OWN = json.loads(manifest.line_of(clip(source="a.npz", kind="npz")))

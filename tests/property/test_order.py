@@ -5,9 +5,9 @@ from fractions import Fraction
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wanlora.core.batch_sizes import BatchSize
 from wanlora.core.buckets import Bucket
-from wanlora.core.order import Order, balanced_shares, describe_untrained, num_steps, shares
+from wanlora.training.batch_sizes import BatchSize
+from wanlora.training.order import Order, balanced_shares, describe_untrained, num_steps, shares
 
 BUCKETS = [Bucket(frames, 16, 16) for frames in (1, 5, 9, 17)]
 RECORDED = [

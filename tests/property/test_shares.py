@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wanlora.cache_latents.claims import claim_chunks
-from wanlora.core.ranks import Rank, share
+from wanlora.commands.cache_latents.claims import claim_chunks
+from wanlora.processes.ranks import Rank, share
 
 
 class Keys(frozenset):

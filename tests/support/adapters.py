@@ -7,7 +7,7 @@ import torch
 from diffusers import WanPipeline, WanTransformer3DModel
 from safetensors.torch import save_file
 
-from wanlora.wan.adapter.names import BLOCK_LINEARS
+from wanlora.adapters.names import BLOCK_LINEARS
 
 IN, OUT, RANK = 16, 24, 4
 BLOCKS = 2

@@ -33,9 +33,11 @@ ENVIRONMENT = {
 
 
 PRELOADED = (
-    "wanlora.cli", "wanlora.prepare", "wanlora.verify", "wanlora.cache_latents.stage",
-    "wanlora.train.loop", "wanlora.sample.stage", "wanlora.evaluate.stage",
-    "wanlora.wan.adapter.reread", "wanlora.inspect_cache", "wanlora.estimate.probe",
+    "wanlora.cli", "wanlora.commands.prepare", "wanlora.commands.verify",
+    "wanlora.commands.cache_latents.cache_latents",
+    "wanlora.commands.train.loop", "wanlora.commands.sample.sample",
+    "wanlora.commands.evaluate.evaluate",
+    "wanlora.adapters.reread", "wanlora.commands.inspect", "wanlora.commands.estimate.probe",
 )  # fmt: skip
 """Modules that the server of commands has imported: seconds of CPU for each command."""
 

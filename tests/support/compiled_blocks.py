@@ -11,7 +11,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from tests.support import real_size
-from wanlora.core.flops import TransformerShape
+from wanlora.cost.flops import TransformerShape
 from wanlora.wan.attention import pinned
 from wanlora.wan.blocks import set_activations
 

@@ -15,10 +15,10 @@ import torch
 
 from tests.support import real_size
 from wanlora.core.buckets import Bucket
-from wanlora.core.flops import TransformerShape
+from wanlora.cost.flops import TransformerShape
 from wanlora.errors import DeviceError
-from wanlora.step import fitting
-from wanlora.step.workload import describe, workload
+from wanlora.training import fitting
+from wanlora.training.workload import describe, workload
 from wanlora.wan.variants import VARIANTS
 
 LAYERS, BUCKET = 16, Bucket(17, 96, 96)

@@ -68,8 +68,8 @@ def _wait_for(segments: int, cache: Path) -> None:
 
 
 def _serve(folder: Path) -> None:
-    import wanlora.cache_latents.stage  # noqa: F401  (before the forks)
-    from wanlora import cache_latents
+    import wanlora.commands.cache_latents.cache_latents  # noqa: F401  (before the forks)
+    from wanlora.commands import cache_latents
     from wanlora.config import CacheLatentsConfig
 
     request = json.loads((folder / "ranks.json").read_text())

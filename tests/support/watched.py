@@ -7,9 +7,9 @@ import time
 
 import tomli_w
 
-from wanlora import runs
-from wanlora.watch.files import Folder
-from wanlora.watch.summary import Summaries
+from wanlora.commands.watch.run_files import Folder
+from wanlora.commands.watch.summary import Summaries
+from wanlora.runs import run_folder
 
 GIF = bytes.fromhex(
     "47494638396108000800800000ff800000000021f90400000000002c00000000080008000002078c8fa9cbed0f05003b"
@@ -62,24 +62,24 @@ def write_run(
     """Write a run; `status_values` None leaves it without a status, as before release 0.2."""
     folder.mkdir(parents=True)
     values = {"model": "micro", "learning_rate": rate, "lora": {"rank": rank}} | (settings or {})
-    (folder / runs.CONFIG_NAME).write_text(tomli_w.dumps(values))
+    (folder / run_folder.CONFIG_NAME).write_text(tomli_w.dumps(values))
     metrics = [
         metrics_row(step, planned=planned, lr=rate, loss=0.4 + math.exp(-step / 8) / rank)
         for step in range(num_steps)
     ]
-    (folder / runs.METRICS_NAME).write_text(lines(metrics))
+    (folder / run_folder.METRICS_NAME).write_text(lines(metrics))
     every = max(1, num_steps // max(1, len(losses)))
     rows = [
         validation_row(every * number, loss, panel=panel) for number, loss in enumerate(losses, 1)
     ]
-    (folder / runs.VALIDATION_NAME).write_text(lines(rows))
+    (folder / run_folder.VALIDATION_NAME).write_text(lines(rows))
     if status_values is not None:
         text = json.dumps(status(done=num_steps, planned=planned) | status_values)
-        (folder / runs.STATUS_NAME).write_text(text)
+        (folder / run_folder.STATUS_NAME).write_text(text)
     if page is not None:
         (folder / "run.html").write_text(page)
     for index, prompt in enumerate(prompts):
-        write_preview(folder / runs.PREVIEWS_NAME / f"step-{num_steps:06d}", index, prompt)
+        write_preview(folder / run_folder.PREVIEWS_NAME / f"step-{num_steps:06d}", index, prompt)
     return folder
 
 

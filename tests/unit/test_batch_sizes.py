@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_memory import work_of
-from wanlora.core.batch_sizes import BatchSize, batch_sizes
 from wanlora.core.buckets import Bucket, num_tokens
-from wanlora.core.flops import step_flops
-from wanlora.core.memory import step_bytes
+from wanlora.cost.flops import step_flops
+from wanlora.cost.memory import step_bytes
+from wanlora.training.batch_sizes import BatchSize, batch_sizes
 
 LENGTHS = (1, 17, 33, 49, 81)
 MIXED = [Bucket(frames, 480, 832) for frames in LENGTHS]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from wanlora.captions import find
+from wanlora.data.captions import find
 from wanlora.errors import ManifestError, NoCaptionError
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from wanlora.errors import CheckpointError
-from wanlora.step.masters import Masters
-from wanlora.train import checkpoints
+from wanlora.runs import checkpoints
+from wanlora.training.masters import Masters
 
 IDENTITY = {"view_sha256": "ab" * 32, "variant": "micro"}
 

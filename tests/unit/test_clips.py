@@ -9,7 +9,7 @@ import torch
 
 from tests.support import videos
 from tests.support.clips import clip
-from wanlora import clips
+from wanlora.data import clips
 from wanlora.errors import ManifestError, MediaError
 from wanlora.media import decode, transform
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from tests.support.clips import clip
-from wanlora.clips import load_clip
+from wanlora.data.clips import load_clip
+from wanlora.data.manifest import clip_key
 from wanlora.errors import MediaError
-from wanlora.manifest import clip_key
 from wanlora.media import decode, probe
 
 YUV = (90, 100, 190)

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.unit.test_memory import work_of
-from wanlora.core.cost import encode_seconds, floor_seconds, model_flops, predict_seconds
-from wanlora.core.gpus import GPUS
+from wanlora.cost.gpus import GPUS
+from wanlora.cost.seconds import encode_seconds, floor_seconds, model_flops, predict_seconds
 
 H100 = GPUS["H100"]
 

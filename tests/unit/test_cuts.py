@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanlora.prepare.cuts import Cut, Rules, Scene, cuts, unique_ids
+from wanlora.commands.prepare.cuts import Cut, Rules, Scene, cuts, unique_ids
 
 RULES = {
     "num_frames": 81, "fps": 16.0, "mode": "chunk", "stride": 40, "count": 4, "short": "trim",

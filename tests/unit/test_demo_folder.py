@@ -6,8 +6,8 @@ import pytest
 
 from tests.support import cli
 from wanlora import __version__
+from wanlora.commands.demo import demo, demo_folder
 from wanlora.config import DemoConfig
-from wanlora.demo import folder, stage
 from wanlora.errors import RunError
 
 RESULT = {
@@ -25,20 +25,20 @@ def steps(monkeypatch):
 
     def run_step(step, config):
         ran.append(step)
-        for name in stage._outputs(step):
+        for name in demo._outputs(step):
             (config.output_dir / name).parent.mkdir(parents=True, exist_ok=True)
             (config.output_dir / name).touch()
         return RESULT if step == "report" else None
 
-    monkeypatch.setattr(stage, "_run_step", run_step)
+    monkeypatch.setattr(demo, "_run_step", run_step)
     return ran
 
 
 def test_a_finished_demo_is_shown_and_nothing_is_run(tmp_path, steps):
-    first = stage.run(DemoConfig(output_dir=tmp_path))
-    assert steps == list(stage.STEPS)
+    first = demo.run(DemoConfig(output_dir=tmp_path))
+    assert steps == list(demo.STEPS)
     steps.clear()
-    assert stage.run(DemoConfig(output_dir=tmp_path)) == first
+    assert demo.run(DemoConfig(output_dir=tmp_path)) == first
     assert steps == []
     assert first.report == str(tmp_path / "report.html")
 
@@ -46,12 +46,12 @@ def test_a_finished_demo_is_shown_and_nothing_is_run(tmp_path, steps):
 def test_json_of_a_finished_demo_is_one_document(tmp_path, steps, micro_home):
     first, second = (cli.invoke("demo", "--output-dir", tmp_path / "d", "--json") for _ in range(2))
     assert json.loads(first.stdout) == json.loads(second.stdout)
-    assert steps == list(stage.STEPS)
+    assert steps == list(demo.STEPS)
 
 
-@pytest.mark.parametrize("stopped", stage.STEPS)
+@pytest.mark.parametrize("stopped", demo.STEPS)
 def test_a_demo_continues_with_the_step_that_was_interrupted(tmp_path, steps, monkeypatch, stopped):
-    do = stage._run_step
+    do = demo._run_step
 
     def interrupt(step, config):
         if step == stopped:
@@ -59,29 +59,29 @@ def test_a_demo_continues_with_the_step_that_was_interrupted(tmp_path, steps, mo
         return do(step, config)
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "_run_step", interrupt)
+        patch.setattr(demo, "_run_step", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            stage.run(DemoConfig(output_dir=tmp_path))
+            demo.run(DemoConfig(output_dir=tmp_path))
     before = list(steps)
     (tmp_path / "videos").mkdir(exist_ok=True)  # a step leaves something behind
-    stage.run(DemoConfig(output_dir=tmp_path))
+    demo.run(DemoConfig(output_dir=tmp_path))
     assert [*before, stopped] == steps[: len(before) + 1]
-    assert steps == list(stage.STEPS)
+    assert steps == list(demo.STEPS)
 
 
-@pytest.mark.parametrize("step", stage.OUTPUTS)
+@pytest.mark.parametrize("step", demo.OUTPUTS)
 def test_a_missing_output_is_made_again_with_what_follows(tmp_path, steps, step):
-    stage.run(DemoConfig(output_dir=tmp_path))
+    demo.run(DemoConfig(output_dir=tmp_path))
     steps.clear()
-    (tmp_path / stage.OUTPUTS[step]).unlink()
-    stage.run(DemoConfig(output_dir=tmp_path))
-    assert steps == list(stage.STEPS[stage.STEPS.index(step) :])
+    (tmp_path / demo.OUTPUTS[step]).unlink()
+    demo.run(DemoConfig(output_dir=tmp_path))
+    assert steps == list(demo.STEPS[demo.STEPS.index(step) :])
 
 
 def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path, steps):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(RunError, match=r"thesis\.txt.*--output-dir"):
-        stage.run(DemoConfig(output_dir=tmp_path))
+        demo.run(DemoConfig(output_dir=tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
     assert steps == []
 
@@ -90,32 +90,32 @@ def test_a_folder_of_other_files_is_refused_and_left_alone(tmp_path, steps):
     ("changed", "named"), [({"seed": 1}, "seed"), ({"concept": "striped"}, "concept")]
 )
 def test_a_demo_of_other_settings_is_refused(tmp_path, steps, changed, named):
-    stage.run(DemoConfig(output_dir=tmp_path))
+    demo.run(DemoConfig(output_dir=tmp_path))
     steps.clear()
     with pytest.raises(RunError, match=named):
-        stage.run(DemoConfig(output_dir=tmp_path, **changed))
+        demo.run(DemoConfig(output_dir=tmp_path, **changed))
     assert steps == []
 
 
 def test_a_demo_of_another_version_is_refused(tmp_path, steps, monkeypatch):
-    stage.run(DemoConfig(output_dir=tmp_path))
-    monkeypatch.setattr(stage, "__version__", "9.9.9")
+    demo.run(DemoConfig(output_dir=tmp_path))
+    monkeypatch.setattr(demo, "__version__", "9.9.9")
     with pytest.raises(RunError, match=f"{__version__}.*9.9.9"):
-        stage.run(DemoConfig(output_dir=tmp_path))
+        demo.run(DemoConfig(output_dir=tmp_path))
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"done": []}'])
 def test_a_damaged_record_is_named(tmp_path, steps, text):
-    (tmp_path / folder.NAME).write_text(text)
-    with pytest.raises(RunError, match=folder.NAME):
-        stage.run(DemoConfig(output_dir=tmp_path))
+    (tmp_path / demo_folder.NAME).write_text(text)
+    with pytest.raises(RunError, match=demo_folder.NAME):
+        demo.run(DemoConfig(output_dir=tmp_path))
 
 
 def test_two_demos_do_not_share_a_folder(tmp_path, steps):
     with (
-        folder.open_folder(tmp_path, {}),
+        demo_folder.open_folder(tmp_path, {}),
         pytest.raises(RunError, match="another process"),
-        folder.open_folder(tmp_path, {}),
+        demo_folder.open_folder(tmp_path, {}),
     ):
         pass
 
@@ -123,7 +123,7 @@ def test_two_demos_do_not_share_a_folder(tmp_path, steps):
 def test_training_goes_on_from_a_checkpoint(tmp_path):
     def training():
         (words,) = [
-            words for words in stage.commands(DemoConfig(output_dir=tmp_path))
+            words for words in demo.commands(DemoConfig(output_dir=tmp_path))
             if words[0] == "train"
         ]  # fmt: skip
         return words
@@ -136,5 +136,5 @@ def test_training_goes_on_from_a_checkpoint(tmp_path):
 
 
 def test_the_steps_are_the_commands_between_drawing_and_the_report(tmp_path):
-    commands = [words[0] for words in stage.commands(DemoConfig(output_dir=tmp_path))]
-    assert commands == list(stage.STEPS[1:-1])
+    commands = [words[0] for words in demo.commands(DemoConfig(output_dir=tmp_path))]
+    assert commands == list(demo.STEPS[1:-1])

@@ -9,15 +9,14 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wanlora.cache_latents.pipeline import Ahead
+from wanlora.commands.cache_latents.pipeline import Ahead
 from wanlora.core.buckets import Bucket
-from wanlora.core.ranks import rank_of
 from wanlora.errors import ConfigError, DeviceError
-from wanlora.step import batches, predict, validation
-from wanlora.step.batches import BatchSource, MicroBatch, read_ahead
-from wanlora.step.validation import Panel, losses
+from wanlora.processes.ranks import rank_of
 from wanlora.store.views import ViewClip
-from wanlora.train import ranks
+from wanlora.training import batches, distributed, predict, validation
+from wanlora.training.batches import BatchSource, MicroBatch, read_ahead
+from wanlora.training.validation import Panel, losses
 from wanlora.wan import device as devices
 
 CPU = torch.device("cpu")
@@ -126,14 +125,14 @@ ADDRESS = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 
 def test_srun_alone_starts_the_processes_of_one_run(monkeypatch):
     monkeypatch.setattr(os, "environ", SLURM | ADDRESS)
-    ranks.adopt_launcher()
+    distributed.adopt_launcher()
     assert {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} == {
         "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1",
     }  # fmt: skip
     assert rank_of(os.environ).world == 4
     monkeypatch.setattr(os, "environ", dict(SLURM))
     with pytest.raises(ConfigError, match=r"MASTER_ADDR=\$\(scontrol"):
-        ranks.adopt_launcher()
+        distributed.adopt_launcher()
 
 
 @pytest.mark.parametrize(
@@ -152,7 +151,7 @@ def test_settings_of_accelerate_that_are_not_used_are_named_once(
     environment, named, monkeypatch, caplog
 ):
     monkeypatch.setattr(os, "environ", dict(environment))
-    ranks.warn_of_accelerate_settings()
+    distributed.warn_of_accelerate_settings()
     assert len(caplog.records) == bool(named)
     for name in (*named, *([*environment] if named else [])):
         assert name in caplog.text

@@ -3,13 +3,13 @@
 import pytest
 
 from tests.support.stores import build_store
+from wanlora.commands.estimate.pauses import Passes, preview_passes, validation_passes
 from wanlora.config import EstimateConfig, TrainConfig
 from wanlora.core.buckets import Bucket
 from wanlora.core.validation import num_due
-from wanlora.estimate.pauses import Passes, preview_passes, validation_passes
-from wanlora.step.source import make_source
-from wanlora.step.validation import make_panel
 from wanlora.store.reader import StoreReader
+from wanlora.training.source import make_source
+from wanlora.training.validation import make_panel
 from wanlora.wan.variants import VARIANTS
 
 SMALL, LARGE = Bucket(1, 64, 64), Bucket(17, 64, 64)

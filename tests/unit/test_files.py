@@ -11,14 +11,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from wanlora import cli, runs
+from wanlora import cli
 from wanlora.errors import OutputError
 from wanlora.files import disk_error, staging, write_atomic, write_json, writing
 from wanlora.media import mp4, recorded
 from wanlora.report.page import page
-from wanlora.step.masters import Masters
-from wanlora.train import checkpoints
-from wanlora.train.record import Recorder
+from wanlora.runs import checkpoints, run_folder
+from wanlora.runs.record import Recorder
+from wanlora.training.masters import Masters
 
 LIMIT = 5_000
 NOISE = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
@@ -46,7 +46,7 @@ def optimizer_state(path):
             masters=masters, optimizer=optimizer,
         )  # fmt: skip
 
-    runs.publish_checkpoint(path.parent, 7, write, keep=0)
+    run_folder.publish_checkpoint(path.parent, 7, write, keep=0)
 
 
 def merged(path):
@@ -56,7 +56,7 @@ def merged(path):
 
 def metrics(path):
     for step in range(LIMIT):
-        runs.append_row(path.parent, path.name, {"step": step})
+        run_folder.append_row(path.parent, path.name, {"step": step})
 
 
 def tensorboard(path):

@@ -10,9 +10,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support.real_size import fused_attention as fused_attention_op
 from tests.support.real_size import shape_of, transformer
+from wanlora.adapters.targets import PRESETS
 from wanlora.core.buckets import Bucket, num_tokens
-from wanlora.core.flops import TransformerShape, step_flops
-from wanlora.wan.targets import PRESETS
+from wanlora.cost.flops import TransformerShape, step_flops
 
 FULL_SIZE = Bucket(81, 480, 832)
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from wanlora.core import flow
 from wanlora.core.rng import Stream, uniform
+from wanlora.training import flow
 
 
 def test_mixture_and_target_are_those_of_a_straight_path():

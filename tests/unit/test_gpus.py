@@ -2,7 +2,7 @@
 
 import pytest
 
-from wanlora.core.gpus import GPUS, gpu_named, gpu_of, memory_of, mfu, other_size
+from wanlora.cost.gpus import GPUS, gpu_named, gpu_of, memory_of, mfu, other_size
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import UMT5Config, UMT5EncoderModel
 
-from wanlora.cache_latents import encode
-from wanlora.cache_latents.plan import Encoders
-from wanlora.cache_latents.turns import turn
+from wanlora.commands.cache_latents import encode
+from wanlora.commands.cache_latents.plan import Encoders
+from wanlora.commands.cache_latents.turns import turn
 from wanlora.config import CacheLatentsConfig
 from wanlora.errors import DeviceError
 from wanlora.wan import device, encoders

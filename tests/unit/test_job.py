@@ -13,11 +13,12 @@ import pytest
 
 from tests.support import cli
 from tests.unit.test_cli import parsed
-from wanlora import job, runs
+from wanlora.commands import job
+from wanlora.commands.show_config import JOB
 from wanlora.config import COMMANDS, RunConfig, TrainConfig, settings_of
 from wanlora.config.load import build, command_line
 from wanlora.errors import ConfigError
-from wanlora.show_config import JOB
+from wanlora.runs import run_folder
 
 ALL = """
 [prepare]
@@ -163,12 +164,12 @@ def test_the_json_of_a_job_holds_the_results_of_its_stages(tmp_path, processes):
 
 def write_run(folder, config: TrainConfig, *, state: str, view_sha256: str) -> None:
     (folder / "checkpoints" / "step-000004").mkdir(parents=True)
-    reason = runs.out_of_patience(3) if state == "without a new best" else None
+    reason = run_folder.out_of_patience(3) if state == "without a new best" else None
     status = {"state": "stopped" if reason else state, "reason": reason}
-    (folder / runs.STATUS_NAME).write_text(json.dumps(status))
+    (folder / run_folder.STATUS_NAME).write_text(json.dumps(status))
     settings = config.model_dump(mode="json") | {"output_dir": "elsewhere"}
     settings["optimizer"]["warmup_steps"] = 1
-    with runs.begin_run(folder, settings, {"view_sha256": view_sha256},
+    with run_folder.begin_run(folder, settings, {"view_sha256": view_sha256},
                         checkpoint=folder / "checkpoints" / "step-000004"):  # fmt: skip
         pass
 

@@ -1,6 +1,6 @@
 import numpy as np
 
-from wanlora.core.latent_rgb import normal_equations, solve, to_rgb
+from wanlora.store.latent_rgb import normal_equations, solve, to_rgb
 
 
 def _clip(rng, projection, frames=9, height=4, width=6):

@@ -11,15 +11,14 @@ import pytest
 import torch
 
 from tests.support.watched import GIF
-from wanlora import runs
 from wanlora.errors import NonFiniteError
 from wanlora.report.gallery import shown_steps
 from wanlora.report.run_page import run_page
 from wanlora.report.run_status import DONE, STOPPED
 from wanlora.report.series import Metrics
-from wanlora.train import page
-from wanlora.train.page import LivePage, RunFiles, collected_warnings, live_page
-from wanlora.wan.saved_latents import write_latents
+from wanlora.runs import page, run_folder
+from wanlora.runs.page import LivePage, RunFiles, collected_warnings, live_page
+from wanlora.runs.saved_latents import write_latents
 
 
 def row(step, **values):
@@ -27,11 +26,11 @@ def row(step, **values):
 
 
 def status_of(run_dir):
-    return json.loads((run_dir / runs.STATUS_NAME).read_text())
+    return json.loads((run_dir / run_folder.STATUS_NAME).read_text())
 
 
 def state_shown(run_dir):
-    return re.search(r'data-state="(\w+)"', (run_dir / runs.PAGE_NAME).read_text())[1]
+    return re.search(r'data-state="(\w+)"', (run_dir / run_folder.PAGE_NAME).read_text())[1]
 
 
 def wait_until(is_true):
@@ -48,7 +47,7 @@ def test_the_page_is_there_before_the_first_step_and_follows_the_steps(tmp_path,
     assert status_of(tmp_path)["steps_done"] == 0
     assert state_shown(tmp_path) == "training"
     for step in range(4):
-        runs.append_row(tmp_path, runs.METRICS_NAME, row(step))
+        run_folder.append_row(tmp_path, run_folder.METRICS_NAME, row(step))
     wait_until(lambda: status_of(tmp_path)["steps_done"] == 4)  # nobody asked for it
     live.end(DONE)
     found = status_of(tmp_path)
@@ -61,12 +60,12 @@ def test_a_page_that_is_renewed_does_not_wait_for_its_time(tmp_path, monkeypatch
     run = tmp_path / "my run"
     run.mkdir()
     live = LivePage(run, steps_planned=10, warnings=[])
-    runs.append_row(run, runs.METRICS_NAME, row(0))
+    run_folder.append_row(run, run_folder.METRICS_NAME, row(0))
     live.renew()
     wait_until(lambda: status_of(run)["steps_done"] == 1)
     live.end(STOPPED, "SIGTERM")
     assert status_of(run)["reason"] == "SIGTERM"
-    made = html.unescape((run / runs.PAGE_NAME).read_text())
+    made = html.unescape((run / run_folder.PAGE_NAME).read_text())
     assert "SIGTERM" in made
     assert f"wanlora train --output-dir '{run}' --resume" in made
 
@@ -80,30 +79,30 @@ def test_an_error_is_the_last_state_of_the_page(tmp_path, error, state):
     with pytest.raises(type(error)), live_page(tmp_path, steps_planned=5, warnings=[]):
         raise error
     assert state_shown(tmp_path) == status_of(tmp_path)["state"] == state
-    made = (tmp_path / runs.PAGE_NAME).read_text()
+    made = (tmp_path / run_folder.PAGE_NAME).read_text()
     assert "--resume" in made
     if isinstance(error, NonFiniteError):
         assert "step 3: &lt;NaN&gt;" in made
 
 
 def test_a_page_that_cannot_be_written_stops_nothing_and_is_reported_once(tmp_path, caplog):
-    (tmp_path / runs.PAGE_NAME).mkdir()
+    (tmp_path / run_folder.PAGE_NAME).mkdir()
     with caplog.at_level(logging.WARNING, "wanlora"):
         live = LivePage(tmp_path, steps_planned=5, warnings=[])
         live.end(DONE)
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert runs.PAGE_NAME in caplog.text
+    assert run_folder.PAGE_NAME in caplog.text
 
 
 def test_a_damaged_preview_costs_only_its_own_picture(tmp_path, caplog):
     for name, prompt in (("00", "kept <prompt>"), ("01", "lost prompt"), ("02", "torn prompt")):
-        path = tmp_path / runs.PREVIEWS_NAME / "step-000005" / f"{name}.safetensors"
+        path = tmp_path / run_folder.PREVIEWS_NAME / "step-000005" / f"{name}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         facts = {"prompt": prompt, "seed": 0, "model": "micro", "variant": "micro"}
         write_latents(path, torch.zeros(4, 1, 2, 2), facts)
         path.with_suffix(".gif").write_bytes(GIF if name != "02" else GIF[:5])
     (path.parent / "01.safetensors").unlink()
-    (tmp_path / runs.PREVIEWS_NAME / "step-5.bad").mkdir()
+    (tmp_path / run_folder.PREVIEWS_NAME / "step-5.bad").mkdir()
     files = RunFiles(tmp_path)
     for _ in range(2):
         made = files.page(None)
@@ -115,12 +114,12 @@ def test_a_damaged_preview_costs_only_its_own_picture(tmp_path, caplog):
 def test_rows_are_read_once_and_a_torn_line_is_left_for_later(tmp_path):
     files = RunFiles(tmp_path)
     files.read()
-    runs.append_row(tmp_path, runs.METRICS_NAME, row(0))
-    with (tmp_path / runs.METRICS_NAME).open("a") as file:
+    run_folder.append_row(tmp_path, run_folder.METRICS_NAME, row(0))
+    with (tmp_path / run_folder.METRICS_NAME).open("a") as file:
         file.write('{"step": 1, "lo')
     files.read()
     assert files.steps_done == 1
-    with (tmp_path / runs.METRICS_NAME).open("a") as file:
+    with (tmp_path / run_folder.METRICS_NAME).open("a") as file:
         file.write('ss": 0.25}\n')
     files.read()
     assert files.steps_done == 2
@@ -135,7 +134,7 @@ def test_warnings_are_collected_for_the_page_each_once(tmp_path):
     log.warning("later")
     assert warnings == ["few <clips>"]
     LivePage(tmp_path, steps_planned=5, warnings=warnings).end(DONE)
-    assert "few &lt;clips&gt;" in (tmp_path / runs.PAGE_NAME).read_text()
+    assert "few &lt;clips&gt;" in (tmp_path / run_folder.PAGE_NAME).read_text()
 
 
 def validation(step, mean, base=0.5):

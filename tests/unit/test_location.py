@@ -5,12 +5,12 @@ from typing import get_args
 
 import pytest
 
+from wanlora.adapters.header import split_scale
 from wanlora.config import COMMANDS, InspectConfig, TrainConfig, load
 from wanlora.config.settings import _kinds
 from wanlora.core.location import Url, parse
 from wanlora.core.text import file_stem
 from wanlora.errors import AdapterError, ConfigError
-from wanlora.wan.adapter.header import split_scale
 
 
 @pytest.fixture(autouse=True)

@@ -9,14 +9,14 @@ from PIL import Image
 
 from tests.support import videos
 from tests.support.clips import clip
-from wanlora.captions import Source
+from wanlora.commands.prepare.check import Checked
+from wanlora.commands.prepare.clip_files import file_name
+from wanlora.commands.prepare.make import clips_of
 from wanlora.config import PrepareConfig
+from wanlora.data.captions import Source
+from wanlora.data.manifest import clip_key
 from wanlora.errors import MediaError
-from wanlora.manifest import clip_key
 from wanlora.media import image, probe
-from wanlora.prepare.check import Checked
-from wanlora.prepare.clip_files import file_name
-from wanlora.prepare.make import clips_of
 
 
 def lines(path, content, **settings):

@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import videos
 from tests.support.clips import clip
-from wanlora import manifest
+from wanlora.data import manifest
 from wanlora.errors import ManifestError
 
 

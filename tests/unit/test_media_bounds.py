@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.support import videos
 from tests.support.clips import clip
-from wanlora.clips import load_clip
 from wanlora.core import aspect
+from wanlora.data.clips import load_clip
 from wanlora.errors import MediaError
 from wanlora.media import decode, image, npz, probe
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wanlora.core.quality import psnr
 from wanlora.errors import MediaError
 from wanlora.media import decode, mp4, recorded
+from wanlora.media.quality import psnr
 
 
 def smooth_frames(num_frames=17, height=96, width=160):

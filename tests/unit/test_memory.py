@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wanlora.adapters.targets import chosen, linear_names
 from wanlora.core.buckets import Bucket, num_tokens
-from wanlora.core.gpus import GPUS
-from wanlora.core.memory import Workload, longest_clip, num_trained, plan, step_bytes, weight_bytes
-from wanlora.step.workload import budget_of_gpu
-from wanlora.wan.targets import chosen, linear_names
+from wanlora.cost.gpus import GPUS
+from wanlora.cost.memory import Workload, longest_clip, num_trained, plan, step_bytes, weight_bytes
+from wanlora.training.workload import budget_of_gpu
 from wanlora.wan.variants import VARIANTS
 
 FULL_SIZE = Bucket(81, 480, 832)

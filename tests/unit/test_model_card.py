@@ -8,8 +8,8 @@ import subprocess
 import pytest
 from huggingface_hub import ModelCard
 
-from wanlora.train.git import git_commit
-from wanlora.train.model_card import _previews, model_card, updated_card
+from wanlora.commands.train.model_card import _previews, model_card, updated_card
+from wanlora.runs.git import git_commit
 from wanlora.wan.variants import public_name
 
 HUB = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"

@@ -6,9 +6,9 @@ import pytest
 
 from tests.support import videos
 from tests.support.clips import clip
-from wanlora import manifest
+from wanlora.data import manifest
+from wanlora.data.source_root import advice, find_sources, parts_of
 from wanlora.errors import ManifestError
-from wanlora.moved import advice, find_sources, parts_of
 
 
 def _clips(*written: str):

@@ -5,7 +5,7 @@ from itertools import combinations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanlora.core.near_duplicates import similar_pairs, words
+from wanlora.data.near_duplicates import similar_pairs, words
 
 
 def test_case_order_and_punctuation_do_not_count():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wanlora.config import OptimizerSettings
-from wanlora.train.optimizers import load_state, make_optimizer, missing_bytes, state_of
+from wanlora.training.optimizers import load_state, make_optimizer, missing_bytes, state_of
 
 NAMES = ("m.lora_A.weight", "m.lora_magnitude_vector.weight")
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wanlora.cache_latents.pipeline import explaining_memory
+from wanlora.commands.cache_latents.pipeline import explaining_memory
 from wanlora.core.out_of_memory import explained_out_of_memory, is_out_of_memory
 from wanlora.errors import DeviceError
 

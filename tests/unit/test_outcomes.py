@@ -9,18 +9,18 @@ import pytest
 import torch
 
 from tests.support import real_size
-from wanlora.core import flow
+from wanlora.adapters import adapter_parameters
+from wanlora.commands.train.loop import _explain_memory
 from wanlora.core.buckets import Bucket
 from wanlora.core.out_of_memory import explained_out_of_memory
 from wanlora.errors import DeviceError
-from wanlora.step.masters import Masters
-from wanlora.step.predict import predict
-from wanlora.step.trial import made_up_batch
-from wanlora.step.workload import Trial
-from wanlora.train.checkpoints import Progress
-from wanlora.train.loop import _explain_memory
-from wanlora.train.outcomes import Outcomes
-from wanlora.wan.adapter import adapter_parameters
+from wanlora.runs.checkpoints import Progress
+from wanlora.training import flow
+from wanlora.training.masters import Masters
+from wanlora.training.outcomes import Outcomes
+from wanlora.training.predict import predict
+from wanlora.training.trial import made_up_batch
+from wanlora.training.workload import Trial
 from wanlora.wan.blocks import set_activations
 
 CPU = torch.device("cpu")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from wanlora.core.quality import consistency, diversity, luma, motion, sharpness, shrink
+from wanlora.media.quality import consistency, diversity, luma, motion, sharpness, shrink
 
 
 def noise(num_frames=6, size=48, seed=0):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from wanlora.core.ranks import ALONE, Rank, rank_of
 from wanlora.errors import ConfigError
+from wanlora.processes.ranks import ALONE, Rank, rank_of
 
 SLURM = {"SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_NTASKS": "8"}
 

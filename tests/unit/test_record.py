@@ -10,7 +10,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wanlora.errors import ConfigError
-from wanlora.train.record import Recorder, Smoothed, check_trackers, name_of, row
+from wanlora.runs.record import Recorder, Smoothed, check_trackers, name_of, row
 
 CPU = torch.device("cpu")
 REPORT = {

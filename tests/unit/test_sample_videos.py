@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from wanlora.commands.sample.videos import Video, missing, record_of
 from wanlora.errors import ConfigError
 from wanlora.media.recorded import record_path
-from wanlora.sample.videos import Video, missing, record_of
 
 
 def test_a_video_of_another_adapter_is_refused_with_the_field_that_differs(tmp_path):

@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import pytest
 
-from wanlora.core.schedule import default_warmup, describe_short_run, multiplier
+from wanlora.training.schedule import default_warmup, describe_short_run, multiplier
 
 
 def test_warmup_rises_to_one_and_the_first_step_already_learns():

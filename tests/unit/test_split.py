@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanlora.prepare.split import LARGE, draw, held_out
+from wanlora.commands.prepare.split import LARGE, draw, held_out
 
 LARGE_SET = {f"{activity}{k}": activity for activity in "abcd" for k in range(250)}
 NAMES = st.text("abcdefgh", min_size=1, max_size=6)

@@ -5,7 +5,7 @@ from signal import SIGINT, SIGTERM
 
 import pytest
 
-from wanlora.stopping import interrupted_by_signals, stop_on_signals
+from wanlora.processes.signals import interrupted_by_signals, stop_on_signals
 
 
 @pytest.mark.parametrize(

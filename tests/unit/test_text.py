@@ -7,16 +7,16 @@ import pytest
 
 from tests.support import videos
 from tests.support.clips import clip
-from wanlora.clips import load_clip
+from wanlora.adapters.file import read_adapter
+from wanlora.commands.prepare.check import check
+from wanlora.commands.sample.videos import read_prompts
 from wanlora.core.fingerprint import sha256_text
 from wanlora.core.prompts import clean_prompt, prompt_key
 from wanlora.core.rows import is_caption
 from wanlora.core.text import LFS_HEAD, decode_utf8, parse_json, shorten, without_surrogates
+from wanlora.data.clips import load_clip
 from wanlora.errors import AdapterError, ConfigError, ManifestError, MediaError, ModelError
 from wanlora.files import write_text
-from wanlora.prepare.check import check
-from wanlora.sample.videos import read_prompts
-from wanlora.wan.adapter.file import read_adapter
 from wanlora.wan.variants import resolve
 
 POINTER = LFS_HEAD + b"v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456\n"
@@ -101,7 +101,7 @@ def test_a_pointer_in_place_of_a_source_is_recognized(tmp_path, name, kind):
 
 
 def test_a_pointer_in_place_of_captions_is_refused(tmp_path):
-    from wanlora.captions import find
+    from wanlora.data.captions import find
 
     for name in ("a", "b"):
         videos.write_npz(tmp_path / f"{name}.npz")

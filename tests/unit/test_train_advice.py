@@ -2,16 +2,16 @@
 
 import pytest
 
-from wanlora import runs
-from wanlora.config import TrainConfig
-from wanlora.train.advice import (
+from wanlora.commands.train.advice import (
     best_held_out,
     last_held_out,
     warn_of_overfitting,
     warn_of_rate_jump,
     warn_of_worse_than_base,
 )
-from wanlora.train.checkpoints import Progress
+from wanlora.config import TrainConfig
+from wanlora.runs import run_folder
+from wanlora.runs.checkpoints import Progress
 
 KEYS = {"val": "v", "train": "t"}
 
@@ -26,7 +26,9 @@ def row(step, split, mean, *, base=1.0, **more):
 def test_overfitting_is_reported_after_two_validations_that_part(tmp_path, caplog):
     def validate(step, train, val, **more):
         for split, mean in (("train", train), ("val", val)):
-            runs.append_row(tmp_path, runs.VALIDATION_NAME, row(step, split, mean, **more))
+            run_folder.append_row(
+                tmp_path, run_folder.VALIDATION_NAME, row(step, split, mean, **more)
+            )
         warn_of_overfitting(TrainConfig(output_dir=tmp_path), KEYS, Progress(best_step=1))
 
     validate(0, 0.95, 0.1, panel="of other clips")
@@ -34,7 +36,7 @@ def test_overfitting_is_reported_after_two_validations_that_part(tmp_path, caplo
         validate(step, train, val)
         # The moving average has a curve of its own.
         average = row(step, "val", 0.1 * step, weights="ema")
-        runs.append_row(tmp_path, runs.VALIDATION_NAME, average)
+        run_folder.append_row(tmp_path, run_folder.VALIDATION_NAME, average)
     assert "overfitting" not in caplog.text
     validate(4, 0.6, 0.95)
     assert "overfitting" in caplog.text
@@ -45,7 +47,7 @@ def test_rows_of_releases_without_panels_do_not_count(tmp_path, caplog):
     for step in range(4):
         for split, slope in (("train", -0.1), ("val", 0.1)):
             old = {"step": step, "split": split, "mean": 1 + slope * step}
-            runs.append_row(tmp_path, runs.VALIDATION_NAME, old)
+            run_folder.append_row(tmp_path, run_folder.VALIDATION_NAME, old)
     for keys in (KEYS, {"val": "v"}, {}):
         warn_of_overfitting(TrainConfig(output_dir=tmp_path), keys, Progress())
     assert not caplog.text

@@ -5,11 +5,11 @@ import os
 import pytest
 
 from tests.support.adapters import modules, pairs, tensors_of
-from wanlora import runs
-from wanlora.step.validation import ADAPTER, EMA
-from wanlora.train.checkpoints import Progress
-from wanlora.train.saving import _keep_best, restore_best
-from wanlora.wan.adapter import LoraShape, read_adapter, save_adapter
+from wanlora.adapters import LoraShape, read_adapter, save_adapter
+from wanlora.commands.train.saving import _keep_best, restore_best
+from wanlora.runs import run_folder
+from wanlora.runs.checkpoints import Progress
+from wanlora.training.validation import ADAPTER, EMA
 
 PANEL = "panel"
 
@@ -22,7 +22,7 @@ def write(run_dir, step, weights=ADAPTER):
 
 
 def found(run_dir):
-    file = run_dir / "best" / runs.ADAPTER_NAME
+    file = run_dir / "best" / run_folder.ADAPTER_NAME
     facts = read_adapter(file).provenance if file.exists() else {}
     return facts.get("step"), facts.get("weights")
 
@@ -58,8 +58,8 @@ def test_a_best_that_the_checkpoint_does_not_know_is_forgotten(tmp_path, checkpo
 
 @pytest.mark.parametrize("where", ["live weights of the same step", "nothing"])
 def test_a_best_that_is_nowhere_is_searched_again(tmp_path, checkpoint, where, caplog):
-    (checkpoint / "best" / runs.ADAPTER_NAME).unlink()
-    (tmp_path / "best" / runs.ADAPTER_NAME).unlink()
+    (checkpoint / "best" / run_folder.ADAPTER_NAME).unlink()
+    (tmp_path / "best" / run_folder.ADAPTER_NAME).unlink()
     if where != "nothing":
         write(tmp_path, 2, ADAPTER)
     restored = restore_best(tmp_path, checkpoint, progress(), PANEL)
@@ -112,4 +112,4 @@ def test_a_checkpoint_keeps_its_best_when_a_newer_one_is_written(tmp_path, monke
     write(tmp_path, 6)
     kept = folder / "best"
     assert read_adapter(kept).provenance["step"] == "2"
-    assert [path.name for path in kept.iterdir()] == [runs.ADAPTER_NAME]
+    assert [path.name for path in kept.iterdir()] == [run_folder.ADAPTER_NAME]

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 
 from tests.support.stores import build_store
+from wanlora.commands.train.data import Data, log_draws
 from wanlora.config import TrainConfig, load
-from wanlora.core.batch_sizes import BatchSize
 from wanlora.core.buckets import Bucket
 from wanlora.errors import ConfigError
-from wanlora.step.clips import weighted
-from wanlora.step.source import make_source
 from wanlora.store.reader import StoreReader
-from wanlora.train.data import Data, log_draws
+from wanlora.training.batch_sizes import BatchSize
+from wanlora.training.cached_clips import weighted
+from wanlora.training.source import make_source
 from wanlora.wan.variants import VARIANTS
 
 BUCKETS = (Bucket(17, 64, 64), Bucket(1, 64, 64))

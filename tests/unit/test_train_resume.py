@@ -5,21 +5,21 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from wanlora import runs
+from wanlora.commands.job import unlike_the_run
+from wanlora.commands.train.resume import continued, recorded_settings, settings_of
 from wanlora.config import TrainConfig, load
 from wanlora.errors import ConfigError, RunError
-from wanlora.job import unlike_the_run
-from wanlora.train.resume import continued, recorded_settings, settings_of
+from wanlora.runs import run_folder
 
 
 def _record(config: TrainConfig) -> TrainConfig:
     """Leave what a run with these settings leaves, with one checkpoint and its cache."""
     if isinstance(config.cache, Path):
         config.cache.mkdir(parents=True, exist_ok=True)
-    with runs.begin_run(
+    with run_folder.begin_run(
         config.output_dir, recorded_settings(config), {"wanlora": "0.1.0"}, checkpoint=None
     ):
-        runs.publish_checkpoint(config.output_dir, 5, lambda folder: None, keep=0)
+        run_folder.publish_checkpoint(config.output_dir, 5, lambda folder: None, keep=0)
     return config
 
 

@@ -9,14 +9,14 @@ import torch
 
 from tests.support import real_size
 from wanlora import progress
+from wanlora.commands.train.loop import _blame_kernel
+from wanlora.commands.train.session import Session, _be_deterministic
 from wanlora.core.buckets import Bucket
-from wanlora.core.flops import TransformerShape
+from wanlora.cost.flops import TransformerShape
 from wanlora.errors import ConfigError, NonFiniteError
-from wanlora.step import fitting, trial
-from wanlora.step.trial import made_up_batch
-from wanlora.step.workload import Trial, workload
-from wanlora.train.loop import _blame_kernel
-from wanlora.train.session import Session, _be_deterministic
+from wanlora.training import fitting, trial
+from wanlora.training.trial import made_up_batch
+from wanlora.training.workload import Trial, workload
 from wanlora.wan import attention
 from wanlora.wan import device as devices
 from wanlora.wan.variants import VARIANTS

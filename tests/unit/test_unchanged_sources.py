@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from tests.support.clips import clip
-from wanlora import clips, manifest
+from wanlora.commands.prepare.check import check
+from wanlora.commands.prepare.materialize import materialize
+from wanlora.data import clips, manifest
 from wanlora.errors import MediaError, PassingError
 from wanlora.files import is_lfs_pointer
 from wanlora.media import source
-from wanlora.prepare.check import check
-from wanlora.prepare.materialize import materialize
 
 VIDEOS = Path(__file__).parent.parent / "fixtures" / "v0.1.0" / "videos"
 

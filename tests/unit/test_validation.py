@@ -4,15 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wanlora.core import flow
-from wanlora.core.flow import sigma_grid
-from wanlora.core.validation import (
-    choose,
-    describe_sample,
-    mean_interval,
-    summarize,
-    t95,
-)
+from wanlora.core.validation import choose, describe_sample, mean_interval, summarize, t95
+from wanlora.training import flow
+from wanlora.training.flow import sigma_grid
 
 
 def test_student_quantiles_are_scipys():

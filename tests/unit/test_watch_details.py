@@ -3,11 +3,11 @@
 import json
 
 from tests.support.watched import lines, metrics_row, write_preview, write_run
-from wanlora import runs
+from wanlora.commands.watch.details import Details
+from wanlora.commands.watch.run_files import Folder
+from wanlora.commands.watch.summary import Summaries
 from wanlora.files import write_text
-from wanlora.watch.details import Details
-from wanlora.watch.files import Folder
-from wanlora.watch.summary import Summaries
+from wanlora.runs import run_folder
 
 
 def details(tmp_path):
@@ -26,7 +26,7 @@ def append(path, text):
 
 
 def test_only_new_rows_are_read(tmp_path, monkeypatch):
-    path = write_run(tmp_path / "run", num_steps=50, status_values={}) / runs.METRICS_NAME
+    path = write_run(tmp_path / "run", num_steps=50, status_values={}) / run_folder.METRICS_NAME
     read = details(tmp_path)
     assert len(curve(read())) == 50
     sizes = []
@@ -34,7 +34,7 @@ def test_only_new_rows_are_read(tmp_path, monkeypatch):
 
     def spy(self, name, **options):
         data = original(self, name, **options)
-        if name.endswith(runs.METRICS_NAME):
+        if name.endswith(run_folder.METRICS_NAME):
             sizes.append(len(data))
         return data
 
@@ -52,7 +52,7 @@ def test_only_new_rows_are_read(tmp_path, monkeypatch):
 
 
 def test_a_file_that_a_resume_replaced_is_read_from_its_start(tmp_path):
-    path = write_run(tmp_path / "run", num_steps=50, status_values={}) / runs.METRICS_NAME
+    path = write_run(tmp_path / "run", num_steps=50, status_values={}) / run_folder.METRICS_NAME
     read = details(tmp_path)
     read()
     write_text(path, lines([metrics_row(step, loss=0.5) for step in range(10)]))

@@ -8,8 +8,8 @@ import pytest
 from filelock import FileLock
 
 from tests.support.watched import write_run
-from wanlora.watch import files
-from wanlora.watch.files import Folder
+from wanlora.commands.watch import run_files
+from wanlora.commands.watch.run_files import Folder
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_link_is_not_followed_whether_file_or_folder(folder, tmp_path):
     for path in ("run/config.toml", "run/inside.txt", "linked/secret.txt"):
         assert found.read(path) is None, path
     assert found.files("linked") == []
-    assert found.find_runs() == files.Found(("run",), ("linked",), False)
+    assert found.find_runs() == run_files.Found(("run",), ("linked",), False)
 
 
 def test_the_folder_itself_may_be_a_link(folder, tmp_path):
@@ -81,8 +81,8 @@ def test_a_folder_that_is_itself_a_run_has_that_run_alone(folder):
 
 
 def test_a_search_that_is_cut_reports_it(folder, monkeypatch):
-    monkeypatch.setattr(files, "MAX_FOLDERS", 1)
-    assert Folder(folder).find_runs() == files.Found((), (), True)
+    monkeypatch.setattr(run_files, "MAX_FOLDERS", 1)
+    assert Folder(folder).find_runs() == run_files.Found((), (), True)
 
 
 def test_a_folder_that_vanishes_has_no_runs(folder):

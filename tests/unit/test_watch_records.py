@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.support.watched import lines, metrics_row, status, validation_row
-from wanlora.watch import records
+from wanlora.commands.watch import records
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 from filelock import FileLock
 
 from tests.support.watched import lines, metrics_row, status, write_run
-from wanlora import runs
-from wanlora.watch.files import Folder
-from wanlora.watch.summary import Summaries, state_of
+from wanlora.commands.watch.run_files import Folder
+from wanlora.commands.watch.summary import Summaries, state_of
+from wanlora.runs import run_folder
 
 NOW = 1_000_000.0
 RUN_OF_0_1_0 = Path(__file__).parents[1] / "fixtures" / "v0.1.0" / "run"
@@ -101,7 +101,12 @@ def test_the_last_written_run_is_first_and_damaged_or_empty_files_stop_nothing(t
         run = write_run(tmp_path / name, status_values={})
         for file in run.iterdir():
             os.utime(file, (NOW - age, NOW - age))
-    for name in runs.METRICS_NAME, runs.VALIDATION_NAME, runs.CONFIG_NAME, runs.STATUS_NAME:
+    for name in (
+        run_folder.METRICS_NAME,
+        run_folder.VALIDATION_NAME,
+        run_folder.CONFIG_NAME,
+        run_folder.STATUS_NAME,
+    ):
         (tmp_path / "middle" / name).write_bytes(b"\xff{]\n\n")
         os.utime(tmp_path / "middle" / name, (NOW - 1, NOW - 1))
     found = summaries(tmp_path)
@@ -116,7 +121,7 @@ def test_only_files_that_changed_are_read_again(tmp_path, monkeypatch):
     kept = Summaries(folder)
     before = kept.of(("a", "b"))
     assert {each.steps_done for each in before} == {20}
-    with (tmp_path / "a" / runs.METRICS_NAME).open("a") as file:
+    with (tmp_path / "a" / run_folder.METRICS_NAME).open("a") as file:
         file.write(lines([metrics_row(20)]))
     read = []
     original = Folder.read_end

@@ -2,19 +2,6 @@
 
 Owns: defaults and their documentation; flags and docs are made from these models. Must not know
 torch, or any library code.
-
-    settings.py     flags and common fields
-    load.py         settings from files and command lines, and as a command line
-    nearest.py      the setting that an unknown name probably means
-    stage_zero.py   prepare, verify
-    stage_one.py    cache-latents, inspect
-    stage_two.py    estimate, train
-    after.py        sample, evaluate, demo
-    export.py       export
-    job.py          config, run
-    describe.py     a setting's type, bounds and default in words
-    template.py     a command's settings, or a whole job, as a commented TOML file
-    watch.py        watch
 """
 
 from wanlora.config.after import ACTIVITY, DemoConfig, EvaluateConfig, SampleConfig

@@ -8,15 +8,7 @@ from pydantic import (
     model_validator,
 )
 
-from wanlora.config.settings import (
-    CacheDir,
-    CacheLocation,
-    Device,
-    Flag,
-    Seed,
-    Settings,
-    ViewName,
-)
+from wanlora.config.settings import CacheDir, CacheLocation, Device, Flag, Seed, Settings, ViewName
 
 ACTIVITY = "{activity}"
 """Stands in a prompt for the name of each activity of a cache."""

@@ -8,17 +8,9 @@ from pydantic import (
     model_validator,
 )
 
-from wanlora.config.settings import (
-    CacheDir,
-    CacheLocation,
-    Device,
-    Flag,
-    Seed,
-    Settings,
-    ViewName,
-)
-from wanlora.core import batch_sizes
+from wanlora.config.settings import CacheDir, CacheLocation, Device, Flag, Seed, Settings, ViewName
 from wanlora.core.buckets import Bucket, problem_with
+from wanlora.training import batch_sizes
 
 Activations = Annotated[
     Literal["auto", "none", "selective", "full"],

@@ -8,14 +8,7 @@ from pydantic import (
     model_validator,
 )
 
-from wanlora.config.settings import (
-    DEFAULT_MODEL,
-    Flag,
-    Seed,
-    Settings,
-    SourceRoot,
-    TokenizerOf,
-)
+from wanlora.config.settings import DEFAULT_MODEL, Flag, Seed, Settings, SourceRoot, TokenizerOf
 from wanlora.core.buckets import DEFAULT_FPS, MAX_FPS, MIN_FPS, Bucket, problem_with
 
 

@@ -20,12 +20,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from wanlora import progress
-from wanlora.core import flow
 from wanlora.core.rng import Stream, generator
 from wanlora.micro import world
 from wanlora.micro.checkpoint import resume, save
 from wanlora.micro.models import ROW
 from wanlora.micro.vae import encode
+from wanlora.training import flow
 from wanlora.wan.encoders import TextEncoder, encode_prompts
 
 logger = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import UInt8
 
 from wanlora import progress
-from wanlora.core import flow
 from wanlora.micro import recognise, shape, world
 from wanlora.micro.models import ROW
+from wanlora.training import flow
 from wanlora.wan.encoders import decode_latents, encode_latents, encode_prompts, load_text_encoder
 from wanlora.wan.encoders import load_vae as load_checked_vae
 from wanlora.wan.pipeline import VideoSettings, generate, load_pipeline

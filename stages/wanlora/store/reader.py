@@ -433,7 +433,7 @@ class StoreReader:
         return {key: str(text) for key, text in self._text.sources(keys).items()}
 
     def latent_rgb(self) -> NormalEquations:
-        """Sum of the normal equations of the first segments, for `core.latent_rgb.solve`.
+        """Sum of the normal equations of the first segments, for `store.latent_rgb.solve`.
 
         Raises:
             StoreError: No segment carries any, or a record cannot be read.

@@ -108,7 +108,7 @@ class SegmentWriter:
             key: Clip key or prompt key.
             array: Latents `[C, F, H, W]`, or prompt_embeds `[L, D]` with 1 <= L <= 512.
             source: Where the row comes from, for people to read: the clip's cut, or the prompt.
-            rgb: Normal equations of this row (`core.latent_rgb.normal_equations`).
+            rgb: Normal equations of this row (`store.latent_rgb.normal_equations`).
             logvar: Log-variances of the latents; of every row of this writer or of none.
 
         Raises:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from wanlora.core.flops import Recompute
+from wanlora.cost.flops import Recompute
 from wanlora.wan.variants import cache_home
 
 RECOMPILE_LIMIT = 1024

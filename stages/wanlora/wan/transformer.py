@@ -14,12 +14,7 @@ from diffusers import WanTransformer3DModel
 
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import ModelError
-from wanlora.wan.weights import (
-    check_loading,
-    hide_bars_without_terminal,
-    read_json,
-    weight_files,
-)
+from wanlora.wan.weights import check_loading, hide_bars_without_terminal, read_json, weight_files
 
 
 def load_transformer(

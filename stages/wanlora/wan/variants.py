@@ -16,8 +16,8 @@ from typing import Any
 import platformdirs
 
 from wanlora.core.buckets import DEFAULT_FPS
-from wanlora.core.flops import TransformerShape
 from wanlora.core.text import LFS_REMEDY
+from wanlora.cost.flops import TransformerShape
 from wanlora.errors import ModelError
 from wanlora.files import is_lfs_pointer
 from wanlora.wan.hub import check_room, network_errors

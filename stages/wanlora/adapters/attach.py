@@ -1,0 +1,78 @@
+"""Adapters in a transformer that is used, not trained: which, how strongly, and how they get in.
+
+Owns: putting adapters in and out with diffusers' own loader. Must not import a pipeline, the VAE or
+the text encoder.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wanlora.adapters import PREFIX, AdapterFile, check_adapter_fits, read_adapter
+from wanlora.adapters.header import split_scale
+from wanlora.wan.weights import file_sha256
+
+
+@dataclass(frozen=True, slots=True)
+class ScaledAdapter:
+    """An adapter and its strength: 1 = as trained, 0 = the base model."""
+
+    adapter: AdapterFile
+    scale: float
+    sha256: str
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What identifies it in the record of a video."""
+        return {"path": str(self.adapter.path), "sha256": self.sha256, "scale": self.scale}
+
+
+def read_scaled(text: str) -> ScaledAdapter:
+    """Read the adapter that `--adapter` names: PATH or PATH=SCALE; see `split_scale`.
+
+    Raises:
+        AdapterError: There is no adapter, or the scale is not a finite number.
+    """
+    return scaled(*split_scale(text))
+
+
+def scaled(path: Path, scale: float) -> ScaledAdapter:
+    """Read the adapter at a path, to be used at a scale. Raises as `read_adapter`."""
+    adapter = read_adapter(path)
+    return ScaledAdapter(adapter, scale, file_sha256(adapter.path))
+
+
+def attach(transformer: Any, adapters: Sequence[ScaledAdapter]) -> None:
+    """Put adapters into a transformer; their updates add up, each by its scale.
+
+    Args:
+        transformer: Without adapters.
+        adapters: At least one.
+
+    Raises:
+        AdapterError: One was made for another model.
+    """
+    names = [f"adapter_{number}" for number in range(len(adapters))]
+    for name, item in zip(names, adapters, strict=True):
+        check_adapter_fits(item.adapter, transformer)
+        with warnings.catch_warnings():  # of a second adapter, which is what was asked for
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            _put_in(transformer, item.adapter, name)
+    transformer.set_adapters(names, [item.scale for item in adapters])
+
+
+def _put_in(transformer: Any, adapter: AdapterFile, name: str) -> None:
+    """Load one with diffusers' loader, from what its file was read into."""
+    transformer.load_lora_adapter(
+        {f"{PREFIX}{key}": tensor for key, tensor in adapter.tensors.items()},
+        metadata=dict(adapter.metadata),
+        prefix=PREFIX.removesuffix("."),
+        adapter_name=name,
+    )
+
+
+def detach(transformer: Any) -> None:
+    """Take all adapters out again: the transformer is the base's, layer for layer."""
+    transformer.unload_lora()

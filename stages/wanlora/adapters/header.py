@@ -1,0 +1,151 @@
+"""An adapter without its tensors: which file it is, its keys, and what its header records.
+
+Owns: `PATH=SCALE`, finding the file, and refusing one with keys that cannot be used. Must not
+import torch: a command reads headers before it loads anything.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+
+from wanlora.adapters.names import Key, read_key
+from wanlora.core import units
+from wanlora.core.location import parse_path
+from wanlora.core.text import LFS_REMEDY
+from wanlora.errors import AdapterError
+from wanlora.files import is_lfs_pointer
+
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+PROVENANCE_PREFIX = "wanlora."
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterHeader:
+    """Names and metadata of an adapter file, from any trainer.
+
+    Attributes:
+        path: The file.
+        keys: Meaning of each of its keys.
+        header: The file's own header, unchanged.
+    """
+
+    path: Path
+    keys: dict[str, Key]
+    header: dict[str, str]
+
+    @property
+    def provenance(self) -> dict[str, str]:
+        """Values that this project recorded beside the tensors, without the `wanlora.` prefix."""
+        return provenance_of(self.header)
+
+
+def provenance_of(header: Mapping[str, str]) -> dict[str, str]:
+    """Select the fields with the `wanlora.` prefix, and remove it."""
+    return {
+        key.removeprefix(PROVENANCE_PREFIX): value
+        for key, value in header.items()
+        if key.startswith(PROVENANCE_PREFIX)
+    }
+
+
+def read_header(path: Path) -> AdapterHeader:
+    """Find an adapter, and read everything except its tensors.
+
+    Args:
+        path: A file, or the folder of a run or of PEFT.
+
+    Raises:
+        AdapterError: There is no adapter, there are several, or a key is not one of a plain LoRA of
+            Wan's linear modules.
+    """
+    file = _find(path)
+    with opened(file, framework="np") as content:
+        header, keys = content.metadata() or {}, list(content.keys())
+    return AdapterHeader(file, _read_keys(file, keys), header)
+
+
+@contextmanager
+def opened(file: Path, *, framework: str) -> Iterator[Any]:
+    """Open a safetensors file.
+
+    Args:
+        file: The file.
+        framework: `np`, which needs no torch and has no bfloat16; or `pt`.
+
+    Raises:
+        AdapterError: It is not a safetensors file.
+    """
+    try:
+        with safetensors.safe_open(file, framework=framework) as content:
+            yield content
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        problem = LFS_REMEDY if is_lfs_pointer(file) else f"is not a safetensors adapter: {error}"
+        raise AdapterError(f"{file} {problem}") from None
+
+
+def split_scale(text: str) -> tuple[Path, float]:
+    """Split the value of `--adapter`: PATH or PATH=SCALE; without a scale it is 1.
+
+    A path that exists is taken whole, `=` and all.
+
+    Raises:
+        AdapterError: The scale is not a finite number.
+    """
+    path, equals, tail = text.rpartition("=")
+    try:
+        whole, path_before = parse_path(text), parse_path(path or text)
+    except ValueError as error:
+        raise AdapterError(f"--adapter {error}") from None
+    if not equals or whole.exists():
+        return whole, 1.0
+    try:
+        scale = float(tail)
+    except ValueError:
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise AdapterError(
+            f"--adapter {text}: expected PATH or PATH=SCALE with a number such as 0.8, and found "
+            f"neither a file {text} nor a number {tail!r}"
+        )
+    return path_before, scale
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise AdapterError(f"no adapter at {path}; expected a run's folder or a .safetensors file")
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise AdapterError(f"{path} holds no {ADAPTER_FILE}; has the run saved an adapter yet?")
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise AdapterError(f"{path} holds {len(files)} adapters ({names}); pass the file itself")
+    return files[0]
+
+
+def _read_keys(file: Path, found: Iterable[str]) -> dict[str, Key]:
+    """Take every key apart.
+
+    Raises:
+        AdapterError: A key cannot be used; names some of them, by reason.
+    """
+    keys = {key: read_key(key) for key in found}
+    if not keys:
+        raise AdapterError(f"{file} holds no tensors")
+    reasons: dict[str, list[str]] = {}
+    for key, value in keys.items():
+        if isinstance(value, str):
+            reasons.setdefault(value, []).append(key)
+    if reasons:
+        listed = [f"{units.names(sorted(names))}: {reason}" for reason, names in reasons.items()]
+        raise AdapterError(
+            f"{file} holds {sum(map(len, reasons.values()))} tensors that cannot be used, and an "
+            f"adapter is used whole or not at all. {units.names(sorted(listed), separator='; ')}"
+        )
+    return {key: value for key, value in keys.items() if isinstance(value, Key)}

@@ -1,0 +1,141 @@
+"""An adapter multiplied out into its base: a whole model folder that needs no loader of LoRA.
+
+Owns: the merged transformer, written shard by shard with the base's names and types, and the check
+of what diffusers loads of it. The other parts of the model are the base's own files.
+
+Legend: W is `out in`; plain LoRA W' = W + dW, DoRA W' = m (W + dW) / |W + dW| row by row.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+import torch
+from diffusers import WanTransformer3DModel
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from wanlora.adapters.file import AdapterFile
+from wanlora.adapters.lora import check_adapter_fits
+from wanlora.adapters.updates import Update, dense
+from wanlora.errors import AdapterError
+from wanlora.wan.transformer import load_transformer
+from wanlora.wan.variants import PIPELINE
+from wanlora.wan.weights import read_json, weight_files
+
+_PART = "transformer"
+
+
+def check_base(model_dir: Path, adapter: AdapterFile) -> None:
+    """Refuse an adapter made for another model, from the configuration alone.
+
+    Raises:
+        AdapterError: See `check_adapter_fits`.
+    """
+    with torch.device("meta"):
+        model = WanTransformer3DModel.from_config(read_json(model_dir / _PART / "config.json"))
+    check_adapter_fits(adapter, model)
+
+
+def write_merged(
+    model_dir: Path, updates: Mapping[str, Update], target: Path, *, dtype: torch.dtype | None
+) -> None:
+    """Fill an empty folder with the merged model.
+
+    Files of the VAE, the text encoder, the tokenizer and the scheduler are hard links where the
+    disk allows it, for they are gigabytes that nothing changes; copies elsewhere.
+
+    Args:
+        model_dir: The base's folder, whole.
+        updates: From `AdapterFile.updates`.
+        target: Empty folder.
+        dtype: Type of the weights; None = the base's. Modules that diffusers keeps in fp32 are
+            never narrowed.
+    """
+    for name in PIPELINE:
+        (target / name).mkdir()
+        for file in (model_dir / name).iterdir():
+            if file.is_file() and not (name == _PART and ".safetensors" in file.name):
+                _link(file, target / name / file.name)
+    _link(model_dir / "model_index.json", target / "model_index.json")
+    num_bytes = 0
+    for shard in weight_files(model_dir / _PART):
+        tensors = {name: _merged(name, w, updates, dtype) for name, w in _tensors(shard)}
+        num_bytes += sum(tensor.nbytes for tensor in tensors.values())
+        merged = target / _PART / shard.name
+        safetensors.torch.save_file(tensors, merged, {"format": "pt"})
+        shutil.copymode(shard, merged)  # safetensors lets nobody else read what it writes
+    for index in (model_dir / _PART).glob("*.safetensors.index.json"):
+        value = read_json(index) | {"metadata": {"total_size": num_bytes}}
+        (target / _PART / index.name).write_text(json.dumps(value, indent=2) + "\n")
+
+
+def check_merged(model_dir: Path, merged_dir: Path, updates: Mapping[str, Update]) -> float:
+    """Load the merged transformer with diffusers and compare every weight with the base's.
+
+    Returns:
+        The largest |W' - W - dW| / |dW| of a module, Frobenius norms: what rounding to the merged
+        type has taken from an update.
+
+    Raises:
+        AdapterError: A weight differs from W + dW by more than one rounding, or from W where
+            there is no update.
+        ModelError: diffusers does not load it.
+    """
+    types = {n: w.dtype for f in weight_files(merged_dir / _PART) for n, w in _tensors(f)}
+    dtype = types[f"{next(iter(updates))}.weight"]
+    merged = load_transformer(merged_dir, dtype=dtype, device=torch.device("cpu"))
+    loaded = merged.state_dict()
+    largest = 0.0
+    for shard in weight_files(model_dir / _PART):
+        for name, base in _tensors(shard):
+            update = updates.get(name.removesuffix(".weight"))
+            exact = base.double() if update is None else merged_weight(base, update)
+            found = loaded[name].double()
+            bound = torch.finfo(types[name]).eps * exact.abs() + torch.finfo(types[name]).tiny
+            if not bool(((found - exact).abs() <= bound).all()):
+                raise AdapterError(
+                    f"the merged weight {name} that diffusers loads is not the base's with its "
+                    "update: nothing was kept; is the base's folder being changed?"
+                )
+            if update is not None and bool(update.b.any()):
+                change = (exact - base.double()).norm()
+                largest = max(largest, float((found - exact).norm() / change))
+    return largest
+
+
+def merged_weight(w: Float[Tensor, "out in"], update: Update) -> Float64[Tensor, "out in"]:
+    """Compute W' in float64."""
+    total = w.double() + dense(update)
+    if update.magnitude is None:
+        return total
+    rows: Tensor = torch.linalg.vector_norm(total, dim=1, keepdim=True)
+    return update.magnitude.double()[:, None] * total / rows
+
+
+def _merged(
+    name: str, w: Tensor, updates: Mapping[str, Update], dtype: torch.dtype | None
+) -> Tensor:
+    kept = set(name.split(".")) & set(WanTransformer3DModel._keep_in_fp32_modules)  # noqa: SLF001
+    update = updates.get(name.removesuffix(".weight"))
+    result: Tensor = w if update is None else merged_weight(w, update)
+    wanted = w.dtype if dtype is None else torch.promote_types(w.dtype, dtype) if kept else dtype
+    return result.to(wanted).contiguous()
+
+
+def _tensors(shard: Path) -> Iterator[tuple[str, Tensor]]:
+    with safetensors.safe_open(shard, framework="pt") as opened:
+        for name in sorted(opened.keys()):
+            yield name, opened.get_tensor(name)
+
+
+def _link(source: Path, target: Path) -> None:
+    source = source.resolve()  # a hub cache holds symbolic links to its blobs
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without hard links
+        shutil.copyfile(source, target)

@@ -1,0 +1,146 @@
+"""Exports read back by the libraries that will read them: WanPipeline's LoRA loader, and peft.
+
+Owns: the model that an export is loaded into, and what a loader would compute with, module by
+module, from the file alone; none of our own reading code takes part. Imports a pipeline, so
+training must never import this.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import WanPipeline, WanTransformer3DModel
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.utils import load_peft_weights
+
+from wanlora.adapters.file import AdapterFile
+from wanlora.adapters.lora import check_adapter_fits
+from wanlora.adapters.names import LAYOUTS
+from wanlora.adapters.updates import Update, relative_error
+from wanlora.core import units
+from wanlora.core.out_of_memory import is_out_of_memory
+from wanlora.errors import AdapterError
+from wanlora.wan.variants import VARIANTS, Variant
+
+READERS = {
+    "diffusers": "diffusers", "peft": "peft", "comfyui": "diffusers", "kohya": "diffusers",
+    "merged": "diffusers",
+}  # fmt: skip
+"""Which library reads an export back."""
+
+_NAME = "default"
+
+
+# transformer/config.json of Wan2.1-I2V-14B-480P-Diffusers: adapters of it can be converted too.
+_IMAGE = {"image_dim": 1280, "added_kv_proj_dim": 5120}
+
+
+def model_for(adapter: AdapterFile) -> WanTransformer3DModel:
+    """Build the model an adapter is for, without its weights: enough for a loader.
+
+    Its modules are those of a row of the table of variants (and of I2V-14B), never the adapter's:
+    a loader must refuse a name that the model does not have.
+
+    Raises:
+        AdapterError: The adapter fits no known variant.
+    """
+    recorded = adapter.provenance.get("variant")
+    rows = sorted(VARIANTS.values(), key=lambda row: row.name != recorded)
+    candidates: list[tuple[Variant, dict[str, int]]] = [(row, {}) for row in rows]
+    candidates.append((VARIANTS["t2v-14b"], _IMAGE))
+    for row, more in candidates:
+        model = _without_weights(row, more)
+        try:
+            check_adapter_fits(adapter, model)
+        except AdapterError:
+            continue
+        return model
+    name, tensor = next(iter(adapter.tensors.items()))
+    widths = ", ".join(f"{row.name} {row.num_attention_heads * row.attention_head_dim}"
+                       for row in VARIANTS.values())  # fmt: skip
+    raise AdapterError(
+        f"{adapter.path} fits no known variant of Wan (their widths: {widths}): found {name} of "
+        f"shape {tuple(tensor.shape)}, and {len(adapter.tensors) - 1} tensors more"
+    )
+
+
+def _without_weights(row: Variant, more: Mapping[str, int]) -> WanTransformer3DModel:
+    """Build a variant whose linear weights are one shared zero each, and the rest has no data."""
+    config = {
+        "num_layers": row.num_layers, "num_attention_heads": row.num_attention_heads,
+        "attention_head_dim": row.attention_head_dim, "ffn_dim": row.ffn_dim,
+        "text_dim": row.text_dim, "in_channels": row.z_dim, "out_channels": row.z_dim,
+    }  # fmt: skip
+    if more:
+        config |= {**more, "in_channels": 2 * row.z_dim + 4}
+    with torch.device("meta"):
+        model = WanTransformer3DModel(**config)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            zero = torch.zeros(()).expand(module.out_features, module.in_features)
+            module.weight = torch.nn.Parameter(zero, requires_grad=False)
+    return model
+
+
+def check_export(
+    folder: Path, file: str, form: str, adapter: AdapterFile, expected: Mapping[str, Update]
+) -> float:
+    """Load an export into the model it is for, and compare every module's update.
+
+    Args:
+        folder: The export's folder.
+        file: Name of its `.safetensors`.
+        form: Its format.
+        adapter: The original.
+        expected: The original's updates.
+
+    Returns:
+        The largest relative error of an update, Frobenius norm; 0 = the same numbers.
+
+    Raises:
+        AdapterError: The adapter fits no variant; the reader refuses the export; or a module is
+            missing or left over.
+    """
+    reader = READERS[form]
+    model: Any = model_for(adapter)
+    try:
+        if reader == "peft":
+            keys = load_peft_weights(str(folder), device="cpu").keys()
+            PeftModel.from_pretrained(model, str(folder), adapter_name=_NAME)
+        else:
+            place = {"weight_name": file, "local_files_only": True}
+            keys = WanPipeline.lora_state_dict(str(folder), **place).keys()
+            pipeline = WanPipeline(None, None, vae=None, scheduler=None, transformer=model)
+            pipeline.load_lora_weights(str(folder), adapter_name=_NAME, **place)
+    except Exception as error:  # a loader may raise anything
+        if is_out_of_memory(error):
+            raise
+        reason = f"{type(error).__name__}: {error!s:.300}"
+        raise AdapterError(f"{reader} does not read the {form} export: {reason}") from error
+    prefix = LAYOUTS[reader].prefix
+    written = {key.removeprefix(prefix).partition(".lora_")[0] for key in keys}
+    found = _loaded(model)
+    if not written == found.keys() == expected.keys():
+        strange = sorted((written ^ expected.keys()) | (found.keys() ^ expected.keys()))
+        raise AdapterError(
+            f"{reader} does not read the modules from the {form} export that were written: it "
+            f"differs in {units.names(strange)}"
+        )
+    return max(relative_error(found[module], expected[module]) for module in expected)
+
+
+def _loaded(model: torch.nn.Module) -> dict[str, Update]:
+    """Take from each adapted layer what its forward pass would use."""
+    found = {}
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            magnitude: Any = layer.lora_magnitude_vector
+            found[name] = Update(
+                layer.lora_A[_NAME].weight.detach(),
+                layer.lora_B[_NAME].weight.detach(),
+                layer.scaling[_NAME],
+                magnitude[_NAME].weight.detach() if _NAME in magnitude else None,
+            )
+    return found

@@ -1,6 +1,0 @@
-"""Which videos there are, and what they show: folders, sidecars and tables of captions."""
-
-from wanlora.captions.find import Found, Source, find
-from wanlora.captions.folders import Failure
-
-__all__ = ["Failure", "Found", "Source", "find"]

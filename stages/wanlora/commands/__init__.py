@@ -1,0 +1,1 @@
+"""The commands. `run()` is in the file, or the folder, named after the command."""

@@ -1,0 +1,54 @@
+"""A clip to frames, where a failure is a result like another; light enough for a process a core.
+
+Owns: the two forms that frames travel in. Must not know: encoders, the store.
+Legend: t frames, h w height and width.
+"""
+
+import socket
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from wanlora.data.clips import SourceHashes, load_unchanged
+from wanlora.data.manifest import Clip
+from wanlora.errors import MediaError
+
+_hashed_here: SourceHashes = {}
+"""Hashes by this process, of sources whose mtime differs on this machine."""
+
+
+def decode(clip: Clip, known: SourceHashes) -> UInt8[torch.Tensor, "t 3 h w"] | MediaError:
+    """Load a clip's frames, or what is wrong with its source.
+
+    Args:
+        clip: With the hash of its source that its key was made from.
+        known: Hashes of sources by path, size and mtime.
+    """
+    try:
+        return load_unchanged(clip, known)
+    except MediaError as error:
+        return error
+
+
+def decode_remotely(
+    clip: Clip, entry: tuple[int, int, str] | None
+) -> UInt8[np.ndarray, "t 3 h w"] | MediaError:
+    """Load a clip's frames on another machine, which may lack a source that the first one has.
+
+    Args:
+        clip: As for `decode`.
+        entry: Size, mtime and hash of its source on the first machine.
+    """
+    if entry is not None:
+        _hashed_here.setdefault(str(clip.path), entry)
+    frames = decode(clip, _hashed_here)
+    if isinstance(frames, torch.Tensor):
+        return frames.numpy()
+    if frames.code != "missing":
+        return frames
+    return MediaError(
+        "missing",
+        f"{frames} (on {socket.gethostname()}; every machine of the cluster must have the videos "
+        "under the same paths)",
+    )

@@ -1,0 +1,94 @@
+"""Hashes that earlier runs computed, so that no large file is read twice.
+
+Owns: the files that keep them: in the cache, beside manifests, and in the user's cache folder.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wanlora.core.location import Location
+from wanlora.data import manifest
+from wanlora.data.clips import SourceHashes, hashes_document, parse_hashes
+from wanlora.errors import OutputError
+from wanlora.files import write_atomic
+from wanlora.media.source import SOURCES
+from wanlora.store import storage
+from wanlora.wan import identity
+from wanlora.wan.variants import cache_home
+
+WEIGHTS = "weights.json"
+DIGESTS = "encoders.json"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Hashes:
+    """Hashes of files by path, size and mtime, so that a second run reads no big file again."""
+
+    sources: SourceHashes
+    weights: SourceHashes
+    digests: identity.Memo
+
+    @classmethod
+    def read(cls, cache: Location, manifests: Sequence[Path] = ()) -> "Hashes":
+        """Known hashes: of sources in the cache and beside manifests, of weights with the user."""
+        sources = _beside(manifests)
+        for path, entry in parse_hashes(storage.at(cache).get(SOURCES)).items():
+            if path not in sources or sources[path][1] <= entry[1]:
+                sources[path] = entry
+        return cls(
+            sources,
+            parse_hashes(_kept(WEIGHTS)),
+            kept_digests(),
+        )
+
+    def move_sources(self, moved: Mapping[Path, Path]) -> None:
+        """Use the hashes of sources for the same files at new paths; size and mtime still count."""
+        for before, now in moved.items():
+            if (entry := self.sources.get(str(before))) is not None:
+                self.sources.setdefault(str(now), entry)
+
+    def write_sources(self, cache: Location) -> None:
+        """Leave those of the sources to the next run.
+
+        Raises:
+            StoreError: The cache folder cannot be written.
+        """
+        storage.at(cache).put(SOURCES, hashes_document(self.sources))
+
+    def keep_weights(self) -> None:
+        """Leave those of the weights (22 GB to read) to every later run, a dry one's next too."""
+        try:
+            cache_home().mkdir(parents=True, exist_ok=True)
+            write_atomic(cache_home() / WEIGHTS, hashes_document(self.weights))
+            write_atomic(cache_home() / DIGESTS, identity.memo_document(self.digests))
+        except (OSError, OutputError) as error:  # it would only have saved time
+            log.info("the hashes of the weights are not kept: %s", error)
+
+
+def _beside(manifests: Sequence[Path]) -> dict[str, tuple[int, int, str]]:
+    """Hashes that `prepare` left beside its manifests, by absolute path."""
+    found = {}
+    for folder in dict.fromkeys(path if path.is_dir() else path.parent for path in manifests):
+        try:
+            document = (folder / SOURCES).read_bytes()
+        except OSError:
+            continue
+        for name, entry in parse_hashes(document).items():
+            found[str(manifest.source_path(name, folder))] = entry
+    return found
+
+
+def _kept(name: str) -> bytes | None:
+    try:
+        return (cache_home() / name).read_bytes()
+    except OSError:
+        return None
+
+
+def kept_digests() -> identity.Memo:
+    """Digests of encoders that this user's processes have computed."""
+    return identity.parse_memo(_kept(DIGESTS))

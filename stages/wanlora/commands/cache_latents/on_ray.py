@@ -1,0 +1,302 @@
+"""Workers on Ray: actors that hold the encoders, fed by decode tasks on all cores of a cluster.
+
+    driver: plan, bar, view
+    worker: one actor per GPU   <- frames of a bounded window of clips -   decode: one task per core
+
+Owns: all calls of Ray; nothing else imports it. Actors are ranks like local processes: they share
+only the store, so a replaced actor, and the others meanwhile, make the rows of one that died.
+"""
+
+import functools
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import (
+    NodeDiedError,
+    ObjectLostError,
+    OutOfMemoryError,
+    RayActorError,
+    WorkerCrashedError,
+)
+
+from wanlora.commands.cache_latents import plan as planning
+from wanlora.commands.cache_latents.frames import decode_remotely
+from wanlora.commands.cache_latents.hashes import Hashes
+from wanlora.commands.cache_latents.plan import Encoders, Plan
+from wanlora.commands.cache_latents.worker import (
+    CommittedOfPlan,
+    Encoded,
+    encode_share,
+    for_workers,
+    merged,
+    reconcile,
+    same_encoders,
+    shown_progress,
+)
+from wanlora.config import CacheLatentsConfig
+from wanlora.data.clips import SourceHashes
+from wanlora.data.manifest import Clip
+from wanlora.errors import LostProcessError, MediaError, WanloraError, WorkerError
+from wanlora.processes.ranks import Rank
+from wanlora.wan.variants import local_folder
+
+ACTOR_DIED = (RayActorError, OutOfMemoryError)
+"""One that Ray ends for its memory is not a RayActorError."""
+
+POLL_S = 1.0
+PATIENCE_S = 10.0
+"""For a cluster to answer."""
+
+MAX_DEATHS = 3
+"""Actors that may die one after the other while no row is committed."""
+
+LEFTOVER_S = 60.0
+"""Once one actor has finished, every row is made; the others have this long to finish too."""
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def workers(config: CacheLatentsConfig) -> Iterator["Workers"]:
+    """Start actors in a running cluster, or in one of this machine's own; end them afterwards.
+
+    Raises:
+        WorkerError: There is no cluster where RAY_ADDRESS says.
+        WanloraError: Why the first actor cannot encode: its model, its device.
+    """
+    ours = _connect()
+    try:
+        crew = Workers(config)
+        try:
+            yield crew
+        finally:
+            crew.close()
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect() -> bool:
+    """Join the cluster of RAY_ADDRESS or of this machine, or start one; False if already joined."""
+    if ray.is_initialized():
+        return False
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address := os.environ.get("RAY_ADDRESS"):
+        _require_answer(address)
+        ray.init(**quiet)
+        return True
+    try:
+        ray.init(address="auto", **quiet)
+    except ConnectionError:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address="local", include_dashboard=False, **quiet)
+    return True
+
+
+def _require_answer(address: str) -> None:
+    """Refuse an address where nobody listens, which Ray would try for minutes.
+
+    Raises:
+        WorkerError: Nobody does.
+    """
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return  # auto, local
+    try:
+        socket.create_connection((host, int(port)), timeout=PATIENCE_S).close()
+    except OSError as error:
+        raise WorkerError(
+            f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start one there with ray "
+            "start --head, or unset RAY_ADDRESS to use this machine alone"
+        ) from None
+
+
+class Workers:
+    """Actors that encode, one for each rank.
+
+    Attributes:
+        using: The encoders of the first actor that was ready; the others must have the same.
+
+    Args:
+        config: The settings.
+
+    Raises:
+        WanloraError: Why the first actor cannot encode.
+    """
+
+    def __init__(self, config: CacheLatentsConfig) -> None:
+        self._config = _absolute(config)
+        self._num_workers, gpus = _size(config)
+        # No core of their own: on a small machine decoding would wait for one for ever.
+        self._actor: Any = ray.remote(num_cpus=0, num_gpus=gpus)(_Worker)
+        self._actors = {index: self._start(index) for index in range(self._num_workers)}
+        encoders = [actor.encoders.remote() for actor in self._actors.values()]
+        ready, _ = ray.wait(encoders, num_returns=1)
+        try:
+            first = ray.get(ready[0])
+        except ACTOR_DIED as error:
+            raise WorkerError(f"an actor died before it had found the model: {error}") from None
+        if isinstance(first, WanloraError):
+            raise first
+        self.using: Encoders = first
+
+    def close(self) -> None:
+        """End the actors at once."""
+        for actor in self._actors.values():
+            ray.kill(actor)
+
+    def encode(self, plan: Plan) -> Encoded:
+        """Encode what is missing: until one actor has finished and the others have ended too.
+
+        Raises:
+            WorkerError: Actors die and no row is committed in between.
+            WanloraError: No actor is left; the error of the last one.
+        """
+        plan = _absolute_clips(replace(plan, using=self.using))
+        committed = CommittedOfPlan(self._config, for_workers(plan))
+        sent = ray.put(for_workers(plan))
+        running = {actor.work.remote(sent): index for index, actor in self._actors.items()}
+        made: list[Encoded] = []
+        deaths = done = 0
+        deadline = float("inf")
+        with shown_progress(committed.total, "encode", "row", shown=True) as progress:
+            while running and time.monotonic() < deadline:
+                ready, _ = ray.wait(list(running), timeout=POLL_S)
+                there = committed.count()
+                progress(there - done, f"{len(running)} workers")
+                deaths, done = 0 if there > done else deaths, there
+                for future in ready:
+                    index = running.pop(future)
+                    outcome = _outcome(future)
+                    if isinstance(outcome, Encoded):
+                        made.append(outcome)
+                        deadline = min(deadline, time.monotonic() + LEFTOVER_S)
+                    elif outcome is None:
+                        deaths += 1
+                        if deaths >= MAX_DEATHS:
+                            raise _too_many_deaths(committed.total - done)
+                        log.warning("worker %d died; it is started again", index)
+                        self._actors[index] = self._start(index)
+                        running[self._actors[index].work.remote(committed.left())] = index
+                    elif running or made:
+                        # Otherwise it would keep its GPU from an actor that waits for one.
+                        ray.kill(self._actors.pop(index))
+                        log.warning("worker %d stopped: %s; others take over", index, outcome)
+                    else:
+                        raise outcome
+        return reconcile(self._config, plan, merged(made, workers=self._num_workers))
+
+    def _start(self, index: int) -> Any:
+        return self._actor.remote(self._config, Rank(index, self._num_workers))
+
+
+def _outcome(future: Any) -> Encoded | WanloraError | None:
+    """Return what an actor returned, or None if it died."""
+    try:
+        outcome: Encoded | WanloraError = ray.get(future)
+    except ACTOR_DIED:
+        return None
+    return outcome
+
+
+def _too_many_deaths(num_left: int) -> WorkerError:
+    return WorkerError(
+        f"{MAX_DEATHS} workers died one after the other and none committed a row meanwhile; "
+        f"{num_left} rows are left, and what was encoded is kept. Ray's logs have the reason, most "
+        "often too little memory: start fewer with --num-workers. The same command continues"
+    )
+
+
+class _Worker:
+    """Encodes on one device, in a process of Ray's. Refusals are results: the others continue."""
+
+    def __init__(self, config: CacheLatentsConfig, rank: Rank) -> None:
+        logging.getLogger("wanlora").setLevel(logging.ERROR)  # the driver logs for all
+        self._config = config
+        self._rank = rank
+
+    def encoders(self) -> Encoders | WanloraError:
+        """The model and the device of this process."""
+        try:
+            return planning.encoders_here(self._config, Hashes.read(self._config.cache))
+        except WanloraError as error:
+            return error
+
+    def work(self, plan: Plan) -> Encoded | WanloraError:
+        """Encode the share of this rank, and what others leave."""
+        try:
+            using = same_encoders(self._config, plan.using)
+            return encode_share(
+                self._config,
+                replace(plan, using=using),
+                self._rank,
+                shown=False,
+                decoded_by=partial(_decode_elsewhere, sources=dict(plan.sources)),
+            )
+        except WanloraError as error:
+            return error
+
+
+@functools.cache
+def _decode_task() -> Any:
+    """One for all clips: each made anew would be kept by the cluster."""
+    return ray.remote(num_cpus=1, max_retries=1)(decode_remotely)
+
+
+def _decode_elsewhere(clip: Clip, sources: SourceHashes) -> torch.Tensor | MediaError:
+    """Decode a clip on any core of the cluster; a file that kills its process fails alone."""
+    try:
+        frames = ray.get(_decode_task().remote(clip, sources.get(str(clip.path))))
+    except (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError) as error:
+        reason = "took too much memory" if isinstance(error, OutOfMemoryError) else "crashed"
+        return LostProcessError("unreadable", f"{clip.path}: the process decoding it {reason}")
+    # A copy: what Ray gives lies in its shared memory, and may not be written.
+    return frames if isinstance(frames, MediaError) else torch.from_numpy(frames.copy())
+
+
+def _absolute_clips(plan: Plan) -> Plan:
+    """A plan whose clips mean the same in the working folder of an actor."""
+    return replace(
+        plan,
+        missing_clips=tuple(
+            replace(keyed, clip=replace(keyed.clip, path=keyed.clip.path.absolute()))
+            for keyed in plan.missing_clips
+        ),
+    )
+
+
+def _absolute(config: CacheLatentsConfig) -> CacheLatentsConfig:
+    """Settings that mean the same in the working folder of an actor."""
+    cache, model = config.cache, config.model
+    return config.model_copy(
+        update={
+            "cache": cache.absolute() if isinstance(cache, Path) else cache,
+            "model": str(Path(model).expanduser().absolute()) if local_folder(model) else model,
+        }
+    )
+
+
+def _size(config: CacheLatentsConfig) -> tuple[int, float]:
+    """How many actors, and the GPUs of each."""
+    found = float(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    each = config.gpus_per_worker
+    if each is None:
+        each = 1.0 if found and config.device != "cpu" else 0.0
+    num_workers = config.num_workers or max(1, int(found / each) if each else 1)
+    if num_workers * each > found:
+        log.warning(
+            "%d workers ask for %g GPUs each, and the cluster has %g; those that find none wait",
+            num_workers, each, found,
+        )  # fmt: skip
+    return num_workers, each

@@ -1,0 +1,232 @@
+"""What `wanlora cache-latents` prints and returns.
+
+Owns: the counts of a run, and of what a dry run would do. Encodes nothing.
+"""
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from wanlora.commands.cache_latents.plan import Failure, KeyedClip, Plan
+from wanlora.commands.cache_latents.worker import Encoded
+from wanlora.config import CacheLatentsConfig
+from wanlora.core.prompts import prompt_key
+from wanlora.core.text import shorten
+from wanlora.core.units import JSON, count, duration, first, percent, size
+from wanlora.data import manifest
+from wanlora.data.edits import unused_captions
+from wanlora.store.views import ViewClip
+from wanlora.training.order import describe_shares, shares
+
+
+@dataclass(frozen=True, slots=True)
+class CacheResult:
+    """What stage one did; of a dry run, what it would do.
+
+    Attributes:
+        clips: Clips in the view.
+        clips_encoded: Rows of latents made by this run, by whichever worker (of a dry run: to be
+            made).
+        clips_cached: Rows of latents that were there.
+        duplicate_clips: Clips that share a row with another clip.
+        prompts_encoded: Likewise, prompts.
+        prompts_cached: Likewise.
+        shared_captions: Captions that share a row with another caption.
+        workers: Processes or actors that encoded.
+        clips_encoded_twice: Rows of latents that several workers made, copies too many.
+        encoder_stall: Share of the time that the VAE waited for decoded clips.
+        num_bytes: Bytes added to the store (of a dry run: an estimate).
+        failures: Clips that are not in the view, and why.
+        kept: Clips that cannot be used now and stay in the view as they were, and why.
+        unread: Clips in the view whose sources cannot be read now; their rows are there.
+        bytes_hashed: Bytes of sources that were read to hash them.
+        truncated_prompts: Prompts encoded by this run that lost their end: over 512 tokens.
+        changed_sources: Source files that changed after the manifest was written.
+        unused_captions: Caption files that were edited after `prepare` read them.
+        captions_command: Command that reads them.
+        draws: Expected share of the clips drawn in training, by activity; 0 to 1.
+    """
+
+    cache: str
+    view: str
+    view_sha256: str
+    dry_run: bool
+    clips: int
+    clips_encoded: int
+    clips_cached: int
+    duplicate_clips: int
+    prompts_encoded: int
+    prompts_cached: int
+    shared_captions: int
+    num_bytes: int
+    seconds: float
+    seconds_per_clip: float
+    encoder_stall: float = 0.0
+    workers: int = 1
+    clips_encoded_twice: int = 0
+    bytes_hashed: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    kept: list[Failure] = field(default_factory=list)
+    unread: list[Failure] = field(default_factory=list)
+    truncated_prompts: list[str] = field(default_factory=list)
+    changed_sources: list[str] = field(default_factory=list)
+    unused_captions: list[str] = field(default_factory=list)
+    captions_command: str = ""
+    draws: dict[str, float] = field(default_factory=dict)
+    next_command: str = ""
+
+    @property
+    def exit_code(self) -> int:
+        """3 when clips failed."""
+        return 3 if self.failures or self.kept else 0
+
+    def lines(self) -> list[str]:
+        """What the command prints."""
+        verb = "to encode" if self.dry_run else "encoded"
+        lines = [
+            f"clips:   {self.clips_encoded:,} {verb}, {self.clips_cached:,} already there"
+            + _saved(self.duplicate_clips, "copy", "copies"),
+            f"prompts: {self.prompts_encoded:,} {verb}, {self.prompts_cached:,} already there"
+            + _saved(self.shared_captions, "repeated caption"),
+        ]
+        if self.dry_run and len(self.draws) > 1:
+            lines.append(f"expected share of draws: {describe_shares(self.draws)}")
+        if self.workers > 1:
+            twice = count(self.clips_encoded_twice, "clip")
+            lines.append(f"{self.workers} workers; {twice} encoded twice")
+        if self.dry_run:
+            lines.append(f"about {size(self.num_bytes)}; nothing was written (--dry-run)")
+        else:
+            pace = (
+                f", {duration(self.seconds_per_clip)} per clip, encoder waited "
+                f"{percent(self.encoder_stall)}"
+                if self.seconds_per_clip
+                else ""
+            )
+            lines.append(f"{size(self.num_bytes)} written in {duration(self.seconds)}{pace}")
+            lines.append(f"view {self.view!r}: {count(self.clips, 'clip')}")
+        lines += listed(_texts(self.failures), "clip", "not in the view, because not usable")
+        lines += listed(
+            _texts(self.kept),
+            "clip",
+            "not usable now, and still in the view with earlier rows; to drop a clip, delete its "
+            "line from the manifest",
+        )
+        lines += listed(
+            _texts(self.unread),
+            "source",
+            "not readable now; the view keeps the clips, whose rows are in the cache",
+        )
+        lines += listed(
+            [shorten(text) for text in self.truncated_prompts],
+            "prompt",
+            "of over 512 tokens, cut off at the end",
+        )
+        lines += listed(
+            self.changed_sources,
+            "source",
+            "changed after the manifest was written, and cut as now; if that is not what you "
+            "want, run wanlora prepare again",
+        )
+        lines += listed(
+            self.unused_captions,
+            "caption file",
+            "edited after prepare read it, and not used; to read the edits: "
+            f"{self.captions_command}",
+        )
+        return lines + ([f"next: {self.next_command}"] if self.next_command else [])
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a plan; of a dry run, what would.
+
+    Attributes:
+        kept: Clips of the view.
+        failures: The others, and why.
+        stays: Of these, clips that the view keeps as they were.
+        num_bytes: Added to the store (of a dry run: an estimate).
+        made: What workers made of it.
+    """
+
+    kept: Sequence[KeyedClip]
+    failures: Sequence[Failure]
+    stays: Sequence[ViewClip] = ()
+    num_bytes: int = 0
+    view_sha256: str = ""
+    made: Encoded | None = None
+
+
+def summarize(
+    config: CacheLatentsConfig, plan: Plan, outcome: Outcome, *, seconds: float, shown: bool
+) -> CacheResult:
+    """Count what was made.
+
+    Args:
+        config: The settings.
+        plan: Clips and prompts wanted.
+        outcome: What came of them.
+        seconds: Time taken.
+        shown: Whether this process prints the result; only then are caption files compared.
+    """
+    made = outcome.made or Encoded()
+    encoded = len(plan.missing_clips) - len(made.clips.failures)
+    rows = len({keyed.key for keyed in outcome.kept})
+    stays = {clip.clip_id for clip in outcome.stays}
+    manifests, clips = (config.manifest, plan.clips) if shown else ((), ())
+    unused, captions_command = unused_captions(manifests, (keyed.clip for keyed in clips))
+    captions = {prompt_key(text) for k in plan.clips for text in k.clip.prompts}
+    return CacheResult(
+        cache=str(config.cache),
+        view=config.view,
+        view_sha256=outcome.view_sha256,
+        dry_run=config.dry_run,
+        clips=len(outcome.kept) + len(stays),
+        clips_encoded=encoded,
+        clips_cached=rows - encoded,
+        duplicate_clips=len(outcome.kept) - rows,
+        prompts_encoded=len(plan.missing_prompts),
+        prompts_cached=len(plan.prompts) - len(plan.missing_prompts),
+        shared_captions=plan.captions - len(captions),
+        num_bytes=outcome.num_bytes,
+        seconds=round(seconds, 3),
+        seconds_per_clip=round(made.clips.seconds / encoded, 4) if encoded else 0.0,
+        encoder_stall=round(made.clips.stall, 4),
+        workers=made.workers,
+        clips_encoded_twice=made.clips_twice,
+        bytes_hashed=plan.num_bytes_hashed,
+        failures=[failure for failure in outcome.failures if failure.clip_id not in stays],
+        kept=[failure for failure in outcome.failures if failure.clip_id in stays],
+        unread=list(plan.unread),
+        truncated_prompts=list(made.prompts.truncated),
+        changed_sources=list(plan.changed_sources),
+        unused_captions=unused,
+        captions_command=captions_command,
+        draws=shares(
+            (keyed.clip.activity, keyed.clip.weight)
+            for keyed in outcome.kept
+            if keyed.clip.split == manifest.TRAIN
+        ),
+        next_command="" if config.dry_run else _next_command(config),
+    )
+
+
+def listed(items: Sequence[str], noun: str, what: str) -> list[str]:
+    """Head the first items with the number of all."""
+    if not items:
+        return []
+    return [f"{count(len(items), noun)} {what}:", *first(items, JSON)]
+
+
+def _next_command(config: CacheLatentsConfig) -> str:
+    view = [] if config.view == "default" else ["--view", config.view]
+    words = ["wanlora", "train", "--cache", str(config.cache), *view]
+    return shlex.join([*words, "--output-dir", "outputs/run"])
+
+
+def _texts(failures: Sequence[Failure]) -> list[str]:
+    return [f"[{failure.code}] {failure.clip_id}: {failure.message}" for failure in failures]
+
+
+def _saved(number: int, noun: str, plural: str = "") -> str:
+    return f" ({count(number, noun, plural)} encoded once)" if number else ""

@@ -1,0 +1,80 @@
+"""What the demo measures beside the commands: clips recognised, and a step without a cache.
+
+Owns: how many clips are asked for, and what a one-stage step is made of.
+Dimensions: t frames, h and w pixels.
+"""
+
+import statistics
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from wanlora import progress
+from wanlora.adapters.attach import attach, scaled
+from wanlora.data.clips import ClipDataset
+from wanlora.micro import world
+from wanlora.micro.measure import maker
+from wanlora.micro.recognise import Seen, recognise
+from wanlora.wan.encoders import encode_latents, encode_prompts, load_text_encoder, load_vae
+from wanlora.wan.pipeline import load_pipeline
+from wanlora.wan.variants import MICRO, PIPELINE, resolve
+
+CPU = torch.device("cpu")
+FIRST_SEED = 3_000_000
+"""Of prompts and noise; nothing is trained with them."""
+
+Video = UInt8[np.ndarray, "t h w 3"]
+
+
+class Made(NamedTuple):
+    """Clips of one model for the same prompts and noise as the other's, and what they show."""
+
+    clips: list[Video]
+    seen: list[Seen]
+
+    def share(self, concept: str) -> float:
+        """Share of the clips that show a concept."""
+        return statistics.mean(one.concept == concept for one in self.seen)
+
+
+def scenes(concept: str, count: int, *, seed: int) -> list[world.Scene]:
+    """What to ask for: fresh colours and directions of a concept."""
+    return [world.scene(concept, FIRST_SEED + 1000 * seed + index) for index in range(count)]
+
+
+def make_clips(asked: list[world.Scene], adapter: Path | None, *, seed: int) -> Made:
+    """Generate a clip for each scene with the base or with an adapter, and recognise it."""
+    pipeline = load_pipeline(resolve(MICRO, PIPELINE), dtype=torch.float32, device=CPU)
+    if adapter is not None:
+        attach(pipeline.transformer, [scaled(adapter, 1.0)])
+    make = maker(pipeline)
+    name = "base" if adapter is None else "adapter"
+    clips = []
+    with progress.bar(total=len(asked), description=f"clips of {name}", unit="clip") as bar:
+        for index, scene in enumerate(asked):
+            clips.append(make(scene.caption, FIRST_SEED + seed + index))
+            bar.update()
+    return Made(clips, [recognise(clip) for clip in clips])
+
+
+def encoding_seconds(manifest: Path, *, num_clips: int = 6) -> float:
+    """Seconds that a one-stage trainer spends on a clip before its step: decode, VAE, text.
+
+    The median over a few clips, after one that is not counted.
+    """
+    folder = resolve(MICRO, PIPELINE)
+    vae = load_vae(folder, dtype=torch.float32, device=CPU, tf32=True)
+    text = load_text_encoder(folder, dtype=torch.float32, device=CPU)
+    dataset: Any = ClipDataset(manifest)
+    seconds = []
+    for index in range(min(num_clips + 1, len(dataset))):
+        start = time.perf_counter()
+        item = dataset[index]
+        encode_latents(vae, item["frames"].movedim(0, 1)[None])
+        encode_prompts(text, [item["prompt"]])
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[1:] or seconds)

@@ -1,0 +1,82 @@
+"""The end of a demo: what no command measures, and the report.
+
+Owns: the last step of the demo, the only one that computes in its own process.
+"""
+
+import json
+import logging
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from wanlora.commands.demo import measure
+from wanlora.commands.demo.demo import BATCH_SIZE, NUM_CLIPS, OUTPUTS, REPORT, DemoResult
+from wanlora.commands.demo.demo_page import comparison_gif, demo_page
+from wanlora.config import DemoConfig
+from wanlora.files import write_atomic, write_text
+from wanlora.micro import world
+
+logger = logging.getLogger(__name__)
+
+
+def summarise(config: DemoConfig) -> dict[str, Any]:
+    """Measure what no command does, and write the report; the fields of `DemoResult`."""
+    root = config.output_dir
+    logger.info("\nclips of base and adapter, for the same prompts and noise")
+    scenes = measure.scenes(config.concept, NUM_CLIPS, seed=config.seed)
+    base = measure.make_clips(scenes, None, seed=config.seed)
+    adapter = measure.make_clips(scenes, root / "run", seed=config.seed)
+    inspected = _inspect(root / "cache")
+    cached_s = _seconds_per_step(root / "run" / "metrics.jsonl")
+    encoding_s = measure.encoding_seconds(root / "data" / "train.jsonl")
+    values = {
+        "concept": config.concept,
+        "held_out": _held_out(root / "run" / "validation.jsonl"),
+        "base_share": base.share(config.concept),
+        "adapter_share": adapter.share(config.concept),
+        "clips": inspected["clips"],
+        "raw_bytes": inspected["clips"] * world.NUM_FRAMES * world.SIZE_PX**2 * 3,
+        "cache_bytes": inspected["bytes"],
+        "cached_s": cached_s,
+        "one_stage_s": cached_s + BATCH_SIZE * encoding_s,
+    }
+    result = DemoResult(**values, adapter=str(root / OUTPUTS["train"]), report=str(root / REPORT))
+    gif = comparison_gif(base, adapter, fps=world.FPS)
+    write_atomic(root / "comparison.gif", gif)
+    page = demo_page(
+        config.concept, gif, [scene.caption for scene in scenes], base, adapter,
+        figures=result.figures(), files=_FILES,
+    )  # fmt: skip
+    write_text(root / REPORT, page)
+    return values
+
+
+_FILES = {
+    "training": "run/run.html",
+    "adapter": OUTPUTS["train"],
+    "evaluation": OUTPUTS["evaluate"],
+    "for ComfyUI": OUTPUTS["export"],
+}
+
+
+def _inspect(cache: Path) -> dict[str, Any]:
+    done = subprocess.run(  # noqa: S603  (our own command)
+        [sys.executable, "-m", "wanlora", "inspect", str(cache), "--json"],
+        check=True, capture_output=True, text=True,
+    )  # fmt: skip
+    inspected: dict[str, Any] = json.loads(done.stdout)
+    return inspected
+
+
+def _held_out(validations: Path) -> dict[str, Any]:
+    """The run's last validation on held-out clips."""
+    rows = [json.loads(line) for line in validations.read_text().splitlines()]
+    last: dict[str, Any] = [row for row in rows if row["split"] == "val"][-1]
+    return last
+
+
+def _seconds_per_step(metrics: Path) -> float:
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return float(statistics.median(BATCH_SIZE / row["clips_per_s"] for row in rows[3:] or rows))

@@ -1,0 +1,62 @@
+"""The probe: real steps of the largest bucket on a device of this machine.
+
+Owns: what is loaded for it. Imported only if a probe was requested.
+"""
+
+import torch
+
+from wanlora import adapters as lora
+from wanlora.commands.estimate.case import Card, Case
+from wanlora.cost.gpus import gpu_of
+from wanlora.cost.memory import uploaded_bytes
+from wanlora.errors import ConfigError
+from wanlora.progress import waiting
+from wanlora.training import fitting
+from wanlora.training.workload import Trial
+from wanlora.wan import device as devices
+from wanlora.wan.transformer import load_transformer
+from wanlora.wan.variants import TRANSFORMER, resolve
+
+_PROBE_PASSES = 3
+_PROBE_LACKS = 4 + 4 + 8
+"""Bytes per trained parameter that a run takes and a probe does not: master, gradient and two
+moments in fp32."""
+
+
+def card_here(device: str, model: str) -> Card:
+    """Device to probe, with the memory that is free on it.
+
+    Args:
+        device: auto, cpu, cuda, cuda:N or mps.
+        model: The model to load.
+
+    Raises:
+        DeviceError: It does not work.
+    """
+    place = devices.pick(device, model)
+    name = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
+    size = devices.base_dtype("auto", place).itemsize
+    return Card(name, gpu_of(name), str(place), fitting.budget(place), element_bytes=size)
+
+
+def probe(case: Case, model: str) -> Trial:
+    """Load the transformer with a fresh adapter, and take real steps of the largest bucket."""
+    config, device = case.config, torch.device(case.card.device)
+    if not model:
+        raise ConfigError("--probe runs a model: pass --model, or a --cache that names one")
+    dtype = devices.base_dtype("auto", device)
+    folder = resolve(model, TRANSFORMER)
+    with waiting(f"loading the transformer in {folder}"):
+        transformer = load_transformer(folder, dtype=dtype, device=device)
+    settings = config.lora
+    shape = lora.LoraShape(
+        settings.rank, settings.alpha or settings.rank, settings.targets, settings.rslora,
+        settings.dora,
+    )  # fmt: skip
+    parameters = lora.add_adapter(transformer, shape, seed=0)
+    trained = sum(parameter.numel() for parameter in parameters.values())
+    return fitting.fit(
+        transformer, case.work, case.largest, case.variant, activations=config.activations,
+        kernel=config.attention, device=device, dtype=dtype, passes=_PROBE_PASSES,
+        reserved_bytes=int(_PROBE_LACKS * trained + uploaded_bytes(case.work)),
+    )  # fmt: skip

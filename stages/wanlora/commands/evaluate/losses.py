@@ -1,0 +1,157 @@
+"""The loss of each model on the same clips, sigmas and noise, and what the tables say.
+
+Owns: which table belongs to which model, and the figures of evaluation.json made from them. The
+arithmetic is that of training's validation.
+"""
+
+import json
+import logging
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from wanlora import progress
+from wanlora.adapters.attach import attach, detach
+from wanlora.commands.evaluate.setup import Setup
+from wanlora.commands.evaluate.subjects import Subject
+from wanlora.core.fingerprint import fingerprint
+from wanlora.core.validation import Report, summarize
+from wanlora.errors import RunError
+from wanlora.files import write_json
+from wanlora.training.validation import Panel, losses, require_finite
+
+TABLES_NAME = "losses.json"
+
+Table = Float[np.ndarray, "n q"]
+
+logger = logging.getLogger(__name__)
+
+
+def tables(
+    setup: Setup, subjects: Sequence[Subject], folder: Path, load: Callable[[], Any]
+) -> tuple[Table, list[Table]]:
+    """Losses of the base and of each subject; those in `losses.json` are not measured again.
+
+    Args:
+        setup: What all share.
+        subjects: The adapters.
+        folder: Where `losses.json` is.
+        load: Gives the transformer, without adapters; called only when something is missing.
+
+    Raises:
+        NonFiniteError: A loss is NaN or infinite.
+        RunError: `losses.json` is damaged.
+    """
+    path = folder / TABLES_NAME
+    known = _read(path)
+    models: list[Subject | None] = [None, *subjects]
+    keys = [_key(setup, item) for item in models]
+    todo = {key: item for key, item in zip(keys, models, strict=True) if key not in known}
+    if todo:
+        _measure_all(setup, todo, load(), known, path)
+    base, *others = (np.array(known[key]) for key in keys)
+    return base, others
+
+
+def _measure_all(
+    setup: Setup,
+    todo: Mapping[str, Subject | None],
+    transformer: Any,
+    known: dict[str, Any],
+    path: Path,
+) -> None:
+    """Add the missing tables to the known ones, each written as soon as it is there."""
+    with progress.bar(total=len(todo), description="losses", unit="model") as bar:
+        for key, item in todo.items():
+            progress.show_figures(bar, item.name if item else "base")
+            known[key] = _measure(setup, item, transformer).tolist()
+            write_json(path, known)
+            bar.update()
+
+
+def _key(setup: Setup, subject: Subject | None) -> str:
+    """Identity of a table: clips, sigmas, noise and everything the model is made of."""
+    adapter = [subject.scaled.sha256, subject.scaled.scale] if subject else None
+    facts = {**setup.facts, "weights": setup.weights["transformer"]}
+    return fingerprint([setup.panel.key(setup.source, facts), adapter])
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        known = dict(json.loads(path.read_text(encoding="utf-8")))
+        if not all(re.fullmatch(r"[0-9a-f]{64}", str(key)) for key in known):
+            raise ValueError("its keys are not those of an evaluation")
+    except (ValueError, TypeError) as error:
+        raise RunError(
+            f"{path} is damaged or of something else ({error}): choose another --output-dir, or "
+            "remove the file, and the losses are measured again"
+        ) from None
+    return known
+
+
+def _measure(setup: Setup, subject: Subject | None, transformer: Any) -> Table:
+    """Measure the panel with a subject's adapter, or without any."""
+    if subject:
+        attach(transformer, [subject.scaled])
+    table = losses(setup.panel, transformer, setup.source, device=setup.device, dtype=setup.dtype)
+    if subject:
+        detach(transformer)
+    model = str(subject.scaled.adapter.path) if subject else setup.model
+    require_finite(setup.panel, table, model)
+    return table
+
+
+def compare(panel: Panel, table: Table, other: Table, *, name: str) -> dict[str, Any]:
+    """What two tables say of each other, over all clips, by activity and by sigma.
+
+    Args:
+        panel: Whose clips and sigmas the rows and columns are.
+        table: The adapter's.
+        other: What it is compared with.
+        name: What that is called.
+    """
+    activities = [clip.activity for clip in panel.clips]
+    groups = [clip.source_group for clip in panel.clips]
+    rows = {
+        activity: [i for i, found in enumerate(activities) if found == activity]
+        for activity in sorted(set(activities))
+    }
+
+    def over(clips: Sequence[int], columns: Sequence[int]) -> dict[str, Any]:
+        cells = np.ix_(clips, columns)
+        report = summarize(
+            table[cells],
+            other[cells],
+            sigmas=[panel.sigmas[column] for column in columns],
+            activities=[activities[clip] for clip in clips],
+            groups=[groups[clip] for clip in clips],
+        )
+        return _figures(report, name)
+
+    all_rows, all_columns = range(len(activities)), range(len(panel.sigmas))
+    return {
+        **over(all_rows, all_columns),
+        "per_activity": {activity: over(clips, all_columns) for activity, clips in rows.items()},
+        "per_sigma": [
+            {"sigma": sigma, **over(all_rows, [column])}
+            for column, sigma in enumerate(panel.sigmas)
+        ],
+    }
+
+
+def _figures(report: Report, name: str) -> dict[str, Any]:
+    return {
+        name: report.base_mean,
+        "adapter": report.mean,
+        "paired_difference": report.difference,
+        "standard_error": report.standard_error,
+        "ci95": list(report.ci95) if report.ci95 else None,
+        "clips": report.num_clips,
+        "source_groups": report.num_groups,
+    }

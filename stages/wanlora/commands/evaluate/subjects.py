@@ -1,0 +1,90 @@
+"""Which adapters are compared: those named, and the checkpoints of their runs.
+
+Owns: what they are called.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wanlora.adapters.attach import ScaledAdapter, scaled
+from wanlora.adapters.header import split_scale
+from wanlora.runs import run_folder
+
+BASE = "base"
+REAL = "real clip"
+"""What the base model and the clips themselves are called beside the adapters."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """An adapter under comparison.
+
+    Attributes:
+        name: What it is called.
+        run: What all checkpoints of its run are called together.
+        scaled: Its file and scale.
+    """
+
+    name: str
+    run: str
+    scaled: ScaledAdapter
+
+    @property
+    def step(self) -> int | None:
+        """Training steps behind it; None where its header does not say."""
+        text = self.scaled.adapter.provenance.get("step", "")
+        return int(text) if text.isdecimal() else None
+
+
+def subjects(words: Sequence[str], *, checkpoints: bool) -> list[Subject]:
+    """Read every adapter, in the order given; checkpoints by step.
+
+    A run's newest checkpoint is the adapter at its root, and its best is often one of the others:
+    equal files are compared once. An adapter named twice stays twice.
+
+    Raises:
+        AdapterError: One cannot be read.
+    """
+    found: list[Subject] = []
+    for word in words:
+        path, scale = split_scale(word)
+        seen = set()
+        for place in _places(path) if checkpoints else [path]:
+            item = scaled(place, scale)
+            if item.sha256 not in seen:
+                found.append(Subject(_name(place, scale), _name(path, scale), item))
+                seen.add(item.sha256)
+    return _distinct(found)
+
+
+def _places(path: Path) -> Iterator[Path]:
+    """A run's checkpoints, its root and its best; another path as it is."""
+    if path.is_dir():
+        yield from run_folder.checkpoints(path)
+    yield path
+    if (path / run_folder.BEST_NAME / run_folder.ADAPTER_NAME).exists():
+        yield path / run_folder.BEST_NAME
+
+
+def _name(path: Path, scale: float) -> str:
+    place = path.absolute()
+    if place.name == run_folder.ADAPTER_NAME:
+        place = place.parent
+    name = place.name.removesuffix(".safetensors")
+    if place.parent.name == run_folder.CHECKPOINTS_NAME:
+        name = f"{place.parent.parent.name} {name}"
+    elif place.name == run_folder.BEST_NAME:
+        name = f"{place.parent.name} {name}"
+    return name if scale == 1 else f"{name} at {scale:g}"
+
+
+def _distinct(found: Sequence[Subject]) -> list[Subject]:
+    """Number the names that are taken: every later one of them."""
+    times = {BASE: 1, REAL: 1}
+    named = []
+    for item in found:
+        times[item.name] = times.get(item.name, 0) + 1
+        number = times[item.name]
+        named.append(replace(item, name=f"{item.name} ({number})") if number > 1 else item)
+    return named

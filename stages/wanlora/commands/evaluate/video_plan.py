@@ -1,0 +1,159 @@
+"""Which videos each model is to make, what they are called, and what they cost.
+
+Owns: their names, which are made of everything that decides their pixels, so that one that is there
+is never made again.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wanlora.commands.evaluate.setup import Setup
+from wanlora.commands.evaluate.subjects import BASE, REAL, Subject
+from wanlora.core import units
+from wanlora.core.buckets import num_tokens
+from wanlora.core.fingerprint import fingerprint
+from wanlora.core.prompts import Dealt, deal, slug
+from wanlora.cost.flops import step_flops
+from wanlora.media import recorded
+from wanlora.store.views import ViewClip
+
+
+@dataclass(frozen=True, slots=True)
+class Video:
+    """One video of one model, or a cached clip as the VAE decodes it.
+
+    Attributes:
+        facts: Everything that decides its pixels; its name ends in their fingerprint.
+        clip: The clip to decode; None = made from noise.
+    """
+
+    activity: str
+    prompt: str
+    prompt_key: str
+    seed: int
+    path: Path
+    facts: Mapping[str, Any]
+    clip: ViewClip | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """The base, or the base with a subject's adapter, and the videos it is to make.
+
+    The real clips stand beside them as one more: what a model would ideally show.
+    """
+
+    name: str
+    subject: Subject | None
+    videos: tuple[Video, ...]
+
+    @property
+    def missing(self) -> list[Video]:
+        """Those that are not there whole, each once."""
+        unique = {video.path: video for video in self.videos}
+        return [video for video in unique.values() if recorded.read_record(video.path) is None]
+
+
+def plan(
+    setup: Setup,
+    subjects: Sequence[Subject],
+    *,
+    num_videos: int,
+    base_dir: Path,
+    output_dir: Path,
+) -> list[Model]:
+    """Plan `num_videos` of each activity by each model, the base first."""
+    dealt = _dealt(setup, num_videos)
+
+    def of(name: str, subject: Subject | None, folder: Path) -> Model:
+        videos = []
+        for item in dealt:
+            key = setup.prompts[item.activity][item.prompt]
+            facts = _facts(setup, subject, key, item.seed)
+            place = folder / slug(item.activity or "all")
+            file = f"{slug(item.prompt)}-seed{item.seed}-{fingerprint(facts)[:12]}.mp4"
+            videos.append(Video(item.activity, item.prompt, key, item.seed, place / file, facts))
+        return Model(name, subject, tuple(videos))
+
+    folder = output_dir / "videos"
+    adapted = [of(item.name, item, folder / slug(item.name)) for item in subjects]
+    return [of(BASE, None, base_dir), *adapted]
+
+
+def plan_clips(setup: Setup, *, num_videos: int, output_dir: Path) -> Model | None:
+    """Plan the clips whose captions the prompts are, in the same order.
+
+    None when a clip has another size than the videos: they would not compare.
+    """
+    by_caption: dict[tuple[str, str], ViewClip] = {}
+    for clip in sorted(setup.view.clips, key=lambda clip: clip.split != setup.panel.name):
+        for key in clip.prompts:  # of two clips with one caption, the held-out one
+            by_caption.setdefault((clip.activity, key), clip)
+    videos = []
+    for item in _dealt(setup, num_videos):
+        key = setup.prompts[item.activity][item.prompt]
+        clip = by_caption[item.activity, key]
+        if clip.bucket != setup.bucket:
+            return None
+        facts = {"clip": clip.key, "latents": setup.view.latents, "vae": setup.weights["vae"],
+                 "size": list(setup.bucket), "fps": setup.fps}  # fmt: skip
+        place = output_dir / "videos" / slug(REAL) / slug(item.activity or "all")
+        file = f"{slug(clip.clip_id)}-{fingerprint(facts)[:12]}.mp4"
+        videos.append(
+            Video(item.activity, item.prompt, key, item.seed, place / file, facts, clip=clip)
+        )
+    return Model(REAL, None, tuple(videos))
+
+
+def _dealt(setup: Setup, num_videos: int) -> list[Dealt]:
+    prompts = {activity: list(texts) for activity, texts in setup.prompts.items()}
+    return deal(prompts, num_videos, seed=setup.source.seed)
+
+
+def _facts(setup: Setup, subject: Subject | None, prompt_key: str, seed: int) -> dict[str, Any]:
+    scaled = subject.scaled if subject else None
+    return {
+        **setup.facts,
+        "adapter": [scaled.sha256, scaled.scale] if scaled else None,
+        "prompt_key": prompt_key,
+        "negative_prompt_key": setup.view.negative_prompt if setup.guidance_scale > 1 else None,
+        "seed": seed,
+        "size": list(setup.bucket),
+        "steps": setup.steps,
+        "guidance_scale": setup.guidance_scale,
+        "shift": setup.source.shift,
+        "fps": setup.fps,
+    }
+
+
+def describe(setup: Setup, models: Sequence[Model]) -> str:
+    """Say how many videos there are to make, and what they cost."""
+    todo = [(model, len(model.missing)) for model in models]
+    flops = sum(number * video_flops(setup, model.subject) for model, number in todo)
+    number = sum(number for _, number in todo)
+    total = sum(len(model.videos) for model in models)
+    return (
+        f"{total} videos of {setup.bucket} ({len(models)} models x {len(models[0].videos)}), "
+        f"{total - number} there already; {number} to make: {setup.steps} steps x "
+        f"{passes(setup)} forward passes each, {units.flops(flops)} in all"
+    )
+
+
+def passes(setup: Setup) -> int:
+    """Forward passes of a denoising step: with guidance, two."""
+    return 2 if setup.guidance_scale > 1 else 1
+
+
+def video_flops(setup: Setup, subject: Subject | None) -> float:
+    """FLOPs of one video's forward passes; the VAE is not counted."""
+    tensors = subject.scaled.adapter.tensors if subject else {}
+    ranks = [len(tensor) for name, tensor in tensors.items() if name.endswith("lora_A.weight")]
+    counted = step_flops(
+        setup.variant.transformer_shape,
+        num_tokens(setup.bucket),
+        rank=max(ranks, default=0),
+        adapted={name.partition(".lora_")[0] for name in tensors},
+    )
+    return counted.forward.total * setup.steps * passes(setup)

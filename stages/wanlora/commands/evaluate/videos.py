@@ -1,0 +1,146 @@
+"""Making the videos: every model from the same prompts and the same noise.
+
+Prompts are cached embeddings: no text encoder is loaded. Owns: the order of work, and that a video
+stands beside the record of how it was made.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from wanlora import __version__, progress
+from wanlora.adapters.attach import attach, detach
+from wanlora.commands.evaluate.measures import measure
+from wanlora.commands.evaluate.setup import Setup
+from wanlora.commands.evaluate.video_plan import Model, Video, passes, video_flops
+from wanlora.core import units
+from wanlora.core.buckets import latent_shape
+from wanlora.core.text import shorten
+from wanlora.errors import ModelError
+from wanlora.media import recorded
+from wanlora.wan.denoise import denoise
+from wanlora.wan.encoders import decode_latents, load_vae
+
+logger = logging.getLogger(__name__)
+
+
+def decode_clips(setup: Setup, clips: Model) -> None:
+    """Decode the real clips that are not there yet."""
+    if not clips.missing:
+        return
+    vae = load_vae(setup.folder, dtype=torch.float32, device=setup.device, tf32=True)
+    with progress.bar(total=len(clips.missing), description="clips", unit="clip") as bar:
+        for video in clips.missing:
+            assert video.clip
+            latents = setup.source.latents(video.clip)[None]
+            _write(video, clips, decode_latents(vae, latents)[0].cpu().numpy())
+            bar.update()
+
+
+def make(setup: Setup, models: Sequence[Model], load: Callable[[], Any]) -> None:
+    """Make the videos that are missing; killed at any time, the others stay.
+
+    Args:
+        setup: What all models share.
+        models: From `plan`.
+        load: Gives the transformer, without adapters; called only when a video is missing.
+
+    Raises:
+        ModelError: A video is not finite.
+    """
+    todo = [(model, missing) for model in models if (missing := model.missing)]
+    if not todo:
+        return
+    transformer = load()
+    vae = load_vae(setup.folder, dtype=torch.float32, device=setup.device, tf32=True)
+    number = sum(len(missing) for _, missing in todo)
+    _say_how_long(setup, transformer, number)
+    with progress.bar(total=number * setup.steps, description="videos", unit="step") as bar:
+        for model, missing in todo:
+            if model.subject:
+                attach(transformer, [model.subject.scaled])
+            for place, video in enumerate(missing):
+                progress.show_figures(bar, f"{model.name} {place + 1}/{len(missing)}")
+                frames = generate(setup, transformer, vae, video, on_step=lambda: bar.update(1))
+                _write(video, model, frames)
+            if model.subject:
+                detach(transformer)
+
+
+def generate(
+    setup: Setup,
+    transformer: Any,
+    vae: Any,
+    video: Video,
+    *,
+    on_step: Callable[[], object] = lambda: None,
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """Make a video: what WanPipeline makes of the same embeddings and seed.
+
+    Bit for bit, but for the attention kernel.
+
+    Raises:
+        ModelError: It is not finite.
+    """
+    latents = denoise(
+        transformer,
+        prompt_embeds=setup.source.padded_prompt(video.prompt_key),
+        negative_embeds=setup.source.padded_prompt(setup.view.negative_prompt),
+        shape=latent_shape(setup.bucket, setup.variant.z_dim),
+        steps=setup.steps,
+        guidance_scale=setup.guidance_scale,
+        shift=setup.source.shift,
+        seed=video.seed,
+        device=setup.device,
+        dtype=setup.dtype,
+        on_step=on_step,
+    )
+    if not torch.isfinite(latents).all():
+        raise ModelError(
+            f"the video for {shorten(video.prompt)}, seed {video.seed}, holds NaN: the model's or "
+            f"the adapter's weights are wrong ({video.path.parent})"
+        )
+    return decode_latents(vae, latents[None])[0].cpu().numpy()
+
+
+def _say_how_long(setup: Setup, transformer: Any, number: int) -> None:
+    """Time a forward pass at the size of the videos, the second one, and tell the hours from it."""
+    shape = (1, *latent_shape(setup.bucket, setup.variant.z_dim))
+    text = (1, setup.variant.max_sequence_length, setup.variant.text_dim)
+    inputs = {
+        "hidden_states": torch.zeros(shape, device=setup.device, dtype=setup.dtype),
+        "timestep": torch.full((1,), 500.0, device=setup.device),
+        "encoder_hidden_states": torch.zeros(text, device=setup.device, dtype=setup.dtype),
+    }
+    seconds = 0.0
+    for _ in range(2):
+        started = time.perf_counter()
+        with torch.no_grad():
+            transformer(**inputs, return_dict=False)[0].float().sum().item()  # waits for the GPU
+        seconds = time.perf_counter() - started
+    num_passes = setup.steps * passes(setup)
+    pace = video_flops(setup, None) / num_passes / seconds
+    minutes = number * num_passes * seconds / 60
+    about = f"{minutes / 60:.1f} h" if minutes > 90 else f"{max(minutes, 0.1):.1f} min"
+    logger.info(
+        "a forward pass takes %.3g s here (%s/s): about %s for %d videos, decoding not counted",
+        seconds, units.flops(pace), about, number,
+    )  # fmt: skip
+
+
+def _write(video: Video, model: Model, frames: UInt8[np.ndarray, "t h w 3"]) -> None:
+    record = {
+        "prompt": video.prompt,
+        "activity": video.activity,
+        "model": model.name,
+        "adapter_file": model.subject.scaled.record if model.subject else None,
+        **video.facts,
+        "measures": measure(frames),
+        "wanlora": __version__,
+    }
+    recorded.write(video.path, frames, record=record)

@@ -1,0 +1,209 @@
+"""What is in an adapter, whoever made it: layout, rank, scale, targets, norms, provenance.
+
+Owns: the summary and its tables. How files are read is `adapters`'s business.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wanlora.adapters import PREFIX, AdapterFile, read_adapter
+from wanlora.adapters.names import preset_of, template
+from wanlora.adapters.updates import norm
+from wanlora.core import units
+from wanlora.report.text_table import text_table
+from wanlora.wan.weights import file_sha256
+
+_BARS = 20
+"""Width of the longest bar in a table of norms."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterReport:
+    """What an adapter holds.
+
+    Attributes:
+        adapter: The file.
+        format: diffusers, peft, comfyui or kohya: its layout, or the closest one.
+        prefix: What its keys have before the names of modules.
+        sha256: Of the file.
+        bytes: Of the file.
+        ranks: Ranks and how many modules have them.
+        scales: What B A is multiplied with, and how many modules have it.
+        alpha: As the file says or implies; with several ranks, that of the commonest.
+        rslora: Whether the scale is alpha / sqrt(rank).
+        dora: Whether it has magnitudes.
+        targets: A preset's name, or a line that says which modules of which blocks.
+        modules: Names of the adapted modules.
+        parameters: Numbers in it.
+        dtypes: Types and how many tensors have them.
+        norm: Frobenius norm of the whole update; None where it is not finite, here and below.
+        blocks: A dict a block: block, modules, norm. Modules outside the blocks are block "".
+        kinds: A dict a kind of module: kind, modules, norm.
+        non_finite: Tensors with NaN or infinity.
+        zero: Modules whose update is zero: their B has not moved from its start.
+        provenance: What was recorded when it was trained or exported here.
+        header: The rest of the file's header, as other tools wrote it.
+    """
+
+    adapter: str
+    format: str
+    prefix: str
+    sha256: str
+    bytes: int
+    ranks: dict[int, int]
+    scales: dict[float, int]
+    alpha: float
+    rslora: bool
+    dora: bool
+    targets: str
+    modules: list[str]
+    parameters: int
+    dtypes: dict[str, int]
+    norm: float | None
+    blocks: list[dict[str, Any]]
+    kinds: list[dict[str, Any]]
+    non_finite: list[str]
+    zero: list[str]
+    provenance: dict[str, str]
+    header: dict[str, str]
+
+    @property
+    def exit_code(self) -> int:
+        """3 when something in it is not finite."""
+        return 3 if self.non_finite else 0
+
+    def lines(self) -> list[str]:
+        """Tables for people."""
+        kind = "DoRA" if self.dora else "rsLoRA" if self.rslora else "LoRA"
+        return [
+            f"{self.adapter}: {kind} in the layout of {self.format} (keys start with "
+            f"{self.prefix or 'the names of modules'}), "
+            f"{units.number(self.parameters)} parameters, {units.size(self.bytes)}",
+            f"  sha256   {self.sha256}",
+            f"  rank     {_counts(self.ranks)}",
+            f"  alpha    {self.alpha:g}",
+            f"  scale    {_counts({f'{scale:.6g}': n for scale, n in self.scales.items()})}",
+            f"  targets  {self.targets} ({len(self.modules)} modules)",
+            f"  dtype    {_counts(self.dtypes)}",
+            f"  update   {_shown(self.norm)} (Frobenius norm of scale B A over all modules)",
+            *_norms("kind", self.kinds),
+            *_norms("block", self.blocks),
+            *self._recorded(),
+            *self._verdict(),
+        ]
+
+    def _recorded(self) -> list[str]:
+        rows = [[name, value] for name, value in sorted((self.provenance | self.header).items())]
+        return text_table(["recorded", ""], rows)
+
+    def _verdict(self) -> list[str]:
+        lines = []
+        if self.non_finite:
+            lines.append(
+                f"NOT FINITE: {units.names(self.non_finite)} hold NaN or infinity; every video "
+                "made with it will be noise"
+            )
+        if len(self.zero) == len(self.modules):
+            lines.append("it changes nothing: every B is zero, as before the first training step")
+        elif self.zero:
+            lines.append(f"{len(self.zero)} modules have no update, as {self.zero[0]}: B is zero")
+        return ["", *lines] if lines else []
+
+
+def run(path: Path) -> AdapterReport:
+    """Summarize an adapter.
+
+    Raises:
+        AdapterError: There is none, or it is of no known layout.
+    """
+    adapter = read_adapter(path)
+    updates = adapter.updates()
+    norms = {module: norm(update) for module, update in updates.items()}
+    own = {f"wanlora.{name}" for name in adapter.provenance} | {"format", "lora_adapter_metadata"}
+    return AdapterReport(
+        adapter=str(adapter.path),
+        format=adapter.format,
+        prefix=adapter.prefix,
+        sha256=file_sha256(adapter.path),
+        bytes=adapter.path.stat().st_size,
+        ranks=dict(Counter(update.rank for update in updates.values())),
+        scales=dict(Counter(update.scale for update in updates.values())),
+        alpha=float(adapter.metadata[f"{PREFIX}lora_alpha"]),
+        rslora=bool(adapter.metadata.get(f"{PREFIX}use_rslora")),
+        dora=any(update.magnitude is not None for update in updates.values()),
+        targets=preset_of(updates) or _in_words(updates),
+        modules=list(updates),
+        parameters=sum(update.num_parameters for update in updates.values()),
+        dtypes=adapter.dtypes,
+        norm=_total(norms.values()),
+        blocks=_grouped("block", norms, 1),
+        kinds=_grouped("kind", norms, 0),
+        non_finite=_non_finite(adapter),
+        zero=[module for module, update in updates.items() if not update.b.any()],
+        provenance=adapter.provenance,
+        header={key: value for key, value in adapter.header.items() if key not in own},
+    )
+
+
+def _grouped(column: str, norms: Mapping[str, float], part: int) -> list[dict[str, Any]]:
+    """Add up norms over modules that share a part of their template: 0 = the kind, 1 = the block.
+
+    Updates of different modules touch different weights, so their squares add up.
+    """
+    groups: dict[str, list[float]] = {}
+    for module, value in norms.items():
+        groups.setdefault(template(module)[part], []).append(value)
+    names = sorted(groups, key=lambda name: (not name, int(name or 0))) if part else sorted(groups)
+    return [
+        {column: name, "modules": len(groups[name]), "norm": _total(groups[name])} for name in names
+    ]
+
+
+def _norms(column: str, rows: list[dict[str, Any]]) -> list[str]:
+    largest = max((row["norm"] or 0.0 for row in rows), default=0.0)
+    return text_table(
+        [column, "modules", "update", ""],
+        [
+            [
+                str(row[column]).removeprefix("blocks.N.") or "(no block)",
+                row["modules"],
+                _shown(row["norm"]),
+                "█" * round(_BARS * (row["norm"] or 0.0) / largest) if largest else "",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _total(norms: Iterable[float]) -> float | None:
+    total = math.sqrt(sum(value * value for value in norms))
+    return total if math.isfinite(total) else None
+
+
+def _shown(norm: float | None) -> str:
+    return "not finite" if norm is None else f"{norm:.4g}"
+
+
+def _counts(found: Mapping[Any, int]) -> str:
+    """One value by itself; several with how often each occurs, the commonest first."""
+    if len(found) == 1:
+        return str(next(iter(found)))
+    common = sorted(found.items(), key=lambda item: -item[1])
+    return ", ".join(f"{value} ({number})" for value, number in common)
+
+
+def _in_words(modules: Iterable[str]) -> str:
+    """Say which modules of which blocks."""
+    parts = [template(module) for module in modules]
+    kinds = sorted({name.removeprefix("blocks.N.") for name, _ in parts})
+    blocks = sorted({int(number) for _, number in parts if number})
+    where = f" of {len(blocks)} blocks ({blocks[0]} to {blocks[-1]})" if blocks else ""
+    return ", ".join(kinds) + where
+
+
+def _non_finite(adapter: AdapterFile) -> list[str]:
+    return [name for name, tensor in adapter.tensors.items() if not tensor.isfinite().all()]

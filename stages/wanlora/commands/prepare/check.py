@@ -1,0 +1,76 @@
+"""Check every source file once: hash it, decode all of it, and remember what was found.
+
+Owns: the work of one process. Imports no torch: these processes must start quickly.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from wanlora.commands.prepare.pool import Alive, survive
+from wanlora.core.buckets import Bucket
+from wanlora.core.out_of_memory import is_out_of_memory
+from wanlora.data.captions.folders import IMAGE_SUFFIXES
+from wanlora.errors import MediaError, PassingError
+from wanlora.media import image, npz, probe
+from wanlora.media.scenes import Detector
+from wanlora.media.source import reading, source_sha256, unchanged
+
+Content = probe.Scan | image.Picture | Bucket
+"""What a video is like, an image, or the size of an .npz clip."""
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A source file that decodes from end to end."""
+
+    sha256: str
+    content: Content
+
+
+def check(path: Path, alive: Alive, *, detector: Detector) -> Checked | MediaError:
+    """Hash a file and decode all of it; a problem is returned, not raised.
+
+    Returns:
+        What the file is; a PassingError if it was changed meanwhile, or when the disk, a permission
+        or the memory is to blame.
+    """
+    try:
+        with reading(path), unchanged(path):
+            return Checked(source_sha256(path, alive=alive), _content(path, alive, detector))
+    except PassingError as error:
+        return error
+    except MediaError as error:
+        return PassingError(error.code, str(error)) if _may_pass(error) else error
+    except Exception as error:  # noqa: BLE001  (memory ran out, which is all that passes `reading`)
+        message = f"{path}: reading it fails with {type(error).__name__}: {error!s:.300}"
+        return PassingError("unreadable", message)
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Return whether an error, or its cause, is not the file's own.
+
+    Pillow and zipfile raise OSError for damage too, but without the number of a system call's.
+    """
+    if error is None:
+        return False
+    system = isinstance(error, OSError) and error.errno is not None
+    return system or is_out_of_memory(error) or _may_pass(error.__context__)
+
+
+def check_all(
+    paths: Sequence[Path], *, workers: int, detector: Detector, stall_s: float
+) -> Iterator[tuple[Path, Checked | MediaError]]:
+    """Yield the outcome for every path, as they become ready; as `pool.survive`."""
+    work: Callable[[Path, Alive], Checked | MediaError] = partial(check, detector=detector)
+    yield from survive(work, paths, workers=workers, stall_s=stall_s)
+
+
+def _content(path: Path, alive: Alive, detector: Detector) -> Content:
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return npz.read_checked(path)
+    if suffix in IMAGE_SUFFIXES:
+        return image.read_checked(path)
+    return probe.scan(path, detector=detector, alive=alive)

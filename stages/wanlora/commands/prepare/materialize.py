@@ -1,0 +1,94 @@
+"""Clips to .npz files in the layout of plain data sets: `frames` uint8 `(T, H, W, 3)`.
+
+Owns: OUTPUT/clips and the manifests of such clips, for those who want the pixels themselves.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from wanlora.commands.prepare.clip_files import FOLDER, file_name
+from wanlora.data.clips import SourceHashes, load_unchanged
+from wanlora.data.manifest import Clip
+from wanlora.errors import MediaError
+from wanlora.files import partial_path, publish, writing
+from wanlora.media import npz
+from wanlora.media.source import source_sha256
+
+
+def materialize(
+    clips: Sequence[Clip], output: Path, known: SourceHashes, *, step: Callable[[], object]
+) -> tuple[list[Clip], list[tuple[Clip, MediaError]]]:
+    """Write every clip's frames, exactly as stage one would load them, and describe the files.
+
+    A file that is there already and has the right size is kept: a killed run continues. Its name
+    holds the source's hash, the start and the size, so it is of the same cut.
+
+    Args:
+        clips: Of any kind.
+        output: The manifest's folder.
+        known: Hashes of the sources; those of the files made are added.
+        step: Called after each clip.
+
+    Returns:
+        The clips with kind npz and their files, and those that failed.
+    """
+    folder = output / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    made, failed = [], []
+    for clip in clips:
+        path = folder / file_name(clip)
+        try:
+            if not _is_there(path, clip):
+                _require_free(path, clip)
+                _write(path, clip, known)
+            made.append(_described(clip, path, known))
+        except MediaError as error:
+            failed.append((clip, error))
+        step()
+    return made, failed
+
+
+def _described(clip: Clip, path: Path, known: SourceHashes) -> Clip:
+    return replace(
+        clip,
+        kind="npz",
+        source=f"{FOLDER}/{path.name}",
+        source_sha256=source_sha256(path.absolute(), known),
+        start_s=0.0,
+        transform={},
+        orig={**clip.orig, "source": clip.source, "start_s": clip.start_s},
+        path=path.absolute(),
+    )
+
+
+def _is_there(path: Path, clip: Clip) -> bool:
+    try:
+        return npz.read_size(path) == clip.bucket
+    except MediaError:
+        return False
+
+
+def _require_free(path: Path, clip: Clip) -> None:
+    """Refuse to replace a file: it is damaged, or a person has changed it."""
+    if os.path.lexists(path):
+        raise MediaError(
+            "unreadable",
+            f"{path} exists and is not a clip of {clip.bucket}, so it is not replaced: move it "
+            "away, then run the command again",
+        )
+
+
+def _write(path: Path, clip: Clip, known: SourceHashes) -> None:
+    frames = load_unchanged(clip, known).permute(0, 2, 3, 1).contiguous().numpy()
+    temporary = partial_path(path)
+    with writing(path):
+        try:
+            with temporary.open("wb") as file:
+                np.savez(file, frames=frames)
+            publish(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,75 @@
+"""`wanlora sample --latents`: previews of a run through the VAE.
+
+Owns: which saved latents become which videos, and the check that this VAE reads them.
+"""
+
+from pathlib import Path
+
+import torch
+
+from wanlora import progress
+from wanlora.commands.sample.preflight import find_latents
+from wanlora.commands.sample.videos import Video, check_new, record_of
+from wanlora.config import SampleConfig
+from wanlora.core.buckets import DEFAULT_FPS
+from wanlora.core.prompts import slug
+from wanlora.errors import ConfigError, ModelError
+from wanlora.media import recorded
+from wanlora.runs.saved_latents import SavedLatents, read_latents
+from wanlora.wan.device import pick
+from wanlora.wan.encoders import decode_latents, load_vae
+from wanlora.wan.pipeline import versions
+from wanlora.wan.variants import VARIANTS, Variant, resolve, variant_of
+
+
+def decode(config: SampleConfig, source: Path) -> tuple[str, list[Video]]:
+    """Decode saved latents with the VAE of the model they are of; return it, and the videos.
+
+    Raises:
+        WanloraError: There are no latents, they are of several models, or of another VAE.
+    """
+    saved = [read_latents(file) for file in find_latents(source)]
+    videos = [_video_of(item, config.output_dir) for item in saved]
+    check_new(videos, overwrite=config.overwrite)
+    models = {item.facts["model"] for item in saved}
+    if config.model is None and len(models) > 1:
+        raise ConfigError(
+            f"{source} holds latents of {', '.join(sorted(models))}: pass one model's"
+        )
+    model = config.model or models.pop()
+    device = pick(config.device, model)
+    folder = resolve(model, ["vae"])
+    for item in saved:
+        _check_same_latents(item, model, variant_of(folder))
+    vae = load_vae(folder, dtype=torch.float32, device=device, tf32=True)
+    with progress.bar(total=len(saved), description="decode", unit="video") as bar:
+        for item, video in zip(saved, videos, strict=True):
+            frames = decode_latents(vae, item.latents[None])[0].cpu().numpy()
+            facts = {"latents": str(item.path), **item.facts, "versions": versions()}
+            recorded.write(
+                video.path, frames, record=record_of(video, {**facts, "fps": _fps(config, item)})
+            )
+            bar.update()
+    return model, videos
+
+
+def _fps(config: SampleConfig, item: SavedLatents) -> float:
+    """Frames per second: as set, else as recorded with the latents."""
+    return config.fps or float(item.facts.get("fps", DEFAULT_FPS))
+
+
+def _video_of(item: SavedLatents, folder: Path) -> Video:
+    prompt, seed = item.facts["prompt"], item.facts["seed"]
+    name = f"{item.path.parent.name}-{item.path.stem}-{slug(prompt)}-seed{seed}.mp4"
+    return Video(prompt, int(seed), folder / name)
+
+
+def _check_same_latents(item: SavedLatents, model: str, variant: Variant) -> None:
+    """Refuse latents that this VAE would decode to nonsense."""
+    made_by = VARIANTS.get(item.facts["variant"])
+    wanted = (variant.z_dim, variant.latents_mean, variant.latents_std)
+    if made_by is None or (made_by.z_dim, made_by.latents_mean, made_by.latents_std) != wanted:
+        raise ModelError(
+            f"{item.path} holds latents of {item.facts['variant']} ({item.facts['model']}), which "
+            f"the VAE of {model} ({variant.name}) does not read: pass --model of their own"
+        )

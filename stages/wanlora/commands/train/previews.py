@@ -1,0 +1,188 @@
+"""What the model would show now: videos denoised while training, as latents and rough pictures.
+
+Owns: the previews of a step and their files. No VAE is loaded: the pictures are the store's linear
+projection of latents to RGB; `wanlora sample --latents` decodes the saved latents properly.
+Legend: n prompts, l tokens, d text width, c f h w latents.
+"""
+
+import io
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Float64, UInt8
+from PIL import Image
+
+from wanlora import progress
+from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket, latent_shape
+from wanlora.files import write_atomic
+from wanlora.runs.run_folder import PREVIEWS_NAME
+from wanlora.runs.saved_latents import write_latents
+from wanlora.store.latent_rgb import to_rgb
+from wanlora.wan.denoise import denoise
+
+ENLARGE = 4
+"""A latent pixel is 8 px wide; half of that is enough to see what happens."""
+
+logger = logging.getLogger(__name__)
+
+
+def preview(
+    transformer: torch.nn.Module,
+    *,
+    prompt_embeds: Float[torch.Tensor, "n l d"],
+    negative_embeds: Float[torch.Tensor, "l d"],
+    bucket: Bucket,
+    num_channels: int,
+    steps: int,
+    guidance_scale: float,
+    shift: float,
+    seed: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    stop: Callable[[], int] = int,
+    after_each: Callable[[], None] = lambda: None,
+) -> list[Float32[torch.Tensor, "c f h w"]]:
+    """Denoise each prompt with the adapter as it stands; the model and its gradients are as before.
+
+    Costs 2 n steps forward passes (n steps without guidance).
+
+    Args:
+        transformer: The one being trained.
+        prompt_embeds: Padded embeddings of the prompts.
+        negative_embeds: Padded embedding of the cached negative prompt.
+        bucket: Size of the videos.
+        num_channels: Latent channels.
+        steps: Denoising steps.
+        guidance_scale: Classifier-free guidance; 1 or less means none.
+        shift: Shift of sigma.
+        seed: Prompt i takes seed + i.
+        device: Where to compute.
+        dtype: The transformer's type.
+        stop: Returns the number of a signal that requests a stop, or 0; checked at every step.
+        after_each: Called after each prompt, also after a stop.
+
+    Returns:
+        Latents of each prompt, on the CPU; only of the prompts finished before a stop.
+    """
+    made: list[Float32[torch.Tensor, "c f h w"]] = []
+    total = len(prompt_embeds) * steps
+    with (
+        _in_eval_mode(transformer),
+        progress.bar(total=total, description="preview", unit="step") as bar,
+    ):
+
+        def on_step() -> None:
+            bar.update(1)
+            if stop():
+                raise _StoppedError
+
+        for index, embeds in enumerate(prompt_embeds):
+            with suppress(_StoppedError):
+                if not stop():
+                    made.append(
+                        denoise(
+                            transformer,
+                            prompt_embeds=embeds,
+                            negative_embeds=negative_embeds,
+                            shape=latent_shape(bucket, num_channels),
+                            steps=steps,
+                            guidance_scale=guidance_scale,
+                            shift=shift,
+                            seed=seed + index,
+                            device=device,
+                            dtype=dtype,
+                            on_step=on_step,
+                        )
+                    )
+            after_each()
+    return made
+
+
+class _StoppedError(Exception):
+    """A signal requested a stop in the middle of a preview."""
+
+
+def save_previews(
+    run_dir: Path,
+    step: int,
+    prompts: Sequence[str],
+    latents: Sequence[Float32[torch.Tensor, "c f h w"]],
+    projection: Float64[np.ndarray, "c1 3"] | None,
+    *,
+    seed: int,
+    fps: float,
+    facts: Mapping[str, object],
+) -> dict[int, UInt8[np.ndarray, "f hh ww 3"]]:
+    """Write `previews/step-000500/00.safetensors` and `00.gif` for each prompt.
+
+    Latents that are not finite are named in a warning and not saved: a preview stops no training.
+
+    Args:
+        run_dir: The run's folder.
+        step: Steps done.
+        prompts: What was asked for.
+        latents: From `preview`.
+        projection: Latents to RGB (`store.latent_rgb.solve`); None = no pictures.
+        seed: As given to `preview`.
+        fps: Frames a second of the video that the latents stand for.
+        facts: More for the header: at least `model` and `variant`.
+
+    Returns:
+        The pictures by index of their prompt, a frame for each latent frame; empty without a
+        projection.
+    """
+    folder = run_dir / PREVIEWS_NAME / f"step-{step:06d}"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = {}
+    for index, (prompt, video) in enumerate(zip(prompts, latents, strict=True)):
+        if not torch.isfinite(video).all():
+            logger.warning(
+                "preview %d at step %d (%r) is not finite and was not saved", index, step, prompt
+            )
+            continue
+        about = {"prompt": prompt, "seed": seed + index, "step": step, "fps": fps, **facts}
+        write_latents(folder / f"{index:02d}.safetensors", video, about)
+        if projection is not None:
+            frames = enlarge(to_rgb(video.numpy(), projection))
+            write_atomic(folder / f"{index:02d}.gif", gif(frames, fps=fps / TEMPORAL_FACTOR))
+            pictures[index] = frames
+    return pictures
+
+
+def enlarge(frames: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f hh ww 3"]:
+    """Frames of `ENLARGE` times the size, smoothly."""
+    height, width = frames.shape[1:3]
+    size = (width * ENLARGE, height * ENLARGE)
+    return np.stack(
+        [np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BICUBIC)) for f in frames]
+    )
+
+
+def gif(frames: UInt8[np.ndarray, "f h w 3"], *, fps: float) -> bytes:
+    """Animate frames for ever; all share one palette, so that flat parts do not flicker."""
+    strip = Image.fromarray(np.concatenate(list(frames)))
+    palette = strip.quantize(256)
+    pictures = [Image.fromarray(f).quantize(palette=palette) for f in frames]
+    buffer = io.BytesIO()
+    pictures[0].save(
+        buffer, "GIF", save_all=True, append_images=pictures[1:], loop=0,
+        duration=round(1000 / fps),
+    )  # fmt: skip
+    return buffer.getvalue()
+
+
+@contextmanager
+def _in_eval_mode(model: torch.nn.Module) -> Iterator[Any]:
+    """Switch to evaluation, and afterwards give every module back the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

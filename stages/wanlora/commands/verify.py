@@ -1,0 +1,206 @@
+"""Load clips exactly as stage one will, and list what could not be used and why.
+
+Owns: the check between preparing and encoding. Loads through `clips.load_unchanged` and changes
+nothing.
+"""
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from wanlora.config import VerifyConfig
+from wanlora.core.text import shorten
+from wanlora.core.units import JSON, count, first
+from wanlora.data import manifest
+from wanlora.data.edits import unused_captions
+from wanlora.data.manifest import Clip
+from wanlora.data.source_root import advice, find_sources
+from wanlora.data.survey import Plan, survey
+from wanlora.errors import MediaError
+from wanlora.progress import bar, show_figures
+from wanlora.report.generated import require_own_page
+from wanlora.wan.tokens import TokenCounts, count_tokens
+
+SHOWN = 10
+"""Clips shown line by line; --json has them all."""
+
+
+@dataclass(frozen=True)
+class LoadedClip:
+    """A clip that can be encoded: shape `[1, T, C, H, W]`, smallest and largest value."""
+
+    clip_id: str
+    shape: tuple[int, ...]
+    low: float
+    high: float
+    prompts: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FailedClip:
+    """A clip that stage one would leave out."""
+
+    clip_id: str
+    source: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """Outcome of loading clips.
+
+    Attributes:
+        total: Clips in the manifests; more than were loaded when there is a limit.
+        plan: What the clips that load are, and what encoding them costs.
+        unused_captions: Caption files that were edited after `prepare` read them.
+        captions_command: Command that reads them.
+        missing_sources: What to do about sources that are not at their paths; empty without any.
+        source_root: Folders where sources were looked for too.
+    """
+
+    total: int
+    loaded: tuple[LoadedClip, ...]
+    failed: tuple[FailedClip, ...]
+    buckets: dict[str, int]
+    plan: Plan
+    manifests: tuple[str, ...]
+    unused_captions: tuple[str, ...] = ()
+    captions_command: str = ""
+    missing_sources: str = ""
+    source_root: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 3 when a clip failed."""
+        return 3 if self.failed else 0
+
+    def lines(self) -> list[str]:
+        """The first clips, every failure, the plan of the clips that load, the next command."""
+        lines = [
+            f"{clip.clip_id}  {list(clip.shape)}  [{clip.low:.2f}, {clip.high:.2f}]  "
+            f"{shorten(clip.prompts[0])}" + _more_captions(clip)
+            for clip in self.loaded[:SHOWN]
+        ]
+        if len(self.loaded) > SHOWN:
+            lines.append(f"and {count(len(self.loaded) - SHOWN, 'more clip')}")
+        failed = [f"FAILED {clip.code}: {clip.clip_id}: {clip.message}" for clip in self.failed]
+        lines += first(failed, JSON, indent="")
+        lines += [f"{name:<11} {text}" for name, text in self.plan.rows()] if self.loaded else []
+        tried = len(self.loaded) + len(self.failed)
+        sizes = ", ".join(f"{bucket} {count}" for bucket, count in self.buckets.items())
+        clips = count(tried, "clip")
+        lines.append(f"{len(self.loaded):,} of {clips} can be loaded ({sizes or 'none'})")
+        if tried < self.total:
+            lines.append(f"not tried: {count(self.total - tried, 'clip')} (--limit)")
+        if self.unused_captions:
+            lines.append(
+                f"{len(self.unused_captions):,} caption files were edited after prepare read "
+                f"them, and their text is not used; read them with: {self.captions_command}"
+            )
+            lines += first(self.unused_captions, JSON)
+        if self.failed:
+            codes = Counter(clip.code for clip in self.failed)
+            reasons = ", ".join(f"{code} {count}" for code, count in sorted(codes.items()))
+            lines.append(f"left out: {count(len(self.failed), 'clip')}: {reasons}")
+            lines += [self.missing_sources] if self.missing_sources else []
+        elif self.loaded:
+            names = [word for path in self.manifests for word in ("--manifest", str(path))]
+            names += [word for path in self.source_root for word in ("--source-root", path)]
+            lines.append(f"next: {shlex.join(['wanlora', 'cache-latents', *names])}")
+        return lines
+
+
+def run(config: VerifyConfig) -> VerifyResult:
+    """Load the clips of manifests.
+
+    Raises:
+        ManifestError: A manifest cannot be read.
+        OutputError: The folder of the page may not be written.
+    """
+    require_own_page(config.html, "verify", flag="--html")
+    bad: list[manifest.BadLine] = []
+    everything = manifest.read_all(config.manifests, on_bad=bad.append)
+    everything = find_sources(everything, config.source_root).clips
+    manifest.warn_of_old_colours(everything)
+    chosen = _first_of_each(config, everything) if config.limit else everything
+    loaded: list[LoadedClip] = []
+    failed = [FailedClip(line.where, "", "bad_line", line.reason) for line in bad]
+    with bar(total=len(chosen), description="loading", unit="clip") as progress:
+        for clip in chosen:
+            try:
+                loaded.append(_load(clip))
+            except MediaError as error:
+                failed.append(FailedClip(clip.clip_id, clip.source, error.code, str(error)))
+                show_figures(progress, f"{len(failed)} errors")
+            progress.update(1)
+    names = {clip.clip_id for clip in loaded}
+    usable = [clip for clip in chosen if clip.clip_id in names]
+    tokens = count_tokens(config.model, (text for clip in usable for text in clip.prompts))
+    plan = survey(usable, tokens.counts, tokenizer=tokens.tokenizer)
+    if config.html is not None:
+        _write_sheet(config.html, usable, failed, plan, tokens, config.html_clips)
+    lost = [clip.source for clip in failed if clip.code == "missing"]
+    unused, captions_command = unused_captions(config.manifests, everything)
+    return VerifyResult(
+        total=len(everything) + len(bad),
+        loaded=tuple(loaded),
+        failed=tuple(failed),
+        buckets=dict(Counter("x".join(_size(clip.shape)) for clip in loaded).most_common()),
+        plan=plan,
+        manifests=tuple(map(str, config.manifests)),
+        unused_captions=tuple(unused),
+        captions_command=captions_command,
+        missing_sources=advice(lost, len({clip.path for clip in chosen}), config.source_root),
+        source_root=tuple(map(str, config.source_root)),
+    )
+
+
+def _first_of_each(config: VerifyConfig, everything: Sequence[Clip]) -> Sequence[Clip]:
+    clips = {clip.clip_id: clip for clip in everything}
+    return [
+        clips[clip.clip_id]
+        for path in config.manifests
+        for clip in manifest.read_all([path], on_bad=_listed_already)[: config.limit]
+    ]
+
+
+def _listed_already(line: manifest.BadLine) -> None:
+    pass
+
+
+def _load(clip: Clip) -> LoadedClip:
+    from wanlora.data.clips import load_unchanged, to_signed  # noqa: PLC0415  (imports torch)
+
+    frames = load_unchanged(replace(clip, source_sha256=None), {})
+    low, high = to_signed(frames.aminmax().min[None]), to_signed(frames.aminmax().max[None])
+    return LoadedClip(clip.clip_id, (1, *frames.shape), low.item(), high.item(), clip.prompts)
+
+
+def _size(shape: tuple[int, ...]) -> tuple[str, str, str]:
+    _, frames, _, height, width = shape
+    return str(frames), str(height), str(width)
+
+
+def _more_captions(clip: LoadedClip) -> str:
+    return f" (+{len(clip.prompts) - 1} captions)" if len(clip.prompts) > 1 else ""
+
+
+def _write_sheet(
+    path: Path,
+    clips: list[Clip],
+    failed: list[FailedClip],
+    plan: Plan,
+    tokens: TokenCounts,
+    most: int,
+) -> None:
+    from wanlora.data import contact_sheet  # noqa: PLC0415  (imports torch)
+
+    left = [contact_sheet.Left(clip.source, clip.code, clip.message) for clip in failed]
+    with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
+        contact_sheet.write(
+            path, clips, left, plan, tokens.counts, command="verify", most=most,
+            step=lambda: progress.update(1),
+        )  # fmt: skip

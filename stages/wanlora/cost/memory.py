@@ -1,0 +1,202 @@
+"""Bytes of a training step, counted from the transformer's shape, and what to recompute to fit.
+
+Owns: what a block keeps for its backward pass in each way of recomputing, what a step needs beside
+that, and the choice of a way for every block. The counts are those of torch 2.13 on the block of
+diffusers 0.42; `tests/numerics/test_memory.py` counts them again. Legend: width W of a token
+and F of the FFN.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket, num_tokens
+from wanlora.cost.flops import Recompute, TransformerShape
+
+# Values of width W that a block keeps for each token when nothing is recomputed, its own input
+# among them: 20 eagerly (the fp32 inputs of three norms count twice), 14 compiled, where the
+# partitioner recomputes what is cheap. Selective: its input and two attention outputs. Full: its
+# input. The GELU's input of width F and the rank-r values of each adapted linear come on top of
+# "none".
+_WIDTHS = {"none": (20, 14), "selective": (3, 3), "full": (1, 1)}
+_STATISTICS = 11
+"""fp32 values a token that norms keep, compiled or not."""
+_TRANSIENT_WIDTHS = 13
+"""Values of width W a token alive at once beside what is kept: gradients on their way."""
+_BYTES_PER_TRAINED = 2 + 2 + 4 + 4 + 8
+"""A trained parameter: itself and its gradient in bf16; master, gradient, two moments in fp32."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepBytes:
+    """Peak memory of a step by what takes it; the CUDA context and fragmentation are not in it.
+
+    Attributes:
+        weights: The frozen transformer.
+        adapter: Its parameters, masters, gradients and moments.
+        kept: For the backward pass, at the moment of the peak.
+        working: Beside that, at that moment.
+    """
+
+    weights: float
+    adapter: float
+    kept: float
+    working: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.weights + self.adapter + self.kept + self.working
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What decides the bytes of a step, the ways of recomputing aside.
+
+    Attributes:
+        shape: The transformer.
+        num_tokens: Of a clip.
+        batch_size: Clips of a micro-batch.
+        rank: Of the LoRA.
+        adapted: Names of the adapted modules, as `blocks.0.attn1.to_q`.
+        compiled: Whether blocks are compiled.
+        element_bytes: Of the transformer's type: 2 for bf16.
+        num_uploaded: Micro-batches on the device ahead of the step.
+    """
+
+    shape: TransformerShape
+    num_tokens: int
+    batch_size: int
+    rank: int
+    adapted: frozenset[str]
+    compiled: bool
+    element_bytes: int = 2
+    num_uploaded: int = 5
+
+    @property
+    def all_tokens(self) -> int:
+        """Tokens of the micro-batch."""
+        return self.num_tokens * self.batch_size
+
+
+@lru_cache(maxsize=256)
+def block_bytes(work: Workload, mode: Recompute) -> float:
+    """Bytes that one block keeps from its forward to its backward pass."""
+    shape, element = work.shape, work.element_bytes
+    width = shape.width
+    values = float(_WIDTHS[mode][work.compiled] * width)
+    statistics = 0.0
+    if mode != "full":
+        statistics += 2 * shape.num_attention_heads  # logsumexp of both attentions
+    if mode == "none":
+        adapted = {re.sub(r"^blocks\.\d+\.", "", name) for name in work.adapted}
+        values += shape.ffn_dim + work.rank * len(adapted - {"attn2.to_k", "attn2.to_v"})
+        values += shape.ffn_dim * ("ffn.net.2" in adapted) + width * ("ffn.net.0.proj" in adapted)
+        statistics += _STATISTICS
+    of_text = 4.0 * width * element * shape.num_text_tokens if mode == "none" else 0.0
+    return work.all_tokens * (values * element + 4 * statistics) + work.batch_size * of_text
+
+
+def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
+    """Peak bytes of a training step.
+
+    Args:
+        work: What is computed.
+        modes: The way of each block.
+    """
+    transient = _TRANSIENT_WIDTHS * work.all_tokens * work.shape.width * work.element_bytes
+    everything = sum(block_bytes(work, mode) for mode in modes)
+    moments: list[tuple[float, float]] = [(everything, transient)]  # the backward pass begins
+    recomputed = [index for index, mode in enumerate(modes) if mode != "none"]
+    if recomputed:
+        # The last block that recomputes does: those behind it are done and free, and all that it
+        # would keep is there for a moment.
+        before = sum(block_bytes(work, mode) for mode in modes[: recomputed[-1] + 1])
+        moments.append((before, transient + block_bytes(work, "none")))
+    kept, working = max(moments, key=sum)
+    return StepBytes(
+        weights=weight_bytes(work.shape, work.element_bytes),
+        adapter=float(_BYTES_PER_TRAINED * num_trained(work.shape, work.adapted, work.rank)),
+        kept=kept,
+        working=working + uploaded_bytes(work),
+    )
+
+
+def uploaded_bytes(work: Workload) -> float:
+    """Bytes of the micro-batches on the device ahead of the step, in fp32."""
+    patches = work.all_tokens * 4 * work.shape.in_channels  # latents, and noise of that size
+    prompts = work.batch_size * work.shape.num_text_tokens * work.shape.text_dim
+    return 4.0 * work.num_uploaded * (2 * patches + prompts)
+
+
+def plan(work: Workload, budget_bytes: float) -> tuple[Recompute, ...]:
+    """Choose the fastest ways that fit: selective, and the last blocks keep as much as fits.
+
+    The last blocks, because their memory is free again before the others recompute. Where not even
+    selective fits, the first blocks are full; where nothing does, all are.
+
+    Args:
+        work: The largest micro-batch.
+        budget_bytes: What a step may take, weights included.
+    """
+    layers = work.shape.num_layers
+    ways: tuple[tuple[Recompute, Recompute], ...] = (("selective", "none"), ("full", "selective"))
+    full: Recompute = "full"
+    for first, last in ways:
+        for num_last in range(layers, -1, -1):
+            modes: tuple[Recompute, ...] = (first,) * (layers - num_last) + (last,) * num_last
+            if step_bytes(work, modes).total <= budget_bytes:
+                return modes
+    return (full,) * layers
+
+
+def weight_bytes(shape: TransformerShape, element_bytes: int = 2) -> float:
+    """Bytes of the frozen transformer; diffusers keeps norms, tables and time embedder in fp32."""
+    width, ffn, patch = shape.width, shape.ffn_dim, 4 * shape.in_channels
+    attention = 4 * (width * width + width) + 2 * width
+    in_type = shape.num_layers * (2 * attention + 2 * width * ffn + ffn + width)
+    in_type += 2 * width * patch + width + patch  # patch embedding and head
+    in_type += shape.text_dim * width + width * width + 2 * width  # text embedder
+    in_type += 6 * (width * width + width)  # time projection
+    in_fp32 = shape.num_layers * (6 + 2) * width + 2 * width
+    in_fp32 += shape.freq_dim * width + width * width + 2 * width  # time embedder
+    return float(in_type * element_bytes + in_fp32 * 4)
+
+
+@lru_cache(maxsize=256)
+def num_trained(shape: TransformerShape, adapted: frozenset[str], rank: int) -> int:
+    """Parameters of a LoRA: rank (in + out) for each adapted linear."""
+    return sum(rank * sum(_sizes(shape, name)) for name in adapted)
+
+
+def _sizes(shape: TransformerShape, name: str) -> tuple[int, int]:
+    width = shape.width
+    special = {
+        "ffn.net.0.proj": (width, shape.ffn_dim),
+        "ffn.net.2": (shape.ffn_dim, width),
+        "time_embedder.linear_1": (shape.freq_dim, width),
+        "text_embedder.linear_1": (shape.text_dim, width),
+        "time_proj": (width, 6 * width),
+        "proj_out": (width, 4 * shape.in_channels),
+    }
+    return next((sizes for end, sizes in special.items() if name.endswith(end)), (width, width))
+
+
+def longest_clip(
+    work: Workload, bucket: Bucket, mode: Recompute, budget_bytes: float
+) -> Bucket | None:
+    """Find the longest clip of a size with which one way for all blocks fits; None when none does.
+
+    Args:
+        work: The run; its `num_tokens` is replaced.
+        bucket: Height and width, and the most frames.
+        mode: The way.
+        budget_bytes: What a step may take.
+    """
+    for frames in range(bucket.num_frames, 0, -TEMPORAL_FACTOR):
+        shorter = bucket._replace(num_frames=frames)
+        fitted = replace(work, num_tokens=num_tokens(shorter))
+        if step_bytes(fitted, (mode,) * work.shape.num_layers).total <= budget_bytes:
+            return shorter
+    return None

@@ -1,0 +1,129 @@
+"""Seconds of a training step predicted from its FLOPs and bytes and a card's rates.
+
+Owns: the prediction, and its floor. Both stand on other people's kernel rates (`cost.gpus`): they
+say what to expect, not what was measured; a probe on the card itself is better.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from wanlora.cost.flops import Parts, Recompute, StepFlops, step_flops
+from wanlora.cost.gpus import Gpu
+from wanlora.cost.memory import Workload
+
+# Traffic of everything but matrix products and attention, in passes over the T x W values of a
+# block: counted on the real block at 32,760 tokens with Inductor's scheduler (compiled) and a
+# dispatch mode (eager). FFN adapters add their own.
+_PASSES: dict[bool, dict[Recompute, float]] = {
+    True: {"none": 117.0, "selective": 139.0, "full": 152.0},
+    False: {"none": 368.0, "selective": 516.0, "full": 516.0},
+}
+_FFN_PASSES = 32.0
+
+VAE_FLOPS_PER_PIXEL = 163.7e12 / (81 * 480 * 832)
+"""FLOPs of Wan's VAE encoder for a pixel of a frame (counted on an 81x480x832 clip)."""
+VAE_SHARE_OF_PEAK = 0.11
+"""Of the bf16 peak, that the fp32 encoder with TF32 convolutions is assumed to reach: 1.5 s for
+81x480x832 on an H100, the middle of what is predicted for it."""
+TEXT_FLOPS_PER_CLIP = 4.7e12
+"""UMT5-XXL on 512 tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seconds:
+    """Where the time of a step goes.
+
+    Attributes:
+        attention: Self- and cross-attention, forward and backward.
+        matmul: Linear layers, recomputation included.
+        elementwise: Norms, activations, gates, adapters' sums: memory traffic.
+    """
+
+    attention: float
+    matmul: float
+    elementwise: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.attention + self.matmul + self.elementwise
+
+    def times(self, factor: float) -> "Seconds":
+        """As many times as much of each."""
+        return Seconds(factor * self.attention, factor * self.matmul, factor * self.elementwise)
+
+
+def predict_seconds(work: Workload, modes: Sequence[Recompute], gpu: Gpu) -> Seconds:
+    """Predict a micro-batch's forward and backward pass.
+
+    A part takes its FLOPs over the rate that kernels reach for it, and its bytes over the rate of
+    memory; parts do not overlap.
+    """
+    step = _flops(work, modes)
+    # Full blocks compute attention forward a second time, at the forward rate.
+    forward = _attention(step.forward) * (1 + list(modes).count("full") / len(modes))
+    backward = _attention(step.backward)
+    linear = step.total - forward - backward
+    ffn = _FFN_PASSES * any("ffn.net" in name for name in work.adapted)
+    passes = sum(_PASSES[work.compiled][mode] + ffn for mode in modes)
+    traffic = passes * work.num_tokens * work.shape.width * work.element_bytes
+    clip = Seconds(
+        attention=forward / (gpu.attention_forward * gpu.peak_flops)
+        + backward / (gpu.attention_backward * gpu.peak_flops),
+        matmul=linear / (gpu.matmul * gpu.peak_flops),
+        elementwise=traffic / (gpu.stream * gpu.bandwidth),
+    )
+    return clip.times(work.batch_size)
+
+
+def predict_forward_seconds(work: Workload, gpu: Gpu) -> Seconds:
+    """Predict the forward pass of one clip without gradients, as in validation."""
+    forward = _flops(work, "none").forward
+    attention = _attention(forward)
+    # Full recomputation repeats the forward pass, so it costs that much more memory traffic.
+    again = _PASSES[work.compiled]
+    passes = (again["full"] - again["none"]) * work.shape.num_layers
+    traffic = passes * work.num_tokens * work.shape.width * work.element_bytes
+    return Seconds(
+        attention=attention / (gpu.attention_forward * gpu.peak_flops),
+        matmul=(forward.total - attention) / (gpu.matmul * gpu.peak_flops),
+        elementwise=traffic / (gpu.stream * gpu.bandwidth),
+    )
+
+
+def forward_flops(work: Workload) -> float:
+    """FLOPs of the forward pass of one clip."""
+    return _flops(work, "none").forward.total
+
+
+def floor_seconds(work: Workload, gpu: Gpu) -> float:
+    """Least time of a micro-batch with these kernels: nothing recomputed, nothing but products."""
+    nothing: Recompute = "none"
+    seconds = predict_seconds(work, (nothing,) * work.shape.num_layers, gpu)
+    return seconds.attention + seconds.matmul
+
+
+def all_reduce_bytes(num_values: int, num_processes: int) -> int:
+    """Bytes that each process sends to sum fp32 values around a ring: 2 (W - 1) / W x 4 N."""
+    return 8 * num_values * (num_processes - 1) // num_processes
+
+
+def encode_seconds(num_frames: int, height: int, width: int, gpu: Gpu) -> float:
+    """Predict stage one for a clip: the VAE's encoder, and UMT5 on its caption."""
+    vae = VAE_FLOPS_PER_PIXEL * num_frames * height * width / VAE_SHARE_OF_PEAK
+    return (vae + TEXT_FLOPS_PER_CLIP / gpu.matmul) / gpu.peak_flops
+
+
+def model_flops(work: Workload) -> float:
+    """FLOPs of a micro-batch that the mathematics needs."""
+    return work.batch_size * _flops(work, "none").model
+
+
+def _flops(work: Workload, modes: Recompute | Sequence[Recompute]) -> StepFlops:
+    return step_flops(
+        work.shape, work.num_tokens, rank=work.rank, adapted=work.adapted, recompute=modes
+    )
+
+
+def _attention(parts: Parts) -> float:
+    return parts.self_attention + parts.cross_attention

@@ -1,0 +1,273 @@
+"""Figures of a step, and where they go beside `metrics.jsonl`: TensorBoard, W&B if asked for.
+
+Owns: what a row says of speed and memory, and the trackers, which are accelerate's. Trackers only
+repeat: metrics.jsonl, validation.jsonl and previews/ hold the same, whole, and are what is tested.
+"""
+
+import importlib
+import json
+import logging
+import resource
+import secrets
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+from jaxtyping import UInt8
+
+from wanlora.cost.gpus import mfu
+from wanlora.errors import ConfigError
+from wanlora.files import write_atomic, writing
+from wanlora.runs import run_folder
+
+SMOOTHING = 0.98
+PROJECT = "wanlora"
+TENSORBOARD_NAME = "tensorboard"
+WANDB_NAME = "wandb"
+WANDB_ID_NAME = "run-id.txt"
+
+logger = logging.getLogger(__name__)
+
+
+class Smoothed(NamedTuple):
+    """Exponential moving mean m <- 0.98 m + 0.02 x, divided by the weight 1 - 0.98^n it has so far.
+
+    Without that division the first hundred values would lean towards 0. A value of its own, so a
+    resumed run rebuilds it from the rows it keeps: `Smoothed().over(losses)`.
+    """
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float) -> "Smoothed":
+        """Take in the next value."""
+        return Smoothed(
+            SMOOTHING * self.total + (1 - SMOOTHING) * value,
+            SMOOTHING * self.weight + (1 - SMOOTHING),
+        )
+
+    def over(self, values: Iterable[float]) -> "Smoothed":
+        """Take in many."""
+        result = self
+        for value in values:
+            result = result.add(value)
+        return result
+
+    @property
+    def value(self) -> float | None:
+        """The mean; None before the first value."""
+        return self.total / self.weight if self.weight else None
+
+
+def row(
+    *,
+    loss: Smoothed,
+    pace: Smoothed,
+    seconds: float,
+    waited_s: float,
+    flops: float,
+    device: torch.device,
+    device_name: str,
+    steps_left: int,
+) -> dict[str, float | None]:
+    """Say how a step went, beyond its loss.
+
+    Args:
+        loss: Smoothed losses, this step's included.
+        pace: Smoothed seconds of a step, this step's included.
+        seconds: The step's time.
+        waited_s: How much of it went by waiting for data.
+        flops: `StepFlops.model` of the clips that this process had in the step.
+        device: Where they were computed.
+        device_name: `name_of(device)`.
+        steps_left: Steps still to do.
+
+    Returns:
+        `mfu` is None where no peak is known, as on a CPU; `tflops` is what was achieved there.
+    """
+    share = mfu(flops, seconds, device_name)
+    return {
+        "loss_smoothed": loss.value,
+        "s_per_step": seconds,
+        "tflops": flops / seconds / 1e12,
+        "mfu": share,
+        "data_wait_pct": 100 * waited_s / seconds,
+        "peak_memory_gb": peak_memory_bytes(device) / 1e9,
+        "eta_s": steps_left * (pace.value or seconds),
+    }
+
+
+def name_of(device: torch.device) -> str:
+    """Name of a device for `cost.gpus.mfu`; asked once, not every step."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory that tensors took on a GPU so far; elsewhere, that the whole process took."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB on Linux
+
+
+class Recorder:
+    """Open trackers of one run; use as a context manager, on the main process alone.
+
+    Args:
+        run_dir: The run's folder: TensorBoard's files go to `tensorboard/`, W&B's to `wandb/`.
+        trackers: `tensorboard`, `wandb`, both or none.
+        settings: The run's settings.
+        first_step: 0, or where a resumed run continues: what was shown from there on is replaced.
+
+    Raises:
+        ConfigError: See `check_trackers`.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        trackers: Sequence[str],
+        settings: Mapping[str, Any],
+        *,
+        first_step: int,
+    ) -> None:
+        self._run_dir = run_dir
+        self._go_on = f"continue with: {run_folder.resume_command(run_dir)}"
+        PartialState()  # accelerate's trackers ask it which process they are in
+        self._trackers: dict[str, Any] = {}
+        for name in trackers:
+            self._trackers[name] = _OPEN[name](run_dir, first_step)
+        if first_step == 0 and (tensorboard := self._trackers.get("tensorboard")):
+            text = json.dumps(dict(settings), indent=2, default=str)
+            # As text: its hparams plug-in would add a second run beside this one.
+            tensorboard.log({"settings": "    " + text.replace("\n", "\n    ")}, step=0)
+        if wandb := self._trackers.get("wandb"):
+            wandb.store_init_configuration(json.loads(json.dumps(dict(settings), default=str)))
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        """Show a row of metrics.jsonl; what is null there is not a point on a curve."""
+        values = {
+            f"train/{key}": value
+            for key, value in row.items()
+            if key != "step" and isinstance(value, int | float)
+        }
+        self._log(values, step=int(row["step"] or 0))
+
+    def validation(self, step: int, report: Mapping[str, Any]) -> None:
+        """Show a line of validation.jsonl.
+
+        Args:
+            step: Steps done.
+            report: With `split`, `weights`, `mean`, `base_mean`, `difference`, `standard_error`,
+                `ci95`, `per_sigma` and `per_activity`.
+        """
+        split = report["split"] + ("_ema" if report.get("weights") == "ema" else "")
+        values = {
+            f"validation/{split}/{key}": report[key]
+            for key in ("mean", "base_mean", "difference", "standard_error")
+            if report.get(key) is not None
+        }
+        if interval := report.get("ci95"):
+            values |= {
+                f"validation/{split}/difference_{end}": value
+                for end, value in zip(("low", "high"), interval, strict=True)
+            }
+        for sigma, loss, _base in report.get("per_sigma", ()):
+            values[f"validation_by_sigma/{split}/{sigma:.3f}"] = loss
+        for activity, (loss, _base) in report.get("per_activity", {}).items():
+            values[f"validation_by_activity/{split}/{activity}"] = loss
+        self._log(values, step=step)
+
+    def images(self, step: int, name: str, frames: UInt8[np.ndarray, "n h w 3"]) -> None:
+        """Show frames of a preview."""
+        for kind, tracker in self._trackers.items():
+            layout = {"dataformats": "NHWC"} if kind == "tensorboard" else {}
+            with writing(self._run_dir / kind, then=self._go_on):
+                tracker.log_images({name: frames}, step=step, **layout)
+
+    def close(self) -> None:
+        """Write what is still held back."""
+        trackers, self._trackers = self._trackers, {}
+        for kind, tracker in trackers.items():
+            with writing(self._run_dir / kind, then=self._go_on):
+                tracker.finish()
+
+    def __enter__(self) -> "Recorder":  # noqa: PYI034  (beartype refuses Self here)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _log(self, values: Mapping[str, Any], *, step: int) -> None:
+        for kind, tracker in self._trackers.items():
+            with writing(self._run_dir / kind, then=self._go_on):
+                tracker.log(dict(values), step=step)
+
+
+def _open_tensorboard(run_dir: Path, first_step: int) -> GeneralTracker:
+    # purge_step: TensorBoard forgets what an earlier process, killed since, showed from there on.
+    tracker = TensorBoardTracker(TENSORBOARD_NAME, str(run_dir), purge_step=first_step or None)
+    tracker.start()
+    return tracker
+
+
+def check_trackers(trackers: Sequence[str]) -> None:
+    """Refuse a tracker that does not work, before a model is loaded.
+
+    Raises:
+        ConfigError: W&B is not installed, or its import fails; with the error's text.
+    """
+    if WANDB_NAME not in trackers:
+        return
+    without = "leave it out with --set trackers='[\"tensorboard\"]'"
+    missing = f"trackers: wandb is not installed: pip install wandb, or {without}"
+    try:
+        found = importlib.import_module("wandb")
+    except Exception as error:  # a broken package may raise anything
+        is_missing = isinstance(error, ModuleNotFoundError) and error.name == WANDB_NAME
+        broken = (
+            f"trackers: wandb is installed, but its import fails ({type(error).__name__}: "
+            f"{error}): pip install --upgrade wandb, or {without}"
+        )
+        raise ConfigError(missing if is_missing else broken) from error
+    if not hasattr(found, "init"):  # a folder named wandb in the current one imports too
+        raise ConfigError(missing)
+
+
+def _open_wandb(run_dir: Path, first_step: int) -> GeneralTracker:
+    """Start or continue a W&B run; its id is kept in the run's folder.
+
+    W&B takes no step twice: after a kill it keeps what was shown first of the steps done again,
+    which is the same.
+    """
+    check_trackers([WANDB_NAME])
+    id_path = run_dir / WANDB_NAME / WANDB_ID_NAME
+    if not (first_step and id_path.exists()):
+        id_path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(id_path, secrets.token_hex(8).encode())
+    tracker = WandBTracker(
+        PROJECT, dir=str(run_dir), name=run_dir.name, id=id_path.read_text(), resume="allow"
+    )
+    try:
+        tracker.start()
+    except Exception as error:  # no login, no network, or a broken package
+        raise ConfigError(
+            f"trackers: wandb does not start ({type(error).__name__}: {error}): log in with `wandb "
+            "login`, or set WANDB_MODE=offline, or leave it out with --set "
+            "trackers='[\"tensorboard\"]'"
+        ) from error
+    return tracker
+
+
+_OPEN = {"tensorboard": _open_tensorboard, "wandb": _open_wandb}

@@ -1,0 +1,195 @@
+"""From a view and a store to micro-batches, read ahead of the step.
+
+Owns: which clips, sigmas, noise and prompts a slot of a step gets. Everything is a function of
+(seed, step, slot); a rank takes its slice of the slots. Legend: B micro-batch, C F H W latents,
+L tokens (512), D text width.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket
+from wanlora.core.rng import Stream, generator, normal, uniform
+from wanlora.store.reader import StoreReader
+from wanlora.store.views import ViewClip
+from wanlora.training import flow
+from wanlora.training.order import Order
+from wanlora.wan.device import current_in_thread
+
+READ_THREADS = 2
+
+
+class MicroBatch(NamedTuple):
+    """What one forward pass needs, in fp32.
+
+    `uploaded` is None on the CPU; on a GPU, call `wait` before the tensors are used.
+    """
+
+    clip_ids: tuple[str, ...]
+    latents: Float[Tensor, "b c f h w"]
+    noise: Float[Tensor, "b c f h w"]
+    sigmas: Float[Tensor, " b"]
+    weights: Float[Tensor, " b"]
+    prompt_embeds: Float[Tensor, "b l d"]
+    uploaded: torch.cuda.Event | None = None
+
+    def upload(self, stream: torch.cuda.Stream) -> "MicroBatch":
+        """Copy to the stream's GPU from pinned memory, beside whatever that GPU computes."""
+        with torch.cuda.stream(stream):
+            tensors = {
+                name: tensor.pin_memory().to(stream.device, non_blocking=True)
+                for name, tensor in self._tensors().items()
+            }
+            changed: dict[str, Any] = {**tensors, "uploaded": stream.record_event()}
+            return self._replace(**changed)
+
+    def wait(self) -> "MicroBatch":
+        """Let the GPU's current stream, not this process, wait for the upload."""
+        if self.uploaded is not None:
+            current = torch.cuda.current_stream(self.latents.device)
+            current.wait_event(self.uploaded)
+            for tensor in self._tensors().values():
+                tensor.record_stream(current)  # or its memory would be free for the next upload
+        return self
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self._asdict().items() if torch.is_tensor(value)}
+
+
+@dataclass(frozen=True)
+class BatchSource:
+    """What decides the content of every slot of every step.
+
+    Args:
+        reader: The open store.
+        clips: The clips of each bucket, in the view's order.
+        order: Which clips make up the global batch of a step.
+        seed: The run's seed.
+        sampler: A key of `flow.SAMPLERS`.
+        shift: Shift of sigma.
+        weighting: A key of `flow.WEIGHTINGS`.
+        caption_dropout: Chance of the empty prompt.
+        empty_prompt: Key of the empty prompt.
+        sequence_length: Rows the prompt embeddings are padded to (512: part of the model).
+    """
+
+    reader: StoreReader
+    clips: dict[Bucket, list[ViewClip]]
+    order: Order
+    seed: int
+    sampler: str
+    shift: float
+    weighting: str
+    caption_dropout: float
+    empty_prompt: str
+    sequence_length: int
+
+    def read(self, step: int, slots: Sequence[int]) -> MicroBatch:
+        """Assemble the micro-batch of some slots of a step's global batch."""
+        bucket, indices = self.order.batch(step)
+        clips = [self.clips[bucket][indices[slot]] for slot in slots]
+        latents = [self.latents(clip) for clip in clips]
+        sigmas = [self.sigma(step, slot) for slot in slots]
+        return MicroBatch(
+            clip_ids=tuple(clip.clip_id for clip in clips),
+            latents=torch.stack(latents),
+            noise=torch.from_numpy(
+                np.stack(
+                    [
+                        normal(self.seed, Stream.NOISE, step, slot, tuple(tensor.shape))
+                        for slot, tensor in zip(slots, latents, strict=True)
+                    ]
+                )
+            ),
+            sigmas=torch.tensor(sigmas, dtype=torch.float32),
+            weights=torch.tensor(
+                [flow.WEIGHTINGS[self.weighting](sigma) for sigma in sigmas], dtype=torch.float32
+            ),
+            prompt_embeds=torch.stack(
+                [
+                    self.padded_prompt(self._prompt_key(clip, step, slot))
+                    for clip, slot in zip(clips, slots, strict=True)
+                ]
+            ),
+        )
+
+    def latents(self, clip: ViewClip) -> Float[Tensor, "c f h w"]:
+        """Latents of a clip in fp32; of its first frames where its bucket has fewer than cached."""
+        frames = 1 + (clip.bucket.num_frames - 1) // TEMPORAL_FACTOR
+        return torch.from_numpy(self.reader.latents(clip.key)[:, :frames].astype(np.float32))
+
+    def sigma(self, step: int, slot: int) -> float:
+        """Noise level of a slot."""
+        u = uniform(self.seed, Stream.SIGMA, step, slot)
+        return flow.sigma_of(u, sampler=self.sampler, shift=self.shift)
+
+    def describe(self, step: int, slot: int) -> str:
+        """Name a slot's clip and sigma, for messages."""
+        bucket, indices = self.order.batch(step)
+        return f"{self.clips[bucket][indices[slot]].clip_id} at sigma {self.sigma(step, slot):.3f}"
+
+    def padded_prompt(self, key: str) -> Float[Tensor, "l d"]:
+        """Prompt embeddings of a key, zero past their length: what the transformer reads."""
+        return self.padded(self.reader.prompt_embeds(key))
+
+    def padded(self, rows: Float[np.ndarray, "n d"]) -> Float[Tensor, "l d"]:
+        """Prompt embeddings in fp32, zero past their length."""
+        padded = np.zeros((self.sequence_length, rows.shape[1]), np.float32)
+        padded[: len(rows)] = rows
+        return torch.from_numpy(padded)
+
+    def _prompt_key(self, clip: ViewClip, step: int, slot: int) -> str:
+        """The clip's caption, one of several by a draw, or the empty prompt by another."""
+        draws = generator(self.seed, Stream.DROPOUT, step, slot)
+        if draws.random() < self.caption_dropout:
+            return self.empty_prompt
+        return clip.prompts[int(draws.integers(len(clip.prompts)))]
+
+
+def read_ahead(
+    source: BatchSource,
+    plan: Iterable[tuple[int, tuple[int, ...]]],
+    *,
+    depth: int,
+    device: torch.device,
+) -> Generator["Future[MicroBatch]"]:
+    """Yield the micro-batches of a plan in order, up to `depth` of them being read meanwhile.
+
+    Threads, not processes: reading a clip is a few milliseconds of decompression without the GIL.
+    On a GPU they are uploaded too, on a stream of their own.
+
+    Args:
+        source: Where micro-batches come from.
+        plan: A (step, slots) for each micro-batch.
+        depth: Micro-batches in flight.
+        device: Where they are used.
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def read(step: int, slots: tuple[int, ...]) -> MicroBatch:
+        batch = source.read(step, slots)
+        return batch.upload(stream) if stream else batch
+
+    pending: deque[Future[MicroBatch]] = deque()
+    todo = iter(plan)
+    with ThreadPoolExecutor(
+        READ_THREADS, thread_name_prefix="read-ahead", initializer=current_in_thread(device)
+    ) as pool:
+        try:
+            for step, slots in todo:
+                pending.append(pool.submit(read, step, slots))
+                if len(pending) > depth:
+                    yield pending.popleft()
+            while pending:
+                yield pending.popleft()
+        finally:
+            for future in pending:
+                future.cancel()

@@ -1,0 +1,231 @@
+"""What of a step is recomputed so that it fits into the memory there is, planned and then tried.
+
+Owns: what a step may take, the ways to try, and the words when nothing fits. The bytes are counted
+in `cost.memory`; the trial is `trial`'s.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import psutil
+import torch
+
+from wanlora.core import units
+from wanlora.core.buckets import Bucket
+from wanlora.cost.flops import Recompute
+from wanlora.cost.memory import Workload, longest_clip, plan, step_bytes
+from wanlora.errors import DeviceError, NonFiniteError
+from wanlora.training.trial import made_up_batch, try_modes
+from wanlora.training.workload import GPU_RESERVE, Modes, Trial, budget_of_gpu, describe
+from wanlora.wan import attention
+from wanlora.wan.blocks import why_it_cannot_compile
+from wanlora.wan.variants import Variant
+
+Activations = Literal["auto", "none", "selective", "full"]
+
+CPU_SHARE = 0.5
+"""Share of the free memory of a machine that a step may take."""
+
+logger = logging.getLogger(__name__)
+
+
+def budget(device: torch.device) -> float:
+    """Bytes that a step may take here and now, what this process already holds among them."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device)
+        return free + held - GPU_RESERVE * total
+    held = psutil.Process().memory_info().rss
+    return held + CPU_SHARE * psutil.virtual_memory().available
+
+
+def fit(
+    transformer: Any,
+    work: Workload,
+    bucket: Bucket,
+    variant: Variant,
+    *,
+    activations: Activations,
+    kernel: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    whole_card: bool = False,
+    passes: int = 1,
+    reserved_bytes: int = 0,
+) -> Trial:
+    """Choose what the blocks recompute, by a trial of the most expensive micro-batch.
+
+    Args:
+        transformer: With its adapter, on the device.
+        work: The micro-batch.
+        bucket: Its clips' size.
+        variant: The model's row.
+        activations: A way for all blocks, or auto: the fastest that fits.
+        kernel: See `attention.pinned`.
+        device: Where to compute.
+        dtype: The transformer's type.
+        whole_card: Plan for all of a GPU's memory and not for what is free of it now, so that the
+            plan is the same when a run continues.
+        passes: Timed ones.
+        reserved_bytes: Memory of a GPU that the run takes after the trial; held during it.
+
+    Raises:
+        NonFiniteError: A gradient is NaN or infinite: the attention kernel or the base is at fault.
+        DeviceError: Memory runs out (says what would fit), blocks do not compile, or the kernel
+            does not run here.
+    """
+    text_shape = (variant.max_sequence_length, variant.text_dim)
+    batch = made_up_batch(
+        bucket, work.batch_size, num_channels=variant.z_dim, text_shape=text_shape
+    )
+    limit = budget(device)
+    if whole_card and device.type == "cuda":
+        limit = budget_of_gpu(torch.cuda.mem_get_info(device)[1])
+    refusals = _Refusals(activations, work, bucket, kernel, device, dtype, limit)
+    logger.info(
+        "trying the largest bucket on %s, forward and backward: %s, %s tokens, batch_size %d",
+        device, bucket, f"{work.num_tokens:,}", work.batch_size,
+    )  # fmt: skip
+    with (
+        refusals.explained(),
+        attention.pinned(kernel, device),
+        _reserved(reserved_bytes, device),
+    ):
+        trial = try_modes(
+            transformer, batch, _choices(activations, work, limit),
+            compiled=work.compiled, device=device, dtype=dtype, passes=passes,
+        )  # fmt: skip
+    if attention.is_other(kernel, trial.attention):
+        raise refusals.of_kernel(f" (ran: {', '.join(trial.attention)})")
+    if trial.non_finite:
+        raise refusals.of_gradient(trial)
+    return trial
+
+
+@contextmanager
+def _reserved(num_bytes: int, device: torch.device) -> Iterator[None]:
+    """Hold memory of a GPU inside the block, so that less is left for what runs in it."""
+    held = (
+        torch.empty(num_bytes, dtype=torch.uint8, device=device) if device.type == "cuda" else None
+    )
+    try:
+        yield
+    finally:
+        del held
+
+
+@dataclass(frozen=True, slots=True)
+class _Refusals:
+    """What to say when a trial fails, and of what."""
+
+    activations: Activations
+    work: Workload
+    bucket: Bucket
+    kernel: str
+    device: torch.device
+    dtype: torch.dtype
+    limit: float
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn the libraries' errors that a user can mend into refusals."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise self._of_memory(error) from None
+        except RuntimeError as error:
+            if "No viable backend" in str(error) or "No available kernel" in str(error):
+                raise self.of_kernel() from error
+            if reason := why_it_cannot_compile(error):
+                raise DeviceError(
+                    f"the blocks cannot be compiled on {self.device}: {reason}. Run with --eager, "
+                    "or install what is missing (a C++ compiler; on a GPU, Triton)"
+                ) from error
+            raise
+
+    def of_kernel(self, more: str = "") -> DeviceError:
+        """The kernel that was named does not run."""
+        return DeviceError(
+            f"attention={self.kernel} does not run on {self.device} with {self.dtype} and "
+            f"{self.work.num_tokens:,} tokens{more}: use --set attention=auto"
+        )
+
+    def of_gradient(self, trial: Trial) -> NonFiniteError:
+        """Refuse a run whose gradient is not finite before the first step."""
+        first, more = trial.non_finite[0], len(trial.non_finite) - 1
+        ran = ", ".join(trial.attention) or self.kernel
+        return NonFiniteError(
+            f"the trial of the largest bucket ({self.bucket}, {self.work.num_tokens:,} tokens) on "
+            f"made-up clips gives a gradient that is not finite, for {first}"
+            + (f" and {more} other tensors" if more else "")
+            + f". Attention ran by {ran}; try another kernel: "
+            f"{attention.use_another(self.kernel, self.device)}. If that does not help, the "
+            "base's weights are damaged"
+        )
+
+    def _of_memory(self, error: Exception) -> DeviceError:
+        work = self.work
+        return DeviceError(
+            f"out of memory on {self.device} with the largest bucket ({self.bucket}, "
+            f"{work.num_tokens:,} tokens, batch_size {work.batch_size}): "
+            f"{str(error).splitlines()[0]} A step may take {units.size(self.limit)} here. "
+            + _advice(self.activations, work, self.bucket, self.limit)
+        )
+
+
+def _choices(activations: Activations, work: Workload, limit: float) -> list[Modes]:
+    """Ways to try: the one that is set, or the planned one and then smaller ones."""
+    if activations != "auto":
+        return [(activations,) * work.shape.num_layers]
+    planned = plan(work, limit)
+    counted = step_bytes(work, planned).total
+    selective: Recompute = "selective"
+    smaller = [plan(work, share * counted) for share in (0.9, 0.75, 0.5)]
+    every = [planned, *smaller, (selective,) * work.shape.num_layers, plan(work, 0.0)]
+    each = {modes: step_bytes(work, modes).total for modes in every}
+    return sorted(each, key=lambda modes: each[modes], reverse=True)
+
+
+def _advice(activations: Activations, work: Workload, bucket: Bucket, limit: float) -> str:
+    """Name what is counted to fit, the least loss first."""
+    layers = work.shape.num_layers
+
+    def size(mode: Recompute, changed: Workload) -> float:
+        return step_bytes(changed, (mode,) * layers).total
+
+    advice = []
+    if activations != "auto":
+        cheaper: tuple[Recompute, ...] = ("none", "selective", "full")
+        advice += [
+            f"--activations {mode} ({units.size(size(mode, work))})"
+            for mode in cheaper[cheaper.index(activations) + 1 :]
+            if size(mode, work) < limit
+        ]
+    if work.batch_size > 1 and size("full", replace(work, batch_size=1)) < limit:
+        advice.append("--batch-size 1 with more --gradient-accumulation-steps")
+    shorter = longest_clip(work, bucket._replace(num_frames=bucket.num_frames - 4), "full", limit)
+    if shorter:
+        advice.append(
+            f"--set train_frames={shorter.num_frames} --activations full, which trains on the "
+            "first frames of longer clips"
+        )
+    if not advice:
+        return "By what is counted nothing of this model fits; use a larger GPU"
+    return "By what is counted these would fit: " + "; ".join(advice)
+
+
+def say(trial: Trial, work: Workload, device: torch.device) -> None:
+    """Log how the blocks run, and what was planned and seen of it."""
+    counted = step_bytes(work, trial.modes)
+    seen = f", {units.size(trial.peak_bytes)} measured" if trial.peak_bytes else ""
+    logger.info(
+        "activations %s: %s counted%s, of %s; blocks %s; attention by %s; %s for the most "
+        "expensive micro-batch",
+        describe(trial.modes), units.size(counted.total), seen, units.size(budget(device)),
+        "compiled" if work.compiled else "eager",
+        ", ".join(trial.attention) or "no known operator",
+        units.duration(trial.seconds),
+    )  # fmt: skip

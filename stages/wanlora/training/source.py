@@ -1,0 +1,69 @@
+"""A view over an open store as the source of a step's tensors.
+
+Owns: the making of a BatchSource. The clips are checked before, by `training.cached_clips`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from wanlora.core.buckets import Bucket
+from wanlora.store.reader import StoreReader
+from wanlora.store.views import View, ViewClip
+from wanlora.training.batches import BatchSource
+from wanlora.training.order import Order
+from wanlora.wan.variants import Variant
+
+
+def make_source(
+    view: View,
+    reader: StoreReader,
+    clips: Sequence[ViewClip],
+    variant: Variant,
+    *,
+    seed: int,
+    sampler: str,
+    shift: float | None,
+    batch_size: int | Mapping[Bucket, int] = 1,
+    weighting: str = "none",
+    caption_dropout: float = 0.0,
+    balance_activities: bool = False,
+) -> BatchSource:
+    """Make the source of some clips of a view.
+
+    Args:
+        view: Whose clips they are.
+        reader: Open on it.
+        clips: At least one.
+        variant: The transformer's.
+        seed: Of every draw.
+        sampler: A key of `flow.SAMPLERS`.
+        shift: Shift of sigma; None = the view's.
+        batch_size: Clips in a global batch, of every bucket or of each.
+        weighting: A key of `flow.WEIGHTINGS`.
+        caption_dropout: Chance of the empty prompt.
+        balance_activities: See `Order`.
+    """
+    buckets: dict[Bucket, list[ViewClip]] = {}
+    for clip in clips:
+        buckets.setdefault(clip.bucket, []).append(clip)
+    activities = {
+        bucket: [clip.activity for clip in members] for bucket, members in buckets.items()
+    }
+    order = Order(
+        {bucket: len(members) for bucket, members in buckets.items()},
+        batch_size=batch_size,
+        seed=seed,
+        activities=activities if balance_activities else None,
+        weights={b: [clip.weight for clip in members] for b, members in buckets.items()},
+    )
+    return BatchSource(
+        reader=reader,
+        clips=buckets,
+        order=order,
+        seed=seed,
+        sampler=sampler,
+        shift=shift or view.shift,
+        weighting=weighting,
+        caption_dropout=caption_dropout,
+        empty_prompt=view.empty_prompt,
+        sequence_length=variant.max_sequence_length,
+    )

@@ -1,0 +1,96 @@
+"""The micro-batch of a run, how its blocks run, and the result of trying it. Needs no torch.
+
+Owns: from a variant and a bucket to the `Workload` that `cost.memory` and `cost.seconds` count, and
+the share of a GPU's memory that a step may take.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from wanlora.core.buckets import Bucket, num_tokens
+from wanlora.cost.flops import Recompute
+from wanlora.cost.memory import Workload, step_bytes
+from wanlora.wan.variants import Variant
+
+Modes = tuple[Recompute, ...]
+
+
+GPU_RESERVE = 0.05
+"""Share of a GPU left to the context, to the allocator's gaps and to kernels' workspaces."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """What a micro-batch took.
+
+    Attributes:
+        modes: The way of each block that fitted.
+        seconds: Median of the timed passes; compilation is not in it.
+        peak_bytes: Most memory that tensors took on a GPU; None elsewhere.
+        attention: Attention operators that ran.
+        non_finite: Adapter tensors whose gradient has NaN or infinite values.
+    """
+
+    modes: Modes
+    seconds: float
+    peak_bytes: int | None
+    attention: tuple[str, ...]
+    non_finite: tuple[str, ...] = ()
+
+
+def describe(modes: Sequence[Recompute]) -> str:
+    """Say it as people ask for it: `selective`, or `4 selective + 26 none`."""
+    kinds = dict.fromkeys(modes)
+    if len(kinds) == 1:
+        return modes[0]
+    return " + ".join(f"{list(modes).count(kind)} {kind}" for kind in kinds)
+
+
+def is_compiled(eager: str, device_type: str, *, dora: bool) -> bool:
+    """Turn the setting `eager` (auto, on, off) into whether blocks are compiled on a device.
+
+    auto is eager for DoRA: peft 0.21 writes its layers so that no single graph holds them.
+
+    Args:
+        eager: The setting.
+        device_type: `cuda` or `cpu`.
+        dora: Whether the adapter is a DoRA.
+    """
+    return device_type == "cuda" and not dora if eager == "auto" else eager == "off"
+
+
+def workload(
+    variant: Variant,
+    bucket: Bucket,
+    *,
+    batch_size: int,
+    rank: int,
+    adapted: Collection[str],
+    compiled: bool,
+    element_bytes: int,
+    num_uploaded: int = 5,
+) -> Workload:
+    """Describe a run's micro-batch of a bucket to `cost.memory` and `cost.seconds`."""
+    return Workload(
+        shape=variant.transformer_shape,
+        num_tokens=num_tokens(bucket),
+        batch_size=batch_size,
+        rank=rank,
+        adapted=frozenset(adapted),
+        compiled=compiled,
+        element_bytes=element_bytes,
+        num_uploaded=num_uploaded,
+    )
+
+
+def largest(works: Mapping[Bucket, Workload]) -> Bucket:
+    """Bucket whose micro-batch takes the most memory."""
+    everything: Recompute = "none"
+    return max(
+        works, key=lambda b: step_bytes(works[b], (everything,) * works[b].shape.num_layers).total
+    )
+
+
+def budget_of_gpu(total_bytes: float) -> float:
+    """Bytes that a step may take on an otherwise free GPU, the model's weights among them."""
+    return (1 - GPU_RESERVE) * total_bytes
