@@ -38,6 +38,7 @@ from wanlora.config import InspectConfig, TrainConfig
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.location import Url
 from wanlora.store import index, schema, storage
+from wanlora.store.commit_records import read_records
 from wanlora.store.folder import Folder
 from wanlora.store.reader import StoreReader
 from wanlora.store.rows import Rows
@@ -99,7 +100,7 @@ def scanned_into_dicts(cache: Path) -> Measured:
     """As it was: every record parsed and kept, a dict of objects by key."""
     kept = []
     for kind in schema.KINDS:
-        segments = index.segments_of(cache, kind, FINGERPRINT[kind])
+        segments = list(read_records(cache, kind, FINGERPRINT[kind]))
         kept.append(segments)
         rows = {}
         for segment in segments:

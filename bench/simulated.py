@@ -13,7 +13,8 @@ import numpy as np
 
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.fingerprint import fingerprint
-from wanlora.store import index, schema
+from wanlora.store import schema
+from wanlora.store.commit_records import read_records
 from wanlora.store.groups import write_groups
 from wanlora.store.views import View, ViewClip
 from wanlora.store.writer import SegmentWriter
@@ -121,6 +122,6 @@ def _record(cache: Path, kind: schema.Kind) -> str:
                 source=source if kind == "latents" else f"{slot:03d} {CAPTION}",
                 rgb=equations if kind == "latents" else None,
             )
-    (segment,) = index.segments_of(cache, kind, FINGERPRINT[kind])
+    (segment,) = read_records(cache, kind, FINGERPRINT[kind])
     record = (cache / segment.key / schema.GROUP).read_text()
     return record.replace(segment.record["checksum"], schema.UNSUMMED)

@@ -16,11 +16,11 @@ import pytest
 from tests.support import cli
 from tests.support.ranks import Fate, records, run_ranks
 from tests.support.s3 import s3, s3_port  # noqa: F401
+from tests.support.stores import segments_of
 from wanlora.commands import cache_latents
 from wanlora.commands.cache_latents import processes
 from wanlora.core.location import parse
 from wanlora.store import bucket
-from wanlora.store.index import segments_of
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, read_view
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.stores import segments_of
 from wanlora.commands.inspect import repair
 from wanlora.commands.inspect import run as inspect
 from wanlora.config import InspectConfig
-from wanlora.store import index, schema, storage, wants
+from wanlora.store import schema, storage, wants
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view
 
@@ -30,7 +31,7 @@ def rows(cache: Path) -> dict[str, bytes]:
 def test_records_without_a_checksum_are_read_verified_and_not_repaired(cache):
     before = rows(cache)
     view = read_view(cache, "default")
-    (segment,) = index.segments_of(cache, "latents", view.latents)
+    (segment,) = segments_of(cache, "latents", view.latents)
     document = storage.at(cache).get(f"{segment.key}/{schema.GROUP}")
     assert schema.has_checksum(document) is None
     found = inspect(InspectConfig(path=cache, verify="full"))

@@ -20,13 +20,13 @@ from tests.support.stores import (
     row_of,
     segment_folders,
     segment_writer,
+    segments_of,
     unprivileged,
     users_folder,
     write_rows,
 )
 from wanlora.errors import CorruptRowError, StoreError
 from wanlora.store import folder
-from wanlora.store.index import segments_of
 from wanlora.store.reader import StoreReader
 
 

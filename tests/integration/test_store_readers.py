@@ -20,10 +20,10 @@ from tests.support.stores import (
     open_store,
     row_of,
     segment_writer,
+    segments_of,
 )
 from wanlora.core.buckets import Bucket
 from wanlora.store.arrays import DIMENSIONS
-from wanlora.store.index import segments_of
 from wanlora.store.reader import StoreReader
 
 DOC = Path(__file__).parents[2] / "docs" / "store-format.md"

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from tests.support.stores import FINGERPRINT, PROVENANCE
-from wanlora.store.index import segments_of
+from tests.support.stores import FINGERPRINT, PROVENANCE, segments_of
 from wanlora.store.reader import RowReader
 from wanlora.store.writer import SegmentWriter
 

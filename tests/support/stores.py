@@ -12,6 +12,8 @@ import numpy as np
 
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.fingerprint import fingerprint, sha256_text
+from wanlora.core.location import Location
+from wanlora.store.commit_records import Segment, read_records
 from wanlora.store.index import committed
 from wanlora.store.reader import RowReader, StoreReader
 from wanlora.store.schema import Kind
@@ -140,3 +142,10 @@ def unprivileged() -> Iterator[None]:
     finally:
         if root:
             os.seteuid(0)
+
+
+def segments_of(cache: Location, kind: Kind, fingerprint: str) -> list[Segment]:
+    """Commit records of a store without damaged ones, in the order of their ids."""
+    segments = list(read_records(cache, kind, fingerprint))
+    assert all(isinstance(segment, Segment) for segment in segments)
+    return segments

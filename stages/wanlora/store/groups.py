@@ -10,7 +10,7 @@ from typing import Any
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
-from wanlora.store import index, schema, storage
+from wanlora.store import commit_records, index, schema, storage
 from wanlora.store.schema import Kind
 
 ROOT = f"{schema.STORE}/{schema.GROUP}"
@@ -53,10 +53,10 @@ def restore_root(cache: Location) -> None:
 def _has_segment(cache: Location) -> bool:
     for kind in schema.KINDS:
         for name in storage.at(cache).folders(f"{schema.STORE}/{kind}"):
-            for segment in index.segment_keys(cache, kind, name):
+            for segment in commit_records.segment_keys(cache, kind, name):
                 document = storage.at(cache).get(f"{segment}/{schema.GROUP}")
                 try:
-                    index.record_in(document or b"", cache, segment, kind)
+                    commit_records.parse_record(document or b"", cache, segment, kind)
                 except StoreError:
                     continue
                 return True

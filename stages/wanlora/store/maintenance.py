@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Shaped
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, StoreError
-from wanlora.store import condemned, index, schema, storage
-from wanlora.store.index import Segment
+from wanlora.store import commit_records, condemned, index, schema, storage
+from wanlora.store.commit_records import Segment
 from wanlora.store.reader import RowReader
 from wanlora.store.rows import Rows
 from wanlora.store.schema import Kind
@@ -414,7 +414,9 @@ def _records(cache: Location, generation: Generation, segments: Sequence[str]) -
         StoreError: One is gone.
     """
     left = set(segments)
-    for each in index.read_records(cache, generation.kind, generation.fingerprint, segments):
+    for each in commit_records.read_records(
+        cache, generation.kind, generation.fingerprint, segments
+    ):
         left.discard(each.key)
         if not isinstance(each, Segment):
             raise CorruptRowError(

@@ -20,9 +20,9 @@ from jaxtyping import Float, UInt16
 
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, MissingRowsError, StoreError
-from wanlora.store import arrays, bucket, index, schema, storage
+from wanlora.store import arrays, bucket, commit_records, index, schema, storage
+from wanlora.store.commit_records import Segment
 from wanlora.store.copying import LocalCopy
-from wanlora.store.index import Segment
 from wanlora.store.rows import Row, Rows
 from wanlora.store.schema import Kind
 from wanlora.store.views import View
@@ -87,7 +87,7 @@ class RowReader:
 
     @classmethod
     def of_segments(cls, cache: Location, kind: Kind, segments: Sequence[Segment]) -> "RowReader":
-        """Rows of segments whose records have been read (`index.read_records`)."""
+        """Rows of segments whose records have been read (`commit_records.read_records`)."""
         records = {segment.key: segment.record for segment in segments}
         return cls(cache, kind, index.rows_of(segments), records=records)
 
@@ -300,7 +300,7 @@ class RowReader:
             document = next(documents)
             if document is None:
                 raise _GoneError(f"{self._cache / segment} is gone")
-            yield index.record_in(document, self._cache, segment, self._kind)
+            yield commit_records.parse_record(document, self._cache, segment, self._kind)
 
 
 class _GoneError(CorruptRowError):

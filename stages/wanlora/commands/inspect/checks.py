@@ -13,8 +13,8 @@ import numpy as np
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, StoreError
 from wanlora.progress import bar
-from wanlora.store import index, schema, storage
-from wanlora.store.index import Damaged, Segment
+from wanlora.store import commit_records, index, schema, storage
+from wanlora.store.commit_records import Damaged, Segment
 from wanlora.store.reader import RowReader
 from wanlora.store.schema import Kind
 
@@ -50,7 +50,7 @@ def fast(cache: Location, generations: Generations) -> list[Bad]:
     found = storage.at(cache).listing(schema.STORE)
     bad: list[Bad] = []
     for kind, fingerprint in generations:
-        for record in index.read_records(cache, kind, fingerprint):
+        for record in commit_records.read_records(cache, kind, fingerprint):
             if isinstance(record, Segment):
                 wrong = _wrong_sizes(cache, record, found)
                 bad += [Bad(record.key, None, message) for message in wrong]
@@ -65,7 +65,7 @@ def full(cache: Location, generations: Generations) -> Verdict:
     verdict = Verdict()
     with bar(total=total, description="verify", unit="row") as progress:
         for kind, fingerprint in generations:
-            for record in index.read_records(cache, kind, fingerprint):
+            for record in commit_records.read_records(cache, kind, fingerprint):
                 if isinstance(record, Damaged):
                     verdict.bad.append(Bad(record.key, None, record.message))
                     continue

@@ -12,8 +12,8 @@ from typing import Any
 from wanlora.commands.inspect import checks
 from wanlora.config import CacheLatentsConfig, InspectConfig, StoreSettings
 from wanlora.errors import StoreError, WanloraError
-from wanlora.store import groups, index, maintenance, schema, storage, wants
-from wanlora.store.index import Segment
+from wanlora.store import commit_records, groups, index, maintenance, schema, storage, wants
+from wanlora.store.commit_records import Segment
 from wanlora.store.maintenance import Limits
 from wanlora.store.schema import Kind
 from wanlora.store.views import View, read_view, view_names
@@ -119,8 +119,8 @@ def _drop_damaged_records(config: InspectConfig) -> int:
         record
         for kind in schema.KINDS
         for fingerprint in index.provenances(config.path, kind)
-        for record in index.read_records(config.path, kind, fingerprint)
-        if isinstance(record, index.Damaged)
+        for record in commit_records.read_records(config.path, kind, fingerprint)
+        if isinstance(record, commit_records.Damaged)
     ]
     for record in damaged:
         log.info("dropping %s", record.message)
@@ -145,7 +145,7 @@ def _drop_bad_rows(
         bad.setdefault(found.segment, set()).add(found.key or "")
     segments = [
         segment
-        for segment in index.read_records(config.path, kind, fingerprint, list(bad))
+        for segment in commit_records.read_records(config.path, kind, fingerprint, list(bad))
         if isinstance(segment, Segment)
     ]
     keep = {segment.key: set(segment.row_keys) - bad[segment.key] for segment in segments}
