@@ -70,7 +70,7 @@ def test_every_printed_command_gives_the_settings_of_the_job(tmp_path):
     text = ALL.replace("[sample]", '[sample]\nprompt = ["it\'s a \\"dog\\"", "42"]\nseed = 3')
     text += '[train.lora]\ntargets = ["to_q"]\n'  # a text would be a regex
     text += "[train.optimizer]\nwarmup_steps = 3\n[train.clip_weights]\n'a b' = 2.0\n"
-    text += "[cache-latents.store]\nlogvar = true\n"
+    text += "[cache-latents.store]\nlatent_mantissa_bits = 7\n"
     file = tmp_path / "job.toml"
     file.write_text(text)
     planned = job.plan(job.read_job(RunConfig(job=file)))

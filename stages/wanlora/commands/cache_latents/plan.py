@@ -133,7 +133,6 @@ class Plan:
         item = np.dtype(self.using.latents_provenance["store_dtype"]).itemsize
         channels = int(self.using.latents_provenance["z_dim"])
         latents = sum(prod(latent_shape(c.clip.bucket, channels)) for c in self.missing_clips)
-        latents *= 1 + ("logvar" in self.using.latents_provenance["posterior"])
         tokens = sum(
             min(MAX_TOKENS, 1 + len(t.encode()) // 3) for t in self.missing_prompts.values()
         )
@@ -195,7 +194,6 @@ def _not_downloaded(config: CacheLatentsConfig, device: torch.device) -> Encoder
         "model": config.model,
         "store_dtype": config.store.dtype,
         "z_dim": variant.z_dim,
-        "posterior": "mode+logvar" if config.store.logvar else "mode",
     }
     text = {"model": config.model, "text_dim": variant.text_dim}
     return Encoders(Path(config.model), variant, device, latents, text)
@@ -286,7 +284,6 @@ def _provenances(
         store_dtype=config.store.dtype,
         transform_revision=manifest.TRANSFORM_REVISION,
         mantissa_bits=config.store.latent_mantissa_bits,
-        logvar=config.store.logvar,
         memo=hashes.digests,
     )
     text = text_provenance(
