@@ -245,7 +245,7 @@ def test_a_kill_while_a_checkpoint_is_removed_leaves_no_part_of_one(tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder.shutil, "rmtree", killed)
+        patch.setattr(publish.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             _publish(tmp_path, step, keep=1)
     assert all((path / "x").exists() for path in run_folder.checkpoints(tmp_path))
