@@ -17,7 +17,7 @@ from wanlora.data.clips import load_clip
 from wanlora.data.columns import is_caption
 from wanlora.errors import AdapterError, ConfigError, ManifestError, MediaError, ModelError
 from wanlora.files import write_text
-from wanlora.wan.variants import resolve
+from wanlora.wan.model_folder import resolve
 
 POINTER = LFS_HEAD + b"v1\noid sha256:" + b"ab" * 32 + b"\nsize 123456\n"
 

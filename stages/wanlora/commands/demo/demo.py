@@ -25,7 +25,7 @@ from wanlora.files import write_text
 from wanlora.media import mp4
 from wanlora.micro import world
 from wanlora.runs.run_folder import newest_checkpoint
-from wanlora.wan.variants import DEMO, MICRO, TRANSFORMER, resolve
+from wanlora.wan.model_folder import DEMO, MICRO, TRANSFORMER, resolve
 from wanlora.wan.weights import weights_sha256
 
 NUM_TAUGHT, NUM_HELD_OUT = 36, 12

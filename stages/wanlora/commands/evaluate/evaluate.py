@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wanlora import __version__
-from wanlora.adapters import check_adapter_fits
+from wanlora.adapters.lora import check_adapter_fits
 from wanlora.commands.evaluate import losses, videos
 from wanlora.commands.evaluate.earlier import require_replaceable
 from wanlora.commands.evaluate.measures import against_base, frames_of, measured

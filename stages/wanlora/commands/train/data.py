@@ -87,7 +87,9 @@ def open_data(config: TrainConfig, variant: Variant, view: View | None = None) -
         batch_size=config.batch_size,
         accumulation=config.gradient_accumulation_steps,
         rank=config.lora.rank,
-        adapted=targets.chosen(targets.linear_names(variant.num_layers), config.lora.targets),
+        adapted=targets.match_targets(
+            targets.linear_names(variant.num_layers), config.lora.targets
+        ),
     )
     reader = StoreReader.of_view(config.cache, needed, local_copy=config.local_copy)
     source = make_source(
