@@ -1,7 +1,7 @@
 """The validation loss of a run: held-out and training clips, with the adapter and without it.
 
 Owns: which clips are validated on, and the record of it in the run's folder. The arithmetic is in
-`core.validation`.
+`training.panel`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,14 +15,15 @@ import torch.distributed as dist
 from jaxtyping import Float
 
 from wanlora.core.fingerprint import fingerprint
+from wanlora.core.intervals import describe_sample
 from wanlora.core.rng import Stream, normal
-from wanlora.core.validation import Report, choose, describe_sample, summarize
 from wanlora.errors import NonFiniteError
 from wanlora.progress import waiting
 from wanlora.store.views import View, ViewClip
 from wanlora.training import flow
 from wanlora.training.batches import BatchSource, MicroBatch
 from wanlora.training.flow import sigma_grid
+from wanlora.training.panel import Report, choose, summarize
 from wanlora.training.predict import predict
 
 ADAPTER, EMA = "adapter", "ema"

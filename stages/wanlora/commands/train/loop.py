@@ -29,7 +29,7 @@ from wanlora.commands.train.saving import SaveTimer
 from wanlora.commands.train.session import Session, open_session
 from wanlora.config import TrainConfig
 from wanlora.core import units
-from wanlora.core.groups import conclusion
+from wanlora.core.intervals import conclusion
 from wanlora.core.out_of_memory import explained_out_of_memory
 from wanlora.cost.seconds import all_reduce_bytes
 from wanlora.errors import NonFiniteError

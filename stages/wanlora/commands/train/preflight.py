@@ -14,7 +14,8 @@ from wanlora.runs import claim, run_folder
 from wanlora.store import index
 from wanlora.store.views import View, read_view
 from wanlora.training.cached_clips import check_encodings
-from wanlora.wan.variants import TRANSFORMER, resolve_here, variant_of
+from wanlora.wan.model_folder import TRANSFORMER, resolve_here
+from wanlora.wan.variants import variant_of
 
 
 def check(config: TrainConfig) -> View:
@@ -41,5 +42,5 @@ def check(config: TrainConfig) -> View:
     if folder := resolve_here(model, TRANSFORMER):
         variant = variant_of(folder)
         check_encodings(view, variant, encode_again=encode_again(config, model))
-        targets.chosen(targets.linear_names(variant.num_layers), config.lora.targets)
+        targets.match_targets(targets.linear_names(variant.num_layers), config.lora.targets)
     return view

@@ -29,7 +29,6 @@ from wanlora.commands.train.previews import preview, save_previews
 from wanlora.commands.train.session import Session
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import Bucket, num_tokens, usual
-from wanlora.core.validation import Report
 from wanlora.cost.flops import step_flops
 from wanlora.files import write_json, write_text
 from wanlora.report.run_status import DONE, STOPPED
@@ -41,6 +40,7 @@ from wanlora.store.latent_rgb import solve
 from wanlora.store.views import frame_rate
 from wanlora.training.outcomes import Outcome
 from wanlora.training.pace import against_prediction
+from wanlora.training.panel import Report
 from wanlora.training.validation import (
     ADAPTER,
     EMA,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from wanlora.adapters import read_adapter, save_adapter
+from wanlora.adapters.file import read_adapter, save_adapter
 from wanlora.commands.train.session import Session
 from wanlora.config import TrainConfig
 from wanlora.errors import AdapterError
