@@ -18,7 +18,7 @@ from wanlora.commands.show_config import JOB
 from wanlora.config import COMMANDS, RunConfig, TrainConfig, settings_of
 from wanlora.config.load import build, command_line
 from wanlora.errors import ConfigError
-from wanlora.runs import run_folder
+from wanlora.runs import claim, run_folder
 
 ALL = """
 [prepare]
@@ -169,7 +169,7 @@ def write_run(folder, config: TrainConfig, *, state: str, view_sha256: str) -> N
     (folder / run_folder.STATUS_NAME).write_text(json.dumps(status))
     settings = config.model_dump(mode="json") | {"output_dir": "elsewhere"}
     settings["optimizer"]["warmup_steps"] = 1
-    with run_folder.begin_run(folder, settings, {"view_sha256": view_sha256},
+    with claim.begin_run(folder, settings, {"view_sha256": view_sha256},
                         checkpoint=folder / "checkpoints" / "step-000004"):  # fmt: skip
         pass
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape, num_tokens, problem_with
+from wanlora.core.shares import shares
 from wanlora.core.units import JSON, count, duration, first, percent, size
 from wanlora.data import manifest
 from wanlora.data.manifest import Clip
 from wanlora.data.near_duplicates import THRESHOLD, difference, similar_pairs
-from wanlora.training.order import shares
 
 BYTES_PER_VALUE = 2
 TEXT_DIM = 4096

@@ -35,7 +35,8 @@ from wanlora.store.schema import Kind
 from wanlora.store.writer import SegmentWriter
 from wanlora.wan import encoders
 from wanlora.wan.device import TOY, current_in_thread, require_host_memory
-from wanlora.wan.variants import MICRO, Variant
+from wanlora.wan.model_folder import MICRO
+from wanlora.wan.variants import Variant
 
 Decode = Callable[[Clip], "torch.Tensor | MediaError"]
 """A clip's frames, uint8 `[T, 3, H, W]`, or why there are none; called in threads."""

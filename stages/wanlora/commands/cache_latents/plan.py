@@ -31,14 +31,15 @@ from wanlora.progress import bar
 from wanlora.store import index, storage
 from wanlora.store.schema import Kind
 from wanlora.wan import identity
-from wanlora.wan.device import pick
+from wanlora.wan.device import select_device
+from wanlora.wan.model_folder import ENCODERS, find_downloaded, resolve
 from wanlora.wan.provenance import (
     recorded_by_0_1_0,
     require_own_arithmetic,
     text_provenance,
     vae_provenance,
 )
-from wanlora.wan.variants import ENCODERS, VARIANTS, Variant, find_downloaded, resolve, variant_of
+from wanlora.wan.variants import VARIANTS, Variant, variant_of
 
 ALIASES = "aliases.json"
 
@@ -175,7 +176,7 @@ def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int
 
 def _device(config: CacheLatentsConfig, local_rank: int) -> torch.device:
     try:
-        return pick(config.device, config.model, local_rank=local_rank)
+        return select_device(config.device, config.model, local_rank=local_rank)
     except DeviceError as error:
         if not config.dry_run:
             raise
