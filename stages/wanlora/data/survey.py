@@ -12,8 +12,7 @@ from typing import NamedTuple
 from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape, num_tokens, problem_with
 from wanlora.core.shares import shares
 from wanlora.core.units import JSON, count, duration, first, percent, size
-from wanlora.data import manifest
-from wanlora.data.manifest import Clip
+from wanlora.data.clip import TRAIN, VAL, Clip
 from wanlora.data.near_duplicates import THRESHOLD, difference, similar_pairs
 
 BYTES_PER_VALUE = 2
@@ -222,13 +221,13 @@ def _activities(clips: Sequence[Clip]) -> dict[str, Activity]:
     members: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         members[clip.activity].append(clip)
-    draws = shares((c.activity, c.weight) for c in clips if c.split == manifest.TRAIN)
+    draws = shares((c.activity, c.weight) for c in clips if c.split == TRAIN)
     return {
         name: Activity(
             clips=len(own),
             sources=len({clip.source for clip in own}),
-            train=sum(clip.split == manifest.TRAIN for clip in own),
-            val=sum(clip.split == manifest.VAL for clip in own),
+            train=sum(clip.split == TRAIN for clip in own),
+            val=sum(clip.split == VAL for clip in own),
             length_s=round(sum(clip.num_frames / clip.fps for clip in own), 3),
             draws=round(draws.get(name, 0.0), 4),
         )

@@ -23,9 +23,8 @@ from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
 from wanlora.core.prompts import prompt_key
-from wanlora.data import manifest
+from wanlora.data.clip import TRANSFORM_REVISION, Clip, clip_key
 from wanlora.data.clips import SourceHashes, hash_all, load_clip, reading, source_sha256
-from wanlora.data.manifest import Clip
 from wanlora.errors import DeviceError, MediaError, ModelError, StoreError
 from wanlora.progress import bar
 from wanlora.store import index, storage
@@ -285,7 +284,7 @@ def _provenances(
         dtype=getattr(torch, config.vae_dtype),
         tf32=has_tf32(device) and config.tf32,
         store_dtype=config.store.dtype,
-        transform_revision=manifest.TRANSFORM_REVISION,
+        transform_revision=TRANSFORM_REVISION,
         mantissa_bits=config.store.latent_mantissa_bits,
         logvar=config.store.logvar,
         memo=hashes.digests,
@@ -389,7 +388,7 @@ def _keyed(
             assert isinstance(outcome, MediaError)
             result.failures.append(Failure(outcome.code, clip.clip_id, str(outcome)))
             continue
-        keyed = KeyedClip(replace(clip, source_sha256=digest), manifest.clip_key(clip, digest))
+        keyed = KeyedClip(replace(clip, source_sha256=digest), clip_key(clip, digest))
         result.clips.append(keyed)
         if clip.source_sha256 not in (None, digest):
             result.changed.add(clip.source)
