@@ -20,7 +20,8 @@ from diffusers import WanPipeline
 
 from wanlora.wan import device as devices
 from wanlora.wan import encoders
-from wanlora.wan.variants import PIPELINE, Variant, resolve, variant_of
+from wanlora.wan.model_folder import PIPELINE, resolve
+from wanlora.wan.variants import Variant, variant_of
 
 PROMPTS = (
     "",
@@ -145,7 +146,7 @@ def main() -> None:
     if output.exists() and any(output.iterdir()):
         sys.exit(f"{output} is not empty; choose another --output")
     output.mkdir(parents=True, exist_ok=True)
-    device = devices.pick(options.device, options.model)
+    device = devices.select_device(options.device, options.model)
     folder = resolve(options.model, PIPELINE)
     variant = variant_of(folder)
     seen: dict[str, Any] = {

@@ -13,15 +13,17 @@ from statistics import median
 
 import torch
 
-from wanlora import adapters as lora
+from wanlora.adapters.file import LoraShape
+from wanlora.adapters.lora import add_adapter
 from wanlora.core.buckets import Bucket
 from wanlora.cost.seconds import all_reduce_bytes
 from wanlora.training.distributed import Ranks, own_device
 from wanlora.training.masters import Masters
 from wanlora.training.predict import predict
 from wanlora.training.trial import made_up_batch
+from wanlora.wan.model_folder import TRANSFORMER, resolve
 from wanlora.wan.transformer import load_transformer
-from wanlora.wan.variants import TRANSFORMER, VARIANTS, resolve
+from wanlora.wan.variants import VARIANTS
 
 ADAPTERS = {"1.3B, rank 32, attention": 23_592_960, "1.3B, rank 32, attention+ffn": 43_745_280}
 REPEATS = 10
@@ -30,7 +32,7 @@ REPEATS = 10
 def seconds_of(action: Callable[[], None], ranks: Ranks) -> float:
     times = []
     for _ in range(REPEATS):
-        ranks.meet()
+        ranks.barrier()
         started = time.perf_counter()
         action()
         if ranks.device.type == "cuda":
@@ -43,7 +45,7 @@ def micro_step(ranks: Ranks) -> tuple[Masters, Callable[[], None]]:
     """A micro-batch of the micro model at 17x96x160 px, forward and backward."""
     dtype, variant = torch.float32, VARIANTS["micro"]
     model = load_transformer(resolve("micro", TRANSFORMER), dtype=dtype, device=ranks.device)
-    masters = Masters(lora.add_adapter(model, lora.LoraShape(rank=32, alpha=32), seed=0))
+    masters = Masters(add_adapter(model, LoraShape(rank=32, alpha=32), seed=0))
     text_shape = (variant.max_sequence_length, variant.text_dim)
     batch = made_up_batch(Bucket(17, 96, 160), 1, num_channels=variant.z_dim, text_shape=text_shape)
 
@@ -74,7 +76,7 @@ def main() -> None:
             f"{size:10,}  {sent / 1e6:15.1f}  {1e3 * took:6.2f}  {sent / took / 1e9:.2f}  {name}"
         )
     step()
-    alone, meeting = seconds_of(step, ranks), seconds_of(ranks.meet, ranks)
+    alone, meeting = seconds_of(step, ranks), seconds_of(ranks.barrier, ranks)
     lines.append(
         f"a step of the micro model {1e3 * alone:.0f} ms: its sum takes "
         f"{100 * seconds['micro'] / alone:.1f} % of that, the hosts' meeting {1e3 * meeting:.2f} ms"
@@ -82,7 +84,7 @@ def main() -> None:
     if ranks.is_main:
         print(f"{ranks.count} processes on {ranks.device.type}")
         print("\n".join(lines))
-    ranks.meet()
+    ranks.barrier()
     ranks.close()
 
 

@@ -38,7 +38,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
-from wanlora.adapters import adapter_parameters, targets
+from wanlora.adapters import targets
+from wanlora.adapters.lora import adapter_parameters
 from wanlora.core.buckets import Bucket, latent_shape, num_tokens
 from wanlora.cost.flops import TransformerShape, step_flops
 from wanlora.cost.gpus import gpu_of
@@ -77,7 +78,7 @@ class Case:
         )
 
     def work(self, *, compiled: bool):
-        names = targets.chosen(targets.linear_names(self.shape.num_layers), self.targets)
+        names = targets.match_targets(targets.linear_names(self.shape.num_layers), self.targets)
         return workload(
             self.variant, self.bucket, batch_size=1, rank=RANK, adapted=names, compiled=compiled,
             element_bytes=self.dtype.itemsize,

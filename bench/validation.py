@@ -16,14 +16,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from wanlora import adapters as lora
+from wanlora.adapters.file import LoraShape, read_adapter
+from wanlora.adapters.lora import add_adapter
 from wanlora.commands.train.data import open_data
 from wanlora.config import TrainConfig
 from wanlora.core.rng import Stream, uniform
 from wanlora.training import flow
 from wanlora.training.validation import Panel, losses, make_panel
+from wanlora.wan.model_folder import resolve
 from wanlora.wan.transformer import load_transformer
-from wanlora.wan.variants import resolve, variant_of
+from wanlora.wan.variants import variant_of
 
 DEVICE, DTYPE = torch.device("cpu"), torch.float32
 
@@ -34,13 +36,13 @@ def load(run: Path, cache: Path, model: str):
     variant = variant_of(folder)
     data = open_data(TrainConfig(cache=cache), variant)
     transformer = load_transformer(folder, dtype=DTYPE, device=DEVICE)
-    found = lora.read_adapter(run)
-    shape = lora.LoraShape(
+    found = read_adapter(run)
+    shape = LoraShape(
         rank=found.metadata["transformer.r"],
         alpha=found.metadata["transformer.lora_alpha"],
         targets=found.metadata["transformer.target_modules"],
     )
-    parameters = lora.add_adapter(transformer, shape, seed=0)
+    parameters = add_adapter(transformer, shape, seed=0)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(found.tensors[name])

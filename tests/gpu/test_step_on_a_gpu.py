@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support import real_size
-from wanlora.adapters import adapter_parameters
+from wanlora.adapters.lora import adapter_parameters
 from wanlora.core.buckets import Bucket
 from wanlora.cost.memory import step_bytes
 from wanlora.training import flow

@@ -11,7 +11,7 @@ import pytest
 from tests.support.hub import serving
 from tests.support.models import micro_folder, micro_home  # noqa: F401
 from wanlora.errors import ModelError
-from wanlora.wan import hub, variants
+from wanlora.wan import hub, model_folder
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def hub_home(monkeypatch, tmp_path):
 SCRIPT = """
 import json, logging, sys
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-from wanlora.wan.variants import ENCODERS, TRANSFORMER, resolve
+from wanlora.wan.model_folder import ENCODERS, TRANSFORMER, resolve
 for parts in (TRANSFORMER, ENCODERS, ENCODERS):
     folder = resolve("org/model", parts)
     print(json.dumps(sorted(str(p.relative_to(folder)) for p in folder.rglob("*.safetensors"))))
@@ -87,7 +87,7 @@ def test_offline_the_line_to_run_elsewhere_is_given(monkeypatch, hub_home):
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match=r"hf download org/model --include model_index.json 'vae/"):
-        variants.resolve("org/model", variants.ENCODERS)
+        model_folder.resolve("org/model", model_folder.ENCODERS)
 
 
 @pytest.mark.parametrize("failure", ["timeout", "xet"])
@@ -102,4 +102,4 @@ def test_a_download_that_stops_half_way_says_that_the_same_command_goes_on(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", stopping)
     with pytest.raises(ModelError, match=r"org/model stopped \(.*same command goes on where it"):
-        variants.resolve("org/model", variants.ENCODERS)
+        model_folder.resolve("org/model", model_folder.ENCODERS)

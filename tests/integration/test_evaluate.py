@@ -15,8 +15,9 @@ import torch
 from tests.support import cli
 from tests.support.diffusers_video import plain_diffusers
 from tests.support.models import random_tensors
-from wanlora.adapters import LoraShape, add_adapter, save_adapter
 from wanlora.adapters.attach import attach
+from wanlora.adapters.file import LoraShape, save_adapter
+from wanlora.adapters.lora import add_adapter
 from wanlora.commands.evaluate import preflight, videos
 from wanlora.commands.evaluate import run as evaluate
 from wanlora.commands.evaluate.setup import open_setup
@@ -288,7 +289,7 @@ def test_a_real_clip_is_the_one_whose_caption_is_asked_for(evaluated, held_out_c
     from wanlora.store.reader import StoreReader
     from wanlora.store.views import read_view
     from wanlora.wan.encoders import decode_latents
-    from wanlora.wan.variants import resolve
+    from wanlora.wan.model_folder import resolve
 
     view = read_view(held_out_cache, "default")
     reader = StoreReader.of_view(held_out_cache, view)

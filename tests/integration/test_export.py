@@ -15,15 +15,9 @@ from safetensors.torch import load_file
 from tests.support import adapters, cli
 from tests.support.diffusers_video import plain_diffusers
 from tests.support.models import random_tensors, temporary_copy
-from wanlora.adapters import (
-    ADAPTER_FILE,
-    LoraShape,
-    adapter_parameters,
-    add_adapter,
-    read_adapter,
-    save_adapter,
-)
-from wanlora.adapters.lora import target_names
+from wanlora.adapters.file import LoraShape, read_adapter, save_adapter
+from wanlora.adapters.header import ADAPTER_FILE
+from wanlora.adapters.lora import adapter_parameters, add_adapter, target_names
 from wanlora.adapters.names import LAYOUTS
 from wanlora.adapters.updates import dense, relative_error
 from wanlora.wan.transformer import load_transformer

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from tests.support import adapters, cli
-from wanlora.adapters import LoraShape, read_adapter, save_adapter
 from wanlora.adapters.attach import read_scaled
+from wanlora.adapters.file import LoraShape, read_adapter, save_adapter
 from wanlora.commands.evaluate.setup import open_setup
 from wanlora.commands.evaluate.subjects import subjects
 from wanlora.commands.evaluate.video_plan import plan, plan_clips

@@ -9,8 +9,8 @@ import torch
 
 from tests.support import adapters, cli
 from tests.support.adapters import ATTENTION, modules, original, pairs, tensors_of, write
-from wanlora.adapters import LoraShape, save_adapter
-from wanlora.adapters.targets import PRESETS, chosen, linear_names
+from wanlora.adapters.file import LoraShape, save_adapter
+from wanlora.adapters.targets import PRESETS, linear_names, match_targets
 from wanlora.wan.weights import file_sha256
 
 
@@ -84,7 +84,7 @@ def test_another_trainers_file_is_described(tmp_path):
     ids=str,
 )
 def test_every_choice_of_targets_is_described(tmp_path, targets, shown):
-    names = chosen(linear_names(2), targets)
+    names = match_targets(linear_names(2), targets)
     shape = LoraShape(4, 8.0, targets)
     save_adapter(tmp_path, tensors_of(pairs(names)), shape, provenance={})
     found = _report(tmp_path)

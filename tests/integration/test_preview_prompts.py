@@ -16,6 +16,7 @@ from tests.support import cli
 from wanlora.commands.cache_latents import preview_prompts
 from wanlora.commands.train import prompts
 from wanlora.config import PreviewSettings, TrainConfig
+from wanlora.core.location import prompt_home
 from wanlora.core.prompts import prompt_key
 from wanlora.errors import ModelError
 from wanlora.runs import run_folder
@@ -24,7 +25,6 @@ from wanlora.store import index
 from wanlora.store.reader import RowReader
 from wanlora.store.views import read_view
 from wanlora.wan import encoders
-from wanlora.wan.variants import prompt_home
 
 TEXTS = ("A person <clapping>, at dusk", "-5 degrees, snow")
 FLAGS = tuple(f"--preview-prompt={text}" for text in TEXTS)

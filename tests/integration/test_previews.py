@@ -12,7 +12,8 @@ from safetensors import safe_open
 
 from tests.support import cli
 from tests.support.models import random_tensors
-from wanlora.adapters import LoraShape, add_adapter
+from wanlora.adapters.file import LoraShape
+from wanlora.adapters.lora import add_adapter
 from wanlora.commands.sample.preflight import find_latents
 from wanlora.commands.train.previews import gif, preview, save_previews
 from wanlora.core.buckets import Bucket

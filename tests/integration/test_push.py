@@ -7,7 +7,7 @@ from safetensors import safe_open
 
 from tests.support import adapters, cli
 from tests.support.hub import receiving
-from wanlora.adapters import LoraShape, read_adapter, save_adapter
+from wanlora.adapters.file import LoraShape, read_adapter, save_adapter
 from wanlora.commands.train.model_card import model_card
 
 MODULES = {f"blocks.{n}.attn1.to_q": (128, 128) for n in range(5)}

@@ -14,8 +14,10 @@ from PIL import Image
 from tests.support import cli
 from tests.support.diffusers_video import plain_diffusers
 from tests.support.models import random_tensors
-from wanlora.adapters import ADAPTER_FILE, LoraShape, add_adapter, read_adapter, save_adapter
 from wanlora.adapters.attach import attach, read_scaled
+from wanlora.adapters.file import LoraShape, read_adapter, save_adapter
+from wanlora.adapters.header import ADAPTER_FILE
+from wanlora.adapters.lora import add_adapter
 from wanlora.commands import sample
 from wanlora.commands.sample.videos import plan
 from wanlora.config import SampleConfig

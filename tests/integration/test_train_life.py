@@ -13,7 +13,7 @@ import torch
 
 from tests.support import cli
 from tests.support.watched import state
-from wanlora.adapters import read_adapter
+from wanlora.adapters.file import read_adapter
 from wanlora.commands.evaluate import run as evaluate
 from wanlora.commands.train import loop
 from wanlora.commands.train import run as train
@@ -310,7 +310,7 @@ def test_a_run_keeps_its_warmup_when_it_is_extended(cache, tmp_path):
 
 def test_a_run_of_the_last_release_continues_with_its_defaults_written_out(tmp_path, monkeypatch):
     # Its base is the embedded transformer of that release; a newer release embeds another one.
-    monkeypatch.setattr("wanlora.wan.variants._micro_folder", lambda: FIXTURE / "model")
+    monkeypatch.setattr("wanlora.wan.model_folder._micro_folder", lambda: FIXTURE / "model")
     shutil.copytree(FIXTURE, tmp_path / "old")
     old = tmp_path / "old"
     before = (old / "run" / "best" / run_folder.ADAPTER_NAME).read_bytes()

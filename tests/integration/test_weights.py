@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.caches import write_npz_clips
-from wanlora.adapters import read_adapter
+from wanlora.adapters.file import read_adapter
 from wanlora.commands import cache_latents, train
 from wanlora.config import CacheLatentsConfig, TrainConfig
 from wanlora.errors import RunError

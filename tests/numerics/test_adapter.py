@@ -13,17 +13,15 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from tests.support.models import random_tensors
-from wanlora.adapters import (
-    ADAPTER_FILE,
-    LoraShape,
+from wanlora.adapters.file import LoraShape, read_adapter, save_adapter
+from wanlora.adapters.header import ADAPTER_FILE
+from wanlora.adapters.lora import (
     adapter_parameters,
     add_adapter,
     check_adapter_fits,
     initial_value,
-    read_adapter,
-    save_adapter,
+    target_names,
 )
-from wanlora.adapters.lora import target_names
 from wanlora.errors import AdapterError, ModelError, NonFiniteError
 from wanlora.wan.transformer import load_transformer
 
@@ -119,7 +117,8 @@ import sys, torch
 from pathlib import Path
 from wanlora.adapters.lora import target_names
 from wanlora.wan.transformer import load_transformer
-from wanlora.adapters import LoraShape, add_adapter, read_adapter, save_adapter
+from wanlora.adapters.file import LoraShape, read_adapter, save_adapter
+from wanlora.adapters.lora import add_adapter
 cpu = torch.device("cpu")
 transformer = load_transformer(Path({str(micro_folder)!r}), dtype=torch.float32, device=cpu)
 parameters = add_adapter(transformer, LoraShape(rank=2, alpha=2.0), seed=0)

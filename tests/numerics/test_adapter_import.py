@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from tests.support import adapters
 from tests.support.adapters import ATTENTION, BLOCK_LINEARS, modules, original, pairs, write
 from tests.support.models import random_tensors
-from wanlora.adapters import read_adapter
+from wanlora.adapters.file import read_adapter
 from wanlora.adapters.names import preset_of
 from wanlora.adapters.updates import dense
 from wanlora.errors import AdapterError

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests.support import cli
 from tests.support.adapters import ATTENTION, BLOCK_LINEARS, IN, OUT, RANK, original, pairs, write
 from tests.support.adapters import modules as block_modules
-from wanlora.adapters import read_adapter
+from wanlora.adapters.file import read_adapter
 from wanlora.adapters.updates import dense
 from wanlora.errors import AdapterError
 

@@ -5,7 +5,9 @@ import torch
 
 from tests.support import cli
 from tests.support.models import random_tensors
-from wanlora.adapters import LoraShape, adapter_parameters, add_adapter, attach, save_adapter
+from wanlora.adapters import attach
+from wanlora.adapters.file import LoraShape, save_adapter
+from wanlora.adapters.lora import adapter_parameters, add_adapter
 from wanlora.wan.transformer import load_transformer
 
 CPU = torch.device("cpu")

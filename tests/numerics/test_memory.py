@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from tests.support import real_size
 from tests.unit.test_memory import FULL_SIZE
-from wanlora.adapters.targets import PRESETS, chosen, linear_names
+from wanlora.adapters.targets import PRESETS, linear_names, match_targets
 from wanlora.core.buckets import num_tokens
 from wanlora.cost.flops import step_flops
 from wanlora.cost.memory import Workload, block_bytes, step_bytes
@@ -31,7 +31,7 @@ def _fused(monkeypatch):
 
 
 def work_of(shape, targets: str = "attention") -> Workload:
-    names = frozenset(chosen(linear_names(shape.num_layers), targets))
+    names = frozenset(match_targets(linear_names(shape.num_layers), targets))
     return Workload(shape, TOKENS, 1, 32, names, compiled=False, num_uploaded=0)
 
 
@@ -83,7 +83,7 @@ def test_what_is_computed_beside_what_the_model_needs(modes, most):
             real_size.shape_of("t2v-1.3b", num_layers),
             TOKENS,
             rank=32,
-            adapted=chosen(linear_names(num_layers), PRESETS["attention"]),
+            adapted=match_targets(linear_names(num_layers), PRESETS["attention"]),
             recompute=tuple(modes[i * 3 // num_layers] for i in range(num_layers)),
         )
 

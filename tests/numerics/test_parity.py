@@ -21,7 +21,8 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from tests.support import cli
-from wanlora import adapters
+from wanlora.adapters.file import LoraShape
+from wanlora.adapters.lora import add_adapter, initial_values
 
 STEPS, ACCUMULATION, RATE, WARMUP, SEED = 12, 2, 1e-3, 4, 11
 
@@ -60,9 +61,9 @@ def one_stage(folder: Path, manifest: Path, dtype: torch.dtype):
     encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder").eval()
     dit = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
     dit.eval().requires_grad_(requires_grad=False)
-    shape = adapters.LoraShape(rank=4, alpha=8)
-    adapted = adapters.add_adapter(dit, shape, seed=SEED)
-    first = adapters.initial_values(adapted, SEED)
+    shape = LoraShape(rank=4, alpha=8)
+    adapted = add_adapter(dit, shape, seed=SEED)
+    first = initial_values(adapted, SEED)
     masters = {name: first[name].clone().requires_grad_() for name in adapted}
     with torch.no_grad():
         for name, parameter in adapted.items():

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from wanlora.core import location
 from wanlora.core.rng import Stream, generator
-from wanlora.wan import variants
+from wanlora.wan import model_folder
 
 
 @pytest.fixture(scope="session")
@@ -19,14 +20,14 @@ def micro_home(tmp_path_factory):
     home = (base.parent if run else base) / "wanlora-cache"
     home.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(variants.CACHE_HOME, str(home))
+        patch.setenv(location.CACHE_HOME, str(home))
         yield home
 
 
 @pytest.fixture(scope="session")
 def micro_folder() -> Path:
     """The micro model's folder: the real classes, small, and trained on a drawn world."""
-    return variants.resolve("micro", variants.PIPELINE)
+    return model_folder.resolve("micro", model_folder.PIPELINE)
 
 
 def random_tensors(transformer_or_parameters, seed: int = 1, scale: float = 0.1):

@@ -34,14 +34,14 @@ def a_mac(monkeypatch):
 
 
 def test_auto_never_takes_mps(a_mac):
-    assert devices.pick("auto", "micro") == CPU
+    assert devices.select_device("auto", "micro") == CPU
     with pytest.raises(DeviceError, match="--device mps"):
-        devices.pick("auto", REAL_MODEL)
+        devices.select_device("auto", REAL_MODEL)
 
 
 def test_mps_is_used_when_named_with_a_warning(a_mac, monkeypatch, caplog):
     monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(2))
-    assert devices.pick("mps", "micro").type == "mps"
+    assert devices.select_device("mps", "micro").type == "mps"
     assert "has not been run on device mps" in caplog.text
 
 
@@ -166,9 +166,9 @@ def test_ranks_meet_before_they_sum_a_validation(monkeypatch):
     source = object.__new__(BatchSource)
     losses(
         Panel("val", (), (0.3,)), None, source, device=CPU, dtype=torch.float32, rank=0,
-        num_ranks=2, meet=lambda: order.append("meet"),
+        num_ranks=2, barrier=lambda: order.append("barrier"),
     )  # fmt: skip
-    assert order == ["meet", (0, 1), ()]  # the losses of no clips, and the stop request
+    assert order == ["barrier", (0, 1), ()]  # the losses of no clips, and the stop request
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -195,7 +195,7 @@ def test_a_gpu_that_is_full_is_not_taken_for_one_that_does_not_work(monkeypatch)
 
     monkeypatch.setattr(torch, "ones", full)
     with pytest.raises(DeviceError, match=r"cuda:1 has no free memory.*--device"):
-        devices.pick("cuda:1", "micro")
+        devices.select_device("cuda:1", "micro")
 
 
 def test_the_micro_model_is_called_a_toy_except_in_the_demo(caplog, monkeypatch, micro_folder):

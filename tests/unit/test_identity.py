@@ -13,7 +13,8 @@ from tests.support.models import temporary_copy
 from wanlora.core.fingerprint import fingerprint
 from wanlora.errors import ConfigError, ModelError
 from wanlora.wan import encoders, identity, provenance
-from wanlora.wan.variants import ENCODERS, resolve, variant_of
+from wanlora.wan.model_folder import ENCODERS, resolve
+from wanlora.wan.variants import variant_of
 from wanlora.wan.weights import file_sha256, weight_files, weights_sha256
 
 BF16, FP32 = torch.bfloat16, torch.float32

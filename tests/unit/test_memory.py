@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanlora.adapters.targets import chosen, linear_names
+from wanlora.adapters.targets import linear_names, match_targets
 from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.cost.gpus import GPUS
 from wanlora.cost.memory import Workload, longest_clip, num_trained, plan, step_bytes, weight_bytes
@@ -23,7 +23,7 @@ def work_of(targets: str = "attention", variant: str = "t2v-1.3b", **changes) ->
         num_tokens=num_tokens(FULL_SIZE),
         batch_size=1,
         rank=32,
-        adapted=frozenset(chosen(linear_names(row.num_layers), targets)),
+        adapted=frozenset(match_targets(linear_names(row.num_layers), targets)),
         compiled=True,
     )
     return replace(work, **changes)

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from wanlora.commands.train.model_card import _previews, model_card, updated_card
 from wanlora.runs.git import git_commit
-from wanlora.wan.variants import public_name
+from wanlora.wan.model_folder import public_name
 
 HUB = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 FACTS = {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support import real_size
-from wanlora.adapters import adapter_parameters
+from wanlora.adapters.lora import adapter_parameters
 from wanlora.commands.train.loop import _explain_memory
 from wanlora.core.buckets import Bucket
 from wanlora.core.out_of_memory import explained_out_of_memory

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from tests.support.adapters import modules, pairs, tensors_of
-from wanlora.adapters import LoraShape, read_adapter, save_adapter
+from wanlora.adapters.file import LoraShape, read_adapter, save_adapter
 from wanlora.commands.train.saving import _keep_best, restore_best
 from wanlora.runs import run_folder
 from wanlora.runs.checkpoints import Progress

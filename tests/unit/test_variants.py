@@ -11,7 +11,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from wanlora.errors import DeviceError, ModelError
-from wanlora.wan import device, variants
+from wanlora.wan import device, model_folder, variants
 from wanlora.wan.weights import file_sha256, weights_sha256
 
 
@@ -81,7 +81,7 @@ def test_latent_statistics_are_those_of_diffusers():
 
 def test_the_micro_folder_is_the_micro_variant(micro_folder):
     assert variants.variant_of(micro_folder) == variants.VARIANTS["micro"]
-    assert variants.resolve(str(micro_folder), variants.PIPELINE) == micro_folder
+    assert model_folder.resolve(str(micro_folder), model_folder.PIPELINE) == micro_folder
 
 
 def test_the_micro_model_is_as_small_as_it_must_be_to_ship(micro_folder):
@@ -122,20 +122,20 @@ def test_an_incomplete_folder_is_refused_naming_what_is_missing(
     [path] = copy.glob(f"{remove}*") if remove.endswith("-of-") else [copy / remove]
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(ModelError, match="incomplete") as caught:
-        variants.resolve(str(copy), variants.PIPELINE)
+        model_folder.resolve(str(copy), model_folder.PIPELINE)
     assert named in str(caught.value)
 
 
 def test_only_the_parts_asked_for_must_be_there(micro_folder, tmp_path):
     shutil.copytree(micro_folder / "transformer", tmp_path / "transformer")
-    assert variants.resolve(str(tmp_path), variants.TRANSFORMER) == tmp_path.resolve()
+    assert model_folder.resolve(str(tmp_path), model_folder.TRANSFORMER) == tmp_path.resolve()
     assert variants.variant_of(tmp_path).name == "micro"
 
 
 @pytest.mark.parametrize("model", ["./missing", "/no/such/folder", "Micro"])
 def test_a_missing_folder_is_refused(model):
     with pytest.raises(ModelError, match=f"no model folder at {model}"):
-        variants.resolve(model, variants.TRANSFORMER)
+        model_folder.resolve(model, model_folder.TRANSFORMER)
 
 
 def test_a_hub_id_without_network_names_the_download_command(monkeypatch, tmp_path):
@@ -144,7 +144,7 @@ def test_a_hub_id_without_network_names_the_download_command(monkeypatch, tmp_pa
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(ModelError) as caught:
-        variants.resolve("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", variants.ENCODERS)
+        model_folder.resolve("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", model_folder.ENCODERS)
     assert (
         "hf download Wan-AI/Wan2.1-T2V-1.3B-Diffusers --include model_index.json 'vae/*' "
         "'text_encoder/*' 'tokenizer/*' --local-dir"
@@ -154,8 +154,8 @@ def test_a_hub_id_without_network_names_the_download_command(monkeypatch, tmp_pa
 def test_resolving_micro_imports_no_encoder():
     """Training resolves the micro model too."""
     code = (
-        "import sys; from wanlora.wan import variants; "
-        "variants.resolve('micro', variants.TRANSFORMER); "
+        "import sys; from wanlora.wan import model_folder; "
+        "model_folder.resolve('micro', model_folder.TRANSFORMER); "
         "print('torch' in sys.modules, 'diffusers' in sys.modules)"
     )
     result = subprocess.run(
@@ -182,18 +182,18 @@ def test_a_real_model_is_refused_without_accelerator_unless_the_cpu_is_named(mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(DeviceError, match=r"driver .*torch .* --device cpu"):
-        device.pick("auto", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
-    assert device.pick("cpu", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers").type == "cpu"
-    assert device.pick("auto", "micro").type == "cpu"
+        device.select_device("auto", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
+    assert device.select_device("cpu", "Wan-AI/Wan2.1-T2V-1.3B-Diffusers").type == "cpu"
+    assert device.select_device("auto", "micro").type == "cpu"
 
 
 def test_a_local_copy_of_the_micro_model_may_run_on_a_cpu(monkeypatch, micro_folder):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert device.pick("auto", str(micro_folder)).type == "cpu"
+    assert device.select_device("auto", str(micro_folder)).type == "cpu"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_does_not_work_is_refused_not_replaced():
     with pytest.raises(DeviceError, match="device cuda does not work"):
-        device.pick("cuda", "micro")
+        device.select_device("cuda", "micro")

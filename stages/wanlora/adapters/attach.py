@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wanlora.adapters import PREFIX, AdapterFile, check_adapter_fits, read_adapter
+from wanlora.adapters.file import AdapterFile, read_adapter
 from wanlora.adapters.header import split_scale
+from wanlora.adapters.lora import check_adapter_fits
+from wanlora.adapters.updates import PREFIX
 from wanlora.wan.weights import file_sha256
 
 

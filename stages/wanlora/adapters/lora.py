@@ -17,7 +17,7 @@ from peft import LoraConfig
 
 from wanlora.adapters.alphas import plain_number
 from wanlora.adapters.file import AdapterFile, LoraShape
-from wanlora.adapters.targets import chosen, preset_pattern
+from wanlora.adapters.targets import match_targets, preset_pattern
 from wanlora.adapters.updates import rank_of
 from wanlora.core import units
 from wanlora.core.rng import Stream, generator
@@ -27,11 +27,11 @@ _NAME = "default"
 
 
 def target_names(transformer: torch.nn.Module, targets: str | Sequence[str]) -> list[str]:
-    """List the linear modules of a transformer that `targets` selects; see `targets.chosen`."""
+    """List the linear modules of a transformer that `targets` selects (`match_targets`)."""
     linears = [
         name for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)
     ]
-    return chosen(linears, targets)
+    return match_targets(linears, targets)
 
 
 def add_adapter(

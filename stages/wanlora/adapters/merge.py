@@ -23,8 +23,8 @@ from wanlora.adapters.file import AdapterFile
 from wanlora.adapters.lora import check_adapter_fits
 from wanlora.adapters.updates import Update, dense
 from wanlora.errors import AdapterError
+from wanlora.wan.model_folder import PIPELINE
 from wanlora.wan.transformer import load_transformer
-from wanlora.wan.variants import PIPELINE
 from wanlora.wan.weights import read_json, weight_files
 
 _PART = "transformer"

@@ -37,7 +37,7 @@ def linear_names(num_layers: int) -> list[str]:
     return [*names, "proj_out"]
 
 
-def chosen(linears: Sequence[str], targets: str | Sequence[str]) -> list[str]:
+def match_targets(linears: Sequence[str], targets: str | Sequence[str]) -> list[str]:
     """List the linear modules that `targets` stands for.
 
     Args:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanlora import __version__
-from wanlora.adapters import PROVENANCE_PREFIX, AdapterHeader, read_header
+from wanlora.adapters.header import PROVENANCE_PREFIX, AdapterHeader, read_header
 from wanlora.config import DEFAULT_MODEL, ExportConfig
 from wanlora.core import units
 from wanlora.errors import AdapterError, ConfigError, NonFiniteError, OutputError
@@ -28,7 +28,7 @@ from wanlora.files import (
 )
 from wanlora.runs.run_folder import ADAPTER_NAME, CARD_NAME, adapter_of, preview_folders
 from wanlora.wan import hub
-from wanlora.wan.variants import PIPELINE, public_name, resolve, resolve_here
+from wanlora.wan.model_folder import PIPELINE, public_name, resolve, resolve_here
 from wanlora.wan.weights import file_sha256
 
 if TYPE_CHECKING:

@@ -1,13 +1,19 @@
 """Paths and URLs as a user writes them: a folder of this machine, or an object store.
 
-Owns: reading both from text, the refusal of what is neither, and `location / "key"` for both. Opens
-nothing.
+Owns: reading both from text, the refusal of what is neither, `location / "key"` for both, and the
+user's cache folder. Opens nothing.
 """
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
+
+import platformdirs
+
+CACHE_HOME = "WANLORA_CACHE_HOME"
+"""Environment variable: a folder to use instead of the user's cache folder."""
 
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+):(?P<slashes>/+)(?P<rest>.*)", re.DOTALL)
 
@@ -71,3 +77,14 @@ def parse_path(value: str | Path) -> Path:
         raise ValueError(
             f"{text}: no such user; for a name that starts with ~, write ./{text}"
         ) from None
+
+
+def cache_home() -> Path:
+    """Folder for what this project builds for itself: $WANLORA_CACHE_HOME, or the user's cache."""
+    folder = os.environ.get(CACHE_HOME)
+    return Path(folder).expanduser() if folder else platformdirs.user_cache_path("wanlora")
+
+
+def prompt_home() -> Path:
+    """Folder of this user's own store of preview prompts, for caches that cannot be written."""
+    return cache_home() / "prompts"

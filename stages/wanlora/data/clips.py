@@ -17,10 +17,10 @@ from torch.utils.data import Dataset
 
 from wanlora.core.aspect import cover_problem
 from wanlora.core.buckets import problem_with
-from wanlora.data import manifest
+from wanlora.data import manifest, npz
 from wanlora.data.manifest import Clip
 from wanlora.errors import ManifestError, MediaError, PassingError
-from wanlora.media import image, npz
+from wanlora.media import image
 from wanlora.media.colour import ASSUMABLE
 from wanlora.media.decode import iter_frames
 from wanlora.media.source import (

@@ -21,11 +21,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-from wanlora.core import npz, rows, units
+from wanlora.core import units
 from wanlora.core.aspect import is_hd
 from wanlora.core.buckets import DEFAULT_FPS, MAX_FPS, MAX_FRAMES, MAX_SIDE_PX, MIN_FPS, Bucket
 from wanlora.core.fingerprint import fingerprint, sha256_text
+from wanlora.core.shares import weight_problem
 from wanlora.core.text import decode_utf8, shorten, spellings, without_surrogates
+from wanlora.data import columns, npz
 from wanlora.errors import ManifestError
 from wanlora.files import encode_text, existing_spelling, write_atomic
 
@@ -234,7 +236,7 @@ def _repeated(earlier: Clip, clip: Clip, where: str) -> Clip:
             "different values; write several captions of one clip as a list"
         )
     weight = earlier.weight + clip.weight
-    if problem := rows.weight_problem(weight):
+    if problem := weight_problem(weight):
         raise ManifestError(
             f"{where}: the lines of clip {clip.clip_id} have weight {weight:g} in all; {problem}"
         )
@@ -348,7 +350,7 @@ def parse_line(line: bytes, path: Path, where: str) -> Clip:
         text = decode_utf8(line)
     except ValueError as error:
         raise ManifestError(f"{where}: {error}") from None
-    row = rows.json_object(text, where)
+    row = columns.json_object(text, where)
     own = "source" in row and "kind" in row
     return _own_clip(row, path, where) if own else _plain_clip(row, path, where)
 
@@ -366,18 +368,18 @@ def _own_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
                 f"{where}: {name} {_shown(values[name])}; expected {low:g} to {high:g}"
             )
     for name in ("clip_id", "source_group", "activity", "split"):
-        values[name] = rows.label(values[name], name, where)
+        values[name] = columns.label(values[name], name, where)
     values |= {"start_s": float(values["start_s"]), "fps": float(values["fps"])}
     _require_flat(values["orig"], "orig", where)
     _require_flat(values["transform"], "transform", where)
     _require_aspect(values["transform"], where)
     values["warnings"] = _warnings(row, where)
-    source = rows.checked_path(values["source"], where)
+    source = columns.checked_path(values["source"], where)
     return Clip(
         **values,
         prompts=_captions(row, where),
         path=source_path(source, manifest.parent),
-        weight=rows.weight_in(row, f"{where}: clip {values['clip_id']}") or 1.0,
+        weight=columns.weight_in(row, f"{where}: clip {values['clip_id']}") or 1.0,
     )
 
 
@@ -475,7 +477,7 @@ def _plain_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
     A file that is missing or not right gives a size of zeros here, and its MediaError when it is
     loaded, so that one bad file does not hide the others.
     """
-    source = rows.path_in(row, where)
+    source = columns.path_in(row, where)
     path = _plain_path(source, manifest)
     if path.suffix.lower() != ".npz":
         raise ManifestError(
@@ -484,10 +486,11 @@ def _plain_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
         )
     num_frames, height, width = npz_size(path)
     return Clip(
-        clip_id=rows.text_in(row, ("clip_id",), where) or f"{path.stem}-{sha256_text(source)[:8]}",
+        clip_id=columns.text_in(row, ("clip_id",), where)
+        or f"{path.stem}-{sha256_text(source)[:8]}",
         source=source,
         source_sha256=None,
-        source_group=rows.text_in(row, rows.GROUP_NAMES, where) or path.stem,
+        source_group=columns.text_in(row, columns.GROUP_NAMES, where) or path.stem,
         kind="npz",
         start_s=0.0,
         fps=DEFAULT_FPS,
@@ -495,13 +498,13 @@ def _plain_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
         height=height,
         width=width,
         prompts=_captions(row, where),
-        activity=rows.text_in(row, rows.ACTIVITY_NAMES, where) or path.parent.name,
-        split=rows.split_in(row, where) or rows.SPLITS.get(manifest.stem, TRAIN),
+        activity=columns.text_in(row, columns.ACTIVITY_NAMES, where) or path.parent.name,
+        split=columns.split_in(row, where) or columns.SPLITS.get(manifest.stem, TRAIN),
         orig={},
         transform={},
         warnings=(),
         path=path,
-        weight=rows.weight_in(row, f"{where}: {source}") or 1.0,
+        weight=columns.weight_in(row, f"{where}: {source}") or 1.0,
     )
 
 
@@ -527,11 +530,11 @@ def npz_size(path: Path) -> tuple[int, int, int]:
 
 
 def _captions(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
-    prompts = rows.captions_in(row, where)
+    prompts = columns.captions_in(row, where)
     if not prompts:
         raise ManifestError(
-            f"{where}: no caption; expected text under one of {', '.join(rows.CAPTION_NAMES)}, "
-            f"found {rows.columns(row)}"
+            f"{where}: no caption; expected text under one of {', '.join(columns.CAPTION_NAMES)}, "
+            f"found {columns.describe(row)}"
         )
     return prompts
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from wanlora.core.buckets import MAX_TOKENS, num_tokens, problem_with
+from wanlora.core.shares import shares
 from wanlora.core.units import JSON, count, duration, first, percent, size
 from wanlora.cost.seconds import h100_encode_seconds
 from wanlora.cost.sizes import cache_bytes
 from wanlora.data import manifest
 from wanlora.data.manifest import Clip
 from wanlora.data.near_duplicates import THRESHOLD, difference, similar_pairs
-from wanlora.training.order import shares
 
 COMPARED = 100
 """Pairs of similar captions whose difference is printed or counted."""

@@ -21,7 +21,8 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from wanlora.core.rng import Stream, normal
 from wanlora.wan.encoders import TextEncoder
-from wanlora.wan.variants import MICRO, VARIANTS
+from wanlora.wan.model_folder import MICRO
+from wanlora.wan.variants import VARIANTS
 
 ROW = VARIANTS[MICRO]
 VOCAB_SIZE = 400

@@ -15,9 +15,9 @@ from PIL import Image
 
 from wanlora.files import partial_path, write_atomic, write_json
 from wanlora.micro import card, dit, measure, models, vae, world
-from wanlora.wan.device import pick
+from wanlora.wan.device import select_device
 from wanlora.wan.encoders import TextEncoder
-from wanlora.wan.variants import MICRO, resolve
+from wanlora.wan.model_folder import MICRO, resolve
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     given = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    run(given.work_dir, given.output or resolve(MICRO, ()), pick(given.device, MICRO))
+    run(given.work_dir, given.output or resolve(MICRO, ()), select_device(given.device, MICRO))
 
 
 if __name__ == "__main__":

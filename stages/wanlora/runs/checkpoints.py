@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wanlora.adapters import read_adapter
+from wanlora.adapters.file import read_adapter
 from wanlora.core.fingerprint import difference
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import AdapterError, CheckpointError

@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from jaxtyping import Float32
 
-from wanlora.adapters import PROVENANCE_PREFIX
+from wanlora.adapters.header import PROVENANCE_PREFIX
 from wanlora.errors import RunError
 from wanlora.files import write_atomic
 

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
+from wanlora.core.location import cache_home
 from wanlora.cost.flops import Recompute
-from wanlora.wan.variants import cache_home
 
 RECOMPILE_LIMIT = 1024
 """Compiled versions of a block: up to four a bucket, two in training (the first block's input needs

@@ -34,26 +34,22 @@ def denoise(
     read or changed.
 
     Args:
-        transformer: As it stands, adapter and all.
+        transformer: Transformer, with its adapter if it has one.
         prompt_embeds: Padded to 512 rows.
-        negative_embeds: Likewise; not read when there is no guidance.
+        negative_embeds: Padded to 512 rows; not read without guidance.
         shape: `c f h w` of the latents.
         steps: Denoising steps.
-        guidance_scale: 1 or less means none.
+        guidance_scale: 1 or less for no guidance.
         shift: Shift of sigma (the scheduler's flow_shift).
         seed: Seed of this video's noise.
-        device: Where to compute.
+        device: Device of the computation.
         dtype: The transformer's type.
         on_step: Called after each denoising step.
 
     Returns:
         Latents on the CPU.
     """
-    scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
-    )
-    scheduler.set_timesteps(steps, device=device)
-    scheduler.set_begin_index(0)
+    scheduler = _scheduler(shift, steps, device)
     noise = torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed))
     latents = noise.to(device)
     prompt = prompt_embeds[None].to(device, dtype)
@@ -76,3 +72,13 @@ def denoise(
         latents = scheduler.step(guided, t, latents, return_dict=False)[0]
         on_step()
     return latents[0].cpu()
+
+
+def _scheduler(shift: float, steps: int, device: torch.device) -> Any:
+    """Set up Wan's scheduler as WanPipeline does."""
+    scheduler = UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift
+    )
+    scheduler.set_timesteps(steps, device=device)
+    scheduler.set_begin_index(0)
+    return scheduler

@@ -18,7 +18,8 @@ import torch
 from wanlora.core import units
 from wanlora.core.out_of_memory import is_out_of_memory, reason_of
 from wanlora.errors import DeviceError
-from wanlora.wan.variants import DEMO, MICRO, local_folder, variant_of
+from wanlora.wan.model_folder import DEMO, MICRO, local_folder
+from wanlora.wan.variants import variant_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ TOY = (
 _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
-def pick(device: str, model: str, *, local_rank: int = 0) -> torch.device:
+def select_device(device: str, model: str, *, local_rank: int = 0) -> torch.device:
     """Turn `--device` into a device that works.
 
     `auto` takes CUDA, or for the micro model the CPU; never Apple's MPS, on which this release has
@@ -187,7 +188,7 @@ def _checked(device: torch.device) -> torch.device:
 
 
 def is_small(model: str) -> bool:
-    """Whether a model is the micro one, or a folder of its size. Downloads nothing.
+    """Return whether a model is the micro one, or a folder of its size. Downloads nothing.
 
     Raises:
         ModelError: It is neither a known name, nor a model's folder, nor a hub id.
@@ -197,17 +198,17 @@ def is_small(model: str) -> bool:
 
 
 def _explain() -> str:
-    """Say what is installed and what is missing for CUDA."""
+    """Describe what is installed and what is missing for CUDA."""
     driver = _driver()
     build = torch.version.cuda
-    found = f"NVIDIA driver {driver or 'not found'}, torch {torch.__version__} built " + (
+    installed = f"NVIDIA driver {driver or 'not found'}, torch {torch.__version__} built " + (
         f"for CUDA {build}" if build else "without CUDA"
     )
     if build is None:
-        return f"{found}; install a CUDA build of torch from https://pytorch.org/get-started"
+        return f"{installed}; install a CUDA build of torch from https://pytorch.org/get-started"
     if driver is None:
-        return f"{found}; install the NVIDIA driver"
-    return f"{found}; update the driver, or install a torch built for an older CUDA"
+        return f"{installed}; install the NVIDIA driver"
+    return f"{installed}; update the driver, or install a torch built for an older CUDA"
 
 
 def _driver() -> str | None:

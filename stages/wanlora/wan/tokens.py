@@ -11,7 +11,7 @@ from pathlib import Path
 
 import huggingface_hub
 
-from wanlora.wan.variants import MICRO, resolve
+from wanlora.wan.model_folder import MICRO, resolve
 
 TOKENS_PER_WORD = 1.3
 TOKENS_PER_CHARACTER = 0.7

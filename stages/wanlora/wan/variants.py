@@ -1,40 +1,19 @@
-"""The Wan models this project knows, and where their weights are on this machine.
+"""Table of the supported Wan models.
 
-Owns: the table of variants, telling a folder's variant, and turning `--model` into a folder.
-Must not know: torch or diffusers; training asks this file for a model before it loads anything.
+Owns: one row per variant, and the row of a model's folder by its configurations. Must not know:
+torch or diffusers; training reads the table before it loads anything.
 """
 
-import difflib
-import importlib.resources
-import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 from wanlora.core.buckets import DEFAULT_FPS
-from wanlora.core.text import LFS_REMEDY
 from wanlora.cost.flops import TransformerShape
 from wanlora.errors import ModelError
-from wanlora.files import is_lfs_pointer
-from wanlora.wan.hub import check_room, network_errors
-from wanlora.wan.weights import WEIGHT_NAMES, read_json, weight_files
-
-MICRO = "micro"
-
-TRANSFORMER = ("transformer",)
-TEXT_ENCODER = ("text_encoder", "tokenizer")
-ENCODERS = ("vae", *TEXT_ENCODER)
-PIPELINE = (*ENCODERS, "transformer", "scheduler")
-
-DEMO = "WANLORA_DEMO"
-"""Environment variable that `wanlora demo` sets for its commands: its videos are drawn ones."""
-
-CACHE_HOME = "WANLORA_CACHE_HOME"
-"""Environment variable: a folder to use instead of the user's cache folder."""
+from wanlora.wan.model_folder import PIPELINE
+from wanlora.wan.weights import read_json
 
 # wan_shared_cfg.sample_neg_prompt of the original Wan2.1 code.
 _NEGATIVE_PROMPT = (
@@ -155,102 +134,8 @@ VARIANTS: dict[str, Variant] = {
 }  # fmt: skip
 
 
-def resolve(model: str, subfolders: Sequence[str]) -> Path:
-    """Find the folder of a model that holds the sub-folders asked for, and nothing more.
-
-    Args:
-        model: `micro`, a local diffusers folder, or a hub id (downloaded at most once).
-        subfolders: Which parts are needed: `TRANSFORMER`, `ENCODERS` or `PIPELINE`.
-
-    Raises:
-        ModelError: The folder does not exist or is incomplete, or the hub cannot be reached.
-    """
-    return resolve_here(model, subfolders) or _download(model, subfolders)
-
-
-def resolve_here(model: str, subfolders: Sequence[str]) -> Path | None:
-    """Find the folder of a model on this machine; None for a hub id, which nothing downloads.
-
-    Args:
-        model: See `resolve`.
-        subfolders: The parts that are needed.
-
-    Raises:
-        ModelError: The folder does not exist or is incomplete.
-    """
-    folder = _micro_folder() if model == MICRO else local_folder(model)
-    if folder is None:
-        return None
-    if missing := _missing(folder, subfolders):
-        raise ModelError(
-            f"the model in {folder} is incomplete: missing {', '.join(missing)}; expected a folder "
-            "in diffusers' layout, as saved by WanPipeline.save_pretrained"
-        )
-    for file in (file for name in subfolders for file in sorted((folder / name).glob("*"))):
-        if is_lfs_pointer(file):
-            raise ModelError(f"{file} {LFS_REMEDY}")
-    return folder
-
-
-def find_downloaded(model: str, subfolders: Sequence[str]) -> Path | None:
-    """Find the folder of a model without downloading anything; None if parts of it are missing.
-
-    Args:
-        model: See `resolve`.
-        subfolders: The parts that are needed.
-
-    Raises:
-        ModelError: A local folder does not exist or is incomplete.
-    """
-    if folder := resolve_here(model, subfolders):
-        return folder
-    import huggingface_hub  # noqa: PLC0415  (a second to import, and only hub ids need it)
-    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
-
-    try:
-        folder = Path(huggingface_hub.snapshot_download(model, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-    return None if _missing(folder, subfolders) else folder
-
-
-def local_folder(model: str) -> Path | None:
-    """Folder that a `--model` value names; None for `micro` and for a hub id.
-
-    Raises:
-        ModelError: It is none of the three.
-    """
-    folder = Path(model).expanduser()
-    if model == MICRO:
-        return None
-    if folder.is_dir():
-        return folder.resolve()
-    if _looks_like_hub_id(model):
-        return None
-    near = difflib.get_close_matches(model.strip().lower(), [MICRO], cutoff=0.75)
-    known = " (did you mean micro?)" if near else ""
-    raise ModelError(
-        f"no model folder at {model}{known}; expected micro, a folder in diffusers' layout, "
-        "or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-    )
-
-
-def public_name(model: str) -> str:
-    """Name a model without a path of this machine: micro, a hub id, or a folder's name.
-
-    A folder in the hub's cache (`models--org--name/snapshots/...`) has its hub id.
-    """
-    folder = Path(model).expanduser()
-    if model == MICRO or (_looks_like_hub_id(model) and not folder.is_dir()):
-        return model
-    for part in folder.parts:
-        if found := re.fullmatch(r"models--(.+?)--(.+)", part):
-            return f"{found[1]}/{found[2]}"
-    return folder.name
-
-
 def variant_of(folder: Path) -> Variant:
-    """Tell which row of the table a model folder is, from the configurations it holds.
+    """Find the row of a model's folder by the configurations in it.
 
     The transformer decides; a folder with only the encoders is the first row that shares them
     (Wan's T2V models all do). Every configuration present must agree with the row.
@@ -259,24 +144,26 @@ def variant_of(folder: Path) -> Variant:
         ModelError: No row matches; lists the fields that differ. Or it has two transformers.
     """
     _require_one_transformer(folder)
-    found = _found(folder)
-    if not found:
+    present = _read_fields(folder)
+    if not present:
         raise ModelError(
             f"{folder} holds no transformer/config.json, vae/config.json or "
             "text_encoder/config.json; expected a folder in diffusers' layout"
         )
     for row in VARIANTS.values():
-        if all(_expected(row)[key] == value for key, value in found.items()):
+        if all(_expected(row)[key] == value for key, value in present.items()):
             return row
     different = {
-        row.name: {key: _expected(row)[key] for key in found if _expected(row)[key] != found[key]}
+        row.name: {
+            key: _expected(row)[key] for key in present if _expected(row)[key] != present[key]
+        }
         for row in VARIANTS.values()
     }
     keys = dict.fromkeys(key for fields in different.values() for key in fields)
     rows = "\n".join(f"  {name}: {_text(fields)}" for name, fields in different.items())
     raise ModelError(
         f"the model in {folder} is none of the known variants\n  found: "
-        f"{_text({key: found[key] for key in keys})}\n{rows}"
+        f"{_text({key: present[key] for key in keys})}\n{rows}"
     )
 
 
@@ -297,116 +184,28 @@ def _require_one_transformer(folder: Path) -> None:
         )
 
 
-def cache_home() -> Path:
-    """Folder for what this project builds for itself: $WANLORA_CACHE_HOME, or the user's cache."""
-    chosen = os.environ.get(CACHE_HOME)
-    return Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("wanlora")
-
-
-def prompt_home() -> Path:
-    """Folder of this user's own store of preview prompts, for caches that cannot be written."""
-    return cache_home() / "prompts"
-
-
-def _micro_folder() -> Path:
-    """Folder of the embedded model: it is part of the package."""
-    return Path(str(importlib.resources.files("wanlora") / "micro" / "weights"))
-
-
-def _looks_like_hub_id(model: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model) is not None
-
-
-def _download(model: str, subfolders: Sequence[str]) -> Path:
-    """Fetch only the needed parts of a hub repository, or find them already fetched."""
-    import huggingface_hub  # noqa: PLC0415  (a second to import, and only hub ids need it)
-    from huggingface_hub.errors import (  # noqa: PLC0415
-        GatedRepoError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-    )
-
-    patterns = ["model_index.json"]
-    for name in subfolders:
-        patterns += [f"{name}/*.{kind}" for kind in ("json", "safetensors", "model")]
-    include = " ".join(f"'{name}/*'" for name in subfolders)
-    command = f"hf download {model} --include model_index.json {include} --local-dir FOLDER"
-    advice = f"on a machine with access run\n  {command}\nthen pass --model FOLDER"
-    try:
-        check_room(model, patterns)
-        folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
-    except GatedRepoError:
-        raise ModelError(f"{model} is gated: accept its terms, then `hf auth login`") from None
-    except RepositoryNotFoundError:
-        raise ModelError(
-            f"{model} is neither a local folder nor a model on the hub (or it needs "
-            "`hf auth login`); is the name mistyped?"
-        ) from None
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise ModelError(
-            f"{model} is not a local folder and the hub cannot be reached ({_reason(error)}); "
-            f"{advice}"
-        ) from None
-    except network_errors() as error:
-        raise ModelError(
-            f"the download of {model} stopped ({_reason(error)}); the same command goes on where "
-            f"it stopped. Or {advice}"
-        ) from None
-    if missing := _missing(folder, subfolders):
-        raise ModelError(
-            f"{model} is not wholly downloaded: missing {', '.join(missing)} in {folder}; {advice}"
-        )
-    return folder
-
-
-def _reason(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _missing(folder: Path, subfolders: Sequence[str]) -> list[str]:
-    return [item for name in subfolders for item in _missing_in(folder / name)]
-
-
-def _missing_in(part: Path) -> list[str]:
-    """List what a sub-folder lacks: the folder, its configuration, or files of weights."""
-    name = part.name
-    if not part.is_dir():
-        return [f"{name}/"]
-    if name == "tokenizer":
-        known = ("tokenizer.json", "spiece.model")
-        return [] if any((part / file).is_file() for file in known) else [f"{name}/{known[0]}"]
-    config = "scheduler_config.json" if name == "scheduler" else "config.json"
-    missing = [] if (part / config).is_file() else [f"{name}/{config}"]
-    if name == "scheduler":
-        return missing
-    if not any((part / file).is_file() for file in WEIGHT_NAMES):
-        return [*missing, f"{name}/*.safetensors"]
-    return missing + [f"{name}/{file.name}" for file in weight_files(part) if not file.is_file()]
-
-
-def _found(folder: Path) -> dict[str, Any]:
+def _read_fields(folder: Path) -> dict[str, Any]:
     """Collect what identifies a variant from the configurations in a folder."""
-    found: dict[str, Any] = {}
-    wanted = {
+    fields: dict[str, Any] = {}
+    names_by_part = {
         "transformer": ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim",
                         "text_dim", "in_channels", "out_channels"),
         "vae": ("z_dim", "latents_mean", "latents_std", *_VAE),
         "text_encoder": ("d_model", *_TEXT_ENCODER),
     }  # fmt: skip
-    for part, names in wanted.items():
+    for part, names in names_by_part.items():
         file = folder / part / "config.json"
         if not file.is_file():
             continue
         config = read_json(file)
-        found |= {
+        fields |= {
             f"{part}.{name}": tuple(value) if isinstance(value, list) else value
             for name in (*names, *_NEVER)
             if (value := config.get(name)) is not None
         }
-        if not any(key.startswith(f"{part}.") for key in found):
+        if not any(key.startswith(f"{part}.") for key in fields):
             raise ModelError(f"{file} is not the configuration of a Wan {part}")
-    return found
+    return fields
 
 
 def _expected(row: Variant) -> dict[str, Any]:

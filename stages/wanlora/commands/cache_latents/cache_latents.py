@@ -35,7 +35,7 @@ from wanlora.processes.signals import interrupted_by_signals
 from wanlora.store import index, schema, storage, wants
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, ViewPrompt, read_view, view_names, write_view
-from wanlora.wan.variants import MICRO
+from wanlora.wan.model_folder import MICRO
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wanlora.core.location import Location
+from wanlora.core.location import Location, cache_home
 from wanlora.data import manifest
 from wanlora.data.clips import SourceHashes, hashes_document, parse_hashes
 from wanlora.errors import OutputError
@@ -16,7 +16,6 @@ from wanlora.files import write_atomic
 from wanlora.media.source import SOURCES
 from wanlora.store import storage
 from wanlora.wan import identity
-from wanlora.wan.variants import cache_home
 
 WEIGHTS = "weights.json"
 DIGESTS = "encoders.json"

@@ -48,7 +48,7 @@ from wanlora.data.clips import SourceHashes
 from wanlora.data.manifest import Clip
 from wanlora.errors import LostProcessError, MediaError, WanloraError, WorkerError
 from wanlora.processes.ranks import Rank
-from wanlora.wan.variants import local_folder
+from wanlora.wan.model_folder import local_folder
 
 ACTOR_DIED = (RayActorError, OutOfMemoryError)
 """One that Ray ends for its memory is not a RayActorError."""

@@ -33,7 +33,8 @@ from wanlora.progress import bar
 from wanlora.store import index, storage
 from wanlora.store.schema import Kind
 from wanlora.wan import identity
-from wanlora.wan.device import pick
+from wanlora.wan.device import select_device
+from wanlora.wan.model_folder import ENCODERS, find_downloaded, resolve
 from wanlora.wan.provenance import (
     recorded_by_0_1_0,
     require_own_arithmetic,
@@ -41,7 +42,7 @@ from wanlora.wan.provenance import (
     vae_provenance,
 )
 from wanlora.wan.tokens import estimate
-from wanlora.wan.variants import ENCODERS, VARIANTS, Variant, find_downloaded, resolve, variant_of
+from wanlora.wan.variants import VARIANTS, Variant, variant_of
 
 ALIASES = "aliases.json"
 
@@ -134,10 +135,8 @@ class Plan:
     def num_bytes(self) -> int:
         """Estimated size of what is missing."""
         latents = self.using.latents_provenance
-        arrays = 1 + ("logvar" in latents["posterior"])
-        clips = Counter(keyed.clip.bucket for keyed in self.missing_clips)
         return cache_bytes(
-            {bucket: arrays * number for bucket, number in clips.items()},
+            Counter(keyed.clip.bucket for keyed in self.missing_clips),
             sum(min(MAX_TOKENS, estimate(text)) for text in self.missing_prompts.values()),
             z_dim=int(latents["z_dim"]),
             text_dim=int(self.using.text_provenance["text_dim"]),
@@ -181,7 +180,7 @@ def encoders_here(config: CacheLatentsConfig, hashes: Hashes, *, local_rank: int
 
 def _device(config: CacheLatentsConfig, local_rank: int) -> torch.device:
     try:
-        return pick(config.device, config.model, local_rank=local_rank)
+        return select_device(config.device, config.model, local_rank=local_rank)
     except DeviceError as error:
         if not config.dry_run:
             raise
@@ -200,7 +199,6 @@ def _not_downloaded(config: CacheLatentsConfig, device: torch.device) -> Encoder
         "model": config.model,
         "store_dtype": config.store.dtype,
         "z_dim": variant.z_dim,
-        "posterior": "mode+logvar" if config.store.logvar else "mode",
     }
     text = {"model": config.model, "text_dim": variant.text_dim}
     return Encoders(Path(config.model), variant, device, latents, text)
@@ -291,7 +289,6 @@ def _provenances(
         store_dtype=config.store.dtype,
         transform_revision=manifest.TRANSFORM_REVISION,
         mantissa_bits=config.store.latent_mantissa_bits,
-        logvar=config.store.logvar,
         memo=hashes.digests,
     )
     text = text_provenance(

@@ -17,7 +17,8 @@ from wanlora.processes.ranks import rank_of
 from wanlora.store import index, storage
 from wanlora.store.schema import VIEWS
 from wanlora.store.views import View, read_view
-from wanlora.wan.variants import ENCODERS, resolve_here, variant_of
+from wanlora.wan.model_folder import ENCODERS, resolve_here
+from wanlora.wan.variants import variant_of
 
 
 def check(config: CacheLatentsConfig) -> tuple[list[Clip], list[manifest.BadLine]]:

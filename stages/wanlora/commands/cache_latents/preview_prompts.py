@@ -22,15 +22,16 @@ from wanlora.commands.cache_latents.turns import turn
 from wanlora.commands.cache_latents.worker import shown_progress
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.fingerprint import difference, fingerprint
-from wanlora.core.location import Location
+from wanlora.core.location import Location, prompt_home
 from wanlora.core.prompts import prompt_key
 from wanlora.errors import OutputError, StaleStoreError, StoreError
 from wanlora.store import index, storage
 from wanlora.store.views import View
 from wanlora.wan import identity
-from wanlora.wan.device import pick
+from wanlora.wan.device import select_device
+from wanlora.wan.model_folder import TEXT_ENCODER, resolve
 from wanlora.wan.provenance import require_own_arithmetic, text_provenance
-from wanlora.wan.variants import TEXT_ENCODER, VARIANTS, prompt_home, resolve
+from wanlora.wan.variants import VARIANTS
 
 PROBE = "writable"
 
@@ -133,7 +134,7 @@ def _as_the_view(config: CacheLatentsConfig, view: View) -> CacheLatentsConfig:
 
 def _text_encoder(config: CacheLatentsConfig, view: View) -> Encoders:
     """Find the text encoder on this machine, and compare it with the view's."""
-    device = pick(config.device, config.model)
+    device = select_device(config.device, config.model)
     require_own_arithmetic(device)
     folder = resolve(config.model, TEXT_ENCODER)
     hashes = Hashes.read(config.cache)

@@ -11,12 +11,12 @@ from wanlora.commands.cache_latents.plan import Failure, KeyedClip, Plan
 from wanlora.commands.cache_latents.worker import Encoded
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.prompts import prompt_key
+from wanlora.core.shares import describe_shares, shares
 from wanlora.core.text import shorten
 from wanlora.core.units import JSON, count, duration, first, percent, size
 from wanlora.data import manifest
 from wanlora.data.edits import unused_captions
 from wanlora.store.views import ViewClip
-from wanlora.training.order import describe_shares, shares
 
 
 @dataclass(frozen=True, slots=True)

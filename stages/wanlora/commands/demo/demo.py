@@ -19,13 +19,13 @@ from wanlora import __version__, progress
 from wanlora.commands.demo.demo_folder import mark_done, open_folder
 from wanlora.config import DemoConfig
 from wanlora.core import units
-from wanlora.core.validation import describe_sample
+from wanlora.core.intervals import describe_sample
 from wanlora.errors import RunError
 from wanlora.files import write_text
 from wanlora.media import mp4
 from wanlora.micro import world
 from wanlora.runs.run_folder import newest_checkpoint
-from wanlora.wan.variants import DEMO, MICRO, TRANSFORMER, resolve
+from wanlora.wan.model_folder import DEMO, MICRO, TRANSFORMER, resolve
 from wanlora.wan.weights import weights_sha256
 
 NUM_TAUGHT, NUM_HELD_OUT = 36, 12

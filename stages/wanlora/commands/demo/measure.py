@@ -20,8 +20,8 @@ from wanlora.micro import world
 from wanlora.micro.measure import maker
 from wanlora.micro.recognise import Seen, recognise
 from wanlora.wan.encoders import encode_latents, encode_prompts, load_text_encoder, load_vae
+from wanlora.wan.model_folder import MICRO, PIPELINE, resolve
 from wanlora.wan.pipeline import load_pipeline
-from wanlora.wan.variants import MICRO, PIPELINE, resolve
 
 CPU = torch.device("cpu")
 FIRST_SEED = 3_000_000

@@ -38,7 +38,8 @@ from wanlora.training.cached_clips import weighted
 from wanlora.training.order import Order, describe_untrained
 from wanlora.training.schedule import describe_short_run
 from wanlora.training.workload import Modes, budget_of_gpu, describe, is_compiled, workload
-from wanlora.wan.variants import TRANSFORMER, VARIANTS, Variant, resolve, variant_of
+from wanlora.wan.model_folder import TRANSFORMER, resolve
+from wanlora.wan.variants import VARIANTS, Variant, variant_of
 
 DEFAULT_GPU = "H100"
 
@@ -73,7 +74,7 @@ def _case(config: EstimateConfig) -> Case:
         raise ConfigError(f"view {config.view!r} of {config.cache} has no clips to train on")
     card = _card(config, view.model if view else variant.name)
     rank = config.lora.rank
-    adapted = targets.chosen(targets.linear_names(variant.num_layers), config.lora.targets)
+    adapted = targets.match_targets(targets.linear_names(variant.num_layers), config.lora.targets)
     sizes = batch_sizes(
         sorted(buckets), variant.transformer_shape, by=config.batch_by,
         batch_size=config.batch_size, accumulation=config.gradient_accumulation_steps,

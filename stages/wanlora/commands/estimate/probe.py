@@ -5,7 +5,8 @@ Owns: what is loaded for it. Imported only if a probe was requested.
 
 import torch
 
-from wanlora import adapters as lora
+from wanlora.adapters.file import LoraShape
+from wanlora.adapters.lora import add_adapter
 from wanlora.commands.estimate.case import Card, Case
 from wanlora.cost.gpus import gpu_of
 from wanlora.cost.memory import uploaded_bytes
@@ -14,8 +15,8 @@ from wanlora.progress import waiting
 from wanlora.training import fitting
 from wanlora.training.workload import Trial
 from wanlora.wan import device as devices
+from wanlora.wan.model_folder import TRANSFORMER, resolve
 from wanlora.wan.transformer import load_transformer
-from wanlora.wan.variants import TRANSFORMER, resolve
 
 _PROBE_PASSES = 3
 _PROBE_LACKS = 4 + 4 + 8
@@ -33,7 +34,7 @@ def card_here(device: str, model: str) -> Card:
     Raises:
         DeviceError: It does not work.
     """
-    place = devices.pick(device, model)
+    place = devices.select_device(device, model)
     name = torch.cuda.get_device_name(place) if place.type == "cuda" else place.type
     size = devices.base_dtype("auto", place).itemsize
     return Card(name, gpu_of(name), str(place), fitting.budget(place), element_bytes=size)
@@ -49,11 +50,11 @@ def probe(case: Case, model: str) -> Trial:
     with waiting(f"loading the transformer in {folder}"):
         transformer = load_transformer(folder, dtype=dtype, device=device)
     settings = config.lora
-    shape = lora.LoraShape(
+    shape = LoraShape(
         settings.rank, settings.alpha or settings.rank, settings.targets, settings.rslora,
         settings.dora,
     )  # fmt: skip
-    parameters = lora.add_adapter(transformer, shape, seed=0)
+    parameters = add_adapter(transformer, shape, seed=0)
     trained = sum(parameter.numel() for parameter in parameters.values())
     return fitting.fit(
         transformer, case.work, case.largest, case.variant, activations=config.activations,

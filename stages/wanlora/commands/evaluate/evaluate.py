@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from wanlora import __version__
-from wanlora.adapters import check_adapter_fits
+from wanlora.adapters.lora import check_adapter_fits
 from wanlora.commands.evaluate import losses, videos
 from wanlora.commands.evaluate.earlier import require_replaceable
 from wanlora.commands.evaluate.measures import against_base, frames_of, measured
@@ -21,9 +21,8 @@ from wanlora.commands.evaluate.setup import Setup, open_setup
 from wanlora.commands.evaluate.subjects import BASE, Subject, subjects
 from wanlora.commands.evaluate.video_plan import Model, describe, plan, plan_clips
 from wanlora.config import EvaluateConfig
-from wanlora.core.groups import conclusion
+from wanlora.core.intervals import conclusion, describe_sample
 from wanlora.core.units import count
-from wanlora.core.validation import describe_sample
 from wanlora.files import require_folder, write_text
 from wanlora.media import mp4
 from wanlora.progress import waiting

@@ -14,7 +14,8 @@ from wanlora.files import require_folder
 from wanlora.report.generated import require_own_page
 from wanlora.store.views import View, ViewClip, no_such_split, read_view
 from wanlora.training.cached_clips import check_encodings
-from wanlora.wan.variants import Variant, resolve_here, variant_of
+from wanlora.wan.model_folder import resolve_here
+from wanlora.wan.variants import Variant, variant_of
 
 REPORT_NAME = "report.html"
 

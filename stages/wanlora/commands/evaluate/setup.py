@@ -19,8 +19,9 @@ from wanlora.store.views import View, frame_rate
 from wanlora.training.batches import BatchSource
 from wanlora.training.source import make_source
 from wanlora.training.validation import Panel, make_panel
-from wanlora.wan.device import base_dtype, pick, warn_of_toy
-from wanlora.wan.variants import Variant, resolve, variant_of
+from wanlora.wan.device import base_dtype, select_device, warn_of_toy
+from wanlora.wan.model_folder import resolve
+from wanlora.wan.variants import Variant, variant_of
 from wanlora.wan.weights import weights_sha256
 
 
@@ -74,7 +75,7 @@ def open_setup(config: EvaluateConfig, view: View) -> Setup:
     """
     held_out = preflight.held_out_clips(config, view)
     model = config.model or view.model
-    device = pick(config.device, model)
+    device = select_device(config.device, model)
     warn_of_toy(model)
     parts = preflight.parts_of_model(config)
     folder = resolve(model, parts)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wanlora.adapters import PREFIX, AdapterFile, read_adapter
+from wanlora.adapters.file import AdapterFile, read_adapter
 from wanlora.adapters.names import preset_of, template
-from wanlora.adapters.updates import norm
+from wanlora.adapters.updates import PREFIX, norm
 from wanlora.core import units
 from wanlora.report.text_table import text_table
 from wanlora.wan.weights import file_sha256

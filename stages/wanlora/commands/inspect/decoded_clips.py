@@ -59,12 +59,12 @@ def _find(name: str, views: Sequence[View], config: InspectConfig) -> tuple[View
 def _decode(config: InspectConfig, view: View, clip: ViewClip, readers: Readers) -> dict[str, Any]:
     import torch  # noqa: PLC0415  (seconds to import, and nothing else here needs it)
 
-    from wanlora.wan import device, encoders, variants  # noqa: PLC0415
+    from wanlora.wan import device, encoders, model_folder  # noqa: PLC0415
 
     reader = readers["latents", view.latents]
     latents = torch.from_numpy(reader.read(clip.key).astype(np.float32))[None]
-    place = device.pick(config.device, view.model)
-    folder = variants.resolve(view.model, ["vae"])
+    place = device.select_device(config.device, view.model)
+    folder = model_folder.resolve(view.model, ["vae"])
     dtype = getattr(torch, view.latents_provenance["compute_dtype"])
     vae = encoders.load_vae(folder, dtype=dtype, device=place, tf32=False)
     decoded = encoders.decode_latents(vae, latents)[0].cpu().numpy()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from wanlora.config import PrepareConfig
 from wanlora.core.buckets import DEFAULT_FPS
-from wanlora.core.groups import describe_few_groups, fraction_for
+from wanlora.core.intervals import describe_few_groups, fraction_for
 from wanlora.core.units import JSON, duration, first, names
 from wanlora.data import manifest
 from wanlora.data.captions import Failure, Found

@@ -14,7 +14,8 @@ from wanlora.config import DEFAULT_MODEL, SampleConfig
 from wanlora.core.buckets import Bucket, problem_with
 from wanlora.errors import ConfigError, RunError
 from wanlora.files import require_folder
-from wanlora.wan.variants import PIPELINE, Variant, resolve_here, variant_of
+from wanlora.wan.model_folder import PIPELINE, resolve_here
+from wanlora.wan.variants import Variant, variant_of
 
 Provenance = Mapping[str, str]
 """Values that an adapter's header records."""

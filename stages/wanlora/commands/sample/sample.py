@@ -28,9 +28,10 @@ from wanlora.media.side_by_side import side_by_side
 from wanlora.progress import waiting
 from wanlora.store.views import frame_rate, read_view
 from wanlora.wan import pipeline as wan
-from wanlora.wan.device import base_dtype, pick, warn_of_toy
+from wanlora.wan.device import base_dtype, select_device, warn_of_toy
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_tokenizer, num_prompt_tokens
-from wanlora.wan.variants import PIPELINE, Variant, resolve, variant_of
+from wanlora.wan.model_folder import PIPELINE, resolve
+from wanlora.wan.variants import Variant, variant_of
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ def run(config: SampleConfig, videos: list[Video]) -> SampleResult:
         return _result(model, videos, videos, [])
     adapters = [read_scaled(text) for text in config.adapter]
     model = preflight.model_of(config, _provenances(adapters))
-    device = pick(config.device, model)
+    device = select_device(config.device, model)
     if config.offload != "none" and device.type == "cpu":
         raise DeviceError(
             f"--offload {config.offload} moves parts of the model between a GPU and main memory, "

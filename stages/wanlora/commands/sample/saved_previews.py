@@ -16,10 +16,11 @@ from wanlora.core.prompts import slug
 from wanlora.errors import ConfigError, ModelError
 from wanlora.media import recorded
 from wanlora.runs.saved_latents import SavedLatents, read_latents
-from wanlora.wan.device import pick
+from wanlora.wan.device import select_device
 from wanlora.wan.encoders import decode_latents, load_vae
+from wanlora.wan.model_folder import resolve
 from wanlora.wan.pipeline import versions
-from wanlora.wan.variants import VARIANTS, Variant, resolve, variant_of
+from wanlora.wan.variants import VARIANTS, Variant, variant_of
 
 
 def decode(config: SampleConfig, source: Path) -> tuple[str, list[Video]]:
@@ -37,7 +38,7 @@ def decode(config: SampleConfig, source: Path) -> tuple[str, list[Video]]:
             f"{source} holds latents of {', '.join(sorted(models))}: pass one model's"
         )
     model = config.model or models.pop()
-    device = pick(config.device, model)
+    device = select_device(config.device, model)
     folder = resolve(model, ["vae"])
     for item in saved:
         _check_same_latents(item, model, variant_of(folder))

@@ -20,13 +20,14 @@ from jaxtyping import Float
 
 from wanlora.commands.train.data import Data, require_finite
 from wanlora.config import TrainConfig
+from wanlora.core.location import prompt_home
 from wanlora.core.prompts import prompt_key
 from wanlora.errors import ModelError
 from wanlora.processes.ranks import SRUN, TORCHRUN
 from wanlora.processes.signals import interrupted_by_signals
 from wanlora.store import index
 from wanlora.store.reader import RowReader
-from wanlora.wan.variants import TEXT_ENCODER, find_downloaded, prompt_home
+from wanlora.wan.model_folder import TEXT_ENCODER, find_downloaded
 
 LAUNCHER = (*TORCHRUN, *SRUN)
 """Variables that would make the child process one of several."""

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 
 from wanlora import __version__
-from wanlora import adapters as lora
+from wanlora.adapters.file import LoraShape, lora_metadata, read_adapter
+from wanlora.adapters.lora import add_adapter, check_adapter_fits, initial_values
+from wanlora.adapters.updates import scale_of
 from wanlora.commands.train.data import Data, log_draws, open_data, read_fixed_rows, warn_of_little
 from wanlora.commands.train.opening import log_adapter, log_steps
 from wanlora.commands.train.prompts import PreviewPrompt, preview_prompts
@@ -29,7 +31,7 @@ from wanlora.cost.memory import Workload, uploaded_bytes
 from wanlora.cost.seconds import model_flops
 from wanlora.errors import AdapterError, CheckpointError, ConfigError, ModelError, RunError
 from wanlora.progress import waiting
-from wanlora.runs import checkpoints, run_folder
+from wanlora.runs import checkpoints, claim, run_folder
 from wanlora.runs.checkpoints import Progress
 from wanlora.runs.git import git_commit
 from wanlora.store.views import View, frame_rate
@@ -43,8 +45,9 @@ from wanlora.training.validation import losses, make_panel, panel_facts
 from wanlora.training.workload import Trial, is_compiled, largest, workload
 from wanlora.wan import attention
 from wanlora.wan import device as devices
+from wanlora.wan.model_folder import resolve
 from wanlora.wan.transformer import base_fingerprint, load_transformer
-from wanlora.wan.variants import Variant, resolve, variant_of
+from wanlora.wan.variants import Variant, variant_of
 
 BASE_CHECK_PAIRS = 8
 
@@ -76,7 +79,7 @@ class Session:
     variant: Variant
     work: Workload
     trial: Trial
-    shape: lora.LoraShape
+    shape: LoraShape
     masters: Masters
     average: MovingAverage | None
     optimizer: torch.optim.Optimizer
@@ -123,7 +126,7 @@ def open_session(config: TrainConfig, view: View) -> Session:
     model = config.model or view.model
     attention.require_native_dispatch()
     prepare_process()
-    device = devices.pick(config.device, model)
+    device = devices.select_device(config.device, model)
     folder = resolve(model, ["transformer"])
     variant = variant_of(folder)
     data = open_data(config, variant, view)
@@ -156,16 +159,16 @@ def open_session(config: TrainConfig, view: View) -> Session:
     identity = data.identity(variant, base)
     facts = _facts(config, data, model, identity)
     at_panel = panel_facts(view, base, dtype=dtype, device=device)
-    shape = lora.LoraShape(
+    shape = LoraShape(
         rank=config.lora.rank,
         alpha=config.lora.alpha or config.lora.rank,
         targets=config.lora.targets,
         rslora=config.lora.rslora,
         dora=config.lora.dora,
     )
-    adapter = lora.add_adapter(transformer, shape, seed=config.seed)
+    adapter = add_adapter(transformer, shape, seed=config.seed)
     masters = Masters(adapter)
-    masters.load(lora.initial_values(adapter, config.seed))
+    masters.load(initial_values(adapter, config.seed))
     if config.init_adapter and not checkpoint:
         _start_from(config.init_adapter, shape, transformer, masters)
     if ranks.is_main:
@@ -249,9 +252,7 @@ def _open_run(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
     def check() -> Path | None:
         settings = recorded_settings(config)
         settings["optimizer"]["warmup_steps"] = _recorded_warmup(config)
-        return run_folder.open_run(
-            config.output_dir, settings, resume=config.resume, resolve=resolve
-        )
+        return claim.open_run(config.output_dir, settings, resume=config.resume, resolve=resolve)
 
     chosen = ranks.from_main(check)
     if chosen is None:
@@ -363,17 +364,17 @@ def _be_deterministic() -> None:
         inductor.deterministic = True
 
 
-def _start_from(path: Path, shape: lora.LoraShape, transformer: Any, masters: Masters) -> None:
+def _start_from(path: Path, shape: LoraShape, transformer: Any, masters: Masters) -> None:
     """Begin with the weights of another adapter, of the same shape."""
-    adapter = lora.read_adapter(path)
-    lora.check_adapter_fits(adapter, transformer)
-    wanted = lora.lora_metadata(shape, (name.partition(".lora_")[0] for name in masters.parameters))
+    adapter = read_adapter(path)
+    check_adapter_fits(adapter, transformer)
+    wanted = lora_metadata(shape, (name.partition(".lora_")[0] for name in masters.parameters))
     differing = [
         f"{key}: found {adapter.metadata[key]}, wanted {value}"
         for key, value in wanted.items()
         if not key.endswith("target_modules") and adapter.metadata.get(key, value) != value
     ]
-    scale = lora.scale_of(shape.alpha, shape.rank, rslora=shape.rslora)
+    scale = scale_of(shape.alpha, shape.rank, rslora=shape.rslora)
     found = {update.scale for update in adapter.updates().values()}
     if found != {scale}:  # also where rsLoRA or a module's own alpha makes the difference
         differing.append(f"scale of B A: found {sorted(found)}, wanted {scale}")

@@ -1,0 +1,195 @@
+"""Folder of a model on this machine, by the value of `--model`.
+
+Owns: the embedded model, local folders, downloads, and the check that all parts are there. Must not
+know: variants, torch or diffusers.
+"""
+
+import difflib
+import importlib.resources
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from wanlora.core.out_of_memory import reason_of
+from wanlora.core.text import LFS_REMEDY
+from wanlora.errors import ModelError
+from wanlora.files import is_lfs_pointer
+from wanlora.wan.hub import check_room, network_errors
+from wanlora.wan.weights import WEIGHT_NAMES, weight_files
+
+MICRO = "micro"
+
+TRANSFORMER = ("transformer",)
+TEXT_ENCODER = ("text_encoder", "tokenizer")
+ENCODERS = ("vae", *TEXT_ENCODER)
+PIPELINE = (*ENCODERS, "transformer", "scheduler")
+
+DEMO = "WANLORA_DEMO"
+"""Environment variable that `wanlora demo` sets for its commands: its videos are drawn ones."""
+
+
+def resolve(model: str, subfolders: Sequence[str]) -> Path:
+    """Find the folder of a model that holds the sub-folders asked for, and nothing more.
+
+    Args:
+        model: `micro`, a local diffusers folder, or a hub id (downloaded at most once).
+        subfolders: Which parts are needed: `TRANSFORMER`, `ENCODERS` or `PIPELINE`.
+
+    Raises:
+        ModelError: The folder does not exist or is incomplete, or the hub cannot be reached.
+    """
+    return resolve_here(model, subfolders) or _download(model, subfolders)
+
+
+def resolve_here(model: str, subfolders: Sequence[str]) -> Path | None:
+    """Find the folder of a model on this machine; None for a hub id, which nothing downloads.
+
+    Args:
+        model: See `resolve`.
+        subfolders: The parts that are needed.
+
+    Raises:
+        ModelError: The folder does not exist or is incomplete.
+    """
+    folder = _micro_folder() if model == MICRO else local_folder(model)
+    if folder is None:
+        return None
+    if missing := _missing(folder, subfolders):
+        raise ModelError(
+            f"the model in {folder} is incomplete: missing {', '.join(missing)}; expected a folder "
+            "in diffusers' layout, as saved by WanPipeline.save_pretrained"
+        )
+    for file in (file for name in subfolders for file in sorted((folder / name).glob("*"))):
+        if is_lfs_pointer(file):
+            raise ModelError(f"{file} {LFS_REMEDY}")
+    return folder
+
+
+def find_downloaded(model: str, subfolders: Sequence[str]) -> Path | None:
+    """Find the folder of a model without downloading anything; None if parts of it are missing.
+
+    Args:
+        model: See `resolve`.
+        subfolders: The parts that are needed.
+
+    Raises:
+        ModelError: A local folder does not exist or is incomplete.
+    """
+    if folder := resolve_here(model, subfolders):
+        return folder
+    import huggingface_hub  # noqa: PLC0415  (a second to import, and only hub ids need it)
+    from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
+
+    try:
+        folder = Path(huggingface_hub.snapshot_download(model, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return None if _missing(folder, subfolders) else folder
+
+
+def local_folder(model: str) -> Path | None:
+    """Folder that a `--model` value names; None for `micro` and for a hub id.
+
+    Raises:
+        ModelError: It is none of the three.
+    """
+    folder = Path(model).expanduser()
+    if model == MICRO:
+        return None
+    if folder.is_dir():
+        return folder.resolve()
+    if _looks_like_hub_id(model):
+        return None
+    near = difflib.get_close_matches(model.strip().lower(), [MICRO], cutoff=0.75)
+    known = " (did you mean micro?)" if near else ""
+    raise ModelError(
+        f"no model folder at {model}{known}; expected micro, a folder in diffusers' layout, "
+        "or a hub id such as Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+    )
+
+
+def public_name(model: str) -> str:
+    """Name a model without a path of this machine: micro, a hub id, or a folder's name.
+
+    A folder in the hub's cache (`models--org--name/snapshots/...`) has its hub id.
+    """
+    folder = Path(model).expanduser()
+    if model == MICRO or (_looks_like_hub_id(model) and not folder.is_dir()):
+        return model
+    for part in folder.parts:
+        if found := re.fullmatch(r"models--(.+?)--(.+)", part):
+            return f"{found[1]}/{found[2]}"
+    return folder.name
+
+
+def _micro_folder() -> Path:
+    """Folder of the embedded model: it is part of the package."""
+    return Path(str(importlib.resources.files("wanlora") / "micro" / "weights"))
+
+
+def _looks_like_hub_id(model: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model) is not None
+
+
+def _download(model: str, subfolders: Sequence[str]) -> Path:
+    """Fetch only the needed parts of a hub repository, or find them already fetched."""
+    import huggingface_hub  # noqa: PLC0415  (a second to import, and only hub ids need it)
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
+
+    patterns = ["model_index.json"]
+    for name in subfolders:
+        patterns += [f"{name}/*.{kind}" for kind in ("json", "safetensors", "model")]
+    include = " ".join(f"'{name}/*'" for name in subfolders)
+    command = f"hf download {model} --include model_index.json {include} --local-dir FOLDER"
+    advice = f"on a machine with access run\n  {command}\nthen pass --model FOLDER"
+    try:
+        check_room(model, patterns)
+        folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
+    except GatedRepoError:
+        raise ModelError(f"{model} is gated: accept its terms, then `hf auth login`") from None
+    except RepositoryNotFoundError:
+        raise ModelError(
+            f"{model} is neither a local folder nor a model on the hub (or it needs "
+            "`hf auth login`); is the name mistyped?"
+        ) from None
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ModelError(
+            f"{model} is not a local folder and the hub cannot be reached ({reason_of(error)}); "
+            f"{advice}"
+        ) from None
+    except network_errors() as error:
+        raise ModelError(
+            f"the download of {model} stopped ({reason_of(error)}); the same command goes on where "
+            f"it stopped. Or {advice}"
+        ) from None
+    if missing := _missing(folder, subfolders):
+        raise ModelError(
+            f"{model} is not wholly downloaded: missing {', '.join(missing)} in {folder}; {advice}"
+        )
+    return folder
+
+
+def _missing(folder: Path, subfolders: Sequence[str]) -> list[str]:
+    return [item for name in subfolders for item in _missing_in(folder / name)]
+
+
+def _missing_in(part: Path) -> list[str]:
+    """List what a sub-folder lacks: the folder, its configuration, or files of weights."""
+    name = part.name
+    if not part.is_dir():
+        return [f"{name}/"]
+    if name == "tokenizer":
+        known = ("tokenizer.json", "spiece.model")
+        return [] if any((part / file).is_file() for file in known) else [f"{name}/{known[0]}"]
+    config = "scheduler_config.json" if name == "scheduler" else "config.json"
+    missing = [] if (part / config).is_file() else [f"{name}/{config}"]
+    if name == "scheduler":
+        return missing
+    if not any((part / file).is_file() for file in WEIGHT_NAMES):
+        return [*missing, f"{name}/*.safetensors"]
+    return missing + [f"{name}/{file.name}" for file in weight_files(part) if not file.is_file()]
