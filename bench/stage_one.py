@@ -128,10 +128,9 @@ from wanlora.wan import encoders
 def encode(vae, frames):
     b, _, t, h, w = frames.shape
     shape = (b, 16, 1 + (t - 1) // 4, h // 8, w // 8)
-    latents = torch.randn(shape) + frames.float().mean() / 255
-    return latents, latents
+    return torch.randn(shape) + frames.float().mean() / 255
 
-encoders.encode_posterior = encode
+encoders.encode_latents = encode
 data, cache = map(Path, sys.argv[1:])
 done = cache_latents.run(CacheLatentsConfig(manifest=(data,), cache=cache, model="micro",
                                             device="cpu", decode_check=False))

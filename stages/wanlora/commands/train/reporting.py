@@ -216,7 +216,7 @@ class Reporter:
         session = self._session
         if not session.is_main:
             for _ in session.prompts:
-                session.ranks.meet()
+                session.ranks.barrier()
             return
         assert self._recorder
         for index, frames in _make_previews(self._config, session, self._stop).items():
@@ -292,7 +292,7 @@ class Reporter:
                 rank=session.ranks.index,
                 num_ranks=session.ranks.count,
                 stop=self._stop,
-                meet=session.ranks.meet,
+                barrier=session.ranks.barrier,
             )
         if session.is_main:  # at once: the base need not be measured again after a stop
             path = self._config.output_dir / run_folder.BASE_LOSSES_NAME
@@ -368,7 +368,7 @@ def _make_previews(
         device=session.device,
         dtype=session.dtype,
         stop=stop,
-        after_each=session.ranks.meet,
+        after_each=session.ranks.barrier,
     )
     return save_previews(
         config.output_dir,

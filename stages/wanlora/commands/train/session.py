@@ -31,7 +31,7 @@ from wanlora.cost.memory import Workload, uploaded_bytes
 from wanlora.cost.seconds import model_flops
 from wanlora.errors import AdapterError, CheckpointError, ConfigError, ModelError, RunError
 from wanlora.progress import waiting
-from wanlora.runs import checkpoints, run_folder
+from wanlora.runs import checkpoints, claim, run_folder
 from wanlora.runs.checkpoints import Progress
 from wanlora.runs.git import git_commit
 from wanlora.store.views import View, frame_rate
@@ -252,9 +252,7 @@ def _open_run(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
     def check() -> Path | None:
         settings = recorded_settings(config)
         settings["optimizer"]["warmup_steps"] = _recorded_warmup(config)
-        return run_folder.open_run(
-            config.output_dir, settings, resume=config.resume, resolve=resolve
-        )
+        return claim.open_run(config.output_dir, settings, resume=config.resume, resolve=resolve)
 
     chosen = ranks.from_main(check)
     if chosen is None:
