@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from wanlora.commands.cache_latents.pipeline import Ahead, depth
+from wanlora.data.clip import Clip
 from wanlora.data.clips import load_clip
-from wanlora.data.manifest import Clip
 from wanlora.media import mp4
 
 

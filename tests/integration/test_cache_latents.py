@@ -20,6 +20,7 @@ from wanlora.commands.cache_latents.hashes import Hashes
 from wanlora.commands.inspect import run as inspect
 from wanlora.config import CacheLatentsConfig, InspectConfig
 from wanlora.data import clips, manifest
+from wanlora.data.clip import Clip
 from wanlora.errors import DeviceError, ManifestError, ModelError, StoreError
 from wanlora.store.latent_rgb import solve
 from wanlora.store.reader import StoreReader
@@ -189,7 +190,7 @@ def test_nothing_usable_is_an_error_and_no_view(config, data):
 
 def test_a_source_that_is_gone_stays_usable_once_it_is_cached(config, data):
     own = [
-        manifest.Clip(**{name: getattr(clip, name) for name in manifest.Clip.__slots__}
+        Clip(**{name: getattr(clip, name) for name in Clip.__slots__}
                       | {"source_sha256": clips.source_sha256(clip.path)})
         for clip in manifest.read_all([data])
     ]  # fmt: skip

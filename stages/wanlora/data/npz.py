@@ -9,7 +9,7 @@ Dimensions: t frames, h height, w width in px.
 import zipfile
 from math import prod
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, cast
 
 import numpy as np
 from jaxtyping import UInt8
@@ -126,6 +126,18 @@ def read_size(path: Path) -> Bucket:
     if problem := problem_with(bucket):
         raise MediaError("bad_size", f"{path}: {problem}")
     return bucket
+
+
+def size_or_zeros(path: Path) -> tuple[int, int, int]:
+    """Frames, height and width of an .npz clip; zeros if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            header = read_header(file)
+    except (OSError, ValueError):
+        return 0, 0, 0
+    if layout_problem(header):
+        return 0, 0, 0
+    return cast("tuple[int, int, int]", header.shape[:3])
 
 
 def read(path: Path) -> UInt8[np.ndarray, "t h w 3"]:

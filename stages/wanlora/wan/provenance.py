@@ -43,7 +43,7 @@ def vae_provenance(
         dtype: Compute type of the VAE.
         tf32: Whether TF32 convolutions were allowed (only fp32 knows them).
         store_dtype: Type of the stored latents, for example float16.
-        transform_revision: `manifest.TRANSFORM_REVISION`: the pixel rules.
+        transform_revision: `clip.TRANSFORM_REVISION`: the pixel rules.
         mantissa_bits: Mantissa bits of the stored latents; None = not rounded.
         memo: Digests from before; new ones are added.
 

@@ -25,7 +25,7 @@ from wanlora.commands.cache_latents.turns import turn
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape
 from wanlora.core.location import Location
-from wanlora.data.manifest import Clip
+from wanlora.data.clip import Clip
 from wanlora.errors import MediaError, ModelError
 from wanlora.media.quality import psnr
 from wanlora.progress import waiting
