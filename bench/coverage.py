@@ -14,7 +14,7 @@ import json
 
 import numpy as np
 
-from wanlora.core.validation import mean_interval
+from wanlora.core.intervals import mean_interval
 
 SHAPES = ((8, 2), (4, 4), (16, 1))
 """Groups x clips per group: 16 clips each, the default panel."""

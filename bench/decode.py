@@ -21,8 +21,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support import videos
+from wanlora.data.clip import Clip
 from wanlora.data.clips import load_clip
-from wanlora.data.manifest import Clip
 from wanlora.media import decode
 from wanlora.media.transform import resize_and_crop
 

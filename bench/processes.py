@@ -32,7 +32,7 @@ REPEATS = 10
 def seconds_of(action: Callable[[], None], ranks: Ranks) -> float:
     times = []
     for _ in range(REPEATS):
-        ranks.meet()
+        ranks.barrier()
         started = time.perf_counter()
         action()
         if ranks.device.type == "cuda":
@@ -76,7 +76,7 @@ def main() -> None:
             f"{size:10,}  {sent / 1e6:15.1f}  {1e3 * took:6.2f}  {sent / took / 1e9:.2f}  {name}"
         )
     step()
-    alone, meeting = seconds_of(step, ranks), seconds_of(ranks.meet, ranks)
+    alone, meeting = seconds_of(step, ranks), seconds_of(ranks.barrier, ranks)
     lines.append(
         f"a step of the micro model {1e3 * alone:.0f} ms: its sum takes "
         f"{100 * seconds['micro'] / alone:.1f} % of that, the hosts' meeting {1e3 * meeting:.2f} ms"
@@ -84,7 +84,7 @@ def main() -> None:
     if ranks.is_main:
         print(f"{ranks.count} processes on {ranks.device.type}")
         print("\n".join(lines))
-    ranks.meet()
+    ranks.barrier()
     ranks.close()
 
 

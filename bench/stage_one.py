@@ -20,8 +20,8 @@ import numpy as np
 import torch
 
 from wanlora.commands.cache_latents.pipeline import Ahead, depth
+from wanlora.data.clip import Clip
 from wanlora.data.clips import load_clip
-from wanlora.data.manifest import Clip
 from wanlora.media import mp4
 
 
@@ -128,10 +128,9 @@ from wanlora.wan import encoders
 def encode(vae, frames):
     b, _, t, h, w = frames.shape
     shape = (b, 16, 1 + (t - 1) // 4, h // 8, w // 8)
-    latents = torch.randn(shape) + frames.float().mean() / 255
-    return latents, latents
+    return torch.randn(shape) + frames.float().mean() / 255
 
-encoders.encode_posterior = encode
+encoders.encode_latents = encode
 data, cache = map(Path, sys.argv[1:])
 done = cache_latents.run(CacheLatentsConfig(manifest=(data,), cache=cache, model="micro",
                                             device="cpu", decode_check=False))

@@ -20,6 +20,7 @@ from wanlora.commands.cache_latents.hashes import Hashes
 from wanlora.commands.inspect import run as inspect
 from wanlora.config import CacheLatentsConfig, InspectConfig
 from wanlora.data import clips, manifest
+from wanlora.data.clip import Clip
 from wanlora.errors import DeviceError, ManifestError, ModelError, StoreError
 from wanlora.store.latent_rgb import solve
 from wanlora.store.reader import StoreReader
@@ -75,9 +76,7 @@ def changed(config: CacheLatentsConfig, **changes: object) -> CacheLatentsConfig
 @pytest.fixture
 def encoded(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """How often each encoder was loaded and used."""
-    counts = dict.fromkeys(
-        ("encode_posterior", "encode_prompts", "load_vae", "load_text_encoder"), 0
-    )
+    counts = dict.fromkeys(("encode_latents", "encode_prompts", "load_vae", "load_text_encoder"), 0)
     for name in counts:
         original = getattr(encoders, name)
 
@@ -134,7 +133,7 @@ def test_an_edited_caption_encodes_one_prompt_and_a_copied_clip_nothing(config, 
     shutil.copy(data / "clip0.npz", data / "clip3.npz")
     write_manifest(data, ("a green star moving up", *CAPTIONS[1:], CAPTIONS[0]))
     result = cache_latents.run(config)
-    assert (encoded["encode_posterior"], encoded["encode_prompts"], encoded["load_vae"]) == (
+    assert (encoded["encode_latents"], encoded["encode_prompts"], encoded["load_vae"]) == (
         0,
         1,
         0,
@@ -191,7 +190,7 @@ def test_nothing_usable_is_an_error_and_no_view(config, data):
 
 def test_a_source_that_is_gone_stays_usable_once_it_is_cached(config, data):
     own = [
-        manifest.Clip(**{name: getattr(clip, name) for name in manifest.Clip.__slots__}
+        Clip(**{name: getattr(clip, name) for name in Clip.__slots__}
                       | {"source_sha256": clips.source_sha256(clip.path)})
         for clip in manifest.read_all([data])
     ]  # fmt: skip
@@ -242,7 +241,7 @@ def test_weights_that_change_between_hashing_and_loading_are_refused(
 
 @pytest.mark.parametrize("how", ["ctrl-c", "sigterm"])
 def test_a_stopped_run_keeps_what_it_encoded_and_goes_on_from_there(config, monkeypatch, how):
-    original, calls = encoders.encode_posterior, []
+    original, calls = encoders.encode_latents, []
 
     def stopping(*args: object) -> torch.Tensor:
         calls.append(1)
@@ -252,7 +251,7 @@ def test_a_stopped_run_keeps_what_it_encoded_and_goes_on_from_there(config, monk
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*args)
 
-    monkeypatch.setattr(encoders, "encode_posterior", stopping)
+    monkeypatch.setattr(encoders, "encode_latents", stopping)
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(KeyboardInterrupt):
         cache_latents.run(config)
@@ -336,7 +335,7 @@ def test_the_queue_is_bounded_by_bytes_and_by_threads():
 
 
 def test_out_of_memory_says_what_to_change_and_keeps_what_is_encoded(config, monkeypatch):
-    original, calls = encoders.encode_posterior, []
+    original, calls = encoders.encode_latents, []
 
     def full(*args: object) -> torch.Tensor:
         calls.append(1)
@@ -344,7 +343,7 @@ def test_out_of_memory_says_what_to_change_and_keeps_what_is_encoded(config, mon
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return original(*args)
 
-    monkeypatch.setattr(encoders, "encode_posterior", full)
+    monkeypatch.setattr(encoders, "encode_latents", full)
     with pytest.raises(DeviceError, match=r"encoding clip clip.* of 5x32x32 .*--set vae_dtype=b"):
         cache_latents.run(config)
     assert inspect(InspectConfig(path=config.cache)).clips == 2
@@ -400,23 +399,17 @@ def test_an_error_while_writing_behind_the_encoder_stops_the_run(config, monkeyp
     assert not (config.cache / "views").exists()
 
 
-def test_log_variances_and_rounded_latents_are_stored_on_request(config, micro_folder):  # noqa: F811
-    store = config.store.model_copy(update={"logvar": True, "latent_mantissa_bits": 7})
+def test_rounded_latents_are_stored_on_request(config, micro_folder):  # noqa: F811
+    store = config.store.model_copy(update={"latent_mantissa_bits": 7})
     cache_latents.run(config)
     assert cache_latents.run(changed(config, store=store)).clips_encoded == 3  # its own generation
     view = read_view(config.cache, "default")
-    assert view.latents_provenance["posterior"] == "mode+logvar"
     reader = StoreReader.of_view(config.cache, view)
     cpu = torch.device("cpu")
     vae = encoders.load_vae(micro_folder, dtype=torch.float32, device=cpu, tf32=False)
     found = {clip.clip_id: clip for clip in view.clips}
     for clip in manifest.read_all(config.manifest):
         frames = clips.load_clip(clip).permute(1, 0, 2, 3)[None]
-        raw = vae.encode(clips.to_signed(frames)).latent_dist
-        std = torch.tensor(vae.config.latents_std).view(1, -1, 1, 1, 1)
-        wanted = (raw.logvar - 2 * std.log())[0].detach().numpy()
-        logvar = reader.logvar(found[clip.clip_id].key)
-        np.testing.assert_allclose(logvar, wanted, rtol=2**-8 + 2**-11, atol=1e-4)
         latents = reader.latents(found[clip.clip_id].key)
         assert not (latents.view(np.uint16) & 0b111).any()  # 10 bits of mantissa, 7 are left
         exact = encoders.encode_latents(vae, frames)[0].numpy()

@@ -13,8 +13,8 @@ from tests.support.models import micro_folder, micro_home  # noqa: F401
 from wanlora import ClipDataset
 from wanlora.commands import cache_latents, verify
 from wanlora.config import CacheLatentsConfig, VerifyConfig
-from wanlora.data import manifest
 from wanlora.data.clips import load_clip
+from wanlora.data.manifest_lines import line_of, parse_line
 from wanlora.errors import MEDIA_ERROR_CODES, ManifestError, MediaError
 
 SIZE = {"num_frames": 5, "height": 32, "width": 48}
@@ -32,7 +32,7 @@ EDITS = [
 
 
 def own_line(number: int, path: Path, edit: dict) -> str:
-    row = json.loads(manifest.line_of(clip(f"c{number}", source=str(path), path=path, **SIZE)))
+    row = json.loads(line_of(clip(f"c{number}", source=str(path), path=path, **SIZE)))
     return json.dumps(row | edit)
 
 
@@ -89,7 +89,7 @@ def test_an_edited_line_loads_or_gives_a_reason(row, tmp_path):
     if not folder.exists():
         videos.write_npz(folder / "a.npz", num_frames=17)
     try:
-        found = manifest.parse_line(json.dumps(row).encode(), folder / "train.jsonl", "1")
+        found = parse_line(json.dumps(row).encode(), folder / "train.jsonl", "1")
         assert load_clip(found).shape[0] == found.num_frames
     except (ManifestError, MediaError) as error:
         reason = str(error)

@@ -18,6 +18,7 @@ from wanlora.commands.prepare import pool
 from wanlora.commands.prepare.pool import survive
 from wanlora.config import PrepareConfig, VerifyConfig
 from wanlora.data import manifest
+from wanlora.data.clip import clip_key
 from wanlora.data.clips import load_clip
 from wanlora.errors import ConfigError, ManifestError, MediaError
 from wanlora.media import recorded
@@ -263,7 +264,7 @@ def test_editing_a_caption_changes_neither_ids_nor_keys_nor_split(tmp_path):
         captioned(raw / "clap" / "v0.mp4", caption)
         prepared(raw, tmp_path / "out", val_fraction=0.3)
         clips = manifest.read_all([tmp_path / "out"])
-        runs.append([(c.clip_id, c.split, manifest.clip_key(c, c.source_sha256)) for c in clips])
+        runs.append([(c.clip_id, c.split, clip_key(c, c.source_sha256)) for c in clips])
         assert caption in {c.prompt for c in clips}
     assert runs[0] == runs[1]
 

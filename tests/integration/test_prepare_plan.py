@@ -13,6 +13,8 @@ from tests.support import videos
 from tests.support.cli import invoke
 from wanlora.commands import prepare, verify
 from wanlora.config import PrepareConfig, VerifyConfig, load
+from wanlora.core.buckets import Bucket
+from wanlora.cost.sizes import cache_bytes
 from wanlora.data import manifest
 from wanlora.data.clips import ClipDataset, load_clip
 from wanlora.data.contact_sheet import crop_box
@@ -63,7 +65,8 @@ def test_a_dry_run_says_everything_and_writes_no_manifest(tmp_path):
     assert "unreadable 1" in text
     assert "dry run: no manifest was written" in text
     plan = result.plan
-    assert plan.cache_bytes == 2 * (8 * 16 * 5 * 6 * 10 + 4096 * (11 + 11 + 512 + 7))
+    clips = {Bucket(17, 48, 80): 8}
+    assert plan.cache_bytes == cache_bytes(clips, 11 + 11 + 512 + 7)
     assert [p.bucket for p in result.planned] == ["17x48x80"] * 8
 
 

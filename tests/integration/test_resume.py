@@ -15,7 +15,7 @@ from tests.support.watched import state
 from wanlora.commands.train import preflight
 from wanlora.config import TrainConfig
 from wanlora.errors import AdapterError
-from wanlora.runs import run_folder
+from wanlora.runs import publish
 
 STEPS = 12
 ARGUMENTS = (
@@ -147,5 +147,5 @@ def test_a_run_continues_without_the_adapter_that_it_started_from(cache_fp16, tm
     )
     with pytest.raises(AdapterError, match="gone"):
         preflight.check(config)
-    run_folder.publish_checkpoint(config.output_dir, 5, lambda folder: None, keep=0)
+    publish.publish_checkpoint(config.output_dir, 5, lambda folder: None, keep=0)
     preflight.check(config)

@@ -14,7 +14,7 @@ import tomli_w
 import torch
 
 from wanlora.commands.train.previews import save_previews
-from wanlora.core.groups import UNDECIDED
+from wanlora.core.intervals import UNDECIDED
 from wanlora.report.gallery import MAX_COLUMNS
 from wanlora.runs import run_folder
 from wanlora.runs.page import RunFiles

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from tests.support.clips import clip
 from wanlora.core.buckets import MAX_FPS, MAX_FRAMES, MAX_SIDE_PX, MIN_FPS
-from wanlora.data import manifest
+from wanlora.data.clip import Clip, clip_key, sample_aspect
+from wanlora.data.manifest_lines import line_of, parse_line
 from wanlora.errors import ManifestError
 
-OWN = json.loads(manifest.line_of(clip(source="a.npz", kind="npz")))
+OWN = json.loads(line_of(clip(source="a.npz", kind="npz")))
 PLAIN = {"npz": "a.npz", "prompt": "a person walks", "activity": "walking", "split": "train"}
 PATH = Path("/data/train.jsonl")
 
@@ -39,10 +40,10 @@ def edited_rows(draw):
     return row
 
 
-def read_or_listed(line: bytes) -> manifest.Clip | None:
+def read_or_listed(line: bytes) -> Clip | None:
     """Parse a line; an error other than ManifestError escapes and fails the test."""
     try:
-        return manifest.parse_line(line, PATH, "train.jsonl:1")
+        return parse_line(line, PATH, "train.jsonl:1")
     except ManifestError as error:
         reason = str(error)
     assert reason.startswith("train.jsonl:1: ")
@@ -60,10 +61,10 @@ def test_an_edited_line_gives_a_clip_within_bounds_or_a_reason(row):
     assert 0 <= found.num_frames <= MAX_FRAMES
     assert 0 <= found.height <= MAX_SIDE_PX
     assert 0 <= found.width <= MAX_SIDE_PX
-    manifest.clip_key(found, "ab" * 32)
-    manifest.sample_aspect(found.transform)
-    written = manifest.line_of(found).encode(errors="strict")
-    assert manifest.parse_line(written, PATH, "train.jsonl:1").prompts == found.prompts
+    clip_key(found, "ab" * 32)
+    sample_aspect(found.transform)
+    written = line_of(found).encode(errors="strict")
+    assert parse_line(written, PATH, "train.jsonl:1").prompts == found.prompts
 
 
 @given(st.data())

@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wanlora.core.buckets import Bucket
+from wanlora.core.shares import balanced_shares, shares
 from wanlora.training.batch_sizes import BatchSize
-from wanlora.training.order import Order, balanced_shares, describe_untrained, num_steps, shares
+from wanlora.training.order import Order, describe_untrained, num_steps
 
 BUCKETS = [Bucket(frames, 16, 16) for frames in (1, 5, 9, 17)]
 RECORDED = [

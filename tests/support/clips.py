@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from wanlora.data.manifest import Clip
+from wanlora.data.clip import Clip
 
 
 def clip(clip_id: str = "walk-00000000-000000", **changes: Any) -> Clip:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from tests.support.clips import clip
+from wanlora.data.clip import clip_key
 from wanlora.data.clips import load_clip
-from wanlora.data.manifest import clip_key
 from wanlora.errors import MediaError
 from wanlora.media import decode, probe
 

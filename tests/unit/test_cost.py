@@ -3,8 +3,10 @@
 import pytest
 
 from tests.unit.test_memory import work_of
+from wanlora.core.buckets import Bucket
 from wanlora.cost.gpus import GPUS
 from wanlora.cost.seconds import encode_seconds, floor_seconds, model_flops, predict_seconds
+from wanlora.cost.sizes import cache_bytes
 
 H100 = GPUS["H100"]
 
@@ -38,3 +40,10 @@ def test_stage_one_takes_what_a_clip_has_of_pixels():
     full = encode_seconds(81, 480, 832, H100)
     assert full == pytest.approx(1.5, abs=0.05)
     assert encode_seconds(41, 480, 832, H100) == pytest.approx(full * 41 / 81, rel=0.01)
+
+
+def test_a_clip_of_a_cache_takes_what_was_measured():
+    clip, caption = {Bucket(81, 480, 832): 1}, 130
+    assert cache_bytes(clip, caption) == pytest.approx(4.81e6, rel=1e-3)
+    assert cache_bytes({Bucket(81, 480, 832): 3}, 3 * caption) == 3 * cache_bytes(clip, caption)
+    assert cache_bytes(clip, caption, item_bytes=4) == 2 * cache_bytes(clip, caption)

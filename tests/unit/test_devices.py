@@ -166,9 +166,9 @@ def test_ranks_meet_before_they_sum_a_validation(monkeypatch):
     source = object.__new__(BatchSource)
     losses(
         Panel("val", (), (0.3,)), None, source, device=CPU, dtype=torch.float32, rank=0,
-        num_ranks=2, meet=lambda: order.append("meet"),
+        num_ranks=2, barrier=lambda: order.append("barrier"),
     )  # fmt: skip
-    assert order == ["meet", (0, 1), ()]  # the losses of no clips, and the stop request
+    assert order == ["barrier", (0, 1), ()]  # the losses of no clips, and the stop request
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

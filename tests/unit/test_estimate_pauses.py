@@ -6,8 +6,8 @@ from tests.support.stores import build_store
 from wanlora.commands.estimate.pauses import Passes, preview_passes, validation_passes
 from wanlora.config import EstimateConfig, TrainConfig
 from wanlora.core.buckets import Bucket
-from wanlora.core.validation import num_due
 from wanlora.store.reader import StoreReader
+from wanlora.training.panel import num_due
 from wanlora.training.source import make_source
 from wanlora.training.validation import make_panel
 from wanlora.wan.variants import VARIANTS

@@ -16,7 +16,7 @@ from wanlora.errors import OutputError
 from wanlora.files import disk_error, staging, write_atomic, write_json, writing
 from wanlora.media import mp4, recorded
 from wanlora.report.page import page
-from wanlora.runs import checkpoints, run_folder
+from wanlora.runs import checkpoints, publish, run_folder
 from wanlora.runs.record import Recorder
 from wanlora.training.masters import Masters
 
@@ -46,7 +46,7 @@ def optimizer_state(path):
             masters=masters, optimizer=optimizer,
         )  # fmt: skip
 
-    run_folder.publish_checkpoint(path.parent, 7, write, keep=0)
+    publish.publish_checkpoint(path.parent, 7, write, keep=0)
 
 
 def merged(path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from wanlora.core.groups import conclusion, describe_few_groups
+from wanlora.core.intervals import conclusion, describe_few_groups
 
 
 @pytest.mark.parametrize(

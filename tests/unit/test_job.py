@@ -18,7 +18,7 @@ from wanlora.commands.show_config import JOB
 from wanlora.config import COMMANDS, RunConfig, TrainConfig, settings_of
 from wanlora.config.load import build, command_line
 from wanlora.errors import ConfigError
-from wanlora.runs import run_folder
+from wanlora.runs import claim, run_folder
 
 ALL = """
 [prepare]
@@ -70,7 +70,7 @@ def test_every_printed_command_gives_the_settings_of_the_job(tmp_path):
     text = ALL.replace("[sample]", '[sample]\nprompt = ["it\'s a \\"dog\\"", "42"]\nseed = 3')
     text += '[train.lora]\ntargets = ["to_q"]\n'  # a text would be a regex
     text += "[train.optimizer]\nwarmup_steps = 3\n[train.clip_weights]\n'a b' = 2.0\n"
-    text += "[cache-latents.store]\nlogvar = true\n"
+    text += "[cache-latents.store]\nlatent_mantissa_bits = 7\n"
     file = tmp_path / "job.toml"
     file.write_text(text)
     planned = job.plan(job.read_job(RunConfig(job=file)))
@@ -169,7 +169,7 @@ def write_run(folder, config: TrainConfig, *, state: str, view_sha256: str) -> N
     (folder / run_folder.STATUS_NAME).write_text(json.dumps(status))
     settings = config.model_dump(mode="json") | {"output_dir": "elsewhere"}
     settings["optimizer"]["warmup_steps"] = 1
-    with run_folder.begin_run(folder, settings, {"view_sha256": view_sha256},
+    with claim.begin_run(folder, settings, {"view_sha256": view_sha256},
                         checkpoint=folder / "checkpoints" / "step-000004"):  # fmt: skip
         pass
 

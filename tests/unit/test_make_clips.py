@@ -14,7 +14,7 @@ from wanlora.commands.prepare.clip_files import file_name
 from wanlora.commands.prepare.make import clips_of
 from wanlora.config import PrepareConfig
 from wanlora.data.captions import Source
-from wanlora.data.manifest import clip_key
+from wanlora.data.clip import clip_key
 from wanlora.errors import MediaError
 from wanlora.media import image, probe
 

@@ -12,6 +12,9 @@ import pytest
 from tests.support import videos
 from tests.support.clips import clip
 from wanlora.data import manifest
+from wanlora.data.clip import clip_key
+from wanlora.data.manifest_lines import line_of
+from wanlora.data.source_paths import written_path
 from wanlora.errors import ManifestError
 
 
@@ -49,27 +52,27 @@ def test_a_manifest_stays_valid_when_the_working_directory_changes(tmp_path, mon
         tmp_path / "data" / "raw" / "b.mp4",
         tmp_path / "far" / "c.mp4",
     ):
-        written = manifest.written_path(source, folder)
+        written = written_path(source, folder)
         monkeypatch.chdir(tmp_path)
         assert (folder / written).resolve() == source
         monkeypatch.chdir("/")
         assert (folder / written).resolve() == source
-    assert manifest.written_path(tmp_path / "data" / "raw" / "b.mp4", folder) == "../raw/b.mp4"
-    assert manifest.written_path(tmp_path / "far" / "c.mp4", folder) == "../../far/c.mp4"
+    assert written_path(tmp_path / "data" / "raw" / "b.mp4", folder) == "../raw/b.mp4"
+    assert written_path(tmp_path / "far" / "c.mp4", folder) == "../../far/c.mp4"
 
 
 def test_sources_outside_of_the_project_are_named_by_absolute_paths(tmp_path, monkeypatch):
     """Below the root or the home folder, and through links, which others may not follow."""
     monkeypatch.setenv("HOME", str(tmp_path / "me"))
     far, folder = tmp_path / "me" / "Videos" / "a.mp4", tmp_path / "me" / "work" / "data" / "p"
-    assert manifest.written_path(far, folder) == str(far)
-    assert manifest.written_path(Path("/videos/a.mp4"), Path("/data/p")) == "/videos/a.mp4"
+    assert written_path(far, folder) == str(far)
+    assert written_path(Path("/videos/a.mp4"), Path("/data/p")) == "/videos/a.mp4"
     project = tmp_path / "project"
     (tmp_path / "disk").mkdir()
     project.mkdir()
     (project / "data").symlink_to(tmp_path / "disk")
     source = project / "videos" / "a.mp4"
-    assert manifest.written_path(source, project / "data" / "p") == str(source)
+    assert written_path(source, project / "data" / "p") == str(source)
 
 
 def test_a_relative_manifest_path_gives_absolute_sources(tmp_path, monkeypatch):
@@ -308,20 +311,20 @@ def test_the_spelling_of_a_name_may_differ(tmp_path, on_disk, own):
 
 def test_the_key_changes_with_the_pixels_and_with_nothing_else():
     base = clip()
-    key = manifest.clip_key(base, "ab" * 32)
+    key = clip_key(base, "ab" * 32)
     same = [
         {"clip_id": "other"}, {"prompts": ("new",)}, {"activity": "x"}, {"split": "val"},
         {"source": "elsewhere.mp4"}, {"path": Path("/x")}, {"orig": {}}, {"warnings": ("w",)},
         {"source_group": "g"}, {"source_sha256": None}, {"weight": 3.0},
     ]  # fmt: skip
     for changes in same:
-        assert manifest.clip_key(replace(base, **changes), "ab" * 32) == key
+        assert clip_key(replace(base, **changes), "ab" * 32) == key
     different = [
         {"start_s": 0.0625}, {"fps": 8.0}, {"num_frames": 21}, {"height": 48}, {"width": 64},
         {"transform": {**base.transform, "sample_aspect": "2"}},
     ]  # fmt: skip
-    keys = {manifest.clip_key(replace(base, **changes), "ab" * 32) for changes in different}
-    keys.add(manifest.clip_key(base, "cd" * 32))
+    keys = {clip_key(replace(base, **changes), "ab" * 32) for changes in different}
+    keys.add(clip_key(base, "cd" * 32))
     assert len(keys) == len(different) + 1
     assert key not in keys
 
@@ -361,4 +364,4 @@ def test_a_manifest_of_0_1_0_is_written_again_with_the_same_lines():
     path = Path(__file__).parents[1] / "fixtures" / "v0.1.0" / "data" / "val.jsonl"
     clips = manifest.read(path)
     assert {clip.weight for clip in clips} == {1.0}
-    assert [manifest.line_of(clip) for clip in clips] == path.read_text().splitlines()
+    assert [line_of(clip) for clip in clips] == path.read_text().splitlines()

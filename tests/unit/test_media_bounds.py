@@ -13,9 +13,10 @@ from PIL import Image
 from tests.support import videos
 from tests.support.clips import clip
 from wanlora.core import aspect
+from wanlora.data import npz
 from wanlora.data.clips import load_clip
 from wanlora.errors import MediaError
-from wanlora.media import decode, image, npz, probe
+from wanlora.media import decode, image, probe
 
 SMALL = {"height": 32, "width": 48}
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support import videos
 from tests.support.clips import clip
-from wanlora.data import manifest
+from wanlora.data.source_paths import source_path
 from wanlora.data.source_root import advice, find_sources, parts_of
 from wanlora.errors import ManifestError
 
@@ -14,8 +14,7 @@ from wanlora.errors import ManifestError
 def _clips(*written: str):
     folder = Path("/nowhere/data/processed")
     return [
-        clip(f"c{n}", source=text, path=manifest.source_path(text, folder))
-        for n, text in enumerate(written)
+        clip(f"c{n}", source=text, path=source_path(text, folder)) for n, text in enumerate(written)
     ]
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from tests.support import videos
+from wanlora.data import npz
 from wanlora.errors import MediaError
-from wanlora.media import npz
 
 
 def test_frames_are_read_as_they_are(tmp_path):

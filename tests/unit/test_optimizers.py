@@ -5,7 +5,6 @@ import copy
 import pytest
 import torch
 
-from wanlora.config import OptimizerSettings
 from wanlora.training.optimizers import load_state, make_optimizer, missing_bytes, state_of
 
 NAMES = ("m.lora_A.weight", "m.lora_magnitude_vector.weight")
@@ -21,8 +20,10 @@ def step(optimizer, given, gradient):
     optimizer.step()
 
 
-def adamw(given, **settings):
-    return make_optimizer(given, OptimizerSettings(weight_decay=0.5, **settings), 1e-2)
+def adamw(given, name="adamw"):
+    return make_optimizer(
+        given, name=name, learning_rate=1e-2, betas=(0.9, 0.99), eps=1e-8, weight_decay=0.5
+    )
 
 
 def test_magnitudes_do_not_decay():

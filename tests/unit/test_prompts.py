@@ -1,6 +1,6 @@
 import pytest
 
-from wanlora.core.prompts import Dealt, deal, slug
+from wanlora.core.prompts import PromptAssignment, assign_prompts, slug
 
 
 @pytest.mark.parametrize(
@@ -18,9 +18,13 @@ def test_a_prompt_becomes_a_harmless_file_name(prompt, expected):
 
 
 def test_few_captions_are_taken_again_with_other_seeds_and_many_are_thinned_evenly():
-    assert deal({"sit": ["a"], "clap": ["b", "c"]}, 3, seed=5) == [
-        Dealt("clap", "b", 5), Dealt("clap", "c", 6), Dealt("clap", "b", 7),
-        Dealt("sit", "a", 5), Dealt("sit", "a", 6), Dealt("sit", "a", 7),
-    ]  # fmt: skip
-    many = deal({"walk": [str(index) for index in range(10)]}, 4, seed=0)
+    assert assign_prompts({"sit": ["a"], "clap": ["b", "c"]}, 3, seed=5) == [
+        PromptAssignment("clap", "b", 5),
+        PromptAssignment("clap", "c", 6),
+        PromptAssignment("clap", "b", 7),
+        PromptAssignment("sit", "a", 5),
+        PromptAssignment("sit", "a", 6),
+        PromptAssignment("sit", "a", 7),
+    ]
+    many = assign_prompts({"walk": [str(index) for index in range(10)]}, 4, seed=0)
     assert [item.prompt for item in many] == ["0", "2", "5", "7"]

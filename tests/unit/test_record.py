@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 import time
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -68,7 +69,9 @@ def test_a_cpu_has_no_mfu_but_says_what_it_achieved():
 
 
 def test_curves_go_to_tensorboard(tmp_path):
-    with Recorder(tmp_path, ["tensorboard"], {"lora": {"rank": 8}}, first_step=0) as recorder:
+    with closing(
+        Recorder(tmp_path, ["tensorboard"], {"lora": {"rank": 8}}, first_step=0)
+    ) as recorder:
         recorder.step({"step": 0, "loss": 0.5, "mfu": None, "lr": 1e-4})
         recorder.step({"step": 1, "loss": 0.25, "mfu": None, "lr": 2e-4})
         recorder.validation(2, REPORT)
@@ -84,17 +87,17 @@ def test_curves_go_to_tensorboard(tmp_path):
 
 
 def test_a_resumed_run_replaces_the_steps_it_does_again(tmp_path):
-    with Recorder(tmp_path, ["tensorboard"], {}, first_step=0) as recorder:
+    with closing(Recorder(tmp_path, ["tensorboard"], {}, first_step=0)) as recorder:
         for step in range(6):  # killed after 6, with a checkpoint at 3
             recorder.step({"step": step, "loss": float(step)})
     time.sleep(1.1)  # TensorBoard orders files by the second they were opened in
-    with Recorder(tmp_path, ["tensorboard"], {}, first_step=3) as recorder:
+    with closing(Recorder(tmp_path, ["tensorboard"], {}, first_step=3)) as recorder:
         recorder.step({"step": 3, "loss": 30.0})
     assert curve(tmp_path) == [(0, 0), (1, 1), (2, 2), (3, 30)]
 
 
 def test_no_trackers_write_nothing(tmp_path):
-    with Recorder(tmp_path, [], {}, first_step=0) as recorder:
+    with closing(Recorder(tmp_path, [], {}, first_step=0)) as recorder:
         recorder.step({"step": 0, "loss": 1.0})
         recorder.validation(1, REPORT)
         recorder.images(1, "x", np.zeros((1, 4, 4, 3), np.uint8))

@@ -5,34 +5,34 @@ import threading
 import pytest
 
 from wanlora.errors import ConfigError, NonFiniteError, OutputError, RunError
-from wanlora.runs import run_folder
+from wanlora.runs import claim, publish, run_folder
 
 
 def _publish(run_dir, step, keep=0):
-    return run_folder.publish_checkpoint(
+    return publish.publish_checkpoint(
         run_dir, step, lambda folder: (folder / "x").write_text(str(step)) and None, keep=keep
     )
 
 
 def _run(run_dir, settings, step):
-    checkpoint = run_folder.open_run(run_dir, settings, resume=False)
-    with run_folder.begin_run(run_dir, settings, {}, checkpoint=checkpoint):
+    checkpoint = claim.open_run(run_dir, settings, resume=False)
+    with claim.begin_run(run_dir, settings, {}, checkpoint=checkpoint):
         _publish(run_dir, step)
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tmp_path):
     _run(tmp_path, {"seed": 0}, 5)
     with pytest.raises(RunError, match=r"already holds a run .*step-000005.*--resume"):
-        run_folder.open_run(tmp_path, {"seed": 0}, resume=False)
-    assert run_folder.open_run(tmp_path, {"seed": 0}, resume=True).name == "step-000005"
+        claim.open_run(tmp_path, {"seed": 0}, resume=False)
+    assert claim.open_run(tmp_path, {"seed": 0}, resume=True).name == "step-000005"
 
 
 def test_a_run_of_other_settings_is_refused_field_by_field(tmp_path):
     _run(tmp_path, {"seed": 0, "lora": {"rank": 4}, "max_steps": 5}, 5)
     with pytest.raises(RunError, match=r"lora\.rank: found 4, wanted 8"):
-        run_folder.open_run(tmp_path, {"seed": 0, "lora": {"rank": 8}, "max_steps": 9}, resume=True)
+        claim.open_run(tmp_path, {"seed": 0, "lora": {"rank": 8}, "max_steps": 9}, resume=True)
     longer = {"seed": 0, "lora": {"rank": 4}, "max_steps": 9}
-    assert run_folder.open_run(tmp_path, longer, resume=True)
+    assert claim.open_run(tmp_path, longer, resume=True)
 
 
 def test_settings_are_compared_by_value_and_a_newer_setting_has_its_default(tmp_path):
@@ -44,7 +44,7 @@ def test_settings_are_compared_by_value_and_a_newer_setting_has_its_default(tmp_
         return defaults | {key: value for key, value in settings.items() if value is not None}
 
     def resume(**settings):
-        return run_folder.open_run(tmp_path, settings, resume=True, resolve=resolve)
+        return claim.open_run(tmp_path, settings, resume=True, resolve=resolve)
 
     assert resume(seed=0, learning_rate=1e-4, newer=False)
     assert resume(seed=0, learning_rate=None, newer=False)
@@ -85,10 +85,10 @@ def _write(folder, names):
 def test_a_folder_with_somebodys_files_is_not_taken_for_a_run(tmp_path, there, is_refused, resume):
     _write(tmp_path, there)
     if not is_refused:
-        assert run_folder.open_run(tmp_path, {"seed": 0}, resume=resume) is None
+        assert claim.open_run(tmp_path, {"seed": 0}, resume=resume) is None
         return
     with pytest.raises(RunError, match="--output-dir") as raised:
-        run_folder.open_run(tmp_path, {"seed": 0}, resume=resume)
+        claim.open_run(tmp_path, {"seed": 0}, resume=resume)
     assert str(tmp_path) in str(raised.value)
     assert {path.name for path in tmp_path.iterdir()} == {name.split("/")[0] for name in there}
 
@@ -98,9 +98,9 @@ def test_comments_in_the_settings_of_a_run_stay_while_the_settings_do(tmp_path):
     config = tmp_path / run_folder.CONFIG_NAME
     config.write_text("# the good one\nseed = 0\n")
     checkpoint = run_folder.newest_checkpoint(tmp_path)
-    with run_folder.begin_run(tmp_path, {"seed": 0}, {"wanlora": "1"}, checkpoint=checkpoint):
+    with claim.begin_run(tmp_path, {"seed": 0}, {"wanlora": "1"}, checkpoint=checkpoint):
         assert config.read_text() == "# the good one\nseed = 0\n"
-    with run_folder.begin_run(tmp_path, {"seed": 0, "max_steps": 9}, {}, checkpoint=checkpoint):
+    with claim.begin_run(tmp_path, {"seed": 0, "max_steps": 9}, {}, checkpoint=checkpoint):
         assert "max_steps = 9" in config.read_text()
 
 
@@ -109,7 +109,7 @@ def test_an_adapter_without_a_checkpoint_is_never_replaced(tmp_path, resume):
     """Finished runs whose checkpoints were deleted, or stayed on a server."""
     (tmp_path / run_folder.ADAPTER_NAME).write_bytes(b"hours of work")
     with pytest.raises(RunError, match=rf"--init-adapter {tmp_path} --output-dir"):
-        run_folder.open_run(tmp_path, {"seed": 0}, resume=resume)
+        claim.open_run(tmp_path, {"seed": 0}, resume=resume)
 
 
 def test_an_attempt_without_a_checkpoint_leaves_nothing_to_the_next(tmp_path):
@@ -119,31 +119,31 @@ def test_an_attempt_without_a_checkpoint_leaves_nothing_to_the_next(tmp_path):
     (tmp_path / "ema" / "notes.txt").touch()  # not the run's
     (tmp_path / run_folder.BASE_LOSSES_NAME).touch()
     for _ in range(2):
-        run_folder.forget_attempt(tmp_path)
+        publish.forget_attempt(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["ema", "notes.txt"]
 
 
 def test_checking_a_folder_writes_nothing(tmp_path):
-    assert run_folder.open_run(tmp_path / "new" / "run", {"seed": 0}, resume=False) is None
+    assert claim.open_run(tmp_path / "new" / "run", {"seed": 0}, resume=False) is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_belongs_to_one_process_and_then_to_the_next(tmp_path):
-    with run_folder.begin_run(tmp_path / "run", {"seed": 0}, {}, checkpoint=None):
+    with claim.begin_run(tmp_path / "run", {"seed": 0}, {}, checkpoint=None):
         with (
             pytest.raises(RunError, match="another process is training in"),
-            run_folder.begin_run(tmp_path / "run", {"seed": 1}, {}, checkpoint=None),
+            claim.begin_run(tmp_path / "run", {"seed": 1}, {}, checkpoint=None),
         ):
             pass
         _publish(tmp_path / "run", 5)
     assert "seed = 0" in (tmp_path / "run" / "config.toml").read_text()
     with (
         pytest.raises(RunError, match=r"another process has trained in .* since this one started"),
-        run_folder.begin_run(tmp_path / "run", {"seed": 1}, {}, checkpoint=None),
+        claim.begin_run(tmp_path / "run", {"seed": 1}, {}, checkpoint=None),
     ):
         pass
     checkpoint = run_folder.newest_checkpoint(tmp_path / "run")
-    with run_folder.begin_run(tmp_path / "run", {"seed": 1}, {}, checkpoint=checkpoint):
+    with claim.begin_run(tmp_path / "run", {"seed": 1}, {}, checkpoint=checkpoint):
         assert "seed = 1" in (tmp_path / "run" / "config.toml").read_text()
 
 
@@ -153,7 +153,7 @@ def test_a_start_waits_for_a_process_that_only_looks_at_the_lock(tmp_path):
         fcntl.flock(looked_at, fcntl.LOCK_SH)
         timer = threading.Timer(0.05, fcntl.flock, (looked_at, fcntl.LOCK_UN))
         timer.start()
-        with run_folder.begin_run(tmp_path, {"seed": 0}, {}, checkpoint=None):
+        with claim.begin_run(tmp_path, {"seed": 0}, {}, checkpoint=None):
             pass
         timer.join()
 
@@ -168,7 +168,7 @@ def test_a_refused_start_leaves_what_was_there(tmp_path, there):
         folder.mkdir()
 
     def start():
-        with run_folder.begin_run(folder, {"seed": 0}, {}, checkpoint=None):
+        with claim.begin_run(folder, {"seed": 0}, {}, checkpoint=None):
             if there is None:
                 (folder / "tensorboard").mkdir()
             raise ConfigError("refused")
@@ -181,7 +181,7 @@ def test_a_refused_start_leaves_what_was_there(tmp_path, there):
 
 def test_a_run_that_has_trained_keeps_its_folder_when_it_fails(tmp_path):
     def start():
-        with run_folder.begin_run(tmp_path / "run", {"seed": 0}, {}, checkpoint=None):
+        with claim.begin_run(tmp_path / "run", {"seed": 0}, {}, checkpoint=None):
             run_folder.append_row(tmp_path / "run", run_folder.METRICS_NAME, {"step": 0})
             raise NonFiniteError("step 1")
 
@@ -194,13 +194,13 @@ def test_settings_damaged_by_hand_are_refused_by_name(tmp_path):
     _run(tmp_path, {"seed": 0}, 5)
     (tmp_path / "config.toml").write_text("seed = ")
     with pytest.raises(RunError, match=r"config\.toml is not TOML"):
-        run_folder.open_run(tmp_path, {"seed": 0}, resume=True)
+        claim.open_run(tmp_path, {"seed": 0}, resume=True)
 
 
 def test_a_file_in_the_way_of_a_run_is_named(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"file is a file; choose another folder with --output-d"):
-        run_folder.open_run(tmp_path / "file" / "run", {}, resume=False)
+        claim.open_run(tmp_path / "file" / "run", {}, resume=False)
 
 
 def test_a_checkpoint_that_fails_while_written_is_not_seen_and_leaves_the_last_one(tmp_path):
@@ -209,10 +209,10 @@ def test_a_checkpoint_that_fails_while_written_is_not_seen_and_leaves_the_last_o
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OutputError, match=r"step-000001: No space left.* --resume.* step 0"):
-        run_folder.publish_checkpoint(tmp_path, 1, full_disk, keep=0)
+        publish.publish_checkpoint(tmp_path, 1, full_disk, keep=0)
     _publish(tmp_path, 1)
     with pytest.raises(OutputError, match=r"step-000002: No space left.*--resume.*step-000001"):
-        run_folder.publish_checkpoint(tmp_path, 2, full_disk, keep=0)
+        publish.publish_checkpoint(tmp_path, 2, full_disk, keep=0)
     assert [path.name for path in run_folder.checkpoints(tmp_path)] == ["step-000001"]
     assert not list((tmp_path / "checkpoints").glob(".*"))
 
@@ -245,7 +245,7 @@ def test_a_kill_while_a_checkpoint_is_removed_leaves_no_part_of_one(tmp_path, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_folder.shutil, "rmtree", killed)
+        patch.setattr(publish.shutil, "rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             _publish(tmp_path, step, keep=1)
     assert all((path / "x").exists() for path in run_folder.checkpoints(tmp_path))
@@ -258,7 +258,7 @@ def test_metrics_of_steps_to_be_done_again_and_torn_lines_are_forgotten(tmp_path
         run_folder.append_row(tmp_path, run_folder.METRICS_NAME, {"step": step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
-    run_folder.forget_after(tmp_path, 3)
+    publish.forget_after(tmp_path, 3)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
 
@@ -269,7 +269,7 @@ def test_validations_and_previews_past_a_checkpoint_are_forgotten(tmp_path, vali
         run_folder.append_row(tmp_path, run_folder.VALIDATION_NAME, {"step": step})
         (tmp_path / "previews" / f"step-{step:06d}").mkdir(parents=True)
     (tmp_path / "previews" / "step-000006.kept").mkdir()
-    run_folder.forget_after(tmp_path, 4, validated=validated)
+    publish.forget_after(tmp_path, 4, validated=validated)
     steps = [row["step"] for row in run_folder.read_rows(tmp_path, run_folder.VALIDATION_NAME)]
     assert steps == ([2, 4] if validated else [2])
     shown = sorted(path.name for path in (tmp_path / "previews").iterdir())

@@ -9,17 +9,17 @@ from wanlora.commands.job import unlike_the_run
 from wanlora.commands.train.resume import continued, recorded_settings, settings_of
 from wanlora.config import TrainConfig, load
 from wanlora.errors import ConfigError, RunError
-from wanlora.runs import run_folder
+from wanlora.runs import claim, publish
 
 
 def _record(config: TrainConfig) -> TrainConfig:
     """Leave what a run with these settings leaves, with one checkpoint and its cache."""
     if isinstance(config.cache, Path):
         config.cache.mkdir(parents=True, exist_ok=True)
-    with run_folder.begin_run(
+    with claim.begin_run(
         config.output_dir, recorded_settings(config), {"wanlora": "0.1.0"}, checkpoint=None
     ):
-        run_folder.publish_checkpoint(config.output_dir, 5, lambda folder: None, keep=0)
+        publish.publish_checkpoint(config.output_dir, 5, lambda folder: None, keep=0)
     return config
 
 

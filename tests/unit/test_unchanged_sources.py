@@ -13,7 +13,8 @@ import pytest
 from tests.support.clips import clip
 from wanlora.commands.prepare.check import check
 from wanlora.commands.prepare.materialize import materialize
-from wanlora.data import clips, manifest
+from wanlora.data import clips
+from wanlora.data.clip import Clip
 from wanlora.errors import MediaError, PassingError
 from wanlora.files import is_lfs_pointer
 from wanlora.media import source
@@ -28,14 +29,14 @@ def replaced(path: Path, other: Path) -> None:
 
 
 @pytest.fixture
-def video(tmp_path: Path) -> manifest.Clip:
+def video(tmp_path: Path) -> Clip:
     path = tmp_path / "a.mp4"
     shutil.copy(VIDEOS / "moving" / "m0.mp4", path)
     return clip(path=path, width=96, height=64, source_sha256=source.source_sha256(path))
 
 
 @pytest.fixture
-def npz(tmp_path: Path) -> manifest.Clip:
+def npz(tmp_path: Path) -> Clip:
     for seed, name in enumerate(("a", "b")):
         frames = np.random.default_rng(seed).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)
         np.savez(tmp_path / f"{name}.npz", frames=frames)
@@ -46,7 +47,7 @@ def npz(tmp_path: Path) -> manifest.Clip:
     )  # fmt: skip
 
 
-def known_of(made: manifest.Clip) -> source.SourceHashes:
+def known_of(made: Clip) -> source.SourceHashes:
     known: source.SourceHashes = {}
     source.source_sha256(made.path, known)
     return known
@@ -67,7 +68,7 @@ def test_a_source_replaced_after_it_was_hashed_is_changed(request, kind):
 def test_a_source_replaced_while_it_is_decoded_is_changed(video, monkeypatch):
     known, load = known_of(video), clips._load
 
-    def slow(made: manifest.Clip) -> object:
+    def slow(made: Clip) -> object:
         pixels = load(made)
         replaced(made.path, VIDEOS / "still" / "s0.mp4")
         return pixels

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from wanlora.core.validation import choose, describe_sample, mean_interval, summarize, t95
+from wanlora.core.intervals import describe_sample, mean_interval, t95
 from wanlora.training import flow
 from wanlora.training.flow import sigma_grid
+from wanlora.training.panel import choose, summarize
 
 
 def test_student_quantiles_are_scipys():

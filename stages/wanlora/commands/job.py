@@ -28,7 +28,7 @@ from wanlora.core.fingerprint import flatten
 from wanlora.errors import ConfigError
 from wanlora.processes.ranks import rank_of
 from wanlora.processes.signals import stop_on_signals
-from wanlora.runs import run_folder
+from wanlora.runs import run_folder, same_settings
 from wanlora.store.views import read_view
 
 logger = logging.getLogger(__name__)
@@ -280,7 +280,7 @@ def finished_steps(config: TrainConfig) -> int | None:
         return None
     recorded, facts = run_folder.read_config(config.output_dir)
     view = read_view(config.cache, config.view)
-    same = run_folder.same_settings(recorded, recorded_settings(config))
+    same = same_settings.same_settings(recorded, recorded_settings(config))
     return (
         run_folder.step_of(checkpoint) if same and facts.get("view_sha256") == view.sha256 else None
     )

@@ -14,8 +14,8 @@ from wanlora.config import VerifyConfig
 from wanlora.core.text import shorten
 from wanlora.core.units import JSON, count, first
 from wanlora.data import manifest
+from wanlora.data.clip import Clip
 from wanlora.data.edits import unused_captions
-from wanlora.data.manifest import Clip
 from wanlora.data.source_root import advice, find_sources
 from wanlora.data.survey import Plan, survey
 from wanlora.errors import MediaError

@@ -68,7 +68,6 @@ OTHER_TRAINERS = {
     "train_batch_size": "batch_size",
     "train_data_dir": "sources",
     "trigger_word": "caption_prefix",
-    "use_8bit_adam": "optimizer.name",
     "validation_epochs": "previews.every",
     "validation_prompt": "previews.prompts",
     "validation_prompts": "previews.prompts",

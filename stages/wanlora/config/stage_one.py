@@ -45,13 +45,6 @@ class StoreSettings(Settings):
             le=22,
         ),
     ] = None
-    logvar: Annotated[
-        bool,
-        Field(
-            description="Also store the log-variances of the posterior, in an array beside the "
-            "latents; doubles their size. Training does not read them."
-        ),
-    ] = False
 
     @model_validator(mode="after")
     def _bits_fit_the_type(self) -> Self:

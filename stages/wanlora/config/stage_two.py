@@ -116,9 +116,9 @@ class OptimizerSettings(Settings):
     """The optimizer over the fp32 master weights."""
 
     name: Annotated[
-        Literal["adamw", "adamw8bit", "prodigy"],
+        Literal["adamw", "prodigy"],
         Field(
-            description="adamw; adamw8bit (pip install 'wanlora[adamw8bit]', CUDA only); prodigy, "
+            description="adamw; prodigy, "
             "which finds the learning rate itself and asks the GPU for it every step (pip install "
             "'wanlora[prodigy]')."
         ),

@@ -5,13 +5,16 @@ Owns: what "the same" means for clips, prompts, encoders and configurations.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any
 
 SHORT = 16
 """Hex digits of a fingerprint in a path; the whole one stands in every commit record."""
 
 MISSING = "<absent>"
+
+BLOCK_BYTES = 4 * 2**20
+"""Bytes of a file that are hashed at a time."""
 
 
 def canonical_json(value: Any) -> str:
@@ -22,6 +25,15 @@ def canonical_json(value: Any) -> str:
 def sha256_text(text: str) -> str:
     """Hex sha256 of UTF-8 text; halves of UTF-16 pairs are allowed."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
+
+
+def sha256_of(file: IO[bytes], *, alive: Callable[[], None] = lambda: None) -> str:
+    """Hex sha256 of the rest of an open file."""
+    running = hashlib.sha256()
+    while block := file.read(BLOCK_BYTES):
+        running.update(block)
+        alive()
+    return running.hexdigest()
 
 
 def fingerprint(value: Any) -> str:

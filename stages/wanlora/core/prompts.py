@@ -15,8 +15,14 @@ SLUG_LENGTH = 48
 T = TypeVar("T")
 
 
-class Dealt(NamedTuple):
-    """A video to make: of which activity, of which prompt (or whatever stands for it), its seed."""
+class PromptAssignment(NamedTuple):
+    """A video to make.
+
+    Attributes:
+        activity: Its activity.
+        prompt: Its prompt, or the prompt's key.
+        seed: Its seed.
+    """
 
     activity: str
     prompt: str
@@ -53,7 +59,9 @@ def slug(prompt: str) -> str:
     return words[:SLUG_LENGTH].strip("-_") or "empty"
 
 
-def deal(prompts: Mapping[str, Sequence[str]], num_videos: int, *, seed: int) -> list[Dealt]:
+def assign_prompts(
+    prompts: Mapping[str, Sequence[str]], num_videos: int, *, seed: int
+) -> list[PromptAssignment]:
     """Plan `num_videos` of each activity, with seeds seed, seed + 1, ...
 
     Of many prompts an evenly spaced few are taken, few prompts are taken again with other seeds.
@@ -64,7 +72,7 @@ def deal(prompts: Mapping[str, Sequence[str]], num_videos: int, *, seed: int) ->
         seed: Seed of the first video of each activity.
     """
     return [
-        Dealt(activity, prompt, seed + number)
+        PromptAssignment(activity, prompt, seed + number)
         for activity, known in sorted(prompts.items())
         for number, prompt in enumerate(_spread(known, num_videos))
     ]

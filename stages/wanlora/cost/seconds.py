@@ -4,9 +4,11 @@ Owns: the prediction, and its floor. Both stand on other people's kernel rates (
 say what to expect, not what was measured; a probe on the card itself is better.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 
+from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.cost.flops import Parts, Recompute, StepFlops, step_flops
 from wanlora.cost.gpus import Gpu
 from wanlora.cost.memory import Workload
@@ -25,6 +27,9 @@ VAE_FLOPS_PER_PIXEL = 163.7e12 / (81 * 480 * 832)
 VAE_SHARE_OF_PEAK = 0.11
 """Of the bf16 peak, that the fp32 encoder with TF32 convolutions is assumed to reach: 1.5 s for
 81x480x832 on an H100, the middle of what is predicted for it."""
+H100_ENCODE_S = (0.6, 1.9)
+"""Seconds of an 81x480x832 clip on an H100. Predicted, not measured: from bfloat16 at a high kernel
+rate to float32 with TF32 at a low one."""
 TEXT_FLOPS_PER_CLIP = 4.7e12
 """UMT5-XXL on 512 tokens."""
 
@@ -112,6 +117,18 @@ def encode_seconds(num_frames: int, height: int, width: int, gpu: Gpu) -> float:
     """Predict stage one for a clip: the VAE's encoder, and UMT5 on its caption."""
     vae = VAE_FLOPS_PER_PIXEL * num_frames * height * width / VAE_SHARE_OF_PEAK
     return (vae + TEXT_FLOPS_PER_CLIP / gpu.matmul) / gpu.peak_flops
+
+
+def h100_encode_seconds(clips: Mapping[Bucket, int]) -> tuple[float, float]:
+    """Predict stage one on an H100, from and to, in proportion to the size of the latents.
+
+    Args:
+        clips: Number of clips, by bucket.
+    """
+    values = sum(number * prod(latent_shape(bucket)) for bucket, number in clips.items())
+    share = values / prod(latent_shape(Bucket(81, 480, 832)))
+    low, high = H100_ENCODE_S
+    return low * share, high * share
 
 
 def model_flops(work: Workload) -> float:

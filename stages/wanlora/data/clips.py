@@ -6,7 +6,6 @@ Dimensions: b clips, t frames, c = 3 channels, h height, w width in px.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from fractions import Fraction
 from pathlib import Path
 from typing import TypedDict
 
@@ -17,10 +16,10 @@ from torch.utils.data import Dataset
 
 from wanlora.core.aspect import cover_problem
 from wanlora.core.buckets import problem_with
-from wanlora.data import manifest
-from wanlora.data.manifest import Clip
+from wanlora.data import manifest, npz
+from wanlora.data.clip import Clip, sample_aspect
 from wanlora.errors import ManifestError, MediaError, PassingError
-from wanlora.media import image, npz
+from wanlora.media import image
 from wanlora.media.colour import ASSUMABLE
 from wanlora.media.decode import iter_frames
 from wanlora.media.source import (
@@ -129,18 +128,16 @@ def _load(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
             *frame.shape[:2],
             height=clip.height,
             width=clip.width,
-            sample_aspect=sample_aspect(clip),
+            sample_aspect=sample_aspect(clip.transform),
         ):
             raise MediaError("bad_size", f"{clip.path}: {problem}")
         pixels[k : k + 1] = resize_and_crop(
-            frame[None], height=clip.height, width=clip.width, sample_aspect=sample_aspect(clip)
+            frame[None],
+            height=clip.height,
+            width=clip.width,
+            sample_aspect=sample_aspect(clip.transform),
         )
     return pixels
-
-
-def sample_aspect(clip: Clip) -> Fraction:
-    """Width over height of one pixel of the source, upright."""
-    return manifest.sample_aspect(clip.transform)
 
 
 def _source_frames(clip: Clip) -> Iterator[UInt8[np.ndarray, "h w 3"]]:

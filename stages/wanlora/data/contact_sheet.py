@@ -15,8 +15,8 @@ from jaxtyping import UInt8
 
 from wanlora.core.aspect import cover_size
 from wanlora.core.buckets import MAX_SIDE_PX, MAX_TOKENS
-from wanlora.data.clips import load_clip, sample_aspect
-from wanlora.data.manifest import Clip
+from wanlora.data.clip import Clip, sample_aspect
+from wanlora.data.clips import load_clip
 from wanlora.data.survey import Plan
 from wanlora.errors import MediaError
 from wanlora.files import write_text
@@ -118,7 +118,7 @@ def crop_box(clip: Clip) -> tuple[int, int, int, int] | None:
     width, height = (clip.orig.get(name) for name in ("width", "height"))
     if clip.kind == "npz" or not (_is_size(width) and _is_size(height)):
         return None
-    aspect = sample_aspect(clip)
+    aspect = sample_aspect(clip.transform)
     covered = cover_size(height, width, height=clip.height, width=clip.width, sample_aspect=aspect)
     down, across = height / covered[0], float(width * aspect) / covered[1]
     kept = (round(clip.width * across), round(clip.height * down))
@@ -158,7 +158,7 @@ def _crop_picture(clip: Clip) -> Raw:
         return Raw("whole")
     left, top, kept_width, kept_height = box
     height = int(clip.orig["height"])
-    width = round(int(clip.orig["width"]) * float(sample_aspect(clip)))
+    width = round(int(clip.orig["width"]) * float(sample_aspect(clip.transform)))
     text = f"{kept_width}x{kept_height} at {left},{top} of {width}x{height}"
     longest = max(width, height)
     scale = 64 / longest

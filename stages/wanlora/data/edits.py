@@ -17,14 +17,16 @@ from wanlora.core.units import count
 from wanlora.data import manifest
 from wanlora.data.captions.find import sidecar_text
 from wanlora.data.captions.folders import absolute
-from wanlora.data.manifest import BadLine, Clip
+from wanlora.data.clip import TRAIN, VAL, Clip
+from wanlora.data.manifest import BadLine
+from wanlora.data.manifest_lines import line_of, parse_line
 from wanlora.errors import ManifestError
 from wanlora.files import encode_text, existing_spelling, write_json
 
 NAME = ".prepare-written.json"
 VERSION = 1
 
-MANIFESTS = (f"{manifest.TRAIN}.jsonl", f"{manifest.VAL}.jsonl")
+MANIFESTS = (f"{TRAIN}.jsonl", f"{VAL}.jsonl")
 
 KEPT = ("prompts", "activity", "source_group", "split", "weight")
 """Fields of an edited line that are kept; the others follow from the source and the settings."""
@@ -231,7 +233,7 @@ def write_record(
         {
             "version": VERSION,
             "files": {name: [hashlib.sha256(data).hexdigest()] for name, data in files.items()},
-            "lines": {clip.clip_id: digest(encode_text(manifest.line_of(clip))) for clip in clips},
+            "lines": {clip.clip_id: digest(encode_text(line_of(clip))) for clip in clips},
             "command": reading.command,
             "since_ns": reading.since_ns,
             "tables": dict(reading.tables),
@@ -323,7 +325,7 @@ def _lines(paths: Collection[Path]) -> Iterator[tuple[bytes, Clip | BadLine]]:
     for path in paths:
         for where, line in manifest.lines(path):
             try:
-                yield line, manifest.parse_line(line, path, where)
+                yield line, parse_line(line, path, where)
             except ManifestError as error:
                 yield line, BadLine(where, str(error))
 

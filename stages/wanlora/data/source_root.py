@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
-from wanlora.data import manifest
-from wanlora.data.manifest import Clip
+from wanlora.data import npz
+from wanlora.data.clip import Clip
 from wanlora.errors import ManifestError
 from wanlora.files import existing_spelling
 
@@ -134,6 +134,6 @@ def _at(clip: Clip, path: Path | None) -> Clip:
     if path is None:
         return clip
     if clip.kind == "npz" and not any(clip.bucket):  # a plain line; its size is in the file
-        num_frames, height, width = manifest.npz_size(path)
+        num_frames, height, width = npz.size_or_zeros(path)
         clip = replace(clip, num_frames=num_frames, height=height, width=width)
     return replace(clip, path=path)

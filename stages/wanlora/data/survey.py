@@ -9,21 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape, num_tokens, problem_with
+from wanlora.core.buckets import MAX_TOKENS, num_tokens, problem_with
+from wanlora.core.shares import shares
 from wanlora.core.units import JSON, count, duration, first, percent, size
-from wanlora.data import manifest
-from wanlora.data.manifest import Clip
+from wanlora.cost.seconds import h100_encode_seconds
+from wanlora.cost.sizes import cache_bytes
+from wanlora.data.clip import TRAIN, VAL, Clip
 from wanlora.data.near_duplicates import THRESHOLD, difference, similar_pairs
-from wanlora.training.order import shares
-
-BYTES_PER_VALUE = 2
-TEXT_DIM = 4096
-"""UMT5-XXL's width; text is stored trimmed, a caption once."""
-
-FULL_CLIP = Bucket(81, 480, 832)
-H100_S_PER_CLIP = (0.6, 1.9)
-"""Predicted, not measured: 163.7 TFLOP of VAE for a full clip, from bfloat16 at a high kernel rate
-to float32 with TF32 at a low one."""
 
 COMPARED = 100
 """Pairs of similar captions whose difference is printed or counted."""
@@ -104,7 +96,7 @@ class Plan:
         duplicate_sources: Files of equal content, in groups.
         repeated_frames: Frames that show the same frame of their video as the one before.
         repeating_clips: Clips with a warning about such frames.
-        cache_bytes: Estimated size of the store: latents and trimmed text in float16.
+        cache_bytes: Estimated size of the store: latents and text in float16.
         encode_s: Predicted seconds of stage one on an H100, from and to.
     """
 
@@ -186,24 +178,22 @@ def survey(
         tokenizer: What counted them; None when they are estimates.
     """
     usable = [clip for clip in clips if problem_with(clip.bucket) is None]
-    values = sum(_latent_values(clip.bucket) for clip in usable)
-    share = values / _latent_values(FULL_CLIP)
     texts = {text for clip in clips for text in clip.prompts}
-    text_values = sum(min(token_counts[text], MAX_TOKENS) for text in texts) * TEXT_DIM
-    buckets = Counter(clip.bucket for clip in usable).most_common()
+    buckets = Counter(clip.bucket for clip in usable)
+    low, high = h100_encode_seconds(buckets)
     return Plan(
         clips=len(clips),
         frames=sum(clip.num_frames for clip in clips),
         length_s=round(sum(clip.num_frames / clip.fps for clip in clips), 3),
-        buckets={str(bucket): count for bucket, count in buckets},
-        tokens={str(bucket): num_tokens(bucket) for bucket, _ in buckets},
+        buckets={str(bucket): number for bucket, number in buckets.most_common()},
+        tokens={str(bucket): num_tokens(bucket) for bucket, _ in buckets.most_common()},
         activities=_activities(clips),
         captions=_captions(clips, token_counts, tokenizer),
         duplicate_sources=_duplicates(clips),
         repeated_frames=sum(_repeated_frames(clip) for clip in clips),
         repeating_clips=sum(any(w.startswith("repeated:") for w in c.warnings) for c in clips),
-        cache_bytes=BYTES_PER_VALUE * (values + text_values),
-        encode_s=(round(H100_S_PER_CLIP[0] * share, 1), round(H100_S_PER_CLIP[1] * share, 1)),
+        cache_bytes=cache_bytes(buckets, sum(min(token_counts[t], MAX_TOKENS) for t in texts)),
+        encode_s=(round(low, 1), round(high, 1)),
     )
 
 
@@ -213,22 +203,17 @@ def _repeated_frames(clip: Clip) -> int:
     return count if isinstance(count, int) else 0
 
 
-def _latent_values(bucket: Bucket) -> int:
-    channels, frames, height, width = latent_shape(bucket)
-    return channels * frames * height * width
-
-
 def _activities(clips: Sequence[Clip]) -> dict[str, Activity]:
     members: dict[str, list[Clip]] = defaultdict(list)
     for clip in clips:
         members[clip.activity].append(clip)
-    draws = shares((c.activity, c.weight) for c in clips if c.split == manifest.TRAIN)
+    draws = shares((c.activity, c.weight) for c in clips if c.split == TRAIN)
     return {
         name: Activity(
             clips=len(own),
             sources=len({clip.source for clip in own}),
-            train=sum(clip.split == manifest.TRAIN for clip in own),
-            val=sum(clip.split == manifest.VAL for clip in own),
+            train=sum(clip.split == TRAIN for clip in own),
+            val=sum(clip.split == VAL for clip in own),
             length_s=round(sum(clip.num_frames / clip.fps for clip in own), 3),
             draws=round(draws.get(name, 0.0), 4),
         )

@@ -5,15 +5,14 @@ stays the same while it is read; the translation of what libraries raise. Import
 the processes that check videos start quickly.
 """
 
-import hashlib
 import json
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
+from wanlora.core.fingerprint import sha256_of
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.core.text import LFS_REMEDY
 from wanlora.errors import MediaError, PassingError, WanloraError
@@ -21,8 +20,6 @@ from wanlora.files import is_lfs_pointer
 
 SOURCES = "sources.json"
 """Known hashes, in a cache with absolute paths, and beside a manifest as the manifest has them."""
-
-BLOCK_BYTES = 4 * 2**20
 
 SourceHashes = MutableMapping[str, tuple[int, int, str]]
 """Absolute path to (size in bytes, mtime in ns, hex sha256)."""
@@ -122,15 +119,6 @@ def source_sha256(
     if known is not None:
         known[str(path)] = (*stamp, digest)
     return digest
-
-
-def sha256_of(file: IO[bytes], *, alive: Callable[[], None] = lambda: None) -> str:
-    """Hex sha256 of the rest of an open file."""
-    running = hashlib.sha256()
-    while block := file.read(BLOCK_BYTES):
-        running.update(block)
-        alive()
-    return running.hexdigest()
 
 
 def hash_all(

@@ -1,6 +1,6 @@
 """Frames of any size to frames of a clip's size: cover, then crop the centre.
 
-Owns: the pixel rules of resizing; a change of them is a new `manifest.TRANSFORM_REVISION`.
+Owns: the pixel rules of resizing; a change of them is a new `clip.TRANSFORM_REVISION`.
 Dimensions: t frames, c = 3 channels, h height, w width in px.
 """
 

@@ -10,8 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from wanlora.core import units
-from wanlora.core.groups import conclusion
-from wanlora.core.validation import describe_sample
+from wanlora.core.intervals import conclusion, describe_sample
 from wanlora.report.chart import COLOURS, Line, charts, line_chart
 from wanlora.report.intervals import Interval, interval_chart
 from wanlora.report.page import Raw, escape, facts, page, section, table

@@ -7,8 +7,7 @@ and status.json hold them. Must not know: folders.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from wanlora.core.groups import conclusion
-from wanlora.core.validation import describe_sample
+from wanlora.core.intervals import conclusion, describe_sample
 from wanlora.report.chart import Line, Point, charts, line_chart
 from wanlora.report.gallery import Preview, gallery
 from wanlora.report.page import Raw, escape, page, section, table, tiles

@@ -12,7 +12,6 @@ import secrets
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -117,7 +116,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class Recorder:
-    """Open trackers of one run; use as a context manager, on the main process alone.
+    """Open trackers of one run, on the main process alone.
 
     Args:
         run_dir: The run's folder: TensorBoard's files go to `tensorboard/`, W&B's to `wandb/`.
@@ -197,17 +196,6 @@ class Recorder:
         for kind, tracker in trackers.items():
             with writing(self._run_dir / kind, then=self._go_on):
                 tracker.finish()
-
-    def __enter__(self) -> "Recorder":  # noqa: PYI034  (beartype refuses Self here)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _log(self, values: Mapping[str, Any], *, step: int) -> None:
         for kind, tracker in self._trackers.items():

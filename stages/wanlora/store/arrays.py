@@ -26,7 +26,6 @@ TOKEN_CHUNK = 64
 
 DIMENSIONS = {
     "latent": ("clip", "channel", "frame", "height", "width"),
-    "logvar": ("clip", "channel", "frame", "height", "width"),
     "embedding": ("prompt", "token", "channel"),
     "length": ("prompt",),
 }
@@ -53,11 +52,7 @@ def round_mantissa(row: Float[np.ndarray, "..."], bits: int) -> Float[np.ndarray
 
 
 def build(
-    kind: Kind,
-    rows: list[Shaped[np.ndarray, "..."]],
-    commit: Mapping[str, Any],
-    *,
-    logvars: list[Shaped[np.ndarray, "..."]] | None = None,
+    kind: Kind, rows: list[Shaped[np.ndarray, "..."]], commit: Mapping[str, Any]
 ) -> list[tuple[str, bytes]]:
     """Encode a segment in memory.
 
@@ -65,7 +60,6 @@ def build(
         kind: What the rows are.
         rows: Latents `[C, F, H, W]` each, or prompt_embeds `[L, D]` each, of the stored dtype.
         commit: Attributes of the commit record; `sizes`, bytes of each other object, is added.
-        logvars: Log-variances of the latents, shaped like them.
 
     Returns:
         Names and bytes in the order to write them: shards, arrays, commit record.
@@ -74,8 +68,6 @@ def build(
     store = MemoryStore(objects)
     if kind == "latents":
         _write(store, "latent", np.stack(rows), chunk=rows[0].shape, fill=np.nan)
-        if logvars:
-            _write(store, "logvar", np.stack(logvars), chunk=rows[0].shape, fill=np.nan)
     else:
         padded = np.zeros((len(rows), MAX_TOKENS, rows[0].shape[1]), rows[0].dtype)
         for slot, row in zip(padded, rows, strict=True):

@@ -462,7 +462,6 @@ def _write_again(
                     row,
                     source=reader.source(reader.rows[key]),
                     rgb=rgb,
-                    logvar=reader.read_logvar(key) if generation.kind == "latents" else None,
                 )
                 rgb = None
 

@@ -78,6 +78,7 @@ class RowReader:
         self.rows = rows
         self._cache = cache
         self._kind = kind
+        self._array = schema.ROW_ARRAY[kind]
         self._copy = copy
         self._records = records or {}
         self._relist = relist
@@ -119,43 +120,27 @@ class RowReader:
             CorruptRowError: No copy of it has the bytes that were written; names the key.
             StoreError: The disk or the object store refuses.
         """
-        return self._read(key, schema.ROW_ARRAY[self._kind])
-
-    def read_logvar(self, key: str) -> Float[np.ndarray, "c f h w"] | None:
-        """Log-variances beside a clip's latents, None if none are stored. Raises the same."""
-
-        def is_stored(rows: Rows) -> bool:
-            row = rows.get(key)
-            return row is None or schema.LOGVAR in self._record(row.segment)["crc32c"]
-
-        return self._read(key, schema.LOGVAR) if self._follow(is_stored) else None
-
-    def read_at(self, key: str, row: Row) -> Float[np.ndarray, "..."]:
-        """Read one copy of a row and no other. Raises as `read`."""
-        return self._checked(key, row, schema.ROW_ARRAY[self._kind])
-
-    def _read(self, key: str, name: str) -> Float[np.ndarray, "..."]:
         if self._copy is None:
-            return self._read_far(key, name)
-        if (row := self._read_near(key, name)) is not None:
+            return self._read_far(key)
+        if (row := self._read_near(key)) is not None:
             return row
-        with self._copy.locked(key, name):
-            row = self._read_near(key, name)  # another process has fetched it meanwhile
+        with self._copy.locked(key, self._array):
+            row = self._read_near(key)  # another process has fetched it meanwhile
             if row is None:
-                row = self._read_far(key, name)
-                self._copy.write(key, name, row)
+                row = self._read_far(key)
+                self._copy.write(key, self._array, row)
         return row
 
-    def _read_near(self, key: str, name: str) -> Float[np.ndarray, "..."] | None:
+    def _read_near(self, key: str) -> Float[np.ndarray, "..."] | None:
         """Read a row from the local copy; None if it is not there as it was written."""
         assert self._copy is not None
-        values = self._copy.read(key, name)
+        values = self._copy.read(key, self._array)
         place = self.rows.get(key)
         if values is None or place is None:
             return None
-        return values if arrays.crc32c(values) == self._expected(place, name) else None
+        return values if arrays.crc32c(values) == place.crc32c else None
 
-    def _read_far(self, key: str, name: str) -> Float[np.ndarray, "..."]:
+    def _read_far(self, key: str) -> Float[np.ndarray, "..."]:
         failed: CorruptRowError | None = None
         for _ in range(MOVES):
             rows = self.rows
@@ -164,7 +149,7 @@ class RowReader:
                 raise self._missing(key)
             for row in copies:
                 try:
-                    return self._checked(key, row, name)
+                    return self.read_at(key, row)
                 except CorruptRowError as error:
                     failed = failed or error
             if not any(map(self._is_gone, copies)) or not self._look_again(rows):
@@ -192,10 +177,10 @@ class RowReader:
             f"wanlora cache-latents --cache {self._cache}"
         )
 
-    def _checked(self, key: str, row: Row, name: str) -> Float[np.ndarray, "..."]:
+    def read_at(self, key: str, row: Row) -> Float[np.ndarray, "..."]:
+        """Read one copy of a row and no other. Raises as `read`."""
         try:
-            values = self._values(row, name)
-            expected = self._expected(row, name)
+            values = self._values(row)
         except (StoreError, MemoryError):
             raise
         except OSError as error:
@@ -207,18 +192,13 @@ class RowReader:
                 raise StoreError(f"cannot read {self._cache / row.segment}: {error}") from error
             raise self._corrupt(key, row, f"{type(error).__name__}: {error}") from error
         found = arrays.crc32c(values)
-        if found != expected:
-            reason = f"its checksum is {found:08x}, expected {expected:08x}"
+        if found != row.crc32c:
+            reason = f"its checksum is {found:08x}, expected {row.crc32c:08x}"
             raise self._corrupt(key, row, reason)
         return values
 
-    def _expected(self, row: Row, name: str) -> int:
-        if name != schema.LOGVAR:
-            return row.crc32c
-        return int(self._record(row.segment)["crc32c"][name][row.row])
-
-    def _values(self, row: Row, name: str) -> Float[np.ndarray, "..."]:
-        opened = self._open(row.segment, name)
+    def _values(self, row: Row) -> Float[np.ndarray, "..."]:
+        opened = self._open(row.segment)
         if opened.lengths is None:
             return np.asarray(opened.values[row.row])
         length = int(opened.lengths[row.row])
@@ -226,13 +206,15 @@ class RowReader:
             raise ValueError("its length is 0")
         return np.asarray(opened.values[row.row, :length])
 
-    def _opened(self, segment: str, name: str) -> _Opened:
+    def _opened(self, segment: str) -> _Opened:
         lengths = None
         if self._kind == "text":
             lengths = np.asarray(
                 arrays.open_array(storage.at(self._cache), f"{segment}/length")[...]
             )
-        return _Opened(arrays.open_array(storage.at(self._cache), f"{segment}/{name}"), lengths)
+        return _Opened(
+            arrays.open_array(storage.at(self._cache), f"{segment}/{self._array}"), lengths
+        )
 
     def _corrupt(self, key: str, row: Row, reason: str) -> CorruptRowError:
         source = None
@@ -415,10 +397,6 @@ class StoreReader:
     def latents(self, key: str) -> Float[np.ndarray, "c f h w"]:
         """Normalised latents of a clip, in the stored dtype. Raises as `RowReader.read`."""
         return self._latents.read(key)
-
-    def logvar(self, key: str) -> Float[np.ndarray, "c f h w"] | None:
-        """Log-variances of a clip's latents, None where none are stored. Raises likewise."""
-        return self._latents.read_logvar(key)
 
     def prompt_embeds(self, key: str) -> Float[np.ndarray, "l d"]:
         """Embedding of a prompt without its padding, in the stored dtype. Raises likewise."""

@@ -41,9 +41,6 @@ DAMAGE = (
 UNSUMMED = "00000000"
 _CHECKSUM = re.compile(rb'("checksum": ")([0-9a-f]{8})(")')
 
-LOGVAR = "logvar"
-"""Optional array beside `latent`: log-variances of the posterior, in units of the latents."""
-
 
 def short(fingerprint: str) -> str:
     """Part of a fingerprint that stands in a path; the whole one is in every commit record."""

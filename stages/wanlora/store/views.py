@@ -16,7 +16,7 @@ from typing import Any
 from wanlora.core.buckets import DEFAULT_FPS, Bucket
 from wanlora.core.fingerprint import canonical_json, fingerprint
 from wanlora.core.location import Location
-from wanlora.core.rows import weight_problem
+from wanlora.core.shares import weight_problem
 from wanlora.errors import StoreError
 from wanlora.store import schema, storage
 

@@ -87,7 +87,6 @@ class SegmentWriter:
         self._keys: list[str] = []
         self._rows: list[np.ndarray] = []
         self._sources: list[Any] = []
-        self._logvars: list[np.ndarray] = []
         self._rgb: list[NormalEquations] = []
         self._num_bytes = 0
 
@@ -98,7 +97,6 @@ class SegmentWriter:
         *,
         source: Mapping[str, Any] | str | None = None,
         rgb: NormalEquations | None = None,
-        logvar: Float[np.ndarray, "c f h w"] | None = None,
     ) -> None:
         """Buffer a row, and publish a segment when a limit is reached.
 
@@ -109,7 +107,6 @@ class SegmentWriter:
             array: Latents `[C, F, H, W]`, or prompt_embeds `[L, D]` with 1 <= L <= 512.
             source: Where the row comes from, for people to read: the clip's cut, or the prompt.
             rgb: Normal equations of this row (`store.latent_rgb.normal_equations`).
-            logvar: Log-variances of the latents; of every row of this writer or of none.
 
         Raises:
             StoreError: A value is not finite once it has the stored type, or the disk refuses.
@@ -117,18 +114,14 @@ class SegmentWriter:
         if key in self._seen:
             return
         row = self._stored(key, array)
-        spread = [] if logvar is None else [self._stored(key, logvar)]
-        num_bytes = row.nbytes + sum(each.nbytes for each in spread)
         limit_rows, limit_bytes, limit_s = self._limits
-        if self._rows and self._num_bytes + num_bytes > limit_bytes:
+        if self._rows and self._num_bytes + row.nbytes > limit_bytes:
             self.flush()
         self._keys.append(key)
         self._rows.append(row)
         self._sources.append(source)
-        self._logvars += spread
-        assert len(self._logvars) in (0, len(self._rows)), "logvar for some rows only"
         self._rgb += [rgb] if rgb is not None else []
-        self._num_bytes += num_bytes
+        self._num_bytes += row.nbytes
         self._seen.add(key)
         if len(self._rows) >= limit_rows or time.monotonic() - self._since >= limit_s:
             self.flush()
@@ -180,7 +173,7 @@ class SegmentWriter:
         """
         parent = schema.segments_key(self._kind, self.fingerprint, self._shape)
         segment = f"{parent}/{secrets.token_hex(8)}"
-        built = arrays.build(self._kind, self._rows, self._commit(), logvars=self._logvars)
+        built = arrays.build(self._kind, self._rows, self._commit())
         for name, data in built:
             storage.at(self._cache).put(f"{segment}/{name}", data)
         taken = segment in condemned.segments(self._cache)  # the list first: it goes last
@@ -203,8 +196,6 @@ class SegmentWriter:
             "sources" if self._kind == "latents" else "prompts": self._sources,
             "writer": self._writer | {"pid": os.getpid(), "time": int(time.time())},
         }
-        if self._logvars:
-            commit["crc32c"][schema.LOGVAR] = [arrays.crc32c(row) for row in self._logvars]
         if self._rgb:
             gram = np.sum([gram for gram, _ in self._rgb], axis=0)
             cross = np.sum([cross for _, cross in self._rgb], axis=0)

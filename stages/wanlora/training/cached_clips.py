@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from wanlora.core.fingerprint import difference
-from wanlora.core.rows import weight_problem
+from wanlora.core.shares import weight_problem
 from wanlora.errors import ConfigError, StaleStoreError
 from wanlora.store.views import View, ViewClip
 from wanlora.wan.variants import Variant

@@ -65,7 +65,7 @@ class Ranks:
         """Whether this process writes files and shows progress."""
         return self.index == 0
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until every process is here.
 
         Raises:
@@ -73,7 +73,7 @@ class Ranks:
         """
         if self.count > 1:
             with self.explained():
-                self._meet(self._timeout)
+                self._barrier(self._timeout)
 
     @contextmanager
     def explained(self) -> Iterator[None]:
@@ -98,14 +98,14 @@ class Ranks:
         if self.count == 1:
             return make()
         if not self.is_main:
-            heard: T = self._hear()
-            return heard
+            received: T = self._receive()
+            return received
         try:
             value = make()
         except WanloraError:
-            self._tell(_Refusal())
+            self._broadcast(_Refusal())
             raise
-        self._tell(value)
+        self._broadcast(value)
         return value
 
     def require_same(self, facts: Mapping[str, Any]) -> None:
@@ -128,17 +128,17 @@ class Ranks:
         if self.count > 1:
             dist.destroy_process_group()
 
-    def _tell(self, value: Any) -> None:
+    def _broadcast(self, value: Any) -> None:
         with self.explained():
             dist.broadcast_object_list([value], group=self._line)
 
-    def _hear(self) -> Any:
-        said: list[Any] = [None]
+    def _receive(self) -> Any:
+        received: list[Any] = [None]
         with self.explained():
-            dist.broadcast_object_list(said, group=self._line)
-        if isinstance(said[0], _Refusal):
+            dist.broadcast_object_list(received, group=self._line)
+        if isinstance(received[0], _Refusal):
             raise _see_process_0()
-        return said[0]
+        return received[0]
 
     def _disagreement(self, index: int, differing: Sequence[str]) -> RunError:
         """Word it once: all processes come to know of it, and write to one terminal."""
@@ -151,7 +151,7 @@ class Ranks:
             "--cache and --output-dir"
         )
 
-    def _meet(self, timeout: timedelta) -> None:
+    def _barrier(self, timeout: timedelta) -> None:
         dist.monitored_barrier(self._line, timeout=timeout, wait_all_ranks=True)
 
     def _lost(self, said: str) -> LostRankError:
@@ -180,7 +180,7 @@ class Ranks:
     def _roll_call(self) -> str:
         """Meet those whose collective broke off too, and return the complaint about the others."""
         try:
-            self._meet(min(self._timeout, ROLL_CALL))
+            self._barrier(min(self._timeout, ROLL_CALL))
         except RuntimeError as error:
             return str(error)
         return ""

@@ -32,10 +32,17 @@ CPU_SHARE = 0.5
 logger = logging.getLogger(__name__)
 
 
-def budget(device: torch.device) -> float:
-    """Bytes that a step may take here and now, what this process already holds among them."""
+def budget(device: torch.device, *, whole_card: bool = False) -> float:
+    """Bytes that a step may take, including memory that this process already uses.
+
+    Args:
+        device: The device.
+        whole_card: All of a GPU's memory, instead of the memory that is free now.
+    """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
+        if whole_card:
+            return budget_of_gpu(total)
         held = torch.cuda.memory_reserved(device)
         return free + held - GPU_RESERVE * total
     held = psutil.Process().memory_info().rss
@@ -77,13 +84,11 @@ def fit(
         DeviceError: Memory runs out (says what would fit), blocks do not compile, or the kernel
             does not run here.
     """
-    text_shape = (variant.max_sequence_length, variant.text_dim)
     batch = made_up_batch(
-        bucket, work.batch_size, num_channels=variant.z_dim, text_shape=text_shape
-    )
-    limit = budget(device)
-    if whole_card and device.type == "cuda":
-        limit = budget_of_gpu(torch.cuda.mem_get_info(device)[1])
+        bucket, work.batch_size, num_channels=variant.z_dim,
+        text_shape=(variant.max_sequence_length, variant.text_dim),
+    )  # fmt: skip
+    limit = budget(device, whole_card=whole_card)
     refusals = _Refusals(activations, work, bucket, kernel, device, dtype, limit)
     logger.info(
         "trying the largest bucket on %s, forward and backward: %s, %s tokens, batch_size %d",

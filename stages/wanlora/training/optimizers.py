@@ -4,51 +4,58 @@ Owns: the table of optimizers; to add one, a function and a row. Must not know t
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from wanlora.config import OptimizerSettings
 from wanlora.errors import CheckpointError, ConfigError
 
 Parameters = Iterable[dict[str, Any]]
 
 
-def _adamw(parameters: Parameters, rate: float, settings: OptimizerSettings) -> Any:
-    return torch.optim.AdamW(parameters, lr=rate, **_common(settings))
+def _adamw(parameters: Parameters, options: Mapping[str, Any]) -> Any:
+    return torch.optim.AdamW(parameters, **options)
 
 
-def _adamw8bit(parameters: Parameters, rate: float, settings: OptimizerSettings) -> Any:
-    return _library("bitsandbytes.optim", "adamw8bit").AdamW8bit(
-        parameters, lr=rate, **_common(settings)
-    )
-
-
-def _prodigy(parameters: Parameters, rate: float, settings: OptimizerSettings) -> Any:
+def _prodigy(parameters: Parameters, options: Mapping[str, Any]) -> Any:
     # safeguard_warmup: its own estimate must not grow from the small steps of a warm-up.
     return _library("prodigyopt", "prodigy").Prodigy(
-        parameters, lr=rate, safeguard_warmup=True, use_bias_correction=True, **_common(settings)
+        parameters, safeguard_warmup=True, use_bias_correction=True, **options
     )
 
 
-OPTIMIZERS: dict[str, tuple[Callable[[Parameters, float, OptimizerSettings], Any], float]] = {
-    "adamw": (_adamw, 1e-4),
-    "adamw8bit": (_adamw8bit, 1e-4),
-    "prodigy": (_prodigy, 1.0),
+class _Kind(NamedTuple):
+    """An optimizer.
+
+    Attributes:
+        make: Its constructor.
+        rate: Learning rate when none is given.
+        state_bytes: Bytes per parameter of its tensors.
+    """
+
+    make: Callable[[Parameters, Mapping[str, Any]], Any]
+    rate: float
+    state_bytes: int
+
+
+OPTIMIZERS = {
+    "adamw": _Kind(_adamw, rate=1e-4, state_bytes=8),  # two moments
+    "prodigy": _Kind(_prodigy, rate=1.0, state_bytes=16),  # two more tensors
 }
-"""Name to (constructor, learning rate when none is given)."""
-_STATE_BYTES = {"adamw": 8, "adamw8bit": 2, "prodigy": 16}
-"""Bytes per parameter of an optimizer's tensors: two moments; Prodigy keeps two more tensors."""
 MAGNITUDE = "lora_magnitude_vector"
 """Part of the name of DoRA's magnitudes."""
 
 
 def make_optimizer(
     parameters: Mapping[str, torch.nn.Parameter],
-    settings: OptimizerSettings,
-    learning_rate: float | None,
+    *,
+    name: str,
+    learning_rate: float,
+    betas: tuple[float, float],
+    eps: float,
+    weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Build the optimizer of some settings. DoRA's magnitudes have no weight decay.
+    """Build an optimizer. DoRA's magnitudes have no weight decay.
 
     A magnitude is the norm of a row of W + B A, near 1 and not near 0 as B is; decay would shrink
     the base's own weights.
@@ -56,21 +63,21 @@ def make_optimizer(
     Raises:
         ConfigError: Its library is not installed.
     """
-    make, _ = OPTIMIZERS[settings.name]
-    magnitudes = [p for name, p in parameters.items() if MAGNITUDE in name]
-    others = [p for name, p in parameters.items() if MAGNITUDE not in name]
+    magnitudes = [p for key, p in parameters.items() if MAGNITUDE in key]
+    others = [p for key, p in parameters.items() if MAGNITUDE not in key]
     groups: list[dict[str, Any]] = [{"params": others}]
     if magnitudes:
         groups.append({"params": magnitudes, "weight_decay": 0.0})
-    optimizer: torch.optim.Optimizer = make(groups, rate_of(settings, learning_rate), settings)
+    options = {"lr": learning_rate, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+    optimizer: torch.optim.Optimizer = OPTIMIZERS[name].make(groups, options)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]  # LambdaLR needs it to start anywhere but at step 0
     return optimizer
 
 
-def rate_of(settings: OptimizerSettings, learning_rate: float | None) -> float:
+def rate_of(name: str, learning_rate: float | None) -> float:
     """Peak learning rate: the given one, else the optimizer's default."""
-    return OPTIMIZERS[settings.name][1] if learning_rate is None else learning_rate
+    return OPTIMIZERS[name].rate if learning_rate is None else learning_rate
 
 
 def state_of(
@@ -87,7 +94,7 @@ def state_of(
 
 def missing_bytes(optimizer: torch.optim.Optimizer, name: str, num_parameters: int) -> int:
     """Bytes of the tensors that an optimizer makes in its first step; 0 once it has them."""
-    return 0 if optimizer.state else _STATE_BYTES[name] * num_parameters
+    return 0 if optimizer.state else OPTIMIZERS[name].state_bytes * num_parameters
 
 
 def load_state(
@@ -121,14 +128,6 @@ def load_state(
             else value
             for key, value in found[name].items()
         }
-
-
-def _common(settings: OptimizerSettings) -> dict[str, Any]:
-    return {
-        "betas": (settings.beta1, settings.beta2),
-        "eps": settings.eps,
-        "weight_decay": settings.weight_decay,
-    }
 
 
 def _library(module: str, extra: str) -> Any:

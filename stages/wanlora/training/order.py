@@ -15,8 +15,7 @@ is exact. Without weights it is the order of release 0.1.0.
 
 import math
 from bisect import bisect_right
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -25,7 +24,6 @@ import numpy as np
 
 from wanlora.core.buckets import Bucket
 from wanlora.core.rng import Stream, generator
-from wanlora.core.units import names, percent
 
 # Slots of the order of buckets within an epoch and of what is left over before the first;
 # permutations of clips use 1 + the bucket's rank, so no two share a counter.
@@ -250,44 +248,6 @@ def _groups(activities: Sequence[str], units: Ints | None) -> list[_Group]:
     if units is None:
         return [_Group(own, None, len(own) * _ONE) for own in clips]
     return [_Group(own, units[own], int(units[own].sum())) for own in clips]
-
-
-def shares(clips: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """Expected share of draws of each activity, in [0, 1], by name.
-
-    Args:
-        clips: Activity and weight of each clip.
-    """
-    weights: dict[str, float] = defaultdict(float)
-    for activity, weight in clips:
-        weights[activity] += weight
-    total = sum(weights.values())
-    return {name: weights[name] / total for name in sorted(weights)}
-
-
-def balanced_shares(clips: Iterable[tuple[Bucket, str, float]]) -> dict[str, float]:
-    """`shares` of an `Order` with activities, which are balanced inside each bucket.
-
-    Args:
-        clips: Bucket, activity and weight of each clip.
-    """
-    totals: dict[Bucket, float] = defaultdict(float)
-    activities: dict[Bucket, set[str]] = defaultdict(set)
-    for bucket, activity, weight in clips:
-        totals[bucket] += weight
-        activities[bucket].add(activity)
-    return shares(
-        (name, totals[bucket] / len(names))
-        for bucket, names in activities.items()
-        for name in names
-    )
-
-
-def describe_shares(shares: Mapping[str, float], *, most: int = 12) -> str:
-    """Shares of draws as text, the largest first: `walking 60.0 %, sitting 40.0 %`."""
-    ordered = sorted(shares.items(), key=lambda item: (-item[1], item[0]))
-    texts = (f"{name or 'no activity'} {percent(share)}" for name, share in ordered)
-    return names(texts, most=most)
 
 
 def describe_untrained(

@@ -1,7 +1,7 @@
 """The validation loss of a run: held-out and training clips, with the adapter and without it.
 
 Owns: which clips are validated on, and the record of it in the run's folder. The arithmetic is in
-`core.validation`.
+`training.panel`.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,14 +15,15 @@ import torch.distributed as dist
 from jaxtyping import Float
 
 from wanlora.core.fingerprint import fingerprint
+from wanlora.core.intervals import describe_sample
 from wanlora.core.rng import Stream, normal
-from wanlora.core.validation import Report, choose, describe_sample, summarize
 from wanlora.errors import NonFiniteError
 from wanlora.progress import waiting
 from wanlora.store.views import View, ViewClip
 from wanlora.training import flow
 from wanlora.training.batches import BatchSource, MicroBatch
 from wanlora.training.flow import sigma_grid
+from wanlora.training.panel import Report, choose, summarize
 from wanlora.training.predict import predict
 
 ADAPTER, EMA = "adapter", "ema"
@@ -116,7 +117,7 @@ def validate(
     rank: int = 0,
     num_ranks: int = 1,
     stop: StopSignal = int,
-    meet: Callable[[], None] | None = None,
+    barrier: Callable[[], None] | None = None,
 ) -> Report:
     """Measure a panel with the adapter, beside the base without it.
 
@@ -131,7 +132,7 @@ def validate(
         rank: This process.
         num_ranks: Processes that share the clips; all must call together.
         stop: See `losses`.
-        meet: Waits for all processes, and names a lost one.
+        barrier: Waits for all processes, and names a lost one.
 
     Raises:
         NonFiniteError: A loss is NaN or infinite.
@@ -139,7 +140,7 @@ def validate(
     """
     share: Any = {
         "device": device, "dtype": dtype, "rank": rank, "num_ranks": num_ranks, "stop": stop,
-        "meet": meet,
+        "barrier": barrier,
     }  # fmt: skip
     if key not in base_losses:
         pairs = f"{len(panel.clips)} clips at {len(panel.sigmas)} noise levels"
@@ -169,7 +170,7 @@ def losses(
     rank: int = 0,
     num_ranks: int = 1,
     stop: StopSignal = int,
-    meet: Callable[[], None] | None = None,
+    barrier: Callable[[], None] | None = None,
 ) -> Float[np.ndarray, "n q"]:
     """Loss of each clip at each sigma with the transformer's current weights.
 
@@ -182,7 +183,7 @@ def losses(
         rank: This process.
         num_ranks: Processes that share the clips; all must call together.
         stop: Checked before each forward pass.
-        meet: Waits for all processes, and names a lost one.
+        barrier: Waits for all processes, and names a lost one.
 
     Raises:
         ValidationStopped: `stop` returned a signal in any process; all processes raise it.
@@ -205,8 +206,8 @@ def losses(
             prediction, target = predict(transformer, batch, device, dtype)
             table[row, column] = flow.loss_per_clip(prediction, target)[0]
     if num_ranks > 1:  # every cell is one rank's, the others hold 0
-        if meet:
-            meet()  # names a lost rank, for which the collective would wait
+        if barrier:
+            barrier()  # names a lost rank, for which the collective would wait
         dist.all_reduce(table)
     _raise_if_stopped(stop(), device, num_ranks)
     return table.cpu().double().numpy()  # float64 on the host alone: MPS does not have it

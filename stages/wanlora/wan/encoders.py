@@ -86,21 +86,6 @@ def encode_latents(
 ) -> Float32[torch.Tensor, "b c f h_8 w_8"]:
     """Encode frames to normalised latents: (posterior mode - latents_mean) / latents_std.
 
-    See `encode_posterior`.
-    """
-    return encode_posterior(vae, frames)[0]
-
-
-@torch.no_grad()
-def encode_posterior(
-    vae: AutoencoderKLWan,
-    frames: UInt8[torch.Tensor, "b 3 t h w"] | Float[torch.Tensor, "b 3 t h w"],
-) -> tuple[Float32[torch.Tensor, "b c f h_8 w_8"], Float32[torch.Tensor, "b c f h_8 w_8"]]:
-    """Encode frames to normalised latents, and the log-variance of the posterior around them.
-
-    latents = (mode - latents_mean) / latents_std; scaling by 1 / std scales the variance by its
-    square, so logvar = raw logvar - 2 ln std (not the mean's affine map).
-
     One clip at a time, so that the values do not depend on the batch; normalised in fp32.
 
     Args:
@@ -116,18 +101,17 @@ def encode_posterior(
     if vae.use_tiling or vae.use_slicing:
         raise ModelError("the VAE tiles or slices, which changes latents; call disable_tiling()")
     mean, std = _latent_statistics(vae)
-    latents, logvars = [], []
+    latents = []
     for clip in torch.split(frames, 1):
         pixels = clip.to(vae.device, non_blocking=vae.device.type == "cuda")
         if not pixels.is_floating_point():
             pixels = pixels.float() / 127.5 - 1
         posterior = vae.encode(pixels.to(vae.dtype)).latent_dist
         latents.append((posterior.mode().float() - mean) / std)
-        logvars.append(posterior.logvar.float() - 2 * std.log())
     result = torch.cat(latents)
     if not torch.isfinite(result).all():
         raise ModelError("the VAE returned NaN or infinite latents; use vae_dtype = float32")
-    return result, torch.cat(logvars)
+    return result
 
 
 @torch.no_grad()

@@ -34,7 +34,6 @@ def vae_provenance(
     store_dtype: str,
     transform_revision: int,
     mantissa_bits: int | None = None,
-    logvar: bool = False,
     memo: Memo,
 ) -> dict[str, Any]:
     """Describe everything that decides a latent's value.
@@ -44,9 +43,8 @@ def vae_provenance(
         dtype: Compute type of the VAE.
         tf32: Whether TF32 convolutions were allowed (only fp32 knows them).
         store_dtype: Type of the stored latents, for example float16.
-        transform_revision: `manifest.TRANSFORM_REVISION`: the pixel rules.
+        transform_revision: `clip.TRANSFORM_REVISION`: the pixel rules.
         mantissa_bits: Mantissa bits of the stored latents; None = not rounded.
-        logvar: Whether the log-variances are stored too.
         memo: Digests from before; new ones are added.
 
     Raises:
@@ -60,7 +58,7 @@ def vae_provenance(
         "z_dim": config["z_dim"],
         "latents_mean": list(config["latents_mean"]),
         "latents_std": list(config["latents_std"]),
-        "posterior": "mode+logvar" if logvar else "mode",
+        "posterior": "mode",
         "normalized": True,
         "tiling": False,
         "compute_dtype": _dtype_name(dtype),

@@ -27,7 +27,7 @@ from wanlora.config import CacheLatentsConfig
 from wanlora.core.prompts import prompt_key
 from wanlora.core.units import count, size
 from wanlora.data import manifest
-from wanlora.data.manifest import Clip
+from wanlora.data.clip import Clip
 from wanlora.data.source_root import advice, find_sources
 from wanlora.errors import ConfigError, ManifestError, StoreError
 from wanlora.processes.ranks import Rank, rank_of

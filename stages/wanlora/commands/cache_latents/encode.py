@@ -25,7 +25,7 @@ from wanlora.commands.cache_latents.turns import turn
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.buckets import MAX_TOKENS, Bucket, latent_shape
 from wanlora.core.location import Location
-from wanlora.data.manifest import Clip
+from wanlora.data.clip import Clip
 from wanlora.errors import MediaError, ModelError
 from wanlora.media.quality import psnr
 from wanlora.progress import waiting
@@ -198,26 +198,24 @@ class _Encode:
         self, config: CacheLatentsConfig, vae: AutoencoderKLWan, to_check: Variant | None
     ) -> None:
         self._vae = vae
-        self._logvar = config.store.logvar
         self._options = _halved("vae_dtype", config.vae_dtype)
         self._to_check = to_check
 
     def __call__(
         self, clip: Clip, frames: UInt8[torch.Tensor, "t 3 h w"]
-    ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-        """Latents and, if wanted, log-variances `[C, F, H, W]`, and the frames `[T, H, W, 3]`."""
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Latents `[C, F, H, W]`, and the frames `[T, H, W, 3]`."""
         pixels = frames.permute(0, 2, 3, 1).numpy()
         with explaining_memory(
             f"encoding clip {clip.clip_id} of {clip.bucket}",
             "stop what else uses the device", *self._options,
             "prepare smaller or shorter clips",
         ):  # fmt: skip
-            latents, logvar = encoders.encode_posterior(self._vae, frames.permute(1, 0, 2, 3)[None])
+            latents = encoders.encode_latents(self._vae, frames.permute(1, 0, 2, 3)[None])
             if self._to_check is not None:
                 check_vae(self._vae, latents, pixels, variant=self._to_check, clip=clip)
                 self._to_check = None
-        spread = logvar[0].cpu().numpy() if self._logvar else None
-        return latents[0].cpu().numpy(), spread, pixels
+        return latents[0].cpu().numpy(), pixels
 
 
 def _halved(setting: str, dtype: str) -> list[str]:
@@ -225,16 +223,10 @@ def _halved(setting: str, dtype: str) -> list[str]:
     return [] if dtype == "bfloat16" else [f"--set {setting}=bfloat16 (half the memory)"]
 
 
-def _write(
-    writer: SegmentWriter,
-    row: _Row,
-    latents: np.ndarray,
-    logvar: np.ndarray | None,
-    pixels: np.ndarray,
-) -> None:
+def _write(writer: SegmentWriter, row: _Row, latents: np.ndarray, pixels: np.ndarray) -> None:
     """Add a row; runs in the write thread, with the fit to RGB, compression and fsync."""
     rgb = normal_equations(latents, pixels)
-    writer.add(row.key, latents, source=_source(row.clip), rgb=rgb, logvar=logvar)
+    writer.add(row.key, latents, source=_source(row.clip), rgb=rgb)
 
 
 def _decode_ahead(

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from wanlora.data.clip import Clip
 from wanlora.data.clips import SourceHashes, load_unchanged
-from wanlora.data.manifest import Clip
 from wanlora.errors import MediaError
 
 _hashed_here: SourceHashes = {}

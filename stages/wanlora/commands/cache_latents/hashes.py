@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wanlora.core.location import Location, cache_home
-from wanlora.data import manifest
 from wanlora.data.clips import SourceHashes, hashes_document, parse_hashes
+from wanlora.data.source_paths import source_path
 from wanlora.errors import OutputError
 from wanlora.files import write_atomic
 from wanlora.media.source import SOURCES
@@ -77,7 +77,7 @@ def _beside(manifests: Sequence[Path]) -> dict[str, tuple[int, int, str]]:
         except OSError:
             continue
         for name, entry in parse_hashes(document).items():
-            found[str(manifest.source_path(name, folder))] = entry
+            found[str(source_path(name, folder))] = entry
     return found
 
 

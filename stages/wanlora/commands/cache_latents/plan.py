@@ -6,6 +6,7 @@ Owns: the way from manifests and a model folder to keys and provenances. Encodes
 import json
 import logging
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -19,13 +20,13 @@ from wanlora.commands.cache_latents.hashes import Hashes, kept_digests
 from wanlora.commands.cache_latents.turns import turn
 from wanlora.config import CacheLatentsConfig
 from wanlora.core import units
-from wanlora.core.buckets import MAX_TOKENS, latent_shape, problem_with
+from wanlora.core.buckets import MAX_TOKENS, problem_with
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location, Url
 from wanlora.core.prompts import prompt_key
-from wanlora.data import manifest
+from wanlora.cost.sizes import cache_bytes
+from wanlora.data.clip import TRANSFORM_REVISION, Clip, clip_key
 from wanlora.data.clips import SourceHashes, hash_all, load_clip, reading, source_sha256
-from wanlora.data.manifest import Clip
 from wanlora.errors import DeviceError, MediaError, ModelError, StoreError
 from wanlora.progress import bar
 from wanlora.store import index, storage
@@ -39,6 +40,7 @@ from wanlora.wan.provenance import (
     text_provenance,
     vae_provenance,
 )
+from wanlora.wan.tokens import estimate
 from wanlora.wan.variants import VARIANTS, Variant, variant_of
 
 ALIASES = "aliases.json"
@@ -130,15 +132,15 @@ class Plan:
 
     @property
     def num_bytes(self) -> int:
-        """Raw size of what is missing; prompts are taken to have a token for 3 bytes."""
-        item = np.dtype(self.using.latents_provenance["store_dtype"]).itemsize
-        channels = int(self.using.latents_provenance["z_dim"])
-        latents = sum(prod(latent_shape(c.clip.bucket, channels)) for c in self.missing_clips)
-        latents *= 1 + ("logvar" in self.using.latents_provenance["posterior"])
-        tokens = sum(
-            min(MAX_TOKENS, 1 + len(t.encode()) // 3) for t in self.missing_prompts.values()
+        """Estimated size of what is missing."""
+        latents = self.using.latents_provenance
+        return cache_bytes(
+            Counter(keyed.clip.bucket for keyed in self.missing_clips),
+            sum(min(MAX_TOKENS, estimate(text)) for text in self.missing_prompts.values()),
+            z_dim=int(latents["z_dim"]),
+            text_dim=int(self.using.text_provenance["text_dim"]),
+            item_bytes=np.dtype(latents["store_dtype"]).itemsize,
         )
-        return int(item * (latents + tokens * int(self.using.text_provenance["text_dim"])))
 
     def fingerprint(self, kind: Kind) -> str:
         """What the rows of a kind are filed under."""
@@ -196,7 +198,6 @@ def _not_downloaded(config: CacheLatentsConfig, device: torch.device) -> Encoder
         "model": config.model,
         "store_dtype": config.store.dtype,
         "z_dim": variant.z_dim,
-        "posterior": "mode+logvar" if config.store.logvar else "mode",
     }
     text = {"model": config.model, "text_dim": variant.text_dim}
     return Encoders(Path(config.model), variant, device, latents, text)
@@ -285,9 +286,8 @@ def _provenances(
         dtype=getattr(torch, config.vae_dtype),
         tf32=has_tf32(device) and config.tf32,
         store_dtype=config.store.dtype,
-        transform_revision=manifest.TRANSFORM_REVISION,
+        transform_revision=TRANSFORM_REVISION,
         mantissa_bits=config.store.latent_mantissa_bits,
-        logvar=config.store.logvar,
         memo=hashes.digests,
     )
     text = text_provenance(
@@ -389,7 +389,7 @@ def _keyed(
             assert isinstance(outcome, MediaError)
             result.failures.append(Failure(outcome.code, clip.clip_id, str(outcome)))
             continue
-        keyed = KeyedClip(replace(clip, source_sha256=digest), manifest.clip_key(clip, digest))
+        keyed = KeyedClip(replace(clip, source_sha256=digest), clip_key(clip, digest))
         result.clips.append(keyed)
         if clip.source_sha256 not in (None, digest):
             result.changed.add(clip.source)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wanlora.config import CacheLatentsConfig
 from wanlora.data import manifest
-from wanlora.data.manifest import Clip
+from wanlora.data.clip import Clip
 from wanlora.data.source_root import require_folders
 from wanlora.errors import ConfigError, OutputError, StoreError
 from wanlora.files import require_folder

@@ -11,12 +11,12 @@ from wanlora.commands.cache_latents.plan import Failure, KeyedClip, Plan
 from wanlora.commands.cache_latents.worker import Encoded
 from wanlora.config import CacheLatentsConfig
 from wanlora.core.prompts import prompt_key
+from wanlora.core.shares import describe_shares, shares
 from wanlora.core.text import shorten
 from wanlora.core.units import JSON, count, duration, first, percent, size
-from wanlora.data import manifest
+from wanlora.data.clip import TRAIN
 from wanlora.data.edits import unused_captions
 from wanlora.store.views import ViewClip
-from wanlora.training.order import describe_shares, shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ def summarize(
         draws=shares(
             (keyed.clip.activity, keyed.clip.weight)
             for keyed in outcome.kept
-            if keyed.clip.split == manifest.TRAIN
+            if keyed.clip.split == TRAIN
         ),
         next_command="" if config.dry_run else _next_command(config),
     )

@@ -19,7 +19,7 @@ from wanlora import __version__, progress
 from wanlora.commands.demo.demo_folder import mark_done, open_folder
 from wanlora.config import DemoConfig
 from wanlora.core import units
-from wanlora.core.validation import describe_sample
+from wanlora.core.intervals import describe_sample
 from wanlora.errors import RunError
 from wanlora.files import write_text
 from wanlora.media import mp4

@@ -10,7 +10,6 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
-from math import prod
 from pathlib import Path
 
 from wanlora.adapters import targets
@@ -18,7 +17,7 @@ from wanlora.commands.estimate.case import Card, Case
 from wanlora.commands.estimate.pauses import Passes, preview_passes, validation_passes
 from wanlora.commands.estimate.table import Batch, EstimateResult, Mode, Pause
 from wanlora.config import EstimateConfig
-from wanlora.core.buckets import Bucket, latent_shape
+from wanlora.core.buckets import Bucket
 from wanlora.cost.flops import Recompute
 from wanlora.cost.gpus import GPUS, MEMORY_GIB, Gpu, gpu_named, gpu_of, memory_of, other_size
 from wanlora.cost.memory import longest_clip, num_trained, plan, step_bytes
@@ -30,6 +29,7 @@ from wanlora.cost.seconds import (
     floor_seconds,
     model_flops,
 )
+from wanlora.cost.sizes import TOKENS_PER_CAPTION, cache_bytes, checkpoint_bytes
 from wanlora.errors import ConfigError
 from wanlora.store import schema, storage
 from wanlora.store.views import View, read_view
@@ -42,8 +42,6 @@ from wanlora.wan.model_folder import TRANSFORMER, resolve
 from wanlora.wan.variants import VARIANTS, Variant, variant_of
 
 DEFAULT_GPU = "H100"
-CAPTION_BYTES_PER_FEATURE = 0.62e6 / 4096
-"""A caption of about 130 tokens, 4,096 features wide, in the store (docs/benchmarks.md)."""
 
 _GPU_DRIVERS = ("/proc/driver/nvidia/version", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
 """Files of the drivers that torch can use as `cuda` on Linux: NVIDIA's, WSL's, AMD's."""
@@ -188,6 +186,9 @@ def _result(case: Case, modes: Modes) -> EstimateResult:
     )
     batch_sizes = {bucket: size.global_batch for bucket, size in case.sizes.items()}
     trained = num_trained(work.shape, work.adapted, work.rank)
+    checkpoints = _num_checkpoints(
+        steps, save_steps=config.save_steps, keep_checkpoints=config.keep_checkpoints
+    )
     peak = step_bytes(work, modes).total
     return EstimateResult(
         variant=case.variant.name,
@@ -217,7 +218,7 @@ def _result(case: Case, modes: Modes) -> EstimateResult:
         previews=previews,
         stage_one_hours=_encode_hours(case),
         cache_gb=_cache_bytes(case) / 1e9,
-        checkpoints_gb=_checkpoint_bytes(config, steps, trained) / 1e9,
+        checkpoints_gb=checkpoint_bytes(trained, checkpoints) / 1e9,
         untrained=describe_untrained(case.order, case.buckets, batch_sizes, end_step=steps),
         too_short=describe_short_run(
             steps,
@@ -276,19 +277,18 @@ def _encode_hours(case: Case) -> float | None:
 def _cache_bytes(case: Case) -> float:
     if case.config.cache:
         return storage.num_bytes(case.config.cache, schema.STORE)
-    values = sum(
-        number * prod(latent_shape(bucket, case.variant.z_dim))
-        for bucket, number in case.to_encode.items()
+    return cache_bytes(
+        case.to_encode,
+        TOKENS_PER_CAPTION * case.to_encode.total(),
+        z_dim=case.variant.z_dim,
+        text_dim=case.variant.text_dim,
     )
-    caption = CAPTION_BYTES_PER_FEATURE * case.variant.text_dim
-    return 2.0 * values + caption * case.to_encode.total()
 
 
-def _checkpoint_bytes(config: EstimateConfig, steps: int, trained: int) -> float:
-    """Checkpoints hold the masters and two moments; the run's root holds the masters once more."""
-    saved = steps // config.save_steps + 1 if config.save_steps else 1
-    kept = min(saved, config.keep_checkpoints or saved)
-    return 4.0 * trained * (3 * kept + 1)
+def _num_checkpoints(steps: int, *, save_steps: int, keep_checkpoints: int) -> int:
+    """Checkpoints that a run keeps."""
+    saved = steps // save_steps + 1 if save_steps else 1
+    return min(saved, keep_checkpoints or saved)
 
 
 def _assumed(gpu: Gpu | None, *, measured: bool) -> dict[str, str]:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from wanlora.config import EstimateConfig
 from wanlora.core.buckets import Bucket, usual
-from wanlora.core.validation import choose, num_due
 from wanlora.store.views import View
+from wanlora.training.panel import choose, num_due
 from wanlora.wan.variants import Variant
 
 SEED = 0

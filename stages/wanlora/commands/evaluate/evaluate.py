@@ -21,9 +21,8 @@ from wanlora.commands.evaluate.setup import Setup, open_setup
 from wanlora.commands.evaluate.subjects import BASE, Subject, subjects
 from wanlora.commands.evaluate.video_plan import Model, describe, plan, plan_clips
 from wanlora.config import EvaluateConfig
-from wanlora.core.groups import conclusion
+from wanlora.core.intervals import conclusion, describe_sample
 from wanlora.core.units import count
-from wanlora.core.validation import describe_sample
 from wanlora.files import require_folder, write_text
 from wanlora.media import mp4
 from wanlora.progress import waiting

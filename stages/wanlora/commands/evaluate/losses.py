@@ -19,9 +19,9 @@ from wanlora.adapters.attach import attach, detach
 from wanlora.commands.evaluate.setup import Setup
 from wanlora.commands.evaluate.subjects import Subject
 from wanlora.core.fingerprint import fingerprint
-from wanlora.core.validation import Report, summarize
 from wanlora.errors import RunError
 from wanlora.files import write_json
+from wanlora.training.panel import Report, summarize
 from wanlora.training.validation import Panel, losses, require_finite
 
 TABLES_NAME = "losses.json"

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from wanlora.commands.evaluate.video_plan import Model, Video
-from wanlora.core.validation import mean_interval
+from wanlora.core.intervals import mean_interval
 from wanlora.errors import MediaError, RunError
 from wanlora.media import quality, recorded
 from wanlora.media.decode import decode

@@ -14,7 +14,7 @@ from wanlora.commands.evaluate.subjects import BASE, REAL, Subject
 from wanlora.core import units
 from wanlora.core.buckets import num_tokens
 from wanlora.core.fingerprint import fingerprint
-from wanlora.core.prompts import Dealt, deal, slug
+from wanlora.core.prompts import PromptAssignment, assign_prompts, slug
 from wanlora.cost.flops import step_flops
 from wanlora.media import recorded
 from wanlora.store.views import ViewClip
@@ -65,7 +65,7 @@ def plan(
     output_dir: Path,
 ) -> list[Model]:
     """Plan `num_videos` of each activity by each model, the base first."""
-    dealt = _dealt(setup, num_videos)
+    dealt = _assigned(setup, num_videos)
 
     def of(name: str, subject: Subject | None, folder: Path) -> Model:
         videos = []
@@ -92,7 +92,7 @@ def plan_clips(setup: Setup, *, num_videos: int, output_dir: Path) -> Model | No
         for key in clip.prompts:  # of two clips with one caption, the held-out one
             by_caption.setdefault((clip.activity, key), clip)
     videos = []
-    for item in _dealt(setup, num_videos):
+    for item in _assigned(setup, num_videos):
         key = setup.prompts[item.activity][item.prompt]
         clip = by_caption[item.activity, key]
         if clip.bucket != setup.bucket:
@@ -107,9 +107,9 @@ def plan_clips(setup: Setup, *, num_videos: int, output_dir: Path) -> Model | No
     return Model(REAL, None, tuple(videos))
 
 
-def _dealt(setup: Setup, num_videos: int) -> list[Dealt]:
+def _assigned(setup: Setup, num_videos: int) -> list[PromptAssignment]:
     prompts = {activity: list(texts) for activity, texts in setup.prompts.items()}
-    return deal(prompts, num_videos, seed=setup.source.seed)
+    return assign_prompts(prompts, num_videos, seed=setup.source.seed)
 
 
 def _facts(setup: Setup, subject: Subject | None, prompt_key: str, seed: int) -> dict[str, Any]:

@@ -92,8 +92,6 @@ def problem_with(kind: Kind, reader: RowReader, key: str) -> str | None:
     """
     try:
         row = reader.read(key)
-        if kind == "latents":
-            reader.read_logvar(key)
     except CorruptRowError as error:
         return str(error)
     if not np.isfinite(row).all():

@@ -11,7 +11,7 @@ import numpy as np
 
 from wanlora.config import InspectConfig
 from wanlora.core.text import file_stem
-from wanlora.data.manifest import Clip
+from wanlora.data.clip import Clip
 from wanlora.errors import MediaError, StoreError
 from wanlora.files import free_path
 from wanlora.media import mp4

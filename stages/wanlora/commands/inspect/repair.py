@@ -200,7 +200,6 @@ def _stage_one(config: InspectConfig, view: View) -> CacheLatentsConfig:
         store=StoreSettings(
             dtype=latents["store_dtype"],
             latent_mantissa_bits=latents.get("mantissa_bits"),
-            logvar="logvar" in latents["posterior"],
             clips_per_segment=config.store.clips_per_segment,
             segment_bytes=config.store.segment_bytes,
         ),

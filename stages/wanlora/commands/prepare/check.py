@@ -11,9 +11,10 @@ from pathlib import Path
 from wanlora.commands.prepare.pool import Alive, survive
 from wanlora.core.buckets import Bucket
 from wanlora.core.out_of_memory import is_out_of_memory
+from wanlora.data import npz
 from wanlora.data.captions.folders import IMAGE_SUFFIXES
 from wanlora.errors import MediaError, PassingError
-from wanlora.media import image, npz, probe
+from wanlora.media import image, probe
 from wanlora.media.scenes import Detector
 from wanlora.media.source import reading, source_sha256, unchanged
 

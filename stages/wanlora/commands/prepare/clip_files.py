@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wanlora.commands.prepare import journal
 from wanlora.core.text import file_stem
-from wanlora.data.manifest import Clip
+from wanlora.data.clip import Clip
 
 FOLDER = "clips"
 

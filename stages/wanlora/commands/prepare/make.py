@@ -15,9 +15,9 @@ from wanlora.commands.prepare.cuts import Cut, Rules, Scene, cuts
 from wanlora.config import PrepareConfig
 from wanlora.core.aspect import LENGTH_STEP, cover_problem, nearest_size
 from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket
-from wanlora.data import manifest
 from wanlora.data.captions import Source
-from wanlora.data.manifest import Clip
+from wanlora.data.clip import TRAIN, Clip
+from wanlora.data.source_paths import written_path
 from wanlora.errors import MediaError
 from wanlora.media.image import Picture
 from wanlora.media.probe import Scan
@@ -82,7 +82,7 @@ def _video_clip(source: Source, sha256: str, scan: Scan, cut: Cut, config: Prepa
     repeats = _count_repeats(scan, cut, config.fps)
     return Clip(
         clip_id=_clip_id(source.path, sha256, cut.start_s),
-        source=manifest.written_path(source.path, config.output),
+        source=written_path(source.path, config.output),
         source_sha256=sha256,
         source_group=source.group or sha256[:16],
         kind="video",
@@ -93,7 +93,7 @@ def _video_clip(source: Source, sha256: str, scan: Scan, cut: Cut, config: Prepa
         width=width,
         prompts=_prompts(source, config),
         activity=source.activity,
-        split=manifest.TRAIN,
+        split=TRAIN,
         orig={**_orig(scan), "repeated_frames": repeats.repeated},
         transform=_transform(scan),
         warnings=_warnings(scan, cut, repeats, height, width, config),
@@ -110,7 +110,7 @@ def _image_clip(source: Source, sha256: str, picture: Picture, config: PrepareCo
     warnings += ["alpha: transparent parts become white"] if picture.alpha else []
     return Clip(
         clip_id=_clip_id(source.path, sha256, 0.0),
-        source=manifest.written_path(source.path, config.output),
+        source=written_path(source.path, config.output),
         source_sha256=sha256,
         source_group=source.group or sha256[:16],
         kind="images",
@@ -121,7 +121,7 @@ def _image_clip(source: Source, sha256: str, picture: Picture, config: PrepareCo
         width=width,
         prompts=_prompts(source, config),
         activity=source.activity,
-        split=manifest.TRAIN,
+        split=TRAIN,
         orig={"width": picture.width, "height": picture.height},
         transform={"resize": "bicubic-antialias", "crop": "center", "sample_aspect": "1"},
         warnings=tuple(warnings),
@@ -141,7 +141,7 @@ def _npz_clip(
     match = pattern.search(source.path.stem) if pattern else None
     return Clip(
         clip_id=_clip_id(source.path, sha256, 0.0),
-        source=manifest.written_path(source.path, config.output),
+        source=written_path(source.path, config.output),
         source_sha256=sha256,
         source_group=source.group or (match.group(1) if match else sha256[:16]),
         kind="npz",
@@ -152,7 +152,7 @@ def _npz_clip(
         width=bucket.width,
         prompts=_prompts(source, config),
         activity=source.activity,
-        split=manifest.TRAIN,
+        split=TRAIN,
         orig={},
         transform={},
         warnings=() if source.group or match else ("no_group: other clips of its video unknown",),

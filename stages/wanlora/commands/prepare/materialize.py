@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from wanlora.commands.prepare.clip_files import FOLDER, file_name
+from wanlora.data import npz
+from wanlora.data.clip import Clip
 from wanlora.data.clips import SourceHashes, load_unchanged
-from wanlora.data.manifest import Clip
 from wanlora.errors import MediaError
 from wanlora.files import partial_path, publish, writing
-from wanlora.media import npz
 from wanlora.media.source import source_sha256
 
 

@@ -26,6 +26,7 @@ from wanlora.core import units
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.data import manifest
 from wanlora.data.captions import Failure, Found, find
+from wanlora.data.clip import TRAIN, VAL, Clip
 from wanlora.data.edits import (
     MANIFESTS,
     Edits,
@@ -39,7 +40,7 @@ from wanlora.data.edits import (
     without_edits,
     write_record,
 )
-from wanlora.data.manifest import Clip
+from wanlora.data.source_paths import written_path
 from wanlora.data.survey import Plan, survey
 from wanlora.errors import ConfigError, ManifestError, MediaError, NoCaptionError
 from wanlora.files import fsync_dir, require_folder, write_atomic, write_text
@@ -245,7 +246,7 @@ def _moved(output: Path, clips: Sequence[Clip]) -> list[str]:
     for line in path.read_bytes().splitlines() if path.is_file() else ():
         with suppress(ValueError):  # a damaged line was refused, or is discarded on request
             before.add(dict(json.loads(line)).get("clip_id"))
-    moved = sum(clip.split == manifest.TRAIN and clip.clip_id in before for clip in clips)
+    moved = sum(clip.split == TRAIN and clip.clip_id in before for clip in clips)
     if not moved:
         return []
     return [
@@ -273,10 +274,7 @@ def _split(
         seed=config.seed,
         chosen=chosen,
     )
-    return [
-        replace(clip, split=manifest.VAL if clip.source_group in val else manifest.TRAIN)
-        for clip in clips
-    ]
+    return [replace(clip, split=VAL if clip.source_group in val else TRAIN) for clip in clips]
 
 
 def _write_sheet(
@@ -331,8 +329,8 @@ def _write_manifests(
 ) -> None:
     """Write those that have clips; a kill in between leaves a train.jsonl that can stand alone."""
     train, val = MANIFESTS
-    held = [clip for clip in clips if clip.split == manifest.VAL]
-    parts = {train: [clip for clip in clips if clip.split != manifest.VAL], val: held}
+    held = [clip for clip in clips if clip.split == VAL]
+    parts = {train: [clip for clip in clips if clip.split != VAL], val: held}
     files = {name: manifest.document(own) for name, own in parts.items() if own}
     as_made = files if unedited == clips else {}
     announce(output, as_made)
@@ -350,7 +348,7 @@ def _write_manifests(
 def _write_hashes(output: Path, clips: list[Clip], hashes: SourceHashes) -> None:
     """Leave the hashes of the manifests' sources to stage one, which reads them otherwise."""
     known = {
-        manifest.written_path(path, output): hashes[str(path)]
+        written_path(path, output): hashes[str(path)]
         for path in dict.fromkeys(clip.path for clip in clips)
         if str(path) in hashes
     }

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping
 
 from wanlora.core.fingerprint import sha256_text
-from wanlora.data.manifest import VAL, Clip
+from wanlora.data.clip import VAL, Clip
 
 LARGE = 8
 """Expected number of held-out groups from which an activity's draws are balanced enough: their

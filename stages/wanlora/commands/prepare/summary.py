@@ -10,11 +10,10 @@ from dataclasses import dataclass
 
 from wanlora.config import PrepareConfig
 from wanlora.core.buckets import DEFAULT_FPS
-from wanlora.core.groups import describe_few_groups, fraction_for
+from wanlora.core.intervals import describe_few_groups, fraction_for
 from wanlora.core.units import JSON, duration, first, names
-from wanlora.data import manifest
 from wanlora.data.captions import Failure, Found
-from wanlora.data.manifest import Clip
+from wanlora.data.clip import TRAIN, VAL, Clip
 from wanlora.data.survey import Plan
 
 SHOWN = 8
@@ -136,7 +135,7 @@ def summarize(
 ) -> PrepareResult:
     """Count what was made."""
     splits = Counter(clip.split for clip in clips)
-    val_groups = {clip.source_group for clip in clips if clip.split == manifest.VAL}
+    val_groups = {clip.source_group for clip in clips if clip.split == VAL}
     groups = {clip.source_group for clip in clips}
     warnings = Counter(text.split(":")[0] for clip in clips for text in clip.warnings)
     return PrepareResult(
@@ -145,8 +144,8 @@ def summarize(
         failed=len({failure.path for failure in failures}),
         used=len({clip.orig.get("source", clip.source) for clip in clips}),
         clips=len(clips),
-        train=splits[manifest.TRAIN],
-        val=splits[manifest.VAL],
+        train=splits[TRAIN],
+        val=splits[VAL],
         val_fraction=config.val_fraction,
         train_groups=len(groups - val_groups),
         val_groups=len(val_groups),
@@ -201,7 +200,7 @@ def counts(numbers: Mapping[str, int]) -> str:
 def _split_notes(config: PrepareConfig, clips: Sequence[Clip]) -> list[str]:
     """Activities that lack training or validation clips, and what is too little to measure."""
     groups = {clip.source_group for clip in clips}
-    held = {clip.source_group for clip in clips if clip.split == manifest.VAL}
+    held = {clip.source_group for clip in clips if clip.split == VAL}
     of_activity: dict[str, set[str]] = defaultdict(set)
     for clip in clips:
         of_activity[clip.activity].add(clip.source_group)

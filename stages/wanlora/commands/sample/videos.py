@@ -13,7 +13,7 @@ from typing import Any
 from wanlora.config import ACTIVITY, SampleConfig
 from wanlora.core import units
 from wanlora.core.fingerprint import difference
-from wanlora.core.prompts import Dealt, deal, slug
+from wanlora.core.prompts import PromptAssignment, assign_prompts, slug
 from wanlora.core.text import decode_utf8, parse_json, shorten, without_surrogates
 from wanlora.errors import ConfigError
 from wanlora.files import require_folder
@@ -67,28 +67,30 @@ def plan(config: SampleConfig) -> list[Video]:
     return videos
 
 
-def _path(config: SampleConfig, number: int, item: Dealt) -> Path:
+def _path(config: SampleConfig, number: int, item: PromptAssignment) -> Path:
     name = f"{number:03d}-{slug(item.prompt)}-seed{item.seed}.{config.format}"
     folder = config.output_dir / slug(item.activity) if item.activity else config.output_dir
     return folder / name
 
 
-def _wanted(config: SampleConfig) -> list[Dealt]:
+def _wanted(config: SampleConfig) -> list[PromptAssignment]:
     """Prompts of the flags, of the file and of the cache, each with its seeds."""
     seeds = range(config.seed, config.seed + config.num_videos)
     wanted = []
     if config.cache is not None:
         wanted += _of_activities(config)
     else:
-        wanted += [Dealt("", prompt, seed) for prompt in config.prompt for seed in seeds]
+        wanted += [PromptAssignment("", prompt, seed) for prompt in config.prompt for seed in seeds]
     if config.prompts is not None:
         for prompt, seed in read_prompts(config.prompts):
             first = config.seed if seed is None else seed
-            wanted += [Dealt("", prompt, first + index) for index in range(config.num_videos)]
+            wanted += [
+                PromptAssignment("", prompt, first + index) for index in range(config.num_videos)
+            ]
     return wanted
 
 
-def _of_activities(config: SampleConfig) -> list[Dealt]:
+def _of_activities(config: SampleConfig) -> list[PromptAssignment]:
     """Videos of every activity of a cache: of a template, or of its captions."""
     assert config.cache is not None
     view = read_view(config.cache, config.view)
@@ -102,7 +104,7 @@ def _of_activities(config: SampleConfig) -> list[Dealt]:
         return [
             item
             for prompt in config.prompt
-            for item in deal(
+            for item in assign_prompts(
                 {name: [prompt.replace(ACTIVITY, name)] for name in activities},
                 config.num_videos,
                 seed=config.seed,
@@ -113,7 +115,7 @@ def _of_activities(config: SampleConfig) -> list[Dealt]:
 
     reader = StoreReader.of_view(config.cache, view)
     known = {name: list(texts) for name, texts in captions(reader, view, config.split).items()}
-    return deal(known, config.num_videos, seed=config.seed)
+    return assign_prompts(known, config.num_videos, seed=config.seed)
 
 
 def read_prompts(path: Path) -> list[tuple[str, int | None]]:

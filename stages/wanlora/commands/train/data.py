@@ -16,14 +16,15 @@ from wanlora.adapters import targets
 from wanlora.commands.train.selection import choose, encode_again
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import Bucket
-from wanlora.core.groups import describe_few_groups
+from wanlora.core.intervals import describe_few_groups
+from wanlora.core.shares import balanced_shares, describe_shares, shares
 from wanlora.errors import NonFiniteError
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, read_view
 from wanlora.training.batch_sizes import BatchSize, batch_sizes
 from wanlora.training.batches import BatchSource
 from wanlora.training.cached_clips import check_encodings
-from wanlora.training.order import balanced_shares, describe_shares, describe_untrained, shares
+from wanlora.training.order import describe_untrained
 from wanlora.training.schedule import describe_short_run
 from wanlora.training.source import make_source
 from wanlora.training.validation import Panel, make_panel

@@ -29,12 +29,12 @@ from wanlora.commands.train.saving import SaveTimer
 from wanlora.commands.train.session import Session, open_session
 from wanlora.config import TrainConfig
 from wanlora.core import units
-from wanlora.core.groups import conclusion
+from wanlora.core.intervals import conclusion
 from wanlora.core.out_of_memory import explained_out_of_memory
 from wanlora.cost.seconds import all_reduce_bytes
 from wanlora.errors import NonFiniteError
 from wanlora.processes.signals import stop_on_signals
-from wanlora.runs import run_folder
+from wanlora.runs import claim, publish, run_folder
 from wanlora.runs.checkpoints import Progress
 from wanlora.runs.page import LivePage, collected_warnings, live_page
 from wanlora.runs.record import check_trackers
@@ -185,7 +185,7 @@ def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainR
                 masters.accumulate()
                 slot_losses.append(losses.detach())
             if session.ranks.count > 1:
-                session.ranks.meet()  # names a lost one, where the collective would wait for it
+                session.ranks.barrier()  # names a lost one, where the collective would wait for it
                 masters.sum_over_ranks()
             grad_norm = masters.clip(config.optimizer.max_grad_norm)
             values = outcomes.gather(
@@ -211,7 +211,7 @@ def _train(config: TrainConfig, session: Session, warnings: list[str]) -> TrainR
             if stopped:
                 break
         reporter.finish(stopped)
-        session.ranks.meet()
+        session.ranks.barrier()
         session.ranks.close()
     return _result(config, session, reporter, first_step, stopped, time.perf_counter() - started)
 
@@ -269,15 +269,13 @@ def _begin(config: TrainConfig, session: Session, warnings: list[str]) -> Iterat
         return
     settings = recorded_settings(config)
     settings["optimizer"]["warmup_steps"] = session.warmup_steps
-    with run_folder.begin_run(
-        config.output_dir, settings, session.facts, checkpoint=session.checkpoint
-    ):
+    with claim.begin_run(config.output_dir, settings, session.facts, checkpoint=session.checkpoint):
         validated = not validation_is_due(config, session)
-        run_folder.forget_after(config.output_dir, session.progress.step, validated=validated)
+        publish.forget_after(config.output_dir, session.progress.step, validated=validated)
         if session.checkpoint:
             saving.show(config.output_dir, session.checkpoint)
         else:
-            run_folder.forget_attempt(config.output_dir)
+            publish.forget_attempt(config.output_dir)
         with live_page(
             config.output_dir, steps_planned=session.end_step, warnings=warnings
         ) as page:

@@ -17,7 +17,7 @@ from wanlora.commands.train.session import Session
 from wanlora.config import TrainConfig
 from wanlora.core import units
 from wanlora.core.buckets import DEFAULT_FPS, usual
-from wanlora.core.validation import describe_sample
+from wanlora.core.intervals import describe_sample
 from wanlora.runs.run_folder import ADAPTER_NAME, preview_folders
 from wanlora.store.views import frame_rate
 from wanlora.wan.model_folder import public_name

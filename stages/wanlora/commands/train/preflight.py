@@ -10,7 +10,7 @@ from wanlora.adapters.header import read_header
 from wanlora.commands.train.selection import choose, encode_again
 from wanlora.config import TrainConfig
 from wanlora.processes.ranks import rank_of
-from wanlora.runs import run_folder
+from wanlora.runs import claim, run_folder
 from wanlora.store import index
 from wanlora.store.views import View, read_view
 from wanlora.training.cached_clips import check_encodings
@@ -31,7 +31,7 @@ def check(config: TrainConfig) -> View:
     """
     if rank_of(os.environ).world == 1:  # of several processes, the first one checks it for all
         # Settings are compared when the device is known, which decides `dtype`.
-        run_folder.open_run(config.output_dir, {}, resume=config.resume, resolve=lambda _: {})
+        claim.open_run(config.output_dir, {}, resume=config.resume, resolve=lambda _: {})
     index.open_store(config.cache)
     view = read_view(config.cache, config.view)
     choose(config, view)

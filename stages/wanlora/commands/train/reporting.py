@@ -29,7 +29,6 @@ from wanlora.commands.train.previews import preview, save_previews
 from wanlora.commands.train.session import Session
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import Bucket, num_tokens, usual
-from wanlora.core.validation import Report
 from wanlora.cost.flops import step_flops
 from wanlora.files import write_json, write_text
 from wanlora.report.run_status import DONE, STOPPED
@@ -41,6 +40,7 @@ from wanlora.store.latent_rgb import solve
 from wanlora.store.views import frame_rate
 from wanlora.training.outcomes import Outcome
 from wanlora.training.pace import against_prediction
+from wanlora.training.panel import Report
 from wanlora.training.validation import (
     ADAPTER,
     EMA,
@@ -216,7 +216,7 @@ class Reporter:
         session = self._session
         if not session.is_main:
             for _ in session.prompts:
-                session.ranks.meet()
+                session.ranks.barrier()
             return
         assert self._recorder
         for index, frames in _make_previews(self._config, session, self._stop).items():
@@ -292,7 +292,7 @@ class Reporter:
                 rank=session.ranks.index,
                 num_ranks=session.ranks.count,
                 stop=self._stop,
-                meet=session.ranks.meet,
+                barrier=session.ranks.barrier,
             )
         if session.is_main:  # at once: the base need not be measured again after a stop
             path = self._config.output_dir / run_folder.BASE_LOSSES_NAME
@@ -368,7 +368,7 @@ def _make_previews(
         device=session.device,
         dtype=session.dtype,
         stop=stop,
-        after_each=session.ranks.meet,
+        after_each=session.ranks.barrier,
     )
     return save_previews(
         config.output_dir,

@@ -21,6 +21,7 @@ from wanlora.errors import AdapterError
 from wanlora.files import partial_path, publish, write_atomic, writing
 from wanlora.runs import checkpoints, run_folder
 from wanlora.runs.checkpoints import Progress
+from wanlora.runs.publish import publish_checkpoint
 from wanlora.training.validation import ADAPTER, EMA
 
 logger = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ def save(config: TrainConfig, session: Session) -> None:
             optimizer=session.optimizer,
         )
 
-    checkpoint = run_folder.publish_checkpoint(
+    checkpoint = publish_checkpoint(
         config.output_dir, session.progress.step, write, keep=config.keep_checkpoints
     )
     show(config.output_dir, checkpoint)

@@ -31,7 +31,7 @@ from wanlora.cost.memory import Workload, uploaded_bytes
 from wanlora.cost.seconds import model_flops
 from wanlora.errors import AdapterError, CheckpointError, ConfigError, ModelError, RunError
 from wanlora.progress import waiting
-from wanlora.runs import checkpoints, run_folder
+from wanlora.runs import checkpoints, claim, run_folder
 from wanlora.runs.checkpoints import Progress
 from wanlora.runs.git import git_commit
 from wanlora.store.views import View, frame_rate
@@ -174,7 +174,14 @@ def open_session(config: TrainConfig, view: View) -> Session:
     if ranks.is_main:
         log_adapter(config, transformer, masters, dtype=dtype, device=device)
     average = MovingAverage(masters, config.ema_decay) if config.ema_decay else None
-    optimizer = make_optimizer(masters.parameters, config.optimizer, config.learning_rate)
+    optimizer = make_optimizer(
+        masters.parameters,
+        name=config.optimizer.name,
+        learning_rate=rate_of(config.optimizer.name, config.learning_rate),
+        betas=(config.optimizer.beta1, config.optimizer.beta2),
+        eps=config.optimizer.eps,
+        weight_decay=config.optimizer.weight_decay,
+    )
     progress = _load(config, checkpoint, identity, masters, average, optimizer)
     if ranks.count > 1:
         ranks.require_same(_what_is_trained(config, view, device, identity, end_step, masters))
@@ -252,9 +259,7 @@ def _open_run(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
     def check() -> Path | None:
         settings = recorded_settings(config)
         settings["optimizer"]["warmup_steps"] = _recorded_warmup(config)
-        return run_folder.open_run(
-            config.output_dir, settings, resume=config.resume, resolve=resolve
-        )
+        return claim.open_run(config.output_dir, settings, resume=config.resume, resolve=resolve)
 
     chosen = ranks.from_main(check)
     if chosen is None:
@@ -304,7 +309,7 @@ def resolved(config: TrainConfig, view: View, device: torch.device) -> dict[str,
     settings["model"] = config.model or view.model
     dtype = devices.base_dtype(config.dtype, device)
     settings["dtype"] = str(dtype).removeprefix("torch.")
-    settings["learning_rate"] = rate_of(config.optimizer, config.learning_rate)
+    settings["learning_rate"] = rate_of(config.optimizer.name, config.learning_rate)
     settings["lora"]["alpha"] = config.lora.alpha or float(config.lora.rank)
     settings["flow"]["shift"] = config.flow.shift or view.shift
     return settings

@@ -2,7 +2,7 @@
 
 Owns: the captions of each source, from .txt sidecars and tables, and what contradicts. Opens no
 video. The walk is in `folders`, the reading of tables in `tables`, the names of columns
-in `core.rows`.
+in `data.columns`.
 """
 
 import os
@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wanlora.core import rows
+from wanlora.core.shares import weight_problem
 from wanlora.core.text import decode_utf8, shorten
+from wanlora.data import columns
 from wanlora.data.captions import tables
 from wanlora.data.captions.folders import IMAGE_SUFFIXES, Failure, absolute, sources_in
 from wanlora.data.captions.lookup import Lookup
@@ -280,7 +281,7 @@ def _read_row(
     *,
     has_folders: bool,
 ) -> None:
-    name = rows.path_in(row, where)
+    name = columns.path_in(row, where)
     path, candidates = lookup(name, table, where)
     if path is not None:
         _add(collected.notes.setdefault(path, _Notes()), row, where, table=table)
@@ -295,18 +296,18 @@ def _read_row(
 
 
 def _add(note: _Notes, row: Mapping[str, Any], where: str, *, table: Path) -> None:
-    captions = rows.captions_in(row, where)
-    if not row.keys() & set(rows.CAPTION_NAMES):
+    captions = columns.captions_in(row, where)
+    if not row.keys() & set(columns.CAPTION_NAMES):
         note.no_caption = (
-            f"{where}: no column of a caption; found {rows.columns(row)}, expected one of "
-            f"{', '.join(rows.CAPTION_NAMES)}"
+            f"{where}: no column of a caption; found {columns.describe(row)}, expected one of "
+            f"{', '.join(columns.CAPTION_NAMES)}"
         )
-    activity = rows.text_in(row, rows.ACTIVITY_NAMES, where)
-    group = rows.text_in(row, rows.GROUP_NAMES, where)
-    split = rows.split_in(row, where)
-    own = rows.weight_in(row, where)
+    activity = columns.text_in(row, columns.ACTIVITY_NAMES, where)
+    group = columns.text_in(row, columns.GROUP_NAMES, where)
+    split = columns.split_in(row, where)
+    own = columns.weight_in(row, where)
     weight = note.weights.get((table, captions), 0.0) + (1.0 if own is None else own)
-    if problem := rows.weight_problem(weight):
+    if problem := weight_problem(weight):
         raise ManifestError(f"{where}: the rows of this file weigh {weight:g} in all; {problem}")
     # Nothing of a bad row is kept: all checks are above.
     note.weights[table, captions] = weight
@@ -363,7 +364,7 @@ def sidecar_text(path: Path) -> str | None:
     if sidecar == path or not sidecar.is_file():
         return None
     text = decode_utf8(sidecar.read_bytes()).strip()
-    return text if rows.is_caption(text) else None
+    return text if columns.is_caption(text) else None
 
 
 def _where_captions(captions: Path | None) -> str:

@@ -1,7 +1,7 @@
 """Tables of captions: JSONL, JSON, CSV, and two lists side by side.
 
 Owns: turning a file into rows; a row that cannot be read is reported in its place. The names of
-columns are in `core.rows`.
+columns are in `data.columns`.
 """
 
 import csv
@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from wanlora.core import rows
 from wanlora.core.text import decode_utf8, parse_json
+from wanlora.data import columns
 from wanlora.errors import ManifestError
 
 NAMES = (
@@ -85,7 +85,7 @@ def _read_jsonl(path: Path, text: str) -> Rows:
         if line.strip():
             where = f"{path}:{number}"
             try:
-                yield where, rows.json_object(line, where)
+                yield where, columns.json_object(line, where)
             except ManifestError as error:
                 yield where, error
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wanlora.core.prompts import clean_prompt
+from wanlora.core.shares import weight_problem
 from wanlora.core.text import MAX_LABEL, parse_json, path_problem, shorten, without_surrogates
 from wanlora.errors import ManifestError
 
@@ -23,8 +24,6 @@ ACTIVITY_NAMES = ("activity", "label", "class")
 GROUP_NAMES = ("source_group", "group")
 SPLIT_NAMES = ("split",)
 WEIGHT_NAMES = ("weight", "num_repeats", "repeats")
-MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
-"""Range of a clip's weight: wide enough for any mix, and an epoch keeps a sane length."""
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val",
           "test": "val"}  # fmt: skip
 
@@ -58,7 +57,7 @@ def path_in(row: Mapping[str, Any], where: str) -> str:
     value = _value(row, PATH_NAMES, where)
     if value is None:
         raise ManifestError(
-            f"{where}: no path; expected one of {', '.join(PATH_NAMES)}, found {columns(row)}"
+            f"{where}: no path; expected one of {', '.join(PATH_NAMES)}, found {describe(row)}"
         )
     return checked_path(_text(value, "path", where), where)
 
@@ -151,17 +150,7 @@ def weight_in(row: Mapping[str, Any], where: str) -> float | None:
     return weight
 
 
-def weight_problem(weight: float) -> str | None:
-    """Expected range when a weight is outside it, else None."""
-    if MIN_WEIGHT <= weight <= MAX_WEIGHT:
-        return None
-    return (
-        f"expected a number from {MIN_WEIGHT:g} to {MAX_WEIGHT:g} (to leave a clip out, remove "
-        "its line)"
-    )
-
-
-def columns(row: Mapping[str, Any]) -> str:
+def describe(row: Mapping[str, Any]) -> str:
     """Names of a row's columns, for a message."""
     return without_surrogates(f"{', '.join(map(str, row)):.200}") or "an empty row"
 

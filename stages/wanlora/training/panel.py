@@ -1,46 +1,20 @@
-"""The validation loss: fixed clips x fixed noise levels x fixed noise, paired with the base model.
+"""The fixed clips of a run's validation loss, and the comparison of their losses with the base's.
 
-Owns: which clips and sigmas, and what is concluded from a table of losses: the only place where a
-confidence interval is computed and worded. A number does not depend on the step, the rank or the
-run, so two of them differ only by the model.
+Owns: the choice of clips, the number of validations of a run, and the conclusions from a table of
+losses. A loss does not depend on the step, the rank or the run, so two of them differ only by the
+model. Must not know: stores, transformers.
 Legend: N clips, Q quantiles of the training density.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, islice
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from wanlora.core.groups import FEW_GROUPS
+from wanlora.core.intervals import group_means, mean_interval
 from wanlora.core.rng import Stream, generator
-
-# Two-sided 95 % quantiles of Student's t for 1 to 30 degrees of freedom (any table of it).
-_T95 = (
-    12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281,
-    2.2010, 2.1788, 2.1604, 2.1448, 2.1314, 2.1199, 2.1098, 2.1009, 2.0930, 2.0860,
-    2.0796, 2.0739, 2.0687, 2.0639, 2.0595, 2.0555, 2.0518, 2.0484, 2.0452, 2.0423,
-)  # fmt: skip
-_Z95 = 1.959964
-
-
-class MeanInterval(NamedTuple):
-    """Mean of values whose groups are independent.
-
-    Attributes:
-        mean: Mean over groups of their mean values.
-        standard_error: Of the mean, between groups; None with a single group.
-        ci95: 95 % confidence interval of the mean; None with a single group.
-        num_groups: Number of groups.
-    """
-
-    mean: float
-    standard_error: float | None
-    ci95: tuple[float, float] | None
-    num_groups: int
 
 
 @dataclass(frozen=True)
@@ -181,53 +155,3 @@ def summarize(
         num_clips=len(activities),
         num_groups=interval.num_groups,
     )
-
-
-def group_means(values: Float[np.ndarray, " n"], groups: Sequence[str]) -> Float[np.ndarray, " g"]:
-    """Mean value of each group, in the order of their first values."""
-    numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
-    of_value = [numbers[group] for group in groups]
-    return np.bincount(of_value, weights=values) / np.bincount(of_value)
-
-
-def mean_interval(values: Float[np.ndarray, " n"], groups: Sequence[str]) -> MeanInterval:
-    """Mean over groups, and its 95 % interval by Student's t over their means.
-
-    Values of one group may depend on each other: clips of one video do. An interval over all values
-    would then be too narrow (`bench/coverage.py`).
-
-    Args:
-        values: The values, for example each clip's difference to the base.
-        groups: Group of each value; groups are independent.
-    """
-    means = group_means(values, groups)
-    mean, num_groups = float(means.mean()), len(means)
-    if num_groups < 2:
-        return MeanInterval(mean, None, None, num_groups)
-    error = float(means.std(ddof=1) / math.sqrt(num_groups))
-    reach = t95(num_groups - 1) * error
-    return MeanInterval(mean, error, (mean - reach, mean + reach), num_groups)
-
-
-def describe_sample(num_clips: int, num_groups: int | None) -> str:
-    """Clips and source groups of an interval, and whether the groups are too few for a narrow one.
-
-    Args:
-        num_clips: Number of clips.
-        num_groups: Number of source groups; None in results of release 0.1.0.
-    """
-    clips = f"{num_clips} clip{'s' * (num_clips != 1)}"
-    if num_groups is None:
-        return clips
-    if num_groups == 1:
-        return f"{clips} of one source group, so no interval"
-    wide = ", so a wide interval" if num_groups < FEW_GROUPS else ""
-    return f"{clips} of {num_groups} source groups{wide}"
-
-
-def t95(degrees: int) -> float:
-    """Two-sided 95 % quantile of Student's t; past 30 by Abramowitz and Stegun 26.7.5."""
-    if degrees <= len(_T95):
-        return _T95[degrees - 1]
-    z = _Z95
-    return z + (z**3 + z) / (4 * degrees) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
