@@ -89,3 +89,14 @@ def test_every_module_of_the_package_is_on_the_readmes_map():
             continue
         name = f"{path.name}/" if path.is_dir() else path.name
         assert name in text, name
+
+
+def test_every_path_of_where_to_change_what_exists():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    section = text.split("## Where to change what\n")[1].split("\n## ")[0]
+    paths = [
+        path for path in re.findall(r"`([\w./]+(?:\.py|/))`", section) if path != "stages/wanlora/"
+    ]
+    assert len(paths) > 25
+    for path in paths:
+        assert (ROOT / "stages" / "wanlora" / path).exists(), path
