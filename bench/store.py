@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from wanlora.store import index, schema
-from wanlora.store.reader import RowReader
+from wanlora.store.row_reader import RowReader
 from wanlora.store.writer import SegmentWriter
 
 PROVENANCE = {kind: {"kind": kind, "bench": True} for kind in schema.KINDS}

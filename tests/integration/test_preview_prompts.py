@@ -22,7 +22,7 @@ from wanlora.errors import ModelError
 from wanlora.runs import run_folder
 from wanlora.runs.saved_latents import read_latents
 from wanlora.store import index
-from wanlora.store.reader import RowReader
+from wanlora.store.row_reader import RowReader
 from wanlora.store.views import read_view
 from wanlora.wan import encoders
 

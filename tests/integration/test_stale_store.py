@@ -58,8 +58,8 @@ def test_missing_rows_are_refused_by_number_with_the_first_names(tmp_path):
     with pytest.raises(MissingRowsError) as caught:
         StoreReader.of_view(tmp_path, bigger)
     message = str(caught.value)
-    assert "7 clips (new-0, new-1, new-2, new-3, new-4, ...)" in message
-    assert "1 prompts (gone)" in message
+    assert "7 clips (new-0, new-1, new-2, new-3, new-4 and 2 more)" in message
+    assert "1 prompt (gone)" in message
     assert "wanlora cache-latents" in message
     reader = open_store(tmp_path)
     assert reader.missing(["3", view.clips[0].key, "1"], ["gone"]) == (["3", "1"], ["gone"])

@@ -11,7 +11,7 @@ from wanlora.config import InspectConfig
 from wanlora.core.location import Url
 from wanlora.errors import MissingRowsError, StoreError
 from wanlora.store import index, schema, storage
-from wanlora.store import reader as readers
+from wanlora.store import row_reader as readers
 from wanlora.store.bucket import Bucket
 from wanlora.store.folder import Folder
 from wanlora.store.reader import StoreReader

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tests.support.stores import FINGERPRINT, PROVENANCE, segments_of
-from wanlora.store.reader import RowReader
+from wanlora.store.row_reader import RowReader
 from wanlora.store.writer import SegmentWriter
 
 LATENT_SHAPE = (2, 3, 2, 2)

@@ -137,7 +137,7 @@ def _write_down_calls(path: Path, end: tuple[int, str] | None) -> None:
     """
     import torch.distributed as dist
 
-    from wanlora.store.reader import RowReader
+    from wanlora.store.row_reader import RowReader
 
     file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 

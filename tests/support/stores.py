@@ -15,7 +15,8 @@ from wanlora.core.fingerprint import fingerprint, sha256_text
 from wanlora.core.location import Location
 from wanlora.store.commit_records import Segment, read_records
 from wanlora.store.index import committed
-from wanlora.store.reader import RowReader, StoreReader
+from wanlora.store.reader import StoreReader
+from wanlora.store.row_reader import RowReader
 from wanlora.store.schema import Kind
 from wanlora.store.views import View, ViewClip, ViewPrompt, write_view
 from wanlora.store.writer import SegmentWriter

@@ -19,7 +19,7 @@ from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, StoreError
 from wanlora.store import commit_records, condemned, index, schema, storage
 from wanlora.store.commit_records import Segment
-from wanlora.store.reader import RowReader
+from wanlora.store.row_reader import RowReader
 from wanlora.store.rows import Rows
 from wanlora.store.schema import Kind
 from wanlora.store.wants import Named

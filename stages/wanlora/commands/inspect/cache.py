@@ -20,7 +20,7 @@ from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, StoreError, StoreVersionError
 from wanlora.report.generated import require_own_page
 from wanlora.store import index, schema, storage, wants
-from wanlora.store.reader import RowReader
+from wanlora.store.row_reader import RowReader
 from wanlora.store.rows import Rows
 from wanlora.store.schema import Kind
 from wanlora.store.views import View, read_view, view_names

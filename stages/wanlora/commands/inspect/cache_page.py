@@ -20,7 +20,7 @@ from wanlora.report.generated import marked
 from wanlora.report.page import Raw, escape, facts, image, page, section, table
 from wanlora.store import schema
 from wanlora.store.latent_rgb import solve, to_rgb
-from wanlora.store.reader import RowReader
+from wanlora.store.row_reader import RowReader
 from wanlora.store.schema import Kind
 from wanlora.store.views import View, ViewClip
 

@@ -15,7 +15,7 @@ from wanlora.errors import CorruptRowError, StoreError
 from wanlora.progress import bar
 from wanlora.store import commit_records, index, schema, storage
 from wanlora.store.commit_records import Damaged, Segment
-from wanlora.store.reader import RowReader
+from wanlora.store.row_reader import RowReader
 from wanlora.store.schema import Kind
 
 

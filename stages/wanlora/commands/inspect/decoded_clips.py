@@ -16,7 +16,7 @@ from wanlora.errors import MediaError, StoreError
 from wanlora.files import free_path
 from wanlora.media import mp4
 from wanlora.media.quality import psnr
-from wanlora.store.reader import RowReader
+from wanlora.store.row_reader import RowReader
 from wanlora.store.schema import Kind
 from wanlora.store.views import View, ViewClip
 

@@ -26,7 +26,7 @@ from wanlora.errors import ModelError
 from wanlora.processes.ranks import SRUN, TORCHRUN
 from wanlora.processes.signals import interrupted_by_signals
 from wanlora.store import index
-from wanlora.store.reader import RowReader
+from wanlora.store.row_reader import RowReader
 from wanlora.wan.model_folder import TEXT_ENCODER, find_downloaded
 
 LAUNCHER = (*TORCHRUN, *SRUN)
