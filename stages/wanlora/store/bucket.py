@@ -64,7 +64,7 @@ class Bucket:
         store = open_store(self.url)
         import obstore  # noqa: PLC0415
 
-        with _named("write", self.url / key):
+        with _translate_os_errors("write", self.url / key):
             obstore.put(
                 store,
                 key,
@@ -79,7 +79,7 @@ class Bucket:
         import obstore  # noqa: PLC0415
         from obstore.exceptions import PreconditionError  # noqa: PLC0415
 
-        with _named("read", self.url / key):
+        with _translate_os_errors("read", self.url / key):
             for tries_left in reversed(range(MAX_RETRIES)):
                 try:
                     found = obstore.get(store, key)
@@ -116,7 +116,7 @@ class Bucket:
         store = open_store(self.url)
         import obstore  # noqa: PLC0415
 
-        with _named("list", self.url / key):
+        with _translate_os_errors("list", self.url / key):
             return {
                 meta["path"]: Entry(meta["size"], meta["last_modified"].timestamp())
                 for page in obstore.list(store, key)
@@ -133,7 +133,7 @@ class Bucket:
 
         if not keys:
             return
-        with _named("remove", self.url / keys[0]):
+        with _translate_os_errors("remove", self.url / keys[0]):
             try:
                 obstore.delete(store, keys)
             except FileNotFoundError:  # of a server without bulk requests, which stops there
@@ -167,7 +167,7 @@ class Bucket:
 
         self.put(key, b"clock")
         try:
-            with _named("read", self.url / key):
+            with _translate_os_errors("read", self.url / key):
                 return float(obstore.head(store, key)["last_modified"].timestamp())
         except FileNotFoundError:
             raise StoreError(f"{self.url / key} is gone right after it was written") from None
@@ -183,7 +183,7 @@ class Bucket:
         store = open_store(self.url)
         import obstore  # noqa: PLC0415
 
-        with _named("list", self.url / key):
+        with _translate_os_errors("list", self.url / key):
             return obstore.list_with_delimiter(store, key)
 
 
@@ -216,7 +216,7 @@ def open_store(root: Url) -> Any:
     options: Any = {"client_options": client, "retry_config": retry}
     if str(root).startswith("memory:"):
         options = {}
-    with _named("open", root):
+    with _translate_os_errors("open", root):
         return from_url(str(root), **options)
 
 
@@ -241,7 +241,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 @contextmanager
-def _named(verb: str, where: Url) -> Iterator[None]:
+def _translate_os_errors(verb: str, where: Url) -> Iterator[None]:
     try:
         yield
     except Exception as error:

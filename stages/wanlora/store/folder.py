@@ -35,7 +35,7 @@ class Folder:
 
     def put(self, key: str, data: bytes) -> None:
         target = self.path / key
-        with self._named("write", target):
+        with self._translate_os_errors("write", target):
             try:
                 self._put_file(target, data)
             except FileNotFoundError:  # a collection took the temporary file or an empty folder
@@ -43,7 +43,7 @@ class Folder:
 
     def get(self, key: str) -> bytes | None:
         path = self.path / key
-        with self._named("read", path):
+        with self._translate_os_errors("read", path):
             try:
                 return path.read_bytes()
             except (FileNotFoundError, NotADirectoryError):
@@ -64,13 +64,16 @@ class Folder:
         found = {}
         for folder in self.folders(key):
             path = self.path / key / folder / name
-            with self._named("read", path), suppress(FileNotFoundError, NotADirectoryError):
+            with (
+                self._translate_os_errors("read", path),
+                suppress(FileNotFoundError, NotADirectoryError),
+            ):
                 found[folder] = path.stat().st_size
         return found
 
     def listing(self, key: str) -> dict[str, Entry]:
         found = {}
-        with self._named("list", self.path / key):
+        with self._translate_os_errors("list", self.path / key):
             for folder, _, names in os.walk(self.path / key, onerror=_unless_gone):
                 for name in names:
                     path = Path(folder) / name
@@ -86,15 +89,24 @@ class Folder:
     def remove_many(self, keys: Collection[str]) -> None:
         paths = [self.path / key for key in keys]
         for path in paths:
-            with self._named("remove", path), suppress(FileNotFoundError, NotADirectoryError):
+            with (
+                self._translate_os_errors("remove", path),
+                suppress(FileNotFoundError, NotADirectoryError),
+            ):
                 path.unlink()
         for folder in {path.parent for path in paths}:
-            with self._named("remove", folder), suppress(FileNotFoundError, NotADirectoryError):
+            with (
+                self._translate_os_errors("remove", folder),
+                suppress(FileNotFoundError, NotADirectoryError),
+            ):
                 fsync_dir(folder)
 
     def remove_tree(self, key: str) -> None:
         path = self.path / key
-        with self._named("remove", path), suppress(FileNotFoundError, NotADirectoryError):
+        with (
+            self._translate_os_errors("remove", path),
+            suppress(FileNotFoundError, NotADirectoryError),
+        ):
             shutil.rmtree(path)
 
     def remove_trees(self, keys: Collection[str]) -> None:
@@ -110,7 +122,7 @@ class Folder:
         key = f"{PARTIAL}/{uuid.uuid4().hex}"
         self.put(key, b"clock")
         try:
-            with self._named("read", self.path / key):
+            with self._translate_os_errors("read", self.path / key):
                 return (self.path / key).stat().st_mtime
         finally:
             self.remove(key)
@@ -132,7 +144,7 @@ class Folder:
         """
         path = self.path / PARTIAL / f"{sha256_text(key)}.lock"
         lock = FileLock(path)
-        with self._named("write", path):
+        with self._translate_os_errors("write", path):
             make_folder(path.parent)
             with suppress(NotImplementedError):
                 lock.acquire()
@@ -156,7 +168,7 @@ class Folder:
 
     @contextmanager
     def _scanned(self, path: Path) -> Iterator[Iterator["os.DirEntry[str]"]]:
-        with self._named("list", path):
+        with self._translate_os_errors("list", path):
             try:
                 entries = os.scandir(path)
             except (FileNotFoundError, NotADirectoryError):
@@ -166,7 +178,7 @@ class Folder:
                 yield entries
 
     @contextmanager
-    def _named(self, verb: str, path: Path) -> Iterator[None]:
+    def _translate_os_errors(self, verb: str, path: Path) -> Iterator[None]:
         """Turn an error of the disk into one that names the path."""
         try:
             yield
