@@ -15,9 +15,8 @@ from wanlora.adapters.file import LoraShape, read_adapter, save_adapter
 from wanlora.commands.evaluate.setup import open_setup
 from wanlora.commands.evaluate.subjects import subjects
 from wanlora.commands.evaluate.video_plan import plan, plan_clips
-from wanlora.commands.sample.preflight import find_latents, trained_on
-from wanlora.commands.sample.sample import video_settings
-from wanlora.config import EvaluateConfig, SampleConfig
+from wanlora.commands.sample.preflight import find_latents, trained_on, video_size
+from wanlora.config import EvaluateConfig
 from wanlora.runs.saved_latents import read_latents
 from wanlora.store.views import read_view, write_view
 from wanlora.wan.variants import VARIANTS
@@ -116,11 +115,9 @@ def test_adapters_that_differ_or_recorded_nothing_leave_the_variants_defaults(tm
     ]
     assert rates == [24.0, None, None, None, None]
 
-    variant, prompt = VARIANTS["t2v-1.3b"], ("a",)
-
     def size_of(*found, **values) -> tuple[int, int, int]:
-        settings = video_settings(SampleConfig(prompt=prompt, **values), variant, found)
-        return settings.num_frames, settings.height, settings.width
+        recorded = [item.adapter.provenance for item in found]
+        return video_size(VARIANTS["t2v-1.3b"], recorded, **values)
 
     assert size_of(fast) == size_of(fast, slow) == (33, 240, 416)
     assert size_of(fast, num_frames=17) == (17, 240, 416)
