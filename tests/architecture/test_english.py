@@ -149,7 +149,7 @@ def test_habits_only_become_fewer(kind: str, texts: Callable[[], Iterator[tuple[
 
 @pytest.mark.parametrize(
     ("habit", "text"),
-    zip(
+    list(zip(
         HABITS,
         (
             "the page says so", "Whether it fits.", "the sizes where they differ",
@@ -158,7 +158,7 @@ def test_habits_only_become_fewer(kind: str, texts: Callable[[], Iterator[tuple[
             "all but the first",
         ),
         strict=True,
-    ),
+    )),
 )  # fmt: skip
 def test_each_habit_is_found(habit: str, text: str):
     assert re.search(HABITS[habit], text, re.MULTILINE)
