@@ -88,8 +88,8 @@ def test_videos_of_an_evaluation_have_the_frame_rate_of_the_held_out_clips(cache
         setup = open_setup(config, read_view(cache, "default"))
         compared = subjects((str(run),), checkpoints=False)
         folders = {"base_dir": tmp_path, "output_dir": tmp_path}
-        models = plan(setup, compared, num_videos=1, **folders)
-        real = plan_clips(setup, num_videos=1, output_dir=tmp_path)
+        models = plan(setup, compared, **folders)
+        real = plan_clips(setup, output_dir=tmp_path)
         return {video.facts["fps"] for model in [*models, real] for video in model.videos}
 
     assert fps_of() == {24.0}
