@@ -118,8 +118,8 @@ def settings_of(run_dir: Path, recorded: Mapping[str, Any]) -> TrainConfig:
     except ConfigError as error:
         raise RunError(
             f"{run_dir / run_folder.CONFIG_NAME} has settings that this release ({__version__}) "
-            f"does not accept:\n{error}\nContinue the run with the release that made it, or start a "
-            f"new run from its adapter: --output-dir NEW --init-adapter {run_dir}"
+            f"does not accept:\n{error}\nContinue the run with the release that made it, or start "
+            f"a new run from its adapter: --output-dir NEW --init-adapter {run_dir}"
         ) from None
 
 
