@@ -84,7 +84,7 @@ EXAMPLES = {
         "wanlora inspect cache/ --gc --dry-run",
         "wanlora inspect cache/ --decode walk-1f2e3d4c-000000",
         "wanlora inspect outputs/run",
-        "wanlora inspect somebody.safetensors --json",
+        "wanlora inspect adapter.safetensors --json",
     ],
     "estimate": [
         "wanlora estimate --cache cache/",
@@ -138,7 +138,7 @@ EXAMPLES = {
 }  # fmt: skip
 
 SHARED = ("cache-latents", "train")
-"""What several processes of a launcher do together; each does any other command for itself."""
+"""Commands that the processes of a launcher run together; each process runs the others alone."""
 
 STARTS_COMMANDS = ("run",)
 """Commands whose child processes write the terminal, and the results, themselves."""
@@ -237,7 +237,7 @@ def _add_command(name: str, config_type: type[Settings]) -> None:
 
 
 def _run(name: str, config: Settings, as_json: bool) -> int:
-    """Run a stage and print what it returns; of several processes, the first one speaks."""
+    """Run a stage and print its result; with several processes, only the first one prints."""
     speaks = name not in SHARED or rank_of(os.environ).index == 0
     if as_json and "once" in type(config).model_fields:  # a server has no result to print
         config = config.model_copy(update={"once": True})
@@ -303,10 +303,10 @@ def _explanation(error: Exception) -> str | None:
 
 
 def _speaker() -> str:
-    """Name this process where a launcher started several, all writing to one terminal."""
+    """Name this process if a launcher started several that share one terminal."""
     try:
         rank = rank_of(os.environ)
-    except ConfigError:  # says so itself
+    except ConfigError:  # the command reports it
         return ""
     return f"process {rank.index} of {rank.world}: " if rank.world > 1 else ""
 
