@@ -40,6 +40,11 @@ def test_the_wheel_has_the_embedded_model_and_the_type_marker(names):
     assert "wanlora/py.typed" in names
 
 
+def test_the_wheel_has_the_style_sheets_and_scripts_of_the_pages(names):
+    assets = {name.rpartition("/")[2] for name in names if "/report/assets/" in name}
+    assert {"page.css", "sort.js"} <= assets
+
+
 def test_the_wheel_has_no_code_that_trains_the_embedded_model(names):
     trained_by = {path.name for path in (ROOT / "tools" / "micro").glob("[!_]*.py")}
     assert "pretrain.py" in trained_by
