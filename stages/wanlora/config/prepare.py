@@ -44,9 +44,7 @@ class PrepareConfig(Settings):
         flag="Input and output",
     )
     caption_prefix: str = setting(
-        "",
-        "Trigger words to put before each caption that does not start with them.",
-        flag="Clips",
+        "", "Trigger words to put before each caption that does not start with them.", flag="Clips"
     )
     num_frames: int = setting(81, "Frames per clip, 4k+1.", ge=1, flag="Clips")
     height: int = setting(480, "Clip height in pixels, a multiple of 16.", flag="Clips")
@@ -116,9 +114,7 @@ class PrepareConfig(Settings):
         ge=0,
         flag="Model and machine",
     )
-    stall_s: float = setting(
-        60.0, "Seconds without progress after which decoding a file is an error.", gt=0
-    )
+    stall_s: float = setting(60.0, "Seconds without progress until decoding a file fails.", gt=0)
     dry_run: bool = setting(
         False, "Check all files and print the plan, but write no manifest.", flag="Options"
     )

@@ -145,9 +145,7 @@ def _kinds(annotation: Any) -> set[Any]:
 DEFAULT_MODEL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 CacheLocation = Annotated[
-    Path | Url,
-    BeforeValidator(location.parse),
-    PlainSerializer(str, return_type=str),
+    Path | Url, BeforeValidator(location.parse), PlainSerializer(str, return_type=str)
 ]
 CacheDir = Annotated[
     CacheLocation,
