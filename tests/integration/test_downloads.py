@@ -102,6 +102,6 @@ def test_a_download_that_stops_half_way_says_that_the_same_command_goes_on(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", stopping)
     with pytest.raises(
-        ModelError, match=r"org/model stopped \(.*same command continues the download"
+        ModelError, match=r"org/model stopped \(.*same command continues"
     ):
         model_folder.resolve("org/model", model_folder.ENCODERS)
