@@ -48,6 +48,7 @@ from wanlora.media import scenes
 from wanlora.media.probe import Scan
 from wanlora.media.source import SOURCES, SourceHashes, hashes_document, reading
 from wanlora.progress import bar, show_figures
+from wanlora.report.contact_sheet_page import Left
 from wanlora.report.generated import require_own_page
 from wanlora.wan.tokens import TokenCounts, count_tokens
 
@@ -287,7 +288,7 @@ def _write_sheet(
 ) -> None:
     from wanlora.data import contact_sheet  # noqa: PLC0415  it imports torch, which checking does not need
 
-    left = [contact_sheet.Left(failure.path, failure.code, failure.message) for failure in failures]
+    left = [Left(failure.path, failure.code, failure.message) for failure in failures]
     with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
         contact_sheet.write(
             path, clips, left, plan, tokens.counts, command="prepare", most=most,
