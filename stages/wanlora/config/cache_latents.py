@@ -1,4 +1,4 @@
-"""Settings of `wanlora cache-latents`, and how tensors are stored."""
+"""Settings of `wanlora cache-latents` and of the store."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -17,7 +17,7 @@ from wanlora.config.settings import (
 
 
 class StoreSettings(Settings):
-    """How tensors are stored."""
+    """Format of stored tensors."""
 
     dtype: Literal["float16", "float32"] = setting(
         "float16", "Data type of stored latents and embeddings."
@@ -65,8 +65,8 @@ class CacheLatentsConfig(Settings):
     device: Device = "auto"
     launcher: Literal["local", "ray"] = setting(
         "local",
-        "How workers are started. local: processes on this machine (with torchrun or srun, each "
-        "rank is a worker); ray: actors of a Ray cluster (pip install 'wanlora[ray]').",
+        "Start workers as processes on this machine (local; with torchrun or srun, each rank is a "
+        "worker), or as actors of a Ray cluster (ray; pip install 'wanlora[ray]').",
         flag="Model and machine",
     )
     num_workers: int | None = setting(

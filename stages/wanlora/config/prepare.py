@@ -61,7 +61,7 @@ class PrepareConfig(Settings):
     )
     mode: Literal["chunk", "head", "middle", "slide", "uniform"] = setting(
         "chunk",
-        "How to cut a video into clips. chunk: as many as fit, end to end; head, middle: one clip; "
+        "Clips to cut from a video. chunk: as many as fit, end to end; head, middle: one clip; "
         "slide: one clip every `stride` frames; uniform: `count` clips, evenly spaced.",
         flag="Clips",
     )
@@ -75,8 +75,8 @@ class PrepareConfig(Settings):
     count: int = setting(4, "With --mode uniform: clips per video.", ge=1, flag="Clips")
     short: Literal["trim", "drop"] = setting(
         "trim",
-        "What to do with a video or scene that is shorter than a clip. trim: make a clip of the "
-        "largest 4k+1 frames that fit (at least min_frames); drop: leave it out.",
+        "Videos and scenes shorter than a clip. trim: make a clip of the largest 4k+1 frames that "
+        "fit (at least min_frames); drop: leave them out.",
         flag="Clips",
     )
     min_frames: int = setting(17, "Minimum number of frames of a trimmed clip, 4k+1.", ge=1)
@@ -87,9 +87,9 @@ class PrepareConfig(Settings):
     )
     scenes: Literal["builtin", "pyscenedetect", "allow"] = setting(
         "builtin",
-        "How to find scene cuts; no clip crosses a scene cut. builtin: finds hard cuts that are "
-        "almost certain; pyscenedetect: finds more (pip install 'wanlora[scenes]'); allow: clips "
-        "may cross cuts, with a warning.",
+        "Scene cut detector; no clip crosses a scene cut. builtin: finds hard cuts that are almost "
+        "certain; pyscenedetect: finds more (pip install 'wanlora[scenes]'); allow: clips may "
+        "cross cuts, with a warning.",
         flag="Clips",
     )
     val_fraction: float = setting(
@@ -120,8 +120,8 @@ class PrepareConfig(Settings):
     )
     edits: Literal["keep", "drop"] | None = setting(
         None,
-        "What to do with changes made by hand to a manifest that prepare wrote: keep or drop them. "
-        "The edited file is copied to *.bak.",
+        "Keep or drop changes that were made by hand to a manifest that prepare wrote. The edited "
+        "file is copied to *.bak.",
         flag="Input and output",
         unset="stop with an error",
     )

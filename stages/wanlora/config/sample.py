@@ -109,7 +109,7 @@ class SampleConfig(Settings):
         unset="that of the model (3 at 480p; use 5 at 720p)",
     )
     negative_prompt: str | None = setting(
-        None, "What the videos should not show.", flag="Videos", unset="that of the variant"
+        None, "Content to avoid.", flag="Videos", unset="that of the variant"
     )
     fps: float | None = setting(
         None,

@@ -46,19 +46,18 @@ Accumulation = Annotated[
 BatchBy = Annotated[
     batch_sizes.BatchBy,
     described(
-        "What is equal in the steps of buckets of different sizes. clips: each step has "
-        "batch_size x gradient_accumulation_steps clips. cost: a step of the largest bucket has "
-        "that many clips; a step of another bucket has the number of clips that costs about the "
-        "same FLOPs.",
+        "Quantity that is equal in the steps of all buckets. clips: each step has batch_size x "
+        "gradient_accumulation_steps clips. cost: a step of the largest bucket has that many "
+        "clips; a step of another bucket has the number of clips that costs about the same FLOPs.",
         flag="Training",
     ),
 ]
 Activations = Annotated[
     Literal["auto", "none", "selective", "full"],
     described(
-        "What each block recomputes in the backward pass to save memory. none: nothing (fastest); "
-        "selective: everything except attention; full: everything (least memory); auto: none for "
-        "as many blocks as fit into memory, selective for the others.",
+        "Activations that each block recomputes in the backward pass to save memory. none: nothing "
+        "(fastest); selective: everything except attention; full: everything (least memory); auto: "
+        "none for as many blocks as fit into memory, selective for the others.",
         flag="Model and machine",
     ),
 ]
@@ -281,7 +280,7 @@ class TrainConfig(Settings):
         gt=0,
     )
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = setting(
-        ("tensorboard",), "Where to log curves, in addition to metrics.jsonl and run.html."
+        ("tensorboard",), "Loggers of curves, in addition to metrics.jsonl and run.html."
     )
     lora: LoraSettings = LoraSettings()
     flow: FlowSettings = FlowSettings()
