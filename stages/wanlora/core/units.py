@@ -40,7 +40,7 @@ def count(number: int, noun: str, plural: str = "") -> str:
     """Count things: `1 clip`, `1,234 clips`.
 
     Args:
-        number: How many, >= 0.
+        number: Number of things, >= 0.
         noun: Name of one.
         plural: Name of several, if it is not the noun with an s.
     """
@@ -73,7 +73,7 @@ def first(items: Sequence[str], where: str, *, most: int = FIRST, indent: str = 
 
     Args:
         items: All of them.
-        where: Place of the complete list, for example a file or `--json`.
+        where: Location of the complete list, for example a file or `--json`.
         most: Number of lines before that one.
         indent: Start of each line.
     """
