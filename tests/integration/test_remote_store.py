@@ -1,11 +1,11 @@
 """A cache in an object store behaves as one in a folder: moto's S3 server on loopback."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import obstore
@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import cli
 from tests.support.s3 import failing_proxy, s3, s3_port, slow_proxy  # noqa: F401
-from tests.support.stores import build_store, open_rows, row_of, segment_writer
+from tests.support.stores import build_store, keys_from, open_rows, row_of, write_rows
 from wanlora.core.location import Url, parse
 from wanlora.errors import CorruptRowError, StoreError
 from wanlora.store import bucket, storage
@@ -78,21 +78,13 @@ def test_a_read_that_fails_is_repeated(cache, s3_port, monkeypatch):  # noqa: F8
     assert counts[1] >= 3, counts
 
 
-WRITER = """
-import sys
-from itertools import count
-from tests.support.stores import row_of, segment_writer
-from wanlora.core.location import parse
-with segment_writer(parse(sys.argv[1]), "latents", rows=2) as writer:
-    for i in count(int(sys.argv[2])):
-        writer.add(f"{i:064x}", row_of("latents", f"{i:064x}"))
-"""
-
-
 def test_killed_writers_leave_whole_segments_or_nothing(cache):
     for start in range(3):
-        processes = [
-            subprocess.Popen([sys.executable, "-c", WRITER, str(cache), str(20 * start + 5 * i)])
+        writers = [
+            cli.server().start(
+                partial(write_rows, cache, "latents", keys_from(20 * start + 5 * i), rows=2),
+                environment=os.environ | cli.ENVIRONMENT,
+            )
             for i in range(2)
         ]
         deadline = time.monotonic() + 300
@@ -100,9 +92,9 @@ def test_killed_writers_leave_whole_segments_or_nothing(cache):
         while len(storage.at(cache).listing("store.zarr")) < known + 12:
             assert time.monotonic() < deadline
             time.sleep(0.02 * (start + 1))
-        for process in processes:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        for writer in writers:
+            writer.kill()
+            assert writer.wait() == -signal.SIGKILL
     reader = open_rows(cache, "latents")
     assert len(reader.rows) >= 12
     for key in reader.rows:
