@@ -48,11 +48,19 @@ def _rows(model: type[Settings]) -> list[str]:
             f"`{setting.name}`",
             _flag(setting),
             type_of(field),
-            "required" if field.is_required() else f"`{default_of(field)}`",
+            _default(setting),
             field.description or "",
         )
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return rows
+
+
+def _default(setting: Setting) -> str:
+    if setting.field.is_required():
+        return "required"
+    if setting.field.default is None:
+        return setting.unset or "none"
+    return f"`{default_of(setting) or 'empty'}`"
 
 
 def _flag(setting: Setting) -> str:

@@ -49,7 +49,8 @@ def _sections(command: Any, context: Any) -> dict[str, list[tuple[str, str, str]
         positional = option.param_type_name == "argument"
         many = positional and (option.nargs != 1 or option.multiple)
         name = str(option.name).upper() + ("..." if many else "")
-        names = name if positional else ", ".join(option.opts)
+        opts = sorted(option.opts, key=lambda each: each.startswith("--"))  # -h, --help
+        names = name if positional else ", ".join(opts)
         value = "" if positional or option.is_flag else str(option.metavar or "")
         heading = option.rich_help_panel or (GENERAL if not positional else "Arguments")
         sections.setdefault(heading, []).append((names, value, option.help or ""))

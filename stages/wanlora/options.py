@@ -24,7 +24,7 @@ from wanlora.config import (
     Settings,
     settings_of,
 )
-from wanlora.config.describe import description_of
+from wanlora.config.describe import default_of
 from wanlora.config.nearest import nearest
 from wanlora.help_page import print_help
 
@@ -156,7 +156,7 @@ def _parameter_of(setting: Setting) -> inspect.Parameter:
     name = _python_name(setting)
     kind = _value_kind(field.annotation)
     many = any(get_origin(part) is tuple for part in _parts(field))
-    info: dict[str, Any] = {"help": _help(field), "show_default": False}
+    info: dict[str, Any] = {"help": _help(setting), "show_default": False}
     annotation: Any = list[str] | None if many else str | None
     info["rich_help_panel"] = flag.heading
     if flag.argument:  # optional for the parser: --config may give a required one
@@ -180,16 +180,13 @@ def _value_kind(annotation: Any) -> str:
     return names.get(annotation, "TEXT")
 
 
-def _help(field: FieldInfo) -> str:
+def _help(setting: Setting) -> str:
     """Describe a setting, with its default: typer's own would be the absence of the flag."""
-    text = description_of(field)
-    default = field.default
-    if field.is_required():
+    text = str(setting.field.description)
+    if setting.field.is_required():
         return f"{text} [required]"
-    if default is None or default is False or default in ((), ""):
-        return text
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    return f"{text} [default: {shown}]"
+    default = default_of(setting)
+    return text if default in ("", "false") else f"{text} [default: {default}]"
 
 
 _COMMON = [

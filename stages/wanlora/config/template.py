@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from wanlora.config.describe import as_toml, description_of, type_of
+from wanlora.config.describe import as_toml, type_of
 from wanlora.config.settings import Setting, Settings, settings_of
 
 WIDTH = 96
@@ -90,7 +90,7 @@ def _tables(settings: Iterable[Setting], *, prefix: str) -> Iterator[str]:
         if group != table:
             yield from ("", f"[{prefix}{group}]")
             table = group
-        yield from ("", *_comment(description_of(setting.field)), f"# {_facts(setting)}")
+        yield from ("", *_comment(str(setting.field.description)), f"# {_facts(setting)}")
         field = setting.field
         unset = field.is_required() or field.default is None
         yield f"#{name} = {'...' if unset else as_toml(field.default)}"
@@ -99,7 +99,9 @@ def _tables(settings: Iterable[Setting], *, prefix: str) -> Iterator[str]:
 def _facts(setting: Setting) -> str:
     required = " (required)" if setting.field.is_required() else ""
     flags = [name for name in setting.options if name.startswith("-")]
-    return f"{type_of(setting.field)}{required}" + (f"; {', '.join(flags)}" if flags else "")
+    facts = [f"{type_of(setting.field)}{required}", ", ".join(flags)]
+    facts.append(f"default: {setting.unset}" if setting.unset else "")
+    return "; ".join(filter(None, facts))
 
 
 def _comment(text: str) -> list[str]:
