@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 
 from tests.support import cli, processes
-from tests.support.s3 import free_port, s3, s3_port  # noqa: F401
+from tests.support.s3 import free_port
 
 pytestmark = pytest.mark.xdist_group("ranks")  # they share what the first of them makes
 
@@ -187,7 +187,7 @@ def test_a_step_sums_the_adapters_gradient_once_whatever_the_accumulation(whole)
 
 
 def test_processes_of_a_node_fetch_each_row_of_a_bucket_once(
-    s3, micro_home, npz_manifest, tmp_path  # noqa: F811
+    s3, micro_home, npz_manifest, tmp_path
 ):  # fmt: skip
     made = cli.invoke("cache-latents", "--manifest", npz_manifest, "--cache", s3, "--model",
                       "micro", "--set", "store.clips_per_segment=2")  # fmt: skip

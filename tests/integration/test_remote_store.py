@@ -12,7 +12,7 @@ import obstore
 import pytest
 
 from tests.support import cli
-from tests.support.s3 import failing_proxy, s3, s3_port, slow_proxy  # noqa: F401
+from tests.support.s3 import failing_proxy, slow_proxy
 from tests.support.stores import build_store, keys_from, open_rows, row_of, write_rows
 from wanlora.core.location import Url, parse
 from wanlora.errors import CorruptRowError, StoreError
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.fixture
-def cache(s3) -> Url:  # noqa: F811
+def cache(s3) -> Url:
     bucket.open_store.cache_clear()
     return parse(s3)
 
@@ -67,7 +67,7 @@ def test_a_damaged_object_in_a_bucket_names_its_row_and_a_dead_server_is_not_dam
     assert not isinstance(refused.value, CorruptRowError)
 
 
-def test_a_read_that_fails_is_repeated(cache, s3_port, monkeypatch):  # noqa: F811
+def test_a_read_that_fails_is_repeated(cache, s3_port, monkeypatch):
     view = build_store(cache, num_clips=4)
     with failing_proxy(s3_port, every=4) as (port, counts):
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
@@ -157,7 +157,7 @@ def through(monkeypatch, port, **limits):
 
 
 def test_a_large_object_travels_in_parts_each_with_its_own_timeout(
-    cache, s3_port, monkeypatch  # noqa: F811
+    cache, s3_port, monkeypatch
 ):  # fmt: skip
     data = np.random.default_rng(0).bytes(36_000_000)
     with slow_proxy(s3_port, 10e6) as port:  # 3.6 s for the object, 1 s for two parts
@@ -188,7 +188,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_read_whole(cache, monkey
     assert len(calls) == 2
 
 
-def test_many_objects_are_removed_with_one_request(cache, s3_port, monkeypatch):  # noqa: F811
+def test_many_objects_are_removed_with_one_request(cache, s3_port, monkeypatch):
     keys = [f"many/{i}" for i in range(30)]
     for key in keys:
         storage.at(cache).put(key, b"x")
@@ -200,7 +200,7 @@ def test_many_objects_are_removed_with_one_request(cache, s3_port, monkeypatch):
 
 
 def test_stage_one_inspect_and_train_take_an_address(
-    s3, micro_home, npz_manifest, tmp_path, cache_fp16  # noqa: F811
+    s3, micro_home, npz_manifest, tmp_path, cache_fp16
 ):  # fmt: skip
     made = cli.invoke("cache-latents", "--manifest", npz_manifest, "--cache", s3, "--model",
                       "micro", "--set", "text_dtype=float32")  # fmt: skip
