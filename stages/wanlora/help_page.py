@@ -1,4 +1,4 @@
-"""The layout of `--help`: flags under headings, and names that are never cut.
+"""The layout of `--help`: flags under headings, with names that are never truncated.
 
 Owns: how help fits the width of a terminal. Must not know: any command.
 """
@@ -11,9 +11,9 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 MAX_WIDTH = 100
-"""Widest line, in characters."""
+"""Maximum line length in characters."""
 WIDEST_NAME = 26
-"""A longer name has its description below it."""
+"""Maximum length of a name in characters; a longer one has its description below it."""
 GENERAL = "General"
 
 

@@ -1,4 +1,4 @@
-"""Settings of `wanlora cache-latents`, and how tensors are stored."""
+"""Settings of `wanlora cache-latents` and of the store."""
 
 from pathlib import Path
 from typing import Literal, Self
@@ -17,7 +17,7 @@ from wanlora.config.settings import (
 
 
 class StoreSettings(Settings):
-    """How tensors are stored."""
+    """Format of stored tensors."""
 
     dtype: Literal["float16", "float32"] = setting(
         "float16", "Data type of stored latents and embeddings."
@@ -65,8 +65,8 @@ class CacheLatentsConfig(Settings):
     device: Device = "auto"
     launcher: Literal["local", "ray"] = setting(
         "local",
-        "How workers are started. local: processes on this machine (with torchrun or srun, each "
-        "rank is a worker); ray: actors of a Ray cluster (pip install 'wanlora[ray]').",
+        "Start workers as processes on this machine (local; with torchrun or srun, each rank is a "
+        "worker), or as actors of a Ray cluster (ray; pip install 'wanlora[ray]').",
         flag="Model and machine",
     )
     num_workers: int | None = setting(
@@ -91,9 +91,7 @@ class CacheLatentsConfig(Settings):
     )
     view: ViewName = "default"
     dry_run: bool = setting(
-        False,
-        "Print what would be encoded, and stop; needs neither a GPU nor the model.",
-        flag="Options",
+        False, "Print what would be encoded, and stop; needs no GPU and no model.", flag="Options"
     )
     vae_dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "Compute type of the VAE; bfloat16 is about 1 % less accurate."
@@ -112,15 +110,10 @@ class CacheLatentsConfig(Settings):
         flag="Previews",
         names=("--preview-prompt",),
     )
-    decode_workers: int = setting(
-        4, "Number of threads that decode clips ahead of the encoder.", ge=1, le=64
-    )
-    decode_bytes: int = setting(
-        2**30, "Maximum bytes of decoded clips that wait for the encoder.", ge=1
-    )
+    decode_workers: int = setting(4, "Threads that decode clips for the encoder.", ge=1, le=64)
+    decode_bytes: int = setting(2**30, "Maximum bytes of clips waiting for the encoder.", ge=1)
     decode_check: bool = setting(
-        True,
-        "Decode the first clip again, and stop if its PSNR is below the limit of the variant.",
+        True, "Decode the latents of the first clip; stop if its PSNR is below the variant's limit."
     )
     store: StoreSettings = StoreSettings()
 

@@ -9,9 +9,7 @@ from wanlora.config.settings import Settings, seed_setting, setting
 class DemoConfig(Settings):
     """Run the whole pipeline on an embedded micro model and drawn videos; minutes on a CPU."""
 
-    output_dir: Path = setting(
-        Path("outputs/demo"), "Folder for all files of the demo.", flag="Options"
-    )
+    output_dir: Path = setting(Path("outputs/demo"), "Folder for all its files.", flag="Options")
     concept: Literal["clapping", "striped", "triangle"] = setting(
         "clapping", "Concept to teach; the base model was trained on none of them.", flag="Options"
     )

@@ -25,7 +25,7 @@ from wanlora.core.buckets import Bucket, problem_with
 
 
 class EstimateConfig(Settings):
-    """Estimate the time, memory and disk space of a training run; needs no GPU."""
+    """Estimate the time, memory and disk space of a training run before it starts."""
 
     cache: CacheLocation | None = setting(
         None,
@@ -48,7 +48,7 @@ class EstimateConfig(Settings):
         None,
         "Variant of the model.",
         flag="Model and machine",
-        unset="the variant of the cache, otherwise t2v-1.3b",
+        unset="the model of the cache, or t2v-1.3b",
     )
     device: str = setting(
         "auto",
@@ -57,11 +57,7 @@ class EstimateConfig(Settings):
         flag="Model and machine",
     )
     memory_gb: float | None = setting(
-        None,
-        "Memory of the GPU in GB.",
-        gt=0,
-        flag="Model and machine",
-        unset="the memory that this GPU is sold with",
+        None, "Memory of the GPU in GB.", gt=0, flag="Model and machine", unset="its usual size"
     )
     probe: bool = setting(
         False,
@@ -73,10 +69,7 @@ class EstimateConfig(Settings):
     batch_size: BatchSize = 1
     gradient_accumulation_steps: Accumulation = 1
     num_processes: int = setting(
-        1,
-        "Number of processes that share the global batch, with one GPU each.",
-        ge=1,
-        flag="Model and machine",
+        1, "Processes that share the global batch, one per GPU.", ge=1, flag="Model and machine"
     )
     batch_by: BatchBy = "clips"
     save_steps: int = setting(500, SAVE_STEPS, ge=0)

@@ -31,9 +31,7 @@ class EvaluateConfig(Settings):
         ),
     ]
     checkpoints: bool = setting(
-        False,
-        "Also compare the checkpoints of each run, and its best adapter.",
-        flag="Input and output",
+        False, "Also compare the checkpoints of each run, and its best.", flag="Input and output"
     )
     cache: CacheDir = Path("cache")
     view: ViewName = "default"
@@ -84,13 +82,9 @@ class EvaluateConfig(Settings):
         unset="the most common value in the held-out clips",
     )
     shown_per_activity: int = setting(
-        4, "Videos per activity inside report.html; all are in videos/.", ge=0
+        4, "Videos per activity in report.html; all are in videos/.", ge=0
     )
-    html_clips: int = setting(
-        200, "Maximum number of prompts with videos inside report.html.", ge=1
-    )
-    shown_height: int = setting(
-        320, "Maximum height in pixels of a video inside report.html.", ge=16
-    )
+    html_clips: int = setting(200, "Maximum number of prompts with videos in report.html.", ge=1)
+    shown_height: int = setting(320, "Maximum height in pixels of videos in report.html.", ge=16)
     device: Device = "auto"
     dtype: BaseDtype = "auto"

@@ -9,7 +9,7 @@ from wanlora.config.settings import Settings, described, model_setting, setting
 
 
 class ExportConfig(Settings):
-    """Write an adapter in the format of another tool, or merged into the base model; verify it."""
+    """Export an adapter for another tool, or merge it into the base model; verify the result."""
 
     adapter: Annotated[
         Path,
@@ -18,9 +18,7 @@ class ExportConfig(Settings):
         ),
     ]
     format: Literal["diffusers", "peft", "comfyui", "kohya", "merged"] = setting(
-        "diffusers",
-        "Format to write; merged: a whole model folder (docs/adapters.md).",
-        flag="Options",
+        "diffusers", "Format; merged: a whole model folder (docs/adapters.md).", flag="Options"
     )
     output: Path | None = setting(
         None,
@@ -45,9 +43,9 @@ class ExportConfig(Settings):
     )
     dtype: Literal["float32", "float16", "bfloat16"] | None = setting(
         None,
-        "Data type of the values.",
+        "Data type of the weights.",
         flag="Options",
-        unset="float32; for merged, that of the base model",
+        unset="float32; base model's if merged",
     )
     model: str | None = model_setting(
         unset="the base model of the adapter", use="Base model for --format merged"

@@ -6,14 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, model_validator
 
 from wanlora.config.cache_latents import StoreSettings
-from wanlora.config.settings import (
-    CacheLocation,
-    Device,
-    HtmlClips,
-    Settings,
-    SourceRoot,
-    setting,
-)
+from wanlora.config.settings import CacheLocation, Device, HtmlClips, Settings, SourceRoot, setting
 
 
 class InspectConfig(Settings):
@@ -45,18 +38,16 @@ class InspectConfig(Settings):
         "leftovers of interrupted runs.",
         flag="Maintenance",
     )
-    dry_run: bool = setting(
-        False, "With --gc: print what would be deleted, and stop.", flag="Maintenance"
-    )
+    dry_run: bool = setting(False, "With --gc: print what it would delete.", flag="Maintenance")
     html: Path | None = setting(
         None,
-        "Write an HTML page with pictures, caption and statistics of each clip.",
+        "Write a page with pictures, captions and statistics of clips.",
         flag="Input and output",
     )
     decode: tuple[str, ...] = setting(
         (),
         "Clip id, or the start of a clip key: decode the clip with the VAE to an mp4 that shows "
-        "it beside its source. Repeat for several.",
+        "it next to its source. Repeat for several.",
         flag="Input and output",
     )
     output_dir: Path = setting(

@@ -47,8 +47,7 @@ def load(
         flags: Values of flags by dotted name.
 
     Raises:
-        ConfigError: A key is unknown or a value is out of range; names the field and where it came
-            from.
+        ConfigError: A key is unknown or a value is out of range; names the field and its source.
     """
     values: dict[str, Any] = {}
     if file is not None:

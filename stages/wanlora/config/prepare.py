@@ -44,9 +44,7 @@ class PrepareConfig(Settings):
         flag="Input and output",
     )
     caption_prefix: str = setting(
-        "",
-        "Trigger words to put before each caption that does not start with them.",
-        flag="Clips",
+        "", "Trigger words to put before each caption that does not start with them.", flag="Clips"
     )
     num_frames: int = setting(81, "Frames per clip, 4k+1.", ge=1, flag="Clips")
     height: int = setting(480, "Clip height in pixels, a multiple of 16.", flag="Clips")
@@ -63,7 +61,7 @@ class PrepareConfig(Settings):
     )
     mode: Literal["chunk", "head", "middle", "slide", "uniform"] = setting(
         "chunk",
-        "How to cut a video into clips. chunk: as many as fit, end to end; head, middle: one clip; "
+        "Clips to cut from a video. chunk: as many as fit, end to end; head, middle: one clip; "
         "slide: one clip every `stride` frames; uniform: `count` clips, evenly spaced.",
         flag="Clips",
     )
@@ -77,8 +75,8 @@ class PrepareConfig(Settings):
     count: int = setting(4, "With --mode uniform: clips per video.", ge=1, flag="Clips")
     short: Literal["trim", "drop"] = setting(
         "trim",
-        "What to do with a video or scene that is shorter than a clip. trim: make a clip of the "
-        "largest 4k+1 frames that fit (at least min_frames); drop: leave it out.",
+        "Videos and scenes shorter than a clip. trim: make a clip of the largest 4k+1 frames that "
+        "fit (at least min_frames); drop: leave them out.",
         flag="Clips",
     )
     min_frames: int = setting(17, "Minimum number of frames of a trimmed clip, 4k+1.", ge=1)
@@ -89,9 +87,9 @@ class PrepareConfig(Settings):
     )
     scenes: Literal["builtin", "pyscenedetect", "allow"] = setting(
         "builtin",
-        "How to find scene cuts; no clip crosses a scene cut. builtin: finds hard cuts that are "
-        "almost certain; pyscenedetect: finds more (pip install 'wanlora[scenes]'); allow: clips "
-        "may cross cuts, with a warning.",
+        "Scene cut detector; no clip crosses a scene cut. builtin: finds hard cuts that are almost "
+        "certain; pyscenedetect: finds more (pip install 'wanlora[scenes]'); allow: clips may "
+        "cross cuts, with a warning.",
         flag="Clips",
     )
     val_fraction: float = setting(
@@ -116,16 +114,14 @@ class PrepareConfig(Settings):
         ge=0,
         flag="Model and machine",
     )
-    stall_s: float = setting(
-        60.0, "Seconds without progress after which decoding a file is an error.", gt=0
-    )
+    stall_s: float = setting(60.0, "Seconds without progress until decoding a file fails.", gt=0)
     dry_run: bool = setting(
         False, "Check all files and print the plan, but write no manifest.", flag="Options"
     )
     edits: Literal["keep", "drop"] | None = setting(
         None,
-        "What to do with changes made by hand to a manifest that prepare wrote: keep or drop them. "
-        "The edited file is copied to *.bak.",
+        "Keep or drop changes that were made by hand to a manifest that prepare wrote. The edited "
+        "file is copied to *.bak.",
         flag="Input and output",
         unset="stop with an error",
     )

@@ -106,13 +106,10 @@ class SampleConfig(Settings):
         "Shift of sigma.",
         gt=0,
         flag="Videos",
-        unset="the shift of the model's scheduler (3 at 480p; use 5 at 720p)",
+        unset="that of the model (3 at 480p; use 5 at 720p)",
     )
     negative_prompt: str | None = setting(
-        None,
-        "What the videos should not show.",
-        flag="Videos",
-        unset="the negative prompt of the variant",
+        None, "Content to avoid.", flag="Videos", unset="that of the variant"
     )
     fps: float | None = setting(
         None,

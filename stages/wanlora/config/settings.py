@@ -1,4 +1,4 @@
-"""How a setting is defined, and the settings that several commands share.
+"""Definition of a setting, and the settings that several commands share.
 
 Owns: how a field becomes a flag. Must not know: torch.
 """
@@ -32,12 +32,12 @@ Heading = Literal[
 
 
 class Flag(NamedTuple):
-    """How a setting is given on the command line.
+    """Flag of a setting on the command line.
 
     Attributes:
         heading: Heading of `--help` that lists the flag.
         names: Names of the flag, aliases last; empty for the name of the setting with hyphens.
-        argument: Whether it is positional.
+        argument: True for a positional argument.
         bare: Value of the flag if it is given without a value.
     """
 
@@ -69,7 +69,7 @@ def setting(
         names: See `Flag`.
         argument: See `Flag`.
         bare: See `Flag`.
-        unset: For a default of None: what is used then, for example "the rank".
+        unset: For a default of None: the value used then, in words, for example "the rank".
         bounds: Bounds of pydantic's Field, for example ge=1 or pattern="...".
     """
     extra: dict[str, Any] = {
@@ -108,7 +108,7 @@ class Setting(NamedTuple):
         name: Dotted name, for example lora.rank.
         field: Its type, default and description.
         flag: Its flag; None for a setting without one.
-        unset: What is used if its value is None; empty if that means "nothing".
+        unset: Default that is used for None, in words; empty if None means "nothing".
     """
 
     name: str
@@ -145,9 +145,7 @@ def _kinds(annotation: Any) -> set[Any]:
 DEFAULT_MODEL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
 
 CacheLocation = Annotated[
-    Path | Url,
-    BeforeValidator(location.parse),
-    PlainSerializer(str, return_type=str),
+    Path | Url, BeforeValidator(location.parse), PlainSerializer(str, return_type=str)
 ]
 CacheDir = Annotated[
     CacheLocation,

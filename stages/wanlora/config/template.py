@@ -1,7 +1,7 @@
 """`wanlora config`: a commented TOML file of a command's settings, or of a whole job.
 
-Owns: the layout of these files. Every setting is commented out, so that a file holds only what its
-author changed. Must not know: torch, or any stage.
+Owns: the layout of these files. Every setting is commented out, so a file only contains the changes
+of its author. Must not know: torch, or any stage.
 """
 
 import textwrap
@@ -48,9 +48,9 @@ def job_file(commands: Mapping[str, type[Settings]]) -> TemplateResult:
         commands: Commands in the order in which they run.
     """
     lines = [
-        "# A whole job: wanlora run FILE.toml runs the stages below, one after the other, and can",
-        "# be repeated: what is done is not done again. A stage without a table is left out, and",
-        "# a stage reads what the stages before it wrote. These are the everyday settings with",
+        "# A whole job: wanlora run FILE.toml runs the stages below in this order. Run it again to",
+        "# continue; finished work is not repeated. A stage without a table is skipped, and each",
+        "# stage reads the output of the stages before it. These are the most used settings with",
         "# their defaults; remove a # to change one. All settings of a stage: wanlora config STAGE",
     ]
     for command, model in commands.items():
@@ -70,7 +70,7 @@ DECIDED = {
     "dry_run": "use wanlora run FILE --dry-run",
     "resume": "a job continues its run by itself",
 }
-"""Settings that no table of a job has, and what to do instead."""
+"""Settings that a job file cannot contain, and what to do instead."""
 
 PASSED_ON = {
     "cache-latents": ("manifest",),

@@ -46,19 +46,18 @@ Accumulation = Annotated[
 BatchBy = Annotated[
     batch_sizes.BatchBy,
     described(
-        "What is equal in the steps of buckets of different sizes. clips: each step has "
-        "batch_size x gradient_accumulation_steps clips. cost: a step of the largest bucket has "
-        "that many clips; a step of another bucket has the number of clips that costs about the "
-        "same FLOPs.",
+        "Quantity that is equal in the steps of all buckets. clips: each step has batch_size x "
+        "gradient_accumulation_steps clips. cost: a step of the largest bucket has that many "
+        "clips; a step of another bucket has the number of clips that costs about the same FLOPs.",
         flag="Training",
     ),
 ]
 Activations = Annotated[
     Literal["auto", "none", "selective", "full"],
     described(
-        "What each block recomputes in the backward pass to save memory. none: nothing (fastest); "
-        "selective: everything except attention; full: everything (least memory); auto: none for "
-        "as many blocks as fit into memory, selective for the others.",
+        "Activations that each block recomputes in the backward pass to save memory. none: nothing "
+        "(fastest); selective: everything except attention; full: everything (least memory); auto: "
+        "none for as many blocks as fit into memory, selective for the others.",
         flag="Model and machine",
     ),
 ]
@@ -148,13 +147,11 @@ class ValidationSettings(Settings):
 
     every: int = setting(500, "Steps between validations, plus one at the end; 0 = never.", ge=0)
     split: str = setting("val", "Split of the view to validate on.")
-    num_clips: int = setting(
-        16, "Number of held-out clips, and of training clips, to validate on.", ge=1
-    )
+    num_clips: int = setting(16, "Number of held-out clips, and as many training clips.", ge=1)
     num_sigmas: int = setting(8, "Number of noise levels per clip.", ge=1)
     train_clips: bool = setting(True, "Validate on training clips too, to detect overfitting.")
     patience: int = setting(
-        0, "Stop after this many validations without a new best loss; 0 = never.", ge=0
+        0, "Stop after this many validations without a new best; 0 = never.", ge=0
     )
 
 
@@ -255,21 +252,18 @@ class TrainConfig(Settings):
     eager: Eager = "auto"
     attention: Attention = "auto"
     allow_untrained_base: bool = setting(
-        False, "Train even if the base model predicts no better than chance."
+        False, "Train even if the base predicts no better than chance."
     )
     prefetch_batches: int = setting(4, "Number of micro-batches to read ahead.", ge=1)
     save_every_epoch: bool = setting(
         False, "Also save a checkpoint at the end of each epoch.", flag="Checkpoints"
     )
     balance_activities: bool = setting(
-        False,
-        "Train all activities of a bucket equally often, regardless of how many clips each has.",
+        False, "Draw all activities of a bucket equally often, even if some have more clips."
     )
     clip_weights: ClipWeights = {}  # noqa: RUF012  (pydantic copies it)
     init_adapter: Path | None = setting(
-        None,
-        "Adapter to start from, in any format: run folder, PEFT folder or adapter file.",
-        flag="Adapter",
+        None, "Initial adapter: run folder, PEFT folder or file in any format.", flag="Adapter"
     )
     ema_decay: float = setting(
         0.0, "Decay of a moving average of the adapter, saved in ema/; 0 = off.", ge=0, lt=1
@@ -286,7 +280,7 @@ class TrainConfig(Settings):
         gt=0,
     )
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = setting(
-        ("tensorboard",), "Where to log curves, in addition to metrics.jsonl and run.html."
+        ("tensorboard",), "Loggers of curves, in addition to metrics.jsonl and run.html."
     )
     lora: LoraSettings = LoraSettings()
     flow: FlowSettings = FlowSettings()

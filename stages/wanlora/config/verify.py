@@ -26,9 +26,7 @@ class VerifyConfig(Settings):
         0, "Load only the first N clips of each manifest; 0 = all.", ge=0, flag="Options"
     )
     html: Path | None = setting(
-        None,
-        "Write a contact sheet of the loaded clips to this file.",
-        flag="Input and output",
+        None, "Write a contact sheet of the loaded clips to this file.", flag="Input and output"
     )
     html_clips: HtmlClips = 1000
     model: TokenizerOf = DEFAULT_MODEL

@@ -16,13 +16,11 @@ class WatchConfig(Settings):
     )
     port: int | None = setting(
         None,
-        "Port on 127.0.0.1; 0 = any free port.",
+        "Port on 127.0.0.1; 0 = any free one.",
         ge=0,
         le=65535,
         flag="Options",
-        unset="8642, or the next free port",
+        unset="8642 or the next free one",
     )
     open: bool = setting(False, "Open the page in a browser.", flag="Options")
-    once: bool = setting(
-        False, "Print the list of runs and stop; so does --json alone.", flag="Options"
-    )
+    once: bool = setting(False, "Print the list of runs and stop, like --json.", flag="Options")
