@@ -8,6 +8,7 @@ import logging
 import math
 import shlex
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -258,7 +259,9 @@ def _validate(config: TrainConfig, session: Session, reporter: Reporter) -> str 
 
 
 def _log_stop(received: signal.Signals) -> None:
-    logger.warning("%s: saving after this step, then stopping", received.name)
+    """Log the request in a thread: the signal may have interrupted a write to the same stream."""
+    message = "%s: saving after this step, then stopping"
+    threading.Thread(target=logger.warning, args=(message, received.name)).start()
 
 
 @contextmanager
