@@ -21,7 +21,7 @@ import torch
 
 from wanlora.commands.cache_latents.pipeline import Ahead, depth
 from wanlora.data.clip import Clip
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.media import mp4
 
 

@@ -26,8 +26,9 @@ from wanlora.core.location import Location, Url
 from wanlora.core.prompts import prompt_key
 from wanlora.cost.sizes import cache_bytes
 from wanlora.data.clip import TRANSFORM_REVISION, Clip, clip_key
-from wanlora.data.clips import SourceHashes, hash_all, load_clip, reading, source_sha256
+from wanlora.data.clip_frames import load_clip
 from wanlora.errors import DeviceError, MediaError, ModelError, StoreError
+from wanlora.media.source import SourceHashes, hash_all, reading, source_sha256
 from wanlora.progress import bar
 from wanlora.store import index, storage
 from wanlora.store.schema import Kind
