@@ -48,7 +48,7 @@ def _content(run_dir):
 def _killed_runs(cache, folder, num_kills, seed):
     """Kill a run at some places, resuming each time; yield what each left, and the whole."""
     draw = random.Random(seed)
-    with forks("wanlora.commands.train.loop") as server:
+    with forks("wanlora.commands.train.opening") as server:
         train = ("train", "--cache", cache, *ARGUMENTS, "--output-dir")
         code, operations = server.run(*train, folder / "whole")
         assert code == 0

@@ -159,7 +159,8 @@ def _write_down_calls(path: Path, end: tuple[int, str] | None) -> None:
 
 
 def _serve() -> None:
-    import wanlora.commands.train.loop  # noqa: F401
+    import wanlora.commands.train.loop
+    import wanlora.commands.train.opening  # noqa: F401
 
     pids: list[int] = []
     for line in sys.stdin:

@@ -9,8 +9,7 @@ import torch
 
 from tests.support import real_size
 from wanlora import progress
-from wanlora.commands.train.loop import _blame_kernel
-from wanlora.commands.train.session import Session, _be_deterministic
+from wanlora.commands.train.step_errors import suspect_kernel
 from wanlora.core.buckets import Bucket
 from wanlora.cost.flops import TransformerShape
 from wanlora.errors import ConfigError, NonFiniteError
@@ -113,22 +112,11 @@ def test_a_made_up_batch_has_values_like_a_real_one():
 @pytest.mark.parametrize(
     ("kernel", "suggested"), [("auto", "flash"), ("cudnn", "flash"), ("flash", "efficient")]
 )
-def test_a_nan_on_a_gpu_names_the_kernel_that_ran(kernel, suggested, train_config):
-    session = object.__new__(Session)
-    object.__setattr__(session, "device", torch.device("cuda"))
-    object.__setattr__(session, "trial", replace(SMALL, attention=("_cudnn_attention",)))
-    text = _blame_kernel(train_config(attention=kernel), session)
+def test_a_nan_on_a_gpu_names_the_kernel_that_ran(kernel, suggested, tmp_path):
+    text = suspect_kernel(tmp_path, kernel, ["_cudnn_attention"], torch.device("cuda"))
     assert "_cudnn_attention" in text
     assert f"--set attention={suggested}" in text
-    object.__setattr__(session, "device", CPU)
-    assert not _blame_kernel(train_config(), session)
-
-
-@pytest.fixture
-def train_config(tmp_path):
-    from wanlora.config import TrainConfig
-
-    return lambda **given: TrainConfig(cache=tmp_path, output_dir=tmp_path, max_steps=1, **given)
+    assert not suspect_kernel(tmp_path, "auto", ["_cudnn_attention"], CPU)
 
 
 def test_a_backend_of_diffusers_in_the_environment_is_refused(monkeypatch):
@@ -166,7 +154,7 @@ def test_deterministic_includes_the_compiler(monkeypatch):
 
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)
     monkeypatch.setattr(inductor, "deterministic", False)
-    _be_deterministic()
+    devices.use_deterministic_algorithms()
     assert inductor.deterministic
 
 

@@ -222,8 +222,8 @@ def _advice(activations: Activations, work: Workload, bucket: Bucket, limit: flo
     return "By what is counted these would fit: " + "; ".join(advice)
 
 
-def say(trial: Trial, work: Workload, device: torch.device) -> None:
-    """Log how the blocks run, and what was planned and seen of it."""
+def log_trial(trial: Trial, work: Workload, device: torch.device) -> None:
+    """Log how the blocks run, with predicted and measured memory."""
     counted = step_bytes(work, trial.modes)
     seen = f", {units.size(trial.peak_bytes)} measured" if trial.peak_bytes else ""
     logger.info(

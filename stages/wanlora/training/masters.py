@@ -65,7 +65,7 @@ class Masters:
             self.parameters.values(), max_norm if max_norm > 0 else torch.inf
         )
 
-    def refuse(self, is_bad: Tensor) -> None:
+    def clear_gradient_if(self, is_bad: Tensor) -> None:
         """Clear the gradients where a condition on the device holds, without asking for it here.
 
         Args:

@@ -105,7 +105,7 @@ def make_panel(
     return Panel(name, tuple(clips[index] for index in chosen), tuple(grid))
 
 
-def validate(
+def measure(
     panel: Panel,
     transformer: Any,
     source: BatchSource,
