@@ -67,7 +67,8 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     data = open_data(config, variant_of(folder), selection)
     if config.deterministic:
         devices.use_deterministic_algorithms()
-    ranks = _join_ranks(config, device)
+    ranks = Ranks(device, timeout_s=config.process_timeout_s)
+    require_even_shares(config.batch_size, config.gradient_accumulation_steps, ranks.count)
     end_step = config.max_steps or num_steps(
         data.source.order.steps_per_epoch, num_epochs=config.num_epochs
     )
@@ -81,16 +82,10 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     model = load_model(config, folder, ranks, from_checkpoint=checkpoint is not None)
     identity = identity_of(data.view, variant=model.variant.name, base=model.base)
     progress = _load_checkpoint(config, checkpoint, identity, model)
-    if ranks.count > 1:
-        settings = _resolved(config, data.view, ranks.device)
-        ranks.require_same(
-            shared_facts(settings, identity, end_step=end_step, masters=model.masters)
-        )
+    _require_same_run(config, data.view, ranks, identity, end_step, model)
     step_plan = plan_step(config, model, data, ranks)
-    limit = model.variant.max_base_loss
-    if checkpoint is None and limit is not None and not config.allow_untrained_base:
-        with waiting("measuring the base model on a few clips", shown=ranks.is_main):
-            check_base(model, data, limit)
+    if checkpoint is None and not config.allow_untrained_base:
+        _check_base(model, data, ranks)
     run = Run(
         folder=config.output_dir,
         settings=_settings_to_record(config, warmup_steps),
@@ -109,14 +104,6 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
         previews=previews,
     )
     return Session(model, data, step_plan, run, ranks)
-
-
-def _join_ranks(config: TrainConfig, device: torch.device) -> Ranks:
-    """Join the run's processes, and check that they can share a step's micro-batches evenly."""
-    ranks = Ranks(device, timeout_s=config.process_timeout_s)
-    size, times = config.batch_size, config.gradient_accumulation_steps
-    require_even_shares(size, times, ranks.count)
-    return ranks
 
 
 def require_even_shares(batch_size: int, accumulation: int, world: int) -> None:
@@ -249,6 +236,29 @@ def _load_checkpoint(
     )  # fmt: skip
     logger.info("continuing from %s: step %d comes next", checkpoint, progress.step)
     return progress
+
+
+def _require_same_run(
+    config: TrainConfig,
+    view: View,
+    ranks: Ranks,
+    identity: dict[str, Any],
+    end_step: int,
+    model: TrainedModel,
+) -> None:
+    """Check that all processes train the same run, with the same data and weights."""
+    if ranks.count > 1:
+        settings = _resolved(config, view, ranks.device)
+        facts = shared_facts(settings, identity, end_step=end_step, masters=model.masters)
+        ranks.require_same(facts)
+
+
+def _check_base(model: TrainedModel, data: Data, ranks: Ranks) -> None:
+    """Check that the base predicts better than chance; the micro model has no limit."""
+    limit = model.variant.max_base_loss
+    if limit is not None:
+        with waiting("measuring the base model on a few clips", shown=ranks.is_main):
+            check_base(model, data, limit)
 
 
 def _plan_validation(

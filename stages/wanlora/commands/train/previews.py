@@ -71,10 +71,9 @@ def preview(
         Latents of each prompt, on the CPU; only of the prompts finished before a stop.
     """
     latents: list[Float32[torch.Tensor, "c f h w"]] = []
-    total = len(prompt_embeds) * steps
     with (
         _in_eval_mode(transformer),
-        progress.bar(total=total, description="preview", unit="step") as bar,
+        progress.bar(total=len(prompt_embeds) * steps, description="preview", unit="step") as bar,
     ):
 
         def on_step() -> None:
@@ -88,8 +87,8 @@ def preview(
             shift=shift, device=device, dtype=dtype, on_step=on_step,
         )  # fmt: skip
         for index, embeds in enumerate(prompt_embeds):
-            with suppress(_StoppedError):
-                if not stop():
+            if not stop():
+                with suppress(_StoppedError):
                     latents.append(denoise_prompt(prompt_embeds=embeds, seed=seed + index))
             after_each()
     return latents
