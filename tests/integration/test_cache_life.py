@@ -381,7 +381,7 @@ def test_a_decoded_clip_stays_in_its_folder(cache_fp16, micro_folder, tmp_path):
 
 
 def test_contradictory_jobs_are_refused():
-    assert "dry_run goes with gc" in cli.refuses("inspect", "x", "--dry-run", exit_code=2)
+    assert "dry_run needs gc" in cli.refuses("inspect", "x", "--dry-run", exit_code=2)
     assert "one after the other" in cli.refuses("inspect", "x", "--gc", "--repair", exit_code=2)
     assert "verify" in cli.refuses("inspect", "x", "--set", "verify=half", exit_code=2)
 

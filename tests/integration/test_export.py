@@ -286,7 +286,7 @@ def test_what_is_there_is_not_overwritten(run_dir, tmp_path):
     (tmp_path / ".peft.partial" / "adapter_model.safetensors").write_bytes(b"half of it")
     _export(run_dir, "peft", tmp_path / "peft", "--overwrite")
     assert "a name ending in .safetensors" in refused(tmp_path / "folder", code=2)
-    assert "goes with --format merged" in refused(file, "kohya", "--model", "micro", code=2)
+    assert "needs --format merged" in refused(file, "kohya", "--model", "micro", code=2)
 
 
 def test_an_adapter_with_nan_is_not_exported(transformer, tmp_path):

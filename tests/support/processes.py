@@ -155,7 +155,7 @@ def _write_down_calls(path: Path, end: tuple[int, str] | None) -> None:
     wrap(dist, "all_reduce", lambda tensor: f"all_reduce {tensor.numel()}")
     wrap(dist, "all_gather", lambda _, tensor: f"all_gather {tensor.numel()}")
     wrap(dist, "monitored_barrier", lambda _: "meet")
-    wrap(RowReader, "_read_far", lambda _, key, name: f"fetch {key}.{name}")
+    wrap(RowReader, "_read_far", lambda _, key: f"fetch {key}")
 
 
 def _serve() -> None:

@@ -72,6 +72,19 @@ def without_surrogates(text: str) -> str:
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
+def unicode_problem(text: str) -> str | None:
+    r"""Describe half of a UTF-16 pair (`"\ud83d"` in JSON) in a text, or return None."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        return (
+            f"is {text!a:.80}, which is not valid Unicode: character {error.start + 1} is "
+            f"U+{code:04X}, half of a UTF-16 pair"
+        )
+    return None
+
+
 def parse_json(text: str) -> Any:
     """Parse JSON strictly: Python's parser also accepts NaN, Infinity and 1e999.
 

@@ -1,4 +1,4 @@
-"""What the embedded model is made of: the real classes, small.
+"""Build the embedded model: the real classes at a small size.
 
 Owns: sizes, vocabulary and initial weights of its parts, and the folder they are saved as. Saved as
 the released model is, a WanPipeline folder, the text encoder fp32 in shards with only

@@ -1,4 +1,4 @@
-"""Where a pretraining is, on disk: killed at any step, it continues from the last that was saved.
+"""Checkpoints of the pretraining: an interrupted one continues from the last saved step.
 
 Owns: one file per model in training.
 """
@@ -21,7 +21,7 @@ def save(path: Path, parts: Mapping[str, Any], step: int) -> None:
 
 
 def resume(path: Path, parts: Mapping[str, Any]) -> int:
-    """Load the states of all parts; the number of steps done, 0 where there is no file yet."""
+    """Load the states of all parts and return the number of steps done; 0 without a file."""
     if not path.exists():
         return 0
     states = torch.load(path, map_location="cpu", weights_only=True)

@@ -1,11 +1,12 @@
 """Pretrain the embedded model's DiT on cached latents of the drawn world.
 
-Owns: the data it sees (`world.KNOWN` only), the loop and the optimizers. Its arithmetic is
-core/flow's, as stage two's is. Dimensions: n clips, b batch, c f h w latents, l text rows, d text.
+Owns: the data it sees (`world.KNOWN` only), the loop and the optimizers. Its arithmetic
+is that of stage two, training/flow.py.
+Dimensions: n clips, b batch, c f h w latents, l text rows, d text.
 
-Text has 512 rows, some twelve of them not zero. The zero rows are all the same key, so one of them
-with log(how many) added to its score stands for all in the softmax: the same output, a third of
-the work.
+Text has 512 rows, of which about twelve are not zero. The zero rows all have the same key, so one
+row with log(number of zero rows) added to its score replaces them in the softmax. The output is the
+same, for a third of the work.
 """
 
 import logging
@@ -19,12 +20,12 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from jaxtyping import Float
 from torch import Tensor
 
+from tools.micro.checkpoint import resume, save
+from tools.micro.models import ROW
+from tools.micro.vae import encode
 from wanlora import progress
 from wanlora.core.rng import Stream, generator
 from wanlora.micro import world
-from wanlora.micro.checkpoint import resume, save
-from wanlora.micro.models import ROW
-from wanlora.micro.vae import encode
 from wanlora.training import flow
 from wanlora.wan.encoders import TextEncoder, encode_prompts
 

@@ -1,7 +1,7 @@
-"""Measure the embedded model: is it good enough to teach something to?
+"""Measure the embedded model: the figures on its card.
 
-Owns: the figures on the model's card and the bars they must clear. Everything is on seeds that
-nothing was trained with. Dimensions: t frames, h and w pixels.
+Owns: the figures and their minimums. All clips are drawn from seeds that are not used in training.
+Dimensions: t frames, h and w pixels.
 """
 
 import statistics
@@ -13,13 +13,15 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from tools.micro import shape
+from tools.micro.models import ROW
 from wanlora import progress
-from wanlora.micro import recognise, shape, world
-from wanlora.micro.models import ROW
+from wanlora.micro import recognise, world
+from wanlora.micro.generation import clip_maker
 from wanlora.training import flow
 from wanlora.wan.encoders import decode_latents, encode_latents, encode_prompts, load_text_encoder
 from wanlora.wan.encoders import load_vae as load_checked_vae
-from wanlora.wan.pipeline import VideoSettings, generate, load_pipeline
+from wanlora.wan.pipeline import load_pipeline
 from wanlora.wan.transformer import load_transformer
 
 CPU = torch.device("cpu")
@@ -124,7 +126,7 @@ def wrong(scene: world.Scene) -> world.Scene:
 
 def generation(folder: Path, clips_per_concept: int) -> dict[str, Any]:
     """Share of generated clips that show what the prompt named, and the shape score by class."""
-    make = maker(load_pipeline(folder, dtype=torch.float32, device=CPU))
+    make = clip_maker(load_pipeline(folder, dtype=torch.float32, device=CPU))
     concepts, shapes, rest = {}, {}, []
     for concept in world.KNOWN:
         scenes = fresh_scenes(concept, clips_per_concept)
@@ -133,7 +135,7 @@ def generation(folder: Path, clips_per_concept: int) -> dict[str, Any]:
             for index, scene in enumerate(scenes):
                 clips.append(make(scene.caption, index))
                 bar.update()
-        rates = recognise.rate(clips, scenes)
+        rates = rate(clips, scenes)
         concepts[concept] = rates.pop("concept")
         shapes[concept] = shape_score(clips, concept)
         rest.append(rates)
@@ -144,6 +146,22 @@ def generation(folder: Path, clips_per_concept: int) -> dict[str, Any]:
     return {"concept": concepts, "shape": shapes, **figures, "clips_per_concept": clips_per_concept}
 
 
+def rate(clips: Sequence[Video], scenes: Sequence[world.Scene]) -> dict[str, float]:
+    """Share of clips recognised as their prompts: concept, colour, background, direction.
+
+    Args:
+        clips: Clips, in the order of the scenes.
+        scenes: Scenes of their prompts; a person has no direction and does not count there.
+    """
+    right: dict[str, list[bool]] = {}
+    for clip, scene in zip(clips, scenes, strict=True):
+        seen = recognise.recognise(clip)
+        for name in ("concept", "colour", "background", "direction"):
+            if (expected := getattr(scene, name)) is not None:
+                right.setdefault(name, []).append(getattr(seen, name) == expected)
+    return {name: sum(values) / len(values) for name, values in right.items()}
+
+
 def shape_score(clips: Sequence[Video], concept: str) -> float:
     """Median over the frames of all clips."""
     return round(float(np.median([shape.score(clip, concept) for clip in clips])), 3)
@@ -152,15 +170,6 @@ def shape_score(clips: Sequence[Video], concept: str) -> float:
 def fresh_scenes(concept: str, count: int) -> list[world.Scene]:
     """Scenes to ask for, from seeds that nothing was trained with."""
     return [world.scene(concept, FIRST_SEED + index) for index in range(count)]
-
-
-def maker(pipeline: Any) -> Callable[[str, int], Video]:
-    """A function from (caption, seed) to a clip, with the row's sampling settings."""
-    settings = VideoSettings(
-        num_frames=ROW.num_frames, height=ROW.height, width=ROW.width, steps=ROW.steps,
-        guidance_scale=ROW.guidance_scale, negative_prompt=ROW.negative_prompt,
-    )  # fmt: skip
-    return lambda caption, seed: generate(pipeline, caption, settings, seed=seed)
 
 
 def failures(figures: dict[str, Any]) -> list[str]:
@@ -176,7 +185,7 @@ def failures(figures: dict[str, Any]) -> list[str]:
 
 def contact_sheet(folder: Path) -> UInt8[np.ndarray, "h w 3"]:
     """Every known concept as a row: frames of a drawn clip, then of one made from its caption."""
-    make = maker(load_pipeline(folder, dtype=torch.float32, device=CPU))
+    make = clip_maker(load_pipeline(folder, dtype=torch.float32, device=CPU))
     rows = []
     for concept in world.KNOWN:
         drawn = world.draw(concept, FIRST_SEED)

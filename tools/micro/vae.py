@@ -21,10 +21,10 @@ from diffusers import AutoencoderKLWan
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from tools.micro.checkpoint import resume, save
 from wanlora import progress
 from wanlora.core.rng import Stream, generator
 from wanlora.micro import world
-from wanlora.micro.checkpoint import resume, save
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""The embedded model's card: what it was made of, with what settings, and how good it is.
+"""Write the embedded model's card: its data, settings and measured quality.
 
 Owns: the text of `weights/README.md`. A test compares its hashes with the files it describes.
 """
@@ -6,7 +6,8 @@ Owns: the text of `weights/README.md`. A test compares its hashes with the files
 from pathlib import Path
 from typing import Any
 
-from wanlora.micro import dit, measure, vae, world
+from tools.micro import dit, measure, vae
+from wanlora.micro import world
 from wanlora.wan.weights import weights_sha256
 
 PARTS = ("vae", "text_encoder", "transformer")
@@ -69,8 +70,8 @@ def _results(figures: dict[str, Any]) -> list[str]:
         "",
         f"On seeds that were not used in training; {figures['clips_per_concept']} clips per class, "
         "20 steps, guidance 3. Measured by",
-        "`wanlora.micro.measure`; the recogniser is `wanlora.micro.recognise`. The shape score",
-        "(`wanlora.micro.shape`) is the intersection over union of a frame's silhouette with the",
+        "`tools.micro.measure`; the recogniser is `wanlora.micro.recognise`. The shape score",
+        "(`tools.micro.shape`) is the intersection over union of a frame's silhouette with the",
         "nearest drawn one, over position, moment and size. The VAE's rows are for drawn clips",
         "that were only encoded and decoded: the maximum for the DiT.",
         "",

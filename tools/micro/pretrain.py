@@ -1,7 +1,7 @@
-"""Make the embedded model from nothing: `make micro`.
+"""Train the embedded model from random weights: `make micro`.
 
-Owns: the order of things, VAE, latents, DiT, folder, figures, card. Killed anywhere, the same
-command continues. Run as `python -m wanlora.micro.pretrain --work-dir outputs/micro`.
+Owns: the order of the steps: VAE, latents, DiT, folder, figures, card. After an interruption, the
+same command continues. Run as `python -m tools.micro.pretrain --work-dir outputs/micro`.
 """
 
 import argparse
@@ -13,8 +13,9 @@ import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
 
+from tools.micro import card, dit, measure, models, vae
 from wanlora.files import partial_path, write_atomic, write_json
-from wanlora.micro import card, dit, measure, models, vae, world
+from wanlora.micro import world
 from wanlora.wan.device import select_device
 from wanlora.wan.encoders import TextEncoder
 from wanlora.wan.model_folder import MICRO, resolve
@@ -28,7 +29,7 @@ MEASURED_PER_CONCEPT = 24
 
 
 def run(work_dir: Path, folder: Path, device: torch.device) -> None:
-    """Train what is not trained yet, then write and measure the model's folder."""
+    """Train the parts that are not trained yet, then write and measure the model's folder."""
     work_dir.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(SEED)  # the DiT's initial weights are drawn by its class
     autoencoder, text = models.make_vae(), models.make_text_encoder(SEED)
@@ -87,7 +88,7 @@ def _first(rows: torch.Tensor, per_concept: int) -> torch.Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the flags and run."""
-    parser = argparse.ArgumentParser(description="Make the embedded model from nothing.")
+    parser = argparse.ArgumentParser(description="Train the embedded model from random weights.")
     parser.add_argument("--work-dir", type=Path, required=True, help="checkpoints and latents")
     parser.add_argument("--output", type=Path, help="the model's folder; default: the package's")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
