@@ -19,7 +19,7 @@ from wanlora.training import flow
 from wanlora.training.masters import Masters
 from wanlora.training.outcomes import Outcomes
 from wanlora.training.predict import predict
-from wanlora.training.trial import made_up_batch
+from wanlora.training.trial import random_batch
 from wanlora.training.workload import Trial
 from wanlora.wan.blocks import set_activations
 
@@ -68,7 +68,7 @@ def test_a_step_asks_nothing_of_the_device():
     masters = Masters(adapter_parameters(model))
     outcomes = Outcomes(meta, 1)
     optimizer = torch.optim.AdamW(masters.parameters.values(), lr=1e-4)
-    batch = made_up_batch(Bucket(5, 32, 48), 2, num_channels=16, text_shape=(512, 4096))
+    batch = random_batch(Bucket(5, 32, 48), 2, num_channels=16, text_shape=(512, 4096))
     for _ in range(2):
         prediction, target = predict(model, batch, meta, torch.bfloat16)
         losses = flow.loss_per_clip(prediction, target) * batch.weights.to(meta)

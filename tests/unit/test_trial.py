@@ -14,7 +14,7 @@ from wanlora.core.buckets import Bucket
 from wanlora.cost.flops import TransformerShape
 from wanlora.errors import ConfigError, NonFiniteError
 from wanlora.training import fitting, trial
-from wanlora.training.trial import made_up_batch
+from wanlora.training.trial import random_batch
 from wanlora.training.workload import Trial, workload
 from wanlora.wan import attention
 from wanlora.wan import device as devices
@@ -85,7 +85,7 @@ def test_a_fresh_adapter_is_tried_with_values_in_b_and_gets_its_own_back(model):
     first, *others = factors(model, "B")
     with torch.no_grad():
         first.fill_(3.0)
-    with trial._filled(model):
+    with trial._nonzero_factors(model):
         for parameter in (first, *others):
             assert 0 < parameter.abs().max() <= trial.FACTOR_MAX
     assert not any(parameter.any() for parameter in others)
@@ -98,14 +98,14 @@ def test_a_fresh_adapter_is_tried_with_values_in_b_and_gets_its_own_back(model):
     assert all(seen)
 
 
-def test_a_made_up_batch_has_values_like_a_real_one():
-    batch = made_up_batch(BUCKET, 1, num_channels=16, text_shape=(512, 64))
+def test_a_random_batch_has_values_like_a_real_one():
+    batch = random_batch(BUCKET, 1, num_channels=16, text_shape=(512, 64))
     for tensor in (batch.latents, batch.noise):
         assert 0.8 < tensor.std() < 1.2
     assert not torch.equal(batch.latents, batch.noise)
     used = batch.prompt_embeds[0].any(dim=1)
     assert 0 < used.sum() < 512
-    again = made_up_batch(BUCKET, 1, num_channels=16, text_shape=(512, 64))
+    again = random_batch(BUCKET, 1, num_channels=16, text_shape=(512, 64))
     assert torch.equal(batch.latents, again.latents)
 
 

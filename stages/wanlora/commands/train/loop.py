@@ -181,11 +181,11 @@ def _begin(session: Session, warnings: list[str]) -> Iterator[LivePage | None]:
         return
     with claim.begin_run(run.folder, run.settings, run.facts, checkpoint=run.checkpoint):
         validated = not validating.is_due(run)
-        publish.forget_after(run.folder, run.progress.step, validated=validated)
+        publish.remove_after(run.folder, run.progress.step, validated=validated)
         if run.checkpoint:
             saving.copy_adapters(run.folder, run.checkpoint)
         else:
-            publish.forget_attempt(run.folder)
+            publish.remove_attempt(run.folder)
         with live_page(run.folder, steps_planned=run.end_step, warnings=warnings) as page:
             yield page
 
