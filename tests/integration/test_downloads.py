@@ -101,5 +101,5 @@ def test_a_download_that_stops_half_way_says_that_the_same_command_goes_on(
         raise httpx2.ReadTimeout("timed out") if failure == "timeout" else RuntimeError("CAS")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", stopping)
-    with pytest.raises(ModelError, match=r"org/model stopped \(.*same command goes on where it"):
+    with pytest.raises(ModelError, match=r"org/model stopped \(.*same command continues"):
         model_folder.resolve("org/model", model_folder.ENCODERS)

@@ -135,7 +135,7 @@ def test_a_kill_between_the_manifests_and_the_record_is_not_an_edit(raw, out, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("wanlora.commands.prepare.prepare.write_record", killed)
+        patch.setattr("wanlora.commands.prepare.output.write_record", killed)
         with pytest.raises(KeyboardInterrupt):
             prepared(raw, out)
     assert captions(out)["a.npz"] == "new words"
