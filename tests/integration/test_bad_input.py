@@ -418,7 +418,7 @@ def test_resume_where_nothing_has_run_starts_at_step_0_and_says_so(home, cache_f
             "--set", "lora.rank=2",
         )  # fmt: skip
     assert result.exit_code == 0, result.output
-    assert "run holds no checkpoint to resume: starting at step 0" in caplog.text
+    assert "run has no checkpoint to resume: starting at step 0" in caplog.text
     assert "trained steps 0 to 0" in result.output
 
 
