@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from tests.support.hub import serving
-from tests.support.models import micro_folder, micro_home  # noqa: F401
 from wanlora.errors import ModelError
 from wanlora.wan import hub, model_folder
 
@@ -34,7 +33,7 @@ for parts in (TRANSFORMER, ENCODERS, ENCODERS):
 
 
 def test_only_the_needed_parts_are_downloaded_once_and_their_size_is_said(
-    micro_folder, tmp_path  # noqa: F811
+    micro_folder, tmp_path
 ):  # fmt: skip
     with serving(micro_folder) as (address, downloaded):
         done = subprocess.run(
