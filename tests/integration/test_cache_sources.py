@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.models import micro_home  # noqa: F401
 from wanlora.commands import cache_latents, prepare
 from wanlora.commands.cache_latents import cache_latents as stage
 from wanlora.commands.cache_latents import plan as planning
@@ -29,7 +28,7 @@ def old(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def config(old: Path, micro_home: Path) -> CacheLatentsConfig:  # noqa: F811
+def config(old: Path, micro_home: Path) -> CacheLatentsConfig:
     return CacheLatentsConfig(
         manifest=(old / "data",), cache=old / "cache", model="micro", device="cpu"
     )

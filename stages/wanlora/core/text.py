@@ -1,7 +1,7 @@
 """Text from outside: bytes to characters, JSON to values, and file names as people spell them.
 
 Owns: the checks that every caption, path and line of JSON passes when it is read. Must not know:
-manifests, tables, where a text comes from.
+manifests, tables, the source of a text.
 """
 
 import codecs
