@@ -21,7 +21,7 @@ from wanlora.data.clip_frames import load_clip
 from wanlora.data.survey import Plan
 from wanlora.errors import MediaError
 from wanlora.files import write_text
-from wanlora.report.contact_sheet_page import Crop, Left, Row, contact_sheet_page
+from wanlora.report.contact_sheet_page import Crop, Left, Row, contact_sheet_page, frame_strip
 from wanlora.report.generated import marked
 
 NUM_SHOWN = 3
@@ -69,7 +69,7 @@ def write(
 
 def _row(clip: Clip, token_counts: Mapping[str, int]) -> Row:
     return Row(
-        frames=shown_frames(clip),
+        strip=frame_strip(shown_frames(clip), clip.clip_id),
         crop=_crop(clip),
         name=clip.clip_id,
         warnings=clip.warnings,

@@ -48,7 +48,7 @@ class Row:
     """A clip.
 
     Attributes:
-        frames: First, middle and last frame, cropped and scaled down.
+        strip: From `frame_strip`.
         crop: None = the whole source.
         name: Id of the clip.
         warnings: Warnings about it.
@@ -60,7 +60,7 @@ class Row:
         start_s: Start in the source, in seconds.
     """
 
-    frames: Sequence[UInt8[np.ndarray, "h w 3"]]
+    strip: Raw
     crop: Crop | None
     name: str
     warnings: Sequence[str]
@@ -109,18 +109,23 @@ def contact_sheet_page(
     return page(title, sections)
 
 
+def frame_strip(frames: Sequence[UInt8[np.ndarray, "h w 3"]], name: str) -> Raw:
+    """Encode the first, middle and last frame of a clip, cropped and scaled down."""
+    alt = f"{name}: first, middle and last frame"
+    pictures = "".join(image(frame, alt=alt, quality=QUALITY) for frame in frames)
+    return Raw(f'<div class="strip">{pictures}</div>')
+
+
 def _first(shown: int, total: int) -> str:
     return f"{total:,}" if shown == total else f"first {shown:,} of {total:,} (html_clips)"
 
 
 def _cells(row: Row, *, exact_tokens: bool) -> list[object]:
-    alt = f"{row.name}: first, middle and last frame"
-    strip = "".join(image(frame, alt=alt, quality=QUALITY) for frame in row.frames)
     warnings = "".join(f'<div class="warn">{escape(text)}</div>' for text in row.warnings)
     mark = "bad" if row.tokens > MAX_TOKENS else ""
     about = "" if exact_tokens else "about "
     return [
-        Raw(f'<div class="strip">{strip}</div>'),
+        row.strip,
         Raw("whole") if row.crop is None else _drawing(row.crop),
         Raw(f'<span class="code">{escape(row.name)}</span>{warnings}'),
         Raw("".join(f"<p>{escape(text)}</p>" for text in row.captions)),
