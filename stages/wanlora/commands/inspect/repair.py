@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wanlora.commands.inspect import checks
-from wanlora.config import CacheLatentsConfig, InspectConfig, StoreSettings
+from wanlora.config import InspectConfig
 from wanlora.errors import StoreError, WanloraError
 from wanlora.store import commit_records, groups, index, maintenance, schema, storage, wants
 from wanlora.store.commit_records import Segment
@@ -168,7 +168,15 @@ def _encode_missing(config: InspectConfig, view: View) -> int:
     from wanlora.commands import cache_latents  # noqa: PLC0415  (imports diffusers: seconds, only here)
 
     encoded, failures = cache_latents.encode_rows(
-        _stage_one(config, view), view, clips=clips, prompts=prompts
+        view,
+        clips=clips,
+        prompts=prompts,
+        cache=config.path,
+        manifests=config.manifest,
+        source_root=config.source_root,
+        device=config.device,
+        rows_per_segment=config.store.clips_per_segment,
+        segment_bytes=config.store.segment_bytes,
     )
     for failure in failures:
         log.warning("[%s] %s: %s", failure.code, failure.clip_id, failure.message)
@@ -180,27 +188,4 @@ def _lacking(config: InspectConfig, view: View) -> tuple[set[str], set[str]]:
     return (
         set(index.missing_keys(config.path, "latents", view.latents, clips)),
         set(index.missing_keys(config.path, "text", view.text, view.prompt_keys())),
-    )
-
-
-def _stage_one(config: InspectConfig, view: View) -> CacheLatentsConfig:
-    """The settings of stage one that give the view's fingerprints."""
-    latents, text = view.latents_provenance, view.text_provenance
-    return CacheLatentsConfig(
-        manifest=config.manifest,
-        source_root=config.source_root,
-        cache=config.path,
-        model=view.model,
-        device=config.device,
-        view=view.name,
-        vae_dtype=latents["compute_dtype"],
-        tf32=latents["tf32"],
-        text_dtype=text["compute_dtype"],
-        validation_prompts=tuple(prompt.prompt for prompt in view.validation_prompts),
-        store=StoreSettings(
-            dtype=latents["store_dtype"],
-            latent_mantissa_bits=latents.get("mantissa_bits"),
-            clips_per_segment=config.store.clips_per_segment,
-            segment_bytes=config.store.segment_bytes,
-        ),
     )
