@@ -78,7 +78,7 @@ check-real: setup
 # interruption. On a GPU: make micro DEVICE=cuda
 DEVICE ?= cpu
 micro: $(VENV)/.package
-	$(BIN)/python -m wanlora.micro.pretrain --work-dir outputs/micro --device $(DEVICE)
+	$(BIN)/python -m tools.micro.pretrain --work-dir outputs/micro --device $(DEVICE)
 
 # On a GPU the real sizes; elsewhere a tiny model, which measures nothing.
 bench: setup

@@ -121,7 +121,7 @@ STAGE_ONE = """
 import sys
 from pathlib import Path
 import torch
-from wanlora import cache_latents
+from wanlora.commands import cache_latents
 from wanlora.config import CacheLatentsConfig
 from wanlora.wan import encoders
 

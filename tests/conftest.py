@@ -23,4 +23,4 @@ install_import_hook(
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
-pytest_plugins = ("tests.support.models", "tests.support.caches")
+pytest_plugins = ("tests.support.models", "tests.support.caches", "tests.support.s3")

@@ -1,4 +1,4 @@
-"""wanlora: encode every clip once, train only the DiT ever after."""
+"""wanlora: encode each clip once, then train only the transformer."""
 
 from typing import TYPE_CHECKING, Any
 

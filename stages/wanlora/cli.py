@@ -1,7 +1,7 @@
 """The command line: flags to config, config to stage, result to text or JSON, errors to exit codes.
 
 Owns: the only `print`. A stage is imported inside its command, so `--help` needs no torch. Flags
-come from `options`; nothing is described twice.
+come from `options`.
 """
 
 import errno
@@ -84,7 +84,7 @@ EXAMPLES = {
         "wanlora inspect cache/ --gc --dry-run",
         "wanlora inspect cache/ --decode walk-1f2e3d4c-000000",
         "wanlora inspect outputs/run",
-        "wanlora inspect somebody.safetensors --json",
+        "wanlora inspect adapter.safetensors --json",
     ],
     "estimate": [
         "wanlora estimate --cache cache/",
@@ -138,19 +138,19 @@ EXAMPLES = {
 }  # fmt: skip
 
 SHARED = ("cache-latents", "train")
-"""What several processes of a launcher do together; each does any other command for itself."""
+"""Commands that the processes of a launcher run together; others run in each process."""
 
 STARTS_COMMANDS = ("run",)
-"""Commands whose child processes write the terminal, and the results, themselves."""
+"""Commands whose child processes print their own progress and results."""
 
-# Errors of paths that a user can fix, beside those of the disk; any other shows its traceback.
-USERS_TO_MEND = frozenset(
+# Errors of paths that a user can fix; disk errors have messages of their own, others a traceback.
+FIXABLE_ERRNOS = frozenset(
     {
         errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE,
     }
 )  # fmt: skip
 
-# Hidden spellings: underscores, as in the scripts this replaces, and their name for --adapter.
+# Accepted but not documented: underscores instead of hyphens, and another name of --adapter.
 SYNONYMS = {"lora-weights": "adapter"}
 
 
@@ -198,7 +198,7 @@ def main() -> None:
 
 
 def _reserve_stdout() -> None:
-    """Keep stdout for results: what C libraries and child processes print goes to stderr."""
+    """Reserve stdout for results: output of C libraries and child processes goes to stderr."""
     with suppress(OSError, AttributeError):  # a stream may be closed or replaced
         fd = os.dup(sys.stdout.fileno())
         os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
@@ -212,7 +212,7 @@ def _report_thread(failed: threading.ExceptHookArgs) -> None:
 
 
 def _add_command(name: str, config_type: type[Settings]) -> None:
-    """Make a command of a config model: its docstring, flagged fields, and the common flags."""
+    """Add a command for a config model: its docstring, flags, and the common flags."""
 
     def command(**given: Any) -> None:
         def action() -> int:
@@ -237,17 +237,17 @@ def _add_command(name: str, config_type: type[Settings]) -> None:
 
 
 def _run(name: str, config: Settings, as_json: bool) -> int:
-    """Run a stage and print what it returns; of several processes, the first one speaks."""
-    speaks = name not in SHARED or rank_of(os.environ).index == 0
+    """Run a stage and print its result; of several processes, only rank 0 prints."""
+    prints = name not in SHARED or rank_of(os.environ).index == 0
     if as_json and "once" in type(config).model_fields:  # a server has no result to print
         config = config.model_copy(update={"once": True})
     with nullcontext() if name in STARTS_COMMANDS else console():
         handler = logging.StreamHandler()
         handler.setFormatter(_Plain())
         logging.basicConfig(level=logging.WARNING, handlers=[handler])
-        logging.getLogger("wanlora").setLevel(logging.INFO if speaks else logging.ERROR)
+        logging.getLogger("wanlora").setLevel(logging.INFO if prints else logging.ERROR)
         result = importlib.import_module(STAGES[name]).run(config)
-    if not speaks:
+    if not prints:
         if result.exit_code:
             print("\n".join(result.lines()), file=sys.stderr)
         return int(result.exit_code)
@@ -259,7 +259,7 @@ def _run(name: str, config: Settings, as_json: bool) -> int:
 
 
 class _Plain(logging.Formatter):
-    """Notes as they are; warnings and worse by their name."""
+    """Messages with their level in front, except INFO."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -267,11 +267,11 @@ class _Plain(logging.Formatter):
 
 
 def _guarded(action: Callable[[], int]) -> int:
-    """Turn what a user can cause into a message and an exit code; let a bug show its traceback."""
+    """Turn errors that a user can fix into a message and an exit code; bugs show a traceback."""
     try:
         return action()
     except WanloraError as error:
-        print(f"error: {_speaker()}{error}", file=sys.stderr)
+        print(f"error: {_process_prefix()}{error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
@@ -280,12 +280,12 @@ def _guarded(action: Callable[[], int]) -> int:
         message = _explanation(error)
         if message is None:
             raise
-        print(f"error: {_speaker()}{message}", file=sys.stderr)
+        print(f"error: {_process_prefix()}{message}", file=sys.stderr)
         return 1
 
 
 def _explanation(error: Exception) -> str | None:
-    """Explain an error of the machine that a user can fix; None for a bug."""
+    """Explain a system error that a user can fix; None for a bug."""
     if is_out_of_memory(error):
         return (
             f"out of memory ({reason_of(error)}); stop other programs that use this memory, or "
@@ -297,16 +297,16 @@ def _explanation(error: Exception) -> str | None:
             f"{named or 'disk'}: {reason}; check that path, its permissions and the disk's free "
             "space, then run the command again"
         )
-    if isinstance(error, OSError) and error.errno in USERS_TO_MEND:
+    if isinstance(error, OSError) and error.errno in FIXABLE_ERRNOS:
         return f"{error.filename}: {error.strerror}; check that path, then run the command again"
     return None
 
 
-def _speaker() -> str:
-    """Name this process where a launcher started several, all writing to one terminal."""
+def _process_prefix() -> str:
+    """Name this process if a launcher started several, which share one terminal."""
     try:
         rank = rank_of(os.environ)
-    except ConfigError:  # says so itself
+    except ConfigError:  # reported by the command
         return ""
     return f"process {rank.index} of {rank.world}: " if rank.world > 1 else ""
 

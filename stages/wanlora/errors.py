@@ -1,6 +1,6 @@
 """The whole error tree. A user's mistake is one of these and is shown without a traceback.
 
-A message says what happened to which thing, what was expected and what was found, and the command
+A message names the thing and what happened to it, the expected and the found value, and the command
 or setting that fixes it.
 """
 
@@ -20,11 +20,11 @@ class ConfigError(WanloraError):
 
 
 class DeviceError(WanloraError):
-    """The device asked for is missing, or is too slow for the model."""
+    """The selected device is missing, or is too slow for the model."""
 
 
 class OutputError(WanloraError):
-    """A result cannot be written where it was asked for."""
+    """A result cannot be written to the given path."""
 
 
 class ManifestError(WanloraError):
@@ -70,11 +70,11 @@ class StoreError(WanloraError):
 
 
 class StoreVersionError(StoreError):
-    """The store was written by a format version this release does not know."""
+    """The store has a format version that this release does not support."""
 
 
 class StaleStoreError(StoreError):
-    """The store holds encodings made with other weights or settings than those asked for."""
+    """The store holds encodings made with other weights or settings than the selected ones."""
 
 
 class MissingRowsError(StoreError):

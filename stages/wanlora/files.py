@@ -1,4 +1,4 @@
-"""How files appear: whole, or not at all; and the refusal when the disk does not take it.
+"""Write files atomically, and refuse with one error if the disk does not accept the data.
 
 Owns: the temporary name, fsync and rename, and the ways in which libraries report a full disk. A
 temporary name starts with a dot and ends with `.partial`, so that no reader takes it for the file.
@@ -65,9 +65,9 @@ HARMLESS = re.compile(
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """List what a folder holds besides `HARMLESS` names and partial files; empty without a folder.
+    """List the entries of a folder, if it exists, except `HARMLESS` names and partial files.
 
-    For commands that fill a folder: the names are not theirs, and could be anybody's work.
+    For commands that fill a folder: these entries are not theirs, and may be valuable.
     """
     if not folder.is_dir():
         return []
@@ -78,7 +78,7 @@ def foreign_files(folder: Path) -> list[str]:
 
 
 def require_file(path: Path | None, *, flag: str) -> None:
-    """Refuse a file that could not be written, before the work for it; `None` is no file.
+    """Refuse a file that could not be written, before the work for it; `None`: there is no file.
 
     Args:
         path: File that will be made, with its folders.
@@ -113,14 +113,14 @@ def disk_error(error: BaseException) -> str | None:
 def writing(path: Path, *, then: str = "run the command again") -> Iterator[None]:
     """Replace any library's error for a disk that refuses data by one refusal.
 
-    Of nested blocks, the outer one names its path: the inner path may be a temporary one.
+    If blocks are nested, the outer one names its path: the inner path may be a temporary one.
 
     Args:
         path: File or folder that the block writes.
-        then: What the user does once there is room.
+        then: Next action of the user when there is room.
 
     Raises:
-        OutputError: A system error of `DISK_ERRORS`, whatever the library made of it.
+        OutputError: A system error of `DISK_ERRORS`, or a library's error caused by one.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""The layout of `--help`: flags under headings, and names that are never cut.
+"""The layout of `--help`: flags under headings, with names that are never truncated.
 
 Owns: how help fits the width of a terminal. Must not know: any command.
 """
@@ -11,9 +11,9 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 MAX_WIDTH = 100
-"""Widest line, in characters."""
+"""Maximum line length in characters."""
 WIDEST_NAME = 26
-"""A longer name has its description below it."""
+"""Maximum length of a name in characters; a longer one has its description below it."""
 GENERAL = "General"
 
 
@@ -49,7 +49,8 @@ def _sections(command: Any, context: Any) -> dict[str, list[tuple[str, str, str]
         positional = option.param_type_name == "argument"
         many = positional and (option.nargs != 1 or option.multiple)
         name = str(option.name).upper() + ("..." if many else "")
-        names = name if positional else ", ".join(option.opts)
+        opts = sorted(option.opts, key=lambda each: each.startswith("--"))  # -h, --help
+        names = name if positional else ", ".join(opts)
         value = "" if positional or option.is_flag else str(option.metavar or "")
         heading = option.rich_help_panel or (GENERAL if not positional else "Arguments")
         sections.setdefault(heading, []).append((names, value, option.help or ""))

@@ -1,7 +1,7 @@
 """Options of the command line, made from the settings of a command.
 
-Owns: the options that every command has, and the headings of `--help`. Nothing is described twice:
-names, types, defaults and descriptions are those of `config`. Must not know: any stage.
+Owns: the options that every command has, and the headings of `--help`. Names, types, defaults and
+descriptions come from `config`. Must not know: any stage.
 """
 
 import inspect
@@ -24,7 +24,7 @@ from wanlora.config import (
     Settings,
     settings_of,
 )
-from wanlora.config.describe import description_of
+from wanlora.config.describe import default_of
 from wanlora.config.nearest import nearest
 from wanlora.help_page import print_help
 
@@ -40,7 +40,7 @@ class Command(TyperCommand):
 
     settings: type[Settings] = Settings
     bare: Mapping[str, tuple[str, tuple[str, ...]]] = MappingProxyType({})
-    """Options that may be without a value (`Flag(bare=...)`): that value, and other values."""
+    """Options that can be given without a value: the value used then, and all values."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002  (typer's signature)
         """Print the help."""
@@ -85,7 +85,7 @@ def command_class(config_type: type[Settings]) -> type[Command]:
 
 
 def unknown_option(config_type: type[Settings], option: str) -> str:
-    """Name what a user probably meant by an option that a command does not have."""
+    """Return the message for an unknown option: what the user probably meant."""
     command = next(name for name, model in COMMANDS.items() if model is config_type)
     others = [
         name
@@ -104,7 +104,7 @@ def unknown_option(config_type: type[Settings], option: str) -> str:
 
 
 def _as_typed(setting: Setting) -> str:
-    """Write how a setting is given: by its flag, or by --set."""
+    """Write a setting as a user types it: its flag, or --set."""
     if setting.flag:
         return setting.options[0].upper() if setting.flag.argument else setting.options[0]
     if get_origin(setting.field.annotation) is tuple:
@@ -156,7 +156,7 @@ def _parameter_of(setting: Setting) -> inspect.Parameter:
     name = _python_name(setting)
     kind = _value_kind(field.annotation)
     many = any(get_origin(part) is tuple for part in _parts(field))
-    info: dict[str, Any] = {"help": _help(field), "show_default": False}
+    info: dict[str, Any] = {"help": _help(setting), "show_default": False}
     annotation: Any = list[str] | None if many else str | None
     info["rich_help_panel"] = flag.heading
     if flag.argument:  # optional for the parser: --config may give a required one
@@ -180,16 +180,13 @@ def _value_kind(annotation: Any) -> str:
     return names.get(annotation, "TEXT")
 
 
-def _help(field: FieldInfo) -> str:
+def _help(setting: Setting) -> str:
     """Describe a setting, with its default: typer's own would be the absence of the flag."""
-    text = description_of(field)
-    default = field.default
-    if field.is_required():
+    text = str(setting.field.description)
+    if setting.field.is_required():
         return f"{text} [required]"
-    if default is None or default is False or default in ((), ""):
-        return text
-    shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
-    return f"{text} [default: {shown}]"
+    default = default_of(setting)
+    return text if default in ("", "false") else f"{text} [default: {default}]"
 
 
 _COMMON = [
@@ -197,7 +194,10 @@ _COMMON = [
         "config_file",
         Path | None,
         typer.Option(
-            "--config", metavar="FILE.toml", show_default=False, help="Settings from a TOML file."
+            "--config",
+            metavar="FILE.toml",
+            show_default=False,
+            help="Read settings from this file.",
         ),
     ),
     _parameter(
@@ -207,7 +207,7 @@ _COMMON = [
             "--set",
             metavar="NAME=VALUE",
             show_default=False,
-            help="Any setting by its dotted name; wanlora config COMMAND lists them.",
+            help="Set any setting by its dotted name; wanlora config COMMAND lists all.",
         ),
     ),
     _parameter(

@@ -1,4 +1,4 @@
-"""What the documents say is what the program does."""
+"""The documents agree with the program."""
 
 import re
 import runpy
@@ -72,8 +72,8 @@ def test_links_between_documents_lead_somewhere(document):
             assert (document.parent / target).exists(), target
 
 
-def test_every_name_on_the_readmes_map_exists():
-    text = (ROOT / "README.md").read_text()
+def test_every_name_on_the_map_exists():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
     block = re.search(r"## Map\n\n```\n(.*?)```", text, re.DOTALL).group(1)
     package = ROOT / "stages" / "wanlora"
     for line in block.splitlines():
@@ -82,8 +82,8 @@ def test_every_name_on_the_readmes_map_exists():
             assert (home / name).exists(), name
 
 
-def test_every_module_of_the_package_is_on_the_readmes_map():
-    text = (ROOT / "README.md").read_text()
+def test_every_module_of_the_package_is_on_the_map():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
     for path in (ROOT / "stages" / "wanlora").iterdir():
         if path.name.startswith(("_", "py.typed")):
             continue
@@ -100,3 +100,25 @@ def test_every_path_of_where_to_change_what_exists():
     assert len(paths) > 25
     for path in paths:
         assert (ROOT / "stages" / "wanlora" / path).exists(), path
+
+
+def test_the_readme_is_short_and_starts_with_the_two_commands():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) < 1200
+    targets = re.findall(r"^make (\S+)", text, re.MULTILINE)
+    assert targets == ["demo", "test"]
+
+
+def test_the_memory_table_of_the_readme_is_what_estimate_counts():
+    from wanlora.commands.estimate.estimate import run
+    from wanlora.config import COMMANDS
+
+    text = (ROOT / "README.md").read_text()
+    rows = re.findall(r"^\| \d+ GB \((.+?)\) \| ([\d.]+) GB.*? \| ([\d.]+) GB", text, re.MULTILINE)
+    assert len(rows) == 4
+    for device, *counted in rows:
+        for targets, peak in zip(("attention+ffn", "attention"), counted, strict=True):
+            config = COMMANDS["estimate"].model_validate(
+                {"device": device, "lora": {"targets": targets}}
+            )
+            assert float(peak) == pytest.approx(run(config).peak_gb, abs=0.06)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.models import micro_folder, micro_home  # noqa: F401
-
 BENCH = Path(__file__).parents[2] / "bench"
 
 
@@ -23,6 +21,7 @@ def test_the_store_benchmark_runs_and_loses_at_most_a_segment_a_kill(tmp_path):
         assert row["lost"] <= 8 * row["kills"]
 
 
+@pytest.mark.slow
 def test_the_benchmark_of_scale_runs_and_a_snapshot_spares_every_commit_record(tmp_path):
     output = tmp_path / "figures.json"
     command = [sys.executable, str(BENCH / "scale.py"), "--clips", "640", "--output", str(output)]
@@ -42,7 +41,7 @@ def test_the_benchmark_of_scale_runs_and_a_snapshot_spares_every_commit_record(t
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_stage_one_runs(tmp_path, micro_home):  # noqa: F811
+def test_the_benchmark_of_stage_one_runs(tmp_path, micro_home):
     output = tmp_path / "figures.json"
     command = [sys.executable, str(BENCH / "stage_one.py"), "--tiny", "--output", str(output)]
     subprocess.run(command, check=True, timeout=600, stdout=subprocess.DEVNULL)
@@ -52,7 +51,7 @@ def test_the_benchmark_of_stage_one_runs(tmp_path, micro_home):  # noqa: F811
 
 
 @pytest.mark.slow
-def test_the_check_of_real_weights_runs_on_the_micro_model(micro_folder, tmp_path):  # noqa: F811
+def test_the_check_of_real_weights_runs_on_the_micro_model(micro_folder, tmp_path):
     command = [
         sys.executable, str(BENCH / "check_real.py"), "--model", str(micro_folder), "--device",
         "cpu", "--output", str(tmp_path / "out"), "--steps", "2", "--sample-frames", "5",

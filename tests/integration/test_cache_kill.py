@@ -1,20 +1,18 @@
 """kill -9 in the middle of stage one, then the same command again."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tests.support import cli
-from tests.support.counted_cli import num_committed
+from tests.support.hooks import num_committed, record_encodings
 from wanlora.commands.cache_latents.prefetch import MAX_WAITING
 
 CLIPS, ROWS = 30, 2
@@ -47,15 +45,13 @@ def arguments(data: Path) -> list[str]:
 
 
 def run(data: Path, kind: str = "latents", rows: int = 0, more: int = 0) -> str:
-    """Run stage one, to its end or to its kill; see `counted_cli`. Returns its output."""
-    log, cache = data.parent / "encoded.log", data.parent / "cache"
-    words = [str(log), str(cache), kind, str(rows), str(more), *arguments(data)]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.support.counted_cli", *words],
-        env=os.environ | cli.ENVIRONMENT, capture_output=True, text=True, timeout=300,
+    """Run stage one, to its end or to its kill; see `record_encodings`. Returns its output."""
+    recording = partial(
+        record_encodings, data.parent / "encoded.log", cache=data.parent / "cache", kind=kind,
+        rows=rows, more=more,
     )  # fmt: skip
-    assert done.returncode == (-signal.SIGKILL if rows else 0), done.stderr
-    return done.stdout
+    code = -signal.SIGKILL if rows else 0
+    return cli.run(*arguments(data), before=[recording], exit_code=code).stdout
 
 
 def num_encoded(data: Path) -> Counter:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.support import cli
-from tests.support.models import micro_folder, micro_home, temporary_copy  # noqa: F401
+from tests.support.models import temporary_copy
 from wanlora.commands import cache_latents
 from wanlora.commands.cache_latents import encode_clips, find_encoders, prefetch
 from wanlora.commands.cache_latents import plan as planning
@@ -59,7 +59,7 @@ def data(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def config(tmp_path: Path, data: Path, micro_home: Path) -> CacheLatentsConfig:  # noqa: F811
+def config(tmp_path: Path, data: Path, micro_home: Path) -> CacheLatentsConfig:
     return CacheLatentsConfig(
         manifest=(data,),
         cache=tmp_path / "cache",
@@ -88,7 +88,7 @@ def encoded(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return counts
 
 
-def test_rows_are_what_the_encoders_give_and_the_view_names_them(config, micro_folder):  # noqa: F811
+def test_rows_are_what_the_encoders_give_and_the_view_names_them(config, micro_folder):
     result = cache_latents.run(config)
     assert (result.clips, result.clips_encoded, result.exit_code) == (3, 3, 0)
     assert (result.prompts_encoded, result.shared_captions) == (4, 1)  # 2 captions, "", a dog
@@ -224,7 +224,7 @@ def test_a_source_replaced_before_it_is_decoded_is_listed_and_not_stored(
 
 @pytest.mark.parametrize("file", ["vae/config.json", "tokenizer/tokenizer_config.json"])
 def test_weights_that_change_between_hashing_and_loading_are_refused(
-    config, micro_folder, tmp_path, monkeypatch, file  # noqa: F811
+    config, micro_folder, tmp_path, monkeypatch, file
 ):  # fmt: skip
     folder = temporary_copy(micro_folder, tmp_path / "model")
     make = planning.make_plan
@@ -263,7 +263,7 @@ def test_a_stopped_run_keeps_what_it_encoded_and_goes_on_from_there(config, monk
 
 
 def test_other_weights_are_another_generation_and_the_log_says_what_differs(
-    config, micro_folder, tmp_path, caplog  # noqa: F811
+    config, micro_folder, tmp_path, caplog
 ):  # fmt: skip
     cache_latents.run(config)
     folder = temporary_copy(micro_folder, tmp_path / "model")
@@ -380,7 +380,7 @@ def test_group_documents_that_are_gone_are_written_anew_without_encoding(config,
 
 
 def test_a_dry_run_leaves_the_hashes_of_the_weights_to_the_next_run(
-    config, micro_folder, tmp_path  # noqa: F811
+    config, micro_folder, tmp_path
 ):  # fmt: skip
     folder = temporary_copy(micro_folder, tmp_path / "model")
     cache_latents.run(changed(config, model=str(folder), dry_run=True))
@@ -399,7 +399,7 @@ def test_an_error_while_writing_behind_the_encoder_stops_the_run(config, monkeyp
     assert not (config.cache / "views").exists()
 
 
-def test_rounded_latents_are_stored_on_request(config, micro_folder):  # noqa: F811
+def test_rounded_latents_are_stored_on_request(config, micro_folder):
     store = config.store.model_copy(update={"latent_mantissa_bits": 7})
     cache_latents.run(config)
     assert cache_latents.run(changed(config, store=store)).clips_encoded == 3  # its own generation

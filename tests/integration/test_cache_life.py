@@ -12,7 +12,6 @@ import pytest
 
 from tests.support import cli
 from tests.support.caches import write_npz_clips
-from tests.support.models import micro_folder, micro_home  # noqa: F401
 from tests.support.stores import (
     build_store,
     open_rows,
@@ -192,7 +191,7 @@ def test_gc_frees_what_no_view_names_and_keeps_what_one_does(tmp_path):
 
 
 def test_a_run_that_was_stopped_is_listed_and_its_rows_are_kept_until_it_ends(
-    copied, micro_home, monkeypatch  # noqa: F811
+    copied, micro_home, monkeypatch
 ):  # fmt: skip
     cache, manifest = copied
     view = (cache / "views" / "default.jsonl").rename(cache / "aside")
@@ -347,7 +346,7 @@ def test_statistics_name_the_clip_that_stands_out(tmp_path):
 
 
 def test_decode_writes_the_clip_beside_its_source_and_says_how_alike_they_are(
-    cache_fp16, micro_folder, tmp_path  # noqa: F811
+    cache_fp16, micro_folder, tmp_path
 ):  # fmt: skip
     from wanlora.media.decode import decode
     from wanlora.media.probe import probe
@@ -367,7 +366,7 @@ def test_decode_writes_the_clip_beside_its_source_and_says_how_alike_they_are(
     assert "no view of" in cli.refuses("inspect", cache_fp16, "--decode", "nobody")
 
 
-def test_a_decoded_clip_stays_in_its_folder(cache_fp16, micro_folder, tmp_path):  # noqa: F811
+def test_a_decoded_clip_stays_in_its_folder(cache_fp16, micro_folder, tmp_path):
     cache = tmp_path / "cache"
     shutil.copytree(cache_fp16, cache)
     view = read_view(cache, "default")
@@ -381,7 +380,7 @@ def test_a_decoded_clip_stays_in_its_folder(cache_fp16, micro_folder, tmp_path):
 
 
 def test_contradictory_jobs_are_refused():
-    assert "dry_run goes with gc" in cli.refuses("inspect", "x", "--dry-run", exit_code=2)
+    assert "dry_run needs gc" in cli.refuses("inspect", "x", "--dry-run", exit_code=2)
     assert "one after the other" in cli.refuses("inspect", "x", "--gc", "--repair", exit_code=2)
     assert "verify" in cli.refuses("inspect", "x", "--set", "verify=half", exit_code=2)
 

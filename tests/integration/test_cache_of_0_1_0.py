@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.support.models import micro_folder, micro_home, temporary_copy  # noqa: F401
+from tests.support.models import temporary_copy
 from wanlora.commands import cache_latents, train
 from wanlora.config import CacheLatentsConfig, TrainConfig
 from wanlora.store.views import read_view
@@ -20,7 +20,7 @@ def old(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def config(old: Path, micro_home: Path) -> CacheLatentsConfig:  # noqa: F811
+def config(old: Path, micro_home: Path) -> CacheLatentsConfig:
     return CacheLatentsConfig(
         manifest=(old / "data",), cache=old / "cache", model="micro", device="cpu"
     )
@@ -43,7 +43,7 @@ def test_its_rows_are_recognised_and_new_ones_join_them(config, old):
 def test_the_same_encoders_in_other_files_are_recognised_once_the_first_were(
     config,
     tmp_path,
-    micro_folder,  # noqa: F811
+    micro_folder,
 ):
     other = temporary_copy(micro_folder, tmp_path / "other")
     file = other / "vae" / "diffusion_pytorch_model.safetensors"

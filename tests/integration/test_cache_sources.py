@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.models import micro_home  # noqa: F401
 from wanlora.commands import cache_latents, prepare
 from wanlora.commands.cache_latents import encode_settings, preflight
 from wanlora.commands.cache_latents.clip_keys import Failure
@@ -31,7 +30,7 @@ def old(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def config(old: Path, micro_home: Path) -> CacheLatentsConfig:  # noqa: F811
+def config(old: Path, micro_home: Path) -> CacheLatentsConfig:
     return CacheLatentsConfig(
         manifest=(old / "data",), cache=old / "cache", model="micro", device="cpu"
     )

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from tests.support import cli
-from tests.support.ranks import Fate, records, run_ranks
-from tests.support.s3 import s3, s3_port  # noqa: F401
+from tests.support.server import Forked, script
 from tests.support.stores import segments_of
 from wanlora.commands import cache_latents
 from wanlora.commands.cache_latents import local_workers
@@ -25,7 +24,6 @@ from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, read_view
 
 CLIPS, ROWS = 24, 2
-SETTINGS = {"model": "micro", "device": "cpu", "store": {"clips_per_segment": ROWS}}
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def data(tmp_path_factory) -> Path:
     return folder
 
 
-def arguments(data: Path, cache: Path, *more: object) -> list[str]:
+def arguments(data: Path, cache: object, *more: object) -> list[str]:
     return [
         "cache-latents", "--manifest", str(data), "--cache", str(cache), "--model", "micro",
         "--device", "cpu", "--set", f"store.clips_per_segment={ROWS}", "--json", *map(str, more),
@@ -79,28 +77,74 @@ def check_same(cache: object, alone: tuple[View, StoreReader]) -> None:
         assert np.array_equal(reader.prompt_embeds(key), wanted.prompt_embeds(key))
 
 
+def records(cache: Path) -> list[Path]:
+    """Commit records of latents."""
+    return list(cache.glob("store.zarr/latents/*/*/*/zarr.json"))
+
+
+def wait_for_segments(cache: Path, number: int) -> None:
+    deadline = time.monotonic() + 240
+    while len(records(cache)) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+RANK = """
+import json, sys
+from dataclasses import asdict
+from wanlora.commands import cache_latents
+from wanlora.config import CacheLatentsConfig
+result = cache_latents.run(CacheLatentsConfig(**json.loads(sys.argv[1])))
+print(json.dumps(asdict(result)))
+"""
+
+
+def start_rank(data: Path, cache: object, folder: Path, rank: int, world: int) -> Forked:
+    """Start a rank with the variables that torchrun sets; its result goes to `rank-N.json`."""
+    settings = {
+        "manifest": [str(data)], "cache": str(cache), "model": "micro", "device": "cpu",
+        "store": {"clips_per_segment": ROWS},
+    }  # fmt: skip
+    own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    return cli.server().start(
+        script(RANK, json.dumps(settings)), environment=os.environ | cli.ENVIRONMENT | own,
+        files=(folder / f"rank-{rank}.json", folder / f"rank-{rank}.log"),
+    )  # fmt: skip
+
+
+def results(folder: Path, ranks: list[tuple[int, Forked]]) -> list[dict]:
+    """Wait for ranks that must finish, and read their results."""
+    for number, rank in ranks:
+        assert rank.wait() == 0, (folder / f"rank-{number}.log").read_text()
+    return [json.loads((folder / f"rank-{number}.json").read_text()) for number, _ in ranks]
+
+
 def test_ranks_that_join_late_or_are_killed_leave_the_cache_of_one_process(data, alone, tmp_path):
     cache = tmp_path / "cache"
-    settings = SETTINGS | {"manifest": [str(data)], "cache": str(cache)}
-    results = run_ranks(tmp_path, settings, 3, [Fate(0), Fate(1, killed_at=4), Fate(2, joins_at=2)])
-    assert set(results) == {0, 2}
+    first, killed = (start_rank(data, cache, tmp_path, rank, 3) for rank in (0, 1))
+    wait_for_segments(cache, 2)
+    late = start_rank(data, cache, tmp_path, 2, 3)
+    wait_for_segments(cache, 4)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    finished = results(tmp_path, [(0, first), (2, late)])
     check_same(cache, alone)
-    for result in results.values():
+    for result in finished:
         assert [failure["code"] for failure in result["failures"]] == ["bad_npz"]
         assert (result["clips"], result["workers"]) == (CLIPS, 3)
         # Whoever encoded them, and whenever.
         assert result["clips_encoded"] + result["clips_cached"] == CLIPS
     # The rank that ended last has seen them all.
-    counted = max(result["clips_encoded_twice"] for result in results.values())
+    counted = max(result["clips_encoded_twice"] for result in finished)
     assert counted == repeated(cache, alone[0].latents)
 
 
 @pytest.mark.filterwarnings("ignore:.*ObjectStore.*:UserWarning")
-def test_ranks_share_an_object_store(data, alone, tmp_path, s3):  # noqa: F811
+def test_ranks_share_an_object_store(data, alone, tmp_path, s3):
     bucket.open_store.cache_clear()
-    settings = SETTINGS | {"manifest": [str(data)], "cache": s3}
-    results = run_ranks(tmp_path, settings, 2, [Fate(0), Fate(1)])
-    assert {result["view_sha256"] for result in results.values()} == {alone[0].sha256}
+    ranks = [(rank, start_rank(data, s3, tmp_path, rank, 2)) for rank in (0, 1)]
+    found = results(tmp_path, ranks)
+    assert {result["view_sha256"] for result in found} == {alone[0].sha256}
     check_same(parse(s3), alone)
 
 
@@ -139,10 +183,7 @@ def check_done(result: dict, cache: Path, alone: tuple[View, StoreReader]) -> No
 
 def kill_a_worker(cache: Path, parent: int) -> None:
     """Send SIGKILL to whoever committed the first clips, once there are a few."""
-    deadline = time.monotonic() + 240
-    while len(records(cache)) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_segments(cache, 2)
     writer = json.loads(records(cache)[0].read_text())["attributes"]["wanlora"]["writer"]
     assert writer["pid"] != parent
     os.kill(int(writer["pid"]), signal.SIGKILL)
@@ -197,10 +238,7 @@ def test_ray_that_is_not_installed_is_named_with_what_installs_it(data, tmp_path
 
 def stop_a_worker(cache: Path) -> None:
     """Send SIGSTOP to the worker that committed the first clips."""
-    deadline = time.monotonic() + 240
-    while not records(cache):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for_segments(cache, 1)
     writer = json.loads(records(cache)[0].read_text())["attributes"]["wanlora"]["writer"]
     os.kill(int(writer["pid"]), signal.SIGSTOP)
 

@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from tests.support.hub import serving
-from tests.support.models import micro_folder, micro_home  # noqa: F401
 from wanlora.errors import ModelError
 from wanlora.wan import hub, model_folder
 
@@ -34,7 +33,7 @@ for parts in (TRANSFORMER, ENCODERS, ENCODERS):
 
 
 def test_only_the_needed_parts_are_downloaded_once_and_their_size_is_said(
-    micro_folder, tmp_path  # noqa: F811
+    micro_folder, tmp_path
 ):  # fmt: skip
     with serving(micro_folder) as (address, downloaded):
         done = subprocess.run(
@@ -101,5 +100,5 @@ def test_a_download_that_stops_half_way_says_that_the_same_command_goes_on(
         raise httpx2.ReadTimeout("timed out") if failure == "timeout" else RuntimeError("CAS")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", stopping)
-    with pytest.raises(ModelError, match=r"org/model stopped \(.*same command goes on where it"):
+    with pytest.raises(ModelError, match=r"org/model stopped \(.*same command continues"):
         model_folder.resolve("org/model", model_folder.ENCODERS)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.support import videos
-from tests.support.models import micro_folder, micro_home  # noqa: F401
 from wanlora.commands import cache_latents, prepare, verify
 from wanlora.commands.prepare import materialize
 from wanlora.config import CacheLatentsConfig, PrepareConfig, VerifyConfig
@@ -135,7 +134,7 @@ def test_a_kill_between_the_manifests_and_the_record_is_not_an_edit(raw, out, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("wanlora.commands.prepare.prepare.write_record", killed)
+        patch.setattr("wanlora.commands.prepare.output.write_record", killed)
         with pytest.raises(KeyboardInterrupt):
             prepared(raw, out)
     assert captions(out)["a.npz"] == "new words"
@@ -189,7 +188,7 @@ def test_captions_edited_after_prepare_are_named_with_the_command(raw, out, mate
     assert unused(out) == ([], "")
 
 
-def test_stage_one_names_them_too(raw, out, tmp_path, micro_home):  # noqa: F811
+def test_stage_one_names_them_too(raw, out, tmp_path, micro_home):
     later(raw / "a.txt", "new words")
     result = cache_latents.run(
         CacheLatentsConfig(

@@ -49,6 +49,10 @@ def test_the_hours_of_a_run_have_a_row_for_validation_and_for_previews():
     assert never["hours"] == pytest.approx(found["hours"] - validation["hours"])
     two = estimate(*job, "--set", "gradient_accumulation_steps=2", "--num-processes", 2)
     assert two["validation"]["hours"] == pytest.approx(81 / 161 * validation["hours"] / 2)
+    held_out_only = estimate(*job, "--set", "validation.train_clips=false")["validation"]
+    assert held_out_only["forward_passes"] == 161 * 128
+    own = estimate(*job, "--preview-prompt", "a", "--preview-prompt", "b")["previews"]
+    assert own["forward_passes"] == (160 + 1) * 2 * 20 * 2
     previews = ("--set", "previews.every=500", "--set", "previews.num_prompts=1")
     shown = estimate(*job, *previews)["previews"]
     assert shown["forward_passes"] == (160 + 1) * 20 * 2

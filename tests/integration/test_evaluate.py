@@ -129,7 +129,7 @@ def test_its_videos_are_those_of_plain_diffusers(held_out_cache, micro_folder, t
     settings = config(held_out_cache, tmp_path / "out", adapter, seed=3)
     setup = open_setup(settings, preflight.check(settings))
     compared = subjects(settings.adapter, checkpoints=False)
-    models = plan(setup, compared, num_videos=1, base_dir=tmp_path, output_dir=tmp_path)
+    models = plan(setup, compared, base_dir=tmp_path, output_dir=tmp_path)
     transformer = load_transformer(micro_folder, dtype=torch.float32, device=CPU)
     vae = load_vae(micro_folder, dtype=torch.float32, device=CPU, tf32=False)
     for model, file in zip(models, (None, adapter.parent), strict=True):

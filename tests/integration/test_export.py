@@ -279,14 +279,14 @@ def test_what_is_there_is_not_overwritten(run_dir, tmp_path):
     assert file.read_bytes() == b"precious"
     _export(run_dir, "comfyui", tmp_path, "--overwrite")
     assert "holds the adapter itself" in refused(run_dir / ADAPTER_FILE, "diffusers", "--overwrite")
-    assert "may then pick up either" in refused(run_dir / "y.safetensors")
-    assert "no earlier peft export" in refused(tmp_path, "peft", "--overwrite")
+    assert "folder with pytorch_lora_weights" in refused(run_dir / "y.safetensors")
+    assert "earlier peft export" in refused(tmp_path, "peft", "--overwrite")
     _export(run_dir, "peft", tmp_path / "peft")
     (tmp_path / ".peft.partial").mkdir()  # left by a kill; nothing hidden remains
     (tmp_path / ".peft.partial" / "adapter_model.safetensors").write_bytes(b"half of it")
     _export(run_dir, "peft", tmp_path / "peft", "--overwrite")
     assert "a name ending in .safetensors" in refused(tmp_path / "folder", code=2)
-    assert "goes with --format merged" in refused(file, "kohya", "--model", "micro", code=2)
+    assert "needs --format merged" in refused(file, "kohya", "--model", "micro", code=2)
 
 
 def test_an_adapter_with_nan_is_not_exported(transformer, tmp_path):
@@ -383,7 +383,7 @@ def test_a_base_of_another_size_or_the_base_itself_is_refused(run_dir, micro_fol
             "export", "--adapter", run_dir, "--format", "merged", "--output", output, *more
         )
 
-    assert "is no earlier merged export" in refused(base, "--model", base, "--overwrite")
+    assert "earlier merged export" in refused(base, "--model", base, "--overwrite")
     config = base / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": 3}))
     assert "for another model" in refused(tmp_path / "merged", "--model", base)

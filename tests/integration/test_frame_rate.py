@@ -15,9 +15,8 @@ from wanlora.adapters.file import LoraShape, read_adapter, save_adapter
 from wanlora.commands.evaluate.setup import open_setup
 from wanlora.commands.evaluate.subjects import subjects
 from wanlora.commands.evaluate.video_plan import plan, plan_clips
-from wanlora.commands.sample.preflight import find_latents, trained_on
-from wanlora.commands.sample.sample import video_settings
-from wanlora.config import EvaluateConfig, SampleConfig
+from wanlora.commands.sample.preflight import find_latents, trained_on, video_size
+from wanlora.config import EvaluateConfig
 from wanlora.runs.saved_latents import read_latents
 from wanlora.store.views import read_view, write_view
 from wanlora.wan.variants import VARIANTS
@@ -89,8 +88,8 @@ def test_videos_of_an_evaluation_have_the_frame_rate_of_the_held_out_clips(cache
         setup = open_setup(config, read_view(cache, "default"))
         compared = subjects((str(run),), checkpoints=False)
         folders = {"base_dir": tmp_path, "output_dir": tmp_path}
-        models = plan(setup, compared, num_videos=1, **folders)
-        real = plan_clips(setup, num_videos=1, output_dir=tmp_path)
+        models = plan(setup, compared, **folders)
+        real = plan_clips(setup, output_dir=tmp_path)
         return {video.facts["fps"] for model in [*models, real] for video in model.videos}
 
     assert fps_of() == {24.0}
@@ -116,11 +115,9 @@ def test_adapters_that_differ_or_recorded_nothing_leave_the_variants_defaults(tm
     ]
     assert rates == [24.0, None, None, None, None]
 
-    variant, prompt = VARIANTS["t2v-1.3b"], ("a",)
-
     def size_of(*found, **values) -> tuple[int, int, int]:
-        settings = video_settings(SampleConfig(prompt=prompt, **values), variant, found)
-        return settings.num_frames, settings.height, settings.width
+        recorded = [item.adapter.provenance for item in found]
+        return video_size(VARIANTS["t2v-1.3b"], recorded, **values)
 
     assert size_of(fast) == size_of(fast, slow) == (33, 240, 416)
     assert size_of(fast, num_frames=17) == (17, 240, 416)

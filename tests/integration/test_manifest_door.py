@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, given, settings
 from tests.property.test_manifest_lines import edited_rows
 from tests.support import videos
 from tests.support.clips import clip
-from tests.support.models import micro_folder, micro_home  # noqa: F401
 from wanlora import ClipDataset
 from wanlora.commands import cache_latents, verify
 from wanlora.config import CacheLatentsConfig, VerifyConfig
@@ -61,7 +60,7 @@ def test_verify_lists_every_bad_line_and_loads_the_others(data):
     assert result.exit_code == 3
 
 
-def test_stage_one_encodes_the_good_lines_and_lists_the_others(data, tmp_path, micro_home):  # noqa: F811
+def test_stage_one_encodes_the_good_lines_and_lists_the_others(data, tmp_path, micro_home):
     result = cache_latents.run(
         CacheLatentsConfig(manifest=(data,), cache=tmp_path / "cache", model="micro", device="cpu")
     )

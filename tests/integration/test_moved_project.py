@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.models import micro_home  # noqa: F401
 from wanlora.commands import cache_latents, prepare, verify
 from wanlora.commands.cache_latents.summary import CacheResult
 from wanlora.config import CacheLatentsConfig, PrepareConfig, VerifyConfig
@@ -68,7 +67,7 @@ def _at(root: str, relative: str) -> str:
     return root + (path.replace("/", "\\") if "\\" in root else path)
 
 
-def test_a_project_that_is_copied_as_a_whole_works_as_it_is(project, micro_home):  # noqa: F811
+def test_a_project_that_is_copied_as_a_whole_works_as_it_is(project, micro_home):
     assert _verify(project).exit_code == 0
     found = _encode(project)
     assert (found.clips, found.clips_encoded, found.bytes_hashed) == (6, 0, 0)
@@ -80,7 +79,7 @@ def test_a_project_that_is_copied_as_a_whole_works_as_it_is(project, micro_home)
     ["C:\\Users\\me\\videos\\", "C:/Users/me/videos/", "\\\\server\\share\\clips\\",
      "/home/me/videos/", "..\\..\\..\\videos\\", "../../../far/"],
 )  # fmt: skip
-def test_moved_sources_are_found_under_a_folder(project, micro_home, root):  # noqa: F811
+def test_moved_sources_are_found_under_a_folder(project, micro_home, root):
     _rewrite(project, root)
     lost = _verify(project, limit=4)
     assert lost.exit_code == 3
@@ -94,7 +93,7 @@ def test_moved_sources_are_found_under_a_folder(project, micro_home, root):  # n
     assert (encoded.clips, encoded.clips_encoded, encoded.bytes_hashed) == (6, 0, 0)
 
 
-def test_missing_sources_are_counted_and_the_option_is_named(project, micro_home, caplog):  # noqa: F811
+def test_missing_sources_are_counted_and_the_option_is_named(project, micro_home, caplog):
     shutil.rmtree(project / "cache")
     for video in list((project / "videos").rglob("*.mp4"))[:2]:
         video.unlink()

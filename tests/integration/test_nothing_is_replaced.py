@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from tests.support import cli
-from tests.support.models import micro_home  # noqa: F401
 from wanlora import files
 from wanlora.config import COMMANDS
 from wanlora.report.generated import marked, require_own_page
@@ -77,7 +76,7 @@ CASES = [
 
 
 @pytest.fixture
-def project(tmp_path, monkeypatch, micro_home) -> Path:  # noqa: F811
+def project(tmp_path, monkeypatch, micro_home) -> Path:
     """Videos, manifests, a cache and a run, in the working directory."""
     monkeypatch.chdir(Path(shutil.copytree(FIXTURE, tmp_path / "project")))
     return tmp_path / "project"

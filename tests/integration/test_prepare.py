@@ -272,7 +272,7 @@ def test_editing_a_caption_changes_neither_ids_nor_keys_nor_split(tmp_path):
 KILL_BEFORE_TRAIN = """
 import os, signal, sys
 from pathlib import Path
-from wanlora import prepare
+from wanlora.commands.prepare import prepare
 from wanlora.config import PrepareConfig
 
 rename = Path.replace

@@ -9,8 +9,7 @@ from tests.support import videos
 from tests.support.cli import start
 from tests.support.stores import unprivileged, users_folder
 from wanlora.commands import prepare
-from wanlora.commands.prepare import check
-from wanlora.commands.prepare import prepare as stage
+from wanlora.commands.prepare import check, sources
 from wanlora.commands.prepare.journal import NAME
 from wanlora.config import PrepareConfig
 from wanlora.errors import LostProcessError, MediaError, PassingError
@@ -132,7 +131,7 @@ def test_the_stage_survives_a_process_that_dies(tmp_path, monkeypatch):
                 yield path, check.check(path, lambda: None, detector="builtin")
 
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "check_all", lossy)
+        patch.setattr(sources, "check_all", lossy)
         assert prepared(raw, tmp_path / "out").errors == {"unreadable": 2}
     assert prepared(raw, tmp_path / "out").errors == {"unreadable": 1}
 

@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 
 from tests.support import cli, processes
-from tests.support.s3 import free_port, s3, s3_port  # noqa: F401
+from tests.support.s3 import free_port
 
 pytestmark = pytest.mark.xdist_group("ranks")  # they share what the first of them makes
 
@@ -38,16 +38,10 @@ def train(cache, run_dir, *more, every=6, steps=STEPS):
 
 
 @pytest.fixture(scope="module")
-def server():
-    with processes.server() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def whole(server, held_out_cache, tmp_path_factory):
+def whole(held_out_cache, tmp_path_factory):
     """A run of two processes that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
-    ended = server.run(folder / "log", train(held_out_cache, folder / "run", "--json"), count=2)
+    ended = processes.run(folder / "log", train(held_out_cache, folder / "run", "--json"), count=2)
     return folder / "run", ended
 
 
@@ -79,12 +73,12 @@ def wait_for(path):
 
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_killed_process_stops_the_other_and_the_resumed_run_ends_with_the_same_bits(
-    server, whole, held_out_cache, tmp_path, victim
+    whole, held_out_cache, tmp_path, victim
 ):
     run_dir = tmp_path / "run"
     command = train(held_out_cache, run_dir)
     moment = run_dir / "checkpoints" / "step-000002"
-    ended = server.start(
+    ended = processes.start(
         tmp_path / "log", [command] * 2, victim=(victim, signal.SIGKILL, moment)
     ).wait()
     assert [each.code for each in ended] == ([-9, 1] if victim == 0 else [1, -9])
@@ -95,16 +89,16 @@ def test_a_killed_process_stops_the_other_and_the_resumed_run_ends_with_the_same
     assert not (run_dir / "checkpoints" / f"step-{STEPS:06d}").exists()
     with FileLock(run_dir / ".lock").acquire(timeout=0):
         pass
-    server.run(tmp_path / "resumed", (*command, "--resume"), count=2)
+    processes.run(tmp_path / "resumed", (*command, "--resume"), count=2)
     assert content(run_dir) == content(whole[0])
 
 
-def test_a_run_goes_on_with_other_numbers_of_processes(server, whole, held_out_cache, tmp_path):
+def test_a_run_goes_on_with_other_numbers_of_processes(whole, held_out_cache, tmp_path):
     run_dir = tmp_path / "run"
     for count, steps in ((2, 4), (1, 8), (4, STEPS)):
         by_time = ("--save-minutes", 1e-9, "--save-steps", 0)
         command = train(held_out_cache, run_dir, "--resume", *by_time, steps=steps)
-        server.run(tmp_path / str(count), command, count=count)
+        processes.run(tmp_path / str(count), command, count=count)
     assert len(list((run_dir / "checkpoints").iterdir())) >= STEPS // 2
     expected, found = rows(whole[0]), rows(run_dir)
     assert [row["step"] for row in found] == list(range(STEPS))
@@ -116,34 +110,29 @@ def test_a_run_goes_on_with_other_numbers_of_processes(server, whole, held_out_c
         torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-5)
 
 
-def test_a_process_that_hangs_is_named_after_the_time_that_was_set(
-    server, held_out_cache, tmp_path
-):
+def test_a_process_that_hangs_is_named_after_the_time_that_was_set(held_out_cache, tmp_path):
     run_dir = tmp_path / "run"
     command = train(held_out_cache, run_dir, "--set", "process_timeout_s=10", every=0)
     moment = run_dir / "checkpoints" / "step-000002"
-    launched = server.start(tmp_path / "log", [command] * 2, victim=(1, signal.SIGSTOP, moment))
-    left, hangs = map(psutil.Process, launched.pids)
-    deadline = time.monotonic() + 300
-    while left.status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    launched = processes.start(tmp_path / "log", [command] * 2, victim=(1, signal.SIGSTOP, moment))
+    left, hangs = launched.processes
+    left.wait()
     hangs.kill()
     ended = launched.wait()
     assert [each.code for each in ended] == [1, -9]
     assert "lost process 1: ended, or no answer for 10 s (process_timeout_s)" in ended[0].text
 
 
-def test_a_process_that_starts_alone_says_what_it_waits_for(server, held_out_cache, tmp_path):
+def test_a_process_that_starts_alone_says_what_it_waits_for(held_out_cache, tmp_path):
     command = train(held_out_cache, tmp_path / "run", "--set", "process_timeout_s=2")
-    (alone,) = server.start(tmp_path / "log", [command], WORLD_SIZE="2").wait()
+    (alone,) = processes.start(tmp_path / "log", [command], WORLD_SIZE="2").wait()
     assert alone.code == 1, alone.text
     assert "do not find one another" in alone.text
     assert "start all of them within 2 s (process_timeout_s)" in alone.text
     assert not (tmp_path / "run").exists()
 
 
-def test_an_error_of_one_process_stops_the_others_too(server, held_out_cache, tmp_path):
+def test_an_error_of_one_process_stops_the_others_too(held_out_cache, tmp_path):
     damaged = tmp_path / "cache"
     shutil.copytree(held_out_cache, damaged)
     for path in (damaged / "store.zarr" / "latents").rglob("*"):
@@ -151,18 +140,16 @@ def test_an_error_of_one_process_stops_the_others_too(server, held_out_cache, tm
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     run_dir = tmp_path / "run"
     commands = [train(cache, run_dir) for cache in (held_out_cache, damaged)]
-    ended = server.start(tmp_path / "log", commands).wait()
+    ended = processes.start(tmp_path / "log", commands).wait()
     assert [each.code for each in ended] == [1, 1]
     assert "error: process 1 of 2: latents row" in ended[1].text
     assert f"wanlora inspect {damaged} --repair" in ended[1].text
     assert "lost process 1" in ended[0].text
 
 
-def test_processes_that_would_train_different_runs_are_refused(
-    server, whole, held_out_cache, tmp_path
-):
+def test_processes_that_would_train_different_runs_are_refused(whole, held_out_cache, tmp_path):
     commands = [train(held_out_cache, tmp_path / "run", "--seed", seed) for seed in (0, 1)]
-    first, second = server.start(tmp_path / "seeds", commands).wait()
+    first, second = processes.start(tmp_path / "seeds", commands).wait()
     assert (first.code, second.code) == (1, 1)
     assert "process 1 of 2 does not train the run of process 0:" in first.text
     assert "settings.seed: found 1, wanted 0" in first.text
@@ -170,11 +157,13 @@ def test_processes_that_would_train_different_runs_are_refused(
     assert not (tmp_path / "run").exists()
 
     commands = [train(held_out_cache, d, "--resume") for d in (whole[0], tmp_path / "elsewhere")]
-    first, second = server.start(tmp_path / "folders", commands).wait()
+    first, second = processes.start(tmp_path / "folders", commands).wait()
     assert (first.code, second.code) == (1, 1)
     assert "--output-dir must be a folder that all nodes see" in second.text
 
-    first, second = server.start(tmp_path / "again", [train(held_out_cache, whole[0])] * 2).wait()
+    first, second = processes.start(
+        tmp_path / "again", [train(held_out_cache, whole[0])] * 2
+    ).wait()
     assert "already holds a run" in first.text
     assert "process 0 refuses this run" in second.text
 
@@ -198,7 +187,7 @@ def test_a_step_sums_the_adapters_gradient_once_whatever_the_accumulation(whole)
 
 
 def test_processes_of_a_node_fetch_each_row_of_a_bucket_once(
-    server, s3, micro_home, npz_manifest, tmp_path  # noqa: F811
+    s3, micro_home, npz_manifest, tmp_path
 ):  # fmt: skip
     made = cli.invoke("cache-latents", "--manifest", npz_manifest, "--cache", s3, "--model",
                       "micro", "--set", "store.clips_per_segment=2")  # fmt: skip
@@ -207,8 +196,7 @@ def test_processes_of_a_node_fetch_each_row_of_a_bucket_once(
     commands = [
         train(s3, tmp_path / "run", "--local-copy", node, every=0, steps=4) for node in nodes
     ]
-    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    ended = server.start(tmp_path / "log", commands, **environment).wait()
+    ended = processes.start(tmp_path / "log", commands).wait()
     assert [each.code for each in ended] == [0] * 4, ended[0].text
     for node in (ended[:2], ended[2:]):
         rows = [call for each in node for call in each.calls.elements() if "fetch" in call]
@@ -262,14 +250,14 @@ def check_saved_after_the_last_step(run_dir):
     assert checkpoint.name == f"step-{len(rows(run_dir)):06d}"
 
 
-def test_repeated_sigterm_to_all_processes_still_saves(server, held_out_cache, tmp_path):
+def test_repeated_sigterm_to_all_processes_still_saves(held_out_cache, tmp_path):
     run_dir = tmp_path / "run"
     command = train(held_out_cache, run_dir, "--save-steps", 0, steps=4000, every=0)
-    launched = server.start(tmp_path / "log", [command] * 2)
+    launched = processes.start(tmp_path / "log", [command] * 2)
     wait_for(run_dir / "metrics.jsonl")
-    for _ in range(150):  # until both have long ended: also while process 0 saves for both
-        for pid in launched.pids:
-            os.kill(pid, signal.SIGTERM)
+    while any(process.poll() is None for process in launched.processes):
+        for process in launched.processes:  # also while process 0 saves for both
+            process.terminate()
         time.sleep(0.02)
     ended = launched.wait()
     assert [each.code for each in ended] == [143, 143], [each.text for each in ended]

@@ -1,19 +1,19 @@
 """A cache in an object store behaves as one in a folder: moto's S3 server on loopback."""
 
 import json
+import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import obstore
 import pytest
 
 from tests.support import cli
-from tests.support.s3 import failing_proxy, s3, s3_port, slow_proxy  # noqa: F401
-from tests.support.stores import build_store, open_rows, row_of, segment_writer
+from tests.support.s3 import failing_proxy, slow_proxy
+from tests.support.stores import build_store, keys_from, open_rows, row_of, write_rows
 from wanlora.core.location import Url, parse
 from wanlora.errors import CorruptRowError, StoreError
 from wanlora.store import bucket, storage
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 @pytest.fixture
-def cache(s3) -> Url:  # noqa: F811
+def cache(s3) -> Url:
     bucket.open_store.cache_clear()
     return parse(s3)
 
@@ -67,7 +67,7 @@ def test_a_damaged_object_in_a_bucket_names_its_row_and_a_dead_server_is_not_dam
     assert not isinstance(refused.value, CorruptRowError)
 
 
-def test_a_read_that_fails_is_repeated(cache, s3_port, monkeypatch):  # noqa: F811
+def test_a_read_that_fails_is_repeated(cache, s3_port, monkeypatch):
     view = build_store(cache, num_clips=4)
     with failing_proxy(s3_port, every=4) as (port, counts):
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
@@ -78,21 +78,13 @@ def test_a_read_that_fails_is_repeated(cache, s3_port, monkeypatch):  # noqa: F8
     assert counts[1] >= 3, counts
 
 
-WRITER = """
-import sys
-from itertools import count
-from tests.support.stores import row_of, segment_writer
-from wanlora.core.location import parse
-with segment_writer(parse(sys.argv[1]), "latents", rows=2) as writer:
-    for i in count(int(sys.argv[2])):
-        writer.add(f"{i:064x}", row_of("latents", f"{i:064x}"))
-"""
-
-
 def test_killed_writers_leave_whole_segments_or_nothing(cache):
     for start in range(3):
-        processes = [
-            subprocess.Popen([sys.executable, "-c", WRITER, str(cache), str(20 * start + 5 * i)])
+        writers = [
+            cli.server().start(
+                partial(write_rows, cache, "latents", keys_from(20 * start + 5 * i), rows=2),
+                environment=os.environ | cli.ENVIRONMENT,
+            )
             for i in range(2)
         ]
         deadline = time.monotonic() + 300
@@ -100,9 +92,9 @@ def test_killed_writers_leave_whole_segments_or_nothing(cache):
         while len(storage.at(cache).listing("store.zarr")) < known + 12:
             assert time.monotonic() < deadline
             time.sleep(0.02 * (start + 1))
-        for process in processes:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+        for writer in writers:
+            writer.kill()
+            assert writer.wait() == -signal.SIGKILL
     reader = open_rows(cache, "latents")
     assert len(reader.rows) >= 12
     for key in reader.rows:
@@ -165,7 +157,7 @@ def through(monkeypatch, port, **limits):
 
 
 def test_a_large_object_travels_in_parts_each_with_its_own_timeout(
-    cache, s3_port, monkeypatch  # noqa: F811
+    cache, s3_port, monkeypatch
 ):  # fmt: skip
     data = np.random.default_rng(0).bytes(36_000_000)
     with slow_proxy(s3_port, 10e6) as port:  # 3.6 s for the object, 1 s for two parts
@@ -196,7 +188,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_read_whole(cache, monkey
     assert len(calls) == 2
 
 
-def test_many_objects_are_removed_with_one_request(cache, s3_port, monkeypatch):  # noqa: F811
+def test_many_objects_are_removed_with_one_request(cache, s3_port, monkeypatch):
     keys = [f"many/{i}" for i in range(30)]
     for key in keys:
         storage.at(cache).put(key, b"x")
@@ -208,7 +200,7 @@ def test_many_objects_are_removed_with_one_request(cache, s3_port, monkeypatch):
 
 
 def test_stage_one_inspect_and_train_take_an_address(
-    s3, micro_home, npz_manifest, tmp_path, cache_fp16  # noqa: F811
+    s3, micro_home, npz_manifest, tmp_path, cache_fp16
 ):  # fmt: skip
     made = cli.invoke("cache-latents", "--manifest", npz_manifest, "--cache", s3, "--model",
                       "micro", "--set", "text_dtype=float32")  # fmt: skip

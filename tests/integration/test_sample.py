@@ -19,7 +19,7 @@ from wanlora.adapters.file import LoraShape, read_adapter, save_adapter
 from wanlora.adapters.header import ADAPTER_FILE
 from wanlora.adapters.lora import add_adapter
 from wanlora.commands import sample
-from wanlora.commands.sample.videos import plan
+from wanlora.commands.sample.preflight import plan
 from wanlora.config import SampleConfig
 from wanlora.errors import AdapterError, ConfigError, DeviceError, StoreError
 from wanlora.store.captions import captions
@@ -120,10 +120,12 @@ def test_videos_are_written_with_a_record_of_how_they_were_made(tmp_path, run_fo
 
 
 def test_sizes_and_steps_default_to_the_variants(micro_home):
-    from wanlora.commands.sample.sample import video_settings
+    from wanlora.commands.sample.preflight import video_size
+    from wanlora.commands.sample.setup import video_settings
     from wanlora.wan.variants import VARIANTS
 
-    settings = video_settings(SampleConfig(prompt=("a dog",)), VARIANTS["t2v-1.3b"])
+    variant = VARIANTS["t2v-1.3b"]
+    settings = video_settings(variant, video_size(variant, []))
     assert (settings.num_frames, settings.height, settings.width) == (81, 480, 832)
     assert (settings.steps, settings.guidance_scale) == (50, 5.0)
     assert settings.negative_prompt.startswith("色调艳丽")

@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests.support.s3 import s3, s3_port  # noqa: F401
 from wanlora.core.location import Url, parse
 from wanlora.errors import StoreError
 from wanlora.store import bucket, storage
@@ -116,6 +115,6 @@ class TestMemory(StorageSuite):
 @pytest.mark.filterwarnings("ignore:.*ObjectStore.*:UserWarning")
 class TestBucket(StorageSuite):
     @pytest.fixture
-    def kept(self, s3):  # noqa: F811
+    def kept(self, s3):
         bucket.open_store.cache_clear()
         return storage.at(parse(s3))

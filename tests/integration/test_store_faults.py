@@ -1,20 +1,26 @@
 """What a store does when it is killed, damaged, raced or locked."""
 
+import itertools
 import os
+import random
 import shutil
+import signal
 import subprocess
-import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.support.killed_writers import KEYS, MODES, NUM_PUTS
+from tests.support import cli, hooks
+from tests.support.server import script
 from tests.support.stores import (
     FINGERPRINT,
     build_store,
+    keys_from,
     open_rows,
     open_store,
     row_of,
@@ -28,11 +34,13 @@ from tests.support.stores import (
 from wanlora.errors import CorruptRowError, StoreError
 from wanlora.store import folder
 from wanlora.store.reader import StoreReader
+from wanlora.store.schema import Kind
 
+MODES = ("half-written", "before-rename", "after-rename")
+NUM_PUTS: dict[Kind, int] = {"latents": 10, "text": 13}
+"""4 or 3 groups above, then two segments of 3 or 5 objects."""
 
-def run_killed_writers(*arguments: object) -> None:
-    command = [sys.executable, "-m", "tests.support.killed_writers", *map(str, arguments)]
-    subprocess.run(command, check=True, timeout=120)
+KEYS = [f"{i:064x}" for i in range(4)]
 
 
 def check_rows(cache: Path, kind: str) -> set[str]:
@@ -43,19 +51,16 @@ def check_rows(cache: Path, kind: str) -> set[str]:
     return set(reader.rows)
 
 
-@pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("killed")
-    run_killed_writers("each-point", folder)
-    return folder
-
-
 @pytest.mark.parametrize("kind", ["latents", "text"])
-def test_killed_at_any_step_of_publishing_whole_segments_are_right_or_invisible(killed, kind):
-    caches = sorted(killed.glob(f"{kind}-*"))
-    assert len(caches) == len(MODES) * NUM_PUTS[kind]
+def test_killed_at_any_step_of_publishing_whole_segments_are_right_or_invisible(tmp_path, kind):
     numbers = []
-    for cache in caches:
+    for point, mode in itertools.product(range(NUM_PUTS[kind]), MODES):
+        cache = tmp_path / f"{point:02d}-{mode}"
+        done = cli.server().run(
+            partial(write_rows, cache, kind, KEYS, rows=2),
+            before=[partial(hooks.kill_at_publication, point, mode)],
+        )
+        assert done.returncode == -signal.SIGKILL, (point, mode, done.stderr)
         valid = check_rows(cache, kind)
         assert valid in (set(), set(KEYS[:2]), set(KEYS)), cache.name
         numbers.append(len(valid))
@@ -65,7 +70,16 @@ def test_killed_at_any_step_of_publishing_whole_segments_are_right_or_invisible(
 
 
 def test_killed_at_random_with_two_writers_no_wrong_row_is_valid_and_resume_completes(tmp_path):
-    run_killed_writers("at-random", tmp_path, 5)
+    moments = random.Random(0)
+    for i in range(5):
+        writers = [
+            cli.server().start(partial(write_rows, tmp_path, "latents", keys, rows=4))
+            for keys in (keys_from(8 * i), keys_from(8 * i + 4))
+        ]
+        for writer in writers:
+            time.sleep(moments.uniform(0.05, 0.3))
+            writer.kill()
+            assert writer.wait() == -signal.SIGKILL
     valid = check_rows(tmp_path, "latents")
     wanted = valid | {f"{i:064x}" for i in range(40)}
     write_rows(tmp_path, "latents", sorted(wanted - valid))
@@ -89,18 +103,13 @@ def test_two_writers_at_once_may_repeat_a_row_and_the_lowest_segment_wins(tmp_pa
         assert row.segment == min(homes)
 
 
-def test_two_processes_that_finish_leave_every_row(tmp_path):
-    script = (
-        "import sys; from pathlib import Path; from tests.support.stores import write_rows\n"
-        "for kind in ('latents', 'text'):\n"
-        "    write_rows(Path(sys.argv[1]), kind, [f'{i:064x}' for i in range(int(sys.argv[2]), "
-        "int(sys.argv[2]) + 8)], rows=2)"
-    )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", script, str(tmp_path), str(first)])
+def test_processes_that_finish_leave_every_row(tmp_path):
+    writers = [
+        cli.server().start(partial(write_rows, tmp_path, kind, keys_from(first)[:8], rows=2))
         for first in (0, 4)
+        for kind in ("latents", "text")
     ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert [writer.wait() for writer in writers] == [0] * 4
     for kind in ("latents", "text"):
         assert check_rows(tmp_path, kind) == {f"{i:064x}" for i in range(12)}
 
@@ -272,8 +281,9 @@ writer.add("c", row_of("latents", "c"))
 try:
     writer.add("d", row_of("latents", "d"))
 except StoreError as error:
-    print(error)
+    refusal = error
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(refusal)
 writer.close()
 """
 
@@ -281,10 +291,8 @@ writer.close()
 @pytest.mark.parametrize("limit", [0, 100, 3000, 15000])
 def test_a_write_cut_short_leaves_no_wrong_row_and_can_be_tried_again(tmp_path, limit):
     """The kernel refuses the rest of a file: at once, in a document, in a shard."""
-    done = subprocess.run(
-        [sys.executable, "-c", NO_ROOM, str(tmp_path), str(limit)],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+    done = cli.server().run(script(NO_ROOM, tmp_path, limit))
+    assert done.returncode == 0, done.stderr
     assert "cannot write" in done.stdout
     assert "File too large" in done.stdout
     assert check_rows(tmp_path, "latents") == set("abcd")

@@ -6,16 +6,17 @@ Also: how a run is divided, over micro-batches or processes, changes nothing but
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from tests.support import cli
-from tests.support.forks import forks
+from tests.support import cli, hooks
 
 NAME = "pytorch_lora_weights.safetensors"
 STEPS = 6
@@ -47,20 +48,17 @@ def _content(run_dir):
 
 def _killed_runs(cache, folder, num_kills, seed):
     """Kill a run at some places, resuming each time; yield what each left, and the whole."""
-    draw = random.Random(seed)
-    with forks("wanlora.commands.train.loop") as server:
-        train = ("train", "--cache", cache, *ARGUMENTS, "--output-dir")
-        code, operations = server.run(*train, folder / "whole")
-        assert code == 0
-        whole = _content(folder / "whole")
-        for number in range(num_kills):
-            run_dir = folder / f"killed-{number}"
-            at, after = draw.randint(1, operations), draw.random() < 0.5
-            code, _ = server.run(*train, run_dir, kill_at=at, after=after)
-            assert code == -9, (at, after)
-            code, _ = server.run(*train, run_dir, "--resume")
-            assert code == 0, (at, after)
-            yield (at, operations, after), _content(run_dir), whole
+    draw, log = random.Random(seed), folder / "operations"
+    train = ("train", "--cache", cache, *ARGUMENTS, "--output-dir")
+    cli.run(*train, folder / "whole", before=[partial(hooks.count_operations, log)])
+    whole, operations = _content(folder / "whole"), log.stat().st_size
+    for number in range(num_kills):
+        run_dir = folder / f"killed-{number}"
+        at, after = draw.randint(1, operations), draw.random() < 0.5
+        killed = partial(hooks.count_operations, log, kill_at=at, after=after)
+        cli.run(*train, run_dir, before=[killed], exit_code=-signal.SIGKILL)
+        cli.run(*train, run_dir, "--resume")
+        yield (at, operations, after), _content(run_dir), whole
 
 
 def test_a_run_killed_while_it_writes_ends_with_the_same_bits(cache_fp16, tmp_path):

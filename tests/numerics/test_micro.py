@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from wanlora.micro import dit, measure, models, pretrain, vae, world
-from wanlora.micro.checkpoint import resume, save
+from tools.micro import dit, measure, models, pretrain, vae
+from tools.micro.checkpoint import resume, save
+from wanlora.micro import world
 
 CAPTION = "a striped purple square moving right on a white background"
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tests.support import cli
-from tests.support.models import micro_folder, micro_home  # noqa: F401
 from wanlora.commands.train.data import open_data
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import Bucket
@@ -30,7 +29,7 @@ def frames():
 
 @pytest.mark.parametrize("num_frames", [1, 5, 13])
 def test_a_prefix_of_the_cache_is_the_latents_of_the_shorter_clip_bit_for_bit(
-    frames, num_frames, micro_home, tmp_path  # noqa: F811
+    frames, num_frames, micro_home, tmp_path
 ):  # fmt: skip
     sources = {}
     for name, length in (("long", 17), ("short", num_frames)):

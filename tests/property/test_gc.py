@@ -17,8 +17,9 @@ from wanlora.commands.inspect import repair as repairs
 from wanlora.config import InspectConfig
 from wanlora.core.fingerprint import sha256_text
 from wanlora.errors import StoreError
-from wanlora.store import index, maintenance, wants
+from wanlora.store import index, wants
 from wanlora.store.folder import Folder
+from wanlora.store.maintenance import garbage
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, read_view, write_view
 
@@ -30,7 +31,7 @@ KEYS = tuple(sha256_text(f"row {i}") for i in range(6))
 def no_minimum_age_of_litter():
     """What is half-written may be collected at once: only the protocol protects it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maintenance, "LITTER_AGE_S", 0.0)
+        patch.setattr(garbage, "LITTER_AGE_S", 0.0)
         yield
 
 

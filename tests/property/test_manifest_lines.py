@@ -52,6 +52,9 @@ def read_or_listed(line: bytes) -> Clip | None:
 
 
 @given(edited_rows())
+@example(OWN | {"orig": {"codec": "\ud800"}})
+@example(OWN | {"transform": {"\udfff": 1}})
+@example(OWN | {"source_sha256": "\ud83d"})
 @settings(max_examples=200, deadline=None)
 def test_an_edited_line_gives_a_clip_within_bounds_or_a_reason(row):
     found = read_or_listed(json.dumps(row).encode())

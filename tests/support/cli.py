@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from typer.testing import CliRunner, Result
 
-from tests.support.server import Forked, Server
+from tests.support.server import Forked, Server, Work
+from tests.support.server import command as server_command
 from wanlora.cli import app
 
 PROBE = """
@@ -50,34 +52,38 @@ def command(*arguments: object) -> list[str]:
 
 
 @functools.cache
-def _server() -> Server:
-    server = Server(PRELOADED, os.environ | ENVIRONMENT)
-    atexit.register(server.close)
-    return server
-
-
-def _environment() -> dict[str, str]:
-    return os.environ | ENVIRONMENT
+def server() -> Server:
+    """The one server of this test process: it starts at the first request."""
+    running = Server(PRELOADED, os.environ | ENVIRONMENT)
+    atexit.register(running.close)
+    return running
 
 
 def _can_fork() -> bool:
     """Whether the server has this environment: libraries read it when they are imported."""
-    mine, its = _environment(), _server().environment
+    mine, its = os.environ | ENVIRONMENT, server().environment
     names = (mine.keys() | its.keys()) - set(READ_LATE)
     return all(mine.get(name) == its.get(name) for name in names)
 
 
 def run(
-    *arguments: object, cwd: Path | None = None, exit_code: int = 0, timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """Run a command in its own process and require its exit code."""
-    if _can_fork():
-        done = _server().run(arguments, cwd=cwd, environment=_environment(), timeout=timeout)
+    *arguments: object, cwd: Path | None = None, exit_code: int = 0, timeout: float = 300,
+    before: Sequence[Work] = (),
+) -> subprocess.CompletedProcess[str]:  # fmt: skip
+    """Run a command in its own process and require its exit code.
+
+    `before` is what the process does first; see `hooks`.
+    """
+    if before or _can_fork():
+        done = server().run(
+            server_command(*arguments), before=before, cwd=cwd,
+            environment=os.environ | ENVIRONMENT, timeout=timeout,
+        )  # fmt: skip
     else:
         done = subprocess.run(
             command(*arguments),
             cwd=cwd,
-            env=_environment(),
+            env=os.environ | ENVIRONMENT,
             capture_output=True,
             text=True,
             timeout=timeout,
@@ -89,9 +95,15 @@ def run(
     return done
 
 
-def start(*arguments: object, cwd: Path | None = None) -> Forked:
-    """Start a command that a test is going to kill."""
-    return _server().start(arguments, cwd=cwd, environment=_environment())
+def start(
+    *arguments: object, cwd: Path | None = None, before: Sequence[Work] = (),
+    files: Sequence[str | Path] = (os.devnull, os.devnull), **environment: str,
+) -> Forked:  # fmt: skip
+    """Start a command in its own process, with more variables; see `Server.start`."""
+    return server().start(
+        server_command(*arguments), before=before, cwd=cwd, files=files,
+        environment=os.environ | ENVIRONMENT | environment,
+    )  # fmt: skip
 
 
 def invoke(*arguments: object) -> Result:

@@ -1,24 +1,32 @@
-"""Processes of the command line for the price of a fork: a server has imported what they need.
+"""Child processes for the price of a fork: a server has imported what they need.
 
     python -m tests.support.server MODULE...   reads requests on stdin, answers on stdout
 
 A forked process is a real one: its own working directory, environment, files, signals and exit
 code. Only the imports are shared, so a test of imports or of start-up starts Python itself
-(`cli.modules_after`, `cli.command`).
+(`cli.modules_after`, `cli.command`). The server has one thread, so it can fork at any time.
 
 Must not import the package before a request: a server without modules shows what a command imports.
 """
 
-import json
+import gc
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from tests.support import hooks
+
+Work = Callable[[], object]
+"""A function of a module with its arguments (`functools.partial`), or `command`, or `script`."""
 
 
 class Forked:
@@ -31,7 +39,7 @@ class Forked:
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = self._server.ask({"poll": self.pid})["code"]
+            self.returncode = self._server.ask({"poll": self.pid})
         return self.returncode
 
     def wait(self, timeout: float = 300) -> int:
@@ -60,65 +68,97 @@ class Server:
 
     def __init__(self, modules: Sequence[str], environment: Mapping[str, str]) -> None:
         self.environment = dict(environment)
+        self._one_request = threading.Lock()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.server", *modules],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.environment,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=self.environment,
             cwd=Path(__file__).parents[2],
         )  # fmt: skip
 
-    def ask(self, request: Mapping[str, object]) -> dict[str, Any]:
+    def ask(self, request: Mapping[str, object]) -> Any:
         assert self._process.stdin
         assert self._process.stdout
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
+        with self._one_request:
+            pickle.dump(request, self._process.stdin)
+            self._process.stdin.flush()
+            return pickle.load(self._process.stdout)
 
     def start(
-        self, arguments: Sequence[object], *, cwd: Path | None, environment: Mapping[str, str],
-        files: Sequence[str] = (os.devnull, os.devnull), modules_file: str | None = None,
+        self, work: Work, *, before: Sequence[Work] = (), cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+        files: Sequence[str | Path] = (os.devnull, os.devnull),
     ) -> Forked:  # fmt: skip
-        """Start a command; `files` take its stdout and stderr."""
+        """Start a process.
+
+        Args:
+            work: What the process does.
+            before: Run first, in the same process; see `hooks`.
+            cwd: Working directory; this process's by default.
+            environment: The server's by default.
+            files: Get what the process writes to stdout and stderr.
+        """
         request = {
-            "arguments": [str(argument) for argument in arguments],
+            "work": pickle.dumps([*before, work]),
             "cwd": str(cwd or Path.cwd()),
-            "environment": dict(environment),
-            "files": list(files),
-            "modules_file": modules_file,
+            "environment": dict(self.environment if environment is None else environment),
+            "files": [str(file) for file in files],
         }
-        return Forked(self, self.ask(request)["pid"])
+        return Forked(self, self.ask(request))
 
     def run(
-        self, arguments: Sequence[object], *, cwd: Path | None, environment: Mapping[str, str],
-        timeout: float = 300,
+        self, work: Work, *, before: Sequence[Work] = (), cwd: Path | None = None,
+        environment: Mapping[str, str] | None = None, timeout: float = 300,
     ) -> subprocess.CompletedProcess[str]:  # fmt: skip
-        """Run a command, as `subprocess.run` with captured text."""
+        """Run a process to its end, as `subprocess.run` with captured text."""
         with tempfile.TemporaryDirectory() as folder:
             files = [f"{folder}/out", f"{folder}/err"]
-            process = self.start(arguments, cwd=cwd, environment=environment, files=files)
+            process = self.start(work, before=before, cwd=cwd, environment=environment, files=files)
             try:
                 code = process.wait(timeout)
             finally:
                 process.kill()
             out, err = (Path(name).read_text(errors="backslashreplace") for name in files)
-        return subprocess.CompletedProcess(list(map(str, arguments)), code, out, err)
+        return subprocess.CompletedProcess(str(work), code, out, err)
 
     def imported(self, arguments: Sequence[object], cwd: Path) -> tuple[int, str, set[str]]:
         """Run a command; return its exit code, its stderr and the names of imported modules."""
-        with tempfile.TemporaryDirectory() as folder:
-            files = [f"{folder}/out", f"{folder}/err"]
-            process = self.start(
-                arguments, cwd=cwd, environment=self.environment, files=files,
-                modules_file=f"{folder}/modules",
-            )  # fmt: skip
-            code = process.wait()
-            modules = set(Path(f"{folder}/modules").read_text().split())
-            return code, Path(files[1]).read_text(), modules
+        with tempfile.NamedTemporaryFile("r") as names:
+            listing = partial(hooks.list_modules, names.name)
+            done = self.run(command(*arguments), before=[listing], cwd=cwd)
+            return done.returncode, done.stderr, set(names.read().split())
 
     def close(self) -> None:
         self._process.communicate(timeout=60)
 
 
+def command(*arguments: object) -> Work:
+    """A command line of the package."""
+    return partial(_command, [str(argument) for argument in arguments])
+
+
+def _command(arguments: list[str]) -> None:
+    import importlib.util
+
+    from wanlora.cli import main
+
+    # Processes that this one spawns import the module that it says it runs.
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("wanlora.__main__")
+    sys.argv = ["wanlora", *arguments]
+    main()
+
+
+def script(text: str, *arguments: object) -> Work:
+    """A program's text and its arguments, as `python -c` runs it."""
+    return partial(_script, text, [str(argument) for argument in arguments])
+
+
+def _script(text: str, arguments: list[str]) -> None:
+    sys.argv = ["-c", *arguments]
+    exec(compile(text, "<script>", "exec"), {"__name__": "__main__"})
+
+
 def _child(request: Mapping[str, Any]) -> None:
+    steps = pickle.loads(request["work"])
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
@@ -128,16 +168,10 @@ def _child(request: Mapping[str, Any]) -> None:
     os.dup2(null, 0)
     for number, name in enumerate(request["files"], 1):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    import importlib.util
-
-    from wanlora.cli import main
-
-    # Processes that this one spawns import the module that it says it runs.
-    sys.modules["__main__"].__spec__ = importlib.util.find_spec("wanlora.__main__")
-    sys.argv = ["wanlora", *request["arguments"]]
     code = 0
     try:
-        main()
+        for step in steps:
+            step()
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1 if end.code else 0
     except BaseException:  # noqa: BLE001  (as Python ends with any other)
@@ -145,15 +179,12 @@ def _child(request: Mapping[str, Any]) -> None:
 
         traceback.print_exc()
         code = 1
-    if request["modules_file"]:
-        Path(request["modules_file"]).write_text("\n".join(sys.modules))
     _leave(code)
 
 
 def _leave(code: int) -> None:
     """End as an interpreter does: threads, exit handlers, streams."""
     import atexit
-    import threading
 
     threading._shutdown()
     atexit._run_exitfuncs()
@@ -175,17 +206,21 @@ def _serve(modules: Sequence[str]) -> None:
 
     for module in modules:
         importlib.import_module(module)
+    gc.freeze()  # no collection in a child then touches, and so copies, the server's memory
     codes: dict[int, int] = {}
-    for line in sys.stdin:
-        request = json.loads(line)
+    while True:
+        try:
+            request = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            return
         if "poll" in request:
-            answer = {"code": _poll(request["poll"], codes)}
+            answer = _poll(request["poll"], codes)
         else:
-            pid = os.fork()
-            if pid == 0:
+            answer = os.fork()
+            if answer == 0:
                 _child(request)
-            answer = {"pid": pid}
-        print(json.dumps(answer), flush=True)
+        pickle.dump(answer, sys.stdout.buffer)
+        sys.stdout.buffer.flush()
 
 
 if __name__ == "__main__":

@@ -59,6 +59,11 @@ def segment_writer(
     )
 
 
+def keys_from(first: int) -> list[str]:
+    """More keys than a writer writes before it is killed."""
+    return [f"{i:064x}" for i in range(first, first + 1000)]
+
+
 def write_rows(
     cache: Path, kind: Kind, keys: Iterable[str], *, bucket: Bucket = BUCKET, rows: int = 32
 ) -> None:

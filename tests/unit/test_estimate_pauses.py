@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.stores import build_store
 from wanlora.commands.estimate.pauses import Passes, preview_passes, validation_passes
-from wanlora.config import EstimateConfig, TrainConfig
+from wanlora.config import EstimateConfig, PreviewSettings, TrainConfig, ValidationSettings
 from wanlora.core.buckets import Bucket
 from wanlora.store.reader import StoreReader
 from wanlora.training.panel import num_due
@@ -25,9 +25,11 @@ def test_validations_come_every_so_many_steps_and_after_the_last(every, end_step
 
 def test_the_panels_counted_are_those_that_training_chooses(tmp_path):
     view = build_store(tmp_path, num_clips=30, buckets=(SMALL, LARGE))
-    config = EstimateConfig(cache=tmp_path, validation={"num_clips": 5})
     training = [clip for clip in view.clips if clip.split == "train"]
-    counted = validation_passes(config, view, {SMALL, LARGE}, end_step=1200)
+    counted = validation_passes(
+        view, {SMALL, LARGE}, splits=("val", "train"), num_clips=5, num_sigmas=8, every=500,
+        end_step=1200,
+    )  # fmt: skip
     source = make_source(
         view, StoreReader.of_view(tmp_path, view), training, VARIANTS["micro"],
         seed=TrainConfig().seed, sampler="logit_normal", shift=None,
@@ -46,14 +48,16 @@ def test_the_panels_counted_are_those_that_training_chooses(tmp_path):
     assert counted.per_clip == len(panels[0].sigmas)
     # Three validations and the base's losses; one held-out clip and five of training.
     assert (counted.times, counted.total) == (3, 4 * 8 * (1 + 5))
-    without = EstimateConfig(cache=tmp_path, validation={"train_clips": False})
-    assert len(validation_passes(without, view, {LARGE}, end_step=1).groups) == 1
 
 
 def test_the_defaults_of_estimate_are_those_of_train():
     for name in ("validation", "previews"):
         assert getattr(EstimateConfig(), name) == getattr(TrainConfig(), name)
-    found = validation_passes(EstimateConfig(), None, {LARGE}, end_step=500)
+    settings = ValidationSettings()
+    found = validation_passes(
+        None, {LARGE}, splits=("val", "train"), num_clips=settings.num_clips,
+        num_sigmas=settings.num_sigmas, every=settings.every, end_step=500,
+    )  # fmt: skip
     assert found.per_clip * sum(map(len, found.groups)) == 256
 
 
@@ -68,12 +72,15 @@ def test_processes_share_a_panel_clip_by_clip_and_wait_for_the_slowest():
 
 
 def test_previews_take_two_passes_a_denoising_step_with_guidance():
-    config = EstimateConfig(previews={"every": 100, "num_prompts": 3, "steps": 20})
-    found = preview_passes(config, [SMALL, LARGE], VARIANTS["t2v-1.3b"], end_step=250)
+    def counted(**settings) -> Passes:
+        return preview_passes(
+            [SMALL, LARGE], VARIANTS["t2v-1.3b"], num_prompts=3, denoising_steps=20, **settings
+        )
+
+    found = counted(every=100, end_step=250)
     assert (found.times, found.total) == (4, 4 * 3 * 20 * 2)  # steps 0, 100, 200 and 250
     assert set(found.groups[0]) == {LARGE}
-    off = preview_passes(EstimateConfig(), [LARGE], VARIANTS["t2v-1.3b"], end_step=250)
-    assert off.total == 0
-    own = EstimateConfig(previews={"prompts": ("a", "b")})
-    found = preview_passes(own, [LARGE], VARIANTS["t2v-1.3b"], end_step=100)
-    assert (found.times, len(found.groups[0])) == (5, 2)
+    assert len(found.groups[0]) == 3
+    assert counted(every=PreviewSettings().period(250), end_step=250).total == 0
+    own = PreviewSettings(prompts=("a", "b"))
+    assert counted(every=own.period(100), end_step=100).times == 5

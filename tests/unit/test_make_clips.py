@@ -12,6 +12,7 @@ from tests.support.clips import clip
 from wanlora.commands.prepare.check import Checked
 from wanlora.commands.prepare.clip_files import file_name
 from wanlora.commands.prepare.make import clips_of
+from wanlora.commands.prepare.prepare import clip_rules
 from wanlora.config import PrepareConfig
 from wanlora.data.captions import Source
 from wanlora.data.clip import clip_key
@@ -24,7 +25,7 @@ def lines(path, content, **settings):
     source = Source(
         path=path, prompts=("a person walks",), activity="walking", group=None, split=None
     )
-    return clips_of(source, Checked("ab" * 32, content), config, None)
+    return clips_of(source, Checked("ab" * 32, content), clip_rules(config))
 
 
 def warnings_of(clip):

@@ -50,13 +50,3 @@ def test_a_clip_of_nothing_is_nothing(frames):
     plain = np.full(shape, 128, np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     assert recognise.recognise({"plain": plain, "noise": noise}[frames]).concept is None
-
-
-def test_the_share_asked_for_and_shown_is_counted_by_word():
-    scenes = [world.scene("circle", seed) for seed in range(4)]
-    clips = [world.draw("circle", seed).frames for seed in range(4)]
-    rates = recognise.rate(clips, scenes)
-    assert rates == {"concept": 1.0, "colour": 1.0, "background": 1.0, "direction": 1.0}
-    swapped = [scene._replace(concept="square") for scene in scenes]
-    rates = recognise.rate(clips, swapped)
-    assert rates["concept"] == 0.0

@@ -1,9 +1,10 @@
-"""The shape score: drawn silhouettes pass, ragged ones do not."""
+"""Figures of the embedded model's card: shape score, clips that match their prompts, minimums."""
 
 import numpy as np
 import pytest
 
-from wanlora.micro import measure, shape, world
+from tools.micro import measure, shape
+from wanlora.micro import world
 
 SEED = 100
 NUM_SEEN = 4
@@ -70,3 +71,13 @@ def test_a_class_below_the_bar_is_listed():
     figures = dict.fromkeys(measure.BARS, 1.0) | {"psnr_db": 30.0, "wrong_over_right": 9.0}
     figures["shape"] = {"circle": 0.95, "square": 0.85}
     assert [line.split(":")[0] for line in measure.failures(figures)] == ["shape square"]
+
+
+def test_the_share_asked_for_and_shown_is_counted_by_word():
+    scenes = [world.scene("circle", seed) for seed in range(4)]
+    clips = [world.draw("circle", seed).frames for seed in range(4)]
+    rates = measure.rate(clips, scenes)
+    assert rates == {"concept": 1.0, "colour": 1.0, "background": 1.0, "direction": 1.0}
+    swapped = [scene._replace(concept="square") for scene in scenes]
+    rates = measure.rate(clips, swapped)
+    assert rates["concept"] == 0.0

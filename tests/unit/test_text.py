@@ -9,7 +9,7 @@ from tests.support import videos
 from tests.support.clips import clip
 from wanlora.adapters.file import read_adapter
 from wanlora.commands.prepare.check import check
-from wanlora.commands.sample.videos import read_prompts
+from wanlora.commands.sample.prompts import read_prompts
 from wanlora.core.fingerprint import sha256_text
 from wanlora.core.prompts import clean_prompt, prompt_key
 from wanlora.core.text import LFS_HEAD, decode_utf8, parse_json, shorten, without_surrogates

@@ -124,6 +124,18 @@ def test_settings_of_a_newer_release_are_refused(tmp_path):
         _resume(tmp_path / "run")
 
 
+def test_a_run_with_a_removed_optimizer_names_what_replaces_it(tmp_path):
+    _record(TrainConfig(output_dir=tmp_path / "run", cache=tmp_path / "c"))
+    file = tmp_path / "run" / "config.toml"
+    file.write_text(file.read_text().replace('"adamw"', '"adamw8bit"'))
+    with pytest.raises(
+        RunError, match=r"optimizer\.name: adamw8bit.*use adamw(?s:.*)--init-adapter"
+    ):
+        _resume(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"optimizer\.name: adamw8bit.*use adamw"):
+        load(TrainConfig, file=file)
+
+
 def test_without_resume_nothing_is_read(tmp_path):
     config = TrainConfig(output_dir=tmp_path)
     assert continued(config) is config

@@ -1,7 +1,7 @@
-"""Alpha and rank of each module, from the places where trainers write them.
+"""Alpha and rank of each module, from the fields in which trainers store them.
 
-Owns: the order of those places, what a difference between them means, and PEFT settings that are
-complete. Must not know: how keys are spelled.
+Owns: the precedence of those fields, the meaning of a difference between them, and complete PEFT
+settings. Must not know: how keys are spelled.
 
 Legend: the update is scale B A with scale = alpha / rank, or alpha / sqrt(rank) with rsLoRA.
 """

@@ -27,7 +27,7 @@ class ScaledAdapter:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What identifies it in the record of a video."""
+        """Return the values that identify the adapter in the record of a video."""
         return {"path": str(self.adapter.path), "sha256": self.sha256, "scale": self.scale}
 
 
@@ -59,7 +59,7 @@ def attach(transformer: Any, adapters: Sequence[ScaledAdapter]) -> None:
     names = [f"adapter_{number}" for number in range(len(adapters))]
     for name, item in zip(names, adapters, strict=True):
         check_adapter_fits(item.adapter, transformer)
-        with warnings.catch_warnings():  # of a second adapter, which is what was asked for
+        with warnings.catch_warnings():  # peft warns of a second adapter
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             _put_in(transformer, item.adapter, name)
     transformer.set_adapters(names, [item.scale for item in adapters])

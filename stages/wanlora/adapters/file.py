@@ -69,9 +69,9 @@ class AdapterFile:
     Attributes:
         path: The file.
         format: Its layout, or the closest one: diffusers, peft, comfyui or kohya.
-        prefix: What its keys have before the names of modules.
-        tensors: By diffusers' name without prefix, `blocks.0.attn1.to_q.lora_A.weight`. float8 is
-            widened to float32, which changes no value.
+        prefix: Prefix of its keys before the names of modules.
+        tensors: Tensors by diffusers' name without prefix, `blocks.0.attn1.to_q.lora_A.weight`.
+            float8 is widened to float32, which changes no value.
         metadata: PEFT settings with their prefix; always with `transformer.r`, `.lora_alpha` and
             `.target_modules`, from the file or derived from its tensors.
         header: The file's own header, unchanged.
@@ -88,7 +88,7 @@ class AdapterFile:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """What this project recorded beside the tensors, without the `wanlora.` prefix."""
+        """Values that wanlora recorded beside the tensors, without the `wanlora.` prefix."""
         return provenance_of(self.header)
 
     def updates(self) -> dict[str, Update]:
@@ -100,10 +100,10 @@ class AdapterFile:
 
 
 def lora_metadata(shape: LoraShape, modules: Iterable[str]) -> dict[str, Any]:
-    """Say what a loader must know beyond the tensors, and no more.
+    """Return the settings that a loader needs beside the tensors, and no others.
 
-    Minimal on purpose: a key that another peft does not know is an error there; but without rank,
-    alpha and the rsLoRA and DoRA flags an adapter loads and is silently wrong.
+    Minimal on purpose: other versions of peft raise an error for an unknown key. Without rank,
+    alpha and the rsLoRA and DoRA flags, an adapter loads and is silently wrong.
     """
     metadata = {
         "r": shape.rank,
@@ -127,8 +127,8 @@ def save_adapter(
     Args:
         path: A `.safetensors` file, or a folder for `pytorch_lora_weights.safetensors`.
         tensors: fp32 masters, named as `adapter_parameters` names them.
-        shape: As the adapter was added.
-        provenance: What to record beside it (model, cache, seed, ...), in keys of its own.
+        shape: Shape with which the adapter was added.
+        provenance: Values to record beside it (model, cache, seed, ...), in keys of their own.
 
     Returns:
         The file.
@@ -154,14 +154,14 @@ def save_adapter(
 
 
 def diffusers_header(metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Put PEFT settings where diffusers' loader looks for them."""
+    """Give PEFT settings the prefix that diffusers' loader expects."""
     return {LORA_HEADER: json.dumps(metadata, indent=2, sort_keys=True)}
 
 
 def to_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> bytes:
-    """Make a safetensors file: its header sorted, which the library writes in random order.
+    """Make a safetensors file with a sorted header; the library writes it in random order.
 
-    The tensors are aligned: readers map them where they lie, and matrix-vector products round
+    The tensors are aligned: readers map them in place, and matrix-vector products round
     differently off a 64-byte boundary. Layout: u64 little-endian header length, JSON padded with
     spaces, tensors.
     """

@@ -1,6 +1,6 @@
-"""An adapter as another tool's file: what each can express, where it keeps the scale, its header.
+"""Adapter files of other tools: the settings each can express, the place of the scale, its header.
 
-Owns: one row a format. Writes nothing and reads nothing back; `reread` does the latter.
+Owns: one row per format. Does not write files and does not read them back (see `reread`).
 """
 
 import json
@@ -27,7 +27,7 @@ DTYPES: dict[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
 }
 
-# What a loader needs; the rest of another trainer's settings is of no use to it.
+# Settings that a loader needs; it does not use the other settings of another trainer.
 _SETTINGS = (
     "r", "lora_alpha", "target_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
 )  # fmt: skip
@@ -42,13 +42,13 @@ def tolerance(dtype: torch.dtype) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """What another tool's file can say.
+    """Limits and conventions of another tool's file.
 
     Attributes:
-        scale: Where it is kept: in the settings beside the tensors, in an alpha of each module, or
-            nowhere, so that it is multiplied into B.
-        refuse: Says why an adapter cannot be written so; None when it can.
-        header: What the ecosystem writes into the safetensors header.
+        scale: Place of the scale: the settings beside the tensors, an alpha per module, or none, so
+            that B is multiplied with it.
+        refuse: Returns the reason if an adapter cannot be written in this format, otherwise None.
+        header: Safetensors header that other tools of the format write.
     """
 
     scale: Literal["settings", "alpha", "folded"]
@@ -70,8 +70,8 @@ def encode(
         adapter: From `read_adapter`.
         form: A row of `FORMATS`.
         dtype: Type of the matrices.
-        title: What model managers show.
-        provenance: What to record, in keys with the `wanlora.` prefix.
+        title: Title in model managers.
+        provenance: Values to record, in keys with the `wanlora.` prefix.
 
     Returns:
         Bytes by file name: one `.safetensors`, and PEFT's settings beside it.
@@ -128,11 +128,8 @@ def _peft_config(adapter: AdapterFile) -> bytes:
     return (json.dumps(config, indent=2, sort_keys=True) + "\n").encode()
 
 
-# --- what a format cannot say ---
-
-
 def _never(_: Updates) -> str | None:
-    """Refuse nothing: settings say whatever peft can train."""
+    """Accept every adapter: the settings can express everything that peft can train."""
     return None
 
 

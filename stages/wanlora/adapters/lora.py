@@ -40,12 +40,12 @@ def add_adapter(
     """Put a LoRA into a frozen transformer; only its matrices require gradients afterwards.
 
     A starts as `initial_value`, B as zeros: the output is bit-equal to the base's. The matrices
-    have the dtype of the layer they sit on.
+    have the dtype of their layer.
 
     Args:
         transformer: From `load_transformer`.
-        shape: Rank, scale and place.
-        seed: Decides A, whatever the global random state or the base's dtype.
+        shape: Rank, scale and targets.
+        seed: Determines A, independent of the global random state and the base's dtype.
 
     Returns:
         `adapter_parameters`.
@@ -112,7 +112,7 @@ def initial_values(
 
 
 def adapter_parameters(transformer: WanTransformer3DModel) -> dict[str, torch.nn.Parameter]:
-    """Find the adapter's parameters, sorted, named as in the file but for its prefix.
+    """Find the adapter's parameters, sorted, with the names of the file without its prefix.
 
     For example `blocks.0.attn1.to_q.lora_A.weight`; a DoRA magnitude ends in
     `lora_magnitude_vector`.

@@ -46,11 +46,11 @@ def write_merged(
 ) -> None:
     """Fill an empty folder with the merged model.
 
-    Files of the VAE, the text encoder, the tokenizer and the scheduler are hard links where the
-    disk allows it, for they are gigabytes that nothing changes; copies elsewhere.
+    Files of the VAE, the text encoder, the tokenizer and the scheduler are hard links if the
+    disk supports them, because they are gigabytes that do not change; otherwise copies.
 
     Args:
-        model_dir: The base's folder, whole.
+        model_dir: The complete folder of the base.
         updates: From `AdapterFile.updates`.
         target: Empty folder.
         dtype: Type of the weights; None = the base's. Modules that diffusers keeps in fp32 are
@@ -68,7 +68,7 @@ def write_merged(
         num_bytes += sum(tensor.nbytes for tensor in tensors.values())
         merged = target / _PART / shard.name
         safetensors.torch.save_file(tensors, merged, {"format": "pt"})
-        shutil.copymode(shard, merged)  # safetensors lets nobody else read what it writes
+        shutil.copymode(shard, merged)  # safetensors writes files that only their owner can read
     for index in (model_dir / _PART).glob("*.safetensors.index.json"):
         value = read_json(index) | {"metadata": {"total_size": num_bytes}}
         (target / _PART / index.name).write_text(json.dumps(value, indent=2) + "\n")
@@ -78,12 +78,12 @@ def check_merged(model_dir: Path, merged_dir: Path, updates: Mapping[str, Update
     """Load the merged transformer with diffusers and compare every weight with the base's.
 
     Returns:
-        The largest |W' - W - dW| / |dW| of a module, Frobenius norms: what rounding to the merged
-        type has taken from an update.
+        The largest |W' - W - dW| / |dW| of a module, Frobenius norms: the share of an
+        update that is lost by rounding to the merged type.
 
     Raises:
-        AdapterError: A weight differs from W + dW by more than one rounding, or from W where
-            there is no update.
+        AdapterError: A weight differs from W + dW by more than one rounding, or from W if
+            it has no update.
         ModelError: diffusers does not load it.
     """
     types = {n: w.dtype for f in weight_files(merged_dir / _PART) for n, w in _tensors(f)}

@@ -87,10 +87,10 @@ class Key:
 
     Attributes:
         module: diffusers' name of the module, without a prefix.
-        part: What the tensor is: A, B, magnitude or alpha.
-        prefix: What comes before the module's name.
-        original: Whether the module has its name in the original Wan code.
-        flat: Whether "_" separates the parts of the name.
+        part: Kind of tensor: A, B, magnitude or alpha.
+        prefix: Text before the module's name.
+        original: True if the module has its name of the original Wan code.
+        flat: True if "_" separates the parts of the name.
     """
 
     module: str
@@ -101,7 +101,7 @@ class Key:
 
 
 def read_key(key: str) -> Key | str:
-    """Take a key apart, whatever trainer wrote it; returns the reason if it cannot be used."""
+    """Parse the key of any trainer; return the reason if it cannot be used."""
     if (split := _split(key)) is None:
         reasons = (text for pattern, text in _NOT_LORA if re.search(pattern, key))
         return next(reasons, "neither a LoRA matrix nor an alpha")

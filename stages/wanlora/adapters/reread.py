@@ -28,7 +28,7 @@ READERS = {
     "diffusers": "diffusers", "peft": "peft", "comfyui": "diffusers", "kohya": "diffusers",
     "merged": "diffusers",
 }  # fmt: skip
-"""Which library reads an export back."""
+"""Library that reads an export back."""
 
 _NAME = "default"
 

@@ -1,6 +1,6 @@
-"""Which modules of the transformer an adapter sits on.
+"""Modules of the transformer that get an adapter.
 
-Owns: the presets, and the rule that everything asked for must match. Must not know: LoRA, torch.
+Owns: the presets, and the rule that each given target must match. Must not know: LoRA, torch.
 """
 
 import re
@@ -38,7 +38,7 @@ def linear_names(num_layers: int) -> list[str]:
 
 
 def match_targets(linears: Sequence[str], targets: str | Sequence[str]) -> list[str]:
-    """List the linear modules that `targets` stands for.
+    """List the linear modules that `targets` matches.
 
     Args:
         linears: Names of all linear modules.
@@ -46,7 +46,7 @@ def match_targets(linears: Sequence[str], targets: str | Sequence[str]) -> list[
             or ends of names (`to_q`, `ffn.net.2`), each of which must match.
 
     Raises:
-        AdapterError: Something asked for matches no linear module (peft would ignore it).
+        AdapterError: A target matches no linear module (peft would ignore it).
     """
     if isinstance(targets, str):
         try:
@@ -70,7 +70,7 @@ def match_targets(linears: Sequence[str], targets: str | Sequence[str]) -> list[
 
 
 def preset_pattern(targets: str | Sequence[str]) -> str | None:
-    """Give the regex of a preset; None when `targets` is no preset's name."""
+    """Return the regex of a preset; None if `targets` is not the name of a preset."""
     return PRESETS.get(targets) if isinstance(targets, str) else None
 
 

@@ -1,4 +1,4 @@
-"""What an adapter does to each module: its low-rank update, whatever file it came from.
+"""The low-rank update of each module, the same for every format of adapter files.
 
 Owns: rank, alpha and scale of each module from an adapter's metadata, and the arithmetic of updates
 kept as factors: norms and differences without a matrix of the module's size.
@@ -24,10 +24,10 @@ class Update:
     """One module's update: scale B A.
 
     Attributes:
-        a: `rank in`.
-        b: `out rank`.
-        scale: What the product is multiplied with.
-        magnitude: DoRA's m, one number a row; None for plain LoRA.
+        a: Matrix A, `rank in`.
+        b: Matrix B, `out rank`.
+        scale: Factor of the product.
+        magnitude: DoRA's m, one number per row; None for plain LoRA.
     """
 
     a: Float[Tensor, "rank in"]
@@ -47,7 +47,7 @@ class Update:
         return self.a.numel() + self.b.numel() + extra
 
     def is_finite(self) -> bool:
-        """Whether it holds neither NaN nor infinity."""
+        """True if there is no NaN and no infinity."""
         parts = (self.a, self.b) if self.magnitude is None else (self.a, self.b, self.magnitude)
         return all(bool(torch.isfinite(part).all()) for part in parts)
 

@@ -1,8 +1,8 @@
-"""`wanlora export`: an adapter as another tool's file, multiplied out into its base, or uploaded.
+"""`wanlora export`: convert an adapter for another tool, merge it into its base, or upload it.
 
-Owns: where an export appears and when. It is made in a hidden folder, read back by the library that
-will read it, compared with the original module by module, and only then given its name. What is
-given away has no path of this machine in it.
+Owns: the path of an export, and the moment at which it appears. It is written into a hidden folder,
+read back by the library that its users have, compared with the original module by module, and
+renamed only then. An export contains no path of this machine.
 """
 
 import logging
@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from wanlora import __version__
 from wanlora.adapters.header import PROVENANCE_PREFIX, AdapterHeader, read_header
@@ -35,30 +35,33 @@ if TYPE_CHECKING:
     from wanlora.adapters.file import AdapterFile
     from wanlora.adapters.updates import Update
 
+ExportFormat = Literal["diffusers", "peft", "comfyui", "kohya", "merged"]
+"""Format of an export."""
+
 MERGED_RECORD = "wanlora.json"
 MUCH_ROUNDING = 0.05
-"""Part of an update that rounding may take from merged weights before it is worth a warning."""
+"""Share of an update that rounding of the merged weights may lose without a warning."""
 
-# What a folder must hold to be taken for an earlier export, and replaced.
 _MARKS = {"peft": "adapter_config.json", "merged": MERGED_RECORD}
+"""File by which a folder is recognised as an earlier export, by format."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ExportResult:
-    """What was written.
+    """Result of an export.
 
     Attributes:
-        output: The file or folder; the repository's address after a push.
+        output: The new file or folder; after a push the address of the repository.
         format: Its format.
-        adapter: What it was made from.
-        source_format: That one's format.
-        model: The base it was merged into; None for an adapter.
+        adapter: The exported adapter.
+        source_format: Format of the exported adapter.
+        model: The base model that the adapter was merged into; None for an adapter.
         dtype: Type of the numbers; None = the base's.
-        modules: Adapted modules.
-        bytes: Of the new weights on disk.
-        max_relative_error: Of a module's update, as the reader loads it; 0 = the same numbers.
+        modules: Number of adapted modules.
+        bytes: Size of the new weights on disk.
+        max_relative_error: Maximum relative error of a module's update after it is read back.
         read_by: The library that read it back.
     """
 
@@ -75,11 +78,11 @@ class ExportResult:
 
     @property
     def exit_code(self) -> int:
-        """Always 0: an export that cannot be trusted is not there."""
+        """Always 0: an export that fails its check is an error, and writes nothing."""
         return 0
 
     def lines(self) -> list[str]:
-        """Say what is where, and how exact it is."""
+        """Format the path, the size and the error of the export."""
         into = f" merged into {self.model}" if self.model else f" for {self.format}"
         error = self.max_relative_error
         exact = "every update is the same" if error == 0 else f"updates differ by up to {error:.2g}"
@@ -91,44 +94,52 @@ class ExportResult:
 
 
 def run(config: ExportConfig) -> ExportResult:
-    """Export or upload an adapter; refusals come before anything is written.
+    """Export or upload an adapter. All checks of the input run before anything is written.
 
     Raises:
-        WanloraError: The adapter cannot be read or expressed in that format, the output is in the
-            way, what was written does not read back as the original, or the hub refuses it.
+        WanloraError: The adapter cannot be read or converted, the output exists, the written file
+            does not read back as the original, or the hub refuses the upload.
     """
     if config.push:
-        return _push(config, config.push)
+        return _push(
+            config.adapter, config.push,
+            checkpoint=config.checkpoint, dtype=config.dtype, private=config.private,
+        )  # fmt: skip
     assert config.output is not None  # the configuration requires it
-    return _export(config, config.output)
+    return _export(
+        adapter_of(config.adapter, config.checkpoint), config.output, to_format=config.format,
+        dtype=config.dtype, model=config.model, overwrite=config.overwrite,
+    )  # fmt: skip
 
 
-def _push(config: ExportConfig, repository: str) -> ExportResult:
+def _push(
+    adapter: Path, repository: str, *, checkpoint: str, dtype: str | None, private: bool
+) -> ExportResult:
     """Upload a run's adapter, card and newest pictures, and nothing else of its folder.
 
     Raises:
         OutputError: There is no card, or the hub refuses the upload.
     """
-    run_dir = config.adapter if config.adapter.is_dir() else config.adapter.parent
+    run_dir = adapter if adapter.is_dir() else adapter.parent
     if not (run_dir / CARD_NAME).is_file():
         raise OutputError(
             f"{run_dir} has no {CARD_NAME}: --push takes the folder of a run, and a run writes its "
             "card when it ends"
         )
     with staging(run_dir / "push") as folder:
-        result = _export(config, folder / ADAPTER_NAME)
+        result = _export(adapter_of(adapter, checkpoint), folder / ADAPTER_NAME, dtype=dtype)
         model = read_header(Path(result.adapter)).provenance.get("model", "")
         write_text(folder / CARD_NAME, _public_card(run_dir, model, repository))
         for picture in _newest_pictures(run_dir):
             target = folder / picture.relative_to(run_dir)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, target)
-        address = hub.upload(folder, repository, private=config.private)
+        address = hub.upload(folder, repository, private=private)
     return replace(result, output=address)
 
 
 def _public_card(run_dir: Path, model: str, repository: str) -> str:
-    """Give a run's card with the repository's name, and without paths of this machine."""
+    """Return a run's card with the repository's name and without paths of this machine."""
     card = (run_dir / CARD_NAME).read_text(encoding="utf-8")
     card = card.replace('"FOLDER"', f'"{repository}"').replace(str(run_dir.absolute()), "FOLDER")
     return card.replace(model, public_name(model)) if Path(model).is_absolute() else card
@@ -139,11 +150,32 @@ def _newest_pictures(run_dir: Path) -> list[Path]:
     return sorted(folders[-1].glob("*.gif")) if folders else []
 
 
-def _export(config: ExportConfig, output: Path) -> ExportResult:
-    header = read_header(adapter_of(config.adapter, config.checkpoint))
-    _check_output(config, output, header)
-    model = config.model or header.provenance.get("model") or DEFAULT_MODEL
-    if config.format == "merged":
+def _export(
+    path: Path,
+    output: Path,
+    *,
+    to_format: ExportFormat = "diffusers",
+    dtype: str | None = None,
+    model: str | None = None,
+    overwrite: bool = False,
+) -> ExportResult:
+    """Export the adapter at a path.
+
+    Args:
+        path: The adapter.
+        output: The file or folder to write.
+        to_format: Format of the export.
+        dtype: Type of the numbers; None = float32, and for merged the base's.
+        model: Base to merge into; None = the adapter's.
+        overwrite: Whether an earlier export is replaced.
+
+    Raises:
+        WanloraError: See `run`.
+    """
+    header = read_header(path)
+    _check_output(output, header, to_format=to_format, overwrite=overwrite)
+    model = model or header.provenance.get("model") or DEFAULT_MODEL
+    if to_format == "merged":
         resolve_here(model, PIPELINE)
     from wanlora.adapters.file import read_adapter  # noqa: PLC0415  (imports torch)
     from wanlora.adapters.reread import READERS  # noqa: PLC0415  (imports diffusers)
@@ -158,13 +190,15 @@ def _export(config: ExportConfig, output: Path) -> ExportResult:
         "exported_by": __version__,
         "source_sha256": file_sha256(adapter.path),
     }
-    if config.format == "merged":
-        made = _merge(config, output, adapter, updates, provenance, model)
+    if to_format == "merged":
+        made = _merge(output, adapter, updates, provenance, model=model, dtype=dtype)
     else:
-        made = _convert(config, output, adapter, updates, provenance)
+        made = _convert(
+            output, adapter, updates, provenance, to_format=to_format, dtype=dtype or "float32"
+        )
     return ExportResult(
         output=str(output),
-        format=config.format,
+        format=to_format,
         adapter=str(adapter.path),
         source_format=adapter.format,
         model=made.model,
@@ -172,7 +206,7 @@ def _export(config: ExportConfig, output: Path) -> ExportResult:
         modules=len(updates),
         bytes=made.num_bytes,
         max_relative_error=made.error,
-        read_by=READERS[config.format],
+        read_by=READERS[to_format],
     )
 
 
@@ -186,7 +220,14 @@ def _without_paths(adapter: "AdapterFile") -> "AdapterFile":
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """What is only known once an export is there."""
+    """An export that was written.
+
+    Attributes:
+        error: Maximum relative error of a module's update.
+        num_bytes: Size of the new weights.
+        dtype: Type of the numbers; None = the base's.
+        model: The base model that the adapter was merged into, if any.
+    """
 
     error: float
     num_bytes: int
@@ -195,13 +236,15 @@ class _Made:
 
 
 def _convert(
-    config: ExportConfig,
     output: Path,
     adapter: "AdapterFile",
     updates: "Mapping[str, Update]",
     provenance: Mapping[str, str],
+    *,
+    to_format: str,
+    dtype: str,
 ) -> _Made:
-    """Write the adapter as another tool's file."""
+    """Write the adapter in the format of another tool."""
     from wanlora.adapters.formats import (  # noqa: PLC0415  (imports torch)
         DTYPES,
         PEFT_FILE,
@@ -210,26 +253,19 @@ def _convert(
     )
     from wanlora.adapters.reread import check_export  # noqa: PLC0415  (imports diffusers)
 
-    dtype = config.dtype or "float32"
     bound = tolerance(DTYPES[dtype])
-    files = encode(
-        adapter,
-        config.format,
-        DTYPES[dtype],
-        title=output.stem,
-        provenance=provenance,
-    )
+    files = encode(adapter, to_format, DTYPES[dtype], title=output.stem, provenance=provenance)
     with staging(output) as folder:
         for name, data in files.items():
             (folder / name).write_bytes(data)
-        error = check_export(folder, PEFT_FILE, config.format, adapter, updates)
+        error = check_export(folder, PEFT_FILE, to_format, adapter, updates)
         if not error <= bound:
             raise AdapterError(
                 f"{output} was not written: {dtype} changes an update by {error:.2g} of "
                 f"its norm, at most {bound:.2g} expected of its rounding. Its values are too large "
                 "or too small for that type: --dtype float32"
             )
-        if config.format == "peft":
+        if to_format == "peft":
             publish_folder(folder, output)
         else:
             publish(folder / PEFT_FILE, output)
@@ -237,14 +273,15 @@ def _convert(
 
 
 def _merge(
-    config: ExportConfig,
     output: Path,
     adapter: "AdapterFile",
     updates: "Mapping[str, Update]",
     provenance: Mapping[str, str],
+    *,
     model: str,
+    dtype: str | None,
 ) -> _Made:
-    """Multiply the adapter out into a copy of its base."""
+    """Add the adapter's updates to a copy of the base's weights."""
     from wanlora.adapters.formats import DTYPES  # noqa: PLC0415  (imports torch)
     from wanlora.adapters.merge import (  # noqa: PLC0415  (imports diffusers)
         check_base,
@@ -256,9 +293,8 @@ def _merge(
     if output.resolve() == model_dir.resolve():
         raise OutputError(f"--output {output} is the base itself; choose another folder")
     check_base(model_dir, adapter)
-    dtype = DTYPES[config.dtype] if config.dtype else None
     with staging(output) as folder:
-        write_merged(model_dir, updates, folder, dtype=dtype)
+        write_merged(model_dir, updates, folder, dtype=DTYPES[dtype] if dtype else None)
         error = check_merged(model_dir, folder, updates)
         write_json(folder / MERGED_RECORD, {"model": public_name(model), "adapter": provenance})
         num_bytes = sum(file.stat().st_size for file in (folder / "transformer").iterdir())
@@ -269,33 +305,38 @@ def _merge(
             "--dtype float32 keeps it, and the adapter beside the base loses nothing",
             100 * error,
         )
-    return _Made(error, num_bytes, config.dtype, model)
+    return _Made(error, num_bytes, dtype, model)
 
 
-def _check_output(config: ExportConfig, output: Path, adapter: AdapterHeader) -> None:
-    """Refuse to replace what was not asked for, or to spoil a run's folder."""
+def _check_output(output: Path, adapter: AdapterHeader, *, to_format: str, overwrite: bool) -> None:
+    """Check that the output does not replace other files and is not beside a run's adapter.
+
+    Raises:
+        OutputError: It would.
+        ConfigError: An earlier export exists, and `overwrite` is not set.
+    """
     require_folder(output.absolute().parent, flag="--output")
     beside = output.absolute().parent / ADAPTER_NAME
     if output.suffix == ".safetensors" and output.name != ADAPTER_NAME and beside.exists():
         raise OutputError(
-            f"{output} would stand beside {ADAPTER_NAME}, and diffusers may then pick up either: "
-            "choose another folder with --output"
+            f"{output} would be in one folder with {ADAPTER_NAME}, and diffusers might load either "
+            "of them: choose another folder with --output"
         )
     if not output.exists():
         return
     if output.resolve() in (adapter.path.resolve(), *adapter.path.resolve().parents):
         raise OutputError(f"--output {output} is or holds the adapter itself; choose another name")
-    mark = _MARKS.get(config.format)
+    mark = _MARKS.get(to_format)
     is_export = (output / mark).is_file() if mark else output.is_file()
     if not is_export:
         raise OutputError(
-            f"{output} is there and is no earlier {config.format} export; choose another --output"
+            f"{output} exists and is not an earlier {to_format} export; choose another --output"
         )
     own = {*_MARKS.values(), "adapter_model.safetensors", *PIPELINE, "model_index.json"}
     if mark and (others := [name for name in foreign_files(output) if name not in own]):
         raise OutputError(
-            f"{output} holds {', '.join(others[:3])}, which no export writes, and replacing the "
-            "folder would delete it: move it away, or choose another --output"
+            f"{output} contains {', '.join(others[:3])}, which an export does not write, and "
+            "replacing the folder would delete it: move it away, or choose another --output"
         )
-    if not config.overwrite:
+    if not overwrite:
         raise ConfigError(f"{output} would be replaced; pass --overwrite, or another --output")

@@ -4,14 +4,19 @@ Owns: defaults and their documentation; flags and docs are made from these model
 torch, or any library code.
 """
 
-from wanlora.config.after import ACTIVITY, DemoConfig, EvaluateConfig, SampleConfig
+from wanlora.config.cache_latents import CacheLatentsConfig, StoreSettings
+from wanlora.config.demo import DemoConfig
+from wanlora.config.estimate import EstimateConfig
+from wanlora.config.evaluate import EvaluateConfig
 from wanlora.config.export import ExportConfig
-from wanlora.config.job import ConfigConfig, RunConfig
+from wanlora.config.inspect import InspectConfig
+from wanlora.config.job import RunConfig
 from wanlora.config.load import command_line, load
+from wanlora.config.prepare import PrepareConfig
+from wanlora.config.sample import ACTIVITY, SampleConfig
 from wanlora.config.settings import DEFAULT_MODEL, Flag, Heading, Setting, Settings, settings_of
-from wanlora.config.stage_one import CacheLatentsConfig, InspectConfig, StoreSettings
-from wanlora.config.stage_two import (
-    EstimateConfig,
+from wanlora.config.show_config import ConfigConfig
+from wanlora.config.train import (
     FlowSettings,
     LoraSettings,
     OptimizerSettings,
@@ -19,7 +24,7 @@ from wanlora.config.stage_two import (
     TrainConfig,
     ValidationSettings,
 )
-from wanlora.config.stage_zero import PrepareConfig, VerifyConfig
+from wanlora.config.verify import VerifyConfig
 from wanlora.config.watch import WatchConfig
 
 __all__ = [

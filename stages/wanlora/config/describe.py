@@ -1,10 +1,9 @@
-"""Settings in words: the type, bounds and default of a setting, for documents and templates.
+"""The type, bounds and default of a setting as text, for `--help`, documents and templates.
 
 Owns: how a setting is shown to a person. Must not know: the command line.
 """
 
 import json
-import re
 import types
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -12,32 +11,27 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
+from wanlora.config.settings import Setting
+
 
 def type_of(field: FieldInfo) -> str:
     """Describe the values that a setting accepts, for example `integer ≥ 1`."""
     return _type(field.annotation) + _bounds(field)
 
 
-def default_of(field: FieldInfo) -> str:
-    """Describe the default of a setting."""
-    value = field.default
-    if value is None or value in ((), {}):
-        return "none"
+def default_of(setting: Setting) -> str:
+    """Describe the default of a setting; empty if there is nothing to describe."""
+    value = setting.field.default
+    if value is None or setting.field.is_required():
+        return setting.unset
     if isinstance(value, bool):
         return str(value).lower()
-    text = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
-    return text or "empty"
+    return " ".join(map(str, value)) if isinstance(value, tuple | dict) else str(value)
 
 
 def as_toml(value: Any) -> str:
     """Write a value as TOML: a text, number, true or false, or a list of these."""
     return json.dumps(value, default=str, ensure_ascii=False)
-
-
-def description_of(field: FieldInfo) -> str:
-    """Return the description of a setting, for a reader who cannot write None."""
-    text = re.sub(r"(^|\. )None = ", r"\1Default: ", str(field.description))
-    return text.replace("None = ", "default: ")
 
 
 def _type(kind: Any) -> str:

@@ -1,72 +1,56 @@
-"""What takes an adapter to other tools: `export`."""
+"""Settings of `wanlora export`."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from wanlora.config.settings import Flag, Settings
+from wanlora.config.settings import Settings, described, model_setting, setting
 
 
 class ExportConfig(Settings):
-    """An adapter as another tool's file, or multiplied out; read back before it counts."""
+    """Export an adapter for another tool, or merge it into the base model; verify the result."""
 
     adapter: Annotated[
         Path,
-        Field(description="Run folder, PEFT folder or adapter file, in any format."),
-        Flag(heading="Input and output"),
+        described(
+            "Run folder, PEFT folder or adapter file, in any format.", flag="Input and output"
+        ),
     ]
-    format: Annotated[
-        Literal["diffusers", "peft", "comfyui", "kohya", "merged"],
-        Field(description="What to write; merged = a whole model folder (docs/adapters.md)."),
-        Flag(),
-    ] = "diffusers"
-    output: Annotated[
-        Path | None,
-        Field(
-            description="A .safetensors file; for peft and merged a folder. Required without "
-            "--push."
-        ),
-        Flag(heading="Input and output"),
-    ] = None
-    push: Annotated[
-        str | None,
-        Field(
-            description="Instead of writing files here: upload a run's adapter, its card and its "
-            "newest previews to this model repository, USER/NAME.",
-            pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$",
-        ),
-        Flag(heading="Input and output"),
-    ] = None
-    private: Annotated[
-        bool,
-        Field(description="With --push: a repository that is created is private."),
-        Flag(heading="Input and output"),
-    ] = False
-    checkpoint: Annotated[
-        str,
-        Field(
-            description="Which adapter of a run: latest, best, ema, or the steps of a checkpoint.",
-            pattern=r"^(latest|best|ema|\d+)$",
-        ),
-        Flag(heading="Input and output"),
-    ] = "latest"
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"] | None,
-        Field(description="Type of the numbers; None = float32, and for merged the base's."),
-        Flag(),
-    ] = None
-    model: Annotated[
-        str | None,
-        Field(
-            description="Base to merge into: micro, a local diffusers folder or a hub id; "
-            "None = the adapter's."
-        ),
-        Flag(heading="Model and machine"),
-    ] = None
-    overwrite: Annotated[
-        bool, Field(description="Replace an export that exists."), Flag(heading="Input and output")
-    ] = False
+    format: Literal["diffusers", "peft", "comfyui", "kohya", "merged"] = setting(
+        "diffusers", "Format; merged: a whole model folder (docs/adapters.md).", flag="Options"
+    )
+    output: Path | None = setting(
+        None,
+        "A .safetensors file; a folder for peft and merged. Required without --push.",
+        flag="Input and output",
+    )
+    push: str | None = setting(
+        None,
+        "Upload the adapter of a run, its card and its newest previews to this Hugging Face model "
+        "repository, USER/NAME, instead of writing files.",
+        flag="Input and output",
+        pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$",
+    )
+    private: bool = setting(
+        False, "With --push: make a new repository private.", flag="Input and output"
+    )
+    checkpoint: str = setting(
+        "latest",
+        "Adapter of a run to export: latest, best, ema, or the step of a checkpoint.",
+        flag="Input and output",
+        pattern=r"^(latest|best|ema|\d+)$",
+    )
+    dtype: Literal["float32", "float16", "bfloat16"] | None = setting(
+        None,
+        "Data type of the weights.",
+        flag="Options",
+        unset="float32; base model's if merged",
+    )
+    model: str | None = model_setting(
+        unset="the base model of the adapter", use="Base model for --format merged"
+    )
+    overwrite: bool = setting(False, "Replace an existing export.", flag="Input and output")
 
     @model_validator(mode="after")
     def _output_fits_the_format(self) -> Self:
@@ -75,18 +59,18 @@ class ExportConfig(Settings):
         if self.output is None:
             raise ValueError("--output is required, or --push USER/NAME")
         if self.private:
-            raise ValueError("--private goes with --push")
+            raise ValueError("--private needs --push")
         is_file = self.output.suffix == ".safetensors"
         if is_file == (self.format in ("peft", "merged")):
             expected = "a folder" if is_file else "a name ending in .safetensors"
-            raise ValueError(f"--output {self.output}: --format {self.format} makes {expected}")
+            raise ValueError(f"--output {self.output}: --format {self.format} needs {expected}")
         if self.model and self.format != "merged":
-            raise ValueError(f"--model goes with --format merged, not with {self.format}")
+            raise ValueError(f"--model needs --format merged, not {self.format}")
         return self
 
     def _push_alone(self) -> Self:
         if self.format != "diffusers":
             raise ValueError(f"--push uploads --format diffusers, not {self.format}")
         if unused := {"output", "model", "overwrite"} & self.model_fields_set:
-            raise ValueError(f"--push writes no files here: leave out --{min(unused)}")
+            raise ValueError(f"--push writes no local files: leave out --{min(unused)}")
         return self

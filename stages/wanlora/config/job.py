@@ -1,21 +1,9 @@
-"""`config` and `run`: a command's settings as a file, and a whole job in one file."""
+"""Settings of `wanlora run`."""
 
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
-
-from wanlora.config.settings import Flag, Settings
-
-
-class ConfigConfig(Settings):
-    """Print the settings of a command, or a job for `wanlora run`, as a commented TOML file."""
-
-    command: Annotated[
-        str | None,
-        Field(description="A command; None = the everyday settings of a whole job."),
-        Flag(argument=True),
-    ] = None
+from wanlora.config.settings import Settings, described, setting
 
 
 class RunConfig(Settings):
@@ -23,15 +11,17 @@ class RunConfig(Settings):
 
     job: Annotated[
         Path,
-        Field(description="Job file; wanlora config prints one to start from."),
-        Flag(argument=True, heading="Input and output"),
+        described(
+            "Job file; `wanlora config` prints one to start from.",
+            flag="Input and output",
+            argument=True,
+        ),
     ]
-    sets: Annotated[
-        tuple[str, ...],
-        Field(description="STAGE.NAME=VALUE, for example train.lora.rank=16; repeat for several."),
-        Flag("--set"),
-    ] = ()
-    dry_run: Annotated[
-        bool, Field(description="Check the file and print the commands, and stop."), Flag()
-    ] = False
-    as_json: Annotated[bool, Field(description="Print the result as JSON."), Flag("--json")] = False
+    sets: tuple[str, ...] = setting(
+        (),
+        "STAGE.NAME=VALUE, for example train.lora.rank=16; repeat for several.",
+        flag="Options",
+        names=("--set",),
+    )
+    dry_run: bool = setting(False, "Check the file, print the commands, and stop.", flag="Options")
+    as_json: bool = setting(False, "Print the result as JSON.", flag="Options", names=("--json",))

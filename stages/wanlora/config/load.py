@@ -1,6 +1,7 @@
-"""Settings from and to a command line: read, checked, refused, and written as a command.
+"""Read and check settings, and write settings as a command line.
 
-Owns: precedence (default < TOML < --set < flag) and the words of a refusal. Must not know: torch.
+Owns: precedence (default < TOML < --set < flag) and the messages of rejected settings. Must not
+know: torch.
 """
 
 import difflib
@@ -23,6 +24,12 @@ from wanlora.errors import ConfigError
 
 S = TypeVar("S", bound=Settings)
 
+REMOVED = {
+    ("optimizer.name", "adamw8bit"): "adamw8bit was removed: use adamw, which needs at most 262 MB "
+    "more memory",
+}
+"""Values that earlier releases accepted, by the name of the setting, and what to use instead."""
+
 
 def load(
     model: type[S],
@@ -40,8 +47,7 @@ def load(
         flags: Values of flags by dotted name.
 
     Raises:
-        ConfigError: A key is unknown or a value is out of range; names the field and where it came
-            from.
+        ConfigError: A key is unknown or a value is out of range; names the field and its source.
     """
     values: dict[str, Any] = {}
     if file is not None:
@@ -122,7 +128,7 @@ def read_toml(file: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        ConfigError: There is none, or it cannot be read.
+        ConfigError: The file does not exist or cannot be read.
     """
     try:
         return tomllib.loads(decode_utf8(file.read_bytes()))
@@ -186,6 +192,8 @@ def _explain(model: type[Settings], problem: dict[str, Any]) -> str:
         return f"{path} is a group of settings, not a value (found {found!r}); set one of: {inside}"
     if kind == "tuple_type":
         return f"{path}: expected a list, as in --set '{path}=[\"...\"]' (found {found!r})"
+    if isinstance(found, str) and (path, found) in REMOVED:
+        return f"{path}: {REMOVED[path, found]}"
     message = problem["msg"].removeprefix("Value error, ")
     return f"{path}: {message} (found {found!r})" if path else message
 
@@ -201,7 +209,7 @@ def _unknown(model: type[Settings], path: str) -> str:
 
 
 def _description(model: type[Settings], path: str) -> str:
-    """What a setting is for, by its dotted name; empty for one inside a list."""
+    """Return the description of a setting, by its dotted name; empty for one inside a list."""
     kind: Any = model
     field = None
     for part in path.split("."):

@@ -1,4 +1,4 @@
-"""The settings that a user probably meant by a name that a command does not have.
+"""Find the settings that a user probably meant by an unknown name.
 
 Owns: names of settings in other trainers. Must not know: the command line.
 """

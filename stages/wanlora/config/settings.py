@@ -1,11 +1,11 @@
-"""What the settings of all commands share: flags and common fields.
+"""Definition of a setting, and the settings that several commands share.
 
 Owns: how a field becomes a flag. Must not know: torch.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from pydantic import (
     BaseModel,
@@ -17,12 +17,12 @@ from pydantic import (
     field_validator,
 )
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
 
 from wanlora.core import location
 from wanlora.core.location import Url
 
-DEFAULT_MODEL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
-
+T = TypeVar("T")
 
 Heading = Literal[
     "Input and output", "Clips", "Adapter", "Training", "Checkpoints", "Previews", "Videos",
@@ -31,95 +31,74 @@ Heading = Literal[
 """Headings of `--help`, in the order in which they appear."""
 
 
-class Flag:
-    """Marks a field, also of a nested group, that a person types every day.
+class Flag(NamedTuple):
+    """Flag of a setting on the command line.
 
-    Args:
-        names: Option names; empty for the field's own name with hyphens. A name after the first
-            is an alias.
-        heading: Heading in `--help` under which the flag appears.
-        argument: Whether it is positional.
-        bare: Value of the option when none follows it.
+    Attributes:
+        heading: Heading of `--help` that lists the flag.
+        names: Names of the flag, aliases last; empty for the name of the setting with hyphens.
+        argument: True for a positional argument.
+        bare: Value of the flag if it is given without a value.
     """
 
-    def __init__(
-        self, *names: str, heading: Heading = "Options", argument: bool = False, bare: str = ""
-    ) -> None:
-        self.names = names
-        self.heading = heading
-        self.argument = argument
-        self.bare = bare
+    heading: Heading
+    names: tuple[str, ...] = ()
+    argument: bool = False
+    bare: str = ""
+
+
+def setting(
+    default: T,
+    description: str,
+    *,
+    flag: Heading | None = None,
+    names: tuple[str, ...] = (),
+    argument: bool = False,
+    bare: str = "",
+    unset: str = "",
+    **bounds: Any,
+) -> T:
+    """Define a setting.
+
+    For example `rank: int = setting(32, "Rank of the adapter.", ge=1, flag="Adapter")`.
+
+    Args:
+        default: Its default.
+        description: Its text in `--help` and docs/configuration.md.
+        flag: Heading of `--help` for its flag. Without one, it is set by `--set` or in a file.
+        names: See `Flag`.
+        argument: See `Flag`.
+        bare: See `Flag`.
+        unset: For a default of None: the value used then, in words, for example "the rank".
+        bounds: Bounds of pydantic's Field, for example ge=1 or pattern="...".
+    """
+    extra: dict[str, Any] = {
+        "flag": Flag(flag, names, argument, bare) if flag else None,
+        "unset": unset,
+    }
+    return cast("T", Field(default, description=description, json_schema_extra=extra, **bounds))
+
+
+def described(description: str, **options: Any) -> Any:
+    """Define a setting inside Annotated: one without a default, or one of several commands."""
+    return setting(PydanticUndefined, description, **options)
 
 
 class Settings(BaseModel):
-    """Frozen, and closed: an unknown key is an error, not a surprise."""
+    """Settings of a command or of a group in it: frozen, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _read_paths(cls, value: Any, info: ValidationInfo) -> Any:
-        """Read every path of every command in one way; a location reads its URLs itself."""
+        """Read the paths of all commands in the same way; a location parses its URLs itself."""
         kinds = _kinds(cls.model_fields[info.field_name].annotation) if info.field_name else set()
         if Path not in kinds or Url in kinds:
             return value
         if isinstance(value, list | tuple):
             return [location.parse_path(v) if isinstance(v, str | Path) else v for v in value]
         return location.parse_path(value) if isinstance(value, str | Path) else value
-
-
-Device = Annotated[
-    str,
-    Field(
-        description="Where to compute: auto, cpu, cuda, cuda:1, mps. auto takes CUDA; it "
-        "never takes mps, nor a CPU for a model other than micro.",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-    ),
-    Flag(heading="Model and machine"),
-]
-Seed = Annotated[int, Field(ge=0, lt=2**63, description="Seed of every random draw.")]
-CacheLocation = Annotated[
-    Path | Url,
-    BeforeValidator(location.parse),
-    PlainSerializer(str, return_type=str),
-]
-CacheDir = Annotated[
-    CacheLocation,
-    Field(
-        description="Cache folder, holding store.zarr and views/; or a URL such as "
-        "s3://bucket/prefix (docs/cache.md)."
-    ),
-    Flag("--cache", heading="Input and output"),
-]
-ViewName = Annotated[
-    str,
-    Field(
-        description="Name of the view in CACHE/views: letters, digits and . _ -",
-        pattern=r"^[A-Za-z0-9][\w.-]*$",
-    ),
-    Flag(heading="Input and output"),
-]
-
-
-SourceRoot = Annotated[
-    tuple[Path, ...],
-    Field(
-        description="Folder with the source videos, if they were moved since prepare: a source "
-        "that is not at its path in the manifest is found here by the end of that path, for "
-        "example walking/a.mp4; Windows paths too. Repeat for several."
-    ),
-    Flag(heading="Input and output"),
-]
-
-
-TokenizerOf = Annotated[
-    str,
-    Field(
-        description="Model whose tokenizer counts captions, if it is on this machine; else an "
-        "estimate, marked as such."
-    ),
-    Flag(heading="Model and machine"),
-]
 
 
 class Setting(NamedTuple):
@@ -129,11 +108,13 @@ class Setting(NamedTuple):
         name: Dotted name, for example lora.rank.
         field: Its type, default and description.
         flag: Its flag; None for a setting without one.
+        unset: Default that is used for None, in words; empty if None means "nothing".
     """
 
     name: str
     field: FieldInfo
     flag: Flag | None
+    unset: str
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -151,11 +132,90 @@ def settings_of(model: type[Settings], prefix: str = "") -> Iterator[Setting]:
         if isinstance(kind, type) and issubclass(kind, Settings):
             yield from settings_of(kind, f"{prefix}{name}.")
         else:
-            flag = next((item for item in field.metadata if isinstance(item, Flag)), None)
-            yield Setting(prefix + name, field, flag)
+            extra = cast("dict[str, Any]", field.json_schema_extra)
+            yield Setting(prefix + name, field, extra["flag"], extra["unset"])
 
 
 def _kinds(annotation: Any) -> set[Any]:
     """List the types inside an annotation."""
     parts = get_args(annotation)
     return set().union(*map(_kinds, parts)) if parts else {annotation}
+
+
+DEFAULT_MODEL = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
+
+CacheLocation = Annotated[
+    Path | Url, BeforeValidator(location.parse), PlainSerializer(str, return_type=str)
+]
+CacheDir = Annotated[
+    CacheLocation,
+    described(
+        "Cache: a folder (with store.zarr and views/), or a URL such as s3://bucket/prefix "
+        "(docs/cache.md).",
+        flag="Input and output",
+        names=("--cache",),
+    ),
+]
+ViewName = Annotated[
+    str,
+    described(
+        "Name of the view in CACHE/views: letters, digits and . _ -",
+        flag="Input and output",
+        pattern=r"^[A-Za-z0-9][\w.-]*$",
+    ),
+]
+SourceRoot = Annotated[
+    tuple[Path, ...],
+    described(
+        "Folder with the source videos, if they were moved after prepare. A source that is not at "
+        "its path in the manifest is looked up here by the end of that path, for example "
+        "walking/a.mp4 (Windows paths too). Repeat for several.",
+        flag="Input and output",
+    ),
+]
+HtmlClips = Annotated[
+    int, described("Maximum number of clips on the page, about 10 kB each.", ge=1)
+]
+TokenizerOf = Annotated[
+    str,
+    described(
+        "Model whose tokenizer counts the tokens of captions. If it is not on this machine, the "
+        "counts are estimates and are marked as such.",
+        flag="Model and machine",
+    ),
+]
+Device = Annotated[
+    str,
+    described(
+        "Device to compute on: auto, cpu, cuda, cuda:1 or mps. auto selects CUDA, and a CPU only "
+        "for the micro model; it never selects mps.",
+        flag="Model and machine",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+    ),
+]
+BaseDtype = Annotated[
+    Literal["auto", "bfloat16", "float32"],
+    described("Data type of the transformer; auto: bfloat16 on a GPU, float32 on a CPU."),
+]
+Steps = Annotated[
+    int | None,
+    described("Denoising steps.", ge=1, flag="Videos", unset="the number of the variant"),
+]
+Guidance = Annotated[
+    float | None,
+    described(
+        "Scale of classifier-free guidance.", ge=0, flag="Videos", unset="the scale of the variant"
+    ),
+]
+Sampler = Literal["logit_normal", "uniform", "mode"]
+
+
+def model_setting(unset: str, use: str = "Model") -> str | None:
+    """Define the model of a command that has a default of its own."""
+    text = f"{use}: micro (embedded), a local diffusers folder, or a Hugging Face model id."
+    return setting(None, text, flag="Model and machine", unset=unset)
+
+
+def seed_setting(flag: Heading) -> int:
+    """Define the seed of a command."""
+    return setting(0, "Seed of all random numbers.", ge=0, lt=2**63, flag=flag)

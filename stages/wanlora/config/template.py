@@ -1,14 +1,14 @@
 """`wanlora config`: a commented TOML file of a command's settings, or of a whole job.
 
-Owns: the layout of these files. Every setting is commented out, so that a file holds only what its
-author changed. Must not know: torch, or any stage.
+Owns: the layout of these files. Every setting is commented out, so a file only contains the changes
+of its author. Must not know: torch, or any stage.
 """
 
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from wanlora.config.describe import as_toml, description_of, type_of
+from wanlora.config.describe import as_toml, type_of
 from wanlora.config.settings import Setting, Settings, settings_of
 
 WIDTH = 96
@@ -48,9 +48,9 @@ def job_file(commands: Mapping[str, type[Settings]]) -> TemplateResult:
         commands: Commands in the order in which they run.
     """
     lines = [
-        "# A whole job: wanlora run FILE.toml runs the stages below, one after the other, and can",
-        "# be repeated: what is done is not done again. A stage without a table is left out, and",
-        "# a stage reads what the stages before it wrote. These are the everyday settings with",
+        "# A whole job: wanlora run FILE.toml runs the stages below in this order. Run it again to",
+        "# continue; finished work is not repeated. A stage without a table is skipped, and each",
+        "# stage reads the output of the stages before it. These are the most used settings with",
         "# their defaults; remove a # to change one. All settings of a stage: wanlora config STAGE",
     ]
     for command, model in commands.items():
@@ -70,7 +70,7 @@ DECIDED = {
     "dry_run": "use wanlora run FILE --dry-run",
     "resume": "a job continues its run by itself",
 }
-"""Settings that no table of a job has, and what to do instead."""
+"""Settings that a job file cannot contain, and what to do instead."""
 
 PASSED_ON = {
     "cache-latents": ("manifest",),
@@ -90,7 +90,7 @@ def _tables(settings: Iterable[Setting], *, prefix: str) -> Iterator[str]:
         if group != table:
             yield from ("", f"[{prefix}{group}]")
             table = group
-        yield from ("", *_comment(description_of(setting.field)), f"# {_facts(setting)}")
+        yield from ("", *_comment(str(setting.field.description)), f"# {_facts(setting)}")
         field = setting.field
         unset = field.is_required() or field.default is None
         yield f"#{name} = {'...' if unset else as_toml(field.default)}"
@@ -99,7 +99,9 @@ def _tables(settings: Iterable[Setting], *, prefix: str) -> Iterator[str]:
 def _facts(setting: Setting) -> str:
     required = " (required)" if setting.field.is_required() else ""
     flags = [name for name in setting.options if name.startswith("-")]
-    return f"{type_of(setting.field)}{required}" + (f"; {', '.join(flags)}" if flags else "")
+    facts = [f"{type_of(setting.field)}{required}", ", ".join(flags)]
+    facts.append(f"default: {setting.unset}" if setting.unset else "")
+    return "; ".join(filter(None, facts))
 
 
 def _comment(text: str) -> list[str]:

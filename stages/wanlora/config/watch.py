@@ -1,34 +1,26 @@
 """Settings of `wanlora watch`."""
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field
-
-from wanlora.config.settings import Flag, Settings
+from wanlora.config.settings import Settings, setting
 
 
 class WatchConfig(Settings):
-    """Show the runs of a folder in a browser: a list, each run's page, and runs side by side.
+    """Show the runs of a folder in a browser: a list, a page per run, and runs side by side.
 
-    Reads only, and answers only this machine (127.0.0.1).
+    Only reads files, and serves only this machine (127.0.0.1).
     """
 
-    folder: Annotated[
-        Path, Field(description="Folder with runs, or one run."), Flag(argument=True)
-    ] = Path("outputs")
-    port: Annotated[
-        int | None,
-        Field(
-            description="Port on 127.0.0.1; 0 = any free port; None = 8642, or the next free port.",
-            ge=0,
-            le=65535,
-        ),
-        Flag(),
-    ] = None
-    open: Annotated[bool, Field(description="Open the page in a browser."), Flag()] = False
-    once: Annotated[
-        bool,
-        Field(description="Print the list of runs and stop; --json alone does the same."),
-        Flag(),
-    ] = False
+    folder: Path = setting(
+        Path("outputs"), "Folder with runs, or one run.", flag="Options", argument=True
+    )
+    port: int | None = setting(
+        None,
+        "Port on 127.0.0.1; 0 = any free one.",
+        ge=0,
+        le=65535,
+        flag="Options",
+        unset="8642 or the next free one",
+    )
+    open: bool = setting(False, "Open the page in a browser.", flag="Options")
+    once: bool = setting(False, "Print the list of runs and stop, like --json.", flag="Options")

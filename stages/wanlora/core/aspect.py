@@ -20,7 +20,7 @@ decompression bomb (`Image.MAX_IMAGE_PIXELS`). 8K video has 33 million."""
 
 
 def is_hd(height: int, width: int) -> bool:
-    """Whether players take a video of this size for HD, whose colours are BT.709 unless tagged.
+    """Test whether players treat this size as HD: BT.709 colours unless the file is tagged.
 
     Source: `mp_csp_guess_colorspace` of mpv (video/csputils.c); VLC and Kodi also draw the line at
     576 lines.
@@ -77,13 +77,13 @@ def nearest_size(display_width: Fraction, display_height: int, *, area: int) -> 
     """Choose the size (height, width) with the largest product of area and share of picture kept.
 
     A picture of aspect a that covers a bucket of aspect b and is cropped keeps min(a/b, b/a). So a
-    few lines are cropped rather than a bucket made smaller: 16:9 gives 480x832. Of equal products
-    the one that keeps more is taken.
+    few lines are cropped rather than a bucket made smaller: 16:9 gives 480x832. If two products are
+    equal, the size that keeps more of the picture wins.
 
     Args:
-        display_width: Of the picture with square pixels, upright.
-        display_height: Of the picture, upright.
-        area: Most pixels, for example 480 * 832.
+        display_width: Width of the picture with square pixels, upright.
+        display_height: Height of the picture, upright.
+        area: Maximum number of pixels, for example 480 * 832.
     """
     aspect = display_width / display_height
 

@@ -70,7 +70,7 @@ def _too_large(bucket: Bucket) -> str | None:
 
 
 def usual(buckets: Iterable[Bucket]) -> Bucket:
-    """Size that most clips have; that of still images only where nothing moves."""
+    """The most common size; the size of still images only if there are no videos."""
     number = Counter(buckets)
     return max(number, key=lambda bucket: (bucket.num_frames > 1, number[bucket]))
 

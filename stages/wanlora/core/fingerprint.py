@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
 SHORT = 16
-"""Hex digits of a fingerprint in a path; the whole one stands in every commit record."""
+"""Hex digits of a fingerprint in a path. Each commit record contains the whole fingerprint."""
 
 MISSING = "<absent>"
 

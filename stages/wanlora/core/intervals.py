@@ -31,7 +31,7 @@ class MeanInterval(NamedTuple):
 
     Attributes:
         mean: Mean over groups of their mean values.
-        standard_error: Of the mean, between groups; None with a single group.
+        standard_error: Standard error of the mean, between groups; None with a single group.
         ci95: 95 % confidence interval of the mean; None with a single group.
         num_groups: Number of groups.
     """

@@ -30,7 +30,7 @@ class PromptAssignment(NamedTuple):
 
 
 def clean_prompt(text: str) -> str:
-    """Clean a prompt as WanPipeline does (prompt_clean): mended text, entities, single spaces.
+    """Clean a prompt as WanPipeline does (prompt_clean): ftfy, HTML entities, single spaces.
 
     Not idempotent: `< &amp;amp;amp;` loses two levels of entities each time. Clean a prompt once,
     immediately before it is encoded or hashed.

@@ -1,7 +1,8 @@
 """Random numbers as a function of (seed, stream, step, slot), never of what was drawn before.
 
 Owns: the map from those four to a Philox counter. A draw does not depend on the rank, the number of
-GPUs, the micro-batch or where a run was resumed. Drawn on the CPU, so every device sees the same.
+GPUs, the micro-batch or the step at which a run was resumed. Draws are made on the CPU, so all
+devices get the same numbers.
 Source: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 """
 
@@ -11,7 +12,7 @@ import numpy as np
 
 
 class Stream(IntEnum):
-    """What a draw is for. Values are part of every run's identity: never renumber."""
+    """Purpose of a draw. Values are part of every run's identity: never renumber."""
 
     NOISE = 0
     SIGMA = 1
@@ -29,7 +30,7 @@ def generator(seed: int, stream: Stream, step: int, slot: int = 0) -> np.random.
 
     Args:
         seed: The run's seed, in [0, 2^63).
-        stream: What the draw is for.
+        stream: Purpose of the draw.
         step: Optimizer step, epoch or other outer index.
         slot: Index in the global batch, over ranks x accumulation x micro-batch.
     """

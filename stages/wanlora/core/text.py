@@ -1,7 +1,7 @@
 """Text from outside: bytes to characters, JSON to values, and file names as people spell them.
 
 Owns: the checks that every caption, path and line of JSON passes when it is read. Must not know:
-manifests, tables, where a text comes from.
+manifests, tables, the source of a text.
 """
 
 import codecs
@@ -70,6 +70,19 @@ def without_surrogates(text: str) -> str:
     if text.isascii():
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+
+
+def unicode_problem(text: str) -> str | None:
+    r"""Describe half of a UTF-16 pair (`"\ud83d"` in JSON) in a text, or return None."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = ord(text[error.start])
+        return (
+            f"is {text!a:.80}, which is not valid Unicode: character {error.start + 1} is "
+            f"U+{code:04X}, half of a UTF-16 pair"
+        )
+    return None
 
 
 def parse_json(text: str) -> Any:

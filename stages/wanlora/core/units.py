@@ -4,7 +4,7 @@ Owns: units and rounding of everything that a command prints. Sizes are in power
 data sheets of disks and GPUs: 1 GB = 10^9 bytes. Must not know: what is counted.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 FIRST = 5
 """Lines of a list that a terminal shows."""
@@ -40,11 +40,16 @@ def count(number: int, noun: str, plural: str = "") -> str:
     """Count things: `1 clip`, `1,234 clips`.
 
     Args:
-        number: How many, >= 0.
+        number: Number of things, >= 0.
         noun: Name of one.
         plural: Name of several, if it is not the noun with an s.
     """
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def tally(numbers: Mapping[str, int]) -> str:
+    """Join names and their numbers on one line: `missing 2, too_short 1`."""
+    return ", ".join(f"{name} {number}" for name, number in numbers.items())
 
 
 def number(value: float) -> str:
@@ -68,7 +73,7 @@ def first(items: Sequence[str], where: str, *, most: int = FIRST, indent: str = 
 
     Args:
         items: All of them.
-        where: Place of the complete list, for example a file or `--json`.
+        where: Location of the complete list, for example a file or `--json`.
         most: Number of lines before that one.
         indent: Start of each line.
     """

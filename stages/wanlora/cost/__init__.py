@@ -1,1 +1,1 @@
-"""What a step costs: FLOPs, memory, GPUs and seconds."""
+"""The cost of a step: FLOPs, memory, GPUs and seconds."""

@@ -1,9 +1,9 @@
 """FLOPs of a training step, counted from the transformer's shape.
 
-Owns: the arithmetic of one clip's forward and backward pass. Counts
-what a matrix unit does: matrix products, attention and the patch convolution, two FLOPs for a
-multiply-add, as `torch.utils.flop_counter` does with a fused attention kernel, whose backward pass
-is 2.5 forward passes (five products for two). Elementwise work is not counted.
+Owns: the arithmetic of one clip's forward and backward pass. Counts the work of matrix units:
+matrix products, attention and the patch convolution, with two FLOPs per multiply-add. The result
+equals that of `torch.utils.flop_counter` with a fused attention kernel, whose backward pass is 2.5
+forward passes (five products for two). Elementwise work is not counted.
 Source of the shapes: diffusers WanTransformer3DModel.
 """
 
@@ -15,13 +15,13 @@ from typing import Literal
 from wanlora.core.buckets import PATCH
 
 Recompute = Literal["none", "selective", "full"]
-"""What of a block is computed again in the backward pass instead of being kept: nothing; all but
-attention, whose output is kept; everything."""
+"""Part of a block that is recomputed in the backward pass instead of kept: nothing; everything
+except attention, whose output is kept; everything."""
 
 
 @dataclass(frozen=True, slots=True)
 class TransformerShape:
-    """What of a WanTransformer3DModel's configuration decides its FLOPs.
+    """Fields of a WanTransformer3DModel's configuration that determine its FLOPs.
 
     The default values are those of every Wan 2.1 text-to-video model.
     """
@@ -43,7 +43,7 @@ class TransformerShape:
 
 @dataclass(slots=True)
 class Parts:
-    """FLOPs by where they are spent."""
+    """FLOPs by kind of work."""
 
     self_attention: float = 0.0
     cross_attention: float = 0.0
@@ -56,7 +56,7 @@ class Parts:
         return self.self_attention + self.cross_attention + self.frozen_linears + self.lora
 
     def since(self, before: "Parts") -> "Parts":
-        """What was added to an earlier count."""
+        """Return the difference to an earlier count."""
         return Parts(
             self.self_attention - before.self_attention,
             self.cross_attention - before.cross_attention,
@@ -72,7 +72,7 @@ class StepFlops:
     Attributes:
         forward: The forward pass.
         backward: The backward pass, without recomputation.
-        recompute: What gradient checkpointing does a second time.
+        recompute: Work that gradient checkpointing repeats.
     """
 
     forward: Parts = field(default_factory=Parts)
@@ -81,12 +81,12 @@ class StepFlops:
 
     @property
     def model(self) -> float:
-        """What the mathematics needs: forward and backward. MFU counts this and no more."""
+        """FLOPs that the mathematics needs: forward and backward. MFU counts only these."""
         return self.forward.total + self.backward.total
 
     @property
     def total(self) -> float:
-        """What is computed, recomputation included."""
+        """FLOPs that are computed, including recomputation."""
         return self.model + self.recompute
 
 
@@ -108,9 +108,9 @@ def step_flops(
     Args:
         shape: The transformer.
         num_tokens: Tokens of the clip (`buckets.num_tokens`).
-        rank: Of the LoRA.
-        adapted: Names of the adapted modules, as `blocks.0.attn1.to_q`.
-        recompute: Of every block, or of each.
+        rank: Rank of the LoRA.
+        adapted: Names of the adapted modules, for example `blocks.0.attn1.to_q`.
+        recompute: One mode for all blocks, or one per block.
     """
     counter = _Counter(shape, num_tokens, rank, frozenset(adapted))
     counter.model()
@@ -184,7 +184,7 @@ class _Counter:
         return self.linear(f"{name}.to_out.0", tokens, width, width, needed)
 
     def linear(self, name: str, tokens: int, inputs: int, outputs: int, needed: bool) -> bool:
-        """Count a linear module, and say whether its output needs a gradient."""
+        """Count a linear module, and return whether its output needs a gradient."""
         cost = 2.0 * tokens * inputs * outputs
         self.step.forward.frozen_linears += cost
         self.step.backward.frozen_linears += cost if needed else 0.0

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """What a card can do.
+    """Rates of a card.
 
     Attributes:
         peak_flops: Dense bf16 with fp32 accumulation, FLOP/s; headline figures are often twice this
             (2:4 sparsity).
-        memory_bytes: As the driver reports it, a little under the name's.
-        bandwidth: Bytes a second of its memory.
+        memory_bytes: Memory as the driver reports it, a little less than in the card's name.
+        bandwidth: Memory bandwidth, bytes/s.
         matmul: Share of the peak that large bf16 matrix products reach.
         attention_forward: Share that fused attention (head width 128, 16k tokens) reaches forward.
         attention_backward: The same, backward.
@@ -87,7 +87,7 @@ MEMORY_GIB: dict[str, int] = {
 
 
 SIZE_TOLERANCE = 0.12
-"""Of the GB in a name: GB or GiB (7 %), and what the driver or error correction keeps."""
+"""Tolerance of the GB in a name: GB or GiB (7 %), and memory that the driver or ECC reserves."""
 
 
 def gpu_of(device_name: str) -> Gpu | None:
@@ -96,7 +96,7 @@ def gpu_of(device_name: str) -> Gpu | None:
     A slice of a GPU (MIG), a laptop's and a cut-down card have names that hold a faster one's.
 
     Args:
-        device_name: From `torch.cuda.get_device_name`, as `NVIDIA H100 80GB HBM3`.
+        device_name: From `torch.cuda.get_device_name`, for example `NVIDIA H100 80GB HBM3`.
     """
     if re.search(r"\b(MIG|Laptop|Max-Q|Mobile)\b", device_name):
         return None

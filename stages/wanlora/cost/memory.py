@@ -15,13 +15,13 @@ from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket, num_tokens
 from wanlora.cost.flops import Recompute, TransformerShape
 
 # Values of width W that a block keeps for each token when nothing is recomputed, its own input
-# among them: 20 eagerly (the fp32 inputs of three norms count twice), 14 compiled, where the
-# partitioner recomputes what is cheap. Selective: its input and two attention outputs. Full: its
+# among them: 20 eagerly (the fp32 inputs of three norms count twice), 14 compiled, because
+# the partitioner recomputes cheap values. Selective: its input and two attention outputs. Full: its
 # input. The GELU's input of width F and the rank-r values of each adapted linear come on top of
 # "none".
 _WIDTHS = {"none": (20, 14), "selective": (3, 3), "full": (1, 1)}
 _STATISTICS = 11
-"""fp32 values a token that norms keep, compiled or not."""
+"""fp32 values per token that norms keep, compiled or not."""
 _TRANSIENT_WIDTHS = 13
 """Values of width W a token alive at once beside what is kept: gradients on their way."""
 _BYTES_PER_TRAINED = 2 + 2 + 4 + 4 + 8
@@ -52,16 +52,16 @@ class StepBytes:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What decides the bytes of a step, the ways of recomputing aside.
+    """Everything that determines the bytes of a step, except the recompute modes.
 
     Attributes:
         shape: The transformer.
-        num_tokens: Of a clip.
-        batch_size: Clips of a micro-batch.
-        rank: Of the LoRA.
-        adapted: Names of the adapted modules, as `blocks.0.attn1.to_q`.
-        compiled: Whether blocks are compiled.
-        element_bytes: Of the transformer's type: 2 for bf16.
+        num_tokens: Tokens per clip.
+        batch_size: Clips per micro-batch.
+        rank: Rank of the LoRA.
+        adapted: Names of the adapted modules, for example `blocks.0.attn1.to_q`.
+        compiled: True if blocks are compiled.
+        element_bytes: Bytes per value of the transformer's dtype: 2 for bf16.
         num_uploaded: Micro-batches on the device ahead of the step.
     """
 
@@ -102,8 +102,8 @@ def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
     """Peak bytes of a training step.
 
     Args:
-        work: What is computed.
-        modes: The way of each block.
+        work: The step.
+        modes: Recompute mode of each block.
     """
     transient = _TRANSIENT_WIDTHS * work.all_tokens * work.shape.width * work.element_bytes
     everything = sum(block_bytes(work, mode) for mode in modes)
@@ -131,14 +131,14 @@ def uploaded_bytes(work: Workload) -> float:
 
 
 def plan(work: Workload, budget_bytes: float) -> tuple[Recompute, ...]:
-    """Choose the fastest ways that fit: selective, and the last blocks keep as much as fits.
+    """Choose the fastest recompute modes that fit: selective; the last blocks keep what fits.
 
-    The last blocks, because their memory is free again before the others recompute. Where not even
-    selective fits, the first blocks are full; where nothing does, all are.
+    The last blocks, because their memory is free again before the others recompute. If not even
+    selective fits, the first blocks are full; if nothing fits, all blocks are full.
 
     Args:
         work: The largest micro-batch.
-        budget_bytes: What a step may take, weights included.
+        budget_bytes: Memory for a step, including weights.
     """
     layers = work.shape.num_layers
     ways: tuple[tuple[Recompute, Recompute], ...] = (("selective", "none"), ("full", "selective"))
@@ -186,13 +186,13 @@ def _sizes(shape: TransformerShape, name: str) -> tuple[int, int]:
 def longest_clip(
     work: Workload, bucket: Bucket, mode: Recompute, budget_bytes: float
 ) -> Bucket | None:
-    """Find the longest clip of a size with which one way for all blocks fits; None when none does.
+    """Find the longest clip of a size that fits with one mode for all blocks; None if none fits.
 
     Args:
         work: The run; its `num_tokens` is replaced.
-        bucket: Height and width, and the most frames.
-        mode: The way.
-        budget_bytes: What a step may take.
+        bucket: Height, width and maximum number of frames.
+        mode: Recompute mode of all blocks.
+        budget_bytes: Memory for a step.
     """
     for frames in range(bucket.num_frames, 0, -TEMPORAL_FACTOR):
         shorter = bucket._replace(num_frames=frames)

@@ -1,7 +1,7 @@
 """Seconds of a training step predicted from its FLOPs and bytes and a card's rates.
 
-Owns: the prediction, and its floor. Both stand on other people's kernel rates (`cost.gpus`): they
-say what to expect, not what was measured; a probe on the card itself is better.
+Owns: the prediction, and its floor. Both use published kernel rates (`cost.gpus`): they
+are expectations, not measurements. A measurement on the card itself is better.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,8 +25,8 @@ _FFN_PASSES = 32.0
 VAE_FLOPS_PER_PIXEL = 163.7e12 / (81 * 480 * 832)
 """FLOPs of Wan's VAE encoder for a pixel of a frame (counted on an 81x480x832 clip)."""
 VAE_SHARE_OF_PEAK = 0.11
-"""Of the bf16 peak, that the fp32 encoder with TF32 convolutions is assumed to reach: 1.5 s for
-81x480x832 on an H100, the middle of what is predicted for it."""
+"""Share of the bf16 peak that the fp32 encoder with TF32 convolutions is assumed to reach: 1.5 s
+for 81x480x832 on an H100, the middle of the predictions for it."""
 H100_ENCODE_S = (0.6, 1.9)
 """Seconds of an 81x480x832 clip on an H100. Predicted, not measured: from bfloat16 at a high kernel
 rate to float32 with TF32 at a low one."""
@@ -36,12 +36,12 @@ TEXT_FLOPS_PER_CLIP = 4.7e12
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """Where the time of a step goes.
+    """Time of a step by kind of work.
 
     Attributes:
         attention: Self- and cross-attention, forward and backward.
         matmul: Linear layers, recomputation included.
-        elementwise: Norms, activations, gates, adapters' sums: memory traffic.
+        elementwise: Norms, activations, gates, sums of adapters: memory traffic.
     """
 
     attention: float
@@ -102,7 +102,7 @@ def forward_flops(work: Workload) -> float:
 
 
 def floor_seconds(work: Workload, gpu: Gpu) -> float:
-    """Least time of a micro-batch with these kernels: nothing recomputed, nothing but products."""
+    """Minimum time of a micro-batch with these kernels: no recomputation, only products."""
     nothing: Recompute = "none"
     seconds = predict_seconds(work, (nothing,) * work.shape.num_layers, gpu)
     return seconds.attention + seconds.matmul

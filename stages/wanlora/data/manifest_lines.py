@@ -12,7 +12,7 @@ from typing import Any
 
 from wanlora.core.buckets import DEFAULT_FPS, MAX_FPS, MAX_FRAMES, MAX_SIDE_PX, MIN_FPS
 from wanlora.core.fingerprint import sha256_text
-from wanlora.core.text import decode_utf8, shorten, without_surrogates
+from wanlora.core.text import decode_utf8, shorten, unicode_problem, without_surrogates
 from wanlora.data import columns, npz
 from wanlora.data.clip import TRAIN, Clip, sample_aspect
 from wanlora.data.source_paths import plain_source_path, source_path
@@ -103,6 +103,7 @@ def _own_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
     for name in ("clip_id", "source_group", "activity", "split"):
         values[name] = columns.label(values[name], name, where)
     values |= {"start_s": float(values["start_s"]), "fps": float(values["fps"])}
+    _require_unicode(values["source_sha256"] or "", "source_sha256", where)
     _require_flat(values["orig"], "orig", where)
     _require_flat(values["transform"], "transform", where)
     _require_aspect(values["transform"], where)
@@ -129,10 +130,19 @@ def _checked(row: Mapping[str, Any], name: str, kinds: tuple[type, ...], where: 
 def _require_flat(values: Mapping[str, Any], name: str, where: str) -> None:
     """Refuse nested values: they are hashed and compared, and none is ever written."""
     for key, value in values.items():
+        _require_unicode(key, f"a key of {name}", where)
         if not isinstance(value, str | int | float | None):
             raise ManifestError(
                 f"{where}: {name}.{key:.40} is {_shown(value)}; expected text or a number"
             )
+        if isinstance(value, str):
+            _require_unicode(value, f"{name}.{key:.40}", where)
+
+
+def _require_unicode(text: str, name: str, where: str) -> None:
+    """Refuse half of a UTF-16 pair: UTF-8 cannot encode it, so the line could not be written."""
+    if problem := unicode_problem(text):
+        raise ManifestError(f"{where}: {name} {problem}")
 
 
 def _require_aspect(transform: Mapping[str, Any], where: str) -> None:

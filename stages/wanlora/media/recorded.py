@@ -4,12 +4,10 @@ Owns: their order on disk, and the kinds of files that videos are written to. A 
 without a record, nor beside the record of another.
 """
 
-import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from PIL.PngImagePlugin import PngInfo
 from wanlora.core.text import without_surrogates
 from wanlora.files import partial_path, write_atomic, write_text, writing
 from wanlora.media import mp4
+from wanlora.report.gif import gif
 
 
 def write(path: Path, frames: UInt8[np.ndarray, "t h w 3"], *, record: Mapping[str, Any]) -> None:
@@ -96,20 +95,8 @@ def _write_gif(
     fps: float,
     metadata: Mapping[str, str],
 ) -> None:
-    """Write a GIF that repeats, with 256 colours per frame.
-
-    A GIF counts time in 10 ms. Each frame starts at its own time rounded to that, so that the
-    length is kept: at 16 fps, 81 frames last 5.06 s, not 81 x 60 ms.
-    """
-    starts = [round(100 * number / fps) for number in range(len(frames) + 1)]
-    first, *others = (Image.fromarray(np.ascontiguousarray(pixels)) for pixels in frames)
-    buffer = io.BytesIO()
-    first.save(
-        buffer, "GIF", save_all=True, append_images=others, loop=0,
-        duration=[10 * (end - start) for start, end in pairwise(starts)],
-        comment=metadata["comment"].encode(),
-    )  # fmt: skip
-    write_atomic(path, buffer.getvalue())
+    """Write a GIF that repeats, with 256 colours per frame."""
+    write_atomic(path, gif(frames, fps=fps, comment=metadata["comment"]))
 
 
 FORMATS: dict[str, Callable[..., None]] = {

@@ -1,1 +1,1 @@
-"""The world that the embedded micro model lives in."""
+"""The embedded micro model: its weights, the drawn world of its clips, and their recogniser."""

@@ -1,4 +1,4 @@
-"""Tell what a clip of the drawn world shows, or that it shows nothing of it.
+"""Recognise what a clip of the drawn world shows, or that it shows nothing of it.
 
 Owns: the recogniser that the embedded model and its adapters are measured with. It is not trained:
 a clip is what the drawn clip nearest to it is, as long as it is nearer than no motion would be.
@@ -13,7 +13,6 @@ Dimensions: t frames, h and w pixels, n drawn clips, d values.
 """
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -86,24 +85,6 @@ def match_examples(features: Float[np.ndarray, " d"]) -> Float[np.ndarray, " n"]
     apart = np.square(examples).sum(1) + np.square(features).sum() - 2 * examples @ features
     matches: np.ndarray = 1 - apart / (motions + _motion(features))
     return matches
-
-
-def rate(
-    clips: Sequence[UInt8[np.ndarray, "t h w 3"]], scenes: Sequence[world.Scene]
-) -> dict[str, float]:
-    """Share of clips recognised as their prompts: concept, colour, background, direction.
-
-    Args:
-        clips: Clips, in the order of the scenes.
-        scenes: Scenes of their prompts; a person has no direction and does not count there.
-    """
-    right: dict[str, list[bool]] = {}
-    for clip, scene in zip(clips, scenes, strict=True):
-        seen = recognise(clip)
-        for name in ("concept", "colour", "background", "direction"):
-            if (expected := getattr(scene, name)) is not None:
-                right.setdefault(name, []).append(getattr(seen, name) == expected)
-    return {name: sum(values) / len(values) for name, values in right.items()}
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""Which of several processes this one is, and what it takes next of the work they share.
+"""The rank of this process among several, and its next share of their work.
 
-Owns: reading the launcher's variables, and the arithmetic of sharing. Nothing here talks to another
-process: ranks that see what is left choose apart from each other.
+Owns: reading the launcher's variables, and the arithmetic of sharing. Processes do not communicate
+here: each rank chooses from the remaining work independently.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ from wanlora.errors import ConfigError
 T = TypeVar("T")
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-# Of a step's tasks: a batch script outside `srun` has SLURM_PROCID and SLURM_NTASKS too, and is one
-# process all the same.
+# Only set in the tasks of a job step: a batch script outside `srun` also has SLURM_PROCID and
+# SLURM_NTASKS, but is a single process.
 SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """One of several processes that a launcher has started, or will.
+    """One of several processes of a launcher.
 
     Attributes:
-        index: From 0.
-        world: How many there are.
-        local: Index among those of this machine: which GPU is its own.
+        index: Index of the process, from 0.
+        world: Number of processes.
+        local: Index among the processes of this machine; selects the GPU.
     """
 
     index: int = 0
@@ -33,7 +33,7 @@ class Rank:
     local: int = 0
 
     def environment(self) -> dict[str, str]:
-        """The variables that say so to a process, as torchrun sets them."""
+        """Environment variables for this process, as torchrun sets them."""
         values = (self.index, self.world, self.local)
         return dict(zip(TORCHRUN, map(str, values), strict=True))
 
@@ -42,10 +42,10 @@ ALONE = Rank()
 
 
 def rank_of(environment: Mapping[str, str]) -> Rank:
-    """Read the variables of torchrun or srun; one process alone without any.
+    """Read the variables of torchrun or srun; without them, this is the only process.
 
     Raises:
-        ConfigError: They are no numbers, or the index is not below the number of processes.
+        ConfigError: They are not numbers, or the index is not below the number of processes.
     """
     for names in (TORCHRUN, SRUN):
         index, world, local = names
@@ -61,23 +61,23 @@ def rank_of(environment: Mapping[str, str]) -> Rank:
             return rank
         found = ", ".join(f"{name}={environment.get(name)}" for name in names)
         raise ConfigError(
-            f"the environment says {found}; expected 0 <= {index} < {world}: unset these "
+            f"environment variables: found {found}; expected 0 <= {index} < {world}: unset these "
             "variables, or start the processes with torchrun or srun"
         )
     return ALONE
 
 
 def share(left: Sequence[T], rank: Rank, *, most: int) -> Sequence[T]:
-    """Choose what a rank takes next: the middle of its n-th of whatever is left, never nothing.
+    """Choose the next share of a rank: the middle of its n-th of the remaining work, never empty.
 
-    Ranks that see about the same list land `len(left) / world` apart, whatever their number, speed
-    and start, and a dead rank's part is spread over the living. As in guided self-scheduling
-    (Polychronopoulos and Kuck, 1987) a share shrinks with what is left, here to a quarter of the
-    rank's part at most, so that ranks who end apart repeat little.
+    Ranks that see about the same list choose `len(left) / world` apart, for any number of ranks,
+    speed and start time. The part of a dead rank is spread over the others. As in guided
+    self-scheduling (Polychronopoulos and Kuck, 1987), a share shrinks with the remaining work, here
+    to at most a quarter of the rank's part, so that little is done twice.
 
     Args:
-        left: What nobody is known to have done, in the order that all ranks have it in.
-        rank: Who takes.
+        left: Work that is not known to be done, in the same order on all ranks.
+        rank: The rank that chooses.
         most: Largest share.
     """
     size = max(1, min(most, len(left) // (4 * rank.world)))

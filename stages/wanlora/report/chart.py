@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from wanlora.report.asset import style
 from wanlora.report.page import Raw, escape
 
 WIDTH, HEIGHT = 620, 280
@@ -113,7 +114,7 @@ def line_chart(
 
 def charts(*drawn: Raw) -> Raw:
     """Charts side by side where there is room."""
-    return Raw(f'<style>{_STYLE}</style><div class="charts">{"".join(drawn)}</div>')
+    return Raw(f'{style("chart.css")}<div class="charts">{"".join(drawn)}</div>')
 
 
 def extremes(values: Float[np.ndarray, " n"], most: int = MOST_POINTS) -> list[int]:
@@ -262,17 +263,3 @@ def _number(value: float) -> str:
     if float(value).is_integer() and abs(value) < 1e9:
         return f"{value:,.0f}"
     return f"{value:.4g}"
-
-
-_STYLE = """
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 12px 24px; }
-.chart { margin: 0; } .chart figcaption { font-weight: 600; } .legend { display: flex; flex-wrap: wrap; gap: 0 16px; color: var(--soft); font-size: 12.5px; }
-.swatch { display: inline-block; width: 18px; border-top: 2px solid; margin: 0 6px 4px 0; }
-.swatch.faint { opacity: .35; } .swatch.dashed { border-top-style: dashed; } .chart svg { width: 100%; height: auto; }
-.chart text { fill: var(--soft); font-size: 12px; } .axis { stroke: var(--soft); fill: none; }
-.grid { stroke: var(--line); fill: none; } .line { fill: none; stroke-width: 2; stroke-linejoin: round; }
-.line.faint { stroke-width: 1; opacity: .35; } .line.dashed { stroke-width: 1.5; stroke-dasharray: 5 4; }
-.band { opacity: .18; } .line, .band, .chart circle { pointer-events: none; }
-.strip-x { fill: transparent; } .strip-x:hover { fill: var(--band); }
-@media (max-width: 600px) { .chart text { font-size: 17px; } }
-"""  # noqa: E501

@@ -8,6 +8,7 @@ import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from wanlora.report.asset import style
 from wanlora.report.page import Raw, escape
 
 MAX_COLUMNS = 8
@@ -57,7 +58,7 @@ def gallery(previews: Sequence[Preview], *, first_is_base: bool) -> Raw:
         rows.append(
             f'<h3>{escape(prompt) or "(empty prompt)"}</h3><div class="strip">{cells}</div>'
         )
-    return Raw(f'<style>{_STYLE}</style><div class="gallery">{"".join(rows)}</div>')
+    return Raw(f'{style("gallery.css")}<div class="gallery">{"".join(rows)}</div>')
 
 
 def _cell(preview: Preview, *, first_is_base: bool) -> str:
@@ -71,12 +72,3 @@ def _cell(preview: Preview, *, first_is_base: bool) -> str:
         f'height="{height}" alt="{escape(preview.prompt)}, {label}">'
         f"<figcaption>{label}</figcaption></figure>"
     )
-
-
-# Previews of real models are 416 px wide, those of the embedded model 24 to 48 px.
-_STYLE = """
-.gallery .strip { overflow-x: auto; gap: 10px; padding-bottom: 6px; } .gallery figure { margin: 0; flex: none; width: 216px; }
-.gallery img { width: 100%; height: auto; display: block; background: var(--band); }
-.gallery figcaption { color: var(--soft); font-size: 12.5px; } .gallery h3 { max-width: 110ch; overflow-wrap: anywhere; }
-@media (max-width: 600px) { .gallery figure { width: 160px; } }
-"""  # noqa: E501

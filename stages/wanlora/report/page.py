@@ -17,6 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from wanlora.report.asset import asset, style
+
 POLICY = (
     "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'; "
     "script-src 'unsafe-inline'"
@@ -63,15 +65,15 @@ def page(title: str, sections: Sequence[str], *, script: str = "", policy: str =
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style></head>\n"
+        f"<title>{escape(title)}</title>\n{style('page.css')}</head>\n"
         f"<body><main><h1>{escape(title)}</h1>\n{body}\n</main>\n"
-        f"<script>{_SORT}{script}</script></body></html>\n"
+        f"<script>{asset('sort.js')}{script}</script></body></html>\n"
     )
 
 
 def script_source(script: str = "") -> str:
     """Source expression, for a Content Security Policy, of the script in a page with `script`."""
-    digest = hashlib.sha256((_SORT + script).encode()).digest()
+    digest = hashlib.sha256((asset("sort.js") + script).encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
@@ -141,46 +143,3 @@ def _cell(value: object) -> str:
         return f"<td>{escape(value)}</td>"
     shown = f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
     return f'<td class="number" data-sort="{value}">{shown}</td>'
-
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: light-dark(#1d2433, #e5e9f0); --soft: light-dark(#5b6577, #9aa5b8);
-  --line: light-dark(#d9dee7, #39414f); --ground: light-dark(#ffffff, #161a21); --band: light-dark(#f4f6f9, #1e242d); }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink);
-  font: 14px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-main { max-width: 1500px; margin: 0 auto; padding: 24px; }
-h1 { font-size: 22px; margin: 0 0 12px; } h2 { font-size: 17px; margin: 28px 0 8px; }
-p { margin: 6px 0; max-width: 90ch; } code, .code { font-family: ui-monospace, monospace; font-size: 12.5px; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: 2px 18px; margin: 8px 0; }
-.tiles { grid-template-columns: repeat(auto-fill, minmax(130px, 1fr)); gap: 8px 16px; } .tiles .long { grid-column: 1 / -1; }
-dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
-.wide { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
-th, td { text-align: left; vertical-align: top; padding: 6px 10px; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; white-space: nowrap; position: sticky; top: 0; background: var(--ground); }
-tbody tr:hover { background: var(--band); } .number { text-align: right; font-variant-numeric: tabular-nums; }
-.sortable th { cursor: pointer; } .sortable th::after { content: " \\2195"; opacity: .4; }
-.sortable th[data-order="up"]::after { content: " \\2191"; opacity: 1; }
-.sortable th[data-order="down"]::after { content: " \\2193"; opacity: 1; }
-img, video { max-width: 100%; height: auto; border-radius: 4px; display: inline-block; }
-.strip { display: flex; gap: 4px; } .strip img { flex: none; max-width: none; } .soft { color: var(--soft); }
-h3 { font-size: 14.5px; margin: 18px 0 6px; } .good { color: light-dark(#15803d, #6ddc98); }
-.verdict { font-size: 16px; margin: 4px 0; max-width: none; } .verdict .soft { font-size: 13px; }
-.warn { color: light-dark(#9a5b00, #f0b35a); } .bad { color: light-dark(#b3261e, #ff8a80); }
-"""  # noqa: E501
-
-_SORT = """
-for (const table of document.querySelectorAll("table.sortable")) {
-  const value = cell => { const text = cell.dataset.sort ?? cell.textContent.trim();
-    const number = Number(text); return text !== "" && !Number.isNaN(number) ? number : text.toLowerCase(); };
-  table.querySelectorAll("th").forEach((head, column) => head.addEventListener("click", () => {
-    const up = head.dataset.order !== "up"; const body = table.tBodies[0];
-    table.querySelectorAll("th").forEach(other => delete other.dataset.order);
-    head.dataset.order = up ? "up" : "down";
-    const rows = [...body.rows].map(row => [value(row.cells[column]), row]);
-    rows.sort(([a], [b]) => typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) * (up ? 1 : -1)
-      : typeof a === "number" ? -1 : 1);
-    body.append(...rows.map(([, row]) => row));
-  }));
-}
-"""  # noqa: E501

@@ -7,7 +7,11 @@ follow it.
 import base64
 from collections.abc import Mapping
 
+from wanlora.report.asset import asset, style
 from wanlora.report.page import Raw, escape
+
+STYLE = Raw(style("players.css"))
+SCRIPT = asset("players.js")
 
 
 def player(title: str, note: str, videos: Mapping[str, bytes]) -> Raw:
@@ -37,53 +41,3 @@ def player(title: str, note: str, videos: Mapping[str, bytes]) -> Raw:
 def players(*rows: Raw) -> Raw:
     """Rows of players; as many beside each other as there is room for."""
     return Raw(f'<div class="players">{"".join(rows)}</div>')
-
-
-STYLE = Raw(
-    """<style>
-.players { display: grid; gap: 16px; align-items: start;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 560px), 1fr)); }
-.player { border: 1px solid var(--line); border-radius: 8px; padding: 10px 12px; background: var(--band); }
-.player p { margin: 0 0 8px; } .player.many { grid-column: 1 / -1; } .together { display: grid; gap: 8px;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 160px), 1fr)); }
-.together figure { margin: 0; max-width: 480px; }
-.together video { width: 100%; display: block; cursor: pointer; background: #000; }
-.together figcaption { color: var(--soft); font-size: 12.5px; margin-top: 2px; }
-.controls { display: flex; gap: 10px; align-items: center; margin-top: 8px; }
-.controls input { flex: 1; accent-color: light-dark(#2563eb, #7aa2ff); }
-button { height: 26px; border: 1px solid var(--line); border-radius: 6px; font: inherit; line-height: 1;
-  background: var(--ground); color: var(--ink); cursor: pointer; } .controls button { width: 34px; }
-.intervals { max-width: 860px; }
-</style>"""  # noqa: E501
-)
-
-SCRIPT = """
-for (const player of document.querySelectorAll(".player")) {
-  const videos = [...player.querySelectorAll("video")], lead = videos[0];
-  const button = player.querySelector("button"), slider = player.querySelector("input");
-  const seek = time => videos.forEach(video => { video.currentTime = time; });
-  const play = () => { seek(lead.currentTime); videos.forEach(video => video.play().catch(() => {})); };
-  const pause = () => { videos.forEach(video => video.pause()); seek(lead.currentTime); };
-  const toggle = () => lead.paused ? play() : pause();
-  button.addEventListener("click", toggle);
-  videos.forEach(video => video.addEventListener("click", toggle));
-  lead.addEventListener("play", () => { button.textContent = "\\u23F8"; follow(); });
-  lead.addEventListener("pause", () => { button.textContent = "\\u25B6"; });
-  slider.addEventListener("input", () => { pause(); seek(slider.value * lead.duration); });
-  const follow = () => {
-    slider.value = lead.duration ? lead.currentTime / lead.duration : 0;
-    for (const video of videos.slice(1)) {
-      if (Math.abs(video.currentTime - lead.currentTime) > 0.06) video.currentTime = lead.currentTime;
-    }
-    if (!lead.paused) requestAnimationFrame(follow);
-  };
-  new IntersectionObserver(([entry]) => { if (!entry.isIntersecting) pause(); }).observe(player);
-}
-const rows = [...document.querySelectorAll(".player")];
-document.querySelector("#play-all")?.addEventListener("click", () => {
-  const shown = rows.filter(row => { const box = row.getBoundingClientRect();
-    return box.top < innerHeight && box.bottom > 0; });
-  const any = shown.some(row => !row.querySelector("video").paused);
-  shown.forEach(row => { if (row.querySelector("video").paused !== any) row.querySelector("button").click(); });
-});
-"""  # noqa: E501

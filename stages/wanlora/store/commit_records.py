@@ -53,6 +53,12 @@ def segment_keys(cache: Location, kind: Kind, name: str) -> dict[str, int]:
     }
 
 
+def is_committed(cache: Location, segment: str) -> bool:
+    """Return whether a key is that of a segment with a commit record."""
+    in_store = segment.startswith(f"{schema.STORE}/")
+    return in_store and storage.at(cache).get(f"{segment}/{schema.GROUP}") is not None
+
+
 def read_records(
     cache: Location, kind: Kind, fingerprint: str, keys: Sequence[str] | None = None
 ) -> Iterator[Segment | Damaged]:

@@ -65,6 +65,14 @@ def withdraw(cache: Location, which: Collection[str]) -> None:
     storage.at(cache).remove_many([_key(name) for name in which])
 
 
+def collision(cache: Location) -> StoreError:
+    """Build the error for two collections of one cache at the same time."""
+    return StoreError(
+        f"another wanlora inspect --gc or --repair has begun on {cache}; nothing was removed: run "
+        "this again afterwards"
+    )
+
+
 def _parse(data: bytes, cache: Location, key: str) -> frozenset[str]:
     try:
         lists = json.loads(data)

@@ -1,4 +1,4 @@
-"""Which attention kernel runs, in both passes, and how to see that it did.
+"""Select the attention kernel of both passes, and check which kernel ran.
 
 Owns: the choice among torch's fused kernels. diffusers' transformer calls
 `scaled_dot_product_attention`, whose order of preference on Hopper still starts with the slower
@@ -42,7 +42,7 @@ def kernel_order(kernel: str, device: torch.device) -> tuple[SDPBackend, ...]:
 
     Args:
         kernel: A key of `KERNELS`, or auto.
-        device: Where to compute.
+        device: Device that computes.
     """
     if kernel != "auto":
         return KERNELS[kernel]
@@ -82,7 +82,7 @@ def use_another(kernel: str, device: torch.device) -> str:
 
     Args:
         kernel: As given to `pinned`.
-        device: Where it ran; on CUDA the first choice is torch's own FlashAttention.
+        device: Device on which it ran; on CUDA the first choice is torch's own FlashAttention.
     """
     if device.type != "cuda":
         return "--set attention=math"
@@ -104,9 +104,9 @@ def require_native_dispatch() -> None:
 
 
 def is_other(kernel: str, operators: Collection[str]) -> bool:
-    """Whether attention ran, and not on the kernel that was named.
+    """Return True if attention ran on a kernel other than the named one.
 
-    The math kernel is taken apart when compiled, so nothing may be seen of it.
+    A compiled math kernel is split into other operators, so it may be invisible here.
 
     Args:
         kernel: As given to `pinned`.

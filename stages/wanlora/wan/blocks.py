@@ -1,8 +1,8 @@
-"""How the transformer's blocks run: compiled or eager, and what each recomputes.
+"""Compile the transformer's blocks or run them eagerly, and select what each recomputes.
 
 Owns: the three ways of keeping activations, and their installation through diffusers' own hook for
-gradient checkpointing. The transformer, its adapter and all names stay as they are; results do too,
-bit for bit but for compilation, which rounds less often.
+gradient checkpointing. The transformer, its adapter and all names stay as they are. The results
+are the same bits, except that compiled blocks round less often.
 """
 
 import os
@@ -26,7 +26,7 @@ RECOMPILE_LIMIT = 1024
 """Compiled versions of a block: up to four a bucket, two in training (the first block's input needs
 no gradient), one in validation, one without the adapter. torch's own 8 would end a run."""
 CACHE_DIR = "TORCHINDUCTOR_CACHE_DIR"
-"""Environment variable: where compiled kernels are kept; torch's default is lost with /tmp."""
+"""Environment variable: folder of compiled kernels. torch's default, in /tmp, is not permanent."""
 
 _ATTENTION = tuple(
     getattr(torch.ops.aten, f"_scaled_dot_product_{kind}").default
@@ -79,9 +79,9 @@ def set_activations(
     gradients are compiled too. A shape that was not seen before is compiled when it first comes.
 
     Args:
-        transformer: With its adapter.
-        modes: What each block recomputes.
-        compiled: Whether to compile blocks; a block once compiled stays so.
+        transformer: Transformer with its adapter.
+        modes: Recompute mode of each block.
+        compiled: Compile the blocks; a compiled block stays compiled.
     """
     runners = dict(RUNNERS)
     if compiled:
@@ -108,5 +108,5 @@ def why_it_cannot_compile(error: RuntimeError) -> str | None:
 
 
 def keep_compiled_kernels() -> None:
-    """Keep Inductor's kernels from run to run, unless told otherwise."""
+    """Keep Inductor's kernels from run to run, unless the user set another folder."""
     os.environ.setdefault(CACHE_DIR, str(cache_home() / "inductor"))

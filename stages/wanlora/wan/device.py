@@ -1,7 +1,7 @@
-"""Where to compute. Hours of silent CPU work help nobody, so a real model never falls back to one.
+"""Select the device. A real model never falls back to the CPU, which would take days silently.
 
-Owns: the rule for `--device`, and the memory that is free on the host. Knows which model is small
-enough for a CPU, nothing of its weights.
+Owns: the rule for `--device`, which models are small enough for a CPU, and the memory that is free
+on the host. Must not know: the weights of a model.
 """
 
 import logging
@@ -24,7 +24,7 @@ from wanlora.wan.variants import variant_of
 logger = logging.getLogger(__name__)
 
 TOY = (
-    "micro is a toy model that knows only drawn shapes and stick figures: its results on other "
+    "micro is a toy model, trained only on drawn shapes and stick figures: its results on other "
     "videos mean nothing. For real videos, use a GPU and the default --model"
 )
 
@@ -110,7 +110,7 @@ def free_host_memory(root: Path = Path("/sys/fs/cgroup")) -> int:
     """Bytes of memory that this process can still use: the machine's, or its control group's.
 
     Args:
-        root: Where control groups (version 2) are mounted. Containers and SLURM limit memory so.
+        root: Mount point of control groups (version 2), which limit memory in containers and SLURM.
     """
     free = int(psutil.virtual_memory().available)
     try:
@@ -142,7 +142,7 @@ def current_in_thread(device: torch.device) -> Callable[[], None]:
     current GPU, and that call alone makes a CUDA context there (0.5 GB), for each process.
 
     Args:
-        device: Where the threads copy to or pin memory for.
+        device: Device that the threads copy to or pin memory for.
     """
     if device.type != "cuda":
         return _do_nothing

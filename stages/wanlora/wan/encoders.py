@@ -31,7 +31,7 @@ Vae: TypeAlias = AutoencoderKLWan
 """The VAE, for annotations of code that does not import diffusers."""
 
 MAX_SEQUENCE_LENGTH = MAX_TOKENS
-"""Maximum number of tokens, by diffusers' name."""
+"""diffusers' name of the maximum number of tokens."""
 
 CLEANING_REVISION = 1
 """Raise it when `clean_prompt` changes: it enters the provenance of text."""
@@ -59,7 +59,7 @@ def load_vae(folder: Path, *, dtype: torch.dtype, device: torch.device, tf32: bo
     Args:
         folder: Model folder that holds `vae/`.
         dtype: float32; bfloat16 costs about 1 % accuracy.
-        device: Where to compute.
+        device: Device that computes.
         tf32: Let cuDNN use TF32 in fp32 convolutions. Sets the process-wide switches; matrix
             products never use TF32.
 
@@ -179,7 +179,7 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype, device: torch.device)
         ModelError: Weights are missing or left over, the embedding is not tied (transformers
             5.0 to 5.2 leave it uninitialised without a word), or transformers is too old.
     """
-    from transformers import UMT5EncoderModel  # noqa: PLC0415  (whoever only decodes never meets it)
+    from transformers import UMT5EncoderModel  # noqa: PLC0415  (decoding does not need it)
 
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     if version < _MIN_TRANSFORMERS:

@@ -13,20 +13,20 @@ from wanlora.core.units import count, size
 from wanlora.errors import ModelError, OutputError
 
 MARGIN = 1.1
-"""Free disk asked for, in sizes of the download: temporary files and file systems need some."""
+"""Required free disk per byte to download: temporary files and file systems need some."""
 
 log = logging.getLogger(__name__)
 
 
 def check_room(model: str, patterns: Sequence[str]) -> int:
-    """Print the size of what is not downloaded yet, and refuse a disk that cannot hold it.
+    """Print the size of the remaining download, and refuse a disk that cannot hold it.
 
     Returns:
-        Bytes to download; 0 when everything is there, or nobody can be asked (the download itself
-        then says what is wrong).
+        Bytes to download; 0 if everything is there, or if the hub does not answer (the download
+        then reports the reason).
 
     Raises:
-        ModelError: The disk has too little room; says how much is missing, and where.
+        ModelError: The disk has too little room; names the missing bytes and the folder.
     """
     import huggingface_hub  # noqa: PLC0415  (a second to import, and only hub ids need it)
     from huggingface_hub import constants  # noqa: PLC0415
@@ -105,10 +105,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def network_errors() -> tuple[type[Exception], ...]:
-    """What a request to the hub raises when the network, the hub or the disk fails.
+    """Exceptions of a request to the hub when the network, the hub or the disk fails.
 
-    A timeout is an error of the HTTP client's own, whichever that is, and no OSError; the hub's
-    class of errors derives from both. A transfer by Xet fails with a RuntimeError.
+    A timeout is an error class of the installed HTTP client, not an OSError; the hub's class of
+    errors derives from both. A transfer by Xet fails with a RuntimeError.
     """
     from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415  (as above)
 

@@ -1,7 +1,7 @@
 """Identity of the encoders: digests of the tensors and token ids that decide their output.
 
 Owns: the recipe of these digests, and their memory by path, size and mtime. Two folders with equal
-tensors have one identity, whatever their shards, file names or stored types are. Must not be
+tensors have the same identity, even if their shards, file names or stored types differ. Must not be
 imported by training.
 """
 
@@ -86,9 +86,9 @@ def text_encoder_sha256(folder: Path, dtype: torch.dtype, memo: Memo) -> str:
 
 
 def tokenizer_sha256(folder: Path, load: Callable[[], Any], tokenize: Tokenize, memo: Memo) -> str:
-    """Digest of what the loaded tokenizer does: its vocabulary with scores, and ids of probes.
+    """Digest of the loaded tokenizer's behaviour: its vocabulary with scores, and ids of probes.
 
-    Covers every setting that changes ids, whichever file it is in: a line of 64 characters for
+    Covers every setting that changes ids, in all of its files: a line of 64 characters for
     each part of Unicode's basic plane, and ordinary texts, pass through the call that encodes
     prompts.
 
@@ -112,7 +112,7 @@ def tokenizer_sha256(folder: Path, load: Callable[[], Any], tokenize: Tokenize, 
 
 
 def is_plain(folder: Path, load: Callable[[], Any], tokenize: Tokenize) -> bool:
-    """Whether the loaded tokenizer gives the ids of tokenizer.json alone for ordinary texts.
+    """Test whether the loaded tokenizer gives the ids of tokenizer.json alone for ordinary texts.
 
     Release 0.1.0 recorded the hash of that file, and of no other setting.
     """

@@ -29,11 +29,11 @@ DEMO = "WANLORA_DEMO"
 
 
 def resolve(model: str, subfolders: Sequence[str]) -> Path:
-    """Find the folder of a model that holds the sub-folders asked for, and nothing more.
+    """Find the folder of a model; only the given sub-folders are required and downloaded.
 
     Args:
         model: `micro`, a local diffusers folder, or a hub id (downloaded at most once).
-        subfolders: Which parts are needed: `TRANSFORMER`, `ENCODERS` or `PIPELINE`.
+        subfolders: Required parts: `TRANSFORMER`, `ENCODERS` or `PIPELINE`.
 
     Raises:
         ModelError: The folder does not exist or is incomplete, or the hub cannot be reached.
@@ -164,8 +164,8 @@ def _download(model: str, subfolders: Sequence[str]) -> Path:
         ) from None
     except network_errors() as error:
         raise ModelError(
-            f"the download of {model} stopped ({reason_of(error)}); the same command goes on where "
-            f"it stopped. Or {advice}"
+            f"the download of {model} stopped ({reason_of(error)}); the same command continues "
+            f"the download. Or {advice}"
         ) from None
     if missing := _missing(folder, subfolders):
         raise ModelError(

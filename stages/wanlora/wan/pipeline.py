@@ -29,7 +29,7 @@ Offload = Literal["none", "model", "sequential"]
 
 @dataclass(frozen=True, slots=True)
 class VideoSettings:
-    """What one video is made with, beside its prompt and seed.
+    """Settings of one video, beside its prompt and seed.
 
     Attributes:
         num_frames: Frames, 4k+1.
@@ -37,7 +37,7 @@ class VideoSettings:
         width: Width in px.
         steps: Denoising steps.
         guidance_scale: Classifier-free guidance; 1 or less means none.
-        negative_prompt: What to avoid.
+        negative_prompt: Content to avoid.
     """
 
     num_frames: int
@@ -58,9 +58,9 @@ def load_pipeline(
     further settings gives the same video, bit for bit.
 
     Args:
-        folder: A whole model folder.
+        folder: A complete model folder.
         dtype: Type of the transformer.
-        device: Where to compute.
+        device: Device that computes.
         offload: Other than `none`: the parts stay in main memory until `prepare`.
 
     Raises:
@@ -96,12 +96,12 @@ def prepare(
     offload: Offload,
     vae_tiling: bool,
 ) -> None:
-    """Finish a pipeline once its adapters are in.
+    """Finish a pipeline after its adapters are added.
 
     Args:
         pipeline: From `load_pipeline`, with the same `offload`.
-        device: Where to compute.
-        shift: The scheduler's flow_shift; None = as the model has it.
+        device: Device that computes.
+        shift: The scheduler's flow_shift; None = the value of the model.
         offload: `model` keeps one part at a time on the device, `sequential` one layer.
         vae_tiling: Decode in overlapping tiles: less memory, other pixels at their seams.
     """
@@ -141,7 +141,7 @@ def generate(
 
     Args:
         pipeline: From `load_pipeline`.
-        prompt: What to show.
+        prompt: Prompt of the video.
         settings: Size, steps and guidance.
         seed: Seed of this video's noise.
         on_step: Called after each denoising step.

@@ -36,12 +36,12 @@ def vae_provenance(
     mantissa_bits: int | None = None,
     memo: Memo,
 ) -> dict[str, Any]:
-    """Describe everything that decides a latent's value.
+    """Describe everything that determines the value of a latent.
 
     Args:
         folder: Model folder that holds `vae/`.
         dtype: Compute type of the VAE.
-        tf32: Whether TF32 convolutions were allowed (only fp32 knows them).
+        tf32: True if TF32 convolutions were allowed (only applies to fp32).
         store_dtype: Type of the stored latents, for example float16.
         transform_revision: `clip.TRANSFORM_REVISION`: the pixel rules.
         mantissa_bits: Mantissa bits of the stored latents; None = not rounded.
@@ -125,7 +125,7 @@ def recorded_by_0_1_0(
 
 
 def _file_hashes(folder: Path, kind: str, hash_file: HashFile) -> dict[str, str]:
-    """Hashes as release 0.1.0 recorded them; none if its record could not stand for the folder."""
+    """Hashes as release 0.1.0 recorded them; empty if its record does not cover the folder."""
     if kind == "latents":
         return {"vae_sha256": weights_sha256(folder / "vae", hash_file)}
     if not identity.is_plain(folder, lambda: encoders.load_tokenizer(folder), encoders.tokenize):

@@ -1,6 +1,6 @@
-"""How many tokens captions have, without downloading anything.
+"""Count or estimate the tokens of captions, without a download.
 
-Owns: finding a tokenizer on this machine, and the estimate that stands in for it. transformers and
+Owns: finding a tokenizer on this machine, and the estimate without one. transformers and
 torch are imported only when there is a tokenizer to load.
 """
 

@@ -1,7 +1,7 @@
-"""Stage two's model: the DiT alone, frozen, in the types diffusers means it to have.
+"""The model of stage two: only the transformer, frozen, with the dtypes that diffusers intends.
 
 Owns: loading the transformer. Must not import a pipeline, the VAE or the text encoder: training
-runs where only `transformer/` exists.
+needs only `transformer/`.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ def load_transformer(
     Args:
         folder: Model folder that holds `transformer/`.
         dtype: Type of the base; bfloat16 on a GPU.
-        device: Where to compute.
+        device: Device that computes.
 
     Raises:
         ModelError: The folder is missing or its weights do not fit their configuration.

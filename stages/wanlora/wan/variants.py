@@ -45,14 +45,15 @@ _MICRO_STD = (
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One row of the table: architecture, sampling defaults and what sane weights look like.
+    """One row of the table: architecture, sampling defaults and limits for plausible weights.
 
     Attributes:
         latents_mean: Per-channel mean of the raw latents; latents = (raw - mean) / std.
         shift: Shift of sigma in training and sampling at the default size.
-        min_psnr_db: Least PSNR of decode(encode(frames)); None = not checked.
-        channel_std_range: Where the spread of each latent channel must lie; None = not checked.
-        max_base_loss: Greatest loss of the base on real pairs, as a fraction of the velocity
+        min_psnr_db: Minimum PSNR of decode(encode(frames)); None = not checked.
+        channel_std_range: Allowed range of each latent channel's standard deviation; None = not
+            checked.
+        max_base_loss: Maximum loss of the base on real pairs, as a fraction of the velocity
             target's power; None = not checked.
         fps: Frames per second of the videos that the model was trained on.
     """
@@ -81,7 +82,7 @@ class Variant:
 
     @property
     def transformer_shape(self) -> TransformerShape:
-        """What of the transformer decides its FLOPs and bytes."""
+        """Fields of the transformer that determine its FLOPs and bytes."""
         return TransformerShape(
             num_layers=self.num_layers,
             num_attention_heads=self.num_attention_heads,
@@ -93,7 +94,7 @@ class Variant:
         )
 
 
-# What changes the output of the encoders without changing the shape of any weight. Source:
+# Fields that change the output of the encoders but not the shape of any weight. Source:
 # configurations of Wan-AI's diffusers repositories; the micro model has the same. Other fields
 # change shapes or names of weights, and loading refuses those.
 _VAE: dict[str, Any] = {
@@ -108,8 +109,8 @@ _TEXT_ENCODER: dict[str, Any] = {
 _NEVER = ("quantization_config", "transformers_weights", "per_layer_config")
 """Fields with which from_pretrained loads something else than the folder's weights as they are."""
 
-# Recipe: configurations of the released models. The micro model has no thresholds: it knows its
-# drawn world alone, and whoever tries the commands with it on real videos is not to be stopped.
+# Recipe: configurations of the released models. The micro model has no thresholds: it
+# is trained on drawn videos only, and users should be able to try all commands on real videos.
 VARIANTS: dict[str, Variant] = {
     "t2v-1.3b": Variant(
         name="t2v-1.3b", num_layers=30, num_attention_heads=12, attention_head_dim=128,

@@ -49,7 +49,7 @@ def weight_files(part: Path) -> list[Path]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """Read a JSON object, or say which file is not one."""
+    """Read a JSON object; the error names a file that is not one."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -63,7 +63,7 @@ def check_loading(info: Mapping[str, Any], part: Path) -> None:
     """Refuse a model whose weights did not all load; the libraries only warn.
 
     Args:
-        info: What `from_pretrained(..., output_loading_info=True)` returned beside the model.
+        info: Second result of `from_pretrained(..., output_loading_info=True)`.
         part: The sub-folder it was loaded from.
 
     Raises:

@@ -17,7 +17,7 @@ from wanlora import progress
 from wanlora.adapters.attach import attach, scaled
 from wanlora.data.clips import ClipDataset
 from wanlora.micro import world
-from wanlora.micro.measure import maker
+from wanlora.micro.generation import clip_maker
 from wanlora.micro.recognise import Seen, recognise
 from wanlora.wan.encoders import encode_latents, encode_prompts, load_text_encoder, load_vae
 from wanlora.wan.model_folder import MICRO, PIPELINE, resolve
@@ -51,7 +51,7 @@ def make_clips(asked: list[world.Scene], adapter: Path | None, *, seed: int) -> 
     pipeline = load_pipeline(resolve(MICRO, PIPELINE), dtype=torch.float32, device=CPU)
     if adapter is not None:
         attach(pipeline.transformer, [scaled(adapter, 1.0)])
-    make = maker(pipeline)
+    make = clip_maker(pipeline)
     name = "base" if adapter is None else "adapter"
     clips = []
     with progress.bar(total=len(asked), description=f"clips of {name}", unit="clip") as bar:

@@ -13,10 +13,13 @@ from typing import Any
 
 from wanlora.commands.demo import measure
 from wanlora.commands.demo.demo import BATCH_SIZE, NUM_CLIPS, OUTPUTS, REPORT, DemoResult
-from wanlora.commands.demo.demo_page import comparison_gif, demo_page
 from wanlora.config import DemoConfig
 from wanlora.files import write_atomic, write_text
 from wanlora.micro import world
+from wanlora.report.demo_page import comparison_gif, demo_page
+
+NUM_SHOWN = 6
+"""Clips of each model in the picture."""
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +46,14 @@ def summarise(config: DemoConfig) -> dict[str, Any]:
         "one_stage_s": cached_s + BATCH_SIZE * encoding_s,
     }
     result = DemoResult(**values, adapter=str(root / OUTPUTS["train"]), report=str(root / REPORT))
-    gif = comparison_gif(base, adapter, fps=world.FPS)
+    shown = (made.clips[:NUM_SHOWN] for made in (base, adapter))
+    gif = comparison_gif(*shown, fps=world.FPS)
     write_atomic(root / "comparison.gif", gif)
-    page = demo_page(
-        config.concept, gif, [scene.caption for scene in scenes], base, adapter,
-        figures=result.figures(), files=_FILES,
-    )  # fmt: skip
+    recognised = [
+        [scene.caption, *(f"{one.concept or 'nothing'} ({one.match:.2f})" for one in pair)]
+        for scene, pair in zip(scenes, zip(base.seen, adapter.seen, strict=True), strict=True)
+    ]
+    page = demo_page(config.concept, gif, recognised, figures=result.figures(), files=_FILES)
     write_text(root / REPORT, page)
     return values
 

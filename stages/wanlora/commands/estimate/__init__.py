@@ -1,4 +1,4 @@
-"""`wanlora estimate`: what a run will take, before a GPU hour is spent on it."""
+"""`wanlora estimate`: time, memory and disk of a run, before it starts."""
 
 from wanlora.commands.estimate.estimate import run
 from wanlora.commands.estimate.table import EstimateResult

@@ -1,7 +1,7 @@
-"""Settings, clips and card of an estimate, and the seconds that follow from them.
+"""Clips, model, card and batch sizes of an estimate, and the seconds that follow from them.
 
-Owns: means over steps of different buckets, and the pace of a micro-batch and of a forward pass,
-predicted or scaled by a probe.
+Owns: means over steps of different buckets, and the seconds of a micro-batch and of a forward pass,
+predicted or scaled by a probe. Must not know: settings, torch.
 """
 
 from collections import Counter
@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from wanlora.config import EstimateConfig
+from wanlora.commands.estimate.card import Card
 from wanlora.core.buckets import Bucket, num_tokens
-from wanlora.cost.gpus import Gpu
+from wanlora.core.location import Location
 from wanlora.cost.memory import Workload
 from wanlora.cost.seconds import (
     Seconds,
@@ -28,43 +28,25 @@ from wanlora.wan.variants import Variant
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
-    """Device of the run.
-
-    Attributes:
-        gpu: Its rates; None if they are not known.
-        device: Its name in torch, such as `cuda:1`.
-        limit_bytes: Memory that a step may take.
-        element_bytes: Bytes of a value of the transformer.
-    """
-
-    name: str
-    gpu: Gpu | None
-    device: str
-    limit_bytes: float
-    element_bytes: int = 2
-
-    @property
-    def device_type(self) -> str:
-        """`cuda`, `cpu` or `mps`."""
-        return self.device.partition(":")[0]
-
-
-@dataclass(frozen=True, slots=True)
 class Case:
-    """Settings, clips and device of an estimate.
+    """Clips, model, card and batch sizes of an estimate.
 
     Attributes:
-        view: The cache's view, if a cache was given.
+        cache: The cache; None = only numbers of clips are given.
+        view: The cache's view.
+        variant: Variant of the model.
         buckets: Number of clips to train on, by bucket.
         to_encode: Number of all clips, by bucket.
+        card: Device of the run.
         sizes: Clips of a step, by bucket.
         works: Micro-batch, by bucket.
         order: The run's order, with the default seed.
+        num_epochs: Epochs of the run.
+        num_processes: Processes that share the global batch.
         trial: Result of the probe, if there was one.
     """
 
-    config: EstimateConfig
+    cache: Location | None
     view: View | None
     variant: Variant
     buckets: Counter[Bucket]
@@ -73,7 +55,9 @@ class Case:
     sizes: dict[Bucket, BatchSize]
     works: dict[Bucket, Workload]
     order: Order
-    trial: Trial | None
+    num_epochs: float
+    num_processes: int
+    trial: Trial | None = None
 
     @property
     def largest(self) -> Bucket:
@@ -87,7 +71,7 @@ class Case:
 
     @property
     def is_timed(self) -> bool:
-        """Whether the device's rates are known or were measured."""
+        """Whether the card's rates are known or a probe measured it."""
         return self.card.gpu is not None or self.trial is not None
 
     @property
@@ -98,29 +82,29 @@ class Case:
     @property
     def steps(self) -> int:
         """Steps of the run."""
-        return num_steps(self.steps_per_epoch, num_epochs=self.config.num_epochs)
+        return num_steps(self.steps_per_epoch, num_epochs=self.num_epochs)
 
-    def in_a_step(self, bucket: Bucket, of: Callable[[Workload], float]) -> float:
-        """What a process's micro-batches of a bucket's step add up to."""
-        share = self.sizes[bucket].num_micro_batches // self.config.num_processes
-        return share * of(self.works[bucket])
+    def in_a_step(self, bucket: Bucket, cost: Callable[[Workload], float]) -> float:
+        """Sum a cost over the micro-batches that a process has in a step of a bucket."""
+        share = self.sizes[bucket].num_micro_batches // self.num_processes
+        return share * cost(self.works[bucket])
 
-    def mean(self, of: Callable[[Workload], float]) -> float:
-        """Mean over steps of what a process's micro-batches add up to."""
+    def mean(self, cost: Callable[[Workload], float]) -> float:
+        """Mean over steps of the sum of a cost over a process's micro-batches."""
         total = sum(
-            float(steps) * self.in_a_step(bucket, of)
+            float(steps) * self.in_a_step(bucket, cost)
             for bucket, steps in self.order.bucket_steps_per_epoch.items()
         )
         return total / float(self.steps_per_epoch)
 
     def pace(self, modes: Modes) -> Callable[[Workload], Seconds] | None:
-        """Give the seconds of a micro-batch as a function; None where nothing is known."""
-        gpu, trial, tried = self.card.gpu, self.trial, self.work
+        """Return a function from a micro-batch to its seconds; None if they are not known."""
+        gpu, trial = self.card.gpu, self.trial
         if gpu is None:
             if trial is None or modes != trial.modes:
                 return None
-            a_flop = trial.seconds / model_flops(tried)
-            return lambda work: Seconds(0.0, a_flop * model_flops(work), 0.0)
+            seconds_per_flop = trial.seconds / model_flops(self.work)
+            return lambda work: Seconds(0.0, seconds_per_flop * model_flops(work), 0.0)
         return lambda work: predict_seconds(work, modes, gpu).times(self.scale)
 
     @property
@@ -140,7 +124,7 @@ class Case:
         return self.trial.seconds / model_flops(self.work) * forward_flops(work)
 
     def seconds(self, modes: Modes) -> Seconds | None:
-        """Seconds of a mean step; of a probed device of unknown rates only the total."""
+        """Seconds of a mean step; for a probed card with unknown rates only the total counts."""
         pace = self.pace(modes)
         if pace is None:
             return None

@@ -1,13 +1,12 @@
 """Forward passes of validation and previews: the time of a run that is not spent in steps.
 
 Owns: the clips that are measured, how often, and by how many processes, as `train` does it.
-Must not know: the seconds of a pass; the caller has them.
+Must not know: the seconds of a pass, settings.
 """
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
-from wanlora.config import EstimateConfig
 from wanlora.core.buckets import Bucket, usual
 from wanlora.store.views import View
 from wanlora.training.panel import choose, num_due
@@ -36,7 +35,7 @@ class Passes(NamedTuple):
 
     @property
     def rounds(self) -> int:
-        """How often every group is measured in the run."""
+        """Number of times that every group is measured in the run."""
         return self.times + (self.once_more and self.times > 0)
 
     @property
@@ -44,55 +43,75 @@ class Passes(NamedTuple):
         """Number of forward passes in the run, over all processes."""
         return self.rounds * self.per_clip * sum(map(len, self.groups))
 
-    def seconds(self, of: Callable[[Bucket], float]) -> float:
-        """Seconds of the run by those of a pass: in each group, of the busiest process."""
+    def seconds(self, of_pass: Callable[[Bucket], float]) -> float:
+        """Sum the seconds of the run; a group takes as long as its busiest process.
+
+        Args:
+            of_pass: Seconds of a forward pass, by bucket.
+        """
         longest = (
-            max(sum(map(of, group[rank :: self.num_ranks])) for rank in range(self.num_ranks))
+            max(sum(map(of_pass, group[rank :: self.num_ranks])) for rank in range(self.num_ranks))
             for group in self.groups
         )
         return self.rounds * self.per_clip * sum(longest)
 
 
 def validation_passes(
-    config: EstimateConfig, view: View | None, buckets: Collection[Bucket], *, end_step: int
+    view: View | None,
+    buckets: Collection[Bucket],
+    *,
+    splits: Sequence[str],
+    num_clips: int,
+    num_sigmas: int,
+    every: int,
+    end_step: int,
+    num_ranks: int = 1,
 ) -> Passes:
     """Count the passes of validation: each clip at each sigma, and the base's losses once.
 
     Args:
-        config: Its `validation` has the defaults of `train`.
-        view: Clips to choose panels from; without it, panels are full, with all sizes equally.
+        view: View to choose the clips from; without it, panels are full, with all sizes equally.
         buckets: Sizes of the training clips.
+        splits: Split of each panel.
+        num_clips: Maximum number of clips of a panel.
+        num_sigmas: Noise levels of each clip.
+        every: Steps between validations; 0 = never.
         end_step: Steps of the run.
+        num_ranks: Processes that share the clips of a panel.
     """
-    settings = config.validation
-    splits = [settings.split] + (["train"] if settings.train_clips else [])
     return Passes(
-        times=num_due(end_step, every=settings.every),
+        times=num_due(end_step, every=every),
         once_more=True,
-        groups=tuple(_panel(view, split, buckets, settings.num_clips) for split in splits),
-        per_clip=settings.num_sigmas,
-        num_ranks=config.num_processes,
+        groups=tuple(_panel(view, split, buckets, num_clips) for split in splits),
+        per_clip=num_sigmas,
+        num_ranks=num_ranks,
     )
 
 
 def preview_passes(
-    config: EstimateConfig, buckets: Iterable[Bucket], variant: Variant, *, end_step: int
+    buckets: Iterable[Bucket],
+    variant: Variant,
+    *,
+    num_prompts: int,
+    denoising_steps: int,
+    every: int,
+    end_step: int,
 ) -> Passes:
-    """Count the passes of previews, which one process makes while the others wait.
+    """Count the passes of previews. One process makes them while the others wait.
 
     Args:
-        config: Its `previews` has the defaults of `train`: none without prompts.
         buckets: Size of each training clip.
         variant: Its guidance decides whether a denoising step takes two passes.
+        num_prompts: Prompts of a preview.
+        denoising_steps: Denoising steps of each prompt.
+        every: Steps between previews; 0 = never.
         end_step: Steps of the run.
     """
-    settings, every = config.previews, config.previews.period(end_step)
-    guided = 2 if variant.guidance_scale > 1 else 1
     return Passes(
         times=1 + num_due(end_step, every=every) if every else 0,
         once_more=False,
-        groups=((usual(buckets),) * (len(settings.prompts) or settings.num_prompts),),
-        per_clip=guided * settings.steps,
+        groups=((usual(buckets),) * num_prompts,),
+        per_clip=denoising_steps * (2 if variant.guidance_scale > 1 else 1),
     )
 
 

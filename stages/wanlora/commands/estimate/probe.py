@@ -1,18 +1,20 @@
 """The probe: real steps of the largest bucket on a device of this machine.
 
-Owns: what is loaded for it. Imported only if a probe was requested.
+Owns: what is loaded for it. Imported only if a probe is requested. Must not know: settings.
 """
 
 import torch
 
 from wanlora.adapters.file import LoraShape
 from wanlora.adapters.lora import add_adapter
-from wanlora.commands.estimate.case import Card, Case
+from wanlora.commands.estimate.card import Card
+from wanlora.commands.estimate.case import Case
 from wanlora.cost.gpus import gpu_of
 from wanlora.cost.memory import uploaded_bytes
 from wanlora.errors import ConfigError
 from wanlora.progress import waiting
 from wanlora.training import fitting
+from wanlora.training.fitting import Activations
 from wanlora.training.workload import Trial
 from wanlora.wan import device as devices
 from wanlora.wan.model_folder import TRANSFORMER, resolve
@@ -40,24 +42,33 @@ def card_here(device: str, model: str) -> Card:
     return Card(name, gpu_of(name), str(place), fitting.budget(place), element_bytes=size)
 
 
-def probe(case: Case, model: str) -> Trial:
-    """Load the transformer with a fresh adapter, and take real steps of the largest bucket."""
-    config, device = case.config, torch.device(case.card.device)
+def probe(
+    case: Case, model: str | None, shape: LoraShape, *, activations: Activations, kernel: str
+) -> Trial:
+    """Load the transformer with a fresh adapter, and take real steps of the largest bucket.
+
+    Args:
+        case: Clips, model, card and batch sizes.
+        model: The model to load.
+        shape: Rank, alpha and targets of the adapter.
+        activations: How all blocks keep their activations; auto = the fastest modes that fit.
+        kernel: Attention kernel; see `wan.attention.pinned`.
+
+    Raises:
+        ConfigError: There is no model.
+        DeviceError: Nothing fits into the memory of the device.
+    """
+    device = torch.device(case.card.device)
     if not model:
         raise ConfigError("--probe runs a model: pass --model, or a --cache that names one")
     dtype = devices.base_dtype("auto", device)
     folder = resolve(model, TRANSFORMER)
     with waiting(f"loading the transformer in {folder}"):
         transformer = load_transformer(folder, dtype=dtype, device=device)
-    settings = config.lora
-    shape = LoraShape(
-        settings.rank, settings.alpha or settings.rank, settings.targets, settings.rslora,
-        settings.dora,
-    )  # fmt: skip
     parameters = add_adapter(transformer, shape, seed=0)
     trained = sum(parameter.numel() for parameter in parameters.values())
     return fitting.fit(
-        transformer, case.work, case.largest, case.variant, activations=config.activations,
-        kernel=config.attention, device=device, dtype=dtype, passes=_PROBE_PASSES,
+        transformer, case.work, case.largest, case.variant, activations=activations,
+        kernel=kernel, device=device, dtype=dtype, passes=_PROBE_PASSES,
         reserved_bytes=int(_PROBE_LACKS * trained + uploaded_bytes(case.work)),
     )  # fmt: skip

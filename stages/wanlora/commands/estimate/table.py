@@ -1,4 +1,7 @@
-"""What an estimate says: figures for a program, a table for a person."""
+"""Result of an estimate: figures for a program, and a table for a person.
+
+Owns: the fields of `--json` and the lines of the table. Must not know how figures are calculated.
+"""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,20 +9,20 @@ from typing import Any
 from wanlora.core import units
 from wanlora.report.text_table import text_table
 
-LINK = 50e9
-"""Bytes a second of a network card of 400 Gbit/s, one for each GPU of a node."""
+LINK_BYTES_PER_S = 50e9
+"""Rate of a network card of 400 Gbit/s, one for each GPU of a node."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """One way of keeping activations, the same for all blocks.
+    """Peak memory and seconds if all blocks keep their activations in the same mode.
 
     Attributes:
-        peak_gb: Of the largest micro-batch, weights included.
-        fits: Whether the card has that much.
-        seconds_per_step: Of an optimizer step; None where nothing is known of the card.
+        peak_gb: Memory of the largest micro-batch, weights included.
+        fits: Whether the card has this much memory.
+        seconds_per_step: Seconds of an optimizer step; None if the card's rates are not known.
         longest: Frames of the longest clip of the largest bucket's size that would fit, at most
-            that bucket's; None when none does.
+            that bucket's; None if no clip fits.
     """
 
     peak_gb: float
@@ -30,14 +33,14 @@ class Mode:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A step of one bucket, in the way of keeping activations that was chosen.
+    """A step of one bucket, with the selected modes of keeping activations.
 
     Attributes:
-        clips: Of a step.
+        clips: Clips of the step.
         micro_batch: Clips that go through the transformer at once.
-        tflop: What the mathematics of the step needs.
+        tflop: TFLOP of the step, recomputation not counted.
         seconds: Seconds of the step; None if they are not known.
-        peak_gb: Of a micro-batch, weights included.
+        peak_gb: Memory of a micro-batch, weights included.
     """
 
     clips: int
@@ -55,7 +58,7 @@ class Pause:
         times: Number of pauses in the run.
         forward_passes: Forward passes of one clip in the run, over all processes; of validation,
             the base's losses included.
-        hours: Hours of the run that they take; None if they are not known.
+        hours: Hours of all pauses; None if they are not known.
     """
 
     times: int
@@ -65,42 +68,44 @@ class Pause:
 
 @dataclass(frozen=True, slots=True)
 class EstimateResult:
-    """What a run takes, on one GPU or on a GPU for each of several processes.
+    """Time, memory and disk of a run, on one GPU or on one GPU for each of several processes.
+
+    Figures of a step are means over the steps of all buckets.
 
     Attributes:
-        variant: The model.
-        gpu: The card's name, or the device that was probed.
-        measured: Whether seconds were scaled by a probe; else they are predictions.
-        buckets: Clips to train on by size.
+        variant: Variant of the model.
+        gpu: Name of the card, or of the device that was probed.
+        measured: Whether seconds are scaled by a probe; else they are predictions.
+        buckets: Number of clips to train on, by bucket.
         lora: The adapter, in words.
-        trained_parameters: Of the adapter.
-        batches: What a step of each size has and takes. What follows is the mean over steps.
-        clips_per_step: The global batch.
-        num_processes: That share it.
-        sent_bytes_per_step: By each process, to sum the adapter's gradient over all of them.
-        tflop_per_step: What the mathematics of an optimizer step needs.
-        floor_s: Least seconds of a step with these kernels: attention and matrix products alone.
-        seconds_per_step: In the way that `activations` names; None, like all hours, for a GPU
+        trained_parameters: Parameters of the adapter.
+        batches: Steps of each bucket.
+        clips_per_step: Clips of the global batch.
+        num_processes: Processes that share the global batch.
+        sent_bytes_per_step: Bytes that each process sends to sum the adapter's gradient.
+        tflop_per_step: TFLOP of an optimizer step over all processes, recomputation not counted.
+        floor_s: Minimum seconds of a step with these kernels: attention and matrix products alone.
+        seconds_per_step: Seconds of a step with `activations`; None, like all hours, for a GPU
             whose rates are not known.
-        parts: Of that, by attention, matmul and elementwise.
-        mfu: Of the card's bf16 peak, at that speed.
-        activations: The way chosen: of `modes`, or a mixture.
-        peak_gb: Its peak.
-        fits: Whether the card has that much.
-        memory_gb: What a step may take on the card.
-        modes: Every way.
-        steps: Of the run.
-        hours_per_epoch: Of the steps of an epoch.
-        hours: Of the whole run: steps, validation and previews.
-        validation: The part of validation.
-        previews: The part of previews.
-        stage_one_hours: To encode every clip.
-        cache_gb: Of the store; measured where there is one.
-        checkpoints_gb: Those that are kept.
-        untrained: Buckets without a step in the run, and the ways to train them.
+        parts: Seconds of a step in attention, matmul and elementwise kernels.
+        mfu: Share of the card's bf16 peak at that speed.
+        activations: The selected mode, one of `modes` or a mixture.
+        peak_gb: Peak memory in this mode.
+        fits: Whether the card has this much memory.
+        memory_gb: Memory of the card that a step may take.
+        modes: Every mode, for all blocks.
+        steps: Steps of the run.
+        hours_per_epoch: Hours of the steps of an epoch.
+        hours: Hours of the whole run: steps, validation and previews.
+        validation: Pauses for validation.
+        previews: Pauses for previews.
+        stage_one_hours: Hours to encode every clip.
+        cache_gb: Size of the store; measured if it exists.
+        checkpoints_gb: Size of the checkpoints that the run keeps.
+        untrained: Buckets without a step in the run, and how to train them.
         too_short: Warning about a run too short to learn from; None for others.
-        assumed: What the seconds stand on.
-        probe: What the probe saw.
+        assumed: Assumptions behind the seconds.
+        probe: Result of the probe.
     """
 
     variant: str
@@ -142,7 +147,7 @@ class EstimateResult:
         return 0
 
     def lines(self) -> list[str]:
-        """Say it as a table, and what was assumed."""
+        """Format the figures as tables, with the assumptions."""
         unknown = "memory counted, time not known"
         predicted = "predicted, not measured" if self.seconds_per_step else unknown
         how = "measured by a probe" if self.measured else predicted
@@ -179,7 +184,7 @@ class EstimateResult:
         return text_table(head, rows)
 
     def _batches_table(self) -> list[str]:
-        """What a step has, by bucket; nothing where there is one."""
+        """Table of the steps by bucket; empty if there is only one bucket."""
         rows = [
             (
                 name,
@@ -247,13 +252,13 @@ class EstimateResult:
         return f" ({units.percent(pause.hours / self.hours)} of the run)"
 
     def _between_gpus(self) -> list[str]:
-        """Bytes that a step sends; not added to its seconds, of which it is a small part."""
+        """Line of the bytes that a step sends; their time, a small part, is not in its seconds."""
         if self.num_processes == 1:
             return []
         sent = self.sent_bytes_per_step
         return [
             f"between GPUs {units.size(sent)} per step sent by each process, "
-            f"{units.duration(sent / LINK)} at {units.size(LINK)}/s"
+            f"{units.duration(sent / LINK_BYTES_PER_S)} at {units.size(LINK_BYTES_PER_S)}/s"
         ]
 
 

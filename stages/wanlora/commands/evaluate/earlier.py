@@ -1,6 +1,6 @@
-"""An evaluation that is in the output folder already: continued, or not replaced.
+"""An earlier evaluation in the output folder: it is continued, replaced or kept.
 
-Owns: which evaluation replaces which. One that has all findings of the earlier one does.
+Owns: the rule. A new evaluation replaces an earlier one if it contains all of its findings.
 """
 
 import json
@@ -12,7 +12,7 @@ from wanlora.core.fingerprint import difference
 from wanlora.errors import RunError
 
 NOT_COMPARED = frozenset({"wanlora", "cache", "model", "best"})
-"""Fields whose change does not make it another evaluation; weights are compared by content."""
+"""Fields that may differ between the two; weights are compared by content."""
 FOUND = frozenset({"validation", "adapters", "videos", "video_settings"})
 
 
@@ -23,14 +23,14 @@ def require_replaceable(
 
     Args:
         path: evaluation.json.
-        question: Its fields that are known before anything is measured.
+        question: Fields of the new evaluation that are known before anything is measured.
         adapters: Hex sha256 and scale of each adapter.
 
     Returns:
-        Whether an evaluation with videos is there.
+        Whether the earlier evaluation has videos; False without one.
 
     Raises:
-        RunError: Its findings are not all in the new one, or it is not an evaluation.
+        RunError: Findings of the earlier one would be lost, or the file is not an evaluation.
     """
     if not path.exists():
         return False
@@ -60,7 +60,7 @@ _WAY_OUT = "choose another --output-dir, or move the file away"
 
 
 def _differing(old: Mapping[str, Any], question: Mapping[str, Any]) -> list[str]:
-    """Fields with another value, and fields that a person has added."""
+    """List the fields with another value, and fields that a person added to the file."""
     known = question.keys() | FOUND | NOT_COMPARED
     wanted = {key: question[key] for key in question.keys() - FOUND - NOT_COMPARED}
     found = {key: value for key, value in old.items() if key in wanted or key not in known}

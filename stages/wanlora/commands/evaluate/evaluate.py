@@ -1,7 +1,7 @@
 """`wanlora evaluate`, in order: check, measure losses, make videos, write the report.
 
-Owns: evaluation.json and report.html. Whatever stops it, the same command continues: losses and
-videos that are there are not made again.
+Owns: evaluation.json and report.html. After an interruption the same command continues: losses and
+videos that exist are not made again.
 """
 
 import functools
@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from wanlora import __version__
@@ -39,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What was found, as in evaluation.json."""
+    """Path of the report, and the content of evaluation.json."""
 
     report: str
     evaluation: dict[str, Any]
@@ -50,8 +51,10 @@ class EvaluateResult:
         return 0
 
     def lines(self) -> list[str]:
-        """Say each adapter's difference in a line, and where the report is."""
-        lines = [say(item["name"], item["validation"]) for item in self.evaluation["adapters"]]
+        """Format a line for each adapter, and the path of the report."""
+        lines = [
+            loss_line(item["name"], item["validation"]) for item in self.evaluation["adapters"]
+        ]
         return [*lines, f"report: {self.report}"]
 
 
@@ -63,24 +66,19 @@ def run(config: EvaluateConfig, view: View) -> EvaluateResult:
         view: The cache's view, from `preflight.check`.
 
     Raises:
-        WanloraError: A setting, the cache, the device, the model or an adapter does not do.
+        WanloraError: A setting, the cache, the device, the model or an adapter cannot be used.
     """
-    base_dir = config.base_videos or config.output_dir.absolute().parent / "base-videos"
     compared = subjects(config.adapter, checkpoints=config.checkpoints)
     setup = open_setup(config, view)
+    output_dir = config.output_dir
     has_videos = require_replaceable(
-        config.output_dir / EVALUATION_NAME,
-        _question(config, setup),
+        output_dir / EVALUATION_NAME,
+        _question(setup),
         [(item.scaled.sha256, item.scaled.scale) for item in compared],
     )
-    models = plan(
-        setup,
-        compared,
-        num_videos=config.videos_per_activity,
-        base_dir=base_dir,
-        output_dir=config.output_dir,
-    )
-    if config.videos_per_activity:
+    base_dir = config.base_videos or output_dir.absolute().parent / "base-videos"
+    models = plan(setup, compared, base_dir=base_dir, output_dir=output_dir)
+    if setup.num_videos:
         require_folder(base_dir, flag="--set base_videos")
         logger.info("%s", describe(setup, models))
     logger.info(
@@ -88,38 +86,37 @@ def run(config: EvaluateConfig, view: View) -> EvaluateResult:
         count(len(setup.panel.clips), "held-out clip"),
         count(len(setup.panel.sigmas), "noise level"),
     )  # fmt: skip
-    config.output_dir.mkdir(parents=True, exist_ok=True)
+    output_dir.mkdir(parents=True, exist_ok=True)
     load = functools.cache(lambda: _load(setup, compared))
     with pinned("auto", setup.device):  # the kernel that training takes: its losses, and its speed
-        base, others = losses.tables(setup, compared, config.output_dir, load)
-        found = _evaluation(config, setup, compared, base, others)
+        found = _evaluation(setup, compared, *losses.tables(setup, compared, output_dir, load))
         if not has_videos:
-            _write(config, found, [])  # hours before the videos are there
-        if config.videos_per_activity:
+            _write(output_dir, found, [])  # hours before the videos exist
+        if setup.num_videos:
             for item in found["adapters"]:
-                logger.info("%s", say(item["name"], item["validation"]))
+                logger.info("%s", loss_line(item["name"], item["validation"]))
             videos.make(setup, models, load)
-    if config.videos_per_activity:
-        shown = _with_clips(config, setup, models)
-        found = _with_videos(found, shown)
-        _write(config, found, _shown(config, shown))
-    return EvaluateResult(str(config.output_dir / REPORT_NAME), found)
+    if setup.num_videos:
+        compared_videos = _with_clips(setup, models, output_dir)
+        found = _with_videos(found, compared_videos)
+        shown = _shown(
+            compared_videos, per_activity=config.shown_per_activity, at_most=config.html_clips,
+            height=config.shown_height,
+        )  # fmt: skip
+        _write(output_dir, found, shown)
+    return EvaluateResult(str(output_dir / REPORT_NAME), found)
 
 
-def _with_clips(config: EvaluateConfig, setup: Setup, models: Sequence[Model]) -> dict[str, Model]:
-    """The real clips, where they compare, before the models; the first of these is the base."""
-    clips = plan_clips(
-        setup,
-        num_videos=config.videos_per_activity,
-        output_dir=config.output_dir,
-    )
+def _with_clips(setup: Setup, models: Sequence[Model], output_dir: Path) -> dict[str, Model]:
+    """Models by name, the base first; before it the real clips, if they have the videos' size."""
+    clips = plan_clips(setup, output_dir=output_dir)
     if clips:
         videos.decode_clips(setup, clips)
     return {model.name: model for model in ([clips, *models] if clips else models)}
 
 
 def _load(setup: Setup, compared: Sequence[Subject]) -> Any:
-    """Load the transformer, and refuse an adapter that is not for it before hours of work."""
+    """Load the transformer, and check that every adapter fits it before hours of work."""
     with waiting(f"loading the transformer in {setup.folder}"):
         transformer = load_transformer(setup.folder, dtype=setup.dtype, device=setup.device)
     for item in compared:
@@ -127,8 +124,8 @@ def _load(setup: Setup, compared: Sequence[Subject]) -> Any:
     return transformer
 
 
-def say(name: str, validation: Mapping[str, Any]) -> str:
-    """An adapter's loss and its difference to the base's, in one line."""
+def loss_line(name: str, validation: Mapping[str, Any]) -> str:
+    """Format an adapter's loss and its difference from the base's."""
     base, interval = validation["base"], validation["ci95"]
     change = 100 * validation["paired_difference"] / base
     sample = describe_sample(validation["clips"], validation["source_groups"])
@@ -141,13 +138,16 @@ def say(name: str, validation: Mapping[str, Any]) -> str:
 
 
 def _evaluation(
-    config: EvaluateConfig,
-    setup: Setup,
-    compared: Sequence[Subject],
-    base: losses.Table,
-    others: Sequence[losses.Table],
+    setup: Setup, compared: Sequence[Subject], base: losses.Table, others: Sequence[losses.Table]
 ) -> dict[str, Any]:
-    """Losses, as evaluation.json has them."""
+    """Build the content of evaluation.json without videos.
+
+    Args:
+        setup: What all models share.
+        compared: The adapters.
+        base: Losses of the base model.
+        others: Losses of each adapter.
+    """
     found = [losses.compare(setup.panel, table, base, name="base") for table in others]
     best = min(range(len(others)), key=lambda index: float(found[index]["adapter"]))
     adapters = [
@@ -162,7 +162,7 @@ def _evaluation(
         for item, table, validation in zip(compared, others, found, strict=True)
     ]
     return {
-        **_question(config, setup),
+        **_question(setup),
         "best": compared[best].name,
         "validation": adapters[0]["validation"],
         "adapters": adapters,
@@ -170,16 +170,16 @@ def _evaluation(
     }
 
 
-def _question(config: EvaluateConfig, setup: Setup) -> dict[str, Any]:
+def _question(setup: Setup) -> dict[str, Any]:
     """Fields of evaluation.json that are known before anything is measured."""
     return {
         "wanlora": __version__,
         "model": setup.model,
-        "cache": str(config.cache),
-        "view": config.view,
-        "seed": config.seed,
+        "cache": str(setup.cache),
+        "view": setup.view.name,
+        "seed": setup.source.seed,
         **setup.facts,
-        "split": config.split,
+        "split": setup.panel.name,
         "clips": [clip.clip_id for clip in setup.panel.clips],
         "sigmas": list(setup.panel.sigmas),
         "video_settings": {
@@ -188,13 +188,13 @@ def _question(config: EvaluateConfig, setup: Setup) -> dict[str, Any]:
             "guidance_scale": setup.guidance_scale,
             "shift": setup.source.shift,
             "fps": setup.fps,
-            "videos_per_activity": config.videos_per_activity,
+            "videos_per_activity": setup.num_videos,
         },
     }
 
 
 def _with_videos(found: dict[str, Any], models: Mapping[str, Model]) -> dict[str, Any]:
-    """Add what is said of the videos, and where each of them is."""
+    """Add the measures of the videos and the path of each video."""
     base = models[BASE]
     listed = [
         {
@@ -214,19 +214,28 @@ def _with_videos(found: dict[str, Any], models: Mapping[str, Model]) -> dict[str
     return found | {"videos": {"measures": measures, "list": listed}}
 
 
-def _shown(config: EvaluateConfig, models: Mapping[str, Model]) -> list[Shown]:
-    """The first few videos of each activity, small enough for a page."""
+def _shown(
+    models: Mapping[str, Model], *, per_activity: int, at_most: int, height: int
+) -> list[Shown]:
+    """Compress the first few videos of each activity for the report.
+
+    Args:
+        models: Models with videos of the same prompts, by name.
+        per_activity: Maximum number of prompts of an activity.
+        at_most: Maximum number of prompts in all.
+        height: Maximum height in px.
+    """
     shown: list[Shown] = []
     taken: dict[str, int] = {}
     for number, video in enumerate(models[BASE].videos):
         taken[video.activity] = taken.get(video.activity, 0) + 1
-        if taken[video.activity] > config.shown_per_activity or len(shown) >= config.html_clips:
+        if taken[video.activity] > per_activity or len(shown) >= at_most:
             continue
         small = {
             name: mp4.small(
                 frames_of(model.videos[number]),
                 fps=model.videos[number].facts["fps"],
-                height=config.shown_height,
+                height=height,
             )
             for name, model in models.items()
         }
@@ -234,8 +243,9 @@ def _shown(config: EvaluateConfig, models: Mapping[str, Model]) -> list[Shown]:
     return shown
 
 
-def _write(config: EvaluateConfig, found: dict[str, Any], shown: Sequence[Shown]) -> None:
+def _write(folder: Path, found: dict[str, Any], shown: Sequence[Shown]) -> None:
+    """Write evaluation.json and the report."""
     text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_text(config.output_dir / EVALUATION_NAME, text)
+    write_text(folder / EVALUATION_NAME, text)
     page = marked(evaluation_page(found, shown), "evaluate")
-    write_text(config.output_dir / REPORT_NAME, page)
+    write_text(folder / REPORT_NAME, page)

@@ -1,7 +1,7 @@
-"""The loss of each model on the same clips, sigmas and noise, and what the tables say.
+"""Loss of each model on the same clips, sigmas and noise, and comparisons of the losses.
 
-Owns: which table belongs to which model, and the figures of evaluation.json made from them. The
-arithmetic is that of training's validation.
+Owns: `losses.json`, and the figures of evaluation.json made from it. The arithmetic is that of
+training's validation.
 """
 
 import json
@@ -37,10 +37,10 @@ def tables(
     """Losses of the base and of each subject; those in `losses.json` are not measured again.
 
     Args:
-        setup: What all share.
+        setup: What all models share.
         subjects: The adapters.
-        folder: Where `losses.json` is.
-        load: Gives the transformer, without adapters; called only when something is missing.
+        folder: Folder with `losses.json`.
+        load: Returns the transformer without adapters; called only if a table is missing.
 
     Raises:
         NonFiniteError: A loss is NaN or infinite.
@@ -64,7 +64,7 @@ def _measure_all(
     known: dict[str, Any],
     path: Path,
 ) -> None:
-    """Add the missing tables to the known ones, each written as soon as it is there."""
+    """Add the missing tables to the known ones, and write each as soon as it is measured."""
     with progress.bar(total=len(todo), description="losses", unit="model") as bar:
         for key, item in todo.items():
             progress.show_figures(bar, item.name if item else "base")
@@ -74,7 +74,7 @@ def _measure_all(
 
 
 def _key(setup: Setup, subject: Subject | None) -> str:
-    """Identity of a table: clips, sigmas, noise and everything the model is made of."""
+    """Fingerprint of a table: of the clips, the sigmas, the noise and the weights."""
     adapter = [subject.scaled.sha256, subject.scaled.scale] if subject else None
     facts = {**setup.facts, "weights": setup.weights["transformer"]}
     return fingerprint([setup.panel.key(setup.source, facts), adapter])
@@ -108,13 +108,13 @@ def _measure(setup: Setup, subject: Subject | None, transformer: Any) -> Table:
 
 
 def compare(panel: Panel, table: Table, other: Table, *, name: str) -> dict[str, Any]:
-    """What two tables say of each other, over all clips, by activity and by sigma.
+    """Compare the losses of two models: over all clips, by activity and by sigma.
 
     Args:
-        panel: Whose clips and sigmas the rows and columns are.
-        table: The adapter's.
-        other: What it is compared with.
-        name: What that is called.
+        panel: Clips (rows) and sigmas (columns) of both tables.
+        table: Losses of the adapter.
+        other: Losses of the model to compare with.
+        name: Name of the other model's mean in the result.
     """
     activities = [clip.activity for clip in panel.clips]
     groups = [clip.source_group for clip in panel.clips]

@@ -1,6 +1,6 @@
-"""What is said of the videos: measures of each, by activity, and against the base's.
+"""Measures of the videos: means by activity, and differences from the base's videos.
 
-Owns: which measures there are. Their formulas are in `media.quality`.
+Owns: the list of measures. Their formulas are in `media.quality`.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,13 +24,13 @@ MEASURES: dict[str, Callable[[Any], float]] = {
 
 
 def measure(frames: UInt8[np.ndarray, "t h w 3"]) -> dict[str, float]:
-    """Measure a video; done once, on the pixels before they are compressed."""
+    """Measure a video before it is compressed; the values are kept in its record."""
     brightness = quality.luma(frames)
     return {name: of(brightness) for name, of in MEASURES.items()}
 
 
 def frames_of(video: Video) -> UInt8[np.ndarray, "t h w 3"]:
-    """Pixels of a video that was made, as its file has them.
+    """Read the pixels of a video from its file.
 
     Raises:
         RunError: The file is damaged.
@@ -40,13 +40,13 @@ def frames_of(video: Video) -> UInt8[np.ndarray, "t h w 3"]:
         return decode(video.path, start_s=0, fps=video.facts["fps"], num_frames=num_frames)
     except MediaError as error:
         raise RunError(
-            f"{video.path} is not the video that was written ({error.code}): delete it, and run "
-            "the same command again to make it anew"
+            f"{video.path} is not the video that was written ({error.code}): delete it, and "
+            "run the same command again"
         ) from error
 
 
 def measured(model: Model) -> dict[str, Any]:
-    """Means of the measures by activity, each with the diversity of the activity's videos."""
+    """Average the measures by activity, and add the diversity of the activity's videos."""
     by_activity: dict[str, dict[Path, Video]] = {}
     for video in model.videos:
         by_activity.setdefault(video.activity, {})[video.path] = video
@@ -63,7 +63,7 @@ def _of_activity(videos: Sequence[Video]) -> dict[str, float | None]:
 
 
 def against_base(model: Model, base: Model) -> dict[str, Any]:
-    """Mean difference of each measure to the base's video of the same prompt and noise.
+    """Average the differences from the base's video of the same prompt and noise, by measure.
 
     Videos of one prompt are not independent: each prompt counts as one group of the interval.
     """

@@ -5,10 +5,12 @@ import torch or diffusers.
 """
 
 import shlex
+from collections.abc import Sequence
 
 from wanlora.adapters.header import read_header, split_scale
 from wanlora.config import EvaluateConfig
 from wanlora.core.buckets import Bucket, problem_with, usual
+from wanlora.core.location import Location
 from wanlora.errors import ConfigError
 from wanlora.files import require_folder
 from wanlora.report.generated import require_own_page
@@ -36,53 +38,70 @@ def check(config: EvaluateConfig) -> View:
     for text in config.adapter:
         read_header(split_scale(text)[0])
     view = read_view(config.cache, config.view)
-    video_size(config, held_out_clips(config, view))
-    if folder := resolve_here(config.model or view.model, parts_of_model(config)):
-        check_model(config, view, variant_of(folder))
+    video_size(
+        held_out_clips(view, config.split),
+        num_frames=config.num_frames, height=config.height, width=config.width,
+    )  # fmt: skip
+    model = config.model or view.model
+    if folder := resolve_here(model, parts_of_model(videos=config.videos_per_activity > 0)):
+        check_model(view, variant_of(folder), cache=config.cache, model=model)
     return view
 
 
-def held_out_clips(config: EvaluateConfig, view: View) -> tuple[ViewClip, ...]:
+def held_out_clips(view: View, split: str) -> tuple[ViewClip, ...]:
     """Clips of the split, at least one.
 
     Raises:
         StoreError: The view has no clips of the split.
     """
-    held_out = tuple(clip for clip in view.clips if clip.split == config.split)
+    held_out = tuple(clip for clip in view.clips if clip.split == split)
     if not held_out:
-        raise no_such_split(view, config.split)
+        raise no_such_split(view, split)
     return held_out
 
 
-def parts_of_model(config: EvaluateConfig) -> list[str]:
-    """Sub-folders of the model that are needed."""
-    return ["transformer", "vae"] if config.videos_per_activity else ["transformer"]
+def parts_of_model(*, videos: bool) -> list[str]:
+    """Sub-folders of the model that are needed, with or without videos."""
+    return ["transformer", "vae"] if videos else ["transformer"]
 
 
-def check_model(config: EvaluateConfig, view: View, variant: Variant) -> None:
-    """Refuse a model that does not read what the cache holds.
+def check_model(view: View, variant: Variant, *, cache: Location, model: str) -> None:
+    """Refuse a model that cannot use the contents of the cache.
+
+    Args:
+        view: View of the cache.
+        variant: Variant of the model.
+        cache: The `--cache` value, for the command in the message.
+        model: The model, as `--model` names it.
 
     Raises:
         StaleStoreError: Names every field that differs.
     """
-    model = config.model or view.model
-    words = ["wanlora", "cache-latents", "--cache", str(config.cache), "--model", model]
-    words += [] if config.view == "default" else ["--view", config.view]
+    words = ["wanlora", "cache-latents", "--cache", str(cache), "--model", model]
+    words += [] if view.name == "default" else ["--view", view.name]
     check_encodings(view, variant, encode_again=shlex.join(words))
 
 
-def video_size(config: EvaluateConfig, held_out: tuple[ViewClip, ...]) -> Bucket:
+def video_size(
+    held_out: Sequence[ViewClip],
+    *,
+    num_frames: int | None,
+    height: int | None,
+    width: int | None,
+) -> Bucket:
     """Size of the videos: as set, else the most common one of the held-out clips.
+
+    Args:
+        held_out: At least one clip.
+        num_frames: Frames, if set.
+        height: Height in px, if set.
+        width: Width in px, if set.
 
     Raises:
         ConfigError: Wan cannot make videos of this size.
     """
     common = usual(clip.bucket for clip in held_out)
-    bucket = Bucket(
-        config.num_frames or common.num_frames,
-        config.height or common.height,
-        config.width or common.width,
-    )
+    bucket = Bucket(num_frames or common.num_frames, height or common.height, width or common.width)
     if problem := problem_with(bucket):
         raise ConfigError(f"cannot make videos of {problem}")
     return bucket

@@ -1,6 +1,6 @@
 """What all models of an evaluation share: clips, sigmas, noise, prompts, sizes and base weights.
 
-Owns: the checks before anything is loaded.
+Owns: the checks before a model is loaded.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ import torch
 from wanlora.commands.evaluate import preflight
 from wanlora.config import EvaluateConfig
 from wanlora.core.buckets import Bucket
+from wanlora.core.location import Location
 from wanlora.store.captions import captions
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, frame_rate
@@ -27,15 +28,28 @@ from wanlora.wan.weights import weights_sha256
 
 @dataclass(frozen=True)
 class Setup:
-    """What is equal for the base and every adapter, so that they differ by the adapter alone.
+    """Values that are the same for the base and every adapter, so that only the adapter differs.
 
     Attributes:
-        prompts: Text to key of the captions of each activity.
+        cache: The cache.
+        view: Its view.
+        source: Latents and prompt embeddings of the held-out clips.
+        panel: Clips and sigmas of the losses.
+        prompts: Captions of each activity: text to key.
+        model: The model, as `--model` names it.
+        folder: Folder with the model's weights.
+        variant: Variant of the model.
+        weights: Hex sha256 of each part of the model that is used.
+        device: Device to compute on.
+        dtype: Type of the transformer.
+        num_videos: Videos of each activity by each model; 0 = only losses.
         bucket: Size of the videos.
         fps: Frames per second of the videos.
-        weights: Hex sha256 of each part of the model that is used.
+        steps: Denoising steps.
+        guidance_scale: Classifier-free guidance.
     """
 
+    cache: Location
     view: View
     source: BatchSource
     panel: Panel
@@ -46,6 +60,7 @@ class Setup:
     weights: dict[str, str]
     device: torch.device
     dtype: torch.dtype
+    num_videos: int
     bucket: Bucket
     fps: float
     steps: int
@@ -53,7 +68,7 @@ class Setup:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What decides the numbers of a model, beside the adapter."""
+        """Everything except the adapter that a model's results depend on."""
         return {
             "weights": self.weights,
             "latents": self.view.latents,
@@ -64,7 +79,7 @@ class Setup:
 
 
 def open_setup(config: EvaluateConfig, view: View) -> Setup:
-    """Check everything that can be checked without loading a model.
+    """Run all checks that need no loaded model, and open the cache.
 
     Args:
         config: The settings.
@@ -73,14 +88,14 @@ def open_setup(config: EvaluateConfig, view: View) -> Setup:
     Raises:
         WanloraError: There is no such view, split, device, model or size, or they do not fit.
     """
-    held_out = preflight.held_out_clips(config, view)
+    held_out = preflight.held_out_clips(view, config.split)
     model = config.model or view.model
     device = select_device(config.device, model)
     warn_of_toy(model)
-    parts = preflight.parts_of_model(config)
+    parts = preflight.parts_of_model(videos=config.videos_per_activity > 0)
     folder = resolve(model, parts)
     variant = variant_of(folder)
-    preflight.check_model(config, view, variant)
+    preflight.check_model(view, variant, cache=config.cache, model=model)
     reader = StoreReader.of_view(config.cache, view)
     source = make_source(
         view, reader, held_out, variant,
@@ -92,6 +107,7 @@ def open_setup(config: EvaluateConfig, view: View) -> Setup:
     assert panel
     guidance = config.guidance_scale
     return Setup(
+        cache=config.cache,
         view=view,
         source=source,
         panel=panel,
@@ -102,7 +118,13 @@ def open_setup(config: EvaluateConfig, view: View) -> Setup:
         weights={part: weights_sha256(folder / part) for part in parts},
         device=device,
         dtype=base_dtype(config.dtype, device),
-        bucket=preflight.video_size(config, held_out),
+        num_videos=config.videos_per_activity,
+        bucket=preflight.video_size(
+            held_out,
+            num_frames=config.num_frames,
+            height=config.height,
+            width=config.width,
+        ),
         fps=config.fps or frame_rate(held_out),
         steps=config.steps or variant.steps,
         guidance_scale=variant.guidance_scale if guidance is None else guidance,

@@ -1,6 +1,6 @@
-"""Which adapters are compared: those named, and the checkpoints of their runs.
+"""Adapters that are compared: those of `--adapter`, and the checkpoints of their runs.
 
-Owns: what they are called.
+Owns: their names in the report.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ from wanlora.runs import run_folder
 
 BASE = "base"
 REAL = "real clip"
-"""What the base model and the clips themselves are called beside the adapters."""
+"""Names of the base model and of the clips themselves in the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +21,8 @@ class Subject:
     """An adapter under comparison.
 
     Attributes:
-        name: What it is called.
-        run: What all checkpoints of its run are called together.
+        name: Name in the report.
+        run: Name that all checkpoints of its run share.
         scaled: Its file and scale.
     """
 
@@ -32,7 +32,7 @@ class Subject:
 
     @property
     def step(self) -> int | None:
-        """Training steps behind it; None where its header does not say."""
+        """Training steps, from the header; None if it has none."""
         text = self.scaled.adapter.provenance.get("step", "")
         return int(text) if text.isdecimal() else None
 
@@ -59,7 +59,7 @@ def subjects(words: Sequence[str], *, checkpoints: bool) -> list[Subject]:
 
 
 def _places(path: Path) -> Iterator[Path]:
-    """A run's checkpoints, its root and its best; another path as it is."""
+    """Paths of a run's checkpoints, its root and its best adapter; or the path itself."""
     if path.is_dir():
         yield from run_folder.checkpoints(path)
     yield path
@@ -80,7 +80,7 @@ def _name(path: Path, scale: float) -> str:
 
 
 def _distinct(found: Sequence[Subject]) -> list[Subject]:
-    """Number the names that are taken: every later one of them."""
+    """Add a number to every name that an earlier subject has."""
     times = {BASE: 1, REAL: 1}
     named = []
     for item in found:

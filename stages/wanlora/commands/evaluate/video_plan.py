@@ -1,7 +1,7 @@
-"""Which videos each model is to make, what they are called, and what they cost.
+"""Videos of an evaluation: prompts, files, and the FLOPs to make them.
 
-Owns: their names, which are made of everything that decides their pixels, so that one that is there
-is never made again.
+Owns: the names of the files. A name ends in a fingerprint of everything that its pixels depend on,
+so a video that exists is never made again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,12 @@ class Video:
     """One video of one model, or a cached clip as the VAE decodes it.
 
     Attributes:
-        facts: Everything that decides its pixels; its name ends in their fingerprint.
+        activity: Activity of the prompt.
+        prompt: The prompt.
+        prompt_key: Key of the prompt's embedding.
+        seed: Seed of the noise.
+        path: The file.
+        facts: Everything that the pixels depend on; the file name ends in its fingerprint.
         clip: The clip to decode; None = made from noise.
     """
 
@@ -40,9 +45,9 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The base, or the base with a subject's adapter, and the videos it is to make.
+    """The base, or the base with a subject's adapter, and its videos.
 
-    The real clips stand beside them as one more: what a model would ideally show.
+    The real clips count as one more model: the ideal result.
     """
 
     name: str
@@ -51,25 +56,27 @@ class Model:
 
     @property
     def missing(self) -> list[Video]:
-        """Those that are not there whole, each once."""
+        """Videos without a complete file, each once."""
         unique = {video.path: video for video in self.videos}
         return [video for video in unique.values() if recorded.read_record(video.path) is None]
 
 
 def plan(
-    setup: Setup,
-    subjects: Sequence[Subject],
-    *,
-    num_videos: int,
-    base_dir: Path,
-    output_dir: Path,
+    setup: Setup, subjects: Sequence[Subject], *, base_dir: Path, output_dir: Path
 ) -> list[Model]:
-    """Plan `num_videos` of each activity by each model, the base first."""
-    dealt = _assigned(setup, num_videos)
+    """Plan the videos of each activity by each model, the base first.
+
+    Args:
+        setup: What all models share.
+        subjects: The adapters.
+        base_dir: Folder for the base model's videos, which other evaluations use again.
+        output_dir: Folder of the evaluation.
+    """
+    assigned = _assigned(setup)
 
     def of(name: str, subject: Subject | None, folder: Path) -> Model:
         videos = []
-        for item in dealt:
+        for item in assigned:
             key = setup.prompts[item.activity][item.prompt]
             facts = _facts(setup, subject, key, item.seed)
             place = folder / slug(item.activity or "all")
@@ -82,17 +89,17 @@ def plan(
     return [of(BASE, None, base_dir), *adapted]
 
 
-def plan_clips(setup: Setup, *, num_videos: int, output_dir: Path) -> Model | None:
-    """Plan the clips whose captions the prompts are, in the same order.
+def plan_clips(setup: Setup, *, output_dir: Path) -> Model | None:
+    """Plan the clips whose captions are the prompts, in the same order.
 
-    None when a clip has another size than the videos: they would not compare.
+    None if a clip has another size than the videos: they could not be compared.
     """
     by_caption: dict[tuple[str, str], ViewClip] = {}
     for clip in sorted(setup.view.clips, key=lambda clip: clip.split != setup.panel.name):
         for key in clip.prompts:  # of two clips with one caption, the held-out one
             by_caption.setdefault((clip.activity, key), clip)
     videos = []
-    for item in _assigned(setup, num_videos):
+    for item in _assigned(setup):
         key = setup.prompts[item.activity][item.prompt]
         clip = by_caption[item.activity, key]
         if clip.bucket != setup.bucket:
@@ -107,9 +114,9 @@ def plan_clips(setup: Setup, *, num_videos: int, output_dir: Path) -> Model | No
     return Model(REAL, None, tuple(videos))
 
 
-def _assigned(setup: Setup, num_videos: int) -> list[PromptAssignment]:
+def _assigned(setup: Setup) -> list[PromptAssignment]:
     prompts = {activity: list(texts) for activity, texts in setup.prompts.items()}
-    return assign_prompts(prompts, num_videos, seed=setup.source.seed)
+    return assign_prompts(prompts, setup.num_videos, seed=setup.source.seed)
 
 
 def _facts(setup: Setup, subject: Subject | None, prompt_key: str, seed: int) -> dict[str, Any]:
@@ -129,7 +136,7 @@ def _facts(setup: Setup, subject: Subject | None, prompt_key: str, seed: int) ->
 
 
 def describe(setup: Setup, models: Sequence[Model]) -> str:
-    """Say how many videos there are to make, and what they cost."""
+    """Format the number of videos to make, and their FLOPs."""
     todo = [(model, len(model.missing)) for model in models]
     flops = sum(number * video_flops(setup, model.subject) for model, number in todo)
     number = sum(number for _, number in todo)

@@ -1,7 +1,7 @@
-"""Making the videos: every model from the same prompts and the same noise.
+"""Make the videos: every model from the same prompts and the same noise.
 
-Prompts are cached embeddings: no text encoder is loaded. Owns: the order of work, and that a video
-stands beside the record of how it was made.
+Prompts are cached embeddings: no text encoder is loaded. Owns: the order of work, and the record
+beside each video.
 """
 
 import logging
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def decode_clips(setup: Setup, clips: Model) -> None:
-    """Decode the real clips that are not there yet."""
+    """Decode the real clips that are missing."""
     if not clips.missing:
         return
     vae = load_vae(setup.folder, dtype=torch.float32, device=setup.device, tf32=True)
@@ -43,12 +43,12 @@ def decode_clips(setup: Setup, clips: Model) -> None:
 
 
 def make(setup: Setup, models: Sequence[Model], load: Callable[[], Any]) -> None:
-    """Make the videos that are missing; killed at any time, the others stay.
+    """Make the missing videos. After a kill at any time, the finished ones remain.
 
     Args:
         setup: What all models share.
         models: From `plan`.
-        load: Gives the transformer, without adapters; called only when a video is missing.
+        load: Returns the transformer without adapters; called only if a video is missing.
 
     Raises:
         ModelError: A video is not finite.
@@ -59,7 +59,7 @@ def make(setup: Setup, models: Sequence[Model], load: Callable[[], Any]) -> None
     transformer = load()
     vae = load_vae(setup.folder, dtype=torch.float32, device=setup.device, tf32=True)
     number = sum(len(missing) for _, missing in todo)
-    _say_how_long(setup, transformer, number)
+    _log_duration(setup, transformer, number)
     with progress.bar(total=number * setup.steps, description="videos", unit="step") as bar:
         for model, missing in todo:
             if model.subject:
@@ -80,12 +80,12 @@ def generate(
     *,
     on_step: Callable[[], object] = lambda: None,
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """Make a video: what WanPipeline makes of the same embeddings and seed.
+    """Make a video, equal to WanPipeline's from the same embeddings and seed.
 
-    Bit for bit, but for the attention kernel.
+    Bit for bit, except for differences of the attention kernel.
 
     Raises:
-        ModelError: It is not finite.
+        ModelError: The video is not finite.
     """
     latents = denoise(
         transformer,
@@ -108,8 +108,8 @@ def generate(
     return decode_latents(vae, latents[None])[0].cpu().numpy()
 
 
-def _say_how_long(setup: Setup, transformer: Any, number: int) -> None:
-    """Time a forward pass at the size of the videos, the second one, and tell the hours from it."""
+def _log_duration(setup: Setup, transformer: Any, number: int) -> None:
+    """Time the second of two forward passes at the size of the videos, and log the hours of all."""
     shape = (1, *latent_shape(setup.bucket, setup.variant.z_dim))
     text = (1, setup.variant.max_sequence_length, setup.variant.text_dim)
     inputs = {

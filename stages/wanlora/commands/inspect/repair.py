@@ -150,9 +150,7 @@ def _drop_bad_rows(
     ]
     keep = {segment.key: set(segment.row_keys) - bad[segment.key] for segment in segments}
     if segments:
-        maintenance.keep_only(
-            config.path, kind, fingerprint, provenance, segments, keep, _limits(config)
-        )
+        maintenance.keep_only(config.path, provenance, segments, keep, _limits(config))
     return sum(len(keys) for keys in bad.values())
 
 

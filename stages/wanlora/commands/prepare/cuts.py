@@ -61,6 +61,13 @@ def trimmed(available: int, rules: Rules) -> int:
     return max((n for n in rules.lengths if rules.min_frames <= n <= longest), default=0)
 
 
+def shortest(rules: Rules) -> int:
+    """Frames that a scene needs to give a clip."""
+    if rules.short == "drop":
+        return rules.num_frames
+    return min((n for n in rules.lengths if n >= rules.min_frames), default=rules.num_frames)
+
+
 def unique_ids(names: Sequence[str]) -> list[str]:
     """Number the second and later ones of equal names: a, a-2, a-3."""
     seen: dict[str, int] = {}

@@ -1,26 +1,27 @@
 """From a checked source to its clips.
 
-Owns: which source is refused, which warnings a clip carries, its size, name and record. Where a
-video is cut stands in `cuts`.
+Owns: which source is refused, which warnings a clip has, its size, name and record. Must not know:
+where a video is cut (`cuts`), settings of the command.
 """
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from wanlora.commands.prepare.check import Checked
-from wanlora.commands.prepare.cuts import Cut, Rules, Scene, cuts
-from wanlora.config import PrepareConfig
-from wanlora.core.aspect import LENGTH_STEP, cover_problem, nearest_size
-from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket
+from wanlora.commands.prepare.cuts import Cut, Rules, Scene, cuts, shortest
+from wanlora.core.aspect import cover_problem, nearest_size
+from wanlora.core.buckets import Bucket
 from wanlora.data.captions import Source
 from wanlora.data.clip import TRAIN, Clip
 from wanlora.data.source_paths import written_path
 from wanlora.errors import MediaError
 from wanlora.media.image import Picture
 from wanlora.media.probe import Scan
+from wanlora.media.scenes import Detector
 from wanlora.media.timeline import COARSE, Repeats, count_repeats
 
 FPS_SLACK = 0.01
@@ -34,9 +35,42 @@ MAX_REPEATED = 0.1
 """Share of a clip's steps that may show the same frame again without a warning."""
 
 
-def clips_of(
-    source: Source, checked: Checked, config: PrepareConfig, pattern: re.Pattern[str] | None
-) -> list[Clip]:
+@dataclass(frozen=True, slots=True)
+class ClipRules:
+    """How sources become clips.
+
+    Attributes:
+        cut: Where videos are cut.
+        height: Height of a clip in px.
+        width: Width of a clip in px.
+        keep_aspect: Keep the proportions of each source; height x width is then the largest area.
+        cross_scenes: Clips may cross scene cuts.
+        detector: Detector of scene cuts.
+        allow_hdr: Accept HDR video.
+        allow_low_fps: Accept video with fewer frames per second than a clip.
+        caption_prefix: Words put before captions that do not start with them.
+        group_pattern: Its first group names the source group of an .npz clip, by the file's stem.
+        folder: Folder of the manifest; it is the start of relative paths of sources.
+    """
+
+    cut: Rules
+    height: int
+    width: int
+    keep_aspect: bool
+    cross_scenes: bool
+    detector: Detector
+    allow_hdr: bool
+    allow_low_fps: bool
+    caption_prefix: str
+    group_pattern: re.Pattern[str] | None
+    folder: Path
+
+    def __str__(self) -> str:
+        cut = self.cut
+        return f"{cut.num_frames} frames, {self.height}x{self.width} px, at {cut.fps:g} fps"
+
+
+def clips_of(source: Source, checked: Checked, rules: ClipRules) -> list[Clip]:
     """Make the clips of one source.
 
     Raises:
@@ -44,82 +78,67 @@ def clips_of(
     """
     content = checked.content
     if isinstance(content, Bucket):
-        return [_npz_clip(source, checked.sha256, content, config, pattern)]
+        return [_npz_clip(source, checked.sha256, content, rules)]
     if isinstance(content, Picture):
-        return [_image_clip(source, checked.sha256, content, config)]
-    _require_usable(source.path, content, config)
-    scenes = scenes_of(content, config)
-    found = cuts(scenes, rules_of(config))
+        return [_image_clip(source, checked.sha256, content, rules)]
+    _require_usable(source.path, content, rules)
+    scenes = _scenes_of(content, rules)
+    found = cuts(scenes, rules.cut)
     if not found:
-        raise _too_short(source.path, content, scenes, config)
-    return [_video_clip(source, checked.sha256, content, cut, config) for cut in found]
+        raise _too_short(source.path, content, scenes, rules.cut)
+    return [_video_clip(source, checked.sha256, content, cut, rules) for cut in found]
 
 
-def rules_of(config: PrepareConfig) -> Rules:
-    """What the settings say about cutting."""
-    step = LENGTH_STEP if config.buckets else TEMPORAL_FACTOR
-    return Rules(
-        num_frames=config.num_frames,
-        fps=config.fps,
-        mode=config.mode,
-        stride=config.stride or max(1, config.num_frames // 2),
-        count=config.count,
-        short=config.short,
-        min_frames=config.min_frames,
-        lengths=config.lengths or range(1, config.num_frames + 1, step),
-    )
+def _scenes_of(scan: Scan, rules: ClipRules) -> list[Scene]:
+    """Parts of a video without a cut; the whole video if clips may cross cuts."""
+    inner = () if rules.cross_scenes else scan.cuts_s
+    return [Scene(*part) for part in scan.timeline.parts(inner, rules.cut.fps)]
 
 
-def scenes_of(scan: Scan, config: PrepareConfig) -> list[Scene]:
-    """Parts of a video without a cut; all of it when clips may cross cuts."""
-    inner = () if config.scenes == "allow" else scan.cuts_s
-    return [Scene(*part) for part in scan.timeline.parts(inner, config.fps)]
-
-
-def _video_clip(source: Source, sha256: str, scan: Scan, cut: Cut, config: PrepareConfig) -> Clip:
+def _video_clip(source: Source, sha256: str, scan: Scan, cut: Cut, rules: ClipRules) -> Clip:
     info = scan.info
-    height, width = _size(source.path, info.width, info.height, info.sample_aspect, config)
-    repeats = _count_repeats(scan, cut, config.fps)
+    height, width = _size(source.path, info.width, info.height, info.sample_aspect, rules)
+    repeats = _count_repeats(scan, cut, rules.cut.fps)
     return Clip(
         clip_id=_clip_id(source.path, sha256, cut.start_s),
-        source=written_path(source.path, config.output),
+        source=written_path(source.path, rules.folder),
         source_sha256=sha256,
         source_group=source.group or sha256[:16],
         kind="video",
         start_s=cut.start_s,
-        fps=config.fps,
+        fps=rules.cut.fps,
         num_frames=cut.num_frames,
         height=height,
         width=width,
-        prompts=_prompts(source, config),
+        prompts=_prompts(source, rules),
         activity=source.activity,
         split=TRAIN,
         orig={**_orig(scan), "repeated_frames": repeats.repeated},
         transform=_transform(scan),
-        warnings=_warnings(scan, cut, repeats, height, width, config),
+        warnings=_warnings(scan, cut, repeats, height, width, rules),
         path=source.path,
         weight=source.weight,
     )
 
 
-def _image_clip(source: Source, sha256: str, picture: Picture, config: PrepareConfig) -> Clip:
+def _image_clip(source: Source, sha256: str, picture: Picture, rules: ClipRules) -> Clip:
     """A still image is a clip of one frame."""
-    height, width = _size(source.path, picture.width, picture.height, Fraction(1), config)
+    height, width = _size(source.path, picture.width, picture.height, Fraction(1), rules)
     warnings = _upscaled(picture.width, picture.height, Fraction(1), height, width)
-    warnings += _cropped(Fraction(picture.width), picture.height, height, width, config)
+    warnings += _cropped(Fraction(picture.width), picture.height, height, width, rules)
     warnings += ["alpha: transparent parts become white"] if picture.alpha else []
     return Clip(
         clip_id=_clip_id(source.path, sha256, 0.0),
-        source=written_path(source.path, config.output),
+        source=written_path(source.path, rules.folder),
         source_sha256=sha256,
         source_group=source.group or sha256[:16],
         kind="images",
         start_s=0.0,
-        fps=config.fps,
+        fps=rules.cut.fps,
         num_frames=1,
         height=height,
         width=width,
-        prompts=_prompts(source, config),
+        prompts=_prompts(source, rules),
         activity=source.activity,
         split=TRAIN,
         orig={"width": picture.width, "height": picture.height},
@@ -134,23 +153,23 @@ def _npz_clip(
     source: Source,
     sha256: str,
     bucket: Bucket,
-    config: PrepareConfig,
-    pattern: re.Pattern[str] | None,
+    rules: ClipRules,
 ) -> Clip:
     """Take a clip that is already cut as it is: its size is its own."""
+    pattern = rules.group_pattern
     match = pattern.search(source.path.stem) if pattern else None
     return Clip(
         clip_id=_clip_id(source.path, sha256, 0.0),
-        source=written_path(source.path, config.output),
+        source=written_path(source.path, rules.folder),
         source_sha256=sha256,
         source_group=source.group or (match.group(1) if match else sha256[:16]),
         kind="npz",
         start_s=0.0,
-        fps=config.fps,
+        fps=rules.cut.fps,
         num_frames=bucket.num_frames,
         height=bucket.height,
         width=bucket.width,
-        prompts=_prompts(source, config),
+        prompts=_prompts(source, rules),
         activity=source.activity,
         split=TRAIN,
         orig={},
@@ -161,47 +180,42 @@ def _npz_clip(
     )
 
 
-def _require_usable(path: Path, scan: Scan, config: PrepareConfig) -> None:
-    if scan.info.hdr and not config.allow_hdr:
+def _require_usable(path: Path, scan: Scan, rules: ClipRules) -> None:
+    if scan.info.hdr and not rules.allow_hdr:
         raise MediaError(
             "hdr",
             f"{path} is HDR, {scan.info.hdr}; nothing here tone-maps it and it would look flat: "
             "convert it to BT.709, or take it as it is with --set allow_hdr=true",
         )
-    if scan.fps < config.fps * (1 - FPS_SLACK) and not config.allow_low_fps:
+    if scan.fps < rules.cut.fps * (1 - FPS_SLACK) and not rules.allow_low_fps:
         raise MediaError(
             "low_fps",
-            f"{path} has {scan.fps:.3f} frames a second; expected at least {config.fps:g}, or "
+            f"{path} has {scan.fps:.3f} frames a second; expected at least {rules.cut.fps:g}, or "
             "frames would repeat: lower --fps, or take it with --set allow_low_fps=true",
         )
 
 
-def _too_short(
-    path: Path, scan: Scan, scenes: Sequence[Scene], config: PrepareConfig
-) -> MediaError:
-    trimmed = min(config.lengths, default=config.min_frames)
-    least = config.num_frames if config.short == "drop" else trimmed
-    shortest = min(config.num_frames, least)
+def _too_short(path: Path, scan: Scan, scenes: Sequence[Scene], rules: Rules) -> MediaError:
     longest = max(scene.available for scene in scenes)
     part = f"the longest of its {len(scenes)} scenes has" if len(scenes) > 1 else "it has"
     return MediaError(
         "too_short",
-        f"{path} lasts {scan.span_s:.2f} s; {part} {longest} frames at {config.fps:g} fps; "
-        f"expected at least {shortest}",
+        f"{path} lasts {scan.span_s:.2f} s; {part} {longest} frames at {rules.fps:g} fps; "
+        f"expected at least {shortest(rules)}",
     )
 
 
 def _size(
-    path: Path, width: int, height: int, sample_aspect: Fraction, config: PrepareConfig
+    path: Path, width: int, height: int, sample_aspect: Fraction, rules: ClipRules
 ) -> tuple[int, int]:
     """Height and width of the clips of a picture.
 
     Raises:
         MediaError: bad_size, for a picture too long and narrow to be scaled.
     """
-    size = config.height, config.width
-    if config.buckets:
-        size = nearest_size(width * sample_aspect, height, area=config.height * config.width)
+    size = rules.height, rules.width
+    if rules.keep_aspect:
+        size = nearest_size(width * sample_aspect, height, area=rules.height * rules.width)
     if problem := cover_problem(
         height, width, height=size[0], width=size[1], sample_aspect=sample_aspect
     ):
@@ -210,7 +224,7 @@ def _size(
 
 
 def _transform(scan: Scan) -> dict[str, str]:
-    """How frames become pixels; a field that changes pixels is there only if it does."""
+    """Rules that turn frames into pixels; one that changes pixels is there only if it applies."""
     rules = {
         "resize": "bicubic-antialias",
         "crop": "center",
@@ -228,9 +242,9 @@ def _count_repeats(scan: Scan, cut: Cut, fps: float) -> Repeats:
     return count_repeats(shown)
 
 
-def _prompts(source: Source, config: PrepareConfig) -> tuple[str, ...]:
+def _prompts(source: Source, rules: ClipRules) -> tuple[str, ...]:
     """Captions with the trigger words in front; two that become equal are one."""
-    prefix = config.caption_prefix.strip()
+    prefix = rules.caption_prefix
     return tuple(
         dict.fromkeys(
             text if not prefix or text.startswith(prefix) else f"{prefix} {text}"
@@ -240,23 +254,22 @@ def _prompts(source: Source, config: PrepareConfig) -> tuple[str, ...]:
 
 
 def _warnings(
-    scan: Scan, cut: Cut, repeats: Repeats, height: int, width: int, config: PrepareConfig
+    scan: Scan, cut: Cut, repeats: Repeats, height: int, width: int, rules: ClipRules
 ) -> tuple[str, ...]:
     """Warnings about a clip that is used anyway, `kind: detail`."""
     info = scan.info
-    end_s = cut.start_s + cut.num_frames / config.fps
+    end_s = cut.start_s + cut.num_frames / rules.cut.fps
     crossed = [f"{at:.2f} s" for at in scan.cuts_s if cut.start_s < at < end_s]
     warnings = []
-    if cut.num_frames < config.num_frames:
-        warnings.append(
-            f"trimmed: {cut.num_frames} of {config.num_frames} frames, it lasts {scan.span_s:.2f} s"
-        )
+    if cut.num_frames < rules.cut.num_frames:
+        frames = f"{cut.num_frames} of {rules.cut.num_frames} frames"
+        warnings.append(f"trimmed: {frames}, it lasts {scan.span_s:.2f} s")
     if crossed:
         warnings.append(f"scene_cut: inside the clip, at {', '.join(crossed)} of the video")
-    if scan.fps < config.fps:
-        warnings.append(f"low_fps: frames repeat, {scan.fps:.3f} of {config.fps:g} a second")
+    if scan.fps < rules.cut.fps:
+        warnings.append(f"low_fps: frames repeat, {scan.fps:.3f} of {rules.cut.fps:g} a second")
     elif repeats.longest > 2:
-        held_s = repeats.longest / config.fps
+        held_s = repeats.longest / rules.cut.fps
         warnings.append(
             f"gap: one frame fills {repeats.longest} frames of the clip, {held_s:.2f} s"
         )
@@ -265,7 +278,7 @@ def _warnings(
             f"repeated: {repeats.repeated} of {cut.num_frames} frames show the one before"
         )
     warnings += _upscaled(info.width, info.height, info.sample_aspect, height, width)
-    warnings += _cropped(info.width * info.sample_aspect, info.height, height, width, config)
+    warnings += _cropped(info.width * info.sample_aspect, info.height, height, width, rules)
     if info.interlaced:
         warnings.append("interlaced: fields are not separated")
     if info.hdr:
@@ -283,14 +296,14 @@ def _upscaled(
 
 
 def _cropped(
-    display_width: Fraction, display_height: int, height: int, width: int, config: PrepareConfig
+    display_width: Fraction, display_height: int, height: int, width: int, rules: ClipRules
 ) -> list[str]:
-    """Warn when the clip's proportions are far from the source's: the centre alone is kept."""
+    """Warn if the crop to the clip's proportions loses much of the source."""
     shown, wanted = display_width / display_height, Fraction(width, height)
     kept = float(min(shown, wanted) / max(shown, wanted))
     if kept >= 1 - LARGE_CROP:
         return []
-    remedy = "" if config.buckets else "; --buckets keeps its aspect"
+    remedy = "" if rules.keep_aspect else "; --buckets keeps its aspect"
     return [f"cropped: {kept:.0%} of the frame is kept{remedy}"]
 
 

@@ -1,4 +1,4 @@
-"""Which source groups are held out for validation. Pure values.
+"""Split of the clips by source group into training and validation. Pure values.
 
 Owns: the split by source group, balanced over activities. Must not know: files.
 """
@@ -6,18 +6,48 @@ Owns: the split by source group, balanced over activities. Must not know: files.
 import heapq
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from wanlora.core.fingerprint import sha256_text
-from wanlora.data.clip import VAL, Clip
+from wanlora.data.captions import Source
+from wanlora.data.clip import TRAIN, VAL, Clip
+from wanlora.errors import ManifestError
 
 LARGE = 8
 """Expected number of held-out groups from which an activity's draws are balanced enough: their
 standard deviation is then at most sqrt(8), 2.8 groups."""
 
 
+def split_clips(
+    clips: Sequence[Clip],
+    sources: Sequence[Source],
+    *,
+    val_fraction: float,
+    seed: int,
+    as_0_1_0: bool = False,
+) -> list[Clip]:
+    """Give each clip its side, or with `as_0_1_0` the one that release 0.1.0 gave it.
+
+    Raises:
+        ManifestError: Sources of one group are named train and val.
+    """
+    chosen_for = {source.path: source.split for source in sources if source.split}
+    chosen: dict[str, str] = {}
+    for clip in clips:
+        side = chosen_for.get(clip.path)
+        if side and chosen.setdefault(clip.source_group, side) != side:
+            raise ManifestError(
+                f"source group {clip.source_group} ({clip.source}) is named both train and val; "
+                "clips of one group must be on one side, or validation would see training videos"
+            )
+    choose = held_out_by_0_1_0 if as_0_1_0 else held_out
+    val = choose(group_activities(clips), val_fraction=val_fraction, seed=seed, chosen=chosen)
+    return [replace(clip, split=VAL if clip.source_group in val else TRAIN) for clip in clips]
+
+
 def draw(group: str, seed: int) -> float:
-    """A number in [0, 1) that depends only on the seed and the group's name."""
+    """Draw a number in [0, 1) that depends only on the seed and the group's name."""
     return int(sha256_text(f"{seed}:{group}")[:13], 16) / 16**13
 
 

@@ -1,23 +1,25 @@
-"""What stage zero says when it is done: counts, the plan, notes and the next command.
+"""Result of stage zero: counts, the plan, notes and the next command.
 
-Owns: `PrepareResult` and its notes. What is counted about clips stands in `data.survey`.
+Owns: `PrepareResult` and its notes. Must not know: settings of the command; counts of clips are
+made in `data.survey`.
 """
 
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from wanlora.config import PrepareConfig
+from wanlora.commands.prepare.make import ClipRules
 from wanlora.core.buckets import DEFAULT_FPS
 from wanlora.core.intervals import describe_few_groups, fraction_for
-from wanlora.core.units import JSON, duration, first, names
+from wanlora.core.units import JSON, duration, first, names, tally
 from wanlora.data.captions import Failure, Found
 from wanlora.data.clip import TRAIN, VAL, Clip
 from wanlora.data.survey import Plan
 
 SHOWN = 8
-"""Activities named in a note."""
+"""Maximum number of activities named in a note."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Planned:
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What stage zero made.
+    """Result of stage zero.
 
     Attributes:
         sources: Source files with a caption or a row; those that failed are among them.
@@ -94,7 +96,7 @@ class PrepareResult:
             ("not used", self._not_used()),
             *(("", line) for line in self._failures()),
         ]
-        table += [("warnings", counts(self.warnings))] if self.warnings else []
+        table += [("warnings", tally(self.warnings))] if self.warnings else []
         table += [("note", note) for note in self.notes]
         following = (
             "dry run: no manifest was written; the same command without --dry-run checks no "
@@ -115,7 +117,7 @@ class PrepareResult:
     def _not_used(self) -> str:
         if not self.errors:
             return "none"
-        return counts(self.errors)
+        return tally(self.errors)
 
     def _failures(self) -> list[str]:
         """The first failures; a dry run writes no errors.jsonl."""
@@ -124,14 +126,18 @@ class PrepareResult:
 
 
 def summarize(
-    config: PrepareConfig,
     found: Found,
     clips: Sequence[Clip],
     failures: Sequence[Failure],
     video_s: float,
     plan: Plan,
     token_counts: Mapping[str, int],
-    about_edits: Sequence[str] = (),
+    *,
+    output: Path,
+    notes: Sequence[str],
+    val_fraction: float,
+    max_error_rate: float,
+    dry_run: bool,
 ) -> PrepareResult:
     """Count what was made."""
     splits = Counter(clip.split for clip in clips)
@@ -139,14 +145,14 @@ def summarize(
     groups = {clip.source_group for clip in clips}
     warnings = Counter(text.split(":")[0] for clip in clips for text in clip.warnings)
     return PrepareResult(
-        output=str(config.output),
+        output=str(output),
         sources=len(found.sources) + len(found.failures),
         failed=len({failure.path for failure in failures}),
         used=len({clip.orig.get("source", clip.source) for clip in clips}),
         clips=len(clips),
         train=splits[TRAIN],
         val=splits[VAL],
-        val_fraction=config.val_fraction,
+        val_fraction=val_fraction,
         train_groups=len(groups - val_groups),
         val_groups=len(val_groups),
         errors=dict(sorted(Counter(failure.code for failure in failures).items())),
@@ -157,15 +163,24 @@ def summarize(
         video_s=round(video_s, 3),
         clips_s=plan.length_s,
         plan=plan,
-        planned=tuple(_planned(clip, token_counts) for clip in clips) if config.dry_run else (),
-        notes=(*about_edits, *notes(config, found, clips)),
-        max_error_rate=config.max_error_rate,
-        dry_run=config.dry_run,
+        planned=tuple(_planned(clip, token_counts) for clip in clips) if dry_run else (),
+        notes=tuple(notes),
+        max_error_rate=max_error_rate,
+        dry_run=dry_run,
     )
 
 
-def notes(config: PrepareConfig, found: Found, clips: Sequence[Clip]) -> list[str]:
-    """What a person should know that no number says."""
+def notes_on(
+    found: Found, clips: Sequence[Clip], rules: ClipRules, *, val_fraction: float
+) -> list[str]:
+    """Notes on sources and clips that the numbers do not show.
+
+    Args:
+        found: Sources and their captions.
+        clips: Clips of the manifest.
+        rules: Rules of the clips.
+        val_fraction: Share of source groups to hold out.
+    """
     said = []
     if found.rows_elsewhere:
         said.append(
@@ -177,27 +192,23 @@ def notes(config: PrepareConfig, found: Found, clips: Sequence[Clip]) -> list[st
             "them in a captions table, or put them in a folder of their own"
         )
     cropped = sum(any(text.startswith("cropped:") for text in c.warnings) for c in clips)
-    if cropped and not config.buckets:
+    if cropped and not rules.keep_aspect:
         said.append(
             f"{cropped} clips lose over 30 % of the frame to the crop; --buckets keeps the aspect "
             "of each video"
         )
     if found.ours:
         said.append(f"{found.ours} files that --materialize wrote are not taken for sources")
-    if config.fps != DEFAULT_FPS and any(clip.num_frames > 1 for clip in clips):
+    fps = rules.cut.fps
+    if fps != DEFAULT_FPS and any(clip.num_frames > 1 for clip in clips):
         said.append(
-            f"Wan 2.1 is a {DEFAULT_FPS:g} fps model, and these clips have {config.fps:g} fps: "
-            f"videos of an adapter trained on them are played at {config.fps:g} fps"
+            f"Wan 2.1 is a {DEFAULT_FPS:g} fps model, and these clips have {fps:g} fps: "
+            f"videos of an adapter trained on them are played at {fps:g} fps"
         )
-    return [*said, *_split_notes(config, clips)]
+    return [*said, *_split_notes(clips, val_fraction)]
 
 
-def counts(numbers: Mapping[str, int]) -> str:
-    """`a 1, b 2` for people."""
-    return ", ".join(f"{name} {count}" for name, count in numbers.items())
-
-
-def _split_notes(config: PrepareConfig, clips: Sequence[Clip]) -> list[str]:
+def _split_notes(clips: Sequence[Clip], val_fraction: float) -> list[str]:
     """Activities that lack training or validation clips, and what is too little to measure."""
     groups = {clip.source_group for clip in clips}
     held = {clip.source_group for clip in clips if clip.split == VAL}
@@ -210,7 +221,7 @@ def _split_notes(config: PrepareConfig, clips: Sequence[Clip]) -> list[str]:
             f"no training clip of {_names(untrained)}: all of their source groups are held out; "
             "add videos, or name some in a column split=train"
         )
-    if config.val_fraction == 0:
+    if val_fraction == 0:
         return said
     if few := describe_few_groups(len(held), len(groups)):
         said.append(few)

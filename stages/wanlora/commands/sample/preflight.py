@@ -1,7 +1,7 @@
 """Checks of `sample` that need no torch: a mistake is refused before seconds of imports.
 
-Owns: the order of these checks; the model and the size that the adapters' headers name, and the
-files of saved latents. Must not import torch or diffusers.
+Owns: the order of these checks; the list of videos to make; the model and the size that the
+adapters' headers name, and the files of saved latents. Must not import torch or diffusers.
 """
 
 import math
@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wanlora.adapters.header import read_header, split_scale
-from wanlora.commands.sample.videos import Video, plan
+from wanlora.commands.sample import prompts, videos
+from wanlora.commands.sample.videos import Video
 from wanlora.config import DEFAULT_MODEL, SampleConfig
 from wanlora.core.buckets import Bucket, problem_with
+from wanlora.core.prompts import PromptAssignment
 from wanlora.errors import ConfigError, RunError
 from wanlora.files import require_folder
+from wanlora.store.views import read_view
 from wanlora.wan.model_folder import PIPELINE, resolve_here
 from wanlora.wan.variants import Variant, variant_of
 
@@ -27,7 +30,7 @@ def check(config: SampleConfig) -> list[Video]:
     A model of the hub is not downloaded here; it is checked when it is.
 
     Returns:
-        The videos to make; none with saved latents.
+        The videos to make; an empty list with saved latents.
 
     Raises:
         WanloraError: Names what cannot be used.
@@ -36,26 +39,71 @@ def check(config: SampleConfig) -> list[Video]:
         find_latents(config.latents)
         require_folder(config.output_dir, flag="--output-dir")
         return []
-    videos = plan(config)
+    to_make = plan(config)
     recorded = [read_header(split_scale(text)[0]).provenance for text in config.adapter]
-    if folder := resolve_here(model_of(config, recorded), PIPELINE):
-        video_size(config, variant_of(folder), recorded)
-    return videos
+    if folder := resolve_here(model_of(config.model, recorded), PIPELINE):
+        video_size(
+            variant_of(folder), recorded,
+            num_frames=config.num_frames, height=config.height, width=config.width,
+        )  # fmt: skip
+    return to_make
 
 
-def model_of(config: SampleConfig, adapters: Sequence[Provenance]) -> str:
+def plan(config: SampleConfig) -> list[Video]:
+    """List the videos: `num_videos` for each prompt, with seeds seed, seed + 1, ...
+
+    Raises:
+        ConfigError: The prompts cannot be read, a file exists and may not be replaced, or there are
+            several videos for one --output.
+        StoreError: The cache has no such view or split.
+        OutputError: The folder cannot be written.
+    """
+    wanted = _assign_prompts(config)
+    if config.output is None:
+        planned = videos.in_folder(wanted, config.output_dir, config.format)
+    else:
+        planned = videos.as_file(wanted, config.output, config.format)
+    if not config.skip_existing:
+        videos.check_new(planned, overwrite=config.overwrite)
+    return planned
+
+
+def _assign_prompts(config: SampleConfig) -> list[PromptAssignment]:
+    """Collect the prompts with their seeds: of the flags or of the cache, then of the file."""
+    number, seed = config.num_videos, config.seed
+    if config.cache is None:
+        wanted = [
+            item for prompt in config.prompt for item in prompts.repeat(prompt, number, seed=seed)
+        ]
+    else:
+        view = read_view(config.cache, config.view)
+        wanted = (
+            prompts.of_templates(config.prompt, view, number, cache=config.cache, seed=seed)
+            if config.prompt
+            else prompts.of_captions(config.cache, view, config.split, number, seed=seed)
+        )
+    if config.prompts is not None:
+        wanted += prompts.of_file(config.prompts, number, seed=seed)
+    return wanted
+
+
+def model_of(model: str | None, adapters: Sequence[Provenance]) -> str:
     """Select the model: as set, else the one that the adapters' headers name, else the default.
+
+    Args:
+        model: The `--model` value.
+        adapters: Values recorded in the header of each adapter.
 
     Raises:
         ConfigError: The headers name several.
     """
     models = {item["model"] for item in adapters if "model" in item}
-    if config.model is None and len(models) > 1:
+    if model is None and len(models) > 1:
         raise ConfigError(
             f"the adapters were trained on several models ({', '.join(sorted(models))}): pass the "
             "--model to use them with"
         )
-    return config.model or (models.pop() if models else DEFAULT_MODEL)
+    return model or (models.pop() if models else DEFAULT_MODEL)
 
 
 def trained_on(adapters: Sequence[Provenance], name: str) -> float | None:
@@ -72,8 +120,22 @@ def trained_on(adapters: Sequence[Provenance], name: str) -> float | None:
     return value if 0 < value < math.inf else None
 
 
-def video_size(config: SampleConfig, variant: Variant, adapters: Sequence[Provenance]) -> Bucket:
+def video_size(
+    variant: Variant,
+    adapters: Sequence[Provenance],
+    *,
+    num_frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+) -> Bucket:
     """Size of the videos: as set, else that of the adapters' clips, else the variant's.
+
+    Args:
+        variant: Variant of the model.
+        adapters: Values recorded in the header of each adapter.
+        num_frames: Frames, if set.
+        height: Height in px, if set.
+        width: Width in px, if set.
 
     Raises:
         ConfigError: Wan cannot take the size; diffusers would round it in silence.
@@ -82,8 +144,8 @@ def video_size(config: SampleConfig, variant: Variant, adapters: Sequence[Proven
     trained = [trained_on(adapters, name) for name in Bucket._fields]
     if all(trained) and trained[0] != 1:  # clips of one frame are images
         size = Bucket(*(int(value) for value in trained if value))
-    given = {name: value for name in Bucket._fields if (value := getattr(config, name)) is not None}
-    size = size._replace(**given)
+    given = {"num_frames": num_frames, "height": height, "width": width}
+    size = size._replace(**{name: value for name, value in given.items() if value is not None})
     if problem := problem_with(size):
         raise ConfigError(f"cannot sample {problem}")
     return size

@@ -1,6 +1,6 @@
-"""`wanlora sample --latents`: previews of a run through the VAE.
+"""`wanlora sample --latents`: decode the previews of a run with the VAE.
 
-Owns: which saved latents become which videos, and the check that this VAE reads them.
+Owns: the file of each video, and the check that this VAE made the latents.
 """
 
 from pathlib import Path
@@ -10,7 +10,6 @@ import torch
 from wanlora import progress
 from wanlora.commands.sample.preflight import find_latents
 from wanlora.commands.sample.videos import Video, check_new, record_of
-from wanlora.config import SampleConfig
 from wanlora.core.buckets import DEFAULT_FPS
 from wanlora.core.prompts import slug
 from wanlora.errors import ConfigError, ModelError
@@ -23,40 +22,54 @@ from wanlora.wan.pipeline import versions
 from wanlora.wan.variants import VARIANTS, Variant, variant_of
 
 
-def decode(config: SampleConfig, source: Path) -> tuple[str, list[Video]]:
-    """Decode saved latents with the VAE of the model they are of; return it, and the videos.
+def decode(
+    source: Path,
+    *,
+    model: str | None,
+    output_dir: Path,
+    overwrite: bool,
+    fps: float | None,
+    device: str,
+) -> tuple[str, list[Video]]:
+    """Decode saved latents with the VAE of the model that made them.
+
+    Args:
+        source: A run's folder, its `previews/`, one step's folder, or one file.
+        model: The `--model` value; None = the model recorded with the latents.
+        output_dir: Folder for the videos.
+        overwrite: Whether videos that exist are replaced.
+        fps: Frames per second; None = those recorded with the latents.
+        device: The `--device` value.
+
+    Returns:
+        The model and the videos.
 
     Raises:
         WanloraError: There are no latents, they are of several models, or of another VAE.
     """
     saved = [read_latents(file) for file in find_latents(source)]
-    videos = [_video_of(item, config.output_dir) for item in saved]
-    check_new(videos, overwrite=config.overwrite)
+    videos = [_video_of(item, output_dir) for item in saved]
+    check_new(videos, overwrite=overwrite)
     models = {item.facts["model"] for item in saved}
-    if config.model is None and len(models) > 1:
+    if model is None and len(models) > 1:
         raise ConfigError(
             f"{source} holds latents of {', '.join(sorted(models))}: pass one model's"
         )
-    model = config.model or models.pop()
-    device = select_device(config.device, model)
+    model = model or models.pop()
+    place = select_device(device, model)
     folder = resolve(model, ["vae"])
     for item in saved:
         _check_same_latents(item, model, variant_of(folder))
-    vae = load_vae(folder, dtype=torch.float32, device=device, tf32=True)
+    vae = load_vae(folder, dtype=torch.float32, device=place, tf32=True)
     with progress.bar(total=len(saved), description="decode", unit="video") as bar:
         for item, video in zip(saved, videos, strict=True):
             frames = decode_latents(vae, item.latents[None])[0].cpu().numpy()
-            facts = {"latents": str(item.path), **item.facts, "versions": versions()}
-            recorded.write(
-                video.path, frames, record=record_of(video, {**facts, "fps": _fps(config, item)})
-            )
+            rate = fps or float(item.facts.get("fps", DEFAULT_FPS))
+            facts = {**item.facts, "versions": versions(), "fps": rate}
+            record = record_of(video, {"latents": str(item.path), **facts})
+            recorded.write(video.path, frames, record=record)
             bar.update()
     return model, videos
-
-
-def _fps(config: SampleConfig, item: SavedLatents) -> float:
-    """Frames per second: as set, else as recorded with the latents."""
-    return config.fps or float(item.facts.get("fps", DEFAULT_FPS))
 
 
 def _video_of(item: SavedLatents, folder: Path) -> Video:

@@ -5,7 +5,6 @@ projection of latents to RGB; `wanlora sample --latents` decodes the saved laten
 Legend: n prompts, l tokens, d text width, c f h w latents.
 """
 
-import io
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +19,7 @@ from PIL import Image
 from wanlora import progress
 from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket, latent_shape
 from wanlora.files import write_atomic
+from wanlora.report.gif import gif
 from wanlora.runs.run_folder import PREVIEWS_NAME
 from wanlora.runs.saved_latents import write_latents
 from wanlora.store.latent_rgb import to_rgb
@@ -149,7 +149,8 @@ def save_previews(
         write_latents(folder / f"{index:02d}.safetensors", video, about)
         if projection is not None:
             frames = enlarge(to_rgb(video.numpy(), projection))
-            write_atomic(folder / f"{index:02d}.gif", gif(frames, fps=fps / TEMPORAL_FACTOR))
+            animation = gif(frames, fps=fps / TEMPORAL_FACTOR, shared_palette=True)
+            write_atomic(folder / f"{index:02d}.gif", animation)
             pictures[index] = frames
     return pictures
 
@@ -161,19 +162,6 @@ def enlarge(frames: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f hh ww 
     return np.stack(
         [np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BICUBIC)) for f in frames]
     )
-
-
-def gif(frames: UInt8[np.ndarray, "f h w 3"], *, fps: float) -> bytes:
-    """Animate frames for ever; all share one palette, so that flat parts do not flicker."""
-    strip = Image.fromarray(np.concatenate(list(frames)))
-    palette = strip.quantize(256)
-    pictures = [Image.fromarray(f).quantize(palette=palette) for f in frames]
-    buffer = io.BytesIO()
-    pictures[0].save(
-        buffer, "GIF", save_all=True, append_images=pictures[1:], loop=0,
-        duration=round(1000 / fps),
-    )  # fmt: skip
-    return buffer.getvalue()
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from wanlora import __version__
 from wanlora.config import Settings, TrainConfig
+from wanlora.config.load import build
 from wanlora.core.fingerprint import difference
 from wanlora.errors import ConfigError, RunError
 from wanlora.runs import run_folder
@@ -113,12 +114,12 @@ def settings_of(run_dir: Path, recorded: Mapping[str, Any]) -> TrainConfig:
         else:
             found[name] = _moved(str(value), output_dir, run_dir)
     try:
-        return TrainConfig.model_validate(found)
-    except ValidationError as error:
+        return build(TrainConfig, found)
+    except ConfigError as error:
         raise RunError(
-            f"{run_dir / run_folder.CONFIG_NAME} holds settings that this release ({__version__}) "
-            f"does not know: {error}. Continue the run with the release that made it, or start "
-            "again in another --output-dir"
+            f"{run_dir / run_folder.CONFIG_NAME} has settings that this release ({__version__}) "
+            f"does not accept:\n{error}\nContinue the run with the release that made it, or start "
+            f"a new run from its adapter: --output-dir NEW --init-adapter {run_dir}"
         ) from None
 
 

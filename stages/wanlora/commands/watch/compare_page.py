@@ -8,23 +8,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wanlora.commands.watch.details import RunData
-from wanlora.commands.watch.list_page import (  # fmt: skip
-    STYLE,
-    ago,
-    badge,
-    best_loss,
-    figure,
-    link_to,
-    rate,
-    steps,
-)
+from wanlora.commands.watch.list_page import ago, badge, best_loss, figure, link_to, rate, steps
 from wanlora.commands.watch.live import LIVE, SERVED_POLICY
 from wanlora.commands.watch.records import Row
 from wanlora.core.units import duration
+from wanlora.report.asset import asset, style
 from wanlora.report.chart import COLOURS, Line, Point, charts, line_chart
 from wanlora.report.page import Raw, escape, page, section, table
 
 REFRESH_S = 15
+SCRIPT = LIVE + asset("compare_page.js", REFRESH_MS=1000 * REFRESH_S)
 
 
 def compare_page(runs: Sequence[RunData]) -> str:
@@ -38,7 +31,7 @@ def compare_page(runs: Sequence[RunData]) -> str:
         *_previews(runs),
     ]
     sections = [
-        Raw(f"<style>{STYLE}{_STYLE}</style>"),
+        Raw(style("list_page.css", "compare_page.css")),
         Raw('<p><a href="/">All runs</a> <span class="soft" id="fresh"></span></p>'),
         Raw(f'<div id="shown" data-live>{"".join(parts)}</div>'),
     ]
@@ -181,18 +174,3 @@ def _picture(run: RunData, prompt: str) -> str:
         f'<figure><img src="data:image/gif;base64,{data}" alt="{escape(prompt)}">'
         f"<figcaption>{name}, step {picture.step:,}</figcaption></figure>"
     )
-
-
-_STYLE = """
-.pictures { display: grid; gap: 10px; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); }
-.pictures figure { margin: 0; max-width: 260px; } th, td { min-width: 10ch; }
-th { white-space: normal; overflow-wrap: anywhere; } .badge { white-space: normal; } .pictures img { width: 100%; display: block; } .pictures figcaption { color: var(--soft); font-size: 12.5px; overflow-wrap: anywhere; }
-.none { display: grid; place-items: center; min-height: 80px; background: var(--band); border-radius: 4px; }
-"""  # noqa: E501
-
-SCRIPT = (
-    LIVE
-    + f"""
-setInterval(() => refresh(() => () => {{}}), {1000 * REFRESH_S});
-"""
-)

@@ -3,7 +3,6 @@
 Owns: the markup and script of the list. Must not know: files, or how a state is found.
 """
 
-import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -13,11 +12,15 @@ from urllib.parse import quote
 from wanlora.commands.watch.live import LIVE, SERVED_POLICY
 from wanlora.commands.watch.summary import Best, State, Summary
 from wanlora.core.units import count, duration, names
+from wanlora.report.asset import asset, style
 from wanlora.report.page import Raw, escape, page
 
 MIN_COMPARED, MAX_COMPARED = 2, 8
 """A chart has eight colours."""
 REFRESH_S = 5
+SCRIPT = LIVE + asset(
+    "list_page.js", MIN=MIN_COMPARED, MAX=MAX_COMPARED, REFRESH_MS=1000 * REFRESH_S
+)
 MAX_NAMED_LINKS = 5
 
 COLOURS: dict[State, str] = {
@@ -59,7 +62,7 @@ def list_page(
         "</div></form>"
     )
     sections = [
-        Raw(f"<style>{STYLE}</style>"),
+        Raw(style("list_page.css")),
         _counts(folder, summaries, links, is_cut=is_cut),
         Raw(form),
         Raw('<p class="soft" id="fresh">Reload this page for newer numbers.</p>'),
@@ -175,54 +178,3 @@ def _row(run: Summary) -> str:
 
 def _cell(label: str, kind: str, key: object, shown: object) -> str:
     return f'<td class="{kind}" data-label="{label}" data-sort="{escape(key)}">{escape(shown)}</td>'
-
-
-STYLE = """
-.runs { overflow-x: auto; } .runs td { vertical-align: middle; } .runs .name { font-weight: 600; min-width: 17ch; overflow-wrap: anywhere; }
-.runs th { white-space: normal; vertical-align: bottom; } .runs th, .runs td { padding: 6px 8px; } .runs th:first-child::after { content: none; }
-.runs td.number, .runs time { white-space: nowrap; } a { color: light-dark(#1d4ed8, #8fb4ff); } small { display: block; font-size: 12px; }
-.badge { display: inline-block; white-space: nowrap; font-weight: 600; } .badge::before { content: ""; display: inline-block;
-  width: 8px; height: 8px; border-radius: 50%; background: currentColor; margin-right: 6px; }
-.badge.live { color: light-dark(#1d4ed8, #8fb4ff); } .badge.live::before { animation: pulse 2s infinite; }
-@keyframes pulse { 50% { opacity: .25; } } @media (prefers-reduced-motion: reduce) { .badge.live::before { animation: none; } }
-.reason { color: var(--soft); max-width: 26ch; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-progress { display: block; width: 100%; min-width: 90px; height: 5px; margin-top: 3px; accent-color: light-dark(#2563eb, #7aa2ff); }
-.choose { position: sticky; bottom: 0; display: flex; gap: 12px; align-items: center; padding: 10px 0; background: var(--ground); }
-.choose button { font: inherit; padding: 6px 14px; border: 1px solid var(--line); border-radius: 6px; background: var(--band); color: var(--ink); cursor: pointer; }
-.choose button:disabled { opacity: .5; cursor: default; } .pick { width: 34px; } .pick input { width: 18px; height: 18px; margin: 0; }
-@media (max-width: 760px) {
-  main { padding: 14px; } .runs thead { display: none; } .runs table, .runs tbody { display: block; }
-  .runs tr { display: grid; grid-template-columns: 1fr 1fr; gap: 4px 14px; border: 1px solid var(--line); border-radius: 8px;
-    padding: 10px 12px; margin-bottom: 10px; position: relative; }
-  .runs td { display: block; padding: 2px 0; border: 0; text-align: left; white-space: normal !important; }
-  .runs td::before { content: attr(data-label); display: block; color: var(--soft); font-size: 11.5px; }
-  .runs td.name { grid-column: 1 / -1; padding-right: 40px; font-size: 16px; } .runs td.pick { position: absolute; top: 12px; right: 12px; width: auto; }
-  .runs td.pick::before, .runs td.name::before { display: none; } .runs td[data-sort=""]:not(.pick) { display: none; }
-  .reason { white-space: normal; max-width: none; } .pick input { width: 22px; height: 22px; }
-}
-"""  # noqa: E501
-
-_SCRIPT = """
-const form = document.querySelector("#form");
-const boxes = () => [...form.querySelectorAll("input[name=run]")];
-const count = () => {
-  const number = boxes().filter(box => box.checked).length;
-  form.querySelector("button").disabled = number < MIN || number > MAX;
-  const text = number ? `${number} selected (MIN to MAX)` : "select MIN to MAX runs";
-  document.querySelector("#chosen").textContent = text;
-};
-const keep = () => {
-  const chosen = new Set(boxes().filter(box => box.checked).map(box => box.value));
-  return () => {
-    for (const box of boxes()) box.checked = chosen.has(box.value);
-    const head = form.querySelector("th[data-order]");
-    if (head) { head.dataset.order = head.dataset.order === "up" ? "down" : "up"; head.click(); }
-    count();
-  };
-};
-form.addEventListener("change", count);
-count();
-setInterval(() => refresh(keep), 1000 * REFRESH);
-"""
-_NUMBERS = {"MIN": MIN_COMPARED, "MAX": MAX_COMPARED, "REFRESH": REFRESH_S}
-SCRIPT = LIVE + re.sub("|".join(_NUMBERS), lambda name: str(_NUMBERS[name[0]]), _SCRIPT)

@@ -1,0 +1,174 @@
+"""What all videos of a `sample` command share: model, adapters, device, and settings.
+
+Owns: the defaults of settings that depend on the model or on the adapters, and the checks that need
+torch but no loaded model.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wanlora import __version__
+from wanlora.adapters.attach import ScaledAdapter, read_scaled
+from wanlora.commands.sample import preflight
+from wanlora.config import SampleConfig
+from wanlora.core.buckets import Bucket
+from wanlora.core.location import Location
+from wanlora.core.text import shorten
+from wanlora.errors import ConfigError, DeviceError
+from wanlora.store.views import frame_rate, read_view
+from wanlora.wan import pipeline as wan
+from wanlora.wan.device import base_dtype, select_device, warn_of_toy
+from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_tokenizer, num_prompt_tokens
+from wanlora.wan.model_folder import PIPELINE, resolve
+from wanlora.wan.variants import Variant, variant_of
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Model, adapters, device and settings of all videos.
+
+    Attributes:
+        model: The model, as `--model` names it.
+        folder: Folder with the model's weights.
+        adapters: Adapters with their scales; empty = the base model.
+        device: Device to compute on.
+        dtype: Type of the transformer.
+        settings: Size, steps and guidance.
+        fps: Frames per second of the videos.
+        shift: The scheduler's shift of sigma; None = the model's own.
+        offload: Parts of the pipeline that wait in main memory.
+        vae_tiling: Whether frames are decoded in overlapping tiles.
+        compare: Whether each video shows the base model beside the adapters.
+    """
+
+    model: str
+    folder: Path
+    adapters: tuple[ScaledAdapter, ...]
+    device: torch.device
+    dtype: torch.dtype
+    settings: wan.VideoSettings
+    fps: float
+    shift: float | None
+    offload: wan.Offload
+    vae_tiling: bool
+    compare: bool
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Fields that the records of all videos share: enough to make the videos again."""
+        return {
+            "model": self.model,
+            "adapters": [item.record for item in self.adapters],
+            "compare": self.compare,
+            **asdict(self.settings),
+            "shift": self.shift,
+            "vae_tiling": self.vae_tiling,
+            "fps": self.fps,
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "versions": {"wanlora": __version__, **wan.versions()},
+        }
+
+
+def open_setup(config: SampleConfig) -> Setup:
+    """Select the model, the device and the settings; nothing is loaded yet.
+
+    Raises:
+        WanloraError: A setting, the device, the model or an adapter cannot be used.
+    """
+    adapters = tuple(read_scaled(text) for text in config.adapter)
+    recorded = [item.adapter.provenance for item in adapters]
+    model = preflight.model_of(config.model, recorded)
+    device = select_device(config.device, model)
+    _check_offload(config.offload, device)
+    warn_of_toy(model)
+    folder = resolve(model, PIPELINE)
+    variant = variant_of(folder)
+    size = preflight.video_size(
+        variant, recorded,
+        num_frames=config.num_frames, height=config.height, width=config.width,
+    )  # fmt: skip
+    settings = video_settings(
+        variant, size, steps=config.steps, guidance_scale=config.guidance_scale,
+        negative_prompt=config.negative_prompt,
+    )  # fmt: skip
+    fps = config.fps or preflight.trained_on(recorded, "fps")
+    return Setup(
+        model=model,
+        folder=folder,
+        adapters=adapters,
+        device=device,
+        dtype=base_dtype(config.dtype, device),
+        settings=settings,
+        fps=fps or _fps_of_clips(config.cache, config.view) or variant.fps,
+        shift=config.shift,
+        offload=config.offload,
+        vae_tiling=config.vae_tiling,
+        compare=config.compare,
+    )
+
+
+def video_settings(
+    variant: Variant,
+    size: Bucket,
+    *,
+    steps: int | None = None,
+    guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+) -> wan.VideoSettings:
+    """Complete the settings of the videos with the variant's defaults.
+
+    Args:
+        variant: Variant of the model.
+        size: Size of the videos.
+        steps: Denoising steps, if set.
+        guidance_scale: Classifier-free guidance, if set.
+        negative_prompt: What to avoid, if set.
+    """
+    return wan.VideoSettings(
+        num_frames=size.num_frames,
+        height=size.height,
+        width=size.width,
+        steps=variant.steps if steps is None else steps,
+        guidance_scale=variant.guidance_scale if guidance_scale is None else guidance_scale,
+        negative_prompt=variant.negative_prompt if negative_prompt is None else negative_prompt,
+    )
+
+
+def check_lengths(folder: Path, prompts: Sequence[str]) -> None:
+    """Refuse a prompt that the text encoder would cut.
+
+    Args:
+        folder: Folder with the model's tokenizer.
+        prompts: Prompts of the videos, and the negative prompt.
+
+    Raises:
+        ConfigError: A prompt has too many tokens.
+    """
+    tokenizer = load_tokenizer(folder)
+    for prompt in dict.fromkeys(prompts):
+        if (tokens := num_prompt_tokens(tokenizer, prompt)) > MAX_SEQUENCE_LENGTH:
+            raise ConfigError(
+                f"the prompt {shorten(prompt)} has {tokens} tokens; Wan reads at most "
+                f"{MAX_SEQUENCE_LENGTH} and would ignore the rest: shorten it"
+            )
+
+
+def _check_offload(offload: wan.Offload, device: torch.device) -> None:
+    if offload != "none" and device.type == "cpu":
+        raise DeviceError(
+            f"--offload {offload} moves parts of the model between a GPU and main memory, and "
+            "everything is computed on the CPU here: leave it out"
+        )
+
+
+def _fps_of_clips(cache: Location | None, view: str) -> float | None:
+    """Frames per second of the clips of a cache; None without a cache."""
+    return None if cache is None else frame_rate(read_view(cache, view).clips)

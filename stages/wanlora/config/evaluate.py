@@ -1,0 +1,90 @@
+"""Settings of `wanlora evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from wanlora.config.settings import (
+    BaseDtype,
+    CacheDir,
+    Device,
+    Guidance,
+    Sampler,
+    Settings,
+    Steps,
+    ViewName,
+    described,
+    model_setting,
+    seed_setting,
+    setting,
+)
+
+
+class EvaluateConfig(Settings):
+    """Compare adapters with the base model: held-out loss, videos per activity, and a report."""
+
+    adapter: Annotated[
+        tuple[str, ...],
+        described(
+            "Run folder or adapter file, as PATH or PATH=SCALE; repeat to compare several.",
+            flag="Input and output",
+            min_length=1,
+        ),
+    ]
+    checkpoints: bool = setting(
+        False, "Also compare the checkpoints of each run, and its best.", flag="Input and output"
+    )
+    cache: CacheDir = Path("cache")
+    view: ViewName = "default"
+    split: str = setting("val", "Split whose clips give the loss, and whose captions the prompts.")
+    model: str | None = model_setting(unset="the model of the view")
+    output_dir: Path = setting(
+        Path("outputs/evaluation"),
+        "Folder for evaluation.json, report.html and videos/.",
+        flag="Input and output",
+    )
+    base_videos: Path | None = setting(
+        None,
+        "Folder for the videos of the base model, which later evaluations use again.",
+        unset="base-videos/ next to output_dir",
+    )
+    videos_per_activity: int = setting(
+        10, "Videos per activity and model; 0 = only the loss.", ge=0, flag="Videos"
+    )
+    num_clips: int = setting(16, "Number of held-out clips for the loss.", ge=1, flag="Options")
+    num_sigmas: int = setting(8, "Number of noise levels per clip.", ge=1)
+    sampler: Sampler = setting(
+        "logit_normal", "Distribution whose quantiles are the noise levels; as in training."
+    )
+    shift: float | None = setting(
+        None, "Shift of sigma, for the loss and the videos.", gt=0, unset="the shift of the view"
+    )
+    seed: int = seed_setting("Videos")
+    num_frames: int | None = setting(
+        None,
+        "Frames per video, 4k+1.",
+        ge=1,
+        flag="Videos",
+        unset="the most common number in the clips",
+    )
+    height: int | None = setting(
+        None, "Height in pixels.", flag="Videos", unset="chosen like --num-frames"
+    )
+    width: int | None = setting(
+        None, "Width in pixels.", flag="Videos", unset="chosen like --num-frames"
+    )
+    steps: Steps = None
+    guidance_scale: Guidance = None
+    fps: float | None = setting(
+        None,
+        "Frames per second of the videos.",
+        gt=0,
+        flag="Videos",
+        unset="the most common value in the held-out clips",
+    )
+    shown_per_activity: int = setting(
+        4, "Videos per activity in report.html; all are in videos/.", ge=0
+    )
+    html_clips: int = setting(200, "Maximum number of prompts with videos in report.html.", ge=1)
+    shown_height: int = setting(320, "Maximum height in pixels of videos in report.html.", ge=16)
+    device: Device = "auto"
+    dtype: BaseDtype = "auto"

@@ -1,0 +1,314 @@
+"""Settings of `wanlora train`; `wanlora estimate` shares those that decide what a step costs.
+
+Owns: the adapter, the noise levels, the optimizer, validation and previews.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from wanlora.config.settings import (
+    BaseDtype,
+    CacheDir,
+    Device,
+    Sampler,
+    Settings,
+    ViewName,
+    described,
+    model_setting,
+    seed_setting,
+    setting,
+)
+from wanlora.training import batch_sizes
+
+SAVE_STEPS = "Steps between checkpoints; 0 = only at the end."
+KEEP_CHECKPOINTS = "Number of newest checkpoints to keep; 0 = all."
+
+NumEpochs = Annotated[float, described("Number of passes over the clips.", gt=0, flag="Training")]
+BatchSize = Annotated[
+    int,
+    described(
+        "Clips per micro-batch; with --batch-by cost, clips of the largest bucket.",
+        ge=1,
+        flag="Training",
+    ),
+]
+Accumulation = Annotated[
+    int,
+    described(
+        "Micro-batches per optimizer step, over all processes: the global batch is this times "
+        "batch_size, for any number of GPUs.",
+        ge=1,
+        flag="Training",
+    ),
+]
+BatchBy = Annotated[
+    batch_sizes.BatchBy,
+    described(
+        "Quantity that is equal in the steps of all buckets. clips: each step has batch_size x "
+        "gradient_accumulation_steps clips. cost: a step of the largest bucket has that many "
+        "clips; a step of another bucket has the number of clips that costs about the same FLOPs.",
+        flag="Training",
+    ),
+]
+Activations = Annotated[
+    Literal["auto", "none", "selective", "full"],
+    described(
+        "Activations that each block recomputes in the backward pass to save memory. none: nothing "
+        "(fastest); selective: everything except attention; full: everything (least memory); auto: "
+        "none for as many blocks as fit into memory, selective for the others.",
+        flag="Model and machine",
+    ),
+]
+Eager = Annotated[
+    Literal["auto", "on", "off"],
+    described(
+        "Run the blocks without torch.compile; auto: compile only on CUDA. The results are the "
+        "same except for rounding. DoRA always runs without torch.compile.",
+        flag="Model and machine",
+        bare="on",
+    ),
+]
+Attention = Annotated[
+    Literal["auto", "cudnn", "flash", "efficient", "math", "fa3", "fa4"],
+    described(
+        "Attention kernel. auto: cudnn before flash on Hopper and newer GPUs, flash before cudnn "
+        "on older GPUs, and never math on CUDA. fa3 and fa4 need FlashAttention 3 or 4. If you "
+        "select a kernel, it is used, or the command fails."
+    ),
+]
+ClipWeights = Annotated[
+    dict[str, Annotated[float, Field(gt=0)]],
+    described(
+        "Sampling weight of all clips of an activity, by its name: clip_weights.walking=2 draws "
+        "them twice as often. Multiplied by the weights in the manifest."
+    ),
+]
+
+
+class LoraSettings(Settings):
+    """The adapter: size, scale and adapted modules."""
+
+    rank: int = setting(32, "Rank of the adapter.", ge=1, flag="Adapter")
+    alpha: float | None = setting(
+        None, "The adapter is scaled by alpha/rank.", gt=0, flag="Adapter", unset="the rank"
+    )
+    targets: str | tuple[str, ...] = setting(
+        "attention+ffn",
+        "Modules to adapt: attention, attention+ffn or all-linear; a regular expression that "
+        "matches whole module names; or a list of name suffixes, each of which must match.",
+        flag="Adapter",
+    )
+    rslora: bool = setting(False, "Scale by alpha/sqrt(rank) instead of alpha/rank.")
+    dora: bool = setting(False, "Train magnitudes in addition to directions (DoRA).")
+
+
+class FlowSettings(Settings):
+    """Noise levels to train on: their distribution and weight."""
+
+    sampler: Sampler = setting("logit_normal", "Distribution of sigma.")
+    shift: float | None = setting(
+        None, "Shift of sigma.", gt=0, unset="the shift of the variant (3 at 480p; use 5 at 720p)"
+    )
+    weighting: Literal["none", "bsmntw", "sigma_sqrt"] = setting(
+        "none", "Weight of the loss as a function of sigma."
+    )
+
+
+class OptimizerSettings(Settings):
+    """The optimizer of the float32 master weights."""
+
+    name: Literal["adamw", "prodigy"] = setting(
+        "adamw",
+        "adamw, or prodigy (pip install 'wanlora[prodigy]'). prodigy finds the learning rate "
+        "itself; each step then waits for a value from the GPU.",
+    )
+    beta1: float = setting(0.9, "Decay rate of the first moment.", ge=0, lt=1)
+    beta2: float = setting(0.99, "Decay rate of the second moment.", ge=0, lt=1)
+    eps: float = setting(1e-8, "Term added to the denominator.", gt=0)
+    weight_decay: float = setting(0.01, "Decoupled weight decay.", ge=0)
+    max_grad_norm: float = setting(
+        1.0, "Clip the global gradient norm to this in each step; 0 = never.", ge=0
+    )
+    schedule: Literal["constant", "cosine", "linear"] = setting(
+        "constant", "Learning rate after the warm-up."
+    )
+    warmup_steps: int | None = setting(
+        None,
+        "Steps of linear warm-up. A resumed run keeps its own number.",
+        ge=0,
+        unset="a tenth of the run, at most 100",
+    )
+
+
+class ValidationSettings(Settings):
+    """Loss on fixed clips, noise levels and noise, compared with the base model."""
+
+    every: int = setting(500, "Steps between validations, plus one at the end; 0 = never.", ge=0)
+    split: str = setting("val", "Split of the view to validate on.")
+    num_clips: int = setting(16, "Number of held-out clips, and as many training clips.", ge=1)
+    num_sigmas: int = setting(8, "Number of noise levels per clip.", ge=1)
+    train_clips: bool = setting(True, "Validate on training clips too, to detect overfitting.")
+    patience: int = setting(
+        0, "Stop after this many validations without a new best; 0 = never.", ge=0
+    )
+
+
+class PreviewSettings(Settings):
+    """Latents denoised during training, shown as approximate pictures; no VAE is loaded."""
+
+    prompts: tuple[str, ...] = setting(
+        (),
+        "Prompt of a preview; repeat for several. A prompt that is not in the cache is encoded "
+        "before training starts, with the text encoder of the cache.",
+        flag="Previews",
+        names=("--preview-prompt",),
+    )
+    every: int | None = setting(
+        None,
+        "Steps between previews, plus one preview before the first step and one after the last; "
+        "0 = never.",
+        ge=0,
+        flag="Previews",
+        names=("--preview-every",),
+        unset="with --preview-prompt a quarter of the run, at most 500; otherwise never",
+    )
+    num_prompts: int = setting(
+        2,
+        "Number of prompts to show without --preview-prompt: the validation prompts of the view, "
+        "otherwise captions of held-out clips.",
+        ge=1,
+    )
+    steps: int = setting(20, "Denoising steps.", ge=1)
+
+    def period(self, end_step: int) -> int:
+        """Steps between previews of a run of `end_step` steps; 0 = never."""
+        if self.every is not None:
+            return self.every
+        return min(500, -(-end_step // 4)) if self.prompts else 0
+
+
+class TrainConfig(Settings):
+    """Stage two: train a LoRA on cached latents. Loads only the transformer."""
+
+    cache: CacheDir = Path("cache")
+    output_dir: Path = setting(Path("outputs/run"), "Folder of the run.", flag="Input and output")
+    view: ViewName = "default"
+    split: str = setting("train", "Split of the view to train on.")
+    manifest: tuple[Path, ...] = setting(
+        (), "Train only on the clips in this manifest; repeat for several.", flag="Input and output"
+    )
+    model: str | None = model_setting(unset="the model of the view")
+    device: Device = "auto"
+    dtype: BaseDtype = "auto"
+    max_steps: int | None = setting(
+        None, "Number of optimizer steps; overrides num_epochs.", ge=1, flag="Training"
+    )
+    num_epochs: NumEpochs = 10
+    batch_size: BatchSize = 1
+    gradient_accumulation_steps: Accumulation = 1
+    batch_by: BatchBy = "clips"
+    learning_rate: float | None = setting(
+        None,
+        "Peak learning rate.",
+        gt=0,
+        flag="Training",
+        names=("--learning-rate", "--lr"),
+        unset="1e-4; 1 for prodigy",
+    )
+    save_steps: int = setting(500, SAVE_STEPS, ge=0, flag="Checkpoints")
+    save_minutes: float = setting(
+        15,
+        "Also save when the last checkpoint is this many minutes old; 0 = never.",
+        ge=0,
+        flag="Checkpoints",
+    )
+    keep_checkpoints: int = setting(3, KEEP_CHECKPOINTS, ge=0, flag="Checkpoints")
+    resume: bool = setting(
+        False,
+        "Continue the run in output_dir from its newest checkpoint, with the settings of the run. "
+        "Other settings that you pass are applied; those that a run cannot change are rejected.",
+        flag="Checkpoints",
+    )
+    train_frames: int | None = setting(
+        None,
+        "Train on the first frames of longer clips, 4k+1. The VAE is causal, so nothing has to be "
+        "encoded again.",
+        ge=1,
+        unset="whole clips",
+    )
+    local_copy: Path | None = setting(
+        None,
+        "With a cache at a URL: folder for copies of its rows. Each row is downloaded once and "
+        "then read from this folder.",
+        flag="Model and machine",
+    )
+    seed: int = seed_setting("Training")
+    caption_dropout: float = setting(
+        0.0, "Probability that a clip is trained with the empty prompt.", ge=0, le=1
+    )
+    activations: Activations = "auto"
+    eager: Eager = "auto"
+    attention: Attention = "auto"
+    allow_untrained_base: bool = setting(
+        False, "Train even if the base predicts no better than chance."
+    )
+    prefetch_batches: int = setting(4, "Number of micro-batches to read ahead.", ge=1)
+    save_every_epoch: bool = setting(
+        False, "Also save a checkpoint at the end of each epoch.", flag="Checkpoints"
+    )
+    balance_activities: bool = setting(
+        False, "Draw all activities of a bucket equally often, even if some have more clips."
+    )
+    clip_weights: ClipWeights = {}  # noqa: RUF012  (pydantic copies it)
+    init_adapter: Path | None = setting(
+        None, "Initial adapter: run folder, PEFT folder or file in any format.", flag="Adapter"
+    )
+    ema_decay: float = setting(
+        0.0, "Decay of a moving average of the adapter, saved in ema/; 0 = off.", ge=0, lt=1
+    )
+    deterministic: bool = setting(
+        False,
+        "Make resumed runs bit-exact on a GPU too; attention gradients are then slower.",
+        flag="Model and machine",
+    )
+    process_timeout_s: float = setting(
+        600,
+        "Seconds that a process waits for the others; then the run stops and names the process "
+        "that does not answer. Must be longer than saving a checkpoint and previews takes.",
+        gt=0,
+    )
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = setting(
+        ("tensorboard",), "Loggers of curves, in addition to metrics.jsonl and run.html."
+    )
+    lora: LoraSettings = LoraSettings()
+    flow: FlowSettings = FlowSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    validation: ValidationSettings = ValidationSettings()
+    previews: PreviewSettings = PreviewSettings()
+
+    @model_validator(mode="after")
+    def _frames_fit_the_vae(self) -> Self:
+        if self.train_frames is not None and (self.train_frames - 1) % 4:
+            below = max(1, self.train_frames - (self.train_frames - 1) % 4)
+            raise ValueError(
+                f"train_frames {self.train_frames}: expected 4k+1; use {below} or {below + 4}"
+            )
+        refuse_compiled_dora(self.eager, self.lora)
+        if self.balance_activities and self.clip_weights:
+            raise ValueError(
+                "balance_activities draws all activities of a bucket equally often, and "
+                "clip_weights draws some more often: leave out one of them"
+            )
+        return self
+
+
+def refuse_compiled_dora(eager: str, lora: LoraSettings) -> None:
+    """Refuse `eager off` with DoRA.
+
+    Raises:
+        ValueError: Both are set.
+    """
+    if eager == "off" and lora.dora:
+        raise ValueError("eager off: the layers of DoRA cannot be compiled; leave eager at auto")

@@ -1,0 +1,1 @@
+setInterval(() => refresh(() => () => {}), REFRESH_MS);

@@ -1,0 +1,70 @@
+"""Remove segments that are listed as condemned.
+
+Owns: the order of a removal: list, look again, remove the commit records, remove the rest. Must not
+know: why a segment goes.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+
+from wanlora.core.location import Location
+from wanlora.store import commit_records, condemned, schema, storage
+
+
+def drop_segments(cache: Location, segments: Collection[str]) -> None:
+    """Remove segments of which no row can be used.
+
+    Raises:
+        StoreError: The disk refuses, or a collection has begun.
+    """
+    remove(cache, segments, (), spare=set, stale=condemned.names(cache))
+
+
+def remove(
+    cache: Location,
+    segments: Collection[str],
+    litter: Collection[str],
+    *,
+    spare: Callable[[], Collection[str]],
+    stale: Sequence[str],
+) -> None:
+    """List segments as condemned, look again what must stay, and remove the rest.
+
+    Args:
+        cache: Cache folder or URL.
+        segments: Keys of segments; their rows to keep are committed elsewhere.
+        litter: Keys of segments without a commit record, and of half-written files.
+        spare: Returns segments that must stay after all.
+        stale: Lists that were there when the rows to keep were chosen; none of those was relied on.
+
+    Raises:
+        StoreError: The disk refuses, or another collection has begun since.
+    """
+    if not segments and not litter and not stale:
+        return
+    own = condemned.publish(cache, {*segments, *litter})
+    if set(condemned.names(cache)) - {own, *stale}:
+        condemned.withdraw(cache, [own])
+        raise condemned.collision(cache)
+    going = sorted(set(segments) - set(spare()))
+    open_parts = [key for key in litter if not commit_records.is_committed(cache, key)]
+    records = [f"{key}/{schema.GROUP}" for key in going]
+    storage.at(cache).remove_many(records)
+    _remove_trees(cache, [*going, *open_parts])
+    # A writer that was stopped for long may have committed meanwhile; alive, it writes again.
+    late = [key for key in open_parts if commit_records.is_committed(cache, key)]
+    storage.at(cache).remove_many([f"{key}/{schema.GROUP}" for key in late])
+    _remove_trees(cache, late)
+    condemned.withdraw(cache, [own])
+    # A list of a killed collection goes when its segments are gone. Until then it may be that of a
+    # living one, which will still remove them.
+    condemned.withdraw(cache, [name for name in stale if _is_done(cache, name)])
+
+
+def _is_done(cache: Location, name: str) -> bool:
+    return not any(storage.at(cache).listing(key) for key in condemned.segments_in(cache, name))
+
+
+def _remove_trees(cache: Location, keys: Sequence[str]) -> None:
+    files = [key for key in keys if not key.startswith(f"{schema.STORE}/")]
+    storage.at(cache).remove_many(files)
+    storage.at(cache).remove_trees([key for key in keys if key not in set(files)])
