@@ -125,14 +125,14 @@ ADDRESS = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 
 def test_srun_alone_starts_the_processes_of_one_run(monkeypatch):
     monkeypatch.setattr(os, "environ", SLURM | ADDRESS)
-    distributed.adopt_launcher()
+    distributed.set_torch_variables()
     assert {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} == {
         "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1",
     }  # fmt: skip
     assert rank_of(os.environ).world == 4
     monkeypatch.setattr(os, "environ", dict(SLURM))
     with pytest.raises(ConfigError, match=r"MASTER_ADDR=\$\(scontrol"):
-        distributed.adopt_launcher()
+        distributed.set_torch_variables()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from wanlora.commands.inspect import cache_page, checks, decoded_clips, repair
+from wanlora.commands.inspect import checks, decoded_clips, page_rows, repair
 from wanlora.commands.inspect.collect_garbage import collect_garbage
 from wanlora.commands.inspect.statistics import BucketStatistics, evenly
 from wanlora.commands.inspect.summary import InspectResult
@@ -73,7 +73,7 @@ def run(config: InspectConfig) -> InspectResult:
         found, None if everything else config.statistics_clips, invalid, unread
     )
     if config.html is not None:
-        cache_page.write(
+        page_rows.write(
             config.html,
             cache=config.path,
             views=found.views,
