@@ -21,7 +21,7 @@ import torch
 
 from wanlora.commands.cache_latents.prefetch import Prefetcher, prefetch_depth
 from wanlora.data.clip import Clip
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.media import mp4
 
 

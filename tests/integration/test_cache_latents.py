@@ -19,9 +19,10 @@ from wanlora.commands.cache_latents import plan as planning
 from wanlora.commands.cache_latents.hashes import Hashes
 from wanlora.commands.inspect import run as inspect
 from wanlora.config import CacheLatentsConfig, InspectConfig
-from wanlora.data import clips, manifest
+from wanlora.data import clip_frames, manifest
 from wanlora.data.clip import Clip
 from wanlora.errors import DeviceError, ManifestError, ModelError, StoreError
+from wanlora.media import source
 from wanlora.store.latent_rgb import solve
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view
@@ -100,7 +101,7 @@ def test_rows_are_what_the_encoders_give_and_the_view_names_them(config, micro_f
     text = encoders.load_text_encoder(micro_folder, dtype=torch.bfloat16, device=cpu)
     found = {clip.clip_id: clip for clip in view.clips}
     for clip in manifest.read_all(config.manifest):
-        frames = clips.to_signed(clips.load_clip(clip)).permute(1, 0, 2, 3)[None]
+        frames = clip_frames.to_signed(clip_frames.load_clip(clip)).permute(1, 0, 2, 3)[None]
         wanted = encoders.encode_latents(vae, frames)[0].numpy().astype(np.float16)
         assert np.array_equal(reader.latents(found[clip.clip_id].key), wanted)
         (embeds,) = encoders.encode_prompts(text, [clip.prompt])
@@ -191,7 +192,7 @@ def test_nothing_usable_is_an_error_and_no_view(config, data):
 def test_a_source_that_is_gone_stays_usable_once_it_is_cached(config, data):
     own = [
         Clip(**{name: getattr(clip, name) for name in Clip.__slots__}
-                      | {"source_sha256": clips.source_sha256(clip.path)})
+                      | {"source_sha256": source.source_sha256(clip.path)})
         for clip in manifest.read_all([data])
     ]  # fmt: skip
     manifest.write(data / "train.jsonl", own)
@@ -409,7 +410,7 @@ def test_rounded_latents_are_stored_on_request(config, micro_folder):
     vae = encoders.load_vae(micro_folder, dtype=torch.float32, device=cpu, tf32=False)
     found = {clip.clip_id: clip for clip in view.clips}
     for clip in manifest.read_all(config.manifest):
-        frames = clips.load_clip(clip).permute(1, 0, 2, 3)[None]
+        frames = clip_frames.load_clip(clip).permute(1, 0, 2, 3)[None]
         latents = reader.latents(found[clip.clip_id].key)
         assert not (latents.view(np.uint16) & 0b111).any()  # 10 bits of mantissa, 7 are left
         exact = encoders.encode_latents(vae, frames)[0].numpy()

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from wanlora.commands.cache_latents.hashes import Hashes
 from wanlora.core.buckets import problem_with
 from wanlora.data.clip import Clip, clip_key
-from wanlora.data.clips import SourceHashes, hash_all, load_clip, reading
+from wanlora.data.clip_frames import load_clip
 from wanlora.errors import MediaError
+from wanlora.media.source import SourceHashes, hash_all, reading
 from wanlora.progress import bar
 
 

@@ -18,8 +18,8 @@ from wanlora.commands.cache_latents.hashes import Hashes, kept_digests
 from wanlora.core.fingerprint import difference, fingerprint
 from wanlora.core.location import Location
 from wanlora.data.clip import TRANSFORM_REVISION
-from wanlora.data.clips import source_sha256
 from wanlora.errors import DeviceError, ModelError
+from wanlora.media.source import source_sha256
 from wanlora.processes.turns import turn
 from wanlora.store import index, storage
 from wanlora.store.schema import Kind

@@ -45,8 +45,8 @@ from wanlora.commands.cache_latents.worker import (
     shown_progress,
 )
 from wanlora.data.clip import Clip
-from wanlora.data.clips import SourceHashes
 from wanlora.errors import LostProcessError, MediaError, WanloraError, WorkerError
+from wanlora.media.source import SourceHashes
 from wanlora.processes.ranks import Rank
 from wanlora.wan.model_folder import local_folder
 

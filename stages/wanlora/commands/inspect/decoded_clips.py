@@ -116,7 +116,7 @@ def _source(record: Any) -> "np.ndarray[Any, np.dtype[np.uint8]] | None":
         orig={}, transform=dict(record.get("transform", {})), warnings=(),
         path=Path(record["path"]),
     )  # fmt: skip
-    from wanlora.data.clips import load_clip  # noqa: PLC0415  (imports torch)
+    from wanlora.data.clip_frames import load_clip  # noqa: PLC0415  (imports torch)
 
     try:
         return load_clip(clip).permute(0, 2, 3, 1).numpy()
