@@ -14,7 +14,7 @@ import torch
 from tests.support import cli
 from tests.support.models import temporary_copy
 from wanlora.commands import cache_latents
-from wanlora.commands.cache_latents import encode, pipeline
+from wanlora.commands.cache_latents import encode_clips, find_encoders, prefetch
 from wanlora.commands.cache_latents import plan as planning
 from wanlora.commands.cache_latents.hashes import Hashes
 from wanlora.commands.inspect import run as inspect
@@ -208,14 +208,14 @@ def test_a_source_that_is_gone_stays_usable_once_it_is_cached(config, data):
 def test_a_source_replaced_before_it_is_decoded_is_listed_and_not_stored(
     config, data, monkeypatch
 ):  # fmt: skip
-    make = planning.make
+    make = planning.make_plan
 
     def replacing(*arguments: object, **options: object) -> object:
         plan = make(*arguments, **options)
         write_clip(data / "clip1.npz", 55)
         return plan
 
-    monkeypatch.setattr(planning, "make", replacing)
+    monkeypatch.setattr(planning, "make_plan", replacing)
     result = cache_latents.run(config)
     assert [(f.code, f.clip_id[:5]) for f in result.failures] == [("changed", "clip1")]
     assert (result.exit_code, result.clips, result.clips_encoded) == (3, 2, 2)
@@ -228,13 +228,13 @@ def test_weights_that_change_between_hashing_and_loading_are_refused(
     config, micro_folder, tmp_path, monkeypatch, file
 ):  # fmt: skip
     folder = temporary_copy(micro_folder, tmp_path / "model")
-    make = planning.make
+    make = planning.make_plan
 
     def replacing(*arguments: object, **options: object) -> object:
         os.utime(folder / file, ns=(1, 1))
         return make(*arguments, **options)
 
-    monkeypatch.setattr(planning, "make", replacing)
+    monkeypatch.setattr(planning, "make_plan", replacing)
     with pytest.raises(ModelError, match=f"{Path(file).parent} was changed"):
         cache_latents.run(changed(config, model=str(folder)))
     assert not (config.cache / "views").exists()
@@ -287,7 +287,7 @@ def test_a_vae_that_cannot_give_a_clip_back_is_refused_before_latents_are_writte
     from dataclasses import replace
 
     strict = replace(VARIANTS["micro"], min_psnr_db=60.0, channel_std_range=(2.0, 3.0))
-    monkeypatch.setattr(cache_latents.plan, "variant_of", lambda folder: strict)
+    monkeypatch.setattr(find_encoders, "variant_of", lambda folder: strict)
     with pytest.raises(ModelError, match=r"dB PSNR, expected at least 60 dB; the spread of latent"):
         cache_latents.run(config)
     assert not list(config.cache.glob("store.zarr/latents/*/*/*"))
@@ -299,7 +299,7 @@ def test_a_vae_that_can_is_accepted(config, monkeypatch):
     from dataclasses import replace
 
     lenient = replace(VARIANTS["micro"], min_psnr_db=1.0, channel_std_range=(0.0, 99.0))
-    monkeypatch.setattr(cache_latents.plan, "variant_of", lambda folder: lenient)
+    monkeypatch.setattr(find_encoders, "variant_of", lambda folder: lenient)
     assert cache_latents.run(config).clips_encoded == 3
 
 
@@ -320,7 +320,7 @@ def test_a_disk_that_is_too_small_is_refused_before_any_work(config, monkeypatch
 
 def test_decoding_runs_ahead_only_so_far_and_keeps_the_order():
     started = []
-    ahead = pipeline.Ahead(started.append, range(20), threads=2, depth=3)
+    ahead = prefetch.Prefetcher(started.append, range(20), threads=2, depth=3)
     results = iter(ahead)
     assert next(results) == (0, None)
     assert len(started) <= 3
@@ -330,9 +330,9 @@ def test_decoding_runs_ahead_only_so_far_and_keeps_the_order():
 
 
 def test_the_queue_is_bounded_by_bytes_and_by_threads():
-    assert pipeline.depth(97_000_000, threads=4, max_bytes=2**30) == 8
-    assert pipeline.depth(97_000_000, threads=4, max_bytes=3 * 10**8) == 3
-    assert pipeline.depth(97_000_000, threads=4, max_bytes=1) == 1
+    assert prefetch.prefetch_depth(97_000_000, threads=4, max_bytes=2**30) == 8
+    assert prefetch.prefetch_depth(97_000_000, threads=4, max_bytes=3 * 10**8) == 3
+    assert prefetch.prefetch_depth(97_000_000, threads=4, max_bytes=1) == 1
 
 
 def test_out_of_memory_says_what_to_change_and_keeps_what_is_encoded(config, monkeypatch):
@@ -394,7 +394,7 @@ def test_an_error_while_writing_behind_the_encoder_stops_the_run(config, monkeyp
     def broken(*args: object) -> None:
         raise StoreError("the disk broke")
 
-    monkeypatch.setattr(encode, "_write", broken)
+    monkeypatch.setattr(encode_clips, "_write", broken)
     with pytest.raises(StoreError, match="the disk broke"):
         cache_latents.run(config)
     assert not (config.cache / "views").exists()
