@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One torch thread per process is fastest on shared cores; tests run one process a core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: bench bench-store check check-real clean demo docs fmt micro setup test test-gpu test-lowest \
+.PHONY: bench bench-store check check-real clean demo docs fmt micro setup site test test-gpu test-lowest \
 	test-newest test-slow
 
 # What the package itself needs: enough for the demo. On Linux without a GPU, PyTorch for CPUs is
@@ -69,6 +69,10 @@ fmt: setup
 docs: setup
 	$(BIN)/python docs/generate.py
 
+# The documentation as a site, in site/. A broken link or anchor is an error.
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 # On a machine with the real weights, or to download them: make check-real MODEL=folder-or-hub-id
 MODEL ?= Wan-AI/Wan2.1-T2V-1.3B-Diffusers
 check-real: setup
@@ -90,4 +94,4 @@ bench-store: setup
 	$(BIN)/python bench/stage_one.py
 
 clean:
-	rm -rf $(VENV) .venv-newest .venv-lowest .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-newest .venv-lowest .mypy_cache .ruff_cache .pytest_cache .hypothesis site

@@ -72,6 +72,22 @@ def test_links_between_documents_lead_somewhere(document):
             assert (document.parent / target).exists(), target
 
 
+def _anchors(document: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub and mkdocs make them."""
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    kept = (re.sub(r"[^\w\s-]", "", heading).strip().lower() for heading in headings)
+    return {heading.replace(" ", "-") for heading in kept}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_anchors_of_links_exist(document):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", document.read_text()):
+        page = document.parent / target if target else document
+        if page.suffix == ".md":
+            assert anchor in _anchors(page), f"{target}#{anchor}"
+
+
 def test_every_name_on_the_map_exists():
     text = (ROOT / "CONTRIBUTING.md").read_text()
     block = re.search(r"## Map\n\n```\n(.*?)```", text, re.DOTALL).group(1)

@@ -200,16 +200,16 @@ def test_a_run_that_was_stopped_is_listed_and_its_rows_are_kept_until_it_ends(
     )
     seen = []
 
-    def look(*arguments, original=plan.look):
+    def look(*arguments, original=plan.find_missing):
         seen.append(wants.names(cache))
         return original(*arguments)
 
     def stopped(*_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(plan, "look", look)
+    monkeypatch.setattr(plan, "find_missing", look)
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "_encode", stopped)
+        patch.setattr(stage, "encode_missing", stopped)
         with pytest.raises(KeyboardInterrupt):
             cache_latents.run(config)
     (name,) = wants.names(cache)
@@ -349,7 +349,7 @@ def test_decode_writes_the_clip_beside_its_source_and_says_how_alike_they_are(
     cache_fp16, micro_folder, tmp_path
 ):  # fmt: skip
     from wanlora.media.decode import decode
-    from wanlora.media.probe import probe
+    from wanlora.media.probe import scan
 
     view = read_view(cache_fp16, "default")
     one, two = view.clips[0].clip_id, view.clips[1].key[:8]
@@ -360,7 +360,7 @@ def test_decode_writes_the_clip_beside_its_source_and_says_how_alike_they_are(
     assert [row["key"] for row in rows] == [view.clips[0].key, view.clips[1].key]
     for row in rows:
         assert 3 < row["psnr_db"] < 100
-        info = probe(Path(row["video"]))
+        info = scan(Path(row["video"])).info
         assert (info.width, info.height) == (96, 32)  # the source on the left
         assert len(decode(Path(row["video"]), start_s=0, fps=16, num_frames=9)) == 9
     assert "no view of" in cli.refuses("inspect", cache_fp16, "--decode", "nobody")

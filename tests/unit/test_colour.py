@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.clips import clip
 from wanlora.data.clip import clip_key
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.errors import MediaError
 from wanlora.media import decode, probe
 
@@ -51,7 +51,7 @@ def rgb_of(weights, *, full=False):
 
 
 def decoded(path):
-    info = probe.probe(path)
+    info = probe.scan(path).info
     frames = decode.decode(path, start_s=0, fps=16, num_frames=1, matrix=info.assumed_matrix)
     return info, frames[0, 8, 8]
 
@@ -95,7 +95,7 @@ def test_full_range_is_read_as_full_range(tmp_path, size, weights):
 @pytest.mark.parametrize("pix", ["bgr0", "gray"])
 def test_rgb_and_grey_need_no_matrix(tmp_path, pix):
     path = write_flat(tmp_path / "a.mkv", height=720, width=1280, pix=pix)
-    assert probe.probe(path).assumed_matrix is None
+    assert probe.scan(path).info.assumed_matrix is None
 
 
 def test_the_matrix_is_part_of_a_clips_identity_and_an_old_line_keeps_its_pixels(tmp_path):

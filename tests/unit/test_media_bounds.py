@@ -14,9 +14,9 @@ from tests.support import videos
 from tests.support.clips import clip
 from wanlora.core import aspect
 from wanlora.data import npz
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.errors import MediaError
-from wanlora.media import decode, image, probe
+from wanlora.media import decode, frames, image, probe
 
 SMALL = {"height": 32, "width": 48}
 
@@ -49,9 +49,8 @@ def refusal(read, *arguments, **settings):
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("read", [probe.probe, probe.scan])
-def test_a_video_that_declares_a_huge_frame_is_refused_by_its_header(tmp_path, read):
-    error, megabytes = refusal(read, gif_header(tmp_path / "a.gif", 16_000, 16_000))
+def test_a_video_that_declares_a_huge_frame_is_refused_by_its_header(tmp_path):
+    error, megabytes = refusal(probe.scan, gif_header(tmp_path / "a.gif", 16_000, 16_000))
     assert error.code == "bad_size"
     assert "a.gif" in str(error)
     assert "16000x16000" in str(error)
@@ -61,10 +60,10 @@ def test_a_video_that_declares_a_huge_frame_is_refused_by_its_header(tmp_path, r
 
 def test_a_frame_that_is_larger_than_the_header_is_not_decoded(tmp_path, monkeypatch):
     path = videos.write_video(tmp_path / "a.mp4")
-    monkeypatch.setattr(probe, "size_problem", lambda height, width: None)
-    monkeypatch.setattr(probe, "MAX_PICTURE_PX", 160 * 96 - 1)
+    monkeypatch.setattr(frames, "size_problem", lambda height, width: None)
+    monkeypatch.setattr(frames, "MAX_PICTURE_PX", 160 * 96 - 1)
     with pytest.raises(MediaError, match=r"a\.mp4"):
-        probe.probe(path)
+        probe.scan(path)
 
 
 @pytest.mark.parametrize(
@@ -145,9 +144,8 @@ def test_whatever_a_library_raises_while_a_frame_is_read_names_the_file(
         decode.decode(path, start_s=0, fps=16, num_frames=1)
     assert raised.value.code == "unreadable"
     monkeypatch.setattr(probe, "orientation", fail)
-    for read in (probe.probe, probe.scan):
-        with pytest.raises(MediaError, match=r"a\.mp4"):
-            read(path)
+    with pytest.raises(MediaError, match=r"a\.mp4"):
+        probe.scan(path)
 
 
 def test_running_out_of_memory_stays_that(tmp_path, monkeypatch):
@@ -162,7 +160,7 @@ def test_running_out_of_memory_stays_that(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["a\0b", "\udcff", "x" * 5000])
-@pytest.mark.parametrize("read", [probe.probe, probe.scan, image.read, npz.read])
+@pytest.mark.parametrize("read", [probe.scan, image.read, npz.read])
 def test_a_name_that_no_file_can_have_is_refused(tmp_path, read, name):
     with pytest.raises(MediaError):
         read(Path(f"{tmp_path}/{name}"))

@@ -41,7 +41,8 @@ def test_an_edit_list_moves_the_start_and_nothing_before_it_is_shown(tmp_path, s
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
 def test_of_two_video_streams_the_default_one_is_taken(tmp_path, name, large_first):
     path = videos.write_two_streams(tmp_path / name, large_first=large_first)
-    assert (probe.probe(path).height, probe.scan(path).num_frames) == (96, 60)
+    found = probe.scan(path)
+    assert (found.info.height, found.num_frames) == (96, 60)
     assert numbers(path, first=31) == [31, 32, 33]
 
 
@@ -54,7 +55,7 @@ def test_mirrored_videos_come_out_as_they_were_seen(tmp_path, clockwise):
     assert frames.shape == (2, 128, 160, 3)
     assert [videos.number_in(frame) for frame in frames] == [10, 11]
     assert frames[0, 100, 5, 0] > frames[0, 100, -5, 0]  # red fades to the right
-    assert probe.probe(path).mirrored
+    assert probe.scan(path).info.mirrored
 
 
 def test_interlaced_video_is_recognized(tmp_path):
@@ -91,7 +92,7 @@ def test_a_sample_aspect_is_read_in_every_container_that_has_one(tmp_path):
     for name, codec in (("a.mp4", "libx264"), ("a.mkv", "libx264"), ("a.mpg", "mpeg2video")):
         aspect = Fraction(16, 15) if codec == "libx264" else Fraction(4, 3) / Fraction(160, 96)
         path = videos.write_video(tmp_path / name, codec=codec, sample_aspect=aspect)
-        assert probe.probe(path).sample_aspect == pytest.approx(aspect)
+        assert probe.scan(path).info.sample_aspect == pytest.approx(aspect)
 
 
 @pytest.mark.parametrize("keep", [0.05, 0.3, 0.6, 0.9])

@@ -70,7 +70,7 @@ def test_rotation_swaps_the_size_and_inverts_the_sample_aspect(tmp_path):
     path = videos.write_video(
         tmp_path / "a.mp4", height=160, width=96, clockwise=90, sample_aspect=Fraction(2)
     )
-    info = probe.probe(path)
+    info = probe.scan(path).info
     assert (info.height, info.width, info.rotation) == (160, 96, 3)
     assert info.sample_aspect == Fraction(1, 2)
 
@@ -78,7 +78,7 @@ def test_rotation_swaps_the_size_and_inverts_the_sample_aspect(tmp_path):
 @pytest.mark.parametrize(("transfer", "name"), [(videos.PQ, "PQ"), (videos.HLG, "HLG")])
 def test_hdr_is_recognized(tmp_path, transfer, name):
     path = videos.write_video(tmp_path / "a.mp4", transfer=transfer)
-    assert name in (probe.probe(path).hdr or "")
+    assert name in (probe.scan(path).info.hdr or "")
 
 
 @pytest.mark.parametrize("suffix", ["ts", "h264"])

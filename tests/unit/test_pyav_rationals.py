@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from wanlora.media import probe
+from wanlora.media.frames import fraction
 
 AVRational = pytest.importorskip("av.rational", reason="PyAV 17 gives Fraction").AVRational
 
@@ -21,6 +21,6 @@ AVRational = pytest.importorskip("av.rational", reason="PyAV 17 gives Fraction")
     ],
 )
 def test_rationals_of_every_pyav_become_fractions_and_unset_ones_none(given, expected):
-    found = probe._fraction(given)
+    found = fraction(given)
     assert found == expected
     assert type(found) is type(expected)

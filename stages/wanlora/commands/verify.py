@@ -1,18 +1,18 @@
 """Load clips exactly as stage one will, and list what could not be used and why.
 
-Owns: the check between preparing and encoding. Loads through `clips.load_unchanged` and changes
-nothing.
+Owns: the check between preparing and encoding. Loads through `clip_frames.load_unchanged` and
+changes nothing.
 """
 
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wanlora.config import VerifyConfig
 from wanlora.core.text import shorten
-from wanlora.core.units import JSON, count, first
+from wanlora.core.units import JSON, count, first, tally
 from wanlora.data import manifest
 from wanlora.data.clip import Clip
 from wanlora.data.edits import unused_captions
@@ -24,7 +24,7 @@ from wanlora.report.generated import require_own_page
 from wanlora.wan.tokens import TokenCounts, count_tokens
 
 SHOWN = 10
-"""Clips shown line by line; --json has them all."""
+"""Maximum number of clips shown line by line; --json has them all."""
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,15 @@ class VerifyResult:
 
     def lines(self) -> list[str]:
         """The first clips, every failure, the plan of the clips that load, the next command."""
-        lines = [
-            f"{clip.clip_id}  {list(clip.shape)}  [{clip.low:.2f}, {clip.high:.2f}]  "
-            f"{shorten(clip.prompts[0])}" + _more_captions(clip)
-            for clip in self.loaded[:SHOWN]
-        ]
-        if len(self.loaded) > SHOWN:
-            lines.append(f"and {count(len(self.loaded) - SHOWN, 'more clip')}")
         failed = [f"FAILED {clip.code}: {clip.clip_id}: {clip.message}" for clip in self.failed]
-        lines += first(failed, JSON, indent="")
-        lines += [f"{name:<11} {text}" for name, text in self.plan.rows()] if self.loaded else []
         tried = len(self.loaded) + len(self.failed)
-        sizes = ", ".join(f"{bucket} {count}" for bucket, count in self.buckets.items())
-        clips = count(tried, "clip")
-        lines.append(f"{len(self.loaded):,} of {clips} can be loaded ({sizes or 'none'})")
+        lines = [
+            *first([_line_of(clip) for clip in self.loaded], JSON, most=SHOWN, indent=""),
+            *first(failed, JSON, indent=""),
+            *(f"{name:<11} {text}" for name, text in (self.plan.rows() if self.loaded else [])),
+            f"{len(self.loaded):,} of {count(tried, 'clip')} can be loaded "
+            f"({tally(self.buckets) or 'none'})",
+        ]
         if tried < self.total:
             lines.append(f"not tried: {count(self.total - tried, 'clip')} (--limit)")
         if self.unused_captions:
@@ -101,16 +96,19 @@ class VerifyResult:
                 f"them, and their text is not used; read them with: {self.captions_command}"
             )
             lines += first(self.unused_captions, JSON)
+        return lines + self._following()
+
+    def _following(self) -> list[str]:
+        """Reasons of the clips left out, or the next command."""
         if self.failed:
             codes = Counter(clip.code for clip in self.failed)
-            reasons = ", ".join(f"{code} {count}" for code, count in sorted(codes.items()))
-            lines.append(f"left out: {count(len(self.failed), 'clip')}: {reasons}")
-            lines += [self.missing_sources] if self.missing_sources else []
-        elif self.loaded:
-            names = [word for path in self.manifests for word in ("--manifest", str(path))]
-            names += [word for path in self.source_root for word in ("--source-root", path)]
-            lines.append(f"next: {shlex.join(['wanlora', 'cache-latents', *names])}")
-        return lines
+            left_out = f"left out: {count(len(self.failed), 'clip')}: {tally(_sorted(codes))}"
+            return [left_out, *([self.missing_sources] if self.missing_sources else [])]
+        if not self.loaded:
+            return []
+        names = [word for path in self.manifests for word in ("--manifest", path)]
+        names += [word for path in self.source_root for word in ("--source-root", path)]
+        return [f"next: {shlex.join(['wanlora', 'cache-latents', *names])}"]
 
 
 def run(config: VerifyConfig) -> VerifyResult:
@@ -125,17 +123,11 @@ def run(config: VerifyConfig) -> VerifyResult:
     everything = manifest.read_all(config.manifests, on_bad=bad.append)
     everything = find_sources(everything, config.source_root).clips
     manifest.warn_of_old_colours(everything)
-    chosen = _first_of_each(config, everything) if config.limit else everything
-    loaded: list[LoadedClip] = []
-    failed = [FailedClip(line.where, "", "bad_line", line.reason) for line in bad]
-    with bar(total=len(chosen), description="loading", unit="clip") as progress:
-        for clip in chosen:
-            try:
-                loaded.append(_load(clip))
-            except MediaError as error:
-                failed.append(FailedClip(clip.clip_id, clip.source, error.code, str(error)))
-                show_figures(progress, f"{len(failed)} errors")
-            progress.update(1)
+    chosen = everything
+    if config.limit:
+        chosen = _first_of_each(config.manifests, config.limit, everything)
+    loaded, failures = _load_all(chosen)
+    failed = [*(FailedClip(line.where, "", "bad_line", line.reason) for line in bad), *failures]
     names = {clip.clip_id for clip in loaded}
     usable = [clip for clip in chosen if clip.clip_id in names]
     tokens = count_tokens(config.model, (text for clip in usable for text in clip.prompts))
@@ -158,12 +150,14 @@ def run(config: VerifyConfig) -> VerifyResult:
     )
 
 
-def _first_of_each(config: VerifyConfig, everything: Sequence[Clip]) -> Sequence[Clip]:
+def _first_of_each(
+    manifests: Sequence[Path], number: int, everything: Sequence[Clip]
+) -> list[Clip]:
     clips = {clip.clip_id: clip for clip in everything}
     return [
         clips[clip.clip_id]
-        for path in config.manifests
-        for clip in manifest.read_all([path], on_bad=_listed_already)[: config.limit]
+        for path in manifests
+        for clip in manifest.read_all([path], on_bad=_listed_already)[:number]
     ]
 
 
@@ -171,8 +165,22 @@ def _listed_already(line: manifest.BadLine) -> None:
     pass
 
 
+def _load_all(clips: Sequence[Clip]) -> tuple[list[LoadedClip], list[FailedClip]]:
+    loaded: list[LoadedClip] = []
+    failed: list[FailedClip] = []
+    with bar(total=len(clips), description="loading", unit="clip") as progress:
+        for clip in clips:
+            try:
+                loaded.append(_load(clip))
+            except MediaError as error:
+                failed.append(FailedClip(clip.clip_id, clip.source, error.code, str(error)))
+                show_figures(progress, f"{len(failed)} errors")
+            progress.update(1)
+    return loaded, failed
+
+
 def _load(clip: Clip) -> LoadedClip:
-    from wanlora.data.clips import load_unchanged, to_signed  # noqa: PLC0415  (imports torch)
+    from wanlora.data.clip_frames import load_unchanged, to_signed  # noqa: PLC0415  (imports torch)
 
     frames = load_unchanged(replace(clip, source_sha256=None), {})
     low, high = to_signed(frames.aminmax().min[None]), to_signed(frames.aminmax().max[None])
@@ -184,8 +192,14 @@ def _size(shape: tuple[int, ...]) -> tuple[str, str, str]:
     return str(frames), str(height), str(width)
 
 
-def _more_captions(clip: LoadedClip) -> str:
-    return f" (+{len(clip.prompts) - 1} captions)" if len(clip.prompts) > 1 else ""
+def _line_of(clip: LoadedClip) -> str:
+    others = f" (+{len(clip.prompts) - 1} captions)" if len(clip.prompts) > 1 else ""
+    values = f"[{clip.low:.2f}, {clip.high:.2f}]"
+    return f"{clip.clip_id}  {list(clip.shape)}  {values}  {shorten(clip.prompts[0])}{others}"
+
+
+def _sorted(numbers: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(numbers.items()))
 
 
 def _write_sheet(
@@ -197,8 +211,9 @@ def _write_sheet(
     most: int,
 ) -> None:
     from wanlora.data import contact_sheet  # noqa: PLC0415  (imports torch)
+    from wanlora.report.contact_sheet_page import Left  # noqa: PLC0415  (imports Pillow)
 
-    left = [contact_sheet.Left(clip.source, clip.code, clip.message) for clip in failed]
+    left = [Left(clip.source, clip.code, clip.message) for clip in failed]
     with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
         contact_sheet.write(
             path, clips, left, plan, tokens.counts, command="verify", most=most,

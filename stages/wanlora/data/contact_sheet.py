@@ -1,11 +1,12 @@
-"""The contact sheet: every clip as it will be trained on, and what was left out, on one page.
+"""Data of the contact sheet: frames, crops and token counts of the clips.
 
-Owns: which frames are shown and the page. Pixels come from `clips`, markup from `report`.
+Owns: which frames are shown, and which part of its source a clip keeps. Pixels come from `clips`;
+the markup is in `report.contact_sheet_page`.
 Dimensions: h height, w width in px.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeGuard
 
@@ -14,29 +15,18 @@ import torch
 from jaxtyping import UInt8
 
 from wanlora.core.aspect import cover_size
-from wanlora.core.buckets import MAX_SIDE_PX, MAX_TOKENS
+from wanlora.core.buckets import MAX_SIDE_PX
 from wanlora.data.clip import Clip, sample_aspect
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.data.survey import Plan
 from wanlora.errors import MediaError
 from wanlora.files import write_text
+from wanlora.report.contact_sheet_page import Crop, Left, Row, contact_sheet_page, frame_strip
 from wanlora.report.generated import marked
-from wanlora.report.page import Keyed, Raw, escape, facts, image, page, section, table
 
 NUM_SHOWN = 3
 THUMBNAIL_PX = 112
 """Longest side of a frame on the page."""
-
-QUALITY = 70
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """A source or clip that is not used, and why."""
-
-    name: str
-    code: str
-    message: str
 
 
 def write(
@@ -50,47 +40,46 @@ def write(
     most: int,
     step: Callable[[], object] = lambda: None,
 ) -> None:
-    """Write the page, whole.
+    """Write the page.
 
     Args:
         path: The file; its folder is made.
         clips: In the order of the page.
-        left: What is not used.
-        plan: Its rows stand at the top.
+        left: Sources and clips that are not used.
+        plan: Its rows are at the top of the page.
         token_counts: Tokens of every caption.
         command: Name of the command: the title, and the mark of the page.
         most: Maximum number of clips, and of sources not used, on the page: the first ones.
         step: Called after each clip.
     """
-    about = "" if plan.captions.tokenizer else "about "
     rows, unshown = [], []
     for clip in clips[:most]:
         try:
-            frames = shown_frames(clip)
+            rows.append(_row(clip, token_counts))
         except MediaError as error:
             unshown.append(Left(clip.clip_id, error.code, str(error)))
-        else:
-            tokens = max(token_counts[text] for text in clip.prompts)
-            rows.append(_row(clip, frames, tokens, about))
         step()
-    dropped = [*left, *unshown]
-    headers = (
-        "frames", "crop", "clip", "caption", "activity", "tokens", "split", "bucket", "start s",
+    html = contact_sheet_page(
+        f"wanlora {command}", plan.rows(), rows, len(clips) - len(unshown), [*left, *unshown],
+        exact_tokens=bool(plan.captions.tokenizer), most=most,
     )  # fmt: skip
-    sections = [
-        section("Plan", facts(_joined(plan.rows()))),
-        section(f"Clips: {_first(len(rows), len(clips) - len(unshown))}", table(headers, rows)),
-        section(
-            f"Not used: {_first(min(most, len(dropped)), len(dropped))}",
-            _left_table(dropped[:most]),
-        ),
-    ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, marked(page(f"wanlora {command}", sections), command))
+    write_text(path, marked(html, command))
 
 
-def _first(shown: int, total: int) -> str:
-    return f"{total:,}" if shown == total else f"first {shown:,} of {total:,} (html_clips)"
+def _row(clip: Clip, token_counts: Mapping[str, int]) -> Row:
+    return Row(
+        strip=frame_strip(shown_frames(clip), clip.clip_id),
+        crop=_crop(clip),
+        name=clip.clip_id,
+        warnings=clip.warnings,
+        captions=clip.prompts,
+        activity=clip.activity,
+        tokens=max(token_counts[text] for text in clip.prompts),
+        split=clip.split,
+        bucket=str(clip.bucket),
+        start_s=clip.start_s,
+    )
 
 
 def shown_frames(clip: Clip) -> list[UInt8[np.ndarray, "h w 3"]]:
@@ -130,57 +119,9 @@ def _is_size(value: object) -> TypeGuard[int]:
     return type(value) is int and 0 < value <= MAX_SIDE_PX
 
 
-def _row(
-    clip: Clip, frames: list[UInt8[np.ndarray, "h w 3"]], tokens: int, about: str
-) -> list[object]:
-    alt = f"{clip.clip_id}: first, middle and last frame"
-    strip = "".join(image(frame, alt=alt, quality=QUALITY) for frame in frames)
-    warnings = "".join(f'<div class="warn">{escape(text)}</div>' for text in clip.warnings)
-    captions = "".join(f"<p>{escape(text)}</p>" for text in clip.prompts)
-    mark = "bad" if tokens > MAX_TOKENS else ""
-    return [
-        Raw(f'<div class="strip">{strip}</div>'),
-        _crop_picture(clip),
-        Raw(f'<span class="code">{escape(clip.clip_id)}</span>{warnings}'),
-        Raw(captions),
-        clip.activity,
-        Keyed(Raw(f'<span class="{mark}">{about}{tokens}</span>'), tokens),
-        clip.split,
-        str(clip.bucket),
-        round(clip.start_s, 3),
-    ]
-
-
-def _crop_picture(clip: Clip) -> Raw:
-    """The source's outline and what is kept of it, drawn to scale."""
+def _crop(clip: Clip) -> Crop | None:
     box = crop_box(clip)
     if box is None:
-        return Raw("whole")
-    left, top, kept_width, kept_height = box
-    height = int(clip.orig["height"])
+        return None
     width = round(int(clip.orig["width"]) * float(sample_aspect(clip.transform)))
-    text = f"{kept_width}x{kept_height} at {left},{top} of {width}x{height}"
-    longest = max(width, height)
-    scale = 64 / longest
-    return Raw(
-        f'<svg width="{width * scale:.0f}" height="{height * scale:.0f}" '
-        f'viewBox="0 0 {width} {height}" role="img" aria-label="{text}">'
-        f'<rect width="{width}" height="{height}" fill="currentColor" opacity=".18"/>'
-        f'<rect x="{left}" y="{top}" width="{kept_width}" height="{kept_height}" fill="none" '
-        f'stroke="currentColor" stroke-width="{longest / 32:.0f}"/></svg>'
-        f'<div class="soft">{text}</div>'
-    )
-
-
-def _left_table(left: Sequence[Left]) -> Raw:
-    if not left:
-        return Raw("<p>nothing</p>")
-    return table(("name", "reason", "why"), [[item.name, item.code, item.message] for item in left])
-
-
-def _joined(rows: Iterable[tuple[str, str]]) -> dict[str, Raw]:
-    """Rows of one name under one heading."""
-    joined: dict[str, list[str]] = {}
-    for name, text in rows:
-        joined.setdefault(name, []).append(escape(text))
-    return {name: Raw("<br>".join(texts)) for name, texts in joined.items()}
+    return Crop((width, int(clip.orig["height"])), box)

@@ -15,8 +15,8 @@ from typing import Any
 from wanlora.core.text import shorten
 from wanlora.core.units import count
 from wanlora.data import manifest
-from wanlora.data.captions.find import sidecar_text
 from wanlora.data.captions.folders import absolute
+from wanlora.data.captions.notes import sidecar_text
 from wanlora.data.clip import TRAIN, VAL, Clip
 from wanlora.data.manifest import BadLine
 from wanlora.data.manifest_lines import line_of, parse_line

@@ -16,7 +16,16 @@ from av.video.stream import VideoStream
 from jaxtyping import UInt8
 
 from wanlora.errors import MediaError
-from wanlora.media import colour, probe
+from wanlora.media import colour
+from wanlora.media.frames import (
+    first_frame,
+    frame_ticks,
+    open_video,
+    pts_of,
+    read_frames,
+    require_intact,
+    time_base,
+)
 from wanlora.media.orientation import orientation
 from wanlora.media.source import reading
 from wanlora.media.timeline import target_ticks
@@ -69,16 +78,16 @@ def iter_frames(
     """Decode like `decode`, one frame at a time: a 4K cut would be gigabytes at once."""
     assert start_s >= 0
     assert num_frames >= 1
-    with reading(path), probe.open_video(path) as (container, stream):
-        first = probe.first_frame(path, container, stream)
-        unit = probe.time_base(stream)
+    with reading(path), open_video(path) as (container, stream):
+        first = first_frame(path, container, stream)
+        unit = time_base(stream)
         targets = target_ticks(unit, start_s=start_s, fps=fps, num_frames=num_frames, coarse=coarse)
-        targets = [probe.pts_of(first) + ticks for ticks in targets]
+        targets = [pts_of(first) + ticks for ticks in targets]
         picked: VideoFrame | None = None
         picture: UInt8[np.ndarray, "h w 3"] | None = None
         for frame in _pick(path, container, stream, first, targets, int(1 / fps / unit)):
             if picture is None or frame is not picked:
-                probe.require_intact(path, stream, frame, since=first)
+                require_intact(path, stream, frame, since=first)
                 picked, picture = frame, _upright(path, frame, matrix)
             yield picture
 
@@ -100,22 +109,22 @@ def _pick(
     shown: VideoFrame | None = None
     previous: VideoFrame | None = None
     for frame in _frames_from(path, container, stream, first, targets[0]):
-        while shown is not None and probe.pts_of(frame) > targets[done]:
+        while shown is not None and pts_of(frame) > targets[done]:
             yield shown
             done += 1
             if done == len(targets):
                 return
         previous, shown = shown, frame
     assert shown is not None
-    gap = probe.pts_of(shown) - probe.pts_of(previous) if previous is not None else 0
-    held = probe.frame_ticks(shown, stream, fallback=gap)
-    end = probe.pts_of(shown) + held
-    while done < len(targets) and targets[done] < probe.pts_of(shown) + max(held, period):
+    gap = pts_of(shown) - pts_of(previous) if previous is not None else 0
+    held = frame_ticks(shown, stream, fallback=gap)
+    end = pts_of(shown) + held
+    while done < len(targets) and targets[done] < pts_of(shown) + max(held, period):
         yield shown
         done += 1
     if done < len(targets):
-        unit = float(probe.time_base(stream))
-        begin = probe.pts_of(first)
+        unit = float(time_base(stream))
+        begin = pts_of(first)
         raise MediaError(
             "too_short",
             f"{path}: the cut ends at {(targets[-1] - begin) * unit:.3f} s, the video at "
@@ -138,18 +147,18 @@ def _frames_from(
     """
     seekable = container.format.name not in UNSEEKABLE_FORMATS
     for back_s in SEEK_BACK_S if seekable else ():
-        ticks = target - int(Fraction(back_s) / probe.time_base(stream))
-        if ticks <= probe.pts_of(first):
+        ticks = target - int(Fraction(back_s) / time_base(stream))
+        if ticks <= pts_of(first):
             break
         container.seek(ticks, stream=stream, backward=True)
-        frames = probe.read_frames(path, container, stream)
+        frames = read_frames(path, container, stream)
         frame = _first_key_frame(frames)
-        if frame is not None and probe.pts_of(frame) <= target:
+        if frame is not None and pts_of(frame) <= target:
             yield frame
             yield from frames
             return
-    with probe.open_video(path) as (fresh, fresh_stream):
-        yield from probe.read_frames(path, fresh, fresh_stream)
+    with open_video(path) as (fresh, fresh_stream):
+        yield from read_frames(path, fresh, fresh_stream)
 
 
 def _first_key_frame(frames: Iterator[VideoFrame]) -> VideoFrame | None:

@@ -1,4 +1,4 @@
-"""What was found in each file, remembered as it is found, so that a killed run continues.
+"""Journal of checked files: each outcome is written at once, so that a killed run continues.
 
 Owns: OUTPUT/.prepare-scan.jsonl. An entry counts while the file has the size and time it had, and
 was checked the same way. It only saves time: a torn or unknown line is checked again.
@@ -13,12 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import av
-
 from wanlora.commands.prepare.check import Checked
 from wanlora.core.buckets import Bucket
 from wanlora.errors import MediaError, OutputError, PassingError
 from wanlora.files import writing
+from wanlora.media.frames import DECODER_VERSION
 from wanlora.media.image import Picture
 from wanlora.media.probe import Scan, VideoInfo
 from wanlora.media.scenes import Detector
@@ -27,7 +26,7 @@ from wanlora.media.timeline import Timeline
 
 NAME = ".prepare-scan.jsonl"
 REVISION = 3
-"""Stands for everything that `check` does; another revision's entries are made again."""
+"""Revision of `check`; files with entries of another revision are checked again."""
 
 
 def require_own_files(folder: Path) -> None:
@@ -71,13 +70,13 @@ class Journal:
     """Entries from before, and an open file for new ones.
 
     Args:
-        folder: Where the journal lies; made when it is missing.
-        detector: Which scene detector is used.
+        folder: Folder of the journal; made if it is missing.
+        detector: Detector of scene cuts.
     """
 
     def __init__(self, folder: Path, detector: Detector) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._how = [REVISION, av.__version__, detector]
+        self._how = [REVISION, DECODER_VERSION, detector]
         self._known = _read(folder / NAME)
         self._stamps: dict[Path, list[int] | None] = {}
         self._path = folder / NAME
@@ -97,7 +96,7 @@ class Journal:
             self._file.close()
 
     def recall(self, paths: Sequence[Path]) -> dict[Path, Checked | MediaError]:
-        """What is known of files that have not changed since; all stamps are taken now."""
+        """Return the outcomes of files that have not changed since; all stamps are taken now."""
         found = {}
         for path in paths:
             self._stamps[path] = _stamp(path)
@@ -117,7 +116,7 @@ class Journal:
         }
 
     def note(self, path: Path, outcome: Checked | MediaError) -> None:
-        """Remember an outcome at once; not one that another run may not have."""
+        """Write an outcome at once, unless another run may have a different one."""
         stamp = self._stamps[path]
         if stamp is None or isinstance(outcome, PassingError):
             return

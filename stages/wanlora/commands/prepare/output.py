@@ -135,8 +135,9 @@ def write_sheet(
 ) -> None:
     """Write the contact sheet of the clips."""
     from wanlora.data import contact_sheet  # noqa: PLC0415  it imports torch
+    from wanlora.report.contact_sheet_page import Left  # noqa: PLC0415  it imports Pillow
 
-    left = [contact_sheet.Left(failure.path, failure.code, failure.message) for failure in failures]
+    left = [Left(failure.path, failure.code, failure.message) for failure in failures]
     with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
         contact_sheet.write(
             path, clips, left, plan, tokens.counts, command="prepare", most=most,

@@ -1,4 +1,4 @@
-"""Which videos there are, and what they show: folders, sidecars and tables of captions."""
+"""Sources and their captions: folders, .txt sidecars and tables."""
 
 from wanlora.data.captions.find import Found, Source, find
 from wanlora.data.captions.folders import Failure
