@@ -1,6 +1,6 @@
 """`run.html` and `status.json`: written by time while a run lives, and when it ends.
 
-Owns: which files are read, when the page is written, and the state of the run. What is drawn is in
+Owns: which files are read, when the page is written, and the state of the run. The markup is in
 `report.run_page`. A thread writes the page, so a long validation or step does not delay it; it
 reads only rows that are new, and converts each picture once.
 """
