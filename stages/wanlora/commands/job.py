@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from wanlora.commands.show_config import JOB
-from wanlora.commands.train.resume import recorded_settings, settings_of
 from wanlora.config import ACTIVITY, COMMANDS, RunConfig, Settings, TrainConfig, command_line
 from wanlora.config.describe import as_toml
 from wanlora.config.load import assign, build, read_toml
+from wanlora.config.run_settings import from_recorded, recorded_settings
 from wanlora.config.template import DECIDED
 from wanlora.core.fingerprint import flatten
 from wanlora.errors import ConfigError
@@ -242,7 +242,7 @@ def unlike_the_run(config: TrainConfig) -> list[str]:
         ConfigError: The run has a value of a setting for which the file has none, and no option
             removes a value.
     """
-    recorded = settings_of(config.output_dir, run_folder.read_settings(config.output_dir))
+    recorded = from_recorded(config.output_dir, run_folder.read_settings(config.output_dir))
     theirs, ours = (flatten(recorded_settings(each)) for each in (recorded, config))
     set_by_run = {name for name, value in theirs.items() if value is not None}
     lost = [name for name in sorted(set_by_run - _MAY_BE_LEFT_OUT) if ours.get(name) is None]

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from wanlora.core.aspect import cover_size
 from wanlora.core.buckets import MAX_SIDE_PX
 from wanlora.data.clip import Clip, sample_aspect
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.data.survey import Plan
 from wanlora.errors import MediaError
 from wanlora.files import write_text

@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from wanlora.core import units
-from wanlora.core.intervals import conclusion, describe_sample
+from wanlora.core.intervals import conclusion, describe_interval, describe_sample
 from wanlora.report.chart import COLOURS, Line, charts, line_chart
 from wanlora.report.intervals import Interval, interval_chart
 from wanlora.report.page import Raw, escape, facts, page, section, table
@@ -71,8 +71,7 @@ def _verdict(item: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Raw:
     if found["ci95"] is None:
         kind, text = "soft", f"changes the held-out loss by {change:+.2f} %"
     else:
-        low, high = (_percent(found, end) for end in found["ci95"])
-        reach = f"(95 % interval {low:+.2f} to {high:+.2f} %)"
+        reach = f"({describe_interval(found['ci95'], found['base'])})"
         verdict = conclusion(found["ci95"], found["source_groups"])
         kind, text = {
             "lower": ("good", f"lowers the held-out loss by {-change:.2f} % {reach}"),
