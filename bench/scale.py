@@ -31,7 +31,7 @@ import simulated
 from simulated import BUCKETS, FINGERPRINT, PROVENANCE, ROWS, TEXT_SHAPE
 from zarr.storage import ObjectStore
 
-from wanlora.commands.cache_latents.claims import Committed
+from wanlora.commands.cache_latents.claims import CommittedRows
 from wanlora.commands.inspect import run as inspect
 from wanlora.commands.train.opening_data import open_data
 from wanlora.commands.train.preflight import select
@@ -254,7 +254,7 @@ def commands(cache: Path, _num_clips: int) -> list[dict]:
     config = InspectConfig(path=cache, statistics_clips=0)
 
     def look() -> Measured:
-        seen = {kind: Committed(cache, kind, FINGERPRINT[kind]) for kind in schema.KINDS}
+        seen = {kind: CommittedRows(cache, kind, FINGERPRINT[kind]) for kind in schema.KINDS}
         for committed_rows in seen.values():
             committed_rows.look()
         return seen, {}
