@@ -160,13 +160,11 @@ class _TrialErrors:
 
     def gradient_error(self, trial: Trial) -> NonFiniteError:
         """Error of a gradient that is not finite in the trial."""
-        first, more = trial.non_finite[0], len(trial.non_finite) - 1
         ran = ", ".join(trial.attention) or self.kernel
         return NonFiniteError(
             f"the trial of the largest bucket ({self.bucket}, {self.work.num_tokens:,} tokens) on "
-            f"random clips gives a gradient that is not finite, for {first}"
-            + (f" and {more} other tensors" if more else "")
-            + f". Attention ran by {ran}; try another kernel: "
+            f"random clips gives a gradient that is not finite, for "
+            f"{units.names(trial.non_finite, most=1)}. Attention ran by {ran}; try another kernel: "
             f"{attention.use_another(self.kernel, self.device)}. If that does not help, the "
             "base's weights are damaged"
         )

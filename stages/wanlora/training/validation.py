@@ -15,7 +15,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 
 from wanlora.core.fingerprint import fingerprint
-from wanlora.core.intervals import describe_sample
+from wanlora.core.intervals import describe_change, describe_sample
 from wanlora.core.rng import Stream, normal
 from wanlora.errors import NonFiniteError
 from wanlora.progress import waiting
@@ -252,18 +252,12 @@ def record(
 
 def describe(panel: Panel, report: Report, *, weights: str = ADAPTER) -> str:
     """Format the loss and its difference from the base's in one line."""
-    change = 100 * report.difference / report.base_mean
-    interval = (
-        f", 95 % interval {100 * report.ci95[0] / report.base_mean:+.2f} to "
-        f"{100 * report.ci95[1] / report.base_mean:+.2f} %"
-        if report.ci95
-        else ""
-    )
+    change = describe_change(report.difference, report.base_mean, report.ci95)
     sample = describe_sample(report.num_clips, report.num_groups)
     return (
         f"{panel.name} loss{' of the moving average' if weights == EMA else ''} "
-        f"{report.mean:.4f}, base {report.base_mean:.4f} ({change:+.2f} %"
-        f"{interval}; {sample}; {len(panel.sigmas)} sigmas)"
+        f"{report.mean:.4f}, base {report.base_mean:.4f} ({change}; "
+        f"{sample}; {len(panel.sigmas)} sigmas)"
     )
 
 
