@@ -1,7 +1,7 @@
-"""Work on files in processes, any of which may crash or hang without stopping the others.
+"""Map a function over files in processes, each of which may crash or hang without harm.
 
-Owns: the processes, what each is holding, and the patience with it. Imports no torch: these
-processes must start quickly.
+Owns: the processes, the file that each works on, and how long it may take. Imports no torch: these
+processes must start quickly. Must not know: what is done with a file.
 """
 
 import multiprocessing
@@ -20,7 +20,7 @@ from wanlora.errors import LostProcessError, MediaError
 
 T = TypeVar("T")
 Alive = Callable[[], None]
-"""Called by work between two steps: proof that it has not hung."""
+"""Function that work calls between two steps, to show that it has not hung."""
 
 HEARTBEAT_S = 0.5
 PAUSE_S = 5.0
@@ -36,16 +36,16 @@ class _Worker:
     heard_s: float = 0.0
 
 
-def survive(
+def map_in_processes(
     work: Callable[[Path, Alive], T], paths: Sequence[Path], *, workers: int, stall_s: float
 ) -> Iterator[tuple[Path, T | MediaError]]:
     """Map over files as they become ready; a file that kills or hangs its process fails alone.
 
     Args:
-        work: What to do with a file.
+        work: Function of a file; it calls its second argument while it makes progress.
         paths: Files.
-        workers: Processes; 0 = one a core. 1 = this process, which is not protected.
-        stall_s: A process that has said nothing for so long is killed.
+        workers: Number of processes; 0 = one per core. 1 = this process, which is not protected.
+        stall_s: Seconds without progress after which a process is killed.
     """
     if workers == 1:
         yield from ((path, work(path, _nothing)) for path in paths)
@@ -83,7 +83,7 @@ def num_cores() -> int:
 
 
 def _outcome(worker: _Worker, stall_s: float) -> Any:
-    """What a worker made of its file; None while it is at it, or has none."""
+    """Return the result of a worker's file; None while it works, or without a file."""
     if worker.path is None:
         return None
     try:
@@ -115,7 +115,7 @@ def _start(work: Callable[[Path, Alive], T]) -> _Worker:
 def _give(worker: _Worker, waiting: list[Path]) -> None:
     if waiting:
         worker.path, worker.heard_s = waiting.pop(), time.monotonic()
-        with suppress(OSError):  # it died while idle: the next look at it will say so
+        with suppress(OSError):  # it died while idle: the next poll reports it
             worker.pipe.send(worker.path)
 
 
@@ -127,7 +127,7 @@ def _stop(worker: _Worker) -> None:
 
 def _serve(pipe: Connection, work: Callable[[Path, Alive], T]) -> None:
     """Body of a process: files in, outcomes out, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     with suppress(EOFError, OSError):
         while True:
             path = pipe.recv()
