@@ -14,14 +14,14 @@ import pytest
 
 from tests.support import crashing_work, videos
 from wanlora.commands import prepare, verify
-from wanlora.commands.prepare import pool
-from wanlora.commands.prepare.pool import map_in_processes
 from wanlora.config import PrepareConfig, VerifyConfig
 from wanlora.data import manifest
 from wanlora.data.clip import clip_key
 from wanlora.data.clip_frames import load_clip
 from wanlora.errors import ConfigError, ManifestError, MediaError
 from wanlora.media import recorded
+from wanlora.processes import pool
+from wanlora.processes.pool import map_in_processes
 
 SMALL = {"num_frames": 17, "height": 48, "width": 80, "workers": 1, "val_fraction": 0.0}
 

@@ -6,6 +6,7 @@ are in `training.flow`, `predict` and `masters`.
 
 import logging
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -169,7 +170,9 @@ def _validate(session: Session, reporter: Reporter, stop: StopRequest) -> str | 
 
 
 def _log_stop(received: signal.Signals) -> None:
-    logger.warning("%s: saving after this step, then stopping", received.name)
+    """Log the request in a thread: the signal may have interrupted a write to the same stream."""
+    message = "%s: saving after this step, then stopping"
+    threading.Thread(target=logger.warning, args=(message, received.name)).start()
 
 
 @contextmanager
