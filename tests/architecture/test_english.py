@@ -55,7 +55,7 @@ HABITS = {
     "but for, all but": r"\b(?:[Bb]ut for|[Aa]ll but)\b",
 }
 
-CEILING = {"documents": 3, "code": 612}
+CEILING = {"documents": 3, "code": 320}
 """Maximum number of places. Lower a number after you removed some."""
 
 

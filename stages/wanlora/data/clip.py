@@ -38,7 +38,7 @@ class Clip:
         source: Path as written in the line.
         source_sha256: Hash of the source's bytes; None until somebody has read them.
         kind: A video to cut, a clip already cut (npz), or a still image (images).
-        source_group: Clips of one group never stand on both sides of the split.
+        source_group: Clips of one group are on one side of the split.
         start_s: Seconds from the source's first frame to the clip's.
         fps: Frames a second of the clip.
         prompts: Captions; the first is the prompt.

@@ -1,4 +1,4 @@
-"""Captions that say nearly the same.
+"""Captions with nearly the same text.
 
 Owns: the similarity of two texts and the search for similar pairs. Knows nothing of clips.
 """

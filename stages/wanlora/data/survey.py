@@ -1,7 +1,7 @@
-"""What a set of clips is and what encoding it will cost.
+"""Content of a set of clips, and the cost of encoding it.
 
 Owns: the counts that `prepare --dry-run` and `verify` print. Everything is counted from the
-clips; what is predicted or estimated says so.
+clips; predictions and estimates are marked.
 """
 
 from collections import Counter, defaultdict
@@ -32,7 +32,7 @@ class SimilarPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Captions:
-    """What is said about the clips.
+    """Numbers about the clips.
 
     Attributes:
         unique: Different captions.
@@ -41,7 +41,7 @@ class Captions:
         over_limit: Clips with a caption of more than 512 tokens, and how many it has.
         near_duplicates: Pairs of different captions that share 80 % of their words or more.
         near_duplicates_complete: Whether these are all; a search stops at 1,000.
-        shared: Captions that stand at clips of more than one source.
+        shared: Number of captions that clips of more than one source have.
     """
 
     unique: int
@@ -88,7 +88,7 @@ class Activity:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be trained on, and what encoding it costs.
+    """Count what will be trained on, and estimate the cost of encoding it.
 
     Attributes:
         frames: Number of frames of all clips.

@@ -165,7 +165,7 @@ def _first_key_frame(frames: Iterator[VideoFrame]) -> VideoFrame | None:
     """Skip what comes before the first key frame; None when there is none or it cannot be read."""
     try:
         return next((frame for frame in frames if frame.key_frame), None)
-    except MediaError:  # reading from further back may fare better, or says what is wrong
+    except MediaError:  # reading from further back may succeed, or raises the real error
         return None
 
 

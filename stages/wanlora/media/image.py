@@ -23,7 +23,7 @@ smaller copies or other pages, and the first is taken."""
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What an image file holds; size upright.
+    """Content of an image file; size upright.
 
     Attributes:
         alpha: Whether it has transparency, which is shown on white.
@@ -44,7 +44,7 @@ def read(path: Path) -> UInt8[np.ndarray, "1 h w 3"]:
 
 
 def read_checked(path: Path) -> Picture:
-    """Read all of an image to see that it is whole, and say what it is.
+    """Read all of an image to check it, and return its content.
 
     Raises:
         MediaError: As `read`.

@@ -1,4 +1,4 @@
-"""How alike two pictures are, and what can be said of a video without a model that watches it.
+"""Similarity of two pictures, and measures of a video that need no model.
 
 Owns: measures on uint8 arrays, each with its formula and range. None of them knows what a video
 shows: they tell a frozen, flickering, blurred or collapsed one from another, not a good one.
@@ -29,7 +29,7 @@ def luma(frames: UInt8[np.ndarray, "t h w 3"]) -> Float32[np.ndarray, "t h w"]:
 
 
 def motion(brightness: Float32[np.ndarray, "t h w"]) -> float:
-    """How much changes from frame to frame: mean |Y[t+1] - Y[t]|, in [0, 1].
+    """Change from frame to frame: mean |Y[t+1] - Y[t]|, in [0, 1].
 
     0 for a frozen clip and for one frame. Cannot tell a moving person from a moving camera, a
     flicker or a cut.
@@ -38,7 +38,7 @@ def motion(brightness: Float32[np.ndarray, "t h w"]) -> float:
 
 
 def consistency(brightness: Float32[np.ndarray, "t h w"]) -> float:
-    """How well a frame foretells the next: mean correlation of Y[t] and Y[t+1], in [-1, 1].
+    """How well a frame predicts the next one: mean correlation of Y[t] and Y[t+1], in [-1, 1].
 
     1 when frames differ in brightness and contrast at most, 0 when they have nothing in common.
     Flicker and boiling texture lower it; so do a cut and very fast motion.
@@ -47,7 +47,7 @@ def consistency(brightness: Float32[np.ndarray, "t h w"]) -> float:
 
 
 def sharpness(brightness: Float32[np.ndarray, "t h w"]) -> float:
-    """How much fine structure there is: standard deviation of Y's Laplacian, mean over frames.
+    """Amount of fine structure: standard deviation of Y's Laplacian, mean over frames.
 
     0 for a flat picture, at most 4. Laplacian: sum of the 4 neighbours minus 4 times the pixel, in
     the inside of the frame (Pech-Pacheco et al. 2000 use its variance). Noise counts as structure.
@@ -72,7 +72,7 @@ def shrink(brightness: Float32[np.ndarray, "t h w"]) -> Float32[np.ndarray, "t h
 
 
 def diversity(videos: Sequence[Float32[np.ndarray, "t h w"]]) -> float | None:
-    """How far apart shrunk videos are: mean over pairs of the RMS difference of Y, in [0, 1].
+    """Distance between shrunk videos: mean over pairs of the RMS difference of Y, in [0, 1].
 
     0 when all are the same: an adapter that forgot its prompts. Of other backgrounds or colours it
     makes as much as of other actions. None for fewer than two videos.

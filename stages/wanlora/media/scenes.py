@@ -32,7 +32,7 @@ NEIGHBOURS = 6
 
 @runtime_checkable
 class Finder(Protocol):
-    """Takes every frame in order, then says which of them open a new scene."""
+    """Takes every frame in order, then returns the first frames of new scenes."""
 
     def add(self, frame: VideoFrame) -> None:
         """Look at the next frame."""

@@ -47,7 +47,7 @@ class Repeats(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """When each frame of a video is shown; small enough to keep for every video of a data set.
+    """Times of the frames of a video; small enough to keep for every video of a data set.
 
     Attributes:
         time_base: Seconds per tick.
@@ -73,12 +73,12 @@ class Timeline:
 
     @property
     def rounded(self) -> bool:
-        """Whether timestamps are rounded to ticks: then some gaps differ by exactly one tick."""
+        """Return whether times are rounded to ticks: then some gaps differ by exactly one tick."""
         return bool((np.diff(np.unique(np.diff(self.ticks()))) == 1).any())
 
     @property
     def coarse(self) -> bool:
-        """Whether timestamps are rounded to more than 1 ms and at most 10 ms, as in a GIF."""
+        """Return whether times are rounded to more than 1 ms and at most 10 ms, as in a GIF."""
         in_range = MAX_ROUNDING_S < self.time_base / 2 <= MAX_COARSE_ROUNDING_S
         return in_range and self.rounded
 

@@ -236,7 +236,7 @@ def _get_in_parts(store: Any, key: str, meta: Any) -> bytes:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether an error comes from the object store rather than from what was read of it."""
+    """Return whether an error comes from the object store rather than from what was read of it."""
     return type(error).__module__.startswith("obstore")
 
 

@@ -20,7 +20,7 @@ from wanlora.store.schema import DAMAGE, Kind
 
 
 def has_store(cache: Location) -> bool:
-    """Whether a cache folder holds a store, of a version this release knows.
+    """Return whether a cache folder holds a store, of a version this release knows.
 
     Raises:
         StoreVersionError: Another version.
@@ -37,7 +37,7 @@ def open_store(cache: Location) -> None:
     """Check that a cache folder holds a store of a version this release knows.
 
     Raises:
-        StoreError: There is none; says how to make it.
+        StoreError: There is no store; the message has the command that makes one.
         StoreVersionError: Another version.
     """
     if not has_store(cache):

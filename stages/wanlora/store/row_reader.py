@@ -221,7 +221,7 @@ class RowReader:
         )
 
     def source(self, row: Row) -> Any:
-        """What the commit record says of a row: the clip's cut, or the prompt; None of neither.
+        """Source of a row in its commit record: the clip's cut, or the prompt; None without any.
 
         Raises:
             StoreError: The record cannot be read.

@@ -1,4 +1,4 @@
-"""Where every row of one kind lies, as columns: 80 bytes a row, for a million rows and more.
+"""Places of all rows of one kind, as columns: 80 bytes per row, for a million rows and more.
 
 Owns: the way from a key to a place, and the same as bytes. A value: it opens nothing and is never
 changed. Must not know: commit records, where it is kept.
@@ -20,12 +20,12 @@ COLUMNS = ("record_bytes", "row_keys", "homes", "places", "crc32c")
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, RuntimeError,
 )  # fmt: skip
-"""What numpy raises over bytes that are no longer what was written."""
+"""Errors that numpy raises for bytes that have changed since they were written."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Where one row lies, and its checksum."""
+    """Place of one row, and its checksum."""
 
     segment: str
     row: int
@@ -39,7 +39,7 @@ class Rows(Mapping[str, Row]):
     Attributes:
         segments: Keys of the S segments' groups, in the order of their ids.
         record_bytes: Bytes of each segment's commit record: by which a damaged one is noticed.
-        row_keys: Key of each row, as bytes; a row that two segments have stands there twice.
+        row_keys: Key of each row, as bytes; a row that two segments have is there twice.
         homes: Segment of each row, an index into `segments`.
         places: Row within its segment.
         crc32c: Its checksum.
@@ -177,7 +177,7 @@ def join(tables: Sequence[Rows]) -> Rows:
 
 
 def to_bytes(rows: Rows, owner: str) -> bytes:
-    """Write as an .npz that anybody can open, with the name of whose rows they are."""
+    """Write as a plain .npz file, with the name of the encoder whose rows they are."""
     buffer = io.BytesIO()
     columns = {name: getattr(rows, name) for name in COLUMNS}
     np.savez(

@@ -43,7 +43,7 @@ _CHECKSUM = re.compile(rb'("checksum": ")([0-9a-f]{8})(")')
 
 
 def short(fingerprint: str) -> str:
-    """Part of a fingerprint that stands in a path; the whole one is in every commit record."""
+    """Part of a fingerprint that is used in a path; the whole one is in every commit record."""
     return fingerprint[:SHORT]
 
 

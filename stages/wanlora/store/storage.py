@@ -1,4 +1,4 @@
-"""Where a cache is kept: objects under keys, in a folder or in an object store.
+"""Storage of a cache: objects under keys, in a folder or in an object store.
 
 Owns: what both promise. An object is a key (`/` between names); it is whole or absent, whatever
 happens to the machine. Must not know: Zarr arrays, segments, views.

@@ -202,7 +202,7 @@ def _parse(header: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> Vie
     seen: dict[Any, Any] = {}
 
     def shared(value: Any) -> Any:
-        """What many clips have in common is held in memory once."""
+        """Values that many clips have in common are held in memory once."""
         return seen.setdefault(value, value)
 
     return View(

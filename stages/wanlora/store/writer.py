@@ -37,12 +37,12 @@ NormalEquations = tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k 3"]]
 class SegmentWriter:
     """Buffers rows of one kind and shape, and publishes them as immutable segments.
 
-    Leaving the context publishes what is buffered, on success, error and Ctrl-C alike.
+    Leaving the context publishes what is buffered, on success, error and Ctrl-C.
 
     Args:
         cache: Cache folder.
         kind: What the rows are.
-        provenance: Of the encoder; its fingerprint stands in the path.
+        provenance: Provenance of the encoder; its fingerprint is in the path.
         shape: Of a row: (C, F, H, W), or (512, D).
         dtype: Stored type, float16 or float32.
         rows: Most rows in a segment.
@@ -225,5 +225,5 @@ class SegmentWriter:
             return
         try:
             self.flush()
-        except StoreError as second:  # the first error says more
+        except StoreError as second:  # the first error is more specific
             log.warning("%d encoded rows were lost: %s", len(self._rows), second)

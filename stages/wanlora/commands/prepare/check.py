@@ -1,6 +1,7 @@
-"""Check every source file once: hash it, decode all of it, and remember what was found.
+"""Check a source file: hash it and decode all of it.
 
-Owns: the work of one process. Imports no torch: these processes must start quickly.
+Owns: the work of one process, and which errors may pass. Imports no torch: these processes must
+start quickly. Must not know: how files are distributed (`pool`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from wanlora.media.source import reading, source_sha256, unchanged
 from wanlora.processes.pool import Heartbeat, map_in_processes
 
 Content = probe.Scan | image.Picture | Bucket
-"""What a video is like, an image, or the size of an .npz clip."""
+"""Measurements of a video, an image, or the size of an .npz clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def _may_pass(error: BaseException | None) -> bool:
 def check_all(
     paths: Sequence[Path], *, workers: int, detector: Detector, stall_s: float
 ) -> Iterator[tuple[Path, Checked | MediaError]]:
-    """Yield the outcome for every path, as they become ready; as `map_in_processes`."""
+    """Yield the outcome for every path as it becomes ready; as `map_in_processes`."""
     work: Callable[[Path, Heartbeat], Checked | MediaError] = partial(check, detector=detector)
     yield from map_in_processes(work, paths, workers=workers, stall_s=stall_s)
 

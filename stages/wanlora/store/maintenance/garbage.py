@@ -26,7 +26,7 @@ a writer publishes a segment within minutes."""
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """What a collection frees.
+    """Garbage that a collection frees.
 
     Attributes:
         rewritten: Keys of the rows to keep of each segment that also holds others, by segment.
