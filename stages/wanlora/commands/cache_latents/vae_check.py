@@ -34,7 +34,7 @@ def check_vae(
     variant: Variant,
     clip: Clip,
 ) -> None:
-    """Decode a clip back; refuse damaged weights, and warn if the micro model cannot draw such clips.
+    """Decode a clip back; refuse damaged weights, and warn of a clip that is not for the micro model.
 
     Raises:
         ModelError: PSNR under the variant's limit, or a channel's spread outside its range.
