@@ -47,7 +47,7 @@ class Repeats(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """When each frame of a video is shown; small enough to keep for every video of a data set.
+    """Times of the frames of a video; small enough to keep for every video of a data set.
 
     Attributes:
         time_base: Seconds per tick.

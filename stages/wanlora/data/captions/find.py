@@ -84,17 +84,7 @@ def find(
     """
     files = sources_in(given, ours=ours)
     paths = files.paths
-    sidecars = {path.with_suffix(".txt") for path in paths}
-    read = [captions] if captions is not None else tables_beside(given, paths, sidecars)
-    collected = collect(read, given, paths, sidecars, anywhere=captions is not None)
-    beside = {p for p in _thumbnails(paths) if p not in collected.notes} - set(map(absolute, given))
-    problems: dict[Path, str] = {}
-    if captions is None:
-        problems = read_sidecars((p for p in paths if p not in beside), collected.notes)
-        if not problems and not any(note.prompts for note in collected.notes.values()):
-            above = tables_above(given, sidecars)
-            read += above
-            collected = collect(read, given, paths, sidecars, anywhere=bool(above))
+    read, collected, beside, problems = _read_captions(given, paths, captions)
     sources, silent = _sort_out(paths, collected.notes, problems, beside)
     failures = [*files.failures, *collected.failures.values()]
     if not sources:
@@ -114,6 +104,29 @@ def find(
         ours=files.ours,
         tables=read,
     )
+
+
+def _read_captions(
+    given: Sequence[Path], paths: Sequence[Path], captions: Path | None
+) -> tuple[list[Path], Collected, set[Path], dict[Path, str]]:
+    """Read the tables and sidecars of sources.
+
+    Returns:
+        The tables; their content, with that of sidecars; images beside videos without a caption;
+        and reasons why sidecars cannot be read or used.
+    """
+    sidecars = {path.with_suffix(".txt") for path in paths}
+    read = [captions] if captions is not None else tables_beside(given, paths, sidecars)
+    collected = collect(read, given, paths, sidecars, anywhere=captions is not None)
+    beside = {p for p in _thumbnails(paths) if p not in collected.notes} - set(map(absolute, given))
+    if captions is not None:
+        return read, collected, beside, {}
+    problems = read_sidecars((p for p in paths if p not in beside), collected.notes)
+    if not problems and not any(note.prompts for note in collected.notes.values()):
+        above = tables_above(given, sidecars)
+        read += above
+        collected = collect(read, given, paths, sidecars, anywhere=bool(above))
+    return read, collected, beside, problems
 
 
 def _sort_out(
