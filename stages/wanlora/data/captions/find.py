@@ -24,12 +24,12 @@ class Source:
     """A source file and what was written about it.
 
     Attributes:
-        path: Absolute, symbolic links kept.
+        path: Absolute path; symbolic links are not resolved.
         prompts: Captions in the order found.
-        activity: A column of that meaning, else the name of the folder.
-        group: A column of that meaning, else None.
-        split: train or val, when a column says so.
-        weight: A column of that meaning, times the rows of one table that repeat each other.
+        activity: Value of the activity column, else the name of the folder.
+        group: Value of the group column, else None.
+        split: train or val from the split column, else None.
+        weight: Value of the weight column, multiplied by the number of equal rows in one table.
     """
 
     path: Path
@@ -73,10 +73,10 @@ def find(
     that no video shares, or when there is no video in its folder.
 
     Args:
-        given: Folders, searched to the bottom, or single files.
-        captions: JSONL, JSON or CSV; paths in it are relative to its folder or to a folder given,
-            those in other tables to the table's folder alone.
-        ours: Whether a file below a folder given was written by `prepare` and is not a source.
+        given: Folders, searched with all subfolders, or single files.
+        captions: JSONL, JSON or CSV file; paths in it are relative to its folder or to a given
+            folder, and paths in other tables only to the table's folder.
+        ours: Predicate for files that `prepare` wrote, which are not sources.
 
     Raises:
         NoCaptionError: No source has a caption.
