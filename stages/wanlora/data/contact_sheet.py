@@ -99,7 +99,7 @@ def shown_frames(clip: Clip) -> list[UInt8[np.ndarray, "h w 3"]]:
 
 
 def crop_box(clip: Clip) -> tuple[int, int, int, int] | None:
-    """What a clip keeps of its source, in px of the upright source with square pixels.
+    """Return the part of its source that a clip keeps, in upright px with square pixels.
 
     Returns:
         left, top, width, height; None for a clip that is already cut, or whose line has no size.

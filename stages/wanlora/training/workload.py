@@ -49,7 +49,7 @@ def describe(modes: Sequence[Recompute]) -> str:
 def is_compiled(eager: str, device_type: str, *, dora: bool) -> bool:
     """Turn the setting `eager` (auto, on, off) into whether blocks are compiled on a device.
 
-    auto is eager for DoRA: peft 0.21 writes its layers so that no single graph holds them.
+    auto is eager for DoRA: torch cannot compile the DoRA layers of peft 0.21 into one graph.
 
     Args:
         eager: The setting.

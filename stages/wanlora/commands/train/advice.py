@@ -113,7 +113,7 @@ def warn_of_rate_jump(
         logger.warning(
             "the learning rate jumps from %.4g to %.4g: the %s schedule now ends at step %d. To "
             "avoid this, keep the number of steps, or train further in another --output-dir with "
-            "--init-adapter and a schedule of its own; for a run that will be extended, start it "
+            "--init-adapter and its own schedule; for a run that will be extended, start it "
             "with --set optimizer.schedule=constant",
             last["lr"], now, schedule_name, end_step,
         )  # fmt: skip

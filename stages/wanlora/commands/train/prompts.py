@@ -145,7 +145,7 @@ def encode(
     if model and not _has_text_encoder(view_model) and _has_text_encoder(model):
         words += ["--model", model]
     prompts = [f"--preview-prompt={text}" for text in texts]
-    logger.info("encoding %d preview prompt(s), in a process of its own", len(texts))
+    logger.info("encoding %d preview prompt(s) in a separate process", len(texts))
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
     child = subprocess.Popen(  # noqa: S603  (our own command)
         [sys.executable, "-m", "wanlora", *words, *prompts, "--device", str(device)],
