@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import crashing_work, videos
+from tests.support import cli, crashing_work, videos
+from tests.support.server import script
 from wanlora.commands import prepare, verify
 from wanlora.config import PrepareConfig, VerifyConfig
 from wanlora.data import manifest
@@ -291,8 +292,7 @@ def test_a_killed_run_leaves_the_old_manifest_whole(tmp_path):
     prepared(raw, tmp_path / "out")
     before = (tmp_path / "out" / "train.jsonl").read_bytes()
     captioned(videos.write_video(raw / "walk" / "new.mp4"))
-    command = [sys.executable, "-c", KILL_BEFORE_TRAIN, str(raw), str(tmp_path / "out")]
-    done = subprocess.run(command, check=False, capture_output=True)
+    done = cli.server().run(script(KILL_BEFORE_TRAIN, raw, tmp_path / "out"))
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "out" / "train.jsonl").read_bytes() == before
     assert len(manifest.read_all([tmp_path / "out"])) == 4
