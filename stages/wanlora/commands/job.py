@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StageResult:
-    """What happened to a stage.
+    """Outcome of a stage.
 
     Attributes:
         state: planned, done, skipped or failed.
@@ -52,7 +52,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class JobResult:
-    """What happened to the stages of a job, in their order."""
+    """Outcomes of the stages of a job, in their order."""
 
     stages: list[StageResult]
 
