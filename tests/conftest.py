@@ -9,7 +9,7 @@ install_import_hook(
     [
         "wanlora.core",
         "wanlora.media",
-        "wanlora.data.clips",
+        "wanlora.data.clip_frames",
         "wanlora.store",
         "wanlora.wan",
         "wanlora.training",

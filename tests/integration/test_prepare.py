@@ -19,7 +19,7 @@ from wanlora.commands.prepare.pool import survive
 from wanlora.config import PrepareConfig, VerifyConfig
 from wanlora.data import manifest
 from wanlora.data.clip import clip_key
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.errors import ConfigError, ManifestError, MediaError
 from wanlora.media import recorded
 

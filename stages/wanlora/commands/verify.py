@@ -1,7 +1,7 @@
 """Load clips exactly as stage one will, and list what could not be used and why.
 
-Owns: the check between preparing and encoding. Loads through `clips.load_unchanged` and changes
-nothing.
+Owns: the check between preparing and encoding. Loads through `clip_frames.load_unchanged` and
+changes nothing.
 """
 
 import shlex
@@ -180,7 +180,7 @@ def _load_all(clips: Sequence[Clip]) -> tuple[list[LoadedClip], list[FailedClip]
 
 
 def _load(clip: Clip) -> LoadedClip:
-    from wanlora.data.clips import load_unchanged, to_signed  # noqa: PLC0415  (imports torch)
+    from wanlora.data.clip_frames import load_unchanged, to_signed  # noqa: PLC0415  (imports torch)
 
     frames = load_unchanged(replace(clip, source_sha256=None), {})
     low, high = to_signed(frames.aminmax().min[None]), to_signed(frames.aminmax().max[None])

@@ -84,6 +84,27 @@ def describe_sample(num_clips: int, num_groups: int | None) -> str:
     return f"{clips} of {num_groups} source groups{wide}"
 
 
+def describe_change(
+    difference: float, base: float, ci95: Sequence[float] | None, *, decimals: int = 2
+) -> str:
+    """Format a difference in % of the base: `-2.31 %, 95 % interval -3.10 to -1.52 %`.
+
+    Args:
+        difference: Difference to the base.
+        base: Value of the base.
+        ci95: Interval of the difference; None without one.
+        decimals: Number of decimals.
+    """
+    change = f"{100 * difference / base:+.{decimals}f} %"
+    return f"{change}, {describe_interval(ci95, base, decimals=decimals)}" if ci95 else change
+
+
+def describe_interval(ci95: Sequence[float], base: float, *, decimals: int = 2) -> str:
+    """Format the interval of a difference in % of the base; arguments as `describe_change`."""
+    low, high = (100 * end / base for end in ci95)
+    return f"95 % interval {low:+.{decimals}f} to {high:+.{decimals}f} %"
+
+
 def t95(degrees: int) -> float:
     """Two-sided 95 % quantile of Student's t; past 30 by Abramowitz and Stegun 26.7.5."""
     if degrees <= len(_T95):

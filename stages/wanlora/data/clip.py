@@ -1,4 +1,4 @@
-"""One clip of a manifest, and its key. `data.clips` reads its pixels.
+"""One clip of a manifest, and its key. `data.clip_frames` reads its pixels.
 
 Owns: the data of a clip, and when two clips have the same pixels. Must not know: how a clip is
 written, how pixels are decoded.

@@ -17,7 +17,7 @@ from jaxtyping import UInt8
 from wanlora.core.aspect import cover_size
 from wanlora.core.buckets import MAX_SIDE_PX
 from wanlora.data.clip import Clip, sample_aspect
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.data.survey import Plan
 from wanlora.errors import MediaError
 from wanlora.files import write_text
@@ -99,7 +99,7 @@ def shown_frames(clip: Clip) -> list[UInt8[np.ndarray, "h w 3"]]:
 
 
 def crop_box(clip: Clip) -> tuple[int, int, int, int] | None:
-    """What a clip keeps of its source, in px of the upright source with square pixels.
+    """Return the part of its source that a clip keeps, in upright px with square pixels.
 
     Returns:
         left, top, width, height; None for a clip that is already cut, or whose line has no size.

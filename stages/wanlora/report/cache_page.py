@@ -16,7 +16,7 @@ STRIP_PX = 330
 """Width of a strip on the page; the picture itself may be wider."""
 CAPTIONS_PX = 220
 HEADERS = ("clip", "strip", "captions", "activity", "split", "size", "mean", "std", "min", "max",
-           "stands out")  # fmt: skip
+           "outlier")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Channels:
     Attributes:
         shape: Shape of a clip's latents.
         num_clips: Clips of this shape.
-        num_outliers: Those that stand out.
+        num_outliers: Outliers among them.
         mean: Mean of each channel.
         std: Standard deviation of each channel.
     """
@@ -51,7 +51,7 @@ class Row:
         split: As in the view.
         bucket: Frames, height and width, as text.
         statistics: Mean, standard deviation, minimum and maximum of its latents, if known.
-        outlier: How it stands out; empty if it does not.
+        outlier: Values that make it an outlier; empty if it is not one.
     """
 
     name: str
@@ -99,7 +99,7 @@ def _channels(channels: Sequence[Channels]) -> Raw:
         ]
         parts += [
             facts({"latents": "x".join(map(str, each.shape)), "clips": each.num_clips,
-                   "clips that stand out": each.num_outliers}),
+                   "outliers": each.num_outliers}),
             table(["channel", *map(str, range(len(each.mean)))], rows, sortable=False),
         ]  # fmt: skip
     return section("Channels", *parts)

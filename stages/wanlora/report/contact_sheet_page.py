@@ -54,7 +54,7 @@ class Row:
         warnings: Warnings about it.
         captions: All its captions.
         activity: As in the manifest.
-        tokens: Of its longest caption.
+        tokens: Number of tokens of its longest caption.
         split: As in the manifest.
         bucket: Frames, height and width, as text.
         start_s: Start in the source, in seconds.
@@ -90,7 +90,7 @@ def contact_sheet_page(
         rows: The clips that are shown.
         num_clips: Number of clips, with those that are not shown.
         left: All sources and clips that are not used.
-        exact_tokens: Whether the tokens were counted by the model's tokenizer.
+        exact_tokens: The tokens were counted by the model's tokenizer.
         most: Maximum number of `left` on the page.
     """
     shown = left[:most]

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import UInt8
 
 from wanlora.data.clip import Clip
-from wanlora.data.clips import SourceHashes, load_unchanged
+from wanlora.data.clip_frames import load_unchanged
 from wanlora.errors import MediaError
+from wanlora.media.source import SourceHashes
 
 _hashed_here: SourceHashes = {}
 """Hashes by this process, of sources whose mtime differs on this machine."""

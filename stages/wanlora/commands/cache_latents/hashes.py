@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wanlora.core.location import Location, cache_home
-from wanlora.data.clips import SourceHashes, hashes_document, parse_hashes
 from wanlora.data.source_paths import source_path
 from wanlora.errors import OutputError
 from wanlora.files import write_atomic
-from wanlora.media.source import SOURCES
+from wanlora.media.source import SOURCES, SourceHashes, hashes_document, parse_hashes
 from wanlora.store import storage
 from wanlora.wan import identity
 

@@ -19,7 +19,7 @@ from wanlora import __version__, progress
 from wanlora.commands.demo.demo_folder import mark_done, open_folder
 from wanlora.config import DemoConfig
 from wanlora.core import units
-from wanlora.core.intervals import describe_sample
+from wanlora.core.intervals import describe_change, describe_sample
 from wanlora.errors import RunError
 from wanlora.files import write_text
 from wanlora.media import mp4
@@ -98,13 +98,11 @@ class DemoResult:
         """Format each measurement."""
         found = self.held_out
         base = found["base_mean"]
-        low, high = (100 * end / base for end in found["ci95"])
+        change = describe_change(found["difference"], base, found["ci95"], decimals=1)
         return {
             "taught": f"{self.concept}, which the base has never seen",
             "held-out loss": f"{base:.4f} base, {found['mean']:.4f} adapter "
-            f"({100 * found['difference'] / base:+.1f} %, "
-            f"95 % interval {low:+.1f} to {high:+.1f} %, "
-            f"{describe_sample(found['num_clips'], found['num_groups'])})",
+            f"({change}, {describe_sample(found['num_clips'], found['num_groups'])})",
             "recognised": f"{self.base_share:.0%} of the base's clips, "
             f"{self.adapter_share:.0%} of the adapter's, of {NUM_CLIPS} each",
             "cache": f"{self.clips} clips: {units.size(self.cache_bytes)} in the store, "

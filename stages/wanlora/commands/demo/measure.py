@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from wanlora import progress
 from wanlora.adapters.attach import attach, scaled
-from wanlora.data.clips import ClipDataset
+from wanlora.data.clip_frames import ClipDataset
 from wanlora.micro import world
 from wanlora.micro.generation import clip_maker
 from wanlora.micro.recognise import Seen, recognise

@@ -6,12 +6,14 @@ Owns: the survey of a store and its views, and the order of the jobs that were a
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
 from wanlora.commands.inspect import checks, decoded_clips, page_rows, repair
+from wanlora.commands.inspect.collect_garbage import collect_garbage
 from wanlora.commands.inspect.statistics import BucketStatistics, evenly
 from wanlora.commands.inspect.summary import InspectResult
 from wanlora.config import InspectConfig
@@ -20,6 +22,7 @@ from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, StoreError, StoreVersionError
 from wanlora.report.generated import require_own_page
 from wanlora.store import index, schema, storage, wants
+from wanlora.store.maintenance import Limits
 from wanlora.store.row_reader import RowReader
 from wanlora.store.rows import Rows
 from wanlora.store.schema import Kind
@@ -60,8 +63,7 @@ def run(config: InspectConfig) -> InspectResult:
     require_own_page(config.html, "inspect", flag="--html")
     if not config.repair:  # which restores the store's document
         index.open_store(config.path)
-    repaired = repair.repair(config) if config.repair else {}
-    freed = repair.gc(config) if config.gc else {}
+    repaired, freed = _maintain(config)
     found = survey(config.path)
     level = "full" if config.repair else config.verify or ""
     invalid, unread = _verified(found, level)
@@ -97,8 +99,41 @@ def run(config: InspectConfig) -> InspectResult:
         repaired=repaired,
         freed=freed,
         page=str(config.html or ""),
-        decoded=decoded_clips.run(config, found.views, found.readers),
+        decoded=decoded_clips.decode_clips(
+            config.decode,
+            found.views,
+            found.readers,
+            cache=config.path,
+            device=config.device,
+            output_dir=config.output_dir,
+        ),
     )
+
+
+def _maintain(config: InspectConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Repair the cache or collect its garbage, if requested; return the counts of both."""
+    limits = Limits(config.store.clips_per_segment, config.store.segment_bytes)
+    repaired: dict[str, Any] = {}
+    freed: dict[str, Any] = {}
+    if config.repair:
+        encode_rows = partial(
+            repair.encode_from_manifests,
+            cache=config.path,
+            limits=limits,
+            manifests=config.manifest,
+            source_root=config.source_root,
+            device=config.device,
+        )
+        repaired = repair.repair(config.path, limits, encode_rows)
+    if config.gc:
+        freed = collect_garbage(
+            config.path,
+            limits,
+            min_age_h=config.gc_min_age_h,
+            drop_wants=config.gc_drop_wants,
+            dry_run=config.dry_run,
+        )
+    return repaired, freed
 
 
 def survey(cache: Location) -> Survey:

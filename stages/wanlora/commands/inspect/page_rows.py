@@ -15,6 +15,7 @@ from jaxtyping import Float, Float64, UInt8
 
 from wanlora.commands.inspect.statistics import BucketStatistics, ClipStatistics, evenly
 from wanlora.core.location import Location
+from wanlora.core.spacing import evenly_spaced
 from wanlora.errors import StoreError
 from wanlora.files import write_text
 from wanlora.report.cache_page import (
@@ -125,9 +126,7 @@ def strip(
     latents: Float[np.ndarray, "c f h w"], projection: Float64[np.ndarray, "k 3"]
 ) -> UInt8[np.ndarray, "hh ww 3"]:
     """Approximate pictures of a clip side by side, first frame on the left."""
-    count = min(FRAMES, latents.shape[1])
-    places = np.linspace(0, latents.shape[1] - 1, count).round().astype(int)
-    pictures = to_rgb(latents[:, places], projection)
+    pictures = to_rgb(latents[:, evenly_spaced(latents.shape[1], FRAMES)], projection)
     factor = max(1, -(-HEIGHT_PX // pictures.shape[1]))
     pictures = pictures.repeat(factor, axis=1).repeat(factor, axis=2)
     joined: np.ndarray[Any, np.dtype[np.uint8]] = np.concatenate(list(pictures), axis=1)

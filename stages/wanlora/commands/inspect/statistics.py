@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float, Float64
 
+from wanlora.core.spacing import evenly_spaced
+
 T = TypeVar("T", int, str)
 
 MIN_CLIPS = 8
@@ -107,7 +109,4 @@ def distances(values: Sequence[float]) -> list[float]:
 def evenly(items: Iterable[T], number: int) -> list[T]:
     """At most `number` items, evenly spaced in their order."""
     everything = sorted(items)
-    if len(everything) <= number:
-        return everything
-    places = np.linspace(0, len(everything) - 1, number).round().astype(int)
-    return [everything[place] for place in places]
+    return [everything[place] for place in evenly_spaced(len(everything), number)]

@@ -15,8 +15,8 @@ from typing import Any
 from wanlora.commands.job.job_file import build_stages, read_job
 from wanlora.commands.job.process import run_command
 from wanlora.commands.job.training_run import changed_settings, finished_steps
-from wanlora.commands.train.resume import recorded_settings
 from wanlora.config import RunConfig, Settings, TrainConfig, command_line
+from wanlora.config.run_settings import recorded_settings
 from wanlora.errors import ConfigError
 from wanlora.processes.ranks import rank_of
 from wanlora.runs import run_folder

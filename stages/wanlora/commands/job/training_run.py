@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from wanlora.commands.train.resume import recorded_settings, settings_of
 from wanlora.config.describe import as_toml
+from wanlora.config.run_settings import from_recorded, recorded_settings
 from wanlora.core.fingerprint import flatten
 from wanlora.core.location import Location
 from wanlora.errors import ConfigError
@@ -30,7 +30,7 @@ def changed_settings(run_dir: Path, settings: Mapping[str, Any]) -> list[str]:
         ConfigError: The run has a value of a setting for which the file has none, and no option
             removes a value.
     """
-    own = settings_of(run_dir, run_folder.read_settings(run_dir))
+    own = from_recorded(run_dir, run_folder.read_settings(run_dir))
     recorded, wanted = flatten(recorded_settings(own)), flatten(settings)
     set_by_run = {name for name, value in recorded.items() if value is not None}
     lost = [name for name in sorted(set_by_run - _MAY_BE_LEFT_OUT) if wanted.get(name) is None]

@@ -1,7 +1,7 @@
-"""A line of a manifest to the pixels that the VAE is fed.
+"""Frames of a clip, as the VAE receives them.
 
 Owns: `load_clip`, the one way pixels are made, and the PyTorch data set over it. Stage one and
-`verify` read through it; stage two never does.
+`verify` read through it; stage two never does. Must not know: lines of manifests, models.
 Dimensions: b clips, t frames, c = 3 channels, h height, w width in px.
 """
 
@@ -24,31 +24,12 @@ from wanlora.media.colour import ASSUMABLE
 from wanlora.media.decode import iter_frames
 from wanlora.media.source import (
     SourceHashes,
-    hash_all,
-    hashes_document,
-    parse_hashes,
     reading,
     source_sha256,
     unchanged,
 )
 from wanlora.media.timeline import COARSE
 from wanlora.media.transform import resize_and_crop
-
-__all__ = [
-    "Batch",
-    "ClipDataset",
-    "Item",
-    "SourceHashes",
-    "collate_fn",
-    "hash_all",
-    "hashes_document",
-    "load_clip",
-    "load_unchanged",
-    "parse_hashes",
-    "reading",
-    "source_sha256",
-    "to_signed",
-]
 
 
 class Item(TypedDict):

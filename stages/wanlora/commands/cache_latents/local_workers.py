@@ -1,8 +1,8 @@
 """Workers on this machine: a process for each GPU, started and watched by this one.
 
-Owns: the processes, the one bar over all of them, their heartbeats, and the messages when one dies
-or hangs. They are ranks like torchrun's: the store is all that they share, so the others take over
-the rows of a worker that is lost.
+Owns: the processes, the one bar for all of them, their heartbeats, and the messages when one dies
+or hangs. They are ranks like torchrun's: they share only the store, so the others take over the
+rows of a lost worker.
 """
 
 import logging
@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
+from wanlora.commands.cache_latents.encode_settings import EncodeSettings
 from wanlora.commands.cache_latents.plan import Plan
 from wanlora.commands.cache_latents.worker import (
     PROMPTS_WORTH_LOADING,
@@ -26,12 +27,11 @@ from wanlora.commands.cache_latents.worker import (
     Encoded,
     encode_share,
     for_workers,
-    merged,
+    merge,
     reconcile,
-    same_encoders,
+    require_same_encoders,
     shown_progress,
 )
-from wanlora.config import CacheLatentsConfig
 from wanlora.errors import WanloraError, WorkerError
 from wanlora.processes.ranks import Rank
 from wanlora.processes.signals import interrupted_by_signals
@@ -70,8 +70,8 @@ class _Worker:
     heard_s: float = field(default_factory=time.monotonic)
     advanced_s: float = field(default_factory=time.monotonic)
 
-    def hear(self) -> bool:
-        """Take what the process has sent; return whether it has ended."""
+    def receive(self) -> bool:
+        """Receive the messages of the process; return whether it has ended."""
         try:
             while self.pipe.poll():
                 message = self.pipe.recv()
@@ -86,7 +86,7 @@ class _Worker:
         return False
 
     def kill(self) -> None:
-        """End the process, whatever it does; a stopped one ends too."""
+        """Kill the process; a stopped one ends too."""
         self.process.kill()
         self.process.join(STOP_SILENT_S)
 
@@ -116,27 +116,33 @@ class _Heart:
                 time.sleep(POLL_S / 2)
 
 
-def how_many(config: CacheLatentsConfig, plan: Plan) -> int:
-    """Workers that are asked for, or one a GPU; no more than there is work for."""
-    gpus = torch.cuda.device_count() if config.device == "auto" else 1
-    asked = config.num_workers or max(1, gpus)
+def number_for(plan: Plan, *, num_workers: int | None, device: str) -> int:
+    """Return the requested number of workers, or one per GPU; not more than there is work for."""
+    gpus = torch.cuda.device_count() if device == "auto" else 1
+    asked = num_workers or max(1, gpus)
     prompts = len(plan.missing_prompts) // PROMPTS_WORTH_LOADING
     return min(asked, max(1, len(plan.missing_clips), prompts))
 
 
-def encode(config: CacheLatentsConfig, plan: Plan, *, num_workers: int) -> Encoded:
-    """Encode what is missing in so many processes.
+def encode(settings: EncodeSettings, plan: Plan, *, num_workers: int, timeout_s: float) -> Encoded:
+    """Encode the missing rows in several processes.
+
+    Args:
+        settings: The cache, the types and the limits.
+        plan: The missing rows.
+        num_workers: Number of processes.
+        timeout_s: A worker that finishes no row for this many seconds is killed.
 
     Raises:
-        WanloraError: No worker has come to the end; what the first one refused with, or a
-            WorkerError where all were killed.
+        WanloraError: No worker has finished: the error of the first one that stopped with one, or
+            a WorkerError if all were killed.
     """
     ranks = [Rank(i, num_workers, i) for i in range(num_workers)]
     workers: list[_Worker] = []
     try:
         for rank in ranks:  # one after the other, so that those that run are known
-            workers.append(_start(config, for_workers(plan), rank))  # noqa: PERF401
-        _watch(workers, config, plan)
+            workers.append(_start(settings, for_workers(plan), rank))  # noqa: PERF401
+        _watch(workers, CommittedOfPlan(settings.cache, plan), timeout_s)
     finally:
         _stop(workers)
     made = [worker.outcome for worker in workers if isinstance(worker.outcome, Encoded)]
@@ -148,30 +154,30 @@ def encode(config: CacheLatentsConfig, plan: Plan, *, num_workers: int) -> Encod
                 "encoded is kept: run the same command again"
             ),
         )
-    return reconcile(config, plan, merged(made, workers=num_workers))
+    return reconcile(settings.cache, plan, merge(made, workers=num_workers))
 
 
-def _start(config: CacheLatentsConfig, plan: Plan, rank: Rank) -> _Worker:
+def _start(settings: EncodeSettings, plan: Plan, rank: Rank) -> _Worker:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(theirs, config, plan, rank), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, settings, plan, rank), daemon=True)
     process.start()
     theirs.close()
     return _Worker(rank, process, ours)
 
 
-def _serve(pipe: Connection, config: CacheLatentsConfig, plan: Plan, rank: Rank) -> None:
-    """Run in the process of a worker: the share of a rank, and its outcome into the pipe."""
-    logging.getLogger("wanlora").setLevel(logging.ERROR)  # the parent speaks for all
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who passes it on
+def _serve(pipe: Connection, settings: EncodeSettings, plan: Plan, rank: Rank) -> None:
+    """Body of a worker's process: encode the share of a rank, and send the outcome."""
+    logging.getLogger("wanlora").setLevel(logging.ERROR)  # the parent logs for all
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives Ctrl-C and sends SIGTERM
     heart = _Heart(pipe)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, torch.get_num_threads() // rank.world))
     with suppress(KeyboardInterrupt), interrupted_by_signals([signal.SIGTERM]):
         try:
-            using = same_encoders(config, plan.using, local_rank=rank.local)
+            encoders = require_same_encoders(settings, plan.encoders, local_rank=rank.local)
             outcome: Encoded | WanloraError = encode_share(
-                config, replace(plan, using=using), rank, shown=False, on_rows=heart.count
+                settings, replace(plan, encoders=encoders), rank, shown=False, on_rows=heart.count
             )
         except WanloraError as error:
             outcome = error
@@ -188,9 +194,8 @@ def _stop_with_parent() -> None:
     os._exit(1)  # the main thread hangs
 
 
-def _watch(workers: Sequence[_Worker], config: CacheLatentsConfig, plan: Plan) -> None:
-    """Show what is committed until every worker has ended; log those that ended early or hung."""
-    committed = CommittedOfPlan(config, plan)
+def _watch(workers: Sequence[_Worker], committed: CommittedOfPlan, timeout_s: float) -> None:
+    """Show committed rows until every worker has ended; log those that ended early or hung."""
     running, done = list(workers), 0
     finished_s: float | None = None
     looked_s = time.monotonic()
@@ -199,10 +204,10 @@ def _watch(workers: Sequence[_Worker], config: CacheLatentsConfig, plan: Plan) -
             wait([worker.pipe for worker in running], timeout=POLL_S)
             looked_s = _take_off_pause(running, looked_s)
             for worker in list(running):
-                if worker.hear():
+                if worker.receive():
                     running.remove(worker)
                     _report_end(worker, num_left=len(running))
-                elif why := _hangs(worker, config.worker_timeout_s, finished_s):
+                elif why := _hangs(worker, timeout_s, finished_s):
                     running.remove(worker)
                     worker.kill()
                     log.warning("worker %d %s", worker.rank.index, why)
@@ -270,7 +275,7 @@ def _stop(workers: Sequence[_Worker]) -> None:
         while running and time.monotonic() < deadline:
             wait([worker.process.sentinel for worker in running], timeout=POLL_S / 2)
             for worker in list(running):
-                worker.hear()
+                worker.receive()
                 silent = time.monotonic() - worker.heard_s > STOP_SILENT_S
                 if not worker.process.is_alive() or (silent and worker.outcome is None):
                     running.remove(worker)
