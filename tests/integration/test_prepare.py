@@ -14,14 +14,14 @@ import pytest
 
 from tests.support import crashing_work, videos
 from wanlora.commands import prepare, verify
-from wanlora.commands.prepare import pool
-from wanlora.commands.prepare.pool import survive
 from wanlora.config import PrepareConfig, VerifyConfig
 from wanlora.data import manifest
 from wanlora.data.clip import clip_key
 from wanlora.data.clip_frames import load_clip
 from wanlora.errors import ConfigError, ManifestError, MediaError
 from wanlora.media import recorded
+from wanlora.processes import pool
+from wanlora.processes.pool import map_in_processes
 
 SMALL = {"num_frames": 17, "height": 48, "width": 80, "workers": 1, "val_fraction": 0.0}
 
@@ -166,7 +166,7 @@ def test_a_file_that_kills_or_hangs_its_process_fails_alone(tmp_path):
     paths = [tmp_path / name for name in ("a", "die1", "b", "hang", "die2", "slow")]
     for path in paths:
         path.write_bytes(b"12345")
-    found = dict(survive(crashing_work.size_or_die, paths, workers=2, stall_s=6))
+    found = dict(map_in_processes(crashing_work.size_or_die, paths, workers=2, stall_s=6))
     assert set(found) == set(paths)
     for path in paths:
         outcome = found[path]
@@ -184,7 +184,7 @@ def test_a_process_that_was_stopped_together_with_its_parent_has_not_hung(tmp_pa
     paths = [tmp_path / name for name in ("a", "slow")]
     for path in paths:
         path.write_bytes(b"12345")
-    outcomes = survive(crashing_work.size_or_die, paths, workers=2, stall_s=6)
+    outcomes = map_in_processes(crashing_work.size_or_die, paths, workers=2, stall_s=6)
     found = dict([next(outcomes)])
 
     def paused(pipes: list, timeout: float) -> list:

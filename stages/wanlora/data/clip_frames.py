@@ -54,8 +54,8 @@ def load_clip(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
     """Load a clip exactly as the VAE will see it, before `to_signed`.
 
     Raises:
-        MediaError: The source cannot be used, or is not what the manifest says; whatever a library
-            raises for it, except for running out of memory.
+        MediaError: The source cannot be used or does not match the manifest. Replaces every error
+            of a library, except out-of-memory errors.
     """
     with reading(clip.path):
         return _from_npz(npz.read(clip.path), clip) if clip.kind == "npz" else _load(clip)
@@ -64,15 +64,15 @@ def load_clip(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
 def load_unchanged(clip: Clip, known: SourceHashes) -> UInt8[torch.Tensor, "t 3 h w"]:
     """Load a clip, and check that its pixels come from the bytes of its `source_sha256`.
 
-    A video's stamp is compared before and after decoding, and its hash if the stamp is not the
-    known one. Of an .npz the bytes that are decoded are hashed.
+    For a video, compares the stamp before and after decoding, and the hash if the stamp has
+    changed. For an .npz, hashes the bytes that are decoded.
 
     Args:
-        clip: Its `source_sha256` is None if only a change while loading is to be refused.
+        clip: The clip; if its `source_sha256` is None, only changes during loading are refused.
         known: Hashes of sources; new ones are added.
 
     Raises:
-        MediaError: As `load_clip`; changed if the source is not, or does not stay, what it was.
+        MediaError: As `load_clip`; changed if the source has changed or changes during loading.
     """
     digest: str | None = None
     with unchanged(clip.path):

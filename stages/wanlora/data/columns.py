@@ -1,8 +1,8 @@
 """Names and values of the columns of a caption file or manifest.
 
 Owns: the names under which a path, captions, an activity, a source group and a weight are found in
-one row, and the checks of their values. Must not know: files. `where` is how an error names the
-row, for example `train.jsonl:3`.
+one row, and the checks of their values. Must not know: files. `where` is the row's name in error
+messages, for example `train.jsonl:3`.
 """
 
 import math

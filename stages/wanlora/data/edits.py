@@ -39,8 +39,8 @@ class Reading:
     Attributes:
         command: Command that reads them again.
         since_ns: Time before the first caption was read.
-        tables: Table to the sha256 of its bytes.
-        sidecars: Whether .txt files beside the sources counted.
+        tables: SHA-256 of each table's bytes, by table.
+        sidecars: True if .txt files beside the sources were read as captions.
         prefix: Words put before every caption.
     """
 
@@ -60,7 +60,7 @@ class Edits:
         added: Lines of clips that `prepare` did not make.
         removed: Clips without a line.
         bad: Lines that cannot be read.
-        recorded: Whether there is a record: earlier releases wrote none.
+        recorded: True if there is a record; earlier releases did not write one.
     """
 
     changed: Mapping[str, Clip]
@@ -90,7 +90,7 @@ def reading_of(
 
 
 def find_edits(folder: Path) -> Edits:
-    """Compare the manifests of a folder with the record of `prepare`; a missing one is no edit."""
+    """Compare the manifests of a folder with the record of `prepare`; missing ones are ignored."""
     record = _read(folder)
     files = [folder / name for name in MANIFESTS if (folder / name).is_file()]
     accepted = record.get("files", {})
@@ -224,9 +224,10 @@ def write_record(
 
     Args:
         folder: Folder of the manifests.
-        files: Their bytes, by name; none if they hold edits, which are found line by line.
+        files: Bytes of the manifests, by name; empty if they hold edits, which are found line by
+            line.
         clips: Clips that `prepare` made, without any edits that were kept.
-        reading: How captions were read.
+        reading: Record of the captions that were read.
     """
     write_json(
         folder / NAME,

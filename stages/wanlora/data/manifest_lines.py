@@ -70,9 +70,9 @@ def parse_line(line: bytes, path: Path, where: str) -> Clip:
     """Read one line.
 
     Args:
-        line: The bytes, UTF-8.
-        path: The manifest, for relative paths.
-        where: How an error names the line.
+        line: Bytes of the line, UTF-8.
+        path: Path of the manifest, for relative paths.
+        where: Name of the line in error messages.
 
     Raises:
         ManifestError: The line cannot be used.

@@ -42,7 +42,7 @@ def read_header(file: IO[bytes]) -> Header:
     """Read the header of the frames of an .npz, not the frames.
 
     Raises:
-        ValueError: It is no .npz, or it has no `frames` and not exactly one array.
+        ValueError: It is not an .npz, or it has no `frames` and not exactly one array.
     """
     try:
         with zipfile.ZipFile(file) as archive:
@@ -65,7 +65,7 @@ def read_header(file: IO[bytes]) -> Header:
 
 
 def _member_size(member: zipfile.ZipInfo) -> int:
-    """Uncompressed size of a member; reading stops there, whatever the data unpack to."""
+    """Uncompressed size of a member. Reading stops there even if the data unpack to more."""
     if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
         raise ValueError(
             f"{member.filename}: expected {member.file_size:,} bytes, found "

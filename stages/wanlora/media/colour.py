@@ -44,5 +44,5 @@ def source_matrix(frame: VideoFrame, assumed: str | None) -> Colorspace | None:
 
 
 def _has_chroma(format_: VideoFormat) -> bool:
-    """Whether a pixel format is YUV with colour: RGB, palettes and grey need no matrix."""
+    """Return whether a pixel format is YUV with colour; RGB, palettes and grey need no matrix."""
     return not (format_.is_rgb or format_.has_palette) and len(format_.components) >= 3

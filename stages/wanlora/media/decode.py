@@ -54,7 +54,7 @@ def decode(
         fps: Frames per second of the output.
         num_frames: Frames of the output.
         matrix: One of `colour.ASSUMABLE`, for a file that names no colour matrix.
-        coarse: Timestamps are rounded to 10 ms, as `Timeline.coarse` finds.
+        coarse: True if timestamps are rounded to 10 ms (`Timeline.coarse`).
 
     Raises:
         MediaError: The file cannot be read, a frame of the cut is damaged (corrupt_at), or the
@@ -141,9 +141,9 @@ def _frames_from(
 ) -> Iterator[VideoFrame]:
     """Yield frames from one with pts <= target on, seeking as near to the target as possible.
 
-    A seek goes by decoding time, or by a sparse index, and may land too late, or between two key
-    frames, where frames lack what they refer to: then seek further back, and at last read from
-    the start.
+    A seek uses decoding times or a sparse index. It may land too late, or between two key frames,
+    and then the frames that others refer to are missing. In both cases seek further back, and
+    finally read from the start.
     """
     seekable = container.format.name not in UNSEEKABLE_FORMATS
     for back_s in SEEK_BACK_S if seekable else ():
@@ -165,7 +165,7 @@ def _first_key_frame(frames: Iterator[VideoFrame]) -> VideoFrame | None:
     """Skip what comes before the first key frame; None when there is none or it cannot be read."""
     try:
         return next((frame for frame in frames if frame.key_frame), None)
-    except MediaError:  # reading from further back may fare better, or says what is wrong
+    except MediaError:  # reading from further back may succeed, or raises the final error
         return None
 
 

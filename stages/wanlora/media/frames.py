@@ -55,7 +55,7 @@ def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def read_frames(path: Path, container: InputContainer, stream: VideoStream) -> Iterator[VideoFrame]:
-    """Yield frames in presentation order from where the container stands.
+    """Yield frames in presentation order from the container's position.
 
     Raises:
         MediaError: corrupt_at when decoding fails or time runs backwards; unreadable when frames

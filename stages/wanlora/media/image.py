@@ -23,10 +23,10 @@ smaller copies or other pages, and the first is taken."""
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What an image file holds; size upright.
+    """Properties of an image file; its size is that of the upright image.
 
     Attributes:
-        alpha: Whether it has transparency, which is shown on white.
+        alpha: True if the image has transparency, which is shown on white.
     """
 
     width: int
@@ -44,7 +44,7 @@ def read(path: Path) -> UInt8[np.ndarray, "1 h w 3"]:
 
 
 def read_checked(path: Path) -> Picture:
-    """Read all of an image to see that it is whole, and say what it is.
+    """Read all of an image to check that it is complete, and return its properties.
 
     Raises:
         MediaError: As `read`.

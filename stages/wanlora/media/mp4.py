@@ -51,11 +51,11 @@ def write(
     """Write a video; it appears under its name when it is complete.
 
     Args:
-        path: Where; its folder is made.
-        frames: RGB, even height and width.
-        fps: Frames a second.
+        path: Path of the video; its folder is made.
+        frames: RGB frames with even height and width.
+        fps: Frames per second.
         metadata: `title`, `comment` and others of `TAGS`.
-        codec: How it is encoded.
+        codec: Codec and its settings.
 
     Raises:
         MediaError: bad_size when height or width is odd, which yuv420p cannot hold.

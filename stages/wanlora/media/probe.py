@@ -46,7 +46,7 @@ class VideoInfo:
 
     Attributes:
         rotation: Quarter turns counter-clockwise that make the coded frame upright.
-        mirrored: Whether left and right are swapped before it is turned.
+        mirrored: True if left and right are swapped before the rotation.
         sample_aspect: Width over height of one displayed pixel.
         hdr: Name of the HDR transfer function, or None.
         matrix: Colour matrix that the file names, by FFmpeg's name, or `unspecified`.
@@ -214,6 +214,6 @@ def _require_whole(path: Path, span_s: float, expected_s: float | None) -> None:
     if expected_s and span_s < MIN_DECODED_SHARE * expected_s:
         raise MediaError(
             "truncated",
-            f"{path}: the header promises {expected_s:.2f} s, but its frames end after "
+            f"{path}: the header gives a duration of {expected_s:.2f} s, but its frames end after "
             f"{span_s:.2f} s; copy or download it again",
         )

@@ -24,7 +24,7 @@ MIN_DIFFERENCE = 20.0
 """Mean absolute difference of 8-bit RGB thumbnails across a near-certain cut."""
 
 MIN_RATIO = 5.0
-"""A cut stands out by so much from the largest difference among its neighbours."""
+"""Minimum ratio of a cut's difference to the largest difference among its neighbours."""
 
 NEIGHBOURS = 6
 """Frames on each side that a cut is compared with."""
@@ -32,7 +32,7 @@ NEIGHBOURS = 6
 
 @runtime_checkable
 class Finder(Protocol):
-    """Takes every frame in order, then says which of them open a new scene."""
+    """Takes every frame in order, then returns those that start a new scene."""
 
     def add(self, frame: VideoFrame) -> None:
         """Look at the next frame."""
@@ -42,10 +42,10 @@ class Finder(Protocol):
 
 
 def finder(detector: Detector) -> Finder | None:
-    """Make a finder; None for none.
+    """Make a finder; None if the detector is `none`.
 
     Raises:
-        ConfigError: PySceneDetect is asked for and not installed, or cannot start.
+        ConfigError: PySceneDetect is selected and not installed, or cannot start.
     """
     if detector == "none":
         return None

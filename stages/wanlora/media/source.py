@@ -27,9 +27,10 @@ SourceHashes = MutableMapping[str, tuple[int, int, str]]
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn whatever a library raises for a source file into a MediaError that names the file.
+    """Replace every error of a library for a source file by a MediaError that names the file.
 
-    Running out of memory is not turned: the file may be fine. Neither are wanlora's own errors.
+    Out-of-memory errors are not replaced, because the file may be fine. Neither are wanlora's own
+    errors.
 
     Raises:
         MediaError: missing or unreadable.
@@ -57,7 +58,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 Stamp = tuple[int, int]
-"""Size in bytes and mtime in ns: what tells one version of a file from another without reading."""
+"""Size in bytes and mtime in ns: identifies a version of a file without reading it."""
 
 
 @contextmanager

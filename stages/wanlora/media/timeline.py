@@ -47,7 +47,7 @@ class Repeats(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """When each frame of a video is shown; small enough to keep for every video of a data set.
+    """Times of the frames of a video; small enough to keep for every video of a data set.
 
     Attributes:
         time_base: Seconds per tick.
@@ -73,21 +73,21 @@ class Timeline:
 
     @property
     def rounded(self) -> bool:
-        """Whether timestamps are rounded to ticks: then some gaps differ by exactly one tick."""
+        """True if timestamps are rounded to ticks: then some gaps differ by exactly one tick."""
         return bool((np.diff(np.unique(np.diff(self.ticks()))) == 1).any())
 
     @property
     def coarse(self) -> bool:
-        """Whether timestamps are rounded to more than 1 ms and at most 10 ms, as in a GIF."""
+        """True if timestamps are rounded to more than 1 ms and at most 10 ms, as in a GIF."""
         in_range = MAX_ROUNDING_S < self.time_base / 2 <= MAX_COARSE_ROUNDING_S
         return in_range and self.rounded
 
     def parts(self, cuts_s: Sequence[float], fps: float) -> list[Part]:
         """Split the video at its scene cuts and count the frames at `fps` in each part.
 
-        A part holds the frames that are due by the time of its last frame, whatever duration the
-        file gives that frame, and those whose whole period fits. Both allow for timestamps that
-        are rounded, by up to half a tick at either end.
+        A part holds the frames that are due by the time of its last frame, even if the file gives
+        that frame a shorter duration, and those whose whole period fits. Both allow for rounded
+        timestamps: up to half a tick at either end.
 
         Args:
             cuts_s: Times of the first frames of new scenes, after the first frame of the video.

@@ -27,9 +27,9 @@ def resize_and_crop(
 
     Args:
         frames: Decoded frames.
-        height: Of the clip, px.
-        width: Of the clip, px.
-        sample_aspect: Width over height of one pixel of `frames`; squares come out.
+        height: Height of the clip, px.
+        width: Width of the clip, px.
+        sample_aspect: Width over height of one pixel of `frames`; the output has square pixels.
     """
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
     size = cover_size(

@@ -57,9 +57,10 @@ def build(
     """Encode a segment in memory.
 
     Args:
-        kind: What the rows are.
-        rows: Latents `[C, F, H, W]` each, or prompt_embeds `[L, D]` each, of the stored dtype.
-        commit: Attributes of the commit record; `sizes`, bytes of each other object, is added.
+        kind: Kind of the rows.
+        rows: Latents `[C, F, H, W]` each, or prompt_embeds `[L, D]` each, in the stored dtype.
+        commit: Attributes of the commit record. The function adds `sizes`, the bytes of each other
+            object.
 
     Returns:
         Names and bytes in the order to write them: shards, arrays, commit record.

@@ -1,7 +1,7 @@
 """Commit records of segments, read and checked.
 
-Owns: the listing of records, the checks of their content, and the error for damaged ones. Must not
-know: rows of several segments, snapshots.
+Owns: the listing of records, the checks of their content, and the error for damaged ones.
+Must not know: rows of several segments, snapshots.
 """
 
 import json

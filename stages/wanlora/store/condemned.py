@@ -3,8 +3,8 @@
 Owns: `CACHE/condemned/<id>.json`. Object stores have no locks, so each side publishes its own
 intent and then reads the other's. A collection lists the segments it will remove, and only then
 reads again which rows are wanted. A writer publishes what it wants (`store.wants`), and only then
-reads these lists, whose segments it does not count. Whatever the order, one of the two sees the
-other, and no row that somebody counts on is removed.
+reads these lists; it ignores the segments in them. In either order one of the two sees the other,
+so a collection never removes a row that a writer needs.
 """
 
 import json

@@ -69,7 +69,7 @@ def restore(cache: Location, kind: Kind, provenance: Mapping[str, Any]) -> None:
     Args:
         cache: Cache folder or URL.
         kind: Kind of the rows.
-        provenance: Of the encoder, from a view.
+        provenance: Provenance of the encoder, from a view.
 
     Raises:
         StoreError: The disk or the object store refuses.

@@ -17,7 +17,7 @@ def normal_equations(
 ) -> tuple[Float64[np.ndarray, "c1 c1"], Float64[np.ndarray, "c1 3"]]:
     """Sums X^T X and X^T Y over latent pixels, X = [latent, 1], Y = RGB in [0, 1].
 
-    A latent frame stands for frame 0, or for the mean of its 4 frames; a latent pixel for the mean
+    A latent frame corresponds to frame 0 or to the mean of its 4 frames, a latent pixel to the mean
     of its 8 x 8 pixels.
 
     Args:

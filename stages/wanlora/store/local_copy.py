@@ -1,4 +1,4 @@
-"""A local copy of the rows of a store that is far away, filled as they are read.
+"""A local copy of the rows of a remote store, filled as they are read.
 
 Owns: one file per row, `<folder>/rows/<fp>/<first two digits>/<key>.<array>`: the row as .npy. Only
 rows whose checksum matched are written, and the reader checks them again, so a kill or a damaged
@@ -32,7 +32,7 @@ class LocalCopy:
         self._generation = generation.rpartition("/")[2]
 
     def read(self, key: str, name: str) -> Float[np.ndarray, "..."] | None:
-        """Read a row, unchecked; None if it is not there or is no array.
+        """Read a row without checking it; None if it is missing or is not an array.
 
         Raises:
             StoreError: The disk refuses.

@@ -31,15 +31,15 @@ class StoreReader:
         cache: Cache folder.
         latents: Whole fingerprint of the latents.
         text: Whole fingerprint of the prompt embeddings.
-        latents_provenance: What the fingerprint stands for, to explain a refusal.
-        text_provenance: Likewise.
-        local_copy: Folder that rows are copied into when they are first read, and read from; for a
-            cache that is far away.
+        latents_provenance: Weights and settings of the latents, for error messages.
+        text_provenance: Weights and settings of the text encoder, for error messages.
+        local_copy: Folder for copies of rows, written at the first read and read from then on; for
+            a remote cache.
 
     Raises:
         StoreError: There is no store.
-        StoreVersionError: It has another version.
-        StaleStoreError: Nothing in it was made with these weights and settings.
+        StoreVersionError: The store has another version.
+        StaleStoreError: The store has no rows made with these weights and settings.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class StoreReader:
     def missing(
         self, clip_keys: Iterable[str], prompt_keys: Iterable[str]
     ) -> tuple[list[str], list[str]]:
-        """Which of these rows the store does not have, in the given order."""
+        """Return the keys of the rows that the store does not have, in the given order."""
         return (
             self._latents.rows.missing(list(clip_keys)),
             self._text.rows.missing(list(prompt_keys)),
@@ -127,7 +127,7 @@ class StoreReader:
         return self._latents.read(key)
 
     def prompt_embeds(self, key: str) -> Float[np.ndarray, "l d"]:
-        """Embedding of a prompt without its padding, in the stored dtype. Raises likewise."""
+        """Read the embedding of a prompt, without padding, in the stored dtype. Raises the same."""
         return self._text.read(key)
 
     def prompts(self, keys: Iterable[str]) -> dict[str, str]:

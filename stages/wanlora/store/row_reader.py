@@ -221,7 +221,7 @@ class RowReader:
         )
 
     def source(self, row: Row) -> Any:
-        """What the commit record says of a row: the clip's cut, or the prompt; None of neither.
+        """Read a row's source from its record: the clip's cut, or the prompt; None if absent.
 
         Raises:
             StoreError: The record cannot be read.
@@ -289,7 +289,7 @@ def _source_in(record: Mapping[str, Any], row: int) -> Any:
 
 
 def latent_rgb_of(records: Iterable[Mapping[str, Any]]) -> NormalEquations | None:
-    """Sum of the normal equations in commit records, or None where none carries any."""
+    """Sum of the normal equations in commit records, or None if no record has any."""
     parts = [record["latent_rgb"] for record in records if "latent_rgb" in record]
     if not parts:
         return None

@@ -1,7 +1,7 @@
-"""Where every row of one kind lies, as columns: 80 bytes a row, for a million rows and more.
+"""Table of the places of all rows of one kind, as columns: 80 bytes per row, for millions of rows.
 
-Owns: the way from a key to a place, and the same as bytes. A value: it opens nothing and is never
-changed. Must not know: commit records, where it is kept.
+Owns: the lookup of a place by key, and the table's file format. The table is immutable and opens
+no files. Must not know: commit records, storage.
 Legend: N rows, S segments.
 """
 
@@ -20,12 +20,12 @@ COLUMNS = ("record_bytes", "row_keys", "homes", "places", "crc32c")
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, RuntimeError,
 )  # fmt: skip
-"""What numpy raises over bytes that are no longer what was written."""
+"""Errors that numpy raises for damaged files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Where one row lies, and its checksum."""
+    """Place of one row, and its checksum."""
 
     segment: str
     row: int
@@ -34,15 +34,15 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Rows(Mapping[str, Row]):
-    """Rows by key, sorted; where segments share a row, the lowest segment id comes first and wins.
+    """Rows by key, sorted. If two segments have the same row, the lowest segment id is used.
 
     Attributes:
         segments: Keys of the S segments' groups, in the order of their ids.
-        record_bytes: Bytes of each segment's commit record: by which a damaged one is noticed.
-        row_keys: Key of each row, as bytes; a row that two segments have stands there twice.
+        record_bytes: Size of each segment's commit record, to notice a damaged one.
+        row_keys: Key of each row, as bytes; repeated if two segments have the row.
         homes: Segment of each row, an index into `segments`.
-        places: Row within its segment.
-        crc32c: Its checksum.
+        places: Index of each row within its segment.
+        crc32c: Checksum of each row.
     """
 
     segments: tuple[str, ...]
@@ -130,7 +130,7 @@ class Rows(Mapping[str, Row]):
         return len(keys) - int(np.isin(keys, self.row_keys).sum())
 
     def _find(self, keys: Sequence[str]) -> Int64[np.ndarray, " m"]:
-        """Index of each key's first row, -1 where there is none."""
+        """Index of each key's first row, -1 if there is no such row."""
         if not len(self.row_keys) or not keys:
             return np.full(len(keys), -1, np.int64)
         wanted = _encoded(keys)
@@ -177,7 +177,7 @@ def join(tables: Sequence[Rows]) -> Rows:
 
 
 def to_bytes(rows: Rows, owner: str) -> bytes:
-    """Write as an .npz that anybody can open, with the name of whose rows they are."""
+    """Serialise as an ordinary .npz that includes the owner's name."""
     buffer = io.BytesIO()
     columns = {name: getattr(rows, name) for name in COLUMNS}
     np.savez(
@@ -190,7 +190,7 @@ def to_bytes(rows: Rows, owner: str) -> bytes:
 
 
 def from_bytes(data: bytes, owner: str) -> Rows | None:
-    """Read what `to_bytes` wrote; None where it is damaged, of another version or owner."""
+    """Read what `to_bytes` wrote; None if it is damaged or has another version or owner."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as found:
             if str(found["owner"]) != f"{VERSION} {owner}":

@@ -36,14 +36,14 @@ ROW_ARRAY: dict[Kind, str] = {"latents": "latent", "text": "embedding"}
 DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError,
 )  # fmt: skip
-"""Errors that damaged JSON raises, in the parser or where its values are used."""
+"""Errors that damaged JSON raises, in the parser or in the code that uses its values."""
 
 UNSUMMED = "00000000"
 _CHECKSUM = re.compile(rb'("checksum": ")([0-9a-f]{8})(")')
 
 
 def short(fingerprint: str) -> str:
-    """Part of a fingerprint that stands in a path; the whole one is in every commit record."""
+    """Shorten a fingerprint for a path; the whole one is in every commit record."""
     return fingerprint[:SHORT]
 
 
@@ -56,9 +56,9 @@ def segments_key(kind: Kind, fingerprint: str, shape: tuple[int, ...]) -> str:
     """Key of the group whose children are segments of rows of this shape.
 
     Args:
-        kind: What the rows are.
-        fingerprint: Of the encoder.
-        shape: Of a row: (C, F, H, W), or (512, D), which has no level of its own.
+        kind: Kind of the rows.
+        fingerprint: Fingerprint of the encoder.
+        shape: Shape of a row: (C, F, H, W), or (512, D), which has no level in the path.
     """
     key = fingerprint_key(kind, fingerprint)
     return f"{key}/{'x'.join(map(str, shape))}" if kind == "latents" else key
@@ -143,10 +143,10 @@ def own_attributes(document: bytes, key: str) -> dict[str, Any]:
 
 
 def check_version(own: Mapping[str, Any], key: str, *, name: str = FORMAT) -> None:
-    """Refuse a format or version that this release does not know.
+    """Refuse a format or version that this release does not support.
 
     Raises:
-        StoreVersionError: Names the file, what was found and what is known.
+        StoreVersionError: Names the file, the version found and the supported one.
     """
     found = own.get("format", name), own.get("version")
     if found != (name, VERSION):

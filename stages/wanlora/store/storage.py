@@ -1,7 +1,7 @@
-"""Where a cache is kept: objects under keys, in a folder or in an object store.
+"""Storage of a cache: objects under keys, in a folder or in an object store.
 
-Owns: what both promise. An object is a key (`/` between names); it is whole or absent, whatever
-happens to the machine. Must not know: Zarr arrays, segments, views.
+Owns: the guarantees of both. A key has `/` between names. An object is complete or absent, even
+after a crash or a power cut. Must not know: Zarr arrays, segments, views.
 """
 
 from collections.abc import Collection, Iterator, Sequence

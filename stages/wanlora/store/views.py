@@ -30,7 +30,7 @@ class ViewClip:
     Attributes:
         source_group: Clips of one group come from one source and are not independent.
         fps: Frames per second of the clip, > 0; 16 in every view of release 0.1.0.
-        weight: How often the clip is drawn, relative to a clip of weight 1; 0.001 to 1000.
+        weight: Relative frequency of the clip in training, 0.001 to 1000; 1 is the default.
     """
 
     clip_id: str
@@ -129,10 +129,10 @@ def document(view: View) -> bytes:
 
 
 def read_view(cache: Location, name: str) -> View:
-    """Read a view; attributes this release does not know are ignored.
+    """Read a view; unknown attributes are ignored.
 
     Raises:
-        StoreError: There is no such view, or it is damaged; names the views there are.
+        StoreError: There is no such view, or it is damaged; lists the existing views.
         StoreVersionError: It has another version.
     """
     path = str(cache / _key(name))
@@ -202,7 +202,7 @@ def _parse(header: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> Vie
     seen: dict[Any, Any] = {}
 
     def shared(value: Any) -> Any:
-        """What many clips have in common is held in memory once."""
+        """Return the first equal value, so that equal values are in memory once."""
         return seen.setdefault(value, value)
 
     return View(

@@ -32,7 +32,7 @@ def publish(cache: Location, view: View) -> str:
 
     Args:
         cache: Cache folder or URL.
-        view: What the run will publish, with its name.
+        view: View that the run will publish, with its name.
 
     Raises:
         StoreError: The disk is full, or the object store refuses.

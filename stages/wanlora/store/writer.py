@@ -37,19 +37,19 @@ NormalEquations = tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k 3"]]
 class SegmentWriter:
     """Buffers rows of one kind and shape, and publishes them as immutable segments.
 
-    Leaving the context publishes what is buffered, on success, error and Ctrl-C alike.
+    Leaving the context publishes the buffered rows: on success, after an error and after Ctrl-C.
 
     Args:
         cache: Cache folder.
-        kind: What the rows are.
-        provenance: Of the encoder; its fingerprint stands in the path.
-        shape: Of a row: (C, F, H, W), or (512, D).
+        kind: Kind of the rows.
+        provenance: Provenance of the encoder; its fingerprint is part of the path.
+        shape: Shape of a row: (C, F, H, W), or (512, D).
         dtype: Stored type, float16 or float32.
-        rows: Most rows in a segment.
-        max_bytes: Most raw bytes in a segment; a single larger row is a segment of its own.
-        max_seconds: Most seconds of work in a segment: what a kill can cost.
-        mantissa_bits: Round rows to so many bits of mantissa; None keeps all.
-        writer: What to record of this process beside the rows, for people to read.
+        rows: Maximum number of rows per segment.
+        max_bytes: Maximum raw bytes per segment; a single larger row gets its own segment.
+        max_seconds: Maximum seconds of work per segment, which is the most that a kill can lose.
+        mantissa_bits: Number of mantissa bits that rows are rounded to; None keeps all.
+        writer: Description of this process, recorded beside the rows for people to read.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class SegmentWriter:
     ) -> None:
         """Buffer a row, and publish a segment when a limit is reached.
 
-        A key that this writer has already seen is skipped: equal keys mean equal rows.
+        A key that this writer has already written is skipped: equal keys mean equal rows.
 
         Args:
             key: Clip key or prompt key.
             array: Latents `[C, F, H, W]`, or prompt_embeds `[L, D]` with 1 <= L <= 512.
-            source: Where the row comes from, for people to read: the clip's cut, or the prompt.
+            source: Origin of the row, for people to read: the clip's cut, or the prompt.
             rgb: Normal equations of this row (`store.latent_rgb.normal_equations`).
 
         Raises:
@@ -225,5 +225,5 @@ class SegmentWriter:
             return
         try:
             self.flush()
-        except StoreError as second:  # the first error says more
+        except StoreError as second:  # the first error is the cause
             log.warning("%d encoded rows were lost: %s", len(self._rows), second)

@@ -33,13 +33,12 @@ from wanlora.commands.cache_latents.worker import (
     shown_progress,
 )
 from wanlora.errors import WanloraError, WorkerError
+from wanlora.processes.children import pause_since, start_child
 from wanlora.processes.ranks import Rank
 from wanlora.processes.signals import interrupted_by_signals
 
 POLL_S = 1.0
 """Between two heartbeats of a worker, and between two looks at the store for the bar."""
-PAUSE_S = 5.0
-"""After a longer time between two looks, this process was stopped (Ctrl-Z, a paused container)."""
 SILENT_S = 60.0
 """A worker without a heartbeat for this long is frozen: stopped, or in a call that hangs."""
 LEFTOVER_S = 60.0
@@ -158,12 +157,7 @@ def encode(settings: EncodeSettings, plan: Plan, *, num_workers: int, timeout_s:
 
 
 def _start(settings: EncodeSettings, plan: Plan, rank: Rank) -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(theirs, settings, plan, rank), daemon=True)
-    process.start()
-    theirs.close()
-    return _Worker(rank, process, ours)
+    return _Worker(rank, *start_child(_serve, settings, plan, rank))
 
 
 def _serve(pipe: Connection, settings: EncodeSettings, plan: Plan, rank: Rank) -> None:
@@ -224,12 +218,11 @@ def _take_off_pause(workers: Sequence[_Worker], looked_s: float) -> float:
     Returns:
         Time of this look.
     """
-    now = time.monotonic()
-    if (paused_s := now - looked_s) > PAUSE_S:
-        for worker in workers:
-            worker.heard_s += paused_s
-            worker.advanced_s += paused_s
-    return now
+    paused_s = pause_since(looked_s)
+    for worker in workers:
+        worker.heard_s += paused_s
+        worker.advanced_s += paused_s
+    return time.monotonic()
 
 
 def _hangs(worker: _Worker, timeout_s: float, finished_s: float | None) -> str | None:

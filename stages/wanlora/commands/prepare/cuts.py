@@ -1,4 +1,4 @@
-"""Where a video is cut. Pure values.
+"""Cuts of a video into clips. Pure values.
 
 Owns: the modes chunk, head, middle, slide and uniform, and the trimming of short scenes.
 """
@@ -26,13 +26,13 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How to cut.
+    """Rules of the cuts.
 
     Attributes:
         num_frames: Frames of a clip, 4k+1.
-        fps: Frames a second of a clip.
+        fps: Frames per second of a clip.
         stride: slide: frames from one clip's start to the next.
-        count: uniform: clips of a video.
+        count: uniform: clips per video.
         short: What to do with a scene shorter than a clip: trim it, or nothing.
         min_frames: Shortest trimmed clip.
         lengths: Frames that a trimmed clip may have.
@@ -49,7 +49,7 @@ class Rules:
 
 
 def cuts(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
-    """Cut a video into clips, none across two scenes; none at all when every scene is too short."""
+    """Cut a video into clips, none across two scenes; no clip if every scene is too short."""
     return sorted(_MODES[rules.mode](scenes, rules))
 
 

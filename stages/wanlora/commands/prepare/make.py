@@ -37,7 +37,7 @@ MAX_REPEATED = 0.1
 
 @dataclass(frozen=True, slots=True)
 class ClipRules:
-    """How sources become clips.
+    """Rules that turn sources into clips.
 
     Attributes:
         cut: Where videos are cut.

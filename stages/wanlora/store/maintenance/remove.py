@@ -1,7 +1,7 @@
 """Remove segments that are listed as condemned.
 
-Owns: the order of a removal: list, look again, remove the commit records, remove the rest. Must not
-know: why a segment goes.
+Owns: the order of a removal: list, look again, remove the commit records, remove the rest.
+Must not know: why a segment is removed.
 """
 
 from collections.abc import Callable, Collection, Sequence
