@@ -18,8 +18,6 @@ from filelock import FileLock
 from tests.support import cli, processes
 from tests.support.s3 import free_port
 
-pytestmark = pytest.mark.xdist_group("ranks")  # they share what the first of them makes
-
 NAME = "pytorch_lora_weights.safetensors"
 STEPS = 12
 SETTINGS = (

@@ -112,10 +112,8 @@ def encode_clips(
     numbered = enumerate(chain([first], chunks))
     todo = (_Row(i, key, clip) for i, chunk in numbered for key, clip in chunk.items())
     rows, failures = 0, {}
-    depth = prefetch_depth(
-        largest_clip_bytes, threads=settings.decode_threads, max_bytes=settings.decode_bytes
-    )
-    with closing(_prefetch(settings, encoders.device, todo, depth, decode_clip)) as decoded:
+    prefetcher = _prefetch(settings, encoders.device, todo, largest_clip_bytes, decode_clip)
+    with closing(prefetcher) as decoded:
         encode = _Encode(settings, _load_vae(settings, encoders), encoders.variant)
         started = time.monotonic()
         for (_, bucket), group in groupby(decoded, key=lambda item: item[0].group):
@@ -197,7 +195,7 @@ def _prefetch(
     settings: EncodeSettings,
     device: torch.device,
     rows: Iterable[_Row],
-    depth: int,
+    largest_clip_bytes: int,
     decode_clip: DecodeClip,
 ) -> Prefetcher[_Row, "torch.Tensor | MediaError"]:
     def work(row: _Row) -> torch.Tensor | MediaError:
@@ -209,8 +207,10 @@ def _prefetch(
             pinned = device.type == "cuda" and isinstance(frames, torch.Tensor)
             return frames.pin_memory() if pinned else frames  # type: ignore[union-attr]
 
+    threads = settings.decode_threads
+    depth = prefetch_depth(largest_clip_bytes, threads=threads, max_bytes=settings.decode_bytes)
     first = current_in_thread(device)  # pinning memory needs a context, on this GPU
-    return Prefetcher(work, rows, threads=settings.decode_threads, depth=depth, initializer=first)
+    return Prefetcher(work, rows, threads=threads, depth=depth, initializer=first)
 
 
 def _load_vae(settings: EncodeSettings, encoders: Encoders) -> Vae:

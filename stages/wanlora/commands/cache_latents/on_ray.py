@@ -314,7 +314,7 @@ def _size(device: str, num_workers: int | None, gpus_per_worker: float | None) -
     num_workers = num_workers or max(1, int(found / each) if each else 1)
     if num_workers * each > found:
         log.warning(
-            "%d workers ask for %g GPUs each, and the cluster has %g; those that find none wait",
+            "%d workers need %g GPUs each, and the cluster has %g; those without a GPU wait",
             num_workers, each, found,
         )  # fmt: skip
     return num_workers, each

@@ -1,4 +1,4 @@
-"""Checks of `cache-latents` that need no torch: a mistake is refused before seconds of imports.
+"""Checks of `cache-latents` that need no torch: a mistake is refused before slow imports.
 
 Owns: the order of these checks, and the reading of the manifests. Must not import torch or zarr.
 """

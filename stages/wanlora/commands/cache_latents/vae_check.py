@@ -34,7 +34,7 @@ def check_vae(
     variant: Variant,
     clip: Clip,
 ) -> None:
-    """Decode a clip back; refuse damaged weights, and warn if the micro model does not know it.
+    """Decode a clip back; refuse damaged weights, and warn of clips unknown to the micro model.
 
     Raises:
         ModelError: PSNR under the variant's limit, or a channel's spread outside its range.

@@ -1,6 +1,6 @@
-"""`wanlora inspect`: what is in a cache, and whether it is whole.
+"""`wanlora inspect`: the content of a cache, and the rows that are damaged or missing.
 
-Owns: the survey of a store and its views, and the order of the jobs that were asked for.
+Owns: the survey of a store and its views, and the order of the requested jobs.
 """
 
 from collections import Counter
@@ -34,7 +34,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """A cache as it was found: readers, and what cannot be used."""
+    """Readers of a cache, and the parts that cannot be used."""
 
     cache: Location
     readers: Readers
@@ -44,16 +44,16 @@ class Survey:
     sizes: dict[str, storage.Entry] = field(repr=False)
 
     def num_bytes(self, key: str) -> int:
-        """Bytes of everything under a key."""
+        """Return the bytes of all objects under a key."""
         return sum(e.num_bytes for name, e in self.sizes.items() if name.startswith(f"{key}/"))
 
     def clip_names(self) -> dict[str, str]:
-        """A clip id for each key that a view names."""
+        """Clip id by key, for the keys that a view names."""
         return {clip.key: clip.clip_id for view in self.views for clip in view.clips}
 
 
 def run(config: InspectConfig) -> InspectResult:
-    """Summarize a cache; do the jobs that were asked for.
+    """Summarize a cache; do the requested jobs.
 
     Raises:
         StoreError: There is no cache, or the disk refuses.
@@ -137,7 +137,7 @@ def _maintain(config: InspectConfig) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def survey(cache: Location) -> Survey:
-    """Read all views, and the places of all rows."""
+    """Read all views, and the locations of all rows."""
     invalid: list[str] = []
     readers: Readers = {}
     provenances = {}

@@ -1,4 +1,4 @@
-"""`--decode`: latents of a cache through the VAE, beside the frames they were made from.
+"""`inspect --decode`: latents of a cache decoded by the VAE, beside the frames of their source.
 
 Owns: finding the clip, its source and its VAE again. The only part of `inspect` that loads a model.
 """
@@ -105,7 +105,7 @@ def _decode(
 
 
 def _source(record: Any) -> "np.ndarray[Any, np.dtype[np.uint8]] | None":
-    """Frames of the source as the VAE was fed them, from what the commit record says of it."""
+    """Frames of the source as the VAE was fed them, from its commit record."""
     if not isinstance(record, dict) or not Path(str(record.get("path", ""))).is_file():
         return None
     frames, height, width = record["bucket"]

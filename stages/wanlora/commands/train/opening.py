@@ -97,9 +97,7 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
         schedule=config.optimizer.schedule,
         warmup_steps=warmup_steps,
         trackers=config.trackers,
-        saving=SavingPlan(
-            config.save_steps, config.save_minutes, config.save_every_epoch, config.keep_checkpoints
-        ),
+        saving=_plan_saving(config),
         validation=_plan_validation(config, model, data, ranks, checkpoint),
         previews=previews,
     )
@@ -259,6 +257,15 @@ def _check_base(model: TrainedModel, data: Data, ranks: Ranks) -> None:
     if limit is not None:
         with waiting("measuring the base model on a few clips", shown=ranks.is_main):
             check_base(model, data, limit)
+
+
+def _plan_saving(config: TrainConfig) -> SavingPlan:
+    return SavingPlan(
+        every=config.save_steps,
+        every_minutes=config.save_minutes,
+        every_epoch=config.save_every_epoch,
+        keep=config.keep_checkpoints,
+    )
 
 
 def _plan_validation(

@@ -45,7 +45,10 @@ def open_data(config: TrainConfig, variant: Variant, selection: Selection) -> Da
         balance_activities=config.balance_activities,
     )
     panels = _panels(config, source, clips, held_out)
-    return Data(config.cache, view, clips, held_out, sizes, source, panels)
+    return Data(
+        config.cache, view, clips=clips, held_out=held_out, sizes=sizes, source=source,
+        panels=panels,
+    )  # fmt: skip
 
 
 def _batch_sizes(

@@ -47,7 +47,13 @@ def load_model(
         transformer = load_transformer(folder, dtype=dtype, device=device)
     base = base_fingerprint(transformer)
     lora, settings = config.lora, config.optimizer
-    shape = LoraShape(lora.rank, lora.alpha or lora.rank, lora.targets, lora.rslora, lora.dora)
+    shape = LoraShape(
+        rank=lora.rank,
+        alpha=lora.alpha or lora.rank,
+        targets=lora.targets,
+        rslora=lora.rslora,
+        dora=lora.dora,
+    )
     adapter = add_adapter(transformer, shape, seed=config.seed)
     masters = Masters(adapter)
     masters.load(initial_values(adapter, config.seed))
@@ -120,4 +126,4 @@ def plan_step(config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks
         bucket: size.slots(rank=ranks.index, world=ranks.count)
         for bucket, size in data.sizes.items()
     }
-    return StepPlan(slots, work, trial, config.prefetch_batches)
+    return StepPlan(slots, work, trial, prefetch=config.prefetch_batches)
