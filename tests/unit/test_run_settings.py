@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from wanlora.commands.job import unlike_the_run
+from wanlora.commands.job.training_run import changed_settings
 from wanlora.config import TrainConfig, load
 from wanlora.config.run_settings import from_recorded, recorded_settings, with_recorded
 from wanlora.errors import ConfigError, RunError
@@ -146,15 +146,19 @@ def test_settings_that_are_not_set_stay_so(tmp_path):
     assert from_recorded(tmp_path / "run", recorded_settings(config)) == config
 
 
+def _changed(config):
+    return changed_settings(config.output_dir, recorded_settings(config))
+
+
 def test_a_file_for_a_whole_job_is_not_overruled_by_the_run_that_it_continues(tmp_path):
     """Also by a setting that was removed from the file, and so has its default."""
     common = {"output_dir": tmp_path / "run", "cache": tmp_path / "c"}
     _record(TrainConfig(**common, max_steps=5, seed=3, lora={"rank": 8}))
     same = TrainConfig(**common, max_steps=5, seed=3, lora={"rank": 8}, resume=True)
-    assert unlike_the_run(same) == []
-    words = unlike_the_run(TrainConfig(**common, lora={"alpha": 4}, resume=True))
+    assert _changed(same) == []
+    words = _changed(TrainConfig(**common, lora={"alpha": 4}, resume=True))
     assert words[::2] == ["--set"] * 4
-    assert set(words[1::2]) == {"seed=0", "lora.rank=32", "lora.alpha=4.0", "num_epochs=10"}
+    assert set(words[1::2]) == {"seed=0", "lora.rank=32", "lora.alpha=4.0", "num_epochs=10.0"}
     sets = words[1::2]
     flags = {"output_dir": str(tmp_path / "run"), "resume": True}
     again = with_recorded(load(TrainConfig, sets=sets, flags=flags))
@@ -166,14 +170,14 @@ def test_a_job_that_has_no_value_for_a_setting_of_its_run_is_refused(tmp_path):
     common = {"output_dir": tmp_path / "run", "cache": tmp_path / "c"}
     _record(TrainConfig(**common, learning_rate=3e-4, optimizer={"warmup_steps": 7}))
     with pytest.raises(ConfigError, match=r"learning_rate = 0\.0003"):
-        unlike_the_run(TrainConfig(**common, resume=True))
-    assert unlike_the_run(TrainConfig(**common, learning_rate=3e-4, resume=True)) == []
+        _changed(TrainConfig(**common, resume=True))
+    assert _changed(TrainConfig(**common, learning_rate=3e-4, resume=True)) == []
 
 
 def test_any_text_of_a_job_reaches_the_run_that_it_continues(tmp_path):
     common = {"output_dir": tmp_path / "run", "cache": tmp_path / "c"}
     _record(TrainConfig(**common))
-    words = unlike_the_run(TrainConfig(**common, previews={"prompts": ['a \U0001f415 "é"']}))
+    words = _changed(TrainConfig(**common, previews={"prompts": ['a \U0001f415 "é"']}))
     flags = {"output_dir": str(tmp_path / "run"), "resume": True}
     again = with_recorded(load(TrainConfig, sets=words[1::2], flags=flags))
     assert again.previews.prompts == ('a \U0001f415 "é"',)

@@ -54,11 +54,11 @@ class VerifyResult:
 
     Attributes:
         total: Clips in the manifests; more than were loaded when there is a limit.
-        plan: What the clips that load are, and what encoding them costs.
+        plan: Contents of the clips that could be loaded, and the cost of encoding them.
         unused_captions: Caption files that were edited after `prepare` read them.
         captions_command: Command that reads them.
-        missing_sources: What to do about sources that are not at their paths; empty without any.
-        source_root: Folders where sources were looked for too.
+        missing_sources: Advice about sources that are not at their paths; empty if there are none.
+        source_root: Folders that were searched for sources too.
     """
 
     total: int

@@ -1,7 +1,7 @@
 """Read and check settings, and write settings as a command line.
 
-Owns: precedence (default < TOML < --set < flag) and the messages of rejected settings. Must not
-know: torch.
+Owns: precedence (default < TOML < --set < flag) and the messages of rejected settings.
+Must not know: torch.
 """
 
 import difflib

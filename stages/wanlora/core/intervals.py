@@ -1,7 +1,7 @@
 """Means over source groups: their 95 % intervals, conclusions from them, and enough groups for one.
 
-Owns: the only place where a confidence interval is computed and worded, and the number of source
-groups that must be held out. Imports no torch: `prepare` counts groups too. Must not know: models,
+Owns: the computation and the wording of every confidence interval, and the number of source groups
+that must be held out. Imports no torch: `prepare` counts groups too. Must not know: models,
 clips, files.
 """
 

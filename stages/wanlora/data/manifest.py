@@ -48,7 +48,7 @@ def warn(line: BadLine) -> None:
 
 
 def write(path: Path, clips: Sequence[Clip]) -> None:
-    """Write a manifest whole: a reader or a kill sees the old file or the new one."""
+    """Write a manifest atomically: a reader, or a kill, finds the old file or the new one."""
     write_atomic(path, document(clips))
 
 

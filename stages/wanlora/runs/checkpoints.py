@@ -137,7 +137,7 @@ def _damage_named(folder: Path) -> Generator[None, None, None]:
     """Translate errors of reading a damaged file inside the block.
 
     Raises:
-        CheckpointError: Names the folder, and from where to continue instead.
+        CheckpointError: Names the folder, and another checkpoint to continue from.
     """
     try:
         yield

@@ -51,8 +51,8 @@ def open_run(
 
     Args:
         run_dir: The run's folder.
-        settings: The settings now.
-        resume: Whether to continue a run that the folder holds.
+        settings: Settings of this command.
+        resume: True to continue the run in the folder, if there is one.
         resolve: Fills in the defaults of settings, so that recorded and current settings are
             compared by value. A setting that is newer than the run has its default there.
 
@@ -93,7 +93,7 @@ def _require_nothing_finished(run_dir: Path, *, same_settings: bool) -> None:
 
     Args:
         run_dir: The folder.
-        same_settings: Whether the folder's run, if any, has the same settings.
+        same_settings: True if the folder's run has the same settings.
 
     Raises:
         RunError: The folder has an adapter, a finished run or other files.

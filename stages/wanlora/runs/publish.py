@@ -80,7 +80,7 @@ def remove_after(run_dir: Path, num_steps: int, *, validated: bool = True) -> No
     Args:
         run_dir: The run's folder.
         num_steps: Steps done at the checkpoint.
-        validated: Whether to keep the validation after those steps.
+        validated: True to keep the validation after those steps.
     """
     lasts = {METRICS_NAME: num_steps - 1, VALIDATION_NAME: num_steps - (not validated)}
     for name, last in lasts.items():

@@ -83,9 +83,9 @@ def step_figures(
         seconds: The step's time.
         waited_s: Part of that time in which the step waited for data.
         flops: `StepFlops.model` of the clips that this process had in the step.
-        device: Where they were computed.
-        device_name: Its `device_name`.
-        steps_left: Steps still to do.
+        device: Device that computed the step.
+        device_name: Result of `device_name` for it.
+        steps_left: Number of steps still to do.
 
     Returns:
         Columns of metrics.jsonl. `mfu` is None if no peak is known, for example on a CPU.

@@ -28,7 +28,7 @@ def differing_settings(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -
 
 
 def same_settings(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a run was trained with the wanted settings; ignores those of how it runs."""
+    """Return whether a run has the wanted values of all settings that determine its result."""
     free = MAY_CHANGE - {"max_steps", "num_epochs", "model"}
     both = [
         {key: value for key, value in without_none(each).items() if key not in free}

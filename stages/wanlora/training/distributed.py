@@ -40,7 +40,7 @@ class Ranks:
     there names a lost process before a collective on the devices hangs.
 
     Args:
-        device: Where this process computes; with several GPUs each process gets its own.
+        device: Device of this process; with several GPUs each process gets its own.
         timeout_s: Maximum seconds that a process waits for the others.
 
     Raises:
@@ -62,7 +62,7 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and shows progress."""
+        """True if this process writes files and shows progress."""
         return self.index == 0
 
     def barrier(self) -> None:
@@ -202,7 +202,7 @@ def _explained_start(timeout_s: float) -> Iterator[None]:
 
 
 def _absent_ranks(error: str) -> str:
-    """Ranks that a barrier's error names: rank 0 knows all absent ones, the others only rank 0."""
+    """Ranks that a barrier's error names: all absent ones on rank 0, only rank 0 on the others."""
     if "waiting for send/recv from rank 0" in error:
         return "0"
     named = re.search(r"Ranks ([0-9, ]+) failed to pass", error)

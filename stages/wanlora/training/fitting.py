@@ -66,13 +66,13 @@ def fit(
     """Choose what the blocks recompute, by a trial of the most expensive micro-batch.
 
     Args:
-        transformer: With its adapter, on the device.
+        transformer: Transformer with its adapter, on the device.
         work: The micro-batch.
-        bucket: Its clips' size.
-        variant: The model's row.
+        bucket: Size of its clips.
+        variant: Variant of the model.
         activations: Mode of all blocks, or auto: the fastest modes that fit.
         kernel: See `attention.pinned`.
-        device: Where to compute.
+        device: Device to compute on.
         dtype: The transformer's type.
         whole_card: Plan for all of a GPU's memory, not for its free memory, so that the plan is the
             same when a run continues.

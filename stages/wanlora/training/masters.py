@@ -1,6 +1,6 @@
 """fp32 master weights and gradients of a bf16 adapter, and their moving average.
 
-Owns: the only place where adapter weights change. The transformer computes with adapters in the
+Owns: every change of adapter weights. The transformer computes with adapters in the
 base's type. In bf16 an update of 5e-5 to a weight of 0.02 would be lost, and summing eight
 micro-batches would have an error of 0.33 % of the gradient instead of 0.08 %.
 """

@@ -27,7 +27,7 @@ class Outcome:
             depend on the number of ranks.
         grad_norm: Gradient norm before clipping.
         stop: Signal that any rank received during the step.
-        save: Whether a rank requested a checkpoint during the step.
+        save: True if a rank requested a checkpoint during the step.
         seconds: Time of the step, measured on the device if it has a clock.
         learning_rate: Learning rate of the step.
         waited_s: Seconds that this process waited for data; a GPU may have been busy meanwhile.
@@ -44,7 +44,7 @@ class Outcome:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all losses and the gradient norm are finite."""
+        """True if all losses and the gradient norm are finite."""
         return bool(np.isfinite(self.losses).all() and np.isfinite(self.grad_norm))
 
 
@@ -63,11 +63,11 @@ class _Pending(NamedTuple):
 
 
 class Outcomes:
-    """Outcomes of one run, on their way.
+    """Outcomes of one run on their way from the device to the host.
 
     Args:
-        device: Where steps are computed.
-        num_ranks: Processes; all must call together.
+        device: Device that computes the steps.
+        num_ranks: Number of processes; all must call together.
     """
 
     def __init__(self, device: torch.device, num_ranks: int) -> None:
@@ -94,7 +94,7 @@ class Outcomes:
             losses: Losses of this rank's slots.
             grad_norm: Gradient norm, the same on all ranks.
             stop: Signal that this process received.
-            save: Whether this process requests a checkpoint.
+            save: True if this process requests a checkpoint.
         """
         # Filled on the device: copying a Python number there would wait for the device.
         flags = [torch.full_like(grad_norm, float(flag))[None] for flag in (stop or 0, save)]

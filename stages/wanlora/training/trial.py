@@ -62,12 +62,12 @@ def try_modes(
     """Run a micro-batch forward and backward with the first choice of modes that fits into memory.
 
     Args:
-        transformer: With its adapter; its blocks keep the modes that fitted.
-        batch: From `random_batch`.
+        transformer: Transformer with its adapter; its blocks keep the modes that fitted.
+        batch: Batch from `random_batch`.
         choices: Modes of the blocks, the fastest first; each takes more time and less memory than
             the one before.
-        compiled: Whether blocks are compiled.
-        device: Where to compute.
+        compiled: True if blocks are compiled.
+        device: Device to compute on.
         dtype: The transformer's type.
         passes: Timed passes, after the first one.
 

@@ -76,10 +76,10 @@ def panel_facts(
     """Facts for `Panel.key`.
 
     Args:
-        view: Its fingerprints name the encoders of latents and prompts.
+        view: View whose fingerprints identify the encoders of latents and prompts.
         base: Fingerprint of the transformer's weights.
         dtype: The transformer's type.
-        device: Where losses are computed; rounding differs between kinds of devices.
+        device: Device that computes the losses; rounding differs between kinds of devices.
     """
     return {
         "base": base,
@@ -123,11 +123,11 @@ def measure(
 
     Args:
         panel: Clips and noise levels.
-        transformer: With its adapter.
+        transformer: Transformer with its adapter.
         source: Source of latents, prompts and the seed.
         base_losses: The base's losses by panel key; missing ones are added.
         key: Key of the panel.
-        device: Where to compute.
+        device: Device to compute on.
         dtype: The transformer's type.
         rank: This process.
         num_ranks: Processes that share the clips; all must call together.
@@ -176,9 +176,9 @@ def losses(
 
     Args:
         panel: Clips and noise levels.
-        transformer: With or without an adapter.
+        transformer: Transformer with or without an adapter.
         source: Source of latents, prompts and the seed.
-        device: Where to compute.
+        device: Device to compute on.
         dtype: The transformer's type.
         rank: This process.
         num_ranks: Processes that share the clips; all must call together.
@@ -217,9 +217,9 @@ def require_finite(panel: Panel, table: Float[np.ndarray, "n q"], model: str) ->
     """Refuse a table with a loss that is NaN or infinite.
 
     Args:
-        panel: Its clips and sigmas are the rows and columns.
-        table: From `losses`.
-        model: What was measured, for the message.
+        panel: Panel whose clips and sigmas are the rows and columns of the table.
+        table: Table from `losses`.
+        model: Name of the measured model, for the message.
 
     Raises:
         NonFiniteError: Names the first clip and sigma.

@@ -24,7 +24,7 @@ class Trial:
     """Measurements of a micro-batch.
 
     Attributes:
-        modes: What each block recomputes.
+        modes: Activation mode of each block.
         seconds: Median of the timed passes, without compilation.
         peak_bytes: Peak memory of tensors on a GPU; None on other devices.
         attention: Attention operators that ran.
@@ -47,14 +47,14 @@ def describe(modes: Sequence[Recompute]) -> str:
 
 
 def is_compiled(eager: str, device_type: str, *, dora: bool) -> bool:
-    """Turn the setting `eager` (auto, on, off) into whether blocks are compiled on a device.
+    """Return whether blocks are compiled on a device, from the setting `eager` (auto, on, off).
 
     auto is eager for DoRA: torch cannot compile the DoRA layers of peft 0.21 into one graph.
 
     Args:
         eager: The setting.
         device_type: `cuda` or `cpu`.
-        dora: Whether the adapter is a DoRA.
+        dora: True if the adapter is a DoRA.
     """
     return device_type == "cuda" and not dora if eager == "auto" else eager == "off"
 

@@ -115,10 +115,10 @@ class DemoResult:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What the demo teaches, and for how long.
+    """Content and length of the demo's training.
 
     Attributes:
-        concept: Concept that the base has never seen.
+        concept: Concept that the base model was not trained on.
         num_known: Videos of known concepts.
         max_steps: Training steps.
         seed: Seed of the videos, the training and the noise.
@@ -219,14 +219,15 @@ def commands(root: Path, *, max_steps: int, seed: int) -> list[tuple[Any, ...]]:
 
 
 def draw_videos(folder: Path, concept: str, *, num_known: int, seed: int) -> None:
-    """Draw videos of a concept, a quarter of them held out, and of concepts that the base knows.
+    """Draw videos of a new concept and of concepts that the base model was trained on.
 
-    The videos of known concepts are only for training: without them the adapter would forget.
+    A quarter of the new concept's videos are held out. The videos of known concepts are only for
+    training: without them the model would forget these concepts.
 
     Args:
-        folder: For the videos and `metadata.csv`.
-        concept: The taught concept.
-        num_known: Videos of known concepts.
+        folder: Folder for the videos and `metadata.csv`.
+        concept: The new concept.
+        num_known: Number of videos of known concepts.
         seed: Seed of the demo.
     """
     first = 100_000 * (1 + seed)  # the base was pretrained on the seeds below

@@ -141,7 +141,7 @@ def _evaluation(
     """Build the content of evaluation.json without videos.
 
     Args:
-        setup: What all models share.
+        setup: Values that are the same for all models.
         compared: The adapters.
         base: Losses of the base model.
         others: Losses of each adapter.

@@ -35,8 +35,8 @@ def check(path: Path, alive: Heartbeat, *, detector: Detector) -> Checked | Medi
     """Hash a file and decode all of it; a problem is returned, not raised.
 
     Returns:
-        What the file is; a PassingError if it was changed meanwhile, or when the disk, a permission
-        or the memory is to blame.
+        Facts about the file, or its error; a PassingError if it changed meanwhile, or because of a
+        disk, a permission or memory.
     """
     try:
         with reading(path), unchanged(path):

@@ -31,11 +31,11 @@ class Rules:
     Attributes:
         num_frames: Frames of a clip, 4k+1.
         fps: Frames per second of a clip.
-        stride: slide: frames from one clip's start to the next.
-        count: uniform: clips per video.
-        short: What to do with a scene shorter than a clip: trim it, or nothing.
-        min_frames: Shortest trimmed clip.
-        lengths: Frames that a trimmed clip may have.
+        stride: Frames from one clip's start to the next, for slide.
+        count: Clips per video, for uniform.
+        short: Treatment of a scene shorter than a clip: trim or skip.
+        min_frames: Minimum frames of a trimmed clip.
+        lengths: Numbers of frames that a trimmed clip may have.
     """
 
     num_frames: int

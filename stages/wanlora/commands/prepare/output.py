@@ -76,7 +76,7 @@ def write_manifests(
         folder: Folder of the manifests.
         clips: Clips with the edits that were kept.
         unedited: Clips without edits, for the record.
-        how_read: How captions were read, for the record.
+        how_read: Record of the captions that were read.
         hashes: Hashes of files, by path.
     """
     train, val = MANIFESTS

@@ -43,8 +43,8 @@ class PrepareResult:
     """Result of stage zero.
 
     Attributes:
-        sources: Source files with a caption or a row; those that failed are among them.
-        val_fraction: Share of source groups to hold out, as asked for.
+        sources: Source files with a caption or a row, including those that failed.
+        val_fraction: Requested share of source groups to hold out.
         train_groups: Source groups to train on.
         val_groups: Source groups held out.
         failed: Sources that gave no clip, or of which a clip could not be written.

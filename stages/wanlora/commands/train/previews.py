@@ -53,7 +53,7 @@ def preview(
     Costs 2 n steps forward passes (n steps without guidance).
 
     Args:
-        transformer: The one being trained.
+        transformer: Transformer in training.
         prompt_embeds: Padded embeddings of the prompts.
         negative_embeds: Padded embedding of the cached negative prompt.
         bucket: Size of the videos.
@@ -62,7 +62,7 @@ def preview(
         guidance_scale: Classifier-free guidance; 1 or less means none.
         shift: Shift of sigma.
         seed: Prompt i has the seed seed + i.
-        device: Where to compute.
+        device: Device to compute on.
         dtype: The transformer's type.
         stop: Returns the number of a signal that requests a stop, or 0; checked at every step.
         after_each: Called after each prompt, also after a stop.

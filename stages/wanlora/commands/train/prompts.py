@@ -132,7 +132,7 @@ def encode(
         cache: Cache of the view.
         view: Name of the view.
         texts: Prompts.
-        device: Where to compute.
+        device: Device to compute on.
         model: Model of the run as given. Its text encoder is used if that of `view_model` is not on
             this machine.
         view_model: Model of the view.
@@ -174,7 +174,7 @@ def encode(
 
 
 def _has_text_encoder(model: str | None) -> bool:
-    """Whether a model's text encoder is on this machine."""
+    """Return whether a model's text encoder is on this machine."""
     with suppress(ModelError):
         return model is not None and find_downloaded(model, TEXT_ENCODER) is not None
     return False

@@ -52,7 +52,7 @@ def add_validation(run: Run) -> bool:
     """Record a validation, and the best adapter, in the checkpoint of the same step, if any.
 
     Returns:
-        Whether there is such a checkpoint.
+        True if there is such a checkpoint.
     """
     checkpoint = run_folder.newest_checkpoint(run.folder)
     if not checkpoint or run_folder.step_of(checkpoint) != run.progress.step:
@@ -208,7 +208,7 @@ def _keep_best(run_dir: Path, checkpoint: Path, progress: Progress) -> None:
 
 
 def _is_best(file: Path, progress: Progress) -> bool:
-    """Whether an adapter is the one that the progress names as the best."""
+    """Return whether an adapter is the one that the progress names as the best."""
     try:
         facts = read_adapter(file).provenance
     except AdapterError:

@@ -1,4 +1,4 @@
-"""Log lines at the start of a run: clips, steps, what is trained, expected time, where to watch.
+"""Log lines at the start of a run: clips, steps, trained modules, expected time, watch command.
 
 Owns: the text, and the warnings about a run that will not learn. Must not know: settings.
 """
@@ -61,7 +61,7 @@ def log_draws(data: Data, *, balance_activities: bool, end_step: int) -> None:
 
     Args:
         data: Clips of the run.
-        balance_activities: Whether all activities of a bucket are drawn equally often.
+        balance_activities: True if all activities of a bucket are drawn equally often.
         end_step: Number of steps of the whole run.
     """
     expected = (
@@ -168,7 +168,7 @@ def log_batches(data: Data, works: Mapping[Bucket, Workload]) -> None:
 
 
 def log_expectation(session: Session) -> None:
-    """Log the expected time, where to watch the run, and when its files are written."""
+    """Log the expected time, the command that watches the run, and when its files are written."""
     run, plan = session.run, session.step_plan
     seconds = expected_seconds(plan.work, plan.trial, plan.slots)
     steps = session.data.source.order.bucket_steps_per_epoch

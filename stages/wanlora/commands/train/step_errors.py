@@ -59,7 +59,7 @@ def suspect_kernel(
         run_dir: The run's folder.
         kernel: Setting of the attention kernel.
         operators: Attention operators that ran.
-        device: Where the run computes.
+        device: Device of the run.
     """
     if device.type != "cuda":
         return ""
