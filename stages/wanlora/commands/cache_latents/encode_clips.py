@@ -1,4 +1,4 @@
-"""The VAE at work: clips to rows of latents, each written as soon as it is encoded.
+"""Encode clips to rows of latents; each row is written as soon as it is encoded.
 
     decode threads -> bounded queue, pinned -> VAE (the caller) -> write thread -> segments
 
@@ -42,7 +42,7 @@ from wanlora.wan.encoders import Vae
 from wanlora.wan.variants import Variant
 
 DecodeClip = Callable[[Clip], "torch.Tensor | MediaError"]
-"""A clip's frames, uint8 `[T, 3, H, W]`, or why there are none; called in threads."""
+"""Return a clip's frames, uint8 `[T, 3, H, W]`, or the reason for failure; called in threads."""
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class _Row:
 
     @property
     def group(self) -> tuple[int, Bucket]:
-        """Chunk and bucket: rows with equal ones have the same writer."""
+        """Chunk and bucket; rows with the same values have the same writer."""
         return self.chunk, self.clip.bucket
 
 

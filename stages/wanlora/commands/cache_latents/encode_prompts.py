@@ -1,4 +1,4 @@
-"""The text encoder at work: prompts to rows, each written as soon as it is encoded.
+"""Encode prompts to rows; each row is written as soon as it is encoded.
 
 Owns: the loop over prompts. If anything ends the loop early, the encoded rows are published.
 """
@@ -33,7 +33,7 @@ class EncodedPrompts:
 
     Attributes:
         rows: Number of encoded prompts.
-        truncated: Prompts that lost their end: over 512 tokens.
+        truncated: Prompts that were cut because they have over 512 tokens.
     """
 
     rows: int = 0

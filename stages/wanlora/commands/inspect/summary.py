@@ -27,7 +27,7 @@ class InspectResult:
         wants: One dict per run of cache-latents that has not published its view: name, view,
             rows, missing.
         invalid: A line for each row, record or view that cannot be used.
-        unread: A line for each row that a disk or a network did not give; it may be whole.
+        unread: A line for each row that the disk or network did not return; it may be intact.
         verified: Rows that were checked.
         level: Level of the check: fast or full; empty without a check.
         repaired: Result of --repair: dropped, encoded, failures.
