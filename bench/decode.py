@@ -4,7 +4,8 @@ python bench/decode.py [ROUNDS]    torchcodec and decord are measured where they
 
 Each decoder takes the frames that are on screen at start + k/16 s of a 25 fps H.264 video, one
 thread, and all share the resize. Frames carry their number, so a wrong frame is counted. Needs
-torch, av and what `wanlora.data.clips` imports; PYTHONPATH=stages does without an installation.
+torch, av and the imports of `wanlora.data.clip_frames`; PYTHONPATH=stages does without an
+installation.
 """
 
 import importlib.util
@@ -22,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support import videos
 from wanlora.data.clip import Clip
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.media import decode
 from wanlora.media.transform import resize_and_crop
 

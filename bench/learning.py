@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from wanlora.commands.demo import demo, measure
-from wanlora.config import DemoConfig
 from wanlora.files import write_json
 from wanlora.micro import world
 
@@ -24,13 +23,12 @@ KNOWN_PER_CONCEPT, KNOWN_FIRST_SEED = 8, 4_000_000
 """Held-out clips of what the base knows; nothing is trained with their seeds."""
 
 
-def taught(folder: Path, concept: str, seed: int, **settings: Any) -> Path:
-    """Run the demo's three commands that make an adapter; returns the run."""
-    config = DemoConfig(output_dir=folder, concept=concept, seed=seed, **settings)
+def taught(folder: Path, concept: str, seed: int, *, num_known: int = 24) -> Path:
+    """Run the demo's three commands that make an adapter; return the run's folder."""
     run_dir = folder / "run"
     if not (run_dir / "pytorch_lora_weights.safetensors").exists():
-        demo.draw_videos(folder / "videos", config)
-        for command in demo.commands(config):
+        demo.draw_videos(folder / "videos", concept, num_known=num_known, seed=seed)
+        for command in demo.commands(folder, max_steps=200, seed=seed):
             if command[0] in ("prepare", "cache-latents", "train"):
                 demo.wanlora(*command)
     return run_dir
@@ -71,7 +69,7 @@ def measured(seed: int, given: argparse.Namespace) -> dict[str, Any]:
         "adapter": taught(root / f"{given.concept}-{seed}", given.concept, seed),
         "unrelated": taught(root / f"{given.control}-{seed}", given.control, seed),
     }
-    alone = taught(root / f"{given.concept}-{seed}-alone", given.concept, seed, known_videos=0)
+    alone = taught(root / f"{given.concept}-{seed}-alone", given.concept, seed, num_known=0)
     scenes = measure.scenes(given.concept, given.clips, seed=seed)
     known = known_cache(root / "known")
     return {

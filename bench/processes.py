@@ -17,10 +17,10 @@ from wanlora.adapters.file import LoraShape
 from wanlora.adapters.lora import add_adapter
 from wanlora.core.buckets import Bucket
 from wanlora.cost.seconds import all_reduce_bytes
-from wanlora.training.distributed import Ranks, own_device
+from wanlora.training.distributed import Ranks, select_own_gpu
 from wanlora.training.masters import Masters
 from wanlora.training.predict import predict
-from wanlora.training.trial import made_up_batch
+from wanlora.training.trial import random_batch
 from wanlora.wan.model_folder import TRANSFORMER, resolve
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import VARIANTS
@@ -47,7 +47,7 @@ def micro_step(ranks: Ranks) -> tuple[Masters, Callable[[], None]]:
     model = load_transformer(resolve("micro", TRANSFORMER), dtype=dtype, device=ranks.device)
     masters = Masters(add_adapter(model, LoraShape(rank=32, alpha=32), seed=0))
     text_shape = (variant.max_sequence_length, variant.text_dim)
-    batch = made_up_batch(Bucket(17, 96, 160), 1, num_channels=variant.z_dim, text_shape=text_shape)
+    batch = random_batch(Bucket(17, 96, 160), 1, num_channels=variant.z_dim, text_shape=text_shape)
 
     def step() -> None:
         prediction, target = predict(model, batch, ranks.device, dtype)
@@ -58,7 +58,7 @@ def micro_step(ranks: Ranks) -> tuple[Masters, Callable[[], None]]:
 
 
 def main() -> None:
-    own_device()
+    select_own_gpu()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     ranks = Ranks(device, timeout_s=600)
     masters, step = micro_step(ranks)

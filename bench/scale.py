@@ -31,9 +31,10 @@ import simulated
 from simulated import BUCKETS, FINGERPRINT, PROVENANCE, ROWS, TEXT_SHAPE
 from zarr.storage import ObjectStore
 
-from wanlora.commands.cache_latents.claims import Committed
+from wanlora.commands.cache_latents.claims import CommittedRows
 from wanlora.commands.inspect import run as inspect
-from wanlora.commands.train.data import open_data
+from wanlora.commands.train.opening_data import open_data
+from wanlora.commands.train.preflight import select
 from wanlora.config import InspectConfig, TrainConfig
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.location import Url
@@ -238,7 +239,7 @@ def start(cache: Path, _num_clips: int) -> list[dict]:
     config = TrainConfig(cache=cache, gradient_accumulation_steps=GLOBAL_BATCH)
 
     def begin() -> Measured:
-        data = open_data(config, simulated.VARIANT)
+        data = open_data(config, simulated.VARIANT, select(config))
         data.source.order.batch(0)
         return data, {"trained_on": len(data.clips)}
 
@@ -253,7 +254,7 @@ def commands(cache: Path, _num_clips: int) -> list[dict]:
     config = InspectConfig(path=cache, statistics_clips=0)
 
     def look() -> Measured:
-        seen = {kind: Committed(cache, kind, FINGERPRINT[kind]) for kind in schema.KINDS}
+        seen = {kind: CommittedRows(cache, kind, FINGERPRINT[kind]) for kind in schema.KINDS}
         for committed_rows in seen.values():
             committed_rows.look()
         return seen, {}

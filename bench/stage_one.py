@@ -19,9 +19,9 @@ import figures
 import numpy as np
 import torch
 
-from wanlora.commands.cache_latents.pipeline import Ahead, depth
+from wanlora.commands.cache_latents.prefetch import Prefetcher, prefetch_depth
 from wanlora.data.clip import Clip
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.media import mp4
 
 
@@ -50,9 +50,9 @@ def stall(root: Path, *, tiny: bool) -> list[dict]:
     result = []
     for threads in (1, 2, 4):
         clips = [clip_of(video, i, tiny=tiny) for i in range(3 if tiny else 16)]
-        most = depth(97_000_000, threads=threads, max_bytes=2**30)
+        most = prefetch_depth(97_000_000, threads=threads, max_bytes=2**30)
         started, cpu = time.monotonic(), time.process_time()
-        ahead = Ahead(load_clip, clips, threads=threads, depth=most)
+        ahead = Prefetcher(load_clip, clips, threads=threads, depth=most)
         time.sleep(encode_s)  # the VAE loads meanwhile
         first = None
         for _ in ahead:

@@ -18,7 +18,8 @@ import torch
 
 from wanlora.adapters.file import LoraShape, read_adapter
 from wanlora.adapters.lora import add_adapter
-from wanlora.commands.train.data import open_data
+from wanlora.commands.train.opening_data import open_data
+from wanlora.commands.train.preflight import select
 from wanlora.config import TrainConfig
 from wanlora.core.rng import Stream, uniform
 from wanlora.training import flow
@@ -34,7 +35,8 @@ def load(run: Path, cache: Path, model: str):
     """The base with the run's adapter in it, and the data of the cache's default view."""
     folder = resolve(model, ["transformer"])
     variant = variant_of(folder)
-    data = open_data(TrainConfig(cache=cache), variant)
+    config = TrainConfig(cache=cache)
+    data = open_data(config, variant, select(config))
     transformer = load_transformer(folder, dtype=DTYPE, device=DEVICE)
     found = read_adapter(run)
     shape = LoraShape(

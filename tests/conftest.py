@@ -1,5 +1,9 @@
 """Shapes and types in signatures are checked in every test: jaxtyping with beartype."""
 
+import functools
+from typing import Any
+
+import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
@@ -9,7 +13,7 @@ install_import_hook(
     [
         "wanlora.core",
         "wanlora.media",
-        "wanlora.data.clips",
+        "wanlora.data.clip_frames",
         "wanlora.store",
         "wanlora.wan",
         "wanlora.training",
@@ -24,3 +28,26 @@ settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
 pytest_plugins = ("tests.support.models", "tests.support.caches", "tests.support.s3")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Run the tests of a file that has a module's fixture in one worker, so that it is made once.
+
+    The groups of `--dist loadgroup` itself are lost: xdist 3.8 writes them where pytest 9.2 does
+    not read. Files with the most tests run first, single tests fill the end.
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    @functools.cache
+    def has_module_fixture(file: str) -> bool:
+        return 'scope="module"' in (config.rootpath / file).read_text()
+
+    class FileOrTest(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return file if has_module_fixture(file) else nodeid
+
+    return FileOrTest(config, log)

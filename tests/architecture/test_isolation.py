@@ -16,7 +16,7 @@ FORBIDDEN = (
     "wanlora.wan.pipeline",
     "wanlora.adapters.reread",
     "wanlora.media",
-    "wanlora.data.clips",
+    "wanlora.data.clip_frames",
     "av",
 )
 

@@ -15,7 +15,7 @@ from wanlora.training.fitting import fit
 from wanlora.training.masters import Masters
 from wanlora.training.outcomes import Outcomes
 from wanlora.training.predict import predict
-from wanlora.training.trial import made_up_batch
+from wanlora.training.trial import random_batch
 from wanlora.training.workload import workload
 from wanlora.wan.attention import pinned, watched
 from wanlora.wan.blocks import set_activations
@@ -37,7 +37,7 @@ def model(targets="attention"):
 
 
 def batch():
-    return made_up_batch(BUCKET, 1, num_channels=16, text_shape=(512, 4096))
+    return random_batch(BUCKET, 1, num_channels=16, text_shape=(512, 4096))
 
 
 def test_an_upload_arrives_whole():

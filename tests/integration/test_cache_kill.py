@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import cli
 from tests.support.hooks import num_committed, record_encodings
-from wanlora.commands.cache_latents.pipeline import BEHIND
+from wanlora.commands.cache_latents.prefetch import MAX_WAITING
 
 CLIPS, ROWS = 30, 2
 PROMPTS = CLIPS + 1
@@ -81,7 +81,7 @@ def test_a_killed_run_costs_at_most_a_segment_of_each_kind(data, micro_home):
     assert (result["clips"], result["clips_cached"]) == (CLIPS, committed["latents"])
     assert (result["prompts_encoded"], result["prompts_cached"]) == (0, PROMPTS)
     encoded = num_encoded(data)
-    assert CLIPS <= encoded["latents"] <= CLIPS + ROWS + BEHIND  # those not yet in a segment
+    assert CLIPS <= encoded["latents"] <= CLIPS + ROWS + MAX_WAITING  # those not yet in a segment
     assert PROMPTS <= encoded["text"] <= PROMPTS + ROWS
     found = inspected(data)
     assert (found["clips"], found["prompts"], found["invalid"]) == (CLIPS, PROMPTS, [])

@@ -14,14 +14,15 @@ import torch
 from tests.support import cli
 from tests.support.models import temporary_copy
 from wanlora.commands import cache_latents
-from wanlora.commands.cache_latents import encode, pipeline
+from wanlora.commands.cache_latents import encode_clips, find_encoders, prefetch
 from wanlora.commands.cache_latents import plan as planning
 from wanlora.commands.cache_latents.hashes import Hashes
 from wanlora.commands.inspect import run as inspect
 from wanlora.config import CacheLatentsConfig, InspectConfig
-from wanlora.data import clips, manifest
+from wanlora.data import clip_frames, manifest
 from wanlora.data.clip import Clip
 from wanlora.errors import DeviceError, ManifestError, ModelError, StoreError
+from wanlora.media import source
 from wanlora.store.latent_rgb import solve
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view
@@ -100,7 +101,7 @@ def test_rows_are_what_the_encoders_give_and_the_view_names_them(config, micro_f
     text = encoders.load_text_encoder(micro_folder, dtype=torch.bfloat16, device=cpu)
     found = {clip.clip_id: clip for clip in view.clips}
     for clip in manifest.read_all(config.manifest):
-        frames = clips.to_signed(clips.load_clip(clip)).permute(1, 0, 2, 3)[None]
+        frames = clip_frames.to_signed(clip_frames.load_clip(clip)).permute(1, 0, 2, 3)[None]
         wanted = encoders.encode_latents(vae, frames)[0].numpy().astype(np.float16)
         assert np.array_equal(reader.latents(found[clip.clip_id].key), wanted)
         (embeds,) = encoders.encode_prompts(text, [clip.prompt])
@@ -191,7 +192,7 @@ def test_nothing_usable_is_an_error_and_no_view(config, data):
 def test_a_source_that_is_gone_stays_usable_once_it_is_cached(config, data):
     own = [
         Clip(**{name: getattr(clip, name) for name in Clip.__slots__}
-                      | {"source_sha256": clips.source_sha256(clip.path)})
+                      | {"source_sha256": source.source_sha256(clip.path)})
         for clip in manifest.read_all([data])
     ]  # fmt: skip
     manifest.write(data / "train.jsonl", own)
@@ -207,14 +208,14 @@ def test_a_source_that_is_gone_stays_usable_once_it_is_cached(config, data):
 def test_a_source_replaced_before_it_is_decoded_is_listed_and_not_stored(
     config, data, monkeypatch
 ):  # fmt: skip
-    make = planning.make
+    make = planning.make_plan
 
     def replacing(*arguments: object, **options: object) -> object:
         plan = make(*arguments, **options)
         write_clip(data / "clip1.npz", 55)
         return plan
 
-    monkeypatch.setattr(planning, "make", replacing)
+    monkeypatch.setattr(planning, "make_plan", replacing)
     result = cache_latents.run(config)
     assert [(f.code, f.clip_id[:5]) for f in result.failures] == [("changed", "clip1")]
     assert (result.exit_code, result.clips, result.clips_encoded) == (3, 2, 2)
@@ -227,13 +228,13 @@ def test_weights_that_change_between_hashing_and_loading_are_refused(
     config, micro_folder, tmp_path, monkeypatch, file
 ):  # fmt: skip
     folder = temporary_copy(micro_folder, tmp_path / "model")
-    make = planning.make
+    make = planning.make_plan
 
     def replacing(*arguments: object, **options: object) -> object:
         os.utime(folder / file, ns=(1, 1))
         return make(*arguments, **options)
 
-    monkeypatch.setattr(planning, "make", replacing)
+    monkeypatch.setattr(planning, "make_plan", replacing)
     with pytest.raises(ModelError, match=f"{Path(file).parent} was changed"):
         cache_latents.run(changed(config, model=str(folder)))
     assert not (config.cache / "views").exists()
@@ -286,7 +287,7 @@ def test_a_vae_that_cannot_give_a_clip_back_is_refused_before_latents_are_writte
     from dataclasses import replace
 
     strict = replace(VARIANTS["micro"], min_psnr_db=60.0, channel_std_range=(2.0, 3.0))
-    monkeypatch.setattr(cache_latents.plan, "variant_of", lambda folder: strict)
+    monkeypatch.setattr(find_encoders, "variant_of", lambda folder: strict)
     with pytest.raises(ModelError, match=r"dB PSNR, expected at least 60 dB; the spread of latent"):
         cache_latents.run(config)
     assert not list(config.cache.glob("store.zarr/latents/*/*/*"))
@@ -298,7 +299,7 @@ def test_a_vae_that_can_is_accepted(config, monkeypatch):
     from dataclasses import replace
 
     lenient = replace(VARIANTS["micro"], min_psnr_db=1.0, channel_std_range=(0.0, 99.0))
-    monkeypatch.setattr(cache_latents.plan, "variant_of", lambda folder: lenient)
+    monkeypatch.setattr(find_encoders, "variant_of", lambda folder: lenient)
     assert cache_latents.run(config).clips_encoded == 3
 
 
@@ -319,7 +320,7 @@ def test_a_disk_that_is_too_small_is_refused_before_any_work(config, monkeypatch
 
 def test_decoding_runs_ahead_only_so_far_and_keeps_the_order():
     started = []
-    ahead = pipeline.Ahead(started.append, range(20), threads=2, depth=3)
+    ahead = prefetch.Prefetcher(started.append, range(20), threads=2, depth=3)
     results = iter(ahead)
     assert next(results) == (0, None)
     assert len(started) <= 3
@@ -329,9 +330,9 @@ def test_decoding_runs_ahead_only_so_far_and_keeps_the_order():
 
 
 def test_the_queue_is_bounded_by_bytes_and_by_threads():
-    assert pipeline.depth(97_000_000, threads=4, max_bytes=2**30) == 8
-    assert pipeline.depth(97_000_000, threads=4, max_bytes=3 * 10**8) == 3
-    assert pipeline.depth(97_000_000, threads=4, max_bytes=1) == 1
+    assert prefetch.prefetch_depth(97_000_000, threads=4, max_bytes=2**30) == 8
+    assert prefetch.prefetch_depth(97_000_000, threads=4, max_bytes=3 * 10**8) == 3
+    assert prefetch.prefetch_depth(97_000_000, threads=4, max_bytes=1) == 1
 
 
 def test_out_of_memory_says_what_to_change_and_keeps_what_is_encoded(config, monkeypatch):
@@ -393,7 +394,7 @@ def test_an_error_while_writing_behind_the_encoder_stops_the_run(config, monkeyp
     def broken(*args: object) -> None:
         raise StoreError("the disk broke")
 
-    monkeypatch.setattr(encode, "_write", broken)
+    monkeypatch.setattr(encode_clips, "_write", broken)
     with pytest.raises(StoreError, match="the disk broke"):
         cache_latents.run(config)
     assert not (config.cache / "views").exists()
@@ -409,7 +410,7 @@ def test_rounded_latents_are_stored_on_request(config, micro_folder):
     vae = encoders.load_vae(micro_folder, dtype=torch.float32, device=cpu, tf32=False)
     found = {clip.clip_id: clip for clip in view.clips}
     for clip in manifest.read_all(config.manifest):
-        frames = clips.load_clip(clip).permute(1, 0, 2, 3)[None]
+        frames = clip_frames.load_clip(clip).permute(1, 0, 2, 3)[None]
         latents = reader.latents(found[clip.clip_id].key)
         assert not (latents.view(np.uint16) & 0b111).any()  # 10 bits of mantissa, 7 are left
         exact = encoders.encode_latents(vae, frames)[0].numpy()

@@ -200,16 +200,16 @@ def test_a_run_that_was_stopped_is_listed_and_its_rows_are_kept_until_it_ends(
     )
     seen = []
 
-    def look(*arguments, original=plan.look):
+    def look(*arguments, original=plan.find_missing):
         seen.append(wants.names(cache))
         return original(*arguments)
 
     def stopped(*_arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(plan, "look", look)
+    monkeypatch.setattr(plan, "find_missing", look)
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "_encode", stopped)
+        patch.setattr(stage, "encode_missing", stopped)
         with pytest.raises(KeyboardInterrupt):
             cache_latents.run(config)
     (name,) = wants.names(cache)

@@ -14,7 +14,7 @@ import pytest
 from tests.support import cli
 from tests.support.stores import build_store, row_of, segment_writer
 from wanlora.commands.inspect import run as inspect
-from wanlora.commands.inspect.cache_page import strip
+from wanlora.commands.inspect.page_rows import strip
 from wanlora.config import InspectConfig
 from wanlora.store.latent_rgb import normal_equations
 from wanlora.store.views import read_view, write_view

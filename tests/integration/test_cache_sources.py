@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from wanlora.commands import cache_latents, prepare
-from wanlora.commands.cache_latents import cache_latents as stage
-from wanlora.commands.cache_latents import plan as planning
-from wanlora.commands.cache_latents import preflight
+from wanlora.commands.cache_latents import encode_settings, preflight
+from wanlora.commands.cache_latents.clip_keys import Failure
+from wanlora.commands.cache_latents.find_encoders import find_encoders
 from wanlora.commands.cache_latents.hashes import Hashes
-from wanlora.commands.cache_latents.plan import Failure
+from wanlora.commands.cache_latents.plan import find_missing, make_plan
+from wanlora.commands.cache_latents.sources import require_videos
 from wanlora.config import CacheLatentsConfig, PrepareConfig
 from wanlora.errors import ManifestError
+from wanlora.processes.ranks import ALONE, Rank
 from wanlora.store.views import read_view
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "v0.1.0"
@@ -94,8 +96,9 @@ def test_a_clip_that_fails_stays_in_the_view_until_its_line_is_deleted(old, conf
 @pytest.mark.parametrize("code", ["missing", "unreadable"])
 def test_a_rank_that_cannot_read_a_video_publishes_no_smaller_view(code):
     with pytest.raises(ManifestError, match=r"a\.mp4"):
-        stage._require_videos([Failure(code, "a", "a.mp4")])
-    stage._require_videos([Failure("bad_size", "a", "a.mp4")])
+        require_videos([Failure(code, "a", "a.mp4")], Rank(1, 2))
+    require_videos([Failure(code, "a", "a.mp4")], ALONE)
+    require_videos([Failure("bad_size", "a", "a.mp4")], Rank(1, 2))
 
 
 def test_a_rank_without_a_video_whose_row_is_missing_publishes_no_view(old, config, monkeypatch):
@@ -125,8 +128,9 @@ def test_of_two_clips_with_equal_pixels_the_one_that_can_be_read_is_encoded(old,
     video.with_name(gone).unlink()
     found, _ = preflight.check(new)
     hashes = Hashes.read(new.cache, new.manifest)
-    using = planning.encoders_here(new, hashes)
-    plan = planning.look(new, planning.make(new, found, using=using, hashes=hashes))
+    encoders = find_encoders(encode_settings.of_config(new), hashes)
+    plan = make_plan(found, cache=new.cache, encoders=encoders, hashes=hashes, threads=1)
+    plan = find_missing(new.cache, plan)
     assert len(plan.clips) == 2
     [missing] = plan.missing_clips
     assert missing.clip.path.exists()

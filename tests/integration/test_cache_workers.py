@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,7 +16,7 @@ from tests.support import cli
 from tests.support.server import Forked, script
 from tests.support.stores import segments_of
 from wanlora.commands import cache_latents
-from wanlora.commands.cache_latents import processes
+from wanlora.commands.cache_latents import local_workers
 from wanlora.core.location import parse
 from wanlora.store import bucket
 from wanlora.store.reader import StoreReader
@@ -162,16 +161,13 @@ def test_a_killed_process_leaves_its_work_to_the_others(data, alone, tmp_path, c
 def test_a_killed_actor_is_replaced(data, alone, tmp_path):
     pytest.importorskip("ray", reason="ray is not installed")
     cache = tmp_path / "cache"
-    run = subprocess.Popen(
-        [sys.executable, "-m", "wanlora",
-         *arguments(data, cache, "--launcher", "ray", "--num-workers", 2)],
-        env=os.environ | cli.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    files = (tmp_path / "result.json", tmp_path / "log")
+    words = arguments(data, cache, "--launcher", "ray", "--num-workers", 2)
+    run = cli.start(*words, files=files)
     kill_a_worker(cache, run.pid)
-    output, messages = run.communicate(timeout=300)
-    assert run.returncode == 3, messages
-    assert "died; it is started again" in messages
-    check_done(json.loads(output), cache, alone)
+    assert run.wait() == 3, files[1].read_text()
+    assert "died; it is started again" in files[1].read_text()
+    check_done(json.loads(files[0].read_text()), cache, alone)
 
 
 def check_done(result: dict, cache: Path, alone: tuple[View, StoreReader]) -> None:
@@ -252,7 +248,7 @@ def in_a_thread(*steps) -> threading.Thread:
 def test_a_frozen_worker_is_named_and_killed_and_the_others_finish(
     data, alone, tmp_path, caplog, monkeypatch
 ):
-    monkeypatch.setattr(processes, "SILENT_S", 8.0)
+    monkeypatch.setattr(local_workers, "SILENT_S", 8.0)
     cache = tmp_path / "cache"
     stopper = in_a_thread(lambda: stop_a_worker(cache))
     result = cli.invoke(*arguments(data, cache, "--num-workers", 2))
@@ -304,7 +300,7 @@ def test_a_worker_is_given_up_for_one_of_three_reasons(
 ):
     worker = Worker(num_rows=num_rows, heard_s=heard_s, advanced_s=advanced_s)
     finished = None if finished_s is None else time.monotonic() - finished_s
-    found = processes._hangs(worker, 1800.0, finished)
+    found = local_workers._hangs(worker, 1800.0, finished)
     assert found is None if reason is None else reason in found
 
 
@@ -312,6 +308,6 @@ def test_a_worker_is_given_up_for_one_of_three_reasons(
 def test_a_worker_that_was_stopped_together_with_its_parent_is_not_given_up(looked_s, reason):
     """Ctrl-Z stops all of them; the parent may look before the workers beat again."""
     worker = Worker(num_rows=3, heard_s=101, advanced_s=1850)
-    processes._take_off_pause([worker], time.monotonic() - looked_s)
-    found = processes._hangs(worker, 1800.0, None)
+    local_workers._take_off_pause([worker], time.monotonic() - looked_s)
+    found = local_workers._hangs(worker, 1800.0, None)
     assert found is None if reason is None else reason in found

@@ -12,7 +12,7 @@ from tests.support.clips import clip
 from wanlora import ClipDataset
 from wanlora.commands import cache_latents, verify
 from wanlora.config import CacheLatentsConfig, VerifyConfig
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.data.manifest_lines import line_of, parse_line
 from wanlora.errors import MEDIA_ERROR_CODES, ManifestError, MediaError
 

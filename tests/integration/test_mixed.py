@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.support import cli
 from tests.support.videos import write_video
-from wanlora.commands.train import preflight, session
+from wanlora.commands.train import opening, preflight
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import Bucket
 from wanlora.errors import ConfigError
@@ -105,13 +105,14 @@ def test_the_loss_of_a_step_is_the_mean_over_its_clips(cache, tmp_path, caplog):
     assert row["bucket"] == str(STILL)
     assert f"{STILL}: 8 of 5, 2 at once" in caplog.text
     config = TrainConfig(cache=cache, output_dir=tmp_path / "plain", seed=1, **SETTINGS)
-    opened = session.open_session(config, preflight.check(config))
+    opened = opening.open_session(config, preflight.check(config))
     batch = opened.data.source.read(0, range(8))
     assert len(set(batch.clip_ids[:5])) == 5  # every image, then the next epoch's first
-    prediction, target = predict(opened.transformer, batch, opened.device, opened.dtype)
+    model = opened.model
+    prediction, target = predict(model.transformer, batch, model.device, model.dtype)
     loss = (prediction - target).square().mean()
     loss.backward()
-    gradients = [p.grad for p in opened.transformer.parameters() if p.grad is not None]
+    gradients = [p.grad for p in model.transformer.parameters() if p.grad is not None]
     norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
     assert row["loss"] == pytest.approx(loss.item(), rel=1e-5)
     assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
@@ -138,7 +139,7 @@ def test_what_steps_are_equal_in_may_not_change_when_a_run_continues(cache, run_
 
 def test_processes_that_cannot_share_a_step_evenly_are_refused():
     with pytest.raises(ConfigError, match=r"8 clips \(batch_size 2 .* a multiple of 3"):
-        session._require_shares(TrainConfig(batch_size=2, gradient_accumulation_steps=4), 3)
+        opening.require_even_shares(2, 4, 3)
 
 
 def test_estimate_says_what_a_step_of_each_size_has_and_takes(cache):

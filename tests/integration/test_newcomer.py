@@ -5,14 +5,13 @@ line of a command is the next one typed, and a refusal names what to type instea
 """
 
 import json
-import os
 import re
 import shlex
 import shutil
 
 import pytest
 
-from tests.support import cli, terminal
+from tests.support import terminal
 from tests.support.videos import real_videos
 
 CAPTIONS = {
@@ -32,11 +31,9 @@ class Newcomer:
 
     def types(self, line: str, exit_code: int = 0) -> str:
         self.typed.append(line)
-        env = {**os.environ, **cli.ENVIRONMENT, "TERM": "xterm"}
-        del env["COLUMNS"]
         words = shlex.split(line)
         assert words.pop(0) == "wanlora"
-        shown = terminal.run(cli.command(*words), 80, env, cwd=self.folder)
+        shown = terminal.run(*words, width=80, cwd=self.folder)
         plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]|[│╭╮╰╯─]", "", shown.raw.decode())
         self.text = " ".join(plain.split())
         assert shown.code == exit_code, self.text

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.stores import segments_of
-from wanlora.commands.inspect import repair
+from tests.support.stores import LIMITS, repair_store, segments_of
 from wanlora.commands.inspect import run as inspect
+from wanlora.commands.inspect.collect_garbage import collect_garbage
 from wanlora.config import InspectConfig
 from wanlora.store import schema, storage, wants
 from wanlora.store.reader import StoreReader
@@ -36,7 +36,7 @@ def test_records_without_a_checksum_are_read_verified_and_not_repaired(cache):
     assert schema.has_checksum(document) is None
     found = inspect(InspectConfig(path=cache, verify="full"))
     assert (found.invalid, found.unread, found.wants, found.exit_code) == ([], [], [], 0)
-    assert repair.repair(InspectConfig(path=cache)) == {"dropped": 0, "encoded": 0, "failures": []}
+    assert repair_store(cache) == {"dropped": 0, "encoded": 0, "failures": []}
     assert rows(cache) == before
 
 
@@ -45,7 +45,7 @@ def test_a_collection_keeps_every_row_and_counts_a_run_that_has_just_begun(cache
     view = read_view(cache, "default")
     (cache / "views" / "default.jsonl").unlink()
     name = wants.publish(cache, view)
-    freed = repair.gc(InspectConfig(path=cache, gc=True, gc_min_age_h=0))
+    freed = collect_garbage(cache, LIMITS, min_age_h=0)
     assert (freed["rows"], freed["dropped"], freed["wants"]) == (0, 0, [name])
     shutil.copy(FIXTURE / "views" / "default.jsonl", cache / "views")
     assert rows(cache) == before

@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import crashing_work, videos
+from tests.support import cli, crashing_work, videos
+from tests.support.server import script
 from wanlora.commands import prepare, verify
-from wanlora.commands.prepare import pool
-from wanlora.commands.prepare.pool import survive
 from wanlora.config import PrepareConfig, VerifyConfig
 from wanlora.data import manifest
 from wanlora.data.clip import clip_key
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.errors import ConfigError, ManifestError, MediaError
 from wanlora.media import recorded
+from wanlora.processes import pool
+from wanlora.processes.pool import map_in_processes
 
 SMALL = {"num_frames": 17, "height": 48, "width": 80, "workers": 1, "val_fraction": 0.0}
 
@@ -166,7 +167,7 @@ def test_a_file_that_kills_or_hangs_its_process_fails_alone(tmp_path):
     paths = [tmp_path / name for name in ("a", "die1", "b", "hang", "die2", "slow")]
     for path in paths:
         path.write_bytes(b"12345")
-    found = dict(survive(crashing_work.size_or_die, paths, workers=2, stall_s=6))
+    found = dict(map_in_processes(crashing_work.size_or_die, paths, workers=2, stall_s=6))
     assert set(found) == set(paths)
     for path in paths:
         outcome = found[path]
@@ -184,7 +185,7 @@ def test_a_process_that_was_stopped_together_with_its_parent_has_not_hung(tmp_pa
     paths = [tmp_path / name for name in ("a", "slow")]
     for path in paths:
         path.write_bytes(b"12345")
-    outcomes = survive(crashing_work.size_or_die, paths, workers=2, stall_s=6)
+    outcomes = map_in_processes(crashing_work.size_or_die, paths, workers=2, stall_s=6)
     found = dict([next(outcomes)])
 
     def paused(pipes: list, timeout: float) -> list:
@@ -291,8 +292,7 @@ def test_a_killed_run_leaves_the_old_manifest_whole(tmp_path):
     prepared(raw, tmp_path / "out")
     before = (tmp_path / "out" / "train.jsonl").read_bytes()
     captioned(videos.write_video(raw / "walk" / "new.mp4"))
-    command = [sys.executable, "-c", KILL_BEFORE_TRAIN, str(raw), str(tmp_path / "out")]
-    done = subprocess.run(command, check=False, capture_output=True)
+    done = cli.server().run(script(KILL_BEFORE_TRAIN, raw, tmp_path / "out"))
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "out" / "train.jsonl").read_bytes() == before
     assert len(manifest.read_all([tmp_path / "out"])) == 4

@@ -16,7 +16,7 @@ from wanlora.config import PrepareConfig, VerifyConfig, load
 from wanlora.core.buckets import Bucket
 from wanlora.cost.sizes import cache_bytes
 from wanlora.data import manifest
-from wanlora.data.clips import ClipDataset, load_clip
+from wanlora.data.clip_frames import ClipDataset, load_clip
 from wanlora.data.contact_sheet import crop_box
 from wanlora.errors import ConfigError, ManifestError
 

@@ -15,7 +15,7 @@ import torch
 from tests.support import cli
 from wanlora.commands.cache_latents import preview_prompts
 from wanlora.commands.train import prompts
-from wanlora.config import PreviewSettings, TrainConfig
+from wanlora.config import PreviewSettings
 from wanlora.core.location import prompt_home
 from wanlora.core.prompts import prompt_key
 from wanlora.errors import ModelError
@@ -26,6 +26,7 @@ from wanlora.store.row_reader import RowReader
 from wanlora.store.views import read_view
 from wanlora.wan import encoders
 
+CPU = torch.device("cpu")
 TEXTS = ("A person <clapping>, at dusk", "-5 degrees, snow")
 FLAGS = tuple(f"--preview-prompt={text}" for text in TEXTS)
 SHORT = ("--set", "lora.rank=2", "--set", "lora.targets=attention", "--set", "validation.every=0",
@@ -104,9 +105,8 @@ def test_without_the_text_encoder_the_whole_error_and_the_command_are_shown(cach
     header, *clips = path.read_text().splitlines()
     header = json.dumps(json.loads(header) | {"model": "/nowhere/wan"}, sort_keys=True)
     path.write_text("\n".join([header, *clips]) + "\n")
-    config = TrainConfig(cache=cache)
     with pytest.raises(ModelError) as refused:
-        prompts.encode(config, TEXTS, torch.device("cpu"), view_model="/nowhere/wan")
+        prompts.encode(cache, "default", TEXTS, CPU, model=None, view_model="/nowhere/wan")
     said = str(refused.value)
     assert "/nowhere/wan" in said
     assert f"wanlora cache-latents --cache {cache} --view default" in said
@@ -126,8 +126,7 @@ def test_the_runs_model_replaces_a_model_of_the_view_that_is_gone(
     fake.write_text(f'#!/bin/sh\necho "$@" > {words}\n')
     fake.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(fake))
-    config = TrainConfig(cache=tmp_path, model=model)
-    prompts.encode(config, TEXTS, torch.device("cpu"), view_model=view_model)
+    prompts.encode(tmp_path, "default", TEXTS, CPU, model=model, view_model=view_model)
     assert (" --model micro " in words.read_text()) == passed
 
 
@@ -144,7 +143,7 @@ def test_a_signal_ends_the_process_that_encodes(tmp_path, monkeypatch):
 
     threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
-        prompts.encode(TrainConfig(cache=tmp_path), TEXTS, torch.device("cpu"), view_model="micro")
+        prompts.encode(tmp_path, "default", TEXTS, CPU, model=None, view_model="micro")
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
 

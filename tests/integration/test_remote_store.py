@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +14,14 @@ import pytest
 
 from tests.support import cli
 from tests.support.s3 import failing_proxy, slow_proxy
-from tests.support.stores import build_store, keys_from, open_rows, row_of, write_rows
+from tests.support.stores import (
+    build_store,
+    keys_from,
+    open_rows,
+    row_of,
+    segment_writer,
+    write_rows,
+)
 from wanlora.core.location import Url, parse
 from wanlora.errors import CorruptRowError, StoreError
 from wanlora.store import bucket, storage

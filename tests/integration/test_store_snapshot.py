@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from tests.support.stores import FINGERPRINT, build_store, row_of, write_rows
-from wanlora.commands.inspect import repair
-from wanlora.config import InspectConfig
+from tests.support.stores import FINGERPRINT, LIMITS, build_store, repair_store, row_of, write_rows
+from wanlora.commands.inspect.collect_garbage import collect_garbage
 from wanlora.core.location import Url
 from wanlora.errors import MissingRowsError, StoreError
 from wanlora.store import index, schema, storage
@@ -81,14 +80,14 @@ def test_a_collected_generation_takes_its_snapshot_with_it(tmp_path):
     name = tmp_path / "views" / "default.jsonl"
     header, *_ = name.read_text().splitlines()
     name.write_text(json.dumps(json.loads(header) | {"latents": "0" * 64}) + "\n")
-    repair.gc(InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0))
+    collect_garbage(tmp_path, LIMITS, min_age_h=0)
     assert [path.is_file() for path in snapshots.values()] == [False, True]
 
 
 def test_repair_believes_the_records_alone(tmp_path):
     view = build_store(tmp_path, num_clips=2)
     StoreReader.of_view(tmp_path, view).keep_index()
-    found = repair.repair(InspectConfig(path=tmp_path, repair=True))
+    found = repair_store(tmp_path)
     assert found == {"dropped": 0, "encoded": 0, "failures": []}
     assert not (tmp_path / schema.SNAPSHOTS).exists()
 

@@ -2,15 +2,12 @@
 
 import importlib
 import json
-import os
 import re
-import subprocess
-import sys
 
 import pytest
 
 from tests.support import cli, terminal
-from tests.support.cli import ENVIRONMENT
+from tests.support.server import script
 from wanlora.cli import STAGES
 
 FIGURE = r"(loss|lr|mfu|data|mem|video|encoder waits)? ?[\d.e+/-]+( ?%| GB| TFLOP/s)?"
@@ -35,8 +32,7 @@ cli.main()
 
 
 def _in_terminal(width, *arguments, **options):
-    env = {key: value for key, value in (os.environ | ENVIRONMENT).items() if key != "COLUMNS"}
-    shown = terminal.run(cli.command(*arguments), width, env | {"TERM": "xterm"}, **options)
+    shown = terminal.run(*arguments, width=width, **options)
     bars = [row.rstrip() for row in shown.rows() if " left" in row]
     assert bars
     assert max(map(len, bars)) < width
@@ -131,10 +127,7 @@ def test_prints_of_c_libraries_and_of_child_processes_go_to_stderr(tmp_path, cac
         "train", "--cache", str(cache_fp16), "--output-dir", str(tmp_path / "run"), "--max-steps",
         "1", "--set", "optimizer.name=prodigy", "--learning-rate", "1", "--json",
     ])  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", CHATTY, arguments], env=os.environ | ENVIRONMENT,
-        capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    done = cli.server().run(script(CHATTY, arguments))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["steps"] == 1
     for who in ("a library", "a C library", "a child process"):

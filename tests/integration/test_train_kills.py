@@ -4,11 +4,8 @@ Also: how a run is divided, over micro-batches or processes, changes nothing but
 """
 
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -16,7 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.support import cli, hooks
+from tests.support import cli, hooks, processes
 
 NAME = "pytorch_lora_weights.safetensors"
 STEPS = 6
@@ -105,13 +102,8 @@ def test_two_processes_are_one(cache_fp32, tmp_path):
     common = ("train", "--cache", cache_fp32, *DIVIDED, "--gradient-accumulation-steps", 4)
     done = cli.invoke(*common, "--output-dir", tmp_path / "one")
     assert done.exit_code == 0, done.output
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m"]
-    process = subprocess.run(
-        [*launch, "wanlora", *map(str, common), "--output-dir", str(tmp_path / "two")],
-        env=os.environ | cli.ENVIRONMENT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stderr
-    assert "2 processes" in process.stderr
+    ended = processes.run(tmp_path / "log", (*common, "--output-dir", tmp_path / "two"), count=2)
+    assert "2 processes" in ended[0].text
     one, two = _losses_and_tensors(tmp_path / "one"), _losses_and_tensors(tmp_path / "two")
     assert two[0][0] == one[0][0]
     np.testing.assert_allclose(two[0], one[0], rtol=1e-6)

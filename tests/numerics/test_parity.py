@@ -5,6 +5,7 @@ predicts and updates in one process, step by step, and shares with the package o
 values of the adapter.
 """
 
+import functools
 import html
 import json
 import math
@@ -126,11 +127,19 @@ def two_stage(cache: Path, run_dir: Path, dtype: str):
     }
 
 
+@pytest.fixture(scope="module")
+def trained_in_one_stage(micro_folder, npz_manifest):
+    """Losses and masters, by type."""
+    return functools.cache(
+        lambda dtype: one_stage(micro_folder, npz_manifest, getattr(torch, dtype))
+    )
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_cached_training_equals_one_stage_training_bit_for_bit(
-    micro_folder, npz_manifest, cache_fp32, tmp_path, dtype
+    trained_in_one_stage, cache_fp32, tmp_path, dtype
 ):
-    expected, masters = one_stage(micro_folder, npz_manifest, getattr(torch, dtype))
+    expected, masters = trained_in_one_stage(dtype)
     losses, tensors = two_stage(cache_fp32, tmp_path / "run", dtype)
     assert losses == expected
     assert tensors.keys() == masters.keys()
@@ -139,9 +148,9 @@ def test_cached_training_equals_one_stage_training_bit_for_bit(
 
 
 def test_the_default_float16_cache_stays_within_its_rounding(
-    micro_folder, npz_manifest, cache_fp16, tmp_path
+    trained_in_one_stage, cache_fp16, tmp_path
 ):
-    expected, _ = one_stage(micro_folder, npz_manifest, torch.float32)
+    expected, _ = trained_in_one_stage("float32")
     losses, _ = two_stage(cache_fp16, tmp_path / "run", "float32")
     assert losses[0] == pytest.approx(expected[0], rel=1e-4)
     assert losses == pytest.approx(expected, rel=1e-3)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.support import cli
-from wanlora.commands.train.data import open_data
+from wanlora.commands.train.opening_data import open_data
+from wanlora.commands.train.preflight import select
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import Bucket
 from wanlora.store.views import read_view
@@ -40,7 +41,7 @@ def test_a_prefix_of_the_cache_is_the_latents_of_the_shorter_clip_bit_for_bit(
         assert made.exit_code == 0, made.output
         shorter = num_frames if name == "long" else None
         config = TrainConfig(cache=cache, train_frames=shorter, validation={"every": 0})
-        sources[name] = open_data(config, VARIANTS["micro"]).source
+        sources[name] = open_data(config, VARIANTS["micro"], select(config)).source
     batches = {name: source.read(0, (0,)) for name, source in sources.items()}
     assert list(sources["long"].clips) == [Bucket(num_frames, 32, 48)]
     assert torch.equal(batches["long"].latents, batches["short"].latents)
@@ -50,7 +51,7 @@ def test_a_prefix_of_the_cache_is_the_latents_of_the_shorter_clip_bit_for_bit(
 
 def test_a_run_on_prefixes_trains_and_shorter_clips_stay_whole(cache_fp16, tmp_path):
     config = TrainConfig(cache=cache_fp16, train_frames=81)
-    data = open_data(config, VARIANTS["micro"])
+    data = open_data(config, VARIANTS["micro"], select(config))
     assert data.source.read(0, (0,)).latents.shape[2] == 3
     assert data.view.sha256 == read_view(cache_fp16, "default").sha256
     done = cli.invoke(

@@ -5,6 +5,7 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,9 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.stores import FINGERPRINT, build_store, row_of, write_rows
-from wanlora.commands.inspect import repair
+from tests.support.stores import (
+    FINGERPRINT,
+    LIMITS,
+    build_store,
+    repair_store,
+    row_of,
+    write_rows,
+)
 from wanlora.commands.inspect import run as inspect
+from wanlora.commands.inspect.collect_garbage import collect_garbage
 from wanlora.config import InspectConfig
 from wanlora.errors import CorruptRowError, StoreError, StoreVersionError, WanloraError
 from wanlora.store import condemned, index, schema, storage, wants
@@ -34,19 +42,6 @@ def whole(tmp_path_factory) -> tuple[Path, View]:
     wants.publish(cache, view)
     condemned.publish(cache, ["store.zarr/latents/0000000000000000/16x1x1x1/0000000000000000"])
     return cache, view
-
-
-@pytest.fixture(autouse=True)
-def encode_missing(monkeypatch):
-    """Rows that a view lacks are written as they were."""
-
-    def encode(config: InspectConfig, view: View) -> int:
-        lacking = repair._lacking(config, view)
-        for kind, keys in zip(schema.KINDS, lacking, strict=True):
-            write_rows(config.path, kind, sorted(keys))
-        return sum(map(len, lacking))
-
-    monkeypatch.setattr(repair, "_encode_missing", encode)
 
 
 KINDS = {
@@ -101,7 +96,7 @@ def damage(whole: tuple[Path, View], pattern: str, *, plain: bool = False) -> No
             look_everywhere(cache)
             if pattern.startswith("condemned"):
                 document.unlink()  # what its message says
-            repair.repair(InspectConfig(path=cache))
+            repair_store(cache)
             write_view(cache, "default", view)  # as cache-latents does
             read_all(cache, view)
             for path in set(cache.rglob("*")) - state.keys():
@@ -117,7 +112,7 @@ def look_everywhere(cache: Path) -> None:
     only_refusals(lambda: read_all(cache, read_view(cache, "default")))
     only_refusals(lambda: inspect(config.model_copy(update={"verify": "fast"})))
     only_refusals(lambda: inspect(config.model_copy(update={"verify": "full"})))
-    only_refusals(lambda: repair.gc(config.model_copy(update={"gc": True, "dry_run": True})))
+    only_refusals(lambda: collect_garbage(cache, LIMITS, min_age_h=24, dry_run=True))
 
 
 def without_snapshot(cache: Path, *, plain: bool) -> None:
@@ -206,7 +201,7 @@ def test_a_value_out_of_range_is_one_refusal_that_names_the_record(tmp_path, cha
     with pytest.raises(StoreError, match=name) as refused:
         StoreReader.of_view(tmp_path, view)
     assert "--repair" in str(refused.value)
-    assert repair.repair(InspectConfig(path=tmp_path))["dropped"] == 1
+    assert repair_store(tmp_path)["dropped"] == 1
     read_all(tmp_path, view)
 
 
@@ -221,9 +216,9 @@ def test_log_variances_that_an_earlier_release_stored_beside_the_latents_are_ign
     spoil(tmp_path, crc32c=own["crc32c"] | {"logvar": [1, 2, 3]}, sizes=own["sizes"])
     read_all(tmp_path, view)
     assert inspect(InspectConfig(path=tmp_path, verify="full")).invalid == []
-    assert repair.repair(InspectConfig(path=tmp_path))["dropped"] == 0
+    assert repair_store(tmp_path)["dropped"] == 0
     few = write_view(tmp_path, "default", View(**{**vars_of(view), "clips": view.clips[:2]}))
-    repair.gc(InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0))
+    collect_garbage(tmp_path, LIMITS, min_age_h=0)
     read_all(tmp_path, few)
     assert not list(tmp_path.rglob("logvar"))
 
@@ -234,7 +229,7 @@ def test_a_record_of_a_newer_release_is_not_repaired_away(tmp_path):
     own = json.loads(path.read_bytes())["attributes"]["wanlora"]
     path.write_bytes(schema.commit_record(own | {"version": 2}))
     with pytest.raises(StoreVersionError, match="version 2"):
-        repair.repair(InspectConfig(path=tmp_path))
+        repair_store(tmp_path)
     assert path.exists()
 
 
@@ -248,7 +243,7 @@ def test_the_other_copy_of_a_repeated_row_is_read_and_kept(tmp_path):
         shard = next(shard.iterdir())
     shard.write_bytes(shard.read_bytes()[:-8] + bytes(8))
     read_all(tmp_path, view)
-    freed = repair.gc(InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0))
+    freed = collect_garbage(tmp_path, LIMITS, min_age_h=0)
     assert freed["repeats"] == 2
     assert not (tmp_path / first).exists()
     read_all(tmp_path, view)
@@ -259,7 +254,7 @@ def test_rows_are_not_dropped_if_no_copy_can_be_read(tmp_path):
     write_rows(tmp_path, "latents", [view.clips[0].key])
     for path in tmp_path.glob("store.zarr/latents/*/*/*/latent/c/0/0/0/0/0"):
         path.write_bytes(b"damaged")
-    freed = repair.gc(InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0))
+    freed = collect_garbage(tmp_path, LIMITS, min_age_h=0)
     assert freed["repeats"] == 0
     with pytest.raises(CorruptRowError, match=view.clips[0].key):
         StoreReader.of_view(tmp_path, view).latents(view.clips[0].key)
@@ -270,7 +265,7 @@ def test_a_reader_follows_rows_that_moved_and_a_row_that_is_gone_is_missing(tmp_
     reader = StoreReader.of_view(tmp_path, view)
     reader.latents(view.clips[0].key)  # its array stays open
     few = write_view(tmp_path, "default", View(**{**vars_of(view), "clips": view.clips[:2]}))
-    repair.gc(InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0))
+    collect_garbage(tmp_path, LIMITS, min_age_h=0)
     for clip in few.clips:
         assert np.array_equal(reader.latents(clip.key), row_of("latents", clip.key))
     assert set(reader.prompts(view.clips[0].prompts)) == set(view.clips[0].prompts)
@@ -286,6 +281,6 @@ def test_litter_is_collected_when_it_is_old_by_the_clock_that_dates_it(tmp_path,
     """The clock of this machine may differ from that of a file server or an object store."""
     build_store(tmp_path, num_clips=1)
     storage.at(tmp_path).put("store.zarr/latents/x/16x5x8x8/s/latent/zarr.json", b"{}")
-    monkeypatch.setattr(repair.time, "time", lambda: 4e9)
-    freed = repair.gc(InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0))
+    monkeypatch.setattr(time, "time", lambda: 4e9)
+    freed = collect_garbage(tmp_path, LIMITS, min_age_h=0)
     assert freed["litter"] == 0

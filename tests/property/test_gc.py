@@ -11,10 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.stores import FINGERPRINT, build_store, row_of, segment_writer, write_rows
+from tests.support.stores import (
+    FINGERPRINT,
+    LIMITS,
+    build_store,
+    repair_store,
+    row_of,
+    segment_writer,
+    write_rows,
+)
 from tests.support.turns import Turns
-from wanlora.commands.inspect import repair as repairs
-from wanlora.config import InspectConfig
+from wanlora.commands.inspect.collect_garbage import collect_garbage
 from wanlora.core.fingerprint import sha256_text
 from wanlora.errors import StoreError
 from wanlora.store import index, wants
@@ -71,7 +78,7 @@ def stage_one(cache: Path, view: View) -> Callable[[], None]:
 def gc(cache: Path, age_h: float) -> Callable[[], None]:
     def run() -> None:
         try:
-            repairs.gc(InspectConfig(path=cache, gc=True, gc_min_age_h=age_h))
+            collect_garbage(cache, LIMITS, min_age_h=age_h)
         except StoreError as error:
             if "has begun on" not in str(error):
                 raise
@@ -82,7 +89,7 @@ def gc(cache: Path, age_h: float) -> Callable[[], None]:
 def repair(cache: Path) -> Callable[[], None]:
     def run() -> None:
         try:
-            assert repairs.repair(InspectConfig(path=cache, repair=True))["encoded"] == 0
+            assert repair_store(cache)["encoded"] == 0
         except StoreError as error:
             if "has begun on" not in str(error):
                 raise
@@ -135,7 +142,7 @@ def play(scene: str, schedule: list[int], age_h: float) -> None:
         assert not turns.errors, turns.errors
         for view in (first, *(views[name] for name in SCENES[scene] if name in views)):
             check(StoreReader.of_view(cache, view), view)
-        assert repairs.gc(InspectConfig(path=cache, gc=True, gc_min_age_h=0))["wants"] == []
+        assert collect_garbage(cache, LIMITS, min_age_h=0)["wants"] == []
         for name in ("default", *(name for name in SCENES[scene] if name in views)):
             check(StoreReader.of_view(cache, read_view(cache, name)), read_view(cache, name))
         assert not list((cache / "condemned").glob("*"))
@@ -195,15 +202,14 @@ def test_rows_of_an_unfinished_run_stay_until_they_are_given_up(tmp_path):
     first = start(tmp_path)
     view = view_of(first, "writer", KEYS[1:5])
     name = wants.publish(tmp_path, view)
-    config = InspectConfig(path=tmp_path, gc=True, gc_min_age_h=0)
-    freed = repairs.gc(config)
+    freed = collect_garbage(tmp_path, LIMITS, min_age_h=0)
     assert freed["wants"] == [name]
     assert index.missing_keys(tmp_path, "latents", FINGERPRINT["latents"], KEYS) == [
         KEYS[0], *KEYS[4:],
     ]  # fmt: skip
     with pytest.raises(StoreError, match=name):
-        repairs.gc(config.model_copy(update={"gc_drop_wants": ("another",)}))
-    freed = repairs.gc(config.model_copy(update={"gc_drop_wants": (name,)}))
+        collect_garbage(tmp_path, LIMITS, min_age_h=0, drop_wants=("another",))
+    freed = collect_garbage(tmp_path, LIMITS, min_age_h=0, drop_wants=(name,))
     assert (freed["rows"], freed["wants"]) == (3, [])
     assert wants.names(tmp_path) == []
     check(StoreReader.of_view(tmp_path, first), first)

@@ -30,7 +30,7 @@ def simulate(num_rows: int, world: int, most: int, order: list[int], deaths: dic
         chunks = claim_chunks(
             dict(sorted(missing.items(), key=lambda item: item[1])),
             Rank(index, world), lambda: Keys(key for key, n in copies.items() if n),
-            most=most, alike=lambda bucket: bucket, elsewhere=tell,
+            max_rows=most, group_of=lambda bucket: bucket, on_committed=tell,
         )  # fmt: skip
         for number, chunk in enumerate(chunks):
             assert 1 <= len(chunk) <= most

@@ -37,7 +37,8 @@ ENVIRONMENT = {
 PRELOADED = (
     "wanlora.cli", "wanlora.commands.prepare", "wanlora.commands.verify",
     "wanlora.commands.cache_latents.cache_latents",
-    "wanlora.commands.train.loop", "wanlora.commands.sample.sample",
+    "wanlora.commands.train.loop", "wanlora.commands.train.opening",
+    "wanlora.commands.sample.sample",
     "wanlora.commands.evaluate.evaluate",
     "wanlora.adapters.reread", "wanlora.commands.inspect", "wanlora.commands.estimate.probe",
 )  # fmt: skip

@@ -86,7 +86,7 @@ class Server:
     def start(
         self, work: Work, *, before: Sequence[Work] = (), cwd: Path | None = None,
         environment: Mapping[str, str] | None = None,
-        files: Sequence[str | Path] = (os.devnull, os.devnull),
+        files: Sequence[str | Path] = (os.devnull, os.devnull), terminal: str | None = None,
     ) -> Forked:  # fmt: skip
         """Start a process.
 
@@ -96,12 +96,14 @@ class Server:
             cwd: Working directory; this process's by default.
             environment: The server's by default.
             files: Get what the process writes to stdout and stderr.
+            terminal: Device that the process reads and writes instead, in a session of its own.
         """
         request = {
             "work": pickle.dumps([*before, work]),
             "cwd": str(cwd or Path.cwd()),
             "environment": dict(self.environment if environment is None else environment),
             "files": [str(file) for file in files],
+            "terminal": terminal,
         }
         return Forked(self, self.ask(request))
 
@@ -157,17 +159,14 @@ def _script(text: str, arguments: list[str]) -> None:
     exec(compile(text, "<script>", "exec"), {"__name__": "__main__"})
 
 
-def _child(request: Mapping[str, Any]) -> None:
+def _child(request: Mapping[str, Any], terminal: int | None) -> None:
     steps = pickle.loads(request["work"])
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["environment"])
     time.tzset()
     sys.path[0] = request["cwd"]  # as `python -m` has it
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    for number, name in enumerate(request["files"], 1):
-        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    _redirect(request["files"], terminal)
     code = 0
     try:
         for step in steps:
@@ -180,6 +179,21 @@ def _child(request: Mapping[str, Any]) -> None:
         traceback.print_exc()
         code = 1
     _leave(code)
+
+
+def _redirect(files: Sequence[str], terminal: int | None) -> None:
+    if terminal is not None:
+        os.setsid()
+        opened = [terminal] * 3
+    else:
+        append = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        opened = [os.open(os.devnull, os.O_RDONLY), *(os.open(name, append) for name in files)]
+    for number, file in enumerate(opened):
+        os.dup2(file, number)
+    # As at start-up: the streams remember whether the server's files can be sought.
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
 
 
 def _leave(code: int) -> None:
@@ -201,6 +215,18 @@ def _poll(pid: int, codes: dict[int, int]) -> int | None:
     return codes.get(pid)
 
 
+def _fork(request: Mapping[str, Any]) -> int:
+    # Open before the fork: a terminal that no process has open ends.
+    name = request["terminal"]
+    terminal = os.open(name, os.O_RDWR | os.O_NOCTTY) if name else None
+    pid = os.fork()
+    if pid == 0:
+        _child(request, terminal)
+    if terminal is not None:
+        os.close(terminal)
+    return pid
+
+
 def _serve(modules: Sequence[str]) -> None:
     import importlib
 
@@ -213,12 +239,7 @@ def _serve(modules: Sequence[str]) -> None:
             request = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        if "poll" in request:
-            answer = _poll(request["poll"], codes)
-        else:
-            answer = os.fork()
-            if answer == 0:
-                _child(request)
+        answer = _poll(request["poll"], codes) if "poll" in request else _fork(request)
         pickle.dump(answer, sys.stdout.buffer)
         sys.stdout.buffer.flush()
 

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
+from wanlora.commands.inspect.repair import repair
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.fingerprint import fingerprint, sha256_text
 from wanlora.core.location import Location
 from wanlora.store.commit_records import Segment, read_records
 from wanlora.store.index import committed
+from wanlora.store.maintenance import Limits
 from wanlora.store.reader import StoreReader
 from wanlora.store.row_reader import RowReader
 from wanlora.store.schema import Kind
@@ -23,6 +25,7 @@ from wanlora.store.writer import SegmentWriter
 
 BUCKET = Bucket(17, 64, 64)
 TEXT_DIM = 32
+LIMITS = Limits(32, 2**27)
 PROVENANCE = {
     "latents": {
         "kind": "latents",
@@ -155,3 +158,15 @@ def segments_of(cache: Location, kind: Kind, fingerprint: str) -> list[Segment]:
     segments = list(read_records(cache, kind, fingerprint))
     assert all(isinstance(segment, Segment) for segment in segments)
     return segments
+
+
+def repair_store(cache: Path) -> dict[str, object]:
+    """Repair a store; rows that a view lacks are written as they were."""
+
+    def write_again(_view: View, clips: Iterable[str], prompts: Iterable[str]) -> int:
+        keys = {"latents": sorted(clips), "text": sorted(prompts)}
+        for kind, lacking in keys.items():
+            write_rows(cache, kind, lacking)
+        return sum(map(len, keys.values()))
+
+    return repair(cache, LIMITS, write_again)

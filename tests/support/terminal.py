@@ -5,14 +5,16 @@ import os
 import pty
 import signal
 import struct
-import subprocess
 import termios
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyte
+
+from tests.support import cli
+from tests.support.server import command
 
 ROWS = 200
 """So many that nothing leaves the screen."""
@@ -76,24 +78,16 @@ class Terminal:
 
 
 def run(
-    command: Sequence[str],
-    width: int,
-    env: dict[str, str],
-    *,
-    cwd: Path | None = None,
+    *arguments: object, width: int, cwd: Path | None = None,
     until: Callable[[bytes], bool] = lambda _: False,
-) -> Shown:
+) -> Shown:  # fmt: skip
     """Run a command in a terminal; press Ctrl-C when `until` is true of its output."""
     ours, theirs = pty.openpty()
     size(theirs, width)
-    process = subprocess.Popen(
-        command,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        env=env,
-        cwd=cwd,
-        start_new_session=True,
+    environment = {**os.environ, **cli.ENVIRONMENT, "TERM": "xterm"}
+    del environment["COLUMNS"]
+    process = cli.server().start(
+        command(*arguments), cwd=cwd, environment=environment, terminal=os.ttyname(theirs)
     )
     os.close(theirs)
     raw, pressed = bytearray(), False

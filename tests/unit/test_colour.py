@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.clips import clip
 from wanlora.data.clip import clip_key
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.errors import MediaError
 from wanlora.media import decode, probe
 

@@ -23,11 +23,11 @@ def steps(monkeypatch):
     """Replace the work of every step by its output; the names of those that ran."""
     ran = []
 
-    def run_step(step, config):
+    def run_step(step, root, lesson):
         ran.append(step)
         for name in demo._outputs(step):
-            (config.output_dir / name).parent.mkdir(parents=True, exist_ok=True)
-            (config.output_dir / name).touch()
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).touch()
         return RESULT if step == "report" else None
 
     monkeypatch.setattr(demo, "_run_step", run_step)
@@ -53,10 +53,10 @@ def test_json_of_a_finished_demo_is_one_document(tmp_path, steps, micro_home):
 def test_a_demo_continues_with_the_step_that_was_interrupted(tmp_path, steps, monkeypatch, stopped):
     do = demo._run_step
 
-    def interrupt(step, config):
+    def interrupt(step, *arguments):
         if step == stopped:
             raise KeyboardInterrupt
-        return do(step, config)
+        return do(step, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(demo, "_run_step", interrupt)
@@ -123,7 +123,7 @@ def test_two_demos_do_not_share_a_folder(tmp_path, steps):
 def test_training_goes_on_from_a_checkpoint(tmp_path):
     def training():
         (words,) = [
-            words for words in demo.commands(DemoConfig(output_dir=tmp_path))
+            words for words in demo.commands(tmp_path, max_steps=200, seed=0)
             if words[0] == "train"
         ]  # fmt: skip
         return words
@@ -136,5 +136,5 @@ def test_training_goes_on_from_a_checkpoint(tmp_path):
 
 
 def test_the_steps_are_the_commands_between_drawing_and_the_report(tmp_path):
-    commands = [words[0] for words in demo.commands(DemoConfig(output_dir=tmp_path))]
+    commands = [words[0] for words in demo.commands(tmp_path, max_steps=200, seed=0)]
     assert commands == list(demo.STEPS[1:-1])

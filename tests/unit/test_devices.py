@@ -9,7 +9,7 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wanlora.commands.cache_latents.pipeline import Ahead
+from wanlora.commands.cache_latents.prefetch import Prefetcher
 from wanlora.core.buckets import Bucket
 from wanlora.errors import ConfigError, DeviceError
 from wanlora.processes.ranks import rank_of
@@ -105,7 +105,7 @@ def test_threads_of_every_pool_set_their_gpu_first(monkeypatch):
         return BATCH
 
     first = devices.current_in_thread(torch.device("cuda:1"))
-    ahead = Ahead(work, range(8), threads=2, depth=4, initializer=first)
+    ahead = Prefetcher(work, range(8), threads=2, depth=4, initializer=first)
     list(ahead)
     assert set(used.values()) == {1}
     used.clear()
@@ -125,14 +125,14 @@ ADDRESS = {"MASTER_ADDR": "node0", "MASTER_PORT": "29500"}
 
 def test_srun_alone_starts_the_processes_of_one_run(monkeypatch):
     monkeypatch.setattr(os, "environ", SLURM | ADDRESS)
-    distributed.adopt_launcher()
+    distributed.set_torch_variables()
     assert {name: os.environ[name] for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")} == {
         "RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1",
     }  # fmt: skip
     assert rank_of(os.environ).world == 4
     monkeypatch.setattr(os, "environ", dict(SLURM))
     with pytest.raises(ConfigError, match=r"MASTER_ADDR=\$\(scontrol"):
-        distributed.adopt_launcher()
+        distributed.set_torch_variables()
 
 
 @pytest.mark.parametrize(

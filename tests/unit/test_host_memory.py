@@ -9,18 +9,18 @@ import pytest
 import torch
 from transformers import UMT5Config, UMT5EncoderModel
 
-from wanlora.commands.cache_latents import encode
-from wanlora.commands.cache_latents.plan import Encoders
-from wanlora.commands.cache_latents.turns import turn
+from wanlora.commands.cache_latents import encode_prompts, encode_settings
+from wanlora.commands.cache_latents.find_encoders import Encoders
 from wanlora.config import CacheLatentsConfig
 from wanlora.errors import DeviceError
+from wanlora.processes.turns import turn
 from wanlora.wan import device, encoders
 from wanlora.wan.variants import VARIANTS
 
 CPU = torch.device("cpu")
 
 
-def using(folder: Path) -> Encoders:
+def local_encoders(folder: Path) -> Encoders:
     return Encoders(folder, VARIANTS["micro"], CPU, {}, {"text_dim": 64})
 
 
@@ -29,8 +29,9 @@ def test_a_host_with_too_little_memory_is_refused_with_both_numbers(micro_folder
     monkeypatch.setattr(encoders, "text_encoder_host_bytes", lambda *_, **__: 11_400_000_000)
     monkeypatch.setattr(encoders, "load_text_encoder", lambda *_, **__: pytest.fail("loaded"))
     config = CacheLatentsConfig(model="micro", text_dtype="float32")
+    settings = encode_settings.of_config(config)
     with pytest.raises(DeviceError, match=r"11\.4 GB.* 7 GB.*text_dtype=bfloat16"):
-        encode._load_text_encoder(config, using(micro_folder))
+        encode_prompts._load_text_encoder(settings, local_encoders(micro_folder))
 
 
 def test_a_cpu_holds_the_whole_model_and_the_host_of_a_gpu_a_few_tensors(micro_folder):

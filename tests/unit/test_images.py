@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.support.clips import clip
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.errors import MediaError
 from wanlora.media import image
 

@@ -1,5 +1,6 @@
 import re
 
+from wanlora.core.intervals import describe_change
 from wanlora.report.intervals import Interval, interval_chart
 
 
@@ -27,3 +28,8 @@ def test_names_are_escaped_and_long_ones_cut_in_sight_but_not_in_the_title():
     assert "<b>" not in chart
     assert "x" * 60 in chart  # under the pointer
     assert "x…" in chart
+
+
+def test_a_change_is_in_percent_of_the_base_with_its_interval():
+    assert describe_change(-0.1, 2.0, (-0.2, 0.0)) == "-5.00 %, 95 % interval -10.00 to +0.00 %"
+    assert describe_change(-0.1, 2.0, None, decimals=1) == "-5.0 %"

@@ -13,7 +13,8 @@ import pytest
 
 from tests.support import cli
 from tests.unit.test_cli import parsed
-from wanlora.commands import job
+from wanlora.commands.job import job, process, training_run
+from wanlora.commands.job.job_file import build_stages, read_job
 from wanlora.commands.show_config import JOB
 from wanlora.config import COMMANDS, RunConfig, TrainConfig, settings_of
 from wanlora.config.load import build, command_line
@@ -73,7 +74,7 @@ def test_every_printed_command_gives_the_settings_of_the_job(tmp_path):
     text += "[cache-latents.store]\nlatent_mantissa_bits = 7\n"
     file = tmp_path / "job.toml"
     file.write_text(text)
-    planned = job.plan(job.read_job(RunConfig(job=file)))
+    planned = build_stages(read_job(file))
     for name, settings in planned.items():
         words = shlex.split(command_line(name, settings, absolute=False))
         assert parsed(*words[1:]) == settings
@@ -139,7 +140,7 @@ def processes(monkeypatch):
         started.append(words)
         return exit_codes.get(words[0], 0), json.dumps({"of": words[0]}) if captured else ""
 
-    monkeypatch.setattr(job, "_run_process", run_process)
+    monkeypatch.setattr(job, "run_command", run_process)
     return started, exit_codes
 
 
@@ -193,7 +194,7 @@ def test_a_complete_run_is_not_trained_again_and_any_other_is_continued(
     class Stored:
         sha256 = "same"
 
-    monkeypatch.setattr(job, "read_view", lambda _cache, _view: Stored)
+    monkeypatch.setattr(training_run, "read_view", lambda _cache, _view: Stored)
     run_dir = tmp_path / "run"
     table = {"output_dir": str(run_dir), "max_steps": 4}
     write_run(run_dir, build(TrainConfig, table), state=state, view_sha256=view)
@@ -231,7 +232,7 @@ def test_a_signal_stops_the_stage_in_its_own_way_and_then_the_job(tmp_path, monk
         + ("sleep 0.5\necho saved\n" if received == signal.SIGINT else "sleep 20 & wait\n")
     )
     program.chmod(0o755)
-    monkeypatch.setattr(job.sys, "executable", str(program))
+    monkeypatch.setattr(process.sys, "executable", str(program))
 
     def send() -> None:
         while not (tmp_path / "started").exists():
@@ -241,7 +242,7 @@ def test_a_signal_stops_the_stage_in_its_own_way_and_then_the_job(tmp_path, monk
     sender = threading.Thread(target=send)
     sender.start()
     with pytest.raises(KeyboardInterrupt) as stopped:
-        job._run_process(["train"], captured=True)
+        process.run_command(["train"], captured=True)
     sender.join()
     assert stopped.value.args == (received,)
 

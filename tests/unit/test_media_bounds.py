@@ -14,7 +14,7 @@ from tests.support import videos
 from tests.support.clips import clip
 from wanlora.core import aspect
 from wanlora.data import npz
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.errors import MediaError
 from wanlora.media import decode, frames, image, probe
 

@@ -8,7 +8,8 @@ import subprocess
 import pytest
 from huggingface_hub import ModelCard
 
-from wanlora.commands.train.model_card import _previews, model_card, updated_card
+from wanlora.commands.train.card_facts import newest_pictures
+from wanlora.commands.train.model_card import model_card, updated_card
 from wanlora.runs.git import git_commit
 from wanlora.wan.model_folder import public_name
 
@@ -70,12 +71,14 @@ def test_it_has_the_base_models_license_and_the_file_for_comfyui():
     assert ModelCard(model_card(FACTS | {"model": "somebody/finetune"})).data.license is None
 
 
-def test_its_pictures_are_those_of_the_newest_previews(tmp_path):
+def test_its_pictures_are_those_of_the_newestnewest_pictures(tmp_path):
     for step in (5, 10):
         (tmp_path / f"previews/step-{step:06d}").mkdir(parents=True)
         (tmp_path / f"previews/step-{step:06d}/00.gif").touch()
-    assert _previews(tmp_path) == ["previews/step-000010/00.gif"]
-    assert "](previews/step-000010/00.gif)" in model_card(FACTS | {"previews": _previews(tmp_path)})
+    assert newest_pictures(tmp_path) == ["previews/step-000010/00.gif"]
+    assert "](previews/step-000010/00.gif)" in model_card(
+        FACTS | {"previews": newest_pictures(tmp_path)}
+    )
 
 
 @pytest.mark.parametrize(

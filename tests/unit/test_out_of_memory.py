@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wanlora.commands.cache_latents.pipeline import explaining_memory
+from wanlora.commands.cache_latents.encoder_memory import explain_out_of_memory
 from wanlora.core.out_of_memory import explained_out_of_memory, is_out_of_memory
 from wanlora.errors import DeviceError
 
@@ -38,7 +38,7 @@ def test_every_spelling_is_the_refusal_of_both_stages(error):
     assert two.value.__cause__ is error
     with (
         pytest.raises(DeviceError, match="--set vae_dtype"),
-        explaining_memory("encoding clip x", "--set vae_dtype=bfloat16"),
+        explain_out_of_memory("encoding clip x", "--set vae_dtype=bfloat16"),
     ):
         raise error
 

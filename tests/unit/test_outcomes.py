@@ -10,7 +10,7 @@ import torch
 
 from tests.support import real_size
 from wanlora.adapters.lora import adapter_parameters
-from wanlora.commands.train.loop import _explain_memory
+from wanlora.commands.train.step_errors import explain_memory
 from wanlora.core.buckets import Bucket
 from wanlora.core.out_of_memory import explained_out_of_memory
 from wanlora.errors import DeviceError
@@ -19,7 +19,7 @@ from wanlora.training import flow
 from wanlora.training.masters import Masters
 from wanlora.training.outcomes import Outcomes
 from wanlora.training.predict import predict
-from wanlora.training.trial import made_up_batch
+from wanlora.training.trial import random_batch
 from wanlora.training.workload import Trial
 from wanlora.wan.blocks import set_activations
 
@@ -68,7 +68,7 @@ def test_a_step_asks_nothing_of_the_device():
     masters = Masters(adapter_parameters(model))
     outcomes = Outcomes(meta, 1)
     optimizer = torch.optim.AdamW(masters.parameters.values(), lr=1e-4)
-    batch = made_up_batch(Bucket(5, 32, 48), 2, num_channels=16, text_shape=(512, 4096))
+    batch = random_batch(Bucket(5, 32, 48), 2, num_channels=16, text_shape=(512, 4096))
     for _ in range(2):
         prediction, target = predict(model, batch, meta, torch.bfloat16)
         losses = flow.loss_per_clip(prediction, target) * batch.weights.to(meta)
@@ -76,7 +76,7 @@ def test_a_step_asks_nothing_of_the_device():
         masters.accumulate()
         grad_norm = masters.clip(1.0)
         values = outcomes.gather(losses.detach(), grad_norm, signal.SIGTERM)
-        masters.refuse(~torch.isfinite(values).all())
+        masters.clear_gradient_if(~torch.isfinite(values).all())
         optimizer.step()
         masters.zero_grad()
         masters.publish()
@@ -87,7 +87,7 @@ def test_memory_that_runs_out_later_says_how_to_go_on():
     trial = Trial(("none",) * 2, seconds=1.0, peak_bytes=None, attention=())
     with (
         pytest.raises(DeviceError, match=r"after 7 steps.*--output-dir run --resume --activations"),
-        explained_out_of_memory(partial(_explain_memory, Path("run"), Progress(step=7), trial)),
+        explained_out_of_memory(partial(explain_memory, Path("run"), Progress(step=7), trial)),
     ):
         torch.empty(2**50)
 
@@ -97,8 +97,8 @@ def test_refused_gradients_are_cleared_and_others_kept():
     masters = Masters({"m.lora_A.weight": parameter})
     parameter.grad = torch.tensor([1.0, torch.nan, 2.0])
     masters.accumulate()
-    masters.refuse(torch.tensor(False))
+    masters.clear_gradient_if(torch.tensor(False))
     gradient = masters.parameters["m.lora_A.weight"].grad
     assert torch.isnan(gradient).any()
-    masters.refuse(torch.tensor(True))
+    masters.clear_gradient_if(torch.tensor(True))
     assert gradient.tolist() == [0, 0, 0]

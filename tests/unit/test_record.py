@@ -11,7 +11,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from wanlora.errors import ConfigError
-from wanlora.runs.record import Recorder, Smoothed, check_trackers, name_of, row
+from wanlora.runs.record import Recorder, Smoothed, check_trackers, device_name, step_figures
 
 CPU = torch.device("cpu")
 REPORT = {
@@ -34,7 +34,7 @@ def curve(folder, name="train/loss"):
 def test_the_smoothed_mean_is_not_drawn_towards_zero():
     losses = [2.0, 4.0, 3.0]
     weights = [0.02 * 0.98**age for age in (2, 1, 0)]
-    smoothed = Smoothed().over(losses)
+    smoothed = Smoothed().add_all(losses)
     assert smoothed.value == pytest.approx(np.average(losses, weights=weights))
     assert Smoothed().add(5.0).value == pytest.approx(5.0)
     assert Smoothed().value is None
@@ -42,16 +42,16 @@ def test_the_smoothed_mean_is_not_drawn_towards_zero():
 
 def test_a_resumed_run_rebuilds_the_smoothed_mean_bit_for_bit():
     losses = list(np.random.default_rng(0).random(50))
-    whole = Smoothed().over(losses)
-    assert Smoothed().over(losses[:20]).over(losses[20:]) == whole
+    whole = Smoothed().add_all(losses)
+    assert Smoothed().add_all(losses[:20]).add_all(losses[20:]) == whole
 
 
 def figures(**given):
     values = {
-        "loss": Smoothed().add(0.5), "pace": Smoothed().over([1.0, 3.0]), "seconds": 2.0,
+        "loss": Smoothed().add(0.5), "pace": Smoothed().add_all([1.0, 3.0]), "seconds": 2.0,
         "waited_s": 0.5, "flops": 400e12, "device": CPU, "device_name": "cpu", "steps_left": 10,
     }  # fmt: skip
-    return row(**(values | given))
+    return step_figures(**(values | given))
 
 
 def test_a_row_says_how_fast_and_how_full():
@@ -64,7 +64,7 @@ def test_a_row_says_how_fast_and_how_full():
 
 
 def test_a_cpu_has_no_mfu_but_says_what_it_achieved():
-    assert figures(device_name=name_of(CPU))["mfu"] is None
+    assert figures(device_name=device_name(CPU))["mfu"] is None
     assert figures()["tflops"] == 200.0
 
 

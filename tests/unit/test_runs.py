@@ -119,7 +119,7 @@ def test_an_attempt_without_a_checkpoint_leaves_nothing_to_the_next(tmp_path):
     (tmp_path / "ema" / "notes.txt").touch()  # not the run's
     (tmp_path / run_folder.BASE_LOSSES_NAME).touch()
     for _ in range(2):
-        publish.forget_attempt(tmp_path)
+        publish.remove_attempt(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["ema", "notes.txt"]
 
 
@@ -258,7 +258,7 @@ def test_metrics_of_steps_to_be_done_again_and_torn_lines_are_forgotten(tmp_path
         run_folder.append_row(tmp_path, run_folder.METRICS_NAME, {"step": step})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "lo')
-    publish.forget_after(tmp_path, 3)
+    publish.remove_after(tmp_path, 3)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2]
 
@@ -269,7 +269,7 @@ def test_validations_and_previews_past_a_checkpoint_are_forgotten(tmp_path, vali
         run_folder.append_row(tmp_path, run_folder.VALIDATION_NAME, {"step": step})
         (tmp_path / "previews" / f"step-{step:06d}").mkdir(parents=True)
     (tmp_path / "previews" / "step-000006.kept").mkdir()
-    publish.forget_after(tmp_path, 4, validated=validated)
+    publish.remove_after(tmp_path, 4, validated=validated)
     steps = [row["step"] for row in run_folder.read_rows(tmp_path, run_folder.VALIDATION_NAME)]
     assert steps == ([2, 4] if validated else [2])
     shown = sorted(path.name for path in (tmp_path / "previews").iterdir())

@@ -1,10 +1,14 @@
 """The first signal requests a stop; only SIGINT after SIGINT stops at once."""
 
+import io
+import logging
 import signal
+import threading
 from signal import SIGINT, SIGTERM
 
 import pytest
 
+from wanlora.commands.train import loop
 from wanlora.processes.signals import interrupted_by_signals, stop_on_signals
 
 
@@ -73,3 +77,32 @@ def test_a_stop_that_ends_the_process_ignores_a_later_sigterm(received, ignored)
         assert after == [before[0], signal.SIG_IGN if ignored else before[1]]
     finally:
         signal.signal(SIGTERM, before[1])
+
+
+class InterruptedTerminal(io.RawIOBase):
+    """A terminal at which Ctrl-C is pressed while it is first written to."""
+
+    def __init__(self) -> None:
+        self.shown = b""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: memoryview) -> int:
+        first, self.shown = not self.shown, self.shown + bytes(data)
+        if first:
+            signal.raise_signal(SIGINT)
+        return len(data)
+
+
+def test_a_signal_during_a_write_to_the_log_stops_training_with_a_message(monkeypatch):
+    raw = InterruptedTerminal()
+    stream = io.TextIOWrapper(io.BufferedWriter(raw), line_buffering=True)
+    monkeypatch.setattr(loop.logger, "handlers", [logging.StreamHandler(stream)])
+    before = set(threading.enumerate())
+    with stop_on_signals(loop._log_stop) as stop:
+        stream.write("a progress bar\n")
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=10)
+    assert stop.signal == SIGINT
+    assert raw.shown.startswith(b"a progress bar\nSIGINT: ")

@@ -13,7 +13,7 @@ from wanlora.commands.sample.prompts import read_prompts
 from wanlora.core.fingerprint import sha256_text
 from wanlora.core.prompts import clean_prompt, prompt_key
 from wanlora.core.text import LFS_HEAD, decode_utf8, parse_json, shorten, without_surrogates
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.data.columns import is_caption
 from wanlora.errors import AdapterError, ConfigError, ManifestError, MediaError, ModelError
 from wanlora.files import write_text

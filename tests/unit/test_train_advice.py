@@ -9,7 +9,6 @@ from wanlora.commands.train.advice import (
     warn_of_rate_jump,
     warn_of_worse_than_base,
 )
-from wanlora.config import TrainConfig
 from wanlora.runs import run_folder
 from wanlora.runs.checkpoints import Progress
 
@@ -29,7 +28,8 @@ def test_overfitting_is_reported_after_two_validations_that_part(tmp_path, caplo
             run_folder.append_row(
                 tmp_path, run_folder.VALIDATION_NAME, row(step, split, mean, **more)
             )
-        warn_of_overfitting(TrainConfig(output_dir=tmp_path), KEYS, Progress(best_step=1))
+        rows = run_folder.read_rows(tmp_path, run_folder.VALIDATION_NAME)
+        warn_of_overfitting(rows, KEYS, best_step=1)
 
     validate(0, 0.95, 0.1, panel="of other clips")
     for step, train, val in ((1, 0.9, 0.9), (2, 0.8, 0.8), (3, 0.7, 0.85)):
@@ -48,8 +48,9 @@ def test_rows_of_releases_without_panels_do_not_count(tmp_path, caplog):
         for split, slope in (("train", -0.1), ("val", 0.1)):
             old = {"step": step, "split": split, "mean": 1 + slope * step}
             run_folder.append_row(tmp_path, run_folder.VALIDATION_NAME, old)
+    rows = run_folder.read_rows(tmp_path, run_folder.VALIDATION_NAME)
     for keys in (KEYS, {"val": "v"}, {}):
-        warn_of_overfitting(TrainConfig(output_dir=tmp_path), keys, Progress())
+        warn_of_overfitting(rows, keys, best_step=None)
     assert not caplog.text
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from tests.support.stores import build_store
-from wanlora.commands.train.data import Data, log_draws
+from wanlora.commands.train.data import Data
+from wanlora.commands.train.start_log import log_draws
 from wanlora.config import TrainConfig, load
 from wanlora.core.buckets import Bucket
 from wanlora.errors import ConfigError
@@ -29,7 +30,7 @@ def data_of(folder, clips, view, **order):
         sampler="uniform", shift=None,
         batch_size={bucket: size.global_batch for bucket, size in sizes.items()}, **order,
     )  # fmt: skip
-    return Data(view, clips, sizes, source, ())
+    return Data(folder, view, clips, (), sizes, source, ())
 
 
 def test_weights_of_clips_and_activities_multiply_and_are_drawn(tmp_path):
@@ -56,7 +57,7 @@ def test_shares_and_buckets_without_a_step_are_logged_before_a_run(tmp_path, cap
     view = build_store(tmp_path, num_clips=4, buckets=BUCKETS)  # walking clips, running images
     data = data_of(tmp_path, weighted(view.clips, {"walking": 4.0}), view)
     with caplog.at_level(logging.INFO):
-        log_draws(TrainConfig(), data, end_step=6)
+        log_draws(data, balance_activities=False, end_step=6)
     shares, untrained = caplog.records
     assert "walking 80 %, running 20 %" in shares.getMessage()
     assert untrained.levelno == logging.WARNING

@@ -9,13 +9,12 @@ import torch
 
 from tests.support import real_size
 from wanlora import progress
-from wanlora.commands.train.loop import _blame_kernel
-from wanlora.commands.train.session import Session, _be_deterministic
+from wanlora.commands.train.step_errors import suspect_kernel
 from wanlora.core.buckets import Bucket
 from wanlora.cost.flops import TransformerShape
 from wanlora.errors import ConfigError, NonFiniteError
 from wanlora.training import fitting, trial
-from wanlora.training.trial import made_up_batch
+from wanlora.training.trial import random_batch
 from wanlora.training.workload import Trial, workload
 from wanlora.wan import attention
 from wanlora.wan import device as devices
@@ -86,7 +85,7 @@ def test_a_fresh_adapter_is_tried_with_values_in_b_and_gets_its_own_back(model):
     first, *others = factors(model, "B")
     with torch.no_grad():
         first.fill_(3.0)
-    with trial._filled(model):
+    with trial._nonzero_factors(model):
         for parameter in (first, *others):
             assert 0 < parameter.abs().max() <= trial.FACTOR_MAX
     assert not any(parameter.any() for parameter in others)
@@ -99,36 +98,25 @@ def test_a_fresh_adapter_is_tried_with_values_in_b_and_gets_its_own_back(model):
     assert all(seen)
 
 
-def test_a_made_up_batch_has_values_like_a_real_one():
-    batch = made_up_batch(BUCKET, 1, num_channels=16, text_shape=(512, 64))
+def test_a_random_batch_has_values_like_a_real_one():
+    batch = random_batch(BUCKET, 1, num_channels=16, text_shape=(512, 64))
     for tensor in (batch.latents, batch.noise):
         assert 0.8 < tensor.std() < 1.2
     assert not torch.equal(batch.latents, batch.noise)
     used = batch.prompt_embeds[0].any(dim=1)
     assert 0 < used.sum() < 512
-    again = made_up_batch(BUCKET, 1, num_channels=16, text_shape=(512, 64))
+    again = random_batch(BUCKET, 1, num_channels=16, text_shape=(512, 64))
     assert torch.equal(batch.latents, again.latents)
 
 
 @pytest.mark.parametrize(
     ("kernel", "suggested"), [("auto", "flash"), ("cudnn", "flash"), ("flash", "efficient")]
 )
-def test_a_nan_on_a_gpu_names_the_kernel_that_ran(kernel, suggested, train_config):
-    session = object.__new__(Session)
-    object.__setattr__(session, "device", torch.device("cuda"))
-    object.__setattr__(session, "trial", replace(SMALL, attention=("_cudnn_attention",)))
-    text = _blame_kernel(train_config(attention=kernel), session)
+def test_a_nan_on_a_gpu_names_the_kernel_that_ran(kernel, suggested, tmp_path):
+    text = suspect_kernel(tmp_path, kernel, ["_cudnn_attention"], torch.device("cuda"))
     assert "_cudnn_attention" in text
     assert f"--set attention={suggested}" in text
-    object.__setattr__(session, "device", CPU)
-    assert not _blame_kernel(train_config(), session)
-
-
-@pytest.fixture
-def train_config(tmp_path):
-    from wanlora.config import TrainConfig
-
-    return lambda **given: TrainConfig(cache=tmp_path, output_dir=tmp_path, max_steps=1, **given)
+    assert not suspect_kernel(tmp_path, "auto", ["_cudnn_attention"], CPU)
 
 
 def test_a_backend_of_diffusers_in_the_environment_is_refused(monkeypatch):
@@ -166,7 +154,7 @@ def test_deterministic_includes_the_compiler(monkeypatch):
 
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)
     monkeypatch.setattr(inductor, "deterministic", False)
-    _be_deterministic()
+    devices.use_deterministic_algorithms()
     assert inductor.deterministic
 
 

@@ -13,7 +13,7 @@ import pytest
 from tests.support.clips import clip
 from wanlora.commands.prepare.check import check
 from wanlora.commands.prepare.materialize import materialize
-from wanlora.data import clips
+from wanlora.data import clip_frames
 from wanlora.data.clip import Clip
 from wanlora.errors import MediaError, PassingError
 from wanlora.files import is_lfs_pointer
@@ -57,30 +57,30 @@ def known_of(made: Clip) -> source.SourceHashes:
 def test_a_source_replaced_after_it_was_hashed_is_changed(request, kind):
     made = request.getfixturevalue(kind)
     known = known_of(made)
-    clips.load_unchanged(made, known)
+    clip_frames.load_unchanged(made, known)
     other = VIDEOS / "still" / "s0.mp4" if kind == "video" else made.path.with_name("b.npz")
     replaced(made.path, other)
     with pytest.raises(PassingError) as caught:
-        clips.load_unchanged(made, known)
+        clip_frames.load_unchanged(made, known)
     assert caught.value.code == "changed"
 
 
 def test_a_source_replaced_while_it_is_decoded_is_changed(video, monkeypatch):
-    known, load = known_of(video), clips._load
+    known, load = known_of(video), clip_frames._load
 
     def slow(made: Clip) -> object:
         pixels = load(made)
         replaced(made.path, VIDEOS / "still" / "s0.mp4")
         return pixels
 
-    monkeypatch.setattr(clips, "_load", slow)
+    monkeypatch.setattr(clip_frames, "_load", slow)
     with pytest.raises(PassingError) as caught:
-        clips.load_unchanged(video, known)
+        clip_frames.load_unchanged(video, known)
     assert caught.value.code == "changed"
     shutil.copy(VIDEOS / "moving" / "m0.mp4", video.path)
     without_hash = replace(video, source_sha256=None)  # as verify loads it
     with pytest.raises(PassingError):
-        clips.load_unchanged(without_hash, {})
+        clip_frames.load_unchanged(without_hash, {})
 
 
 def test_an_npz_is_hashed_as_it_is_decoded_even_if_size_and_time_are_the_same(npz):
@@ -90,7 +90,7 @@ def test_an_npz_is_hashed_as_it_is_decoded_even_if_size_and_time_are_the_same(np
     os.utime(npz.path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert npz.path.stat().st_size == stat.st_size
     with pytest.raises(PassingError) as caught:
-        clips.load_unchanged(npz, known)
+        clip_frames.load_unchanged(npz, known)
     assert caught.value.code == "changed"
 
 
@@ -99,7 +99,7 @@ def test_equal_bytes_with_another_time_are_the_same_source(request, kind):
     made = request.getfixturevalue(kind)
     known = known_of(made)
     os.utime(made.path, ns=(1, 1))  # copied to another machine
-    assert clips.load_unchanged(made, known).shape[0] == made.num_frames
+    assert clip_frames.load_unchanged(made, known).shape[0] == made.num_frames
 
 
 def test_a_file_that_changes_while_it_is_hashed_has_no_hash(video):

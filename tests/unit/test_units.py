@@ -61,3 +61,8 @@ def test_lists_name_the_first_and_count_the_others():
     assert many == ["  0", "  1", "  2", "  3", "  4", "  and 1,002 more in FILE"]
     assert units.names("abcde") == "a, b, c and 2 more"
     assert units.names([]) == ""
+
+
+def test_a_tally_has_each_name_and_its_number():
+    assert units.tally({"missing": 2, "too_short": 1}) == "missing 2, too_short 1"
+    assert units.tally({}) == ""

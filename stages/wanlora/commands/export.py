@@ -167,7 +167,7 @@ def _export(
         to_format: Format of the export.
         dtype: Type of the numbers; None = float32, and for merged the base's.
         model: Base to merge into; None = the adapter's.
-        overwrite: Whether an earlier export is replaced.
+        overwrite: True to replace an earlier export.
 
     Raises:
         WanloraError: See `run`.

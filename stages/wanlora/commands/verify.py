@@ -1,7 +1,7 @@
 """Load clips exactly as stage one will, and list what could not be used and why.
 
-Owns: the check between preparing and encoding. Loads through `clips.load_unchanged` and changes
-nothing.
+Owns: the check between preparing and encoding. Loads through `clip_frames.load_unchanged` and
+changes nothing.
 """
 
 import shlex
@@ -54,11 +54,11 @@ class VerifyResult:
 
     Attributes:
         total: Clips in the manifests; more than were loaded when there is a limit.
-        plan: What the clips that load are, and what encoding them costs.
+        plan: Contents of the clips that could be loaded, and the cost of encoding them.
         unused_captions: Caption files that were edited after `prepare` read them.
         captions_command: Command that reads them.
-        missing_sources: What to do about sources that are not at their paths; empty without any.
-        source_root: Folders where sources were looked for too.
+        missing_sources: Advice about sources that are not at their paths; empty if there are none.
+        source_root: Folders that were searched for sources too.
     """
 
     total: int
@@ -180,7 +180,7 @@ def _load_all(clips: Sequence[Clip]) -> tuple[list[LoadedClip], list[FailedClip]
 
 
 def _load(clip: Clip) -> LoadedClip:
-    from wanlora.data.clips import load_unchanged, to_signed  # noqa: PLC0415  (imports torch)
+    from wanlora.data.clip_frames import load_unchanged, to_signed  # noqa: PLC0415  (imports torch)
 
     frames = load_unchanged(replace(clip, source_sha256=None), {})
     low, high = to_signed(frames.aminmax().min[None]), to_signed(frames.aminmax().max[None])

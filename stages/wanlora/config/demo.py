@@ -16,8 +16,8 @@ class DemoConfig(Settings):
     max_steps: int = setting(200, "Number of training steps.", ge=1, flag="Options")
     known_videos: int = setting(
         24,
-        "Number of videos of concepts that the base model knows, added so that it does not forget "
-        "them.",
+        "Number of videos of concepts that the base model was trained on, added so that it does "
+        "not forget them.",
         ge=0,
         flag="Options",
     )

@@ -1,7 +1,7 @@
 """Read and check settings, and write settings as a command line.
 
-Owns: precedence (default < TOML < --set < flag) and the messages of rejected settings. Must not
-know: torch.
+Owns: precedence (default < TOML < --set < flag) and the messages of rejected settings.
+Must not know: torch.
 """
 
 import difflib
@@ -186,7 +186,7 @@ def _explain(model: type[Settings], problem: dict[str, Any]) -> str:
         name = setting.options[0].upper() if positional else (*setting.options, path)[0]
         return f"{name} is required: {setting.field.description}"
     if kind == "string_pattern_mismatch":
-        return f"{path}: found {found!r}, which does not fit. {_description(model, path)}"
+        return f"{path}: found {found!r}, which is not valid. {_description(model, path)}"
     if kind in ("model_type", "model_attributes_type"):
         inside = ", ".join(name for name, *_ in settings_of(model) if name.startswith(f"{path}."))
         return f"{path} is a group of settings, not a value (found {found!r}); set one of: {inside}"

@@ -1,7 +1,7 @@
 """Means over source groups: their 95 % intervals, conclusions from them, and enough groups for one.
 
-Owns: the only place where a confidence interval is computed and worded, and the number of source
-groups that must be held out. Imports no torch: `prepare` counts groups too. Must not know: models,
+Owns: the computation and the wording of every confidence interval, and the number of source groups
+that must be held out. Imports no torch: `prepare` counts groups too. Must not know: models,
 clips, files.
 """
 
@@ -82,6 +82,27 @@ def describe_sample(num_clips: int, num_groups: int | None) -> str:
         return f"{clips} of one source group, so no interval"
     wide = ", so a wide interval" if num_groups < FEW_GROUPS else ""
     return f"{clips} of {num_groups} source groups{wide}"
+
+
+def describe_change(
+    difference: float, base: float, ci95: Sequence[float] | None, *, decimals: int = 2
+) -> str:
+    """Format a difference in % of the base: `-2.31 %, 95 % interval -3.10 to -1.52 %`.
+
+    Args:
+        difference: Difference to the base.
+        base: Value of the base.
+        ci95: Interval of the difference; None without one.
+        decimals: Number of decimals.
+    """
+    change = f"{100 * difference / base:+.{decimals}f} %"
+    return f"{change}, {describe_interval(ci95, base, decimals=decimals)}" if ci95 else change
+
+
+def describe_interval(ci95: Sequence[float], base: float, *, decimals: int = 2) -> str:
+    """Format the interval of a difference in % of the base; arguments as `describe_change`."""
+    low, high = (100 * end / base for end in ci95)
+    return f"95 % interval {low:+.{decimals}f} to {high:+.{decimals}f} %"
 
 
 def t95(degrees: int) -> float:

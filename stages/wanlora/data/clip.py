@@ -1,7 +1,7 @@
-"""One clip of a manifest, and its key. `data.clips` reads its pixels.
+"""One clip of a manifest, and its key. `data.clip_frames` reads its pixels.
 
-Owns: the data of a clip, and when two clips have the same pixels. Must not know: how a clip is
-written, how pixels are decoded.
+Owns: the data of a clip, and the key of its pixels. Must not know: how a clip is written, how
+pixels are decoded.
 """
 
 import re
@@ -17,36 +17,35 @@ from wanlora.core.buckets import Bucket
 from wanlora.core.fingerprint import fingerprint
 
 TRANSFORM_REVISION = 1
-"""Stands for the pixel rules (which frame is taken, rotation, resize, crop) in every clip key."""
+"""Version of the pixel rules (choice of frames, rotation, resize, crop) in every clip key."""
 IMAGE_REVISION = 2
-"""The same for clips of images."""
+"""Version of the pixel rules for images."""
 
 TRAIN, VAL = "train", "val"
 """Sides of the split."""
 
 _ASPECT = re.compile(r"[0-9]{1,10}(/[0-9]{1,10}|\.[0-9]{1,10})?")
 MAX_ASPECT = 100
-"""Widest pixel, and inverse of the narrowest; anamorphic video has at most 3."""
+"""Maximum pixel aspect, and inverse of the minimum; anamorphic video has at most 3."""
 
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One line of a manifest: where a clip's pixels are, how to cut them, and its captions.
+    """One line of a manifest: source of a clip, its cut, and its captions.
 
     Attributes:
-        clip_id: Unique in a manifest; from the source and the cut, not from the prompt.
+        clip_id: Unique name in a manifest, made from the source and the cut, not from the prompt.
         source: Path as written in the line.
-        source_sha256: Hash of the source's bytes; None until somebody has read them.
+        source_sha256: Hash of the source's bytes; None before the first read.
         kind: A video to cut, a clip already cut (npz), or a still image (images).
-        source_group: Clips of one group never stand on both sides of the split.
+        source_group: Group of dependent clips; all clips of a group are in the same split.
         start_s: Seconds from the source's first frame to the clip's.
-        fps: Frames a second of the clip.
+        fps: Frames per second of the clip.
         prompts: Captions; the first is the prompt.
-        orig: What the source was like (size, fps, duration), for people.
-        transform: How frames become pixels of the clip; part of the clip's key.
+        orig: Size, fps and duration of the source, for people to read.
+        transform: Conversion of frames to the clip's pixels; part of the clip's key.
         path: Absolute path of the source; not written.
-        weight: How often the clip is drawn in training, relative to a clip of weight 1; written
-            only when it is not 1.
+        weight: Relative frequency of the clip in training; written only if it is not 1.
     """
 
     clip_id: str
@@ -82,11 +81,11 @@ class Clip:
 def clip_key(clip: Clip, source_sha256: str) -> str:
     """Hex sha256 of everything that decides the pixels of a clip.
 
-    Nothing said about it is hashed, its fps is: of an .npz clip and of an image too, which are the
-    same pixels at any, so that another `prepare --fps` encodes those again as well.
+    Captions and labels are not hashed. The fps is hashed for .npz clips and images too, although
+    their pixels do not depend on it, so `prepare` with another `--fps` encodes them again as well.
 
     Args:
-        clip: The cut.
+        clip: Clip with the cut.
         source_sha256: Hash of the source's bytes as they are now.
     """
     return fingerprint(

@@ -1,6 +1,6 @@
 """Data of the contact sheet: frames, crops and token counts of the clips.
 
-Owns: which frames are shown, and which part of its source a clip keeps. Pixels come from `clips`;
+Owns: the choice of frames, and the crop of each clip. Pixels come from `clips`;
 the markup is in `report.contact_sheet_page`.
 Dimensions: h height, w width in px.
 """
@@ -17,11 +17,11 @@ from jaxtyping import UInt8
 from wanlora.core.aspect import cover_size
 from wanlora.core.buckets import MAX_SIDE_PX
 from wanlora.data.clip import Clip, sample_aspect
-from wanlora.data.clips import load_clip
+from wanlora.data.clip_frames import load_clip
 from wanlora.data.survey import Plan
 from wanlora.errors import MediaError
 from wanlora.files import write_text
-from wanlora.report.contact_sheet_page import Crop, Left, Row, contact_sheet_page
+from wanlora.report.contact_sheet_page import Crop, Left, Row, contact_sheet_page, frame_strip
 from wanlora.report.generated import marked
 
 NUM_SHOWN = 3
@@ -43,13 +43,13 @@ def write(
     """Write the page.
 
     Args:
-        path: The file; its folder is made.
-        clips: In the order of the page.
+        path: Path of the page; its folder is made.
+        clips: Clips in the order of the page.
         left: Sources and clips that are not used.
-        plan: Its rows are at the top of the page.
-        token_counts: Tokens of every caption.
+        plan: Plan whose rows are at the top of the page.
+        token_counts: Number of tokens of every caption.
         command: Name of the command: the title, and the mark of the page.
-        most: Maximum number of clips, and of sources not used, on the page: the first ones.
+        most: Maximum number of clips, and of unused sources, on the page; the first ones are shown.
         step: Called after each clip.
     """
     rows, unshown = [], []
@@ -69,7 +69,7 @@ def write(
 
 def _row(clip: Clip, token_counts: Mapping[str, int]) -> Row:
     return Row(
-        frames=shown_frames(clip),
+        strip=frame_strip(shown_frames(clip), clip.clip_id),
         crop=_crop(clip),
         name=clip.clip_id,
         warnings=clip.warnings,
@@ -99,7 +99,7 @@ def shown_frames(clip: Clip) -> list[UInt8[np.ndarray, "h w 3"]]:
 
 
 def crop_box(clip: Clip) -> tuple[int, int, int, int] | None:
-    """What a clip keeps of its source, in px of the upright source with square pixels.
+    """Return the part of its source that a clip keeps, in upright px with square pixels.
 
     Returns:
         left, top, width, height; None for a clip that is already cut, or whose line has no size.

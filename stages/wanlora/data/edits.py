@@ -1,7 +1,7 @@
-"""Edits since `prepare` wrote a manifest: of its lines by hand, and of the captions that it read.
+"""Edits since `prepare` wrote a manifest: manual edits of its lines, and edits of its captions.
 
-Owns: OUTPUT/.prepare-written.json. A manifest that a person edited is never replaced unasked, and
-a caption file that was edited later is named, because only `prepare` reads it.
+Owns: OUTPUT/.prepare-written.json. An edited manifest is only replaced on request, and a
+caption file that was edited later is reported, because only `prepare` reads it.
 """
 
 import hashlib
@@ -39,8 +39,8 @@ class Reading:
     Attributes:
         command: Command that reads them again.
         since_ns: Time before the first caption was read.
-        tables: Table to the sha256 of its bytes.
-        sidecars: Whether .txt files beside the sources counted.
+        tables: SHA-256 of each table's bytes, by table.
+        sidecars: True if .txt files beside the sources were read as captions.
         prefix: Words put before every caption.
     """
 
@@ -60,7 +60,7 @@ class Edits:
         added: Lines of clips that `prepare` did not make.
         removed: Clips without a line.
         bad: Lines that cannot be read.
-        recorded: Whether there is a record: earlier releases wrote none.
+        recorded: True if there is a record; earlier releases did not write one.
     """
 
     changed: Mapping[str, Clip]
@@ -90,7 +90,7 @@ def reading_of(
 
 
 def find_edits(folder: Path) -> Edits:
-    """Compare the manifests of a folder with the record of `prepare`; a missing one is no edit."""
+    """Compare the manifests of a folder with the record of `prepare`; missing ones are ignored."""
     record = _read(folder)
     files = [folder / name for name in MANIFESTS if (folder / name).is_file()]
     accepted = record.get("files", {})
@@ -117,12 +117,12 @@ def find_edits(folder: Path) -> Edits:
 
 
 def compare_without_record(edits: Edits, *made: Sequence[Clip]) -> Edits:
-    """Return no edits if lines without a record are those of one of the manifests `made`.
+    """Return no edits if the lines without a record equal those of one of the manifests `made`.
 
     Fields that release 0.1.0 did not write are not compared.
 
     Args:
-        edits: Lines without a record are in `changed`.
+        edits: Edits found without a record, so that all lines are in `changed`.
         made: Manifests that this release or 0.1.0 makes.
     """
     if edits.recorded or edits.bad:
@@ -207,7 +207,7 @@ def back_up(folder: Path) -> list[Path]:
 
 
 def announce(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Accept the manifests that are there and those about to be written: a kill is not an edit."""
+    """Accept the present manifests and those about to be written, so that a kill is not an edit."""
     record = _read(folder)
     accepted = dict(record.get("files", {}))
     for name, data in files.items():
@@ -220,13 +220,14 @@ def announce(folder: Path, files: Mapping[str, bytes]) -> None:
 def write_record(
     folder: Path, files: Mapping[str, bytes], clips: Sequence[Clip], reading: Reading
 ) -> None:
-    """Record what was written.
+    """Record the manifests that were written.
 
     Args:
         folder: Folder of the manifests.
-        files: Their bytes, by name; none if they hold edits, which are found line by line.
+        files: Bytes of the manifests, by name; empty if they hold edits, which are found line by
+            line.
         clips: Clips that `prepare` made, without any edits that were kept.
-        reading: How captions were read.
+        reading: Record of the captions that were read.
     """
     write_json(
         folder / NAME,
@@ -300,7 +301,7 @@ def _changed_sidecars(
 
 
 def _original(clip: Clip) -> Path:
-    """Source that a clip was cut from, also one that `--materialize` wrote out."""
+    """Source that a clip was cut from; for clips of `--materialize`, the original source."""
     written = clip.orig.get("source")
     if clip.kind != "npz" or not isinstance(written, str):
         return clip.path
@@ -331,7 +332,7 @@ def _lines(paths: Collection[Path]) -> Iterator[tuple[bytes, Clip | BadLine]]:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """Read the record; none when it is missing or damaged, or of another version."""
+    """Read the record; None if it is missing, damaged or of another version."""
     try:
         record = json.loads((folder / NAME).read_text(encoding="utf-8"))
         return record if record["version"] == VERSION else {}

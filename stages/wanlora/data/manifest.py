@@ -26,7 +26,7 @@ class BadLine(NamedTuple):
     """A line of a manifest that cannot be used.
 
     Attributes:
-        where: Manifest and number of the line, `train.jsonl:3`.
+        where: Name of the manifest and number of the line, for example `train.jsonl:3`.
         message: Reason; starts with `where`.
     """
 
@@ -35,7 +35,7 @@ class BadLine(NamedTuple):
 
     @property
     def reason(self) -> str:
-        """Message without `where`, for a list that shows the line's place itself."""
+        """Message without `where`, for a list that has a column for it."""
         return self.message.removeprefix(f"{self.where}: ")
 
 
@@ -48,7 +48,7 @@ def warn(line: BadLine) -> None:
 
 
 def write(path: Path, clips: Sequence[Clip]) -> None:
-    """Write a manifest whole: a reader or a kill sees the old file or the new one."""
+    """Write a manifest atomically: a reader, or a kill, finds the old file or the new one."""
     write_atomic(path, document(clips))
 
 

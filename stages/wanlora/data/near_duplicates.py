@@ -1,6 +1,6 @@
-"""Captions that say nearly the same.
+"""Captions that are nearly the same.
 
-Owns: the similarity of two texts and the search for similar pairs. Knows nothing of clips.
+Owns: the similarity of two texts and the search for similar pairs. Must not know: clips.
 """
 
 import math
@@ -14,12 +14,12 @@ THRESHOLD = 0.8
 
 MOST_PAIRS = 1_000
 MOST_COMPARISONS = 2_000_000
-"""Where a search stops, after a second or two: captions made from a template are all alike, and
-their pairs grow with the square of their number."""
+"""Limits of a search, reached after one or two seconds. Captions made from a template are all
+similar, and the number of their pairs grows with the square of their number."""
 
 
 class Similar(NamedTuple):
-    """Pairs of places and their similarity, sorted; and whether they are all there are."""
+    """Pairs of indices with their similarity, sorted; `complete` if no limit was reached."""
 
     pairs: list[tuple[int, int, float]]
     complete: bool
@@ -63,10 +63,10 @@ def similar_pairs(
     prefix filter of set-similarity joins), so only such pairs are compared.
 
     Args:
-        texts: Different texts.
-        threshold: In (0, 1].
-        most_pairs: Stop once so many are found.
-        most_comparisons: Stop after about so many, whatever is found.
+        texts: Texts without repeats.
+        threshold: Minimum similarity, in (0, 1].
+        most_pairs: Maximum number of pairs.
+        most_comparisons: Approximate maximum number of comparisons.
     """
     sets = [words(text) for text in texts]
     frequency = Counter(word for found in sets for word in found)

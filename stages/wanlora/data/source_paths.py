@@ -1,11 +1,11 @@
-"""Paths of sources: as a manifest has them, and on this machine.
+"""Paths of sources: in a manifest and on this machine.
 
-Owns: the form in which a path is written, and the folders where a relative one is looked for. Must
-not know: the other fields of a line.
+Owns: the written form of a path, and the folders that a relative path may start at.
+Must not know: the other fields of a line.
 
 A relative path is relative to the manifest's folder, never to the working directory. In a line
 that wanlora did not write it may also be relative to a folder above (`data/processed/clips/a.npz`
-in `data/processed/train.jsonl`): the nearest folder where the file exists counts.
+in `data/processed/train.jsonl`): the nearest folder with that file counts.
 """
 
 import os
@@ -33,8 +33,8 @@ def written_path(source: Path, folder: Path) -> str:
 def _in_one_project(first: Path, second: Path) -> bool:
     """Return whether two folders have a parent below the root and the user's home.
 
-    Not if a symbolic link leads to one of them from there: the relative path would differ for
-    anybody who comes by the link's target.
+    False if there is a symbolic link between that parent and one of the folders: the relative path
+    from the link's target would be different.
     """
     common = Path(os.path.commonpath([first, second]))
     home = Path(os.path.expanduser("~"))  # noqa: PTH111  (Path.home raises without one)

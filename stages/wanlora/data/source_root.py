@@ -18,8 +18,8 @@ from wanlora.errors import ManifestError
 from wanlora.files import existing_spelling
 
 NUM_TRIED = 100
-"""Sources whose paths decide how many leading folders are dropped; each costs a look at the disk
-for each of its folders."""
+"""Number of sources whose paths decide how many leading folders are dropped. Each costs one disk
+access per folder of its path."""
 
 Parts = tuple[str, ...]
 
@@ -29,7 +29,7 @@ class Found(NamedTuple):
 
     Attributes:
         clips: All clips given.
-        moved: Path by the manifest to the path that was found under a root.
+        moved: Path found under a root, by path in the manifest.
     """
 
     clips: list[Clip]
@@ -45,8 +45,8 @@ def find_sources(clips: Sequence[Clip], roots: Sequence[Path]) -> Found:
     folders are not confused.
 
     Args:
-        clips: From manifests.
-        roots: Folders of sources, the first that has a source wins.
+        clips: Clips from manifests.
+        roots: Folders of sources; the first that has a source wins.
 
     Raises:
         ManifestError: A root is not a folder.
@@ -76,12 +76,12 @@ def require_folders(roots: Sequence[Path]) -> None:
 
 
 def advice(sources: Iterable[str], num_sources: int, roots: Sequence[Path]) -> str:
-    """Explain what to do about sources that are missing; empty without any.
+    """Suggest a fix for missing sources; empty if there are none.
 
     Args:
-        sources: Written paths of the missing ones; repeated ones count once.
+        sources: Written paths of the missing sources; repeated ones count once.
         num_sources: Number of sources that the manifests name.
-        roots: Folders where they were looked for too.
+        roots: Folders that were searched too.
     """
     missing = list(dict.fromkeys(sources))
     if not missing:
@@ -119,7 +119,7 @@ def _under(root: Path, lost: Mapping[Path, Parts]) -> dict[Path, Path]:
 
 
 def _matches(root: Path, lost: Mapping[Path, Parts], dropped: int) -> dict[Path, Path]:
-    """Files under a root at the ends of lost paths; none of those that two paths end in."""
+    """Files under a root at the ends of lost paths, except files that match two paths."""
     found = {
         path: place
         for path, parts in lost.items()

@@ -1,7 +1,7 @@
-"""What a set of clips is and what encoding it will cost.
+"""Contents of a set of clips, and the cost of encoding it.
 
-Owns: the counts that `prepare --dry-run` and `verify` print. Everything is counted from the
-clips; what is predicted or estimated says so.
+Owns: the counts that `prepare --dry-run` and `verify` print. Values are counted from the clips
+unless their text contains "predicted" or "estimated".
 """
 
 from collections import Counter, defaultdict
@@ -18,11 +18,11 @@ from wanlora.data.clip import TRAIN, VAL, Clip
 from wanlora.data.near_duplicates import THRESHOLD, difference, similar_pairs
 
 COMPARED = 100
-"""Pairs of similar captions whose difference is printed or counted."""
+"""Maximum number of pairs of similar captions whose difference is printed or counted."""
 
 
 class SimilarPair(NamedTuple):
-    """Two captions with mostly the same words, and a clip of each."""
+    """Two captions with mostly the same words, and one clip of each."""
 
     one: str
     other: str
@@ -32,16 +32,16 @@ class SimilarPair(NamedTuple):
 
 @dataclass(frozen=True)
 class Captions:
-    """What is said about the clips.
+    """Statistics of the captions.
 
     Attributes:
-        unique: Different captions.
-        tokenizer: Folder of the tokenizer that counted; None when the counts are estimates.
+        unique: Number of different captions.
+        tokenizer: Folder of the tokenizer that counted; None if the counts are estimates.
         longest: Tokens of the longest caption.
-        over_limit: Clips with a caption of more than 512 tokens, and how many it has.
+        over_limit: Clips with a caption of more than 512 tokens, and its number of tokens.
         near_duplicates: Pairs of different captions that share 80 % of their words or more.
-        near_duplicates_complete: Whether these are all; a search stops at 1,000.
-        shared: Captions that stand at clips of more than one source.
+        near_duplicates_complete: False if the search stopped at 1,000 pairs.
+        shared: Captions of clips from more than one source.
     """
 
     unique: int
@@ -88,16 +88,16 @@ class Activity:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be trained on, and what encoding it costs.
+    """Contents of the training data, and the cost of encoding it.
 
     Attributes:
         frames: Number of frames of all clips.
         tokens: Length of the transformer's sequence, by bucket.
-        duplicate_sources: Files of equal content, in groups.
-        repeated_frames: Frames that show the same frame of their video as the one before.
+        duplicate_sources: Groups of files with equal content.
+        repeated_frames: Number of frames equal to the one before, from the same video frame.
         repeating_clips: Clips with a warning about such frames.
         cache_bytes: Estimated size of the store: latents and text in float16.
-        encode_s: Predicted seconds of stage one on an H100, from and to.
+        encode_s: Predicted seconds of stage one on an H100, lower and upper bound.
     """
 
     clips: int
@@ -170,12 +170,12 @@ class Plan:
 def survey(
     clips: Sequence[Clip], token_counts: Mapping[str, int], *, tokenizer: str | None
 ) -> Plan:
-    """Count.
+    """Count the clips and estimate the cost of encoding them.
 
     Args:
-        clips: Of one or several manifests.
-        token_counts: Tokens of every caption.
-        tokenizer: What counted them; None when they are estimates.
+        clips: Clips of one or several manifests.
+        token_counts: Number of tokens of every caption.
+        tokenizer: Folder of the tokenizer that counted; None if the counts are estimates.
     """
     usable = [clip for clip in clips if problem_with(clip.bucket) is None]
     texts = {text for clip in clips for text in clip.prompts}

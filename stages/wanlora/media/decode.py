@@ -1,6 +1,6 @@
-"""A cut of a video to upright RGB frames at a given rate.
+"""Decode a cut of a video to upright RGB frames at a given rate.
 
-Owns: which frame is taken. Output k is the frame on screen at start + k/fps, the last one with
+Owns: the choice of frames. Output k is the frame on screen at start + k/fps, the last one with
 pts <= that time; frames are repeated or left out, never blended, and time is never warped.
 Dimensions: t frames, h height, w width in px.
 """
@@ -33,8 +33,8 @@ from wanlora.media.timeline import target_ticks
 SEEK_BACK_S = (0.0, 2.0, 10.0)
 
 UNSEEKABLE_FORMATS = frozenset({"mpeg"})
-"""An MPEG program stream stamps few frames, and after a seek FFmpeg guesses the others wrong by up
-to three frames; it is read from its start."""
+"""Formats that are read from the start. Few frames of an MPEG program stream have timestamps, and
+after a seek FFmpeg's guesses for the others are wrong by up to three frames."""
 
 
 def decode(
@@ -54,7 +54,7 @@ def decode(
         fps: Frames per second of the output.
         num_frames: Frames of the output.
         matrix: One of `colour.ASSUMABLE`, for a file that names no colour matrix.
-        coarse: Timestamps are rounded to 10 ms, as `Timeline.coarse` finds.
+        coarse: True if timestamps are rounded to 10 ms (`Timeline.coarse`).
 
     Raises:
         MediaError: The file cannot be read, a frame of the cut is damaged (corrupt_at), or the
@@ -75,7 +75,7 @@ def iter_frames(
     matrix: str | None = None,
     coarse: bool = False,
 ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Decode like `decode`, one frame at a time: a 4K cut would be gigabytes at once."""
+    """Decode like `decode`, but yield one frame at a time; a whole 4K cut would need gigabytes."""
     assert start_s >= 0
     assert num_frames >= 1
     with reading(path), open_video(path) as (container, stream):
@@ -102,8 +102,8 @@ def _pick(
 ) -> Iterator[VideoFrame]:
     """Yield, for every target, the last frame with pts <= target.
 
-    The last frame of the video counts for `period` ticks at least, an output's time: files are
-    often wrong about its duration.
+    The last frame of the video lasts at least `period` ticks, the time of one output frame, because
+    its duration in the file is often wrong.
     """
     done = 0
     shown: VideoFrame | None = None
@@ -141,9 +141,9 @@ def _frames_from(
 ) -> Iterator[VideoFrame]:
     """Yield frames from one with pts <= target on, seeking as near to the target as possible.
 
-    A seek goes by decoding time, or by a sparse index, and may land too late, or between two key
-    frames, where frames lack what they refer to: then seek further back, and at last read from
-    the start.
+    A seek uses decoding times or a sparse index. It may land too late, or between two key frames,
+    and then the frames that others refer to are missing. In both cases seek further back, and
+    finally read from the start.
     """
     seekable = container.format.name not in UNSEEKABLE_FORMATS
     for back_s in SEEK_BACK_S if seekable else ():
@@ -162,10 +162,10 @@ def _frames_from(
 
 
 def _first_key_frame(frames: Iterator[VideoFrame]) -> VideoFrame | None:
-    """Skip what comes before the first key frame; None when there is none or it cannot be read."""
+    """Skip to the first key frame; None if there is none or it cannot be read."""
     try:
         return next((frame for frame in frames if frame.key_frame), None)
-    except MediaError:  # reading from further back may fare better, or says what is wrong
+    except MediaError:  # reading from further back may succeed, or raises the final error
         return None
 
 

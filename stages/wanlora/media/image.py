@@ -1,6 +1,6 @@
 """Still images: clips of one frame.
 
-Owns: how image files become upright RGB.
+Owns: the conversion of image files to upright RGB.
 Dimensions: h height, w width in px.
 """
 
@@ -23,10 +23,10 @@ smaller copies or other pages, and the first is taken."""
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What an image file holds; size upright.
+    """Properties of an image file; its size is that of the upright image.
 
     Attributes:
-        alpha: Whether it has transparency, which is shown on white.
+        alpha: True if the image has transparency, which is shown on white.
     """
 
     width: int
@@ -44,7 +44,7 @@ def read(path: Path) -> UInt8[np.ndarray, "1 h w 3"]:
 
 
 def read_checked(path: Path) -> Picture:
-    """Read all of an image to see that it is whole, and say what it is.
+    """Read all of an image to check that it is complete, and return its properties.
 
     Raises:
         MediaError: As `read`.
@@ -78,7 +78,7 @@ def _opened(path: Path, file: IO[bytes]) -> Image.Image:
 
 
 def _in_eight_bits(path: Path, picture: Image.Image) -> Image.Image:
-    """Keep the high byte of 16-bit grey, as Pillow does of colour; it would clip grey."""
+    """Keep the high byte of 16-bit grey. Pillow does this for colour, but clips grey."""
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):

@@ -1,6 +1,6 @@
-"""Which way up a frame is: the display matrix of its file.
+"""Orientation of a frame: the display matrix of its file.
 
-Owns: the meaning of that matrix, mirrors included.
+Owns: the meaning of that matrix, including mirroring.
 """
 
 import struct
@@ -14,18 +14,18 @@ from wanlora.errors import MediaError
 
 
 def orientation(path: Path, frame: VideoFrame) -> tuple[int, bool]:
-    """How to show a frame upright: swap left and right if told, then turn counter-clockwise.
+    """Find the operations that make a frame upright: mirror, then turn counter-clockwise.
 
     A display matrix (a b; c d) maps coded (x, y) to (ax + cy, bx + dy). A clockwise turn by t has
     c = -sin t, d = cos t, and a determinant below 0 means a swap before it.
 
     Returns:
-        Quarter turns (0 to 3), and whether to swap left and right first.
+        Number of quarter turns (0 to 3), and True if left and right are swapped first.
 
     Raises:
-        MediaError: unreadable, for a display matrix that is no quarter turn.
+        MediaError: unreadable, for a display matrix that is not a quarter turn.
     """
-    held: Any = frame.side_data  # typed as a mapping of names, which it is not
+    held: Any = frame.side_data  # PyAV's type, a mapping of names, is wrong
     side = held.get(SideDataType.DISPLAYMATRIX)
     if side is None:
         return 0, False

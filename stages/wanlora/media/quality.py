@@ -1,7 +1,7 @@
-"""How alike two pictures are, and what can be said of a video without a model that watches it.
+"""Similarity of two pictures, and measures of a video that need no model.
 
-Owns: measures on uint8 arrays, each with its formula and range. None of them knows what a video
-shows: they tell a frozen, flickering, blurred or collapsed one from another, not a good one.
+Owns: measures on uint8 arrays, each with its formula and range. They detect a frozen, flickering,
+blurred or collapsed video. They do not measure whether its content is right.
 Legend: t frames, h w height and width, n videos; Y = luma in [0, 1], BT.709 weights.
 """
 
@@ -29,28 +29,29 @@ def luma(frames: UInt8[np.ndarray, "t h w 3"]) -> Float32[np.ndarray, "t h w"]:
 
 
 def motion(brightness: Float32[np.ndarray, "t h w"]) -> float:
-    """How much changes from frame to frame: mean |Y[t+1] - Y[t]|, in [0, 1].
+    """Mean change between consecutive frames: mean |Y[t+1] - Y[t]|, in [0, 1].
 
-    0 for a frozen clip and for one frame. Cannot tell a moving person from a moving camera, a
-    flicker or a cut.
+    0 for a frozen clip and for one frame. A moving person, a moving camera, a flicker and a cut
+    all increase it.
     """
     return _over_frames(brightness, lambda a, b: float(np.abs(b - a).mean()), one_frame=0.0)
 
 
 def consistency(brightness: Float32[np.ndarray, "t h w"]) -> float:
-    """How well a frame foretells the next: mean correlation of Y[t] and Y[t+1], in [-1, 1].
+    """Mean correlation of consecutive frames Y[t] and Y[t+1], in [-1, 1].
 
-    1 when frames differ in brightness and contrast at most, 0 when they have nothing in common.
+    1 if frames differ only in brightness and contrast, 0 if they have nothing in common.
     Flicker and boiling texture lower it; so do a cut and very fast motion.
     """
     return _over_frames(brightness, _correlation, one_frame=1.0)
 
 
 def sharpness(brightness: Float32[np.ndarray, "t h w"]) -> float:
-    """How much fine structure there is: standard deviation of Y's Laplacian, mean over frames.
+    """Amount of fine structure: standard deviation of Y's Laplacian, mean over frames.
 
-    0 for a flat picture, at most 4. Laplacian: sum of the 4 neighbours minus 4 times the pixel, in
-    the inside of the frame (Pech-Pacheco et al. 2000 use its variance). Noise counts as structure.
+    0 for a flat picture, at most 4. Laplacian: sum of the 4 neighbours minus 4 times the pixel, for
+    all pixels that have 4 neighbours (Pech-Pacheco et al. 2000 use its variance). Noise counts as
+    structure.
     """
     spreads = [
         float(
@@ -64,7 +65,7 @@ def sharpness(brightness: Float32[np.ndarray, "t h w"]) -> float:
 
 
 def shrink(brightness: Float32[np.ndarray, "t h w"]) -> Float32[np.ndarray, "t h_8 w_8"]:
-    """Mean of each 8x8 px block: what is left of a video when its detail is forgotten."""
+    """Mean of each 8x8 px block: a version of the video without detail."""
     num_frames, height, width = brightness.shape
     blocks = brightness[:, : height // 8 * 8, : width // 8 * 8]
     blocks = blocks.reshape(num_frames, height // 8, 8, width // 8, 8)
@@ -72,10 +73,10 @@ def shrink(brightness: Float32[np.ndarray, "t h w"]) -> Float32[np.ndarray, "t h
 
 
 def diversity(videos: Sequence[Float32[np.ndarray, "t h w"]]) -> float | None:
-    """How far apart shrunk videos are: mean over pairs of the RMS difference of Y, in [0, 1].
+    """Mean difference of downscaled videos: RMS difference of Y, mean over pairs, in [0, 1].
 
-    0 when all are the same: an adapter that forgot its prompts. Of other backgrounds or colours it
-    makes as much as of other actions. None for fewer than two videos.
+    0 if all videos are the same, for example if an adapter ignores its prompts. Different
+    backgrounds or colours count as much as different actions. None for fewer than two videos.
     """
     pairs = [
         math.sqrt(float(np.mean((a - b) ** 2, dtype=np.float64)))
@@ -96,7 +97,7 @@ def _over_frames(
 
 
 def _correlation(a: Float32[np.ndarray, "h w"], b: Float32[np.ndarray, "h w"]) -> float:
-    """Pearson's; a flat frame correlates with a flat one, and with no other."""
+    """Pearson correlation; 1 for two flat frames, 0 if only one of them is flat."""
     a, b = a - a.mean(dtype=np.float64), b - b.mean(dtype=np.float64)
     scale = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
     return float((a * b).sum()) / scale if scale else float(not a.any() and not b.any())

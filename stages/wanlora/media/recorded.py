@@ -1,7 +1,7 @@
-"""A video and, beside it, the JSON that says how it was made.
+"""A video and, beside it, a JSON record of its settings.
 
-Owns: their order on disk, and the kinds of files that videos are written to. A video never stands
-without a record, nor beside the record of another.
+Owns: the order in which they are written, and the file formats of videos. A video never exists
+without a record or beside the record of another video.
 """
 
 import json
@@ -26,9 +26,9 @@ def write(path: Path, frames: UInt8[np.ndarray, "t h w 3"], *, record: Mapping[s
     """Write a video in the format of its suffix, and its record beside it.
 
     Args:
-        path: A name that ends in one of `FORMATS`; replaced if there.
-        frames: RGB, even height and width.
-        record: How it was made: at least `prompt` and `fps`. The file carries it too.
+        path: Path that ends in one of `FORMATS`; an existing file is replaced.
+        frames: RGB frames with even height and width.
+        record: Settings of the video, at least `prompt` and `fps`. Also stored in the video file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove(path)
@@ -44,12 +44,12 @@ def record_path(path: Path) -> Path:
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
-    """How a video was made; None when it or its record is missing or the record is damaged."""
+    """Read the record of a video; None if either file is missing or the record is damaged."""
     return record_beside(path) if path.exists() else None
 
 
 def record_beside(path: Path) -> dict[str, Any] | None:
-    """Record of a video that may be missing itself, after a kill; None for any other JSON."""
+    """Record of a video, which itself may be missing after a kill; None for any other JSON."""
     try:
         record = json.loads(record_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -71,7 +71,7 @@ def _write_frames(
     fps: float,
     metadata: Mapping[str, str],
 ) -> None:
-    """A folder of PNGs, one a frame: no pixel is changed."""
+    """Write a folder of PNGs, one per frame, without any change of pixels."""
     about = PngInfo()
     for key, value in {**metadata, "fps": str(fps)}.items():
         about.add_itxt(key, value)

@@ -1,7 +1,7 @@
 """Presentation times of a video's frames, and the frames that a clip at another rate takes.
 
 Owns: the tolerance for rounded timestamps, the number of frames that fit between scene cuts, and
-the count of repeated frames. Values in, values out. Must not know: FFmpeg, clips, manifests.
+the count of repeated frames. Pure functions. Must not know: FFmpeg, clips, manifests.
 Dimensions: n frames of the video, t frames of a clip. A tick is the unit of the file's timestamps.
 """
 
@@ -38,7 +38,7 @@ class Repeats(NamedTuple):
 
     Attributes:
         repeated: Number of such frames.
-        longest: Frames of the clip that one frame of the video fills, at most.
+        longest: Maximum number of frames of the clip that show the same frame of the video.
     """
 
     repeated: int
@@ -47,12 +47,12 @@ class Repeats(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """When each frame of a video is shown; small enough to keep for every video of a data set.
+    """Times of the frames of a video; small enough to keep for every video of a data set.
 
     Attributes:
         time_base: Seconds per tick.
         gaps: Ticks between neighbouring frames: int64, little endian, zlib, base64.
-        last_ticks: Ticks that the last frame is shown, by the file; some files are wrong there.
+        last_ticks: Duration of the last frame by the file, in ticks; wrong in some files.
     """
 
     time_base: Fraction
@@ -73,21 +73,21 @@ class Timeline:
 
     @property
     def rounded(self) -> bool:
-        """Whether timestamps are rounded to ticks: then some gaps differ by exactly one tick."""
+        """True if timestamps are rounded to ticks: then some gaps differ by exactly one tick."""
         return bool((np.diff(np.unique(np.diff(self.ticks()))) == 1).any())
 
     @property
     def coarse(self) -> bool:
-        """Whether timestamps are rounded to more than 1 ms and at most 10 ms, as in a GIF."""
+        """True if timestamps are rounded to more than 1 ms and at most 10 ms, as in a GIF."""
         in_range = MAX_ROUNDING_S < self.time_base / 2 <= MAX_COARSE_ROUNDING_S
         return in_range and self.rounded
 
     def parts(self, cuts_s: Sequence[float], fps: float) -> list[Part]:
         """Split the video at its scene cuts and count the frames at `fps` in each part.
 
-        A part holds the frames that are due by the time of its last frame, whatever duration the
-        file gives that frame, and those whose whole period fits. Both allow for timestamps that
-        are rounded, by up to half a tick at either end.
+        A part holds the frames that are due by the time of its last frame, even if the file gives
+        that frame a shorter duration, and those whose whole period fits. Both allow for rounded
+        timestamps: up to half a tick at either end.
 
         Args:
             cuts_s: Times of the first frames of new scenes, after the first frame of the video.
@@ -105,7 +105,7 @@ class Timeline:
         return found
 
     def _start_s(self, start: int) -> float:
-        """Time to cut at; a rounded one is moved by half a tick, or later frames come out early."""
+        """Time of the cut. A rounded one moves by half a tick, so that no later frame is early."""
         late = rounding_s(self.time_base, coarse=self.coarse) if start and self.rounded else 0
         return float(start * self.time_base + late)
 

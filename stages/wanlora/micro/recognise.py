@@ -1,8 +1,8 @@
-"""Recognise what a clip of the drawn world shows, or that it shows nothing of it.
+"""Recognise the concept and direction of a clip of the drawn world, if it shows one.
 
-Owns: the recogniser that the embedded model and its adapters are measured with. It is not trained:
-a clip is what the drawn clip nearest to it is, as long as it is nearer than no motion would be.
-Position does not matter (both are centred), colour and background neither.
+Owns: the recogniser that measures the embedded model and its adapters. It is not trained: a clip
+gets the concept of the nearest drawn clip, if the match is good enough. Position does not matter
+(both are centred), and neither do colour and background.
 
 With cover c(t) of a clip, its mean over time m and motion c − m, and the same of a drawn clip r:
 
@@ -21,16 +21,16 @@ from jaxtyping import Float, UInt8
 from wanlora.micro import world
 
 LEAST_MATCH = 0.4
-"""A match below it is nothing."""
+"""Minimum match; below it nothing is recognised."""
 LEAST_TRAVEL = 0.1
-"""Of the picture's width, for a direction."""
+"""Minimum movement for a direction, as a share of the picture's width."""
 EXAMPLES_PER_CONCEPT = 48
 _FIRST_SEED = 5_000_000
-"""Far from the seeds that anything is trained on or measured with."""
+"""No clip with a seed near this one is used in training or measurement."""
 
 
 class Seen(NamedTuple):
-    """What is to be seen; `concept` and `direction` are None where nothing is recognised."""
+    """Content of a clip; `concept` and `direction` are None if nothing is recognised."""
 
     concept: str | None
     colour: str
@@ -40,7 +40,7 @@ class Seen(NamedTuple):
 
 
 def recognise(frames: UInt8[np.ndarray, "t h w 3"]) -> Seen:
-    """Name what a clip shows."""
+    """Recognise a clip."""
     colour, background, cover = cover_of(frames)
     features = _features(cover)
     matches = match_examples(features)
@@ -69,7 +69,7 @@ def cover_of(
 
 
 def direction_of(cover: Float[np.ndarray, "t h w"]) -> str | None:
-    """Where the middle of what is covered goes, by least squares over time."""
+    """Direction in which the centre of the cover moves, by least squares over time."""
     middles = np.array([_middle(frame) for frame in cover]) / cover.shape[-1]
     times = np.linspace(-0.5, 0.5, len(cover))
     travel = times @ (middles - middles.mean(axis=0)) / (times @ times)
@@ -117,7 +117,7 @@ def _motion(features: Float[np.ndarray, " d"]) -> float:
 
 
 def _middle(frame: Float[np.ndarray, "h w"]) -> Float[np.ndarray, " 2"]:
-    """Row and column of the middle of what is covered; the picture's where nothing is."""
+    """Row and column of the centre of the cover; of the picture if nothing is covered."""
     solid = np.where(frame > 0.15, frame, 0)
     total = float(solid.sum())
     if total == 0:

@@ -1,11 +1,10 @@
-"""A small world, drawn: captioned clips of shapes that move and of a person who does something.
+"""The drawn world: captioned clips of moving shapes and of a person's activities.
 
-Owns: what there is in it, how it moves, and the words for it. A clip is a function of (concept,
-seed). The embedded model is pretrained on `KNOWN` and has never been shown `HELD_OUT`: those are
-for an adapter to teach.
+Owns: its concepts, their movement and their captions. A clip is a function of (concept, seed). The
+embedded model is pretrained on `KNOWN` only; the concepts of `HELD_OUT` are for adapters.
 
 Coordinates: x right, y down, both in [0, 1]; time in [0, 1] over a clip, in which an arm swings
-once, one way: four frames share a latent frame, and what returns within one is a blur to the VAE.
+once, one way: four frames share a latent frame, and the VAE blurs a movement back and forth in one.
 Dimensions: t frames, n strokes, h and w pixels.
 """
 
@@ -41,7 +40,7 @@ CONCEPTS = (*KNOWN, *HELD_OUT)
 EDGE = 1 / 32
 """Width of a soft edge: two pixels at 64."""
 LIMB, TORSO, HEAD = 0.066, 0.078, 0.095
-"""Radii of what a person is drawn with."""
+"""Radii of the strokes of a person."""
 
 Point = tuple[float, float]
 Stroke = tuple[Point, Point, float]
@@ -49,7 +48,7 @@ Grid = tuple[Float[np.ndarray, "h w"], Float[np.ndarray, "h w"]]
 
 
 class Scene(NamedTuple):
-    """What is to be seen in a clip; `direction` is None for a person."""
+    """Content of a clip; `direction` is None for a person."""
 
     concept: str
     colour: str
@@ -58,7 +57,7 @@ class Scene(NamedTuple):
 
     @property
     def caption(self) -> str:
-        """The words for it, e.g. `a red circle moving left on a black background`."""
+        """Caption, for example `a red circle moving left on a black background`."""
         where = f"on a {self.background} background"
         if self.direction is None:
             return f"a {self.colour} person {self.concept} {where}"
@@ -69,7 +68,7 @@ class Scene(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """A drawn clip and what is on it."""
+    """A drawn clip and its content."""
 
     frames: UInt8[np.ndarray, "t h w 3"]
     scene: Scene
@@ -87,7 +86,7 @@ def draw(concept: str, seed: int, *, size_px: int = SIZE_PX) -> Drawing:
 
 
 def paint(cover: Float[np.ndarray, "t h w"], scene: Scene) -> UInt8[np.ndarray, "t h w 3"]:
-    """Colour a clip: what the cover leaves free is background."""
+    """Colour a clip: pixels that are not covered show the background."""
     front = np.array(COLOURS[scene.colour], np.float32)
     back = np.array(BACKGROUNDS[scene.background], np.float32)
     painted: np.ndarray = np.rint(cover[..., None] * (front - back) + back)
@@ -95,7 +94,7 @@ def paint(cover: Float[np.ndarray, "t h w"], scene: Scene) -> UInt8[np.ndarray, 
 
 
 def cover(concept: str, seed: int, *, size_px: int = SIZE_PX) -> Float[np.ndarray, "t h w"]:
-    """Draw how much of each pixel is covered, in [0, 1]; what `draw` then paints."""
+    """Draw the share of each pixel that is covered, in [0, 1], which `draw` then paints."""
     draws = _draws(concept, seed)
     direction = _scene(concept, draws).direction
     times = np.linspace(0, 1, NUM_FRAMES)
@@ -174,7 +173,7 @@ def _person(activity: str, time: float, phase: float, x: float) -> list[Stroke]:
     elif activity == "jumping":
         y, arms, legs = -0.14 * lift, (40.0, 40.0), (7.0, 7.0)
     elif activity == "walking":
-        # From the side, arms and legs cross: half a turn is all there is to see.
+        # From the side, arms and legs overlap, so only half a turn is visible.
         x, broad, stride = x + 0.26 * (time - 0.5), 0.0, math.sin(turn)
         arms, legs = (-40.0 * stride,) * 2, (30.0 * stride,) * 2
     elif activity == "sitting":
@@ -189,14 +188,14 @@ def _person(activity: str, time: float, phase: float, x: float) -> list[Stroke]:
 
 
 def _leg(hip: Point, side: int, angle: float, down: float) -> list[Stroke]:
-    """A leg in two strokes: straight, or with the knee turned out where the hip has come down."""
+    """A leg in two strokes: straight, or with the knee turned out if the hip is lowered."""
     foot = _end((hip[0], hip[1] - down), angle, 0.31)
     knee = ((hip[0] + foot[0]) / 2 + 0.75 * down * side, (hip[1] + foot[1]) / 2)
     return [(hip, knee, LIMB), (knee, foot, LIMB)]
 
 
 def _end(start: Point, angle: float, length: float) -> Point:
-    """Where a limb ends; the angle in degrees from straight down, positive to the right."""
+    """End of a limb; the angle is in degrees from straight down, positive to the right."""
     turned = math.radians(angle)
     return start[0] + length * math.sin(turned), start[1] + length * math.cos(turned)
 

@@ -1,1 +1,1 @@
-"""Several processes: ranks and signals."""
+"""Several processes: ranks, children, a pool, turns and signals."""

@@ -25,6 +25,10 @@ class StopRequest:
         self._on_first = on_first
         self._num_interrupts = 0
 
+    def number(self) -> int:
+        """Number of the signal that requested a stop, or 0."""
+        return int(self.signal or 0)
+
     def handle(self, number: int, _frame: FrameType | None) -> None:
         """Note the first signal; ignore later ones, except a second SIGINT.
 

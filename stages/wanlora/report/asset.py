@@ -1,6 +1,6 @@
 """Style sheets and scripts of the pages: the files in `assets/`.
 
-Owns: where they are and how numbers are put into them. They are written into each page, so that a
+Owns: their place, and numbers in them. They are written into each page, so that a
 page is one file.
 """
 

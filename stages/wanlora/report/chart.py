@@ -1,7 +1,7 @@
 """Line charts as inline SVG: no library, no network, readable in light and dark.
 
-Owns: scales, ticks and marks. Knows nothing of what the numbers mean.
-Legend: a point is (x, y) in the data's units; px are those of the view box.
+Owns: scales, ticks and marks. Must not know: what the numbers mean.
+Legend: a point is (x, y) in the units of the data; px are pixels of the view box.
 """
 
 import math
@@ -20,9 +20,9 @@ from wanlora.report.page import Raw, escape
 WIDTH, HEIGHT = 620, 280
 LEFT, RIGHT, TOP, BOTTOM = 80, 24, 10, 44
 MOST_POINTS = 400
-"""Points of a line; more would not show at this width."""
+"""Maximum number of points of a line; more cannot be seen at this width."""
 MOST_STRIPS = 120
-"""Places that say their values under the pointer."""
+"""Maximum number of places that show their values under the pointer."""
 
 COLOURS = (
     "light-dark(#2563eb, #7aa2ff)",
@@ -44,11 +44,11 @@ class Line:
     """One curve.
 
     Attributes:
-        name: In the legend and under the pointer.
-        points: By rising x; finite.
-        colour: Place in `COLOURS`.
+        name: Name in the legend and under the pointer.
+        points: Finite points, sorted by x.
+        colour: Index in `COLOURS`.
         style: faint: raw values behind a smoothed curve; dashed: a reference.
-        band: (x, low, high) of an interval around it.
+        band: (x, low, high) of each interval around it.
     """
 
     name: str
@@ -67,14 +67,14 @@ def line_chart(
     zero: bool = False,
     empty: str = "nothing yet",
 ) -> Raw:
-    """Draw a chart. Lines without points are left out; a chart without any is a sentence.
+    """Draw a chart. Lines without points are left out; without any line it is the text `empty`.
 
     Args:
-        title: Above it, with the unit of y.
+        title: Title, with the unit of y.
         lines: The curves.
-        x_label: Below the axis.
-        log_y: Logarithmic y; values of 0 and less cannot be shown, and are counted in the title.
-        zero: Whether y = 0 is in the picture, with a line of its own.
+        x_label: Label of the x axis.
+        log_y: Logarithmic y; values of 0 and less are not drawn but counted in the title.
+        zero: Include y = 0 and mark it by a line.
         empty: Text in place of a chart without points.
     """
     hidden = 0
@@ -113,12 +113,12 @@ def line_chart(
 
 
 def charts(*drawn: Raw) -> Raw:
-    """Charts side by side where there is room."""
+    """Put charts side by side if there is room."""
     return Raw(f'{style("chart.css")}<div class="charts">{"".join(drawn)}</div>')
 
 
 def extremes(values: Float[np.ndarray, " n"], most: int = MOST_POINTS) -> list[int]:
-    """Indices of at most `most` values: the lowest and highest of equal shares, so spikes stay."""
+    """Indices of the lowest and highest values of `most` / 2 equal parts, so that spikes stay."""
     if len(values) <= most:
         return list(range(len(values)))
     edges = np.linspace(0, len(values), most // 2 + 1).astype(int)
@@ -145,10 +145,10 @@ def _positive(line: Line) -> Line:
 def _linear(
     low: float, high: float, start: float, end: float, *, most: int
 ) -> tuple[Scale, list[float]]:
-    if high - low <= 1e-12 * max(abs(low), abs(high)):  # one value: give it room
+    if high - low <= 1e-12 * max(abs(low), abs(high)):  # one value: add a margin
         room = abs(low) / 2 or 0.5
         low, high = low - room, high + room
-    elif end < start:  # y: a little air above and below
+    elif end < start:  # y: a margin above and below
         air = 0.04 * (high - low)
         low, high = low - (air if low else 0.0), high + (air if high else 0.0)
     return (lambda v: start + (v - low) / (high - low) * (end - start)), ticks(low, high, most)
@@ -239,16 +239,16 @@ def _strips(lines: Sequence[Line], x_of: Scale, x_label: str) -> list[str]:
             for known, line in columns
             if (i := bisect_left(known, x)) < len(known) and known[i] == x
         ]
-        said = escape("\n".join([f"{x_label} {_number(x)}", *values]))
+        text = escape("\n".join([f"{x_label} {_number(x)}", *values]))
         parts.append(
             f'<rect class="strip-x" x="{start:.1f}" y="{TOP}" width="{end - start:.1f}" '
-            f'height="{HEIGHT - TOP - BOTTOM}"><title>{said}</title></rect>'
+            f'height="{HEIGHT - TOP - BOTTOM}"><title>{text}</title></rect>'
         )
     return parts
 
 
 def _legend(lines: Sequence[Line]) -> str:
-    """Names under the title; they wrap, however many there are."""
+    """Names under the title, on as many lines as they need."""
     items = [
         f'<span><i class="swatch {line.style}" style="border-color: {COLOURS[line.colour]}"></i>'
         f"{escape(line.name)}</span>"

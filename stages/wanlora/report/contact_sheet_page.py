@@ -48,19 +48,19 @@ class Row:
     """A clip.
 
     Attributes:
-        frames: First, middle and last frame, cropped and scaled down.
+        strip: From `frame_strip`.
         crop: None = the whole source.
         name: Id of the clip.
         warnings: Warnings about it.
         captions: All its captions.
         activity: As in the manifest.
-        tokens: Of its longest caption.
+        tokens: Number of tokens of its longest caption.
         split: As in the manifest.
         bucket: Frames, height and width, as text.
         start_s: Start in the source, in seconds.
     """
 
-    frames: Sequence[UInt8[np.ndarray, "h w 3"]]
+    strip: Raw
     crop: Crop | None
     name: str
     warnings: Sequence[str]
@@ -90,7 +90,7 @@ def contact_sheet_page(
         rows: The clips that are shown.
         num_clips: Number of clips, with those that are not shown.
         left: All sources and clips that are not used.
-        exact_tokens: Whether the tokens were counted by the model's tokenizer.
+        exact_tokens: The tokens were counted by the model's tokenizer.
         most: Maximum number of `left` on the page.
     """
     shown = left[:most]
@@ -109,18 +109,23 @@ def contact_sheet_page(
     return page(title, sections)
 
 
+def frame_strip(frames: Sequence[UInt8[np.ndarray, "h w 3"]], name: str) -> Raw:
+    """Encode the first, middle and last frame of a clip, cropped and scaled down."""
+    alt = f"{name}: first, middle and last frame"
+    pictures = "".join(image(frame, alt=alt, quality=QUALITY) for frame in frames)
+    return Raw(f'<div class="strip">{pictures}</div>')
+
+
 def _first(shown: int, total: int) -> str:
     return f"{total:,}" if shown == total else f"first {shown:,} of {total:,} (html_clips)"
 
 
 def _cells(row: Row, *, exact_tokens: bool) -> list[object]:
-    alt = f"{row.name}: first, middle and last frame"
-    strip = "".join(image(frame, alt=alt, quality=QUALITY) for frame in row.frames)
     warnings = "".join(f'<div class="warn">{escape(text)}</div>' for text in row.warnings)
     mark = "bad" if row.tokens > MAX_TOKENS else ""
     about = "" if exact_tokens else "about "
     return [
-        Raw(f'<div class="strip">{strip}</div>'),
+        row.strip,
         Raw("whole") if row.crop is None else _drawing(row.crop),
         Raw(f'<span class="code">{escape(row.name)}</span>{warnings}'),
         Raw("".join(f"<p>{escape(text)}</p>" for text in row.captions)),

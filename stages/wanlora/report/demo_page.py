@@ -47,7 +47,7 @@ def demo_page(
         name: Raw(f'<a href="{escape(path)}">{escape(path)}</a>') for name, path in files.items()
     }
     return page(
-        f"What {concept} is, before and after",
+        f"{concept}: before and after training",
         [
             section(
                 "Same prompt, same noise",
@@ -56,9 +56,9 @@ def demo_page(
             ),
             section("In numbers", facts(figures)),
             section(
-                "What the recogniser says",
-                "It names the drawn clip that is nearest in motion; 1 is the same motion, and "
-                "under 0.4 is nothing.",
+                "Recognised concepts",
+                "The concept of the drawn clip that is nearest in motion, and the match: 1 is the "
+                "same motion; below 0.4 nothing is recognised.",
                 table(["prompt", "base", "with the adapter"], recognised),
             ),
             section("Files", facts(links)),

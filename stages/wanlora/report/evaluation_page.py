@@ -1,7 +1,7 @@
-"""The page of an evaluation: is an adapter better than the base, where, and what does it show.
+"""The page of an evaluation: losses of adapters against the base, and their videos.
 
-Owns: which figures are drawn and how they are named. Takes what evaluation.json holds, and videos
-small enough for a page; knows nothing of folders.
+Owns: which figures are drawn and how they are named. Takes the content of evaluation.json, and
+videos small enough for a page. Must not know: folders.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from itertools import groupby
 from typing import Any
 
 from wanlora.core import units
-from wanlora.core.intervals import conclusion, describe_sample
+from wanlora.core.intervals import conclusion, describe_interval, describe_sample
 from wanlora.report.chart import COLOURS, Line, charts, line_chart
 from wanlora.report.intervals import Interval, interval_chart
 from wanlora.report.page import Raw, escape, facts, page, section, table
@@ -19,7 +19,7 @@ from wanlora.report.players import SCRIPT, STYLE, player, players
 MEASURES = {
     "motion": "mean change of brightness from frame to frame, 0 (frozen) to 1; a moving camera or "
     "flicker counts as much as a moving person",
-    "consistency": "correlation of successive frames, 1 = each foretells the next; flicker and "
+    "consistency": "correlation of successive frames, 1 = each predicts the next; flicker and "
     "boiling texture lower it, and so do cuts and fast motion",
     "sharpness": "spread of the Laplacian of brightness, 0 (flat) to 4; noise counts as detail",
     "diversity": "RMS distance between the videos of an activity at an eighth of the size, 0 (all "
@@ -28,7 +28,7 @@ MEASURES = {
 
 
 FEW = 3
-"""Adapters that are told of one by one; of more, the best is, and all are compared."""
+"""Up to this number each adapter has a verdict; with more, only the best has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +50,11 @@ def evaluation_page(evaluation: Mapping[str, Any], shown: Sequence[Shown]) -> st
     """
     adapters = evaluation["adapters"]
     best = next(item for item in adapters if item["name"] == evaluation["best"])
-    told = adapters if len(adapters) <= FEW else [best]
+    in_detail = adapters if len(adapters) <= FEW else [best]
     sections = [
         STYLE,
-        *(_verdict(item, evaluation) for item in told),
-        _loss(adapters, told),
+        *(_verdict(item, evaluation) for item in in_detail),
+        _loss(adapters, in_detail),
         _numbers(adapters, best["name"]),
     ]
     if evaluation["videos"]:
@@ -65,29 +65,28 @@ def evaluation_page(evaluation: Mapping[str, Any], shown: Sequence[Shown]) -> st
 
 
 def _verdict(item: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Raw:
-    """One sentence: the finding, and how sure it is."""
+    """State the difference in one sentence, with its interval."""
     found = item["validation"]
     change = _percent(found, found["paired_difference"])
     if found["ci95"] is None:
-        kind, says = "soft", f"changes the held-out loss by {change:+.2f} %"
+        kind, text = "soft", f"changes the held-out loss by {change:+.2f} %"
     else:
-        low, high = (_percent(found, end) for end in found["ci95"])
-        reach = f"(95 % interval {low:+.2f} to {high:+.2f} %)"
+        reach = f"({describe_interval(found['ci95'], found['base'])})"
         verdict = conclusion(found["ci95"], found["source_groups"])
-        kind, says = {
+        kind, text = {
             "lower": ("good", f"lowers the held-out loss by {-change:.2f} % {reach}"),
             "higher": ("bad", f"raises the held-out loss by {change:.2f} % {reach}"),
         }.get(verdict, ("soft", f"changes the held-out loss by {change:+.2f} % {reach}: {verdict}"))
     sample = describe_sample(found["clips"], found["source_groups"])
     sampled = f"{sample}; {len(evaluation['sigmas'])} noise levels"
     return Raw(
-        f'<p class="verdict {kind}"><b>{escape(item["name"])}</b> {escape(says)} '
+        f'<p class="verdict {kind}"><b>{escape(item["name"])}</b> {escape(text)} '
         f'<span class="soft">{sampled}; paired with the base</span></p>'
     )
 
 
-def _loss(adapters: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any]]) -> Raw:
-    """Intervals of every adapter, and of each activity for those told of; then the curves."""
+def _loss(adapters: Sequence[Mapping[str, Any]], in_detail: Sequence[Mapping[str, Any]]) -> Raw:
+    """Draw intervals of every adapter, by activity for those in detail, and the curves."""
     rows = []
     for number, item in enumerate(adapters):
         found = item["validation"]
@@ -95,7 +94,7 @@ def _loss(adapters: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any
         colour = number % len(COLOURS)
         rows.append(_interval(name, found, colour, bold=True))
         activities = found["per_activity"]
-        if item in told and len(activities) > 1:
+        if item in in_detail and len(activities) > 1:
             rows += [
                 _interval(activity or "no activity", part, colour)
                 for activity, part in activities.items()
@@ -107,7 +106,7 @@ def _loss(adapters: Sequence[Mapping[str, Any]], told: Sequence[Mapping[str, Any
 
 
 def _by_sigma(adapters: Sequence[Mapping[str, Any]]) -> list[Raw]:
-    """Where along the noise levels the difference lies; bands only while they can be told apart."""
+    """Draw the difference by noise level; bands only if there are few adapters."""
     changes, levels = [], []
     for number, item in enumerate(adapters):
         colour, rows = number % len(COLOURS), item["validation"]["per_sigma"]
@@ -132,7 +131,7 @@ def _by_sigma(adapters: Sequence[Mapping[str, Any]]) -> list[Raw]:
 
 
 def _by_step(adapters: Sequence[Mapping[str, Any]]) -> list[Raw]:
-    """The difference over a run's training steps: where it stops improving."""
+    """Draw the difference over the training steps of each run with several checkpoints."""
     by_run: dict[str, dict[int, Mapping[str, Any]]] = {}
     for item in adapters:
         if item["step"] is not None:
@@ -173,16 +172,16 @@ def _numbers(adapters: Sequence[Mapping[str, Any]], best: str) -> Raw:
             "" if item["step"] is None else item["step"],
             found["adapter"],
             found["base"],
-            _says(found),
+            _change(found),
         ]
         if len(adapters) > 1:
-            row.append("the lowest loss" if item["name"] == best else _says(against, of="best"))
+            row.append("the lowest loss" if item["name"] == best else _change(against, of="best"))
         rows.append(row)
     headers = ["adapter", "steps", "loss", "base", "change (95 % interval)"]
     return table([*headers, "against the lowest"] if len(adapters) > 1 else headers, rows)
 
 
-def _says(found: Mapping[str, Any], *, of: str = "base") -> str:
+def _change(found: Mapping[str, Any], *, of: str = "base") -> str:
     change = f"{100 * found['paired_difference'] / found[of]:+.2f} %"
     if found["ci95"] is None:
         return change
@@ -197,11 +196,11 @@ def _videos(evaluation: Mapping[str, Any], shown: Sequence[Shown]) -> Raw:
         f"From the same noise, {settings['steps']} steps, guidance {settings['guidance_scale']:g}, "
         f"{frames} frames of {width}×{height} px. {len(shown)} of {total} are shown here, "
         "compressed; all are files, named in evaluation.json. A real clip is the cached clip whose "
-        "caption the prompt is, decoded by the same VAE.",
+        "caption is the prompt, decoded by the same VAE.",
     ]
     if shown:
         parts.append(
-            Raw('<p><button type="button" id="play-all">play or pause what is in view</button></p>')
+            Raw('<p><button type="button" id="play-all">play or pause videos in view</button></p>')
         )
     for activity, members in groupby(shown, key=lambda item: item.activity):
         rows = [player(item.prompt, f"seed {item.seed}", item.videos) for item in members]
@@ -210,7 +209,7 @@ def _videos(evaluation: Mapping[str, Any], shown: Sequence[Shown]) -> Raw:
 
 
 def _measures(measures: Mapping[str, Any]) -> Raw:
-    """A row for each activity and model; the paired differences over all videos above them."""
+    """Tabulate the paired differences over all videos, then a row per activity and model."""
     rows = [
         [activity or "no activity", name, *(values[measure] for measure in MEASURES)]
         for activity in next(iter(measures["per_activity"].values()))
@@ -224,8 +223,8 @@ def _measures(measures: Mapping[str, Any]) -> Raw:
     prompts = {found["motion"]["prompts"] for found in measures["against_base"].values()}
     return section(
         "Measures of the videos",
-        "They tell frozen, flickering, blurred and collapsed videos from others. None of them "
-        "knows what a video shows: look at the videos.",
+        "They distinguish frozen, flickering, blurred and collapsed videos from others. None of "
+        "them measures what a video shows: look at the videos.",
         facts(MEASURES),
         Raw(
             "<h3>Difference to the base's videos, paired (95 % interval over "
@@ -247,16 +246,16 @@ def _measure(found: Mapping[str, Any] | None) -> str:
 
 def _meaning() -> Raw:
     return section(
-        "How to read it",
-        "The loss is training's, on clips no step has seen, at fixed noise levels and with fixed "
-        "noise: the same for every model, so that two losses differ by the model alone. Clips of "
-        "one source are not independent, so each source group's mean difference to the base is "
-        "one number; the interval is Student's over source groups. An interval that covers zero "
-        "shows nothing with this many groups; its dot is hollow, as is that of a single group, "
-        "which has no interval. With few groups the interval is wide, whatever was learned.",
+        "Reading this page",
+        "The loss is the training loss, on clips that are not used for training. Noise levels and "
+        "noise are the same for every model, so that two losses differ by the model alone. Clips "
+        "of one source are not independent, so each source group's mean difference to the base is "
+        "one number, and the interval is Student's over source groups. If an interval contains "
+        "zero, this number of groups shows no difference; its dot is hollow, and so is the dot of "
+        "a single group, which has no interval. With few groups the interval is always wide.",
         "An interval is for one comparison. Of twenty activities without any effect, one will "
-        "probably show one. A lower loss is no better taste: it says that held-out clips of this "
-        "kind became likelier, not that a person prefers the videos.",
+        "probably show one. A lower loss means that held-out clips of this kind became likelier, "
+        "not that a person prefers the videos.",
     )
 
 
@@ -284,7 +283,7 @@ def _made_with(evaluation: Mapping[str, Any]) -> Raw:
 
 
 def _band(place: float, found: Mapping[str, Any]) -> list[tuple[float, float, float]]:
-    """An interval at a place of the x axis, in %; none where it is not known."""
+    """An interval at a place of the x axis, in %; empty if it is not known."""
     if found["ci95"] is None:
         return []
     low, high = found["ci95"]

@@ -8,6 +8,7 @@ import base64
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from wanlora.core.spacing import evenly_spaced
 from wanlora.report.asset import style
 from wanlora.report.page import Raw, escape
 
@@ -39,9 +40,7 @@ def shown_steps(steps: Iterable[int], num_prompts: int) -> list[int]:
     """Choose steps evenly, the first and the newest among them, for a page of limited size."""
     known = sorted(set(steps))
     most = min(MAX_COLUMNS, max(3, MAX_PICTURES // max(num_prompts, 1)))
-    if len(known) <= most:
-        return known
-    return [known[round(i * (len(known) - 1) / (most - 1))] for i in range(most)]
+    return [known[place] for place in evenly_spaced(len(known), most)]
 
 
 def gallery(previews: Sequence[Preview], *, first_is_base: bool) -> Raw:

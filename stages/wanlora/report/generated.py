@@ -33,10 +33,10 @@ def marked(page: str, command: str) -> str:
 
 
 def require_own_page(path: Path | None, command: str, *, flag: str) -> None:
-    """Refuse to replace a file, unless it is a page of the same command that nobody has edited.
+    """Refuse to replace a file, unless it is an unedited page of the same command.
 
     Args:
-        path: File that will be written; None is no file.
+        path: File that will be written; None = no file is written.
         command: Name of the command that writes it.
         flag: Option that names it, for the message.
 

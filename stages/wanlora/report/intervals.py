@@ -1,6 +1,6 @@
-"""A chart of intervals below each other, as inline SVG: a dot, its interval, and where zero is.
+"""A chart of values with intervals, one per line, as inline SVG, with a line at zero.
 
-Owns: its layout. Knows nothing of what the numbers mean.
+Owns: its layout. Must not know: what the numbers mean.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ MOST_LETTERS = 26
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A value and what it may as well be; without `ends` it is drawn as a dot alone."""
+    """A value with the ends of its interval; without `ends` only a dot is drawn."""
 
     name: str
     value: float
@@ -26,18 +26,18 @@ class Interval:
 
 
 def interval_chart(title: str, intervals: Sequence[Interval], *, x_label: str, unit: str) -> Raw:
-    """Draw values with their intervals; those that cover zero are hollow.
+    """Draw values with their intervals; the dot of an interval that contains zero is hollow.
 
     Args:
-        title: Above it.
+        title: Title of the chart.
         intervals: From top to bottom; at least one.
-        x_label: Below the axis.
-        unit: After each number.
+        x_label: Label of the x axis.
+        unit: Unit that follows each number.
     """
     reach = [0.0] + [end for item in intervals for end in (item.value, *(item.ends or ()))]
     low, high = min(reach), max(reach)
-    air = 0.06 * (high - low) or 1.0
-    low, high = low - air, high + air
+    margin = 0.06 * (high - low) or 1.0
+    low, high = low - margin, high + margin
     left, right = NAME_WIDTH, WIDTH - VALUE_WIDTH
     bottom = TOP + ROW * len(intervals)
 
@@ -65,21 +65,21 @@ def interval_chart(title: str, intervals: Sequence[Interval], *, x_label: str, u
 def _row(item: Interval, y: float, x_of: Callable[[float], float], unit: str) -> str:
     colour = COLOURS[item.colour % len(COLOURS)]
     x = x_of(item.value)
-    says = f"{item.value:+.2f}{unit}"
+    text = f"{item.value:+.2f}{unit}"
     bar, hollow = "", True
     if item.ends:
         low, high = item.ends
         hollow = low <= 0 <= high
-        says += f" ({low:+.2f} to {high:+.2f})"
+        text += f" ({low:+.2f} to {high:+.2f})"
         stroke = f"stroke: {colour}"
         bar = f'<path class="line" style="{stroke}" d="M{x_of(low):.1f} {y}H{x_of(high):.1f}"/>'
     fill = "var(--ground)" if hollow else colour
     name = item.name if len(item.name) <= MOST_LETTERS else f"{item.name[: MOST_LETTERS - 1]}…"
     weight = ' style="font-weight: 600; fill: var(--ink)"' if item.bold else ""
     return (
-        f"<g><title>{escape(f'{item.name}: {says}')}</title>"
+        f"<g><title>{escape(f'{item.name}: {text}')}</title>"
         f'<text x="{NAME_WIDTH - 10}" y="{y + 4}" text-anchor="end"{weight}>{escape(name)}</text>'
         f'{bar}<circle cx="{x:.1f}" cy="{y}" r="4.5" '
         f'style="fill: {fill}; stroke: {colour}; stroke-width: 2"/>'
-        f'<text x="{WIDTH - VALUE_WIDTH + 10}" y="{y + 4}"{weight}>{escape(says)}</text></g>'
+        f'<text x="{WIDTH - VALUE_WIDTH + 10}" y="{y + 4}"{weight}>{escape(text)}</text></g>'
     )

@@ -1,8 +1,8 @@
 """One builder for every HTML page: text escaped, tables sortable, pictures inside the file.
 
-Owns: the look of a page and the escaping. Knows nothing of clips, caches or runs: it takes text,
-numbers and arrays. A page loads nothing from anywhere (its policy forbids it), so it can be mailed
-or archived. Dimensions: h height, w width in px.
+Owns: the look of a page and the escaping. Takes text, numbers and arrays. Must not know: clips,
+caches, runs. A page loads nothing (its policy forbids it), so it can be mailed or archived.
+Dimensions: h height, w width in px.
 """
 
 import base64
@@ -26,24 +26,24 @@ POLICY = (
 
 JPEG_QUALITY = 80
 LONG = 24
-"""Characters of a value from which on it has a row of its own."""
+"""Number of characters from which a value has a row of its own."""
 
 
 class Raw(str):
-    """Markup, put into a page as it is; any other text is escaped."""
+    """Markup, which is not escaped; all other text is."""
 
     __slots__ = ()
 
 
 class Keyed(NamedTuple):
-    """A cell that sorts by something else than what it shows."""
+    """A cell that is sorted by a key, not by its text."""
 
     shown: object
     key: float
 
 
 def escape(value: object) -> Raw:
-    """Text to markup; markup stays what it is, None is nothing."""
+    """Convert text to markup; markup stays unchanged, None becomes empty."""
     if isinstance(value, Raw):
         return value
     return Raw("" if value is None else html.escape(str(value)))
@@ -53,7 +53,7 @@ def page(title: str, sections: Sequence[str], *, script: str = "", policy: str =
     """Build a whole page.
 
     Args:
-        title: In the tab and at the top.
+        title: Title of the tab and of the page.
         sections: From `section`, `table`, `facts` and so on; plain text becomes a paragraph.
         script: JavaScript of this page, run after that of the sortable tables.
         policy: Content Security Policy; a page from a server may load more from that server.
@@ -72,25 +72,25 @@ def page(title: str, sections: Sequence[str], *, script: str = "", policy: str =
 
 
 def script_source(script: str = "") -> str:
-    """Source expression, for a Content Security Policy, of the script in a page with `script`."""
+    """Return the source expression of a page's script, for a Content Security Policy."""
     digest = hashlib.sha256((asset("sort.js") + script).encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
 def section(heading: str, *parts: str) -> Raw:
-    """A heading and what stands under it; plain text becomes a paragraph."""
+    """A heading and the parts below it; plain text becomes a paragraph."""
     body = "\n".join(p if isinstance(p, Raw) else f"<p>{escape(p)}</p>" for p in parts)
     return Raw(f"<section><h2>{escape(heading)}</h2>\n{body}</section>")
 
 
 def facts(values: Mapping[str, object]) -> Raw:
-    """Name and value, one below the other."""
+    """A list of names and values, one per line."""
     items = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in values.items())
     return Raw(f"<dl>{items}</dl>")
 
 
 def tiles(values: Mapping[str, object]) -> Raw:
-    """Name above value, as many side by side as there is room for; a long value has a row."""
+    """Names above values, side by side if there is room; a long value has a row of its own."""
     items = "".join(
         f"<div{' class=long' * (len(str(v)) > LONG)}><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>"
         for k, v in values.items()
@@ -105,8 +105,8 @@ def table(
 
     Args:
         headers: Names of the columns.
-        rows: Cells; text is escaped unless it is `Raw`; numbers stand to the right.
-        sortable: Whether a click sorts.
+        rows: Cells; text is escaped unless it is `Raw`; numbers are aligned to the right.
+        sortable: A click on a heading sorts.
     """
     cells = [[_cell(value) for value in row] for row in rows]
     columns = zip_longest(headers, zip(*cells, strict=True), fillvalue=("",))
@@ -120,7 +120,7 @@ def table(
 
 
 def image(pixels: UInt8[np.ndarray, "h w 3"], *, alt: str = "", quality: int = JPEG_QUALITY) -> Raw:
-    """A picture as a JPEG inside the page."""
+    """Encode a picture as a JPEG inside the page."""
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, "JPEG", quality=quality)
     data = base64.b64encode(buffer.getvalue()).decode()
@@ -132,7 +132,7 @@ def image(pixels: UInt8[np.ndarray, "h w 3"], *, alt: str = "", quality: int = J
 
 
 def _head(first_cell: str) -> str:
-    """Open a heading, to the right over numbers."""
+    """Open a heading; over numbers it is aligned to the right."""
     return '<th class="number">' if 'class="number"' in first_cell else "<th>"
 
 

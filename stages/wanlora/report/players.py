@@ -1,7 +1,6 @@
-"""Videos beside each other that play as one: one button, one slider, the same frame everywhere.
+"""Synchronised players: videos side by side with one button and one slider.
 
-Owns: the markup and the script of synchronised players. The first video of a row leads, the others
-follow it.
+Owns: their markup and script. The first video of a row leads, the others follow it.
 """
 
 import base64
@@ -18,8 +17,8 @@ def player(title: str, note: str, videos: Mapping[str, bytes]) -> Raw:
     """A row of videos under one slider.
 
     Args:
-        title: Above them: the prompt.
-        note: Beside it, softly.
+        title: The prompt, shown above the videos.
+        note: Shown beside it in a softer colour.
         videos: Name to a small mp4.
     """
     cells = "".join(
@@ -39,5 +38,5 @@ def player(title: str, note: str, videos: Mapping[str, bytes]) -> Raw:
 
 
 def players(*rows: Raw) -> Raw:
-    """Rows of players; as many beside each other as there is room for."""
+    """Rows of players, side by side if there is room."""
     return Raw(f'<div class="players">{"".join(rows)}</div>')

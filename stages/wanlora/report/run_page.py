@@ -129,7 +129,7 @@ def _loss(metrics: Metrics) -> Raw:
 def _validation_loss(
     validations: Sequence[Row], settings: Mapping[str, Any], *, from_base: bool
 ) -> Raw:
-    """Draw losses beside the base's, from step 0 on: an adapter of zeros is the base."""
+    """Draw losses and those of the base, from step 0 on: an adapter of zeros is the base."""
     lines = []
     for rows, weights, name, colour in _curves(validations):
         base = [(float(row["step"]), float(row["base_mean"])) for row in rows]
@@ -154,7 +154,7 @@ def _validation_loss(
 
 
 def _validation(validations: Sequence[Row], *, from_base: bool) -> Raw:
-    """Difference to the base with its interval; then the last validation by sigma and activity."""
+    """Draw the difference to the base, then the last validation by sigma and activity."""
     differences, by_sigma, samples = [], [], []
     activities: list[list[object]] = []
     for rows, weights, name, colour in _curves(validations):

@@ -1,7 +1,7 @@
 """Head of a run's page: the state of the run, its progress, and the script that reloads the page.
 
 Owns: the wording of a state, and when a browser reloads. A page opened from a disk cannot fetch
-anything, so it is reloaded as a whole: only if it is visible, nobody is using it, and no video
+anything, so it is reloaded as a whole: only if it is visible, it is not in use, and no video
 plays; the scroll positions and open parts stay. Must not know: files, or how a state is found.
 """
 

@@ -1,7 +1,7 @@
-"""What resume needs: adapter masters, optimizer tensors, the step, and what was best so far.
+"""State for resuming: adapter masters, optimizer tensors, the step, and the best validation.
 
 Owns: the files inside a checkpoint folder. Noise, sigma, dropout and order are functions of
-(seed, step, slot), so no generator or loader state is saved.
+(seed, step, slot), so the state of generators and loaders is not saved.
 """
 
 import json
@@ -27,7 +27,7 @@ from wanlora.training.optimizers import load_state, state_of
 
 VERSION = 2
 READABLE = (1, 2)
-"""1 has no `base` in its identity, no `best/`, and no panel in its progress."""
+"""Version 1 has no `base` in its identity, no `best/`, and no panel in its progress."""
 STATE_NAME = "state.json"
 OPTIMIZER_NAME = "optimizer.pt"
 
@@ -36,16 +36,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
-        step: Steps done: the step that comes next.
+        step: Steps done, which is also the number of the next step.
         validated_step: Steps done at the last complete validation.
-        panel: Key of the held-out panel that what follows was measured on.
+        panel: Key of the held-out panel of the best validation.
         best_step: Steps done at the best validation; None before the first.
-        best_loss: Its held-out loss.
-        best_weights: Whose loss that is: `adapter` or `ema`.
-        stale: Validations since then.
+        best_loss: Held-out loss of the best validation.
+        best_weights: Weights with that loss: `adapter` or `ema`.
+        stale: Validations since the best one.
     """
 
     step: int = 0
@@ -75,13 +75,13 @@ def write_state(
 
     Args:
         folder: Hidden folder that becomes the checkpoint.
-        progress: How far the run is.
-        identity: What the run trains on; a resume with another is refused.
-        facts: Where it came from; recorded, not compared.
-        masters: The master weights, whose names are the optimizer's.
-        optimizer: The optimizer over them.
+        progress: Progress of the run.
+        identity: Data and base model of the run; a resume with others is refused.
+        facts: Origin of the run; recorded, not compared.
+        masters: The master weights.
+        optimizer: Their optimizer.
     """
-    # Through Python's file: torch's own does not report why it cannot write.
+    # Opened by Python: torch does not report why it cannot write.
     with (folder / OPTIMIZER_NAME).open("wb") as file:
         torch.save(state_of(optimizer, masters.parameters), file)
     state = {
@@ -89,7 +89,7 @@ def write_state(
         "progress": asdict(progress),
         "identity": dict(identity),
         "facts": dict(facts),
-        # Normal streams are not promised across numpy versions (NEP 19).
+        # Normal draws may differ between numpy versions (NEP 19).
         "numpy": np.__version__,
         "torch": torch.__version__,
     }
@@ -97,7 +97,7 @@ def write_state(
 
 
 def replace_progress(folder: Path, progress: Progress) -> None:
-    """Record in a published checkpoint what was validated after it was published."""
+    """Record a later validation in a published checkpoint."""
     state = json.loads((folder / STATE_NAME).read_text())
     state |= {"version": VERSION, "progress": asdict(progress)}
     write_atomic(folder / STATE_NAME, (json.dumps(state, indent=2) + "\n").encode())
@@ -111,18 +111,18 @@ def load(
     average: MovingAverage | None,
     optimizer: torch.optim.Optimizer,
 ) -> Progress:
-    """Take masters, their average and optimizer tensors from a checkpoint.
+    """Load masters, their average and optimizer tensors from a checkpoint.
 
     Raises:
-        CheckpointError: A file or tensor is missing or damaged, or a whole checkpoint is of another
+        CheckpointError: A file or tensor is missing or damaged, or the checkpoint is of another
             release, or was trained on other clips or encodings.
     """
-    with _naming_damage(folder):
+    with _damage_named(folder):
         state = json.loads((folder / STATE_NAME).read_text())
         version, trained_on = state["version"], dict(state["identity"])
     _check_version(folder, version)
     _check_identity(folder, trained_on, identity)
-    with _naming_damage(folder):
+    with _damage_named(folder):
         _warn_of_versions(state)
         masters.load(read_adapter(folder / run_folder.ADAPTER_NAME).tensors)
         if average:
@@ -133,11 +133,11 @@ def load(
 
 
 @contextmanager
-def _naming_damage(folder: Path) -> Generator[None, None, None]:
-    """Turn what reading a damaged file raises into a message that gives up that checkpoint.
+def _damage_named(folder: Path) -> Generator[None, None, None]:
+    """Translate errors of reading a damaged file inside the block.
 
     Raises:
-        CheckpointError: Names the folder and the one to go on from.
+        CheckpointError: Names the folder, and another checkpoint to continue from.
     """
     try:
         yield
@@ -148,12 +148,12 @@ def _naming_damage(folder: Path) -> Generator[None, None, None]:
         if is_out_of_memory(error):  # the checkpoint is good, and must not be removed
             raise
         raise CheckpointError(
-            f"checkpoint {folder} cannot be continued: {error}. {_way_out(folder)}"
+            f"checkpoint {folder} cannot be continued: {error}. {_alternative(folder)}"
         ) from error
 
 
-def _way_out(folder: Path) -> str:
-    """Name what can be continued instead of a damaged checkpoint."""
+def _alternative(folder: Path) -> str:
+    """Advise what to continue instead of a damaged checkpoint."""
     run_dir = folder.parent.parent
     if any(
         run_folder.step_of(other) < run_folder.step_of(folder)
@@ -176,7 +176,7 @@ def _check_version(folder: Path, version: Any) -> None:
 
 
 def _check_identity(folder: Path, trained_on: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse other clips or encodings; the checkpoint itself is good, and must not be removed."""
+    """Refuse other clips or encodings; the checkpoint is good and must not be removed."""
     # Version 1 has no fingerprint of the base.
     differing = difference(trained_on, {key: wanted[key] for key in wanted if key in trained_on})
     if differing:

@@ -35,7 +35,7 @@ from wanlora.runs.run_folder import (
 from wanlora.runs.same_settings import differing_settings, without_none
 
 LOCK_WAIT_S = 0.5
-"""`wanlora watch` holds a shared lock for some microseconds when it looks for a process."""
+"""Seconds to wait for the lock: `wanlora watch` takes it for some microseconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +51,14 @@ def open_run(
 
     Args:
         run_dir: The run's folder.
-        settings: The settings now.
-        resume: Whether to continue a run that the folder holds.
-        resolve: Fills in the defaults of settings, so that the recorded ones and those of now are
+        settings: Settings of this command.
+        resume: True to continue the run in the folder, if there is one.
+        resolve: Fills in the defaults of settings, so that recorded and current settings are
             compared by value. A setting that is newer than the run has its default there.
 
     Raises:
-        RunError: The folder holds a run and `resume` is false; the run has other settings; or there
-            is no checkpoint, and a run would replace an adapter or files of something else.
+        RunError: The folder has a run and `resume` is false; the run has other settings; or there
+            is no checkpoint, and a run would replace an adapter or other files.
         OutputError: The folder cannot be written.
     """
     require_folder(run_dir, flag="--output-dir")
@@ -89,14 +89,14 @@ def open_run(
 
 
 def _require_nothing_finished(run_dir: Path, *, same_settings: bool) -> None:
-    """Refuse a folder without a checkpoint if a new run there would replace somebody's work.
+    """Refuse a folder without a checkpoint if a new run there would replace files.
 
     Args:
         run_dir: The folder.
-        same_settings: Whether the run that the folder holds, if any, would be made again.
+        same_settings: True if the folder's run has the same settings.
 
     Raises:
-        RunError: The folder holds an adapter, a finished run or files of something else.
+        RunError: The folder has an adapter, a finished run or other files.
     """
     attempt = is_run(run_dir)
     names = (ADAPTER_NAME, f"{EMA_NAME}/{ADAPTER_NAME}", f"{BEST_NAME}/{ADAPTER_NAME}")
@@ -126,19 +126,19 @@ def begin_run(
     *,
     checkpoint: Path | None,
 ) -> Iterator[None]:
-    """Make a run's folder, record its settings, and keep other processes out of it meanwhile.
+    """Make a run's folder, record its settings, and lock it inside the block.
 
-    A run that is refused before its first step leaves nothing that was not there before it.
+    A run that fails before its first step leaves the folder as it was.
 
     Args:
         run_dir: The run's folder.
         settings: Content of config.toml.
-        facts: Where the run comes from: comments at the head of config.toml, so that the file can
-            be given to --config again.
-        checkpoint: What `open_run` found; loading a model takes a while since.
+        facts: Origin of the run: comments at the head of config.toml, so that the file can be given
+            to --config again.
+        checkpoint: From `open_run`; another process may have trained since then.
 
     Raises:
-        RunError: Another process trains in this folder, or did so since it was checked.
+        RunError: Another process trains in this folder, or has done so since it was checked.
     """
     before = set(run_dir.iterdir()) if run_dir.exists() else None
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -151,7 +151,7 @@ def begin_run(
             "--output-dir"
         ) from None
     except NotImplementedError:
-        logger.warning("%s cannot be locked: see to it that no other process uses it", run_dir)
+        logger.warning("%s cannot be locked: make sure that no other process uses it", run_dir)
     try:
         if newest_checkpoint(run_dir) != checkpoint:
             raise RunError(
@@ -171,7 +171,7 @@ def begin_run(
 def _record_settings(
     run_dir: Path, settings: Mapping[str, Any], facts: Mapping[str, str], *, resumed: bool
 ) -> None:
-    """Write config.toml, but leave one with the same settings: a person may have added comments."""
+    """Write config.toml; keep one with the same settings: a person may have added comments."""
     path = run_dir / CONFIG_NAME
     if resumed and path.exists() and read_settings(run_dir) == settings:
         return
@@ -180,7 +180,7 @@ def _record_settings(
 
 
 def _leave_as_before(run_dir: Path, before: set[Path] | None) -> None:
-    """Remove what a refused start has made: the folder if it is new, else its files."""
+    """Remove the files of a failed start, and the folder if it is new."""
     if before is None:
         shutil.rmtree(run_dir, ignore_errors=True)
         return

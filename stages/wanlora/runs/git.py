@@ -1,4 +1,4 @@
-"""Which commit the training was started from."""
+"""Git commit of the working directory that a run was started in."""
 
 import shutil
 import subprocess

@@ -1,8 +1,8 @@
-"""`run.html` and `status.json`: written by time while a run lives, and when it ends.
+"""`run.html` and `status.json`, written at intervals while a run trains, and when it ends.
 
-Owns: which files are read, when the page is written, and the state of the run. What is drawn is in
-`report.run_page`. A thread writes the page, so a long validation or step does not delay it; it
-reads only rows that are new, and converts each picture once.
+Owns: which files are read, when the page is written, and the state of the run. `report.run_page`
+draws the page. A thread writes it, so a long validation or step does not delay it; it reads only
+new rows, and converts each picture once.
 """
 
 import io
@@ -30,16 +30,16 @@ from wanlora.runs.saved_latents import read_latents
 
 STATUS_VERSION = 1
 FIRST_WAIT_S, MAX_WAIT_S = 2.0, 60.0
-"""Pauses between two pages: doubled from the first to the longest."""
+"""Seconds between two pages: doubled from the first to the maximum."""
 MAX_WARNINGS = 50
 MAX_GIF_BYTES = 60_000
-"""A larger GIF goes into the page as WebP, which takes a thirteenth of it (81 frames at 480p)."""
+"""A larger GIF is converted to WebP, which has a thirteenth of its size (81 frames at 480p)."""
 
 logger = logging.getLogger(__name__)
 
 
 class RunFiles:
-    """A run's folder as the data of its page; each call of `page` reads what is new.
+    """Data of a run's page, read from its folder; `read` reads only new rows.
 
     Args:
         run_dir: The run's folder.
@@ -100,7 +100,7 @@ class RunFiles:
         )
 
     def _previews(self, step: int, folder: Path) -> list[Preview]:
-        """Pictures of one step; a preview without one (no projection in the store) is left out."""
+        """Pictures of one step; previews without one (no projection in the store) are left out."""
         gifs = sorted(folder.glob("*.gif"))
         for gif in gifs:
             if gif not in self._pictures:
@@ -133,7 +133,7 @@ def smaller(gif: bytes) -> tuple[bytes, str, tuple[int, int]]:
 class LivePage:
     """The page of a run that is being trained, and the thread that writes it.
 
-    A page that cannot be written is reported once and stops no training.
+    If the page cannot be written, a warning is logged once and training continues.
 
     Args:
         run_dir: The run's folder.
@@ -155,7 +155,7 @@ class LivePage:
         self._thread.start()
 
     def renew(self) -> None:
-        """Write the page soon: there is something to see. Returns at once."""
+        """Write the page soon, because there is something new. Returns at once."""
         with self._wake:
             self._is_due = True
             self._wake.notify()

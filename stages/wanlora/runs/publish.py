@@ -1,6 +1,6 @@
-"""Atomic publication of checkpoints, and removal of what a resumed run makes again.
+"""Atomic publication of checkpoints, and removal of files that a resumed run makes again.
 
-Killed at any instruction, every file and checkpoint is whole or absent.
+After a kill at any instruction, every file and checkpoint is complete or absent.
 
 Owns: the order of writing, renaming and removing. Must not know: the content of a checkpoint.
 """
@@ -31,13 +31,13 @@ from wanlora.runs.run_folder import (
 def publish_checkpoint(
     run_dir: Path, step: int, write: Callable[[Path], None], *, keep: int
 ) -> Path:
-    """Write a checkpoint into a hidden folder, rename it into place, then drop the oldest.
+    """Write a checkpoint into a hidden folder, rename the folder, then remove the oldest.
 
     Args:
         run_dir: The run's folder.
         step: Steps done.
-        write: Fills the folder it is given.
-        keep: Newest checkpoints to keep; 0 = all.
+        write: Writes the files into a given folder.
+        keep: Number of newest checkpoints to keep; 0 = all.
     """
     parent = run_dir / CHECKPOINTS_NAME
     parent.mkdir(parents=True, exist_ok=True)
@@ -68,19 +68,19 @@ def publish_checkpoint(
 
 
 def _remove(checkpoint: Path) -> None:
-    """Hide a checkpoint, then remove it: what a kill leaves of it is taken for none."""
+    """Hide a checkpoint, then remove it, so that a kill leaves no partial checkpoint."""
     hidden = checkpoint.with_name(f".{checkpoint.name}.old.partial")
     checkpoint.rename(hidden)
     shutil.rmtree(hidden)
 
 
-def forget_after(run_dir: Path, num_steps: int, *, validated: bool = True) -> None:
-    """Drop what a resumed run does again: metrics, validations and previews past its checkpoint.
+def remove_after(run_dir: Path, num_steps: int, *, validated: bool = True) -> None:
+    """Remove metrics, validations and previews after a checkpoint; a resumed run makes them again.
 
     Args:
         run_dir: The run's folder.
         num_steps: Steps done at the checkpoint.
-        validated: Whether the validation after those steps is kept, and not made again.
+        validated: True to keep the validation after those steps.
     """
     lasts = {METRICS_NAME: num_steps - 1, VALIDATION_NAME: num_steps - (not validated)}
     for name, last in lasts.items():
@@ -93,13 +93,13 @@ def forget_after(run_dir: Path, num_steps: int, *, validated: bool = True) -> No
             shutil.rmtree(folder)
 
 
-def forget_attempt(run_dir: Path) -> None:
-    """Remove what a run left that ended before its first checkpoint, perhaps of another model.
+def remove_attempt(run_dir: Path) -> None:
+    """Remove files of a run that ended before its first checkpoint, perhaps with another model.
 
-    Metrics, validations and previews are `forget_after`'s.
+    `remove_after` removes metrics, validations and previews.
     """
     (run_dir / BASE_LOSSES_NAME).unlink(missing_ok=True)
     for name in (BEST_NAME, EMA_NAME):
         (run_dir / name / ADAPTER_NAME).unlink(missing_ok=True)
-        with suppress(OSError):  # there is no such folder, or it holds a user's files
+        with suppress(OSError):  # there is no such folder, or it has files of the user
             (run_dir / name).rmdir()

@@ -1,7 +1,7 @@
-"""Figures of a step, and where they go beside `metrics.jsonl`: TensorBoard, W&B if asked for.
+"""Figures of a step, and the trackers that show them: TensorBoard, and optionally W&B.
 
-Owns: what a row says of speed and memory, and the trackers, which are accelerate's. Trackers only
-repeat: metrics.jsonl, validation.jsonl and previews/ hold the same, whole, and are what is tested.
+Owns: the figures of speed and memory in a row of metrics.jsonl, and the trackers, which are
+accelerate's. Trackers show a copy: metrics.jsonl, validation.jsonl and previews/ are complete.
 """
 
 import importlib
@@ -35,24 +35,24 @@ logger = logging.getLogger(__name__)
 
 
 class Smoothed(NamedTuple):
-    """Exponential moving mean m <- 0.98 m + 0.02 x, divided by the weight 1 - 0.98^n it has so far.
+    """Exponential moving mean m <- 0.98 m + 0.02 x, divided by its total weight 1 - 0.98^n so far.
 
-    Without that division the first hundred values would lean towards 0. A value of its own, so a
-    resumed run rebuilds it from the rows it keeps: `Smoothed().over(losses)`.
+    Without that division the first hundred values would be biased towards 0. An immutable value:
+    a resumed run rebuilds it from the rows it keeps with `Smoothed().add_all(losses)`.
     """
 
     total: float = 0.0
     weight: float = 0.0
 
     def add(self, value: float) -> "Smoothed":
-        """Take in the next value."""
+        """Return the mean with one more value."""
         return Smoothed(
             SMOOTHING * self.total + (1 - SMOOTHING) * value,
             SMOOTHING * self.weight + (1 - SMOOTHING),
         )
 
-    def over(self, values: Iterable[float]) -> "Smoothed":
-        """Take in many."""
+    def add_all(self, values: Iterable[float]) -> "Smoothed":
+        """Return the mean with more values."""
         result = self
         for value in values:
             result = result.add(value)
@@ -64,7 +64,7 @@ class Smoothed(NamedTuple):
         return self.total / self.weight if self.weight else None
 
 
-def row(
+def step_figures(
     *,
     loss: Smoothed,
     pace: Smoothed,
@@ -75,20 +75,20 @@ def row(
     device_name: str,
     steps_left: int,
 ) -> dict[str, float | None]:
-    """Say how a step went, beyond its loss.
+    """Compute the figures of a step's speed and memory.
 
     Args:
         loss: Smoothed losses, this step's included.
         pace: Smoothed seconds of a step, this step's included.
         seconds: The step's time.
-        waited_s: How much of it went by waiting for data.
+        waited_s: Part of that time in which the step waited for data.
         flops: `StepFlops.model` of the clips that this process had in the step.
-        device: Where they were computed.
-        device_name: `name_of(device)`.
-        steps_left: Steps still to do.
+        device: Device that computed the step.
+        device_name: Result of `device_name` for it.
+        steps_left: Number of steps still to do.
 
     Returns:
-        `mfu` is None where no peak is known, as on a CPU; `tflops` is what was achieved there.
+        Columns of metrics.jsonl. `mfu` is None if no peak is known, for example on a CPU.
     """
     share = mfu(flops, seconds, device_name)
     return {
@@ -102,27 +102,28 @@ def row(
     }
 
 
-def name_of(device: torch.device) -> str:
-    """Name of a device for `cost.gpus.mfu`; asked once, not every step."""
+def device_name(device: torch.device) -> str:
+    """Name of a device for `cost.gpus.mfu`; CUDA is slow to return it, so call this once."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory that tensors took on a GPU so far; elsewhere, that the whole process took."""
+    """Peak memory of tensors on a GPU so far; on other devices, of the whole process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB on Linux
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes on macOS, KiB on Linux
 
 
 class Recorder:
-    """Open trackers of one run, on the main process alone.
+    """Open trackers of one run, on the main process only.
 
     Args:
         run_dir: The run's folder: TensorBoard's files go to `tensorboard/`, W&B's to `wandb/`.
         trackers: `tensorboard`, `wandb`, both or none.
         settings: The run's settings.
-        first_step: 0, or where a resumed run continues: what was shown from there on is replaced.
+        first_step: 0, or the first step of a resumed run; later points of an earlier process are
+            replaced.
 
     Raises:
         ConfigError: See `check_trackers`.
@@ -138,7 +139,7 @@ class Recorder:
     ) -> None:
         self._run_dir = run_dir
         self._go_on = f"continue with: {run_folder.resume_command(run_dir)}"
-        PartialState()  # accelerate's trackers ask it which process they are in
+        PartialState()  # accelerate's trackers read the process index from it
         self._trackers: dict[str, Any] = {}
         for name in trackers:
             self._trackers[name] = _OPEN[name](run_dir, first_step)
@@ -150,7 +151,7 @@ class Recorder:
             wandb.store_init_configuration(json.loads(json.dumps(dict(settings), default=str)))
 
     def step(self, row: Mapping[str, Any]) -> None:
-        """Show a row of metrics.jsonl; what is null there is not a point on a curve."""
+        """Show the numbers in a row of metrics.jsonl."""
         values = {
             f"train/{key}": value
             for key, value in row.items()
@@ -191,7 +192,7 @@ class Recorder:
                 tracker.log_images({name: frames}, step=step, **layout)
 
     def close(self) -> None:
-        """Write what is still held back."""
+        """Write buffered values, and close the trackers."""
         trackers, self._trackers = self._trackers, {}
         for kind, tracker in trackers.items():
             with writing(self._run_dir / kind, then=self._go_on):
@@ -204,7 +205,7 @@ class Recorder:
 
 
 def _open_tensorboard(run_dir: Path, first_step: int) -> GeneralTracker:
-    # purge_step: TensorBoard forgets what an earlier process, killed since, showed from there on.
+    # purge_step: TensorBoard drops later points of an earlier process that was killed.
     tracker = TensorBoardTracker(TENSORBOARD_NAME, str(run_dir), purge_step=first_step or None)
     tracker.start()
     return tracker
@@ -236,8 +237,8 @@ def check_trackers(trackers: Sequence[str]) -> None:
 def _open_wandb(run_dir: Path, first_step: int) -> GeneralTracker:
     """Start or continue a W&B run; its id is kept in the run's folder.
 
-    W&B takes no step twice: after a kill it keeps what was shown first of the steps done again,
-    which is the same.
+    W&B records each step once: after a kill it keeps the first values of steps that are done again,
+    which are the same.
     """
     check_trackers([WANDB_NAME])
     id_path = run_dir / WANDB_NAME / WANDB_ID_NAME

@@ -1,18 +1,18 @@
 """The files of a run's folder in outputs/.
 
-    config.toml                          the resolved settings, and what was trained on
-    metrics.jsonl                        one object a step
-    pytorch_lora_weights.safetensors     the newest adapter, where diffusers looks for it
-    checkpoints/step-000500/             what resume needs
+    config.toml                          the resolved settings; facts of the data in comments
+    metrics.jsonl                        one object per step
+    pytorch_lora_weights.safetensors     the newest adapter, at the path that diffusers loads
+    checkpoints/step-000500/             state for --resume
     best/  ema/                          the adapter of the best validation; the moving average
     previews/step-000500/                latents and pictures made while training
-    validation.jsonl                     one object a validation
+    validation.jsonl                     one object per validation
     validation_base.json                 the base model's losses on the validation panels
     status.json  run.html                the state of the run; its page
 
-Owns: names, what is listed, and what is read. Starting and continuing a run is in `claim`,
-checkpoints are published in `publish`, and settings compared in `same_settings`. Must not know: the
-content of a checkpoint.
+Owns: names, lists and reading of these files. `claim` starts and continues a run, `publish`
+publishes checkpoints, and `same_settings` compares settings. Must not know: the content of a
+checkpoint.
 """
 
 import json
@@ -47,10 +47,10 @@ def resume_command(run_dir: Path) -> str:
 
 
 def is_run(run_dir: Path) -> bool:
-    """Return whether a folder holds a run, also one that ended before its first checkpoint.
+    """Return whether a folder has a run, including one that ended before its first checkpoint.
 
-    Without a checkpoint, config.toml must have the head that `begin_run` writes, and stand beside
-    another file of the run: a person may have put a copy of it there.
+    Without a checkpoint, config.toml must have the head that `begin_run` writes, and there must be
+    another file of the run: a person may have copied config.toml.
     """
     if newest_checkpoint(run_dir):
         return True
@@ -93,7 +93,7 @@ def adapter_of(path: Path, checkpoint: str) -> Path:
     """Find one of a run's adapters.
 
     Args:
-        path: A run's folder; or an adapter by itself, which has only a latest.
+        path: A run's folder; or an adapter, for which only `latest` is valid.
         checkpoint: latest, best, ema, or a number of steps.
 
     Raises:
@@ -114,7 +114,7 @@ def adapter_of(path: Path, checkpoint: str) -> Path:
 
 
 def append_row(run_dir: Path, name: str, row: Mapping[str, Any]) -> None:
-    """Add a line to metrics.jsonl or validation.jsonl; a resume cuts off one torn by a kill."""
+    """Append a line to metrics.jsonl or validation.jsonl; a resume removes a partial line."""
     with (
         writing(run_dir / name, then=f"continue with: {resume_command(run_dir)}"),
         (run_dir / name).open("a") as file,
@@ -123,7 +123,7 @@ def append_row(run_dir: Path, name: str, row: Mapping[str, Any]) -> None:
 
 
 def read_rows(run_dir: Path, name: str) -> list[dict[str, Any]]:
-    """Whole lines of metrics.jsonl or validation.jsonl; none when there is no such file."""
+    """Complete lines of metrics.jsonl or validation.jsonl; empty without the file."""
     path = run_dir / name
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
@@ -142,8 +142,8 @@ def read_settings(run_dir: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RunError(
-            f"{path} is not TOML ({error}), so it cannot be told whether this run may be "
-            "continued: restore it, or start again in another --output-dir"
+            f"{path} is not TOML ({error}), so its run cannot be continued: restore the file, or "
+            "start again in another --output-dir"
         ) from None
 
 
@@ -170,5 +170,5 @@ def read_status(run_dir: Path) -> dict[str, Any]:
 
 
 def out_of_patience(patience: int) -> str:
-    """Reason of a run that ended because `patience` validations found no new best."""
+    """Reason why a run ended because `patience` validations found no new best."""
     return f"no new best in {patience} validations"

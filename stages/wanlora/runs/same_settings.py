@@ -1,4 +1,4 @@
-"""Comparison of a run's settings: with those recorded, apart from those that may change.
+"""Comparison of a run's settings with the recorded ones.
 
 Owns: the settings that may change when a run continues. Must not know: files, models.
 """
@@ -9,9 +9,7 @@ from typing import Any
 
 from wanlora.core.fingerprint import difference
 
-# Settings that may change when a run continues: they decide how far or how it runs, not what it is.
-# The weights of the model and the content of the cache are compared with the checkpoint's.
-FREE_ON_RESUME = frozenset(
+MAY_CHANGE = frozenset(
     {
         "max_steps", "num_epochs", "save_steps", "save_minutes", "keep_checkpoints", "resume",
         "device", "activations", "eager", "attention", "prefetch_batches", "output_dir", "cache",
@@ -19,32 +17,35 @@ FREE_ON_RESUME = frozenset(
         "validation", "deterministic", "process_timeout_s", "model",
     }
 )  # fmt: skip
+"""Settings that may change when a run continues: they do not change the trained weights, except by
+the number of steps. The weights of the model and the content of the cache are compared separately,
+with those of the checkpoint."""
 
 
 def differing_settings(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Differences, one a line, that make another run of it."""
+    """List the differences that make it another run."""
     return difference(_identity(recorded), _identity(wanted))
 
 
 def same_settings(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether a run was trained with the wanted settings, apart from those of how it runs."""
-    free = FREE_ON_RESUME - {"max_steps", "num_epochs", "model"}
+    """Return whether a run has the wanted values of all settings that determine its result."""
+    free = MAY_CHANGE - {"max_steps", "num_epochs", "model"}
     both = [
         {key: value for key, value in without_none(each).items() if key not in free}
         for each in (recorded, wanted)
     ]
-    if both[1]["optimizer"].get("warmup_steps") is None:  # recorded as the run used it
+    if both[1]["optimizer"].get("warmup_steps") is None:  # the run recorded the steps that it used
         both[0].get("optimizer", {}).pop("warmup_steps", None)
     return both[0] == both[1]
 
 
 def _identity(settings: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in settings.items() if key not in FREE_ON_RESUME}
+    kept = {key: value for key, value in settings.items() if key not in MAY_CHANGE}
     return dict(without_none(kept))
 
 
 def without_none(value: Any) -> Any:
-    """TOML has no null: a setting left to its default reading is left out."""
+    """Remove None values: TOML has no null."""
     if isinstance(value, Mapping):
         return {key: without_none(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):

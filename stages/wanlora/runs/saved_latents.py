@@ -1,7 +1,7 @@
-"""Latents of one video in a file of their own, for the VAE to decode later.
+"""Latents of one video in a file, for the VAE to decode later.
 
-Owns: `previews/step-000500/00.safetensors` of a run: one tensor `latents` and, in the header, what
-it was made from. Legend: c f h w latents, normalised.
+Owns: `previews/step-000500/00.safetensors` of a run: one tensor `latents`, and its prompt, seed and
+model in the header. Legend: c f h w latents, normalised.
 """
 
 from collections.abc import Mapping
@@ -23,12 +23,12 @@ REQUIRED = ("prompt", "seed", "model", "variant")
 
 @dataclass(frozen=True, slots=True)
 class SavedLatents:
-    """What such a file holds.
+    """Content of a file of latents.
 
     Attributes:
         path: The file.
-        latents: Normalised, fp32.
-        facts: What it was made from; always a prompt, its seed, the model and its variant.
+        latents: Normalised latents, fp32.
+        facts: Origin of the latents; always a prompt, its seed, the model and its variant.
     """
 
     path: Path
@@ -39,7 +39,7 @@ class SavedLatents:
 def write_latents(
     path: Path, latents: Float32[torch.Tensor, "c f h w"], facts: Mapping[str, object]
 ) -> None:
-    """Write a file of latents whole or not at all."""
+    """Write a file of latents atomically."""
     assert set(REQUIRED) <= facts.keys(), facts.keys()
     header = {f"{PROVENANCE_PREFIX}{key}": str(value) for key, value in facts.items()}
     tensors = {TENSOR: latents.contiguous()}
@@ -50,7 +50,7 @@ def read_latents(path: Path) -> SavedLatents:
     """Read a file of latents.
 
     Raises:
-        RunError: It is not one.
+        RunError: The file is damaged, or is not a file of latents.
     """
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
@@ -66,7 +66,7 @@ def read_latents(path: Path) -> SavedLatents:
     }
     if latents is None or latents.ndim != 4 or not set(REQUIRED) <= facts.keys():
         raise RunError(
-            f"{path} is no file of latents: expected one tensor {TENSOR!r} [C, F, H, W] and "
+            f"{path} is not a file of latents: expected one tensor {TENSOR!r} [C, F, H, W] and "
             f"{', '.join(REQUIRED)} in its header, as wanlora train writes under previews/; found "
             f"{', '.join(sorted(names)[:3]) or 'no tensors'}"
         )

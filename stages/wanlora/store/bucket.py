@@ -1,8 +1,8 @@
 """Objects of a cache in an object store (S3, GCS, Azure and others that obstore opens).
 
 Owns: every call of obstore. A PUT, or the end of an upload in parts, makes an object appear whole.
-Credentials and endpoint come from the environment (docs/cache.md). Requests that fail in a way
-that may pass (5xx, a broken connection) are repeated by obstore. Must not be used across a fork.
+Credentials and endpoint come from the environment (docs/cache.md). obstore repeats
+requests after temporary failures (5xx, a broken connection). Must not be used across a fork.
 """
 
 import functools
@@ -20,30 +20,30 @@ from wanlora.errors import StoreError
 from wanlora.store.storage import PARTIAL, Entry
 
 MAX_RETRIES = 6
-"""Repeats of a request, with waits of 0.1 s growing to 5 s."""
+"""Maximum number of retries of a request, with waits that grow from 0.1 s to 5 s."""
 
 PART_BYTES = 8 * 2**20
-"""Size of the parts in which larger objects travel, each a request with a timeout of its own: a
-transfer goes on as long as parts arrive, whatever the size of the object."""
+"""Part size for larger objects. Each part is a request with its own timeout, so the transfer of an
+object of any size continues as long as parts arrive."""
 
 PARTS_AT_ONCE = 4
-"""Parts of one object in transfer."""
+"""Number of parts of one object in transfer at once."""
 
 REQUEST_S = 120
 """Timeout of a request: four parts of 8 MiB at once need 0.28 MB/s. (obstore's default is 30 s for
 a whole object: a segment of 118 MB would need 4 MB/s.)"""
 
 RETRY_S = 10 * 60
-"""A request is not repeated once this much time has passed since its first try."""
+"""Maximum time from a request's first try to its last retry."""
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
 
 REQUESTS = 64
-"""Requests at once to an object store: at 100 ms each, 640 a second."""
+"""Number of concurrent requests to an object store: 640 per second at 100 ms each."""
 
 HELD = 16 * REQUESTS
-"""Objects that `get_many` fetches ahead of its caller."""
+"""Number of objects that `get_many` fetches ahead of its caller."""
 
 FEW = 16
 """Folders that are listed one by one; more are found in a listing of their parent."""
@@ -189,10 +189,10 @@ class Bucket:
 
 @functools.cache
 def open_store(root: Url) -> Any:
-    """Open an obstore store whose keys are relative to the root; one for each root and process.
+    """Open an obstore store with keys relative to the root, once per root and process.
 
     Raises:
-        StoreError: obstore is not installed, or does not know such an address.
+        StoreError: obstore is not installed, or does not support this address.
     """
     try:
         from obstore.store import from_url  # noqa: PLC0415  (an optional extra)
@@ -236,7 +236,7 @@ def _get_in_parts(store: Any, key: str, meta: Any) -> bytes:
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether an error comes from the object store rather than from what was read of it."""
+    """Return whether the object store raised the error, and not the parsing of its data."""
     return type(error).__module__.startswith("obstore")
 
 
@@ -252,7 +252,7 @@ def _translate_os_errors(verb: str, where: Url) -> Iterator[None]:
 
 
 def _advice(error: str) -> str:
-    """Explain a refusal; the text of an error names its cause where its type does not."""
+    """Suggest a fix. Searches the error's text, because its type may not name the cause."""
     if "timed out" in error.lower() or "timedout" in error.lower():
         return (
             f"a request took longer than {REQUEST_S:g} s. Objects travel in parts of "

@@ -1,6 +1,6 @@
-"""The captions of a view by activity: what is asked for when a cache decides the prompts.
+"""Prompts taken from a cache: the captions of a view by activity.
 
-Owns: which clips' captions those are.
+Owns: the choice of the clips whose captions are used.
 """
 
 import logging
@@ -12,15 +12,15 @@ logger = logging.getLogger(__name__)
 
 
 def captions(reader: StoreReader, view: View, split: str) -> dict[str, dict[str, str]]:
-    """Text to key of the captions of each activity, in the view's order, each once.
+    """Map each activity to its captions (text to key), in the view's order, without repeats.
 
-    An activity without clips in the split is asked for with its other captions, and named in a
-    warning: they may have been trained on.
+    If an activity has no clips in the split, its captions come from the other split. A warning
+    names it, because those captions may have been trained on.
 
     Args:
-        reader: Of this view.
-        view: Whose clips.
-        split: Whose captions.
+        reader: Reader of this view.
+        view: View with the clips.
+        split: Split of the captions.
 
     Raises:
         StoreError: The split has no clips.

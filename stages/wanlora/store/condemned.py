@@ -3,8 +3,8 @@
 Owns: `CACHE/condemned/<id>.json`. Object stores have no locks, so each side publishes its own
 intent and then reads the other's. A collection lists the segments it will remove, and only then
 reads again which rows are wanted. A writer publishes what it wants (`store.wants`), and only then
-reads these lists, whose segments it does not count. Whatever the order, one of the two sees the
-other, and no row that somebody counts on is removed.
+reads these lists; it ignores the segments in them. In either order one of the two sees the other,
+so a collection never removes a row that a writer needs.
 """
 
 import json
@@ -39,7 +39,7 @@ def publish(cache: Location, segments: Collection[str]) -> str:
 
 
 def names(cache: Location) -> list[str]:
-    """Names of all lists: of collections that are running or were killed."""
+    """Names of all lists, from collections that are running or were killed."""
     found = storage.at(cache).files(schema.CONDEMNED)
     return [name.removesuffix(SUFFIX) for name in found if name.endswith(SUFFIX)]
 
@@ -61,7 +61,7 @@ def segments_in(cache: Location, name: str) -> frozenset[str]:
 
 
 def withdraw(cache: Location, which: Collection[str]) -> None:
-    """Remove lists whose segments are gone, or stay after all."""
+    """Remove lists whose segments are gone, or will not be removed."""
     storage.at(cache).remove_many([_key(name) for name in which])
 
 

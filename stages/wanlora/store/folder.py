@@ -134,10 +134,10 @@ class Folder:
 
     @contextmanager
     def locked(self, key: str) -> Iterator[None]:
-        """Keep this machine's other processes from doing the same to a key meanwhile.
+        """Hold an exclusive lock on a key among the processes of this machine.
 
-        A file system without locks excludes nobody: work is then done twice, and still appears
-        whole.
+        On a file system without locks two processes may do the same work. Objects are complete
+        there too.
 
         Raises:
             StoreError: The disk is full or read-only.
@@ -190,7 +190,7 @@ class Folder:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, each of them synced into the folder above it."""
+    """Make a folder and its parents; sync the parent of each new folder."""
     if folder.is_dir():
         return
     make_folder(folder.parent)

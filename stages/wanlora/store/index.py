@@ -1,8 +1,8 @@
 """Index of committed rows: a listing of the commit records, and their content.
 
-Owns: which rows are valid and where they are stored. A segment without a commit record does not
-exist. The content of records is kept in a snapshot beside the store, because a segment never
-changes; which records exist is read from the store every time.
+Owns: the list of valid rows and their places. A segment without a commit record does not exist.
+The content of records is kept in a snapshot beside the store, because a segment never changes. The
+list of records is read from the store every time.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ from wanlora.store.schema import DAMAGE, Kind
 
 
 def has_store(cache: Location) -> bool:
-    """Whether a cache folder holds a store, of a version this release knows.
+    """Return whether a cache folder holds a store of a version that this release supports.
 
     Raises:
         StoreVersionError: Another version.
@@ -34,10 +34,10 @@ def has_store(cache: Location) -> bool:
 
 
 def open_store(cache: Location) -> None:
-    """Check that a cache folder holds a store of a version this release knows.
+    """Check that a cache folder holds a store of a version that this release supports.
 
     Raises:
-        StoreError: There is none; says how to make it.
+        StoreError: There is no store; the message names the command that makes one.
         StoreVersionError: Another version.
     """
     if not has_store(cache):
@@ -88,16 +88,16 @@ def provenance_of(cache: Location, kind: Kind, name: str) -> dict[str, Any] | No
 def look(
     cache: Location, kind: Kind, fingerprint: str, *, known: Rows | None = None
 ) -> tuple[Rows, list[Damaged]]:
-    """Locate every committed row. Only records that are not known yet are read.
+    """Locate every committed row. Reads only the records that are not in `known`.
 
-    The content of a segment never changes, so what was read once stays true; the listing decides
-    which segments exist. The result does not depend on what is known.
+    The content of a segment never changes, so an earlier result stays valid. The listing decides
+    which segments exist. The result does not depend on `known`.
 
     Args:
         cache: Cache folder or URL.
         kind: Kind of the rows.
-        fingerprint: Of the encoder.
-        known: An earlier result; None = the snapshot that `keep` left in the cache, if any.
+        fingerprint: Fingerprint of the encoder.
+        known: An earlier result; None = the snapshot that `keep` wrote to the cache, if any.
 
     Returns:
         The rows, and the records that cannot be used.
@@ -138,9 +138,9 @@ def committed(cache: Location, kind: Kind, fingerprint: str, *, known: Rows | No
 def lasting(
     cache: Location, kind: Kind, fingerprint: str, *, known: Rows | None = None
 ) -> tuple[Rows, list[Damaged]]:
-    """Locate the rows that a writer may count on, as `look` does: not those about to be removed.
+    """Locate the rows that will stay: those of `look` without the ones about to be removed.
 
-    Call it after `wants.publish`. Raises the same errors.
+    Call it after `wants.publish`. Raises the same errors as `look`.
     """
     going = condemned.segments(cache)  # before the listing: afterwards they may be gone from both
     rows, damaged = look(cache, kind, fingerprint, known=known)
@@ -149,9 +149,9 @@ def lasting(
 
 
 def keep(cache: Location, kind: Kind, fingerprint: str, rows: Rows) -> None:
-    """Leave what is committed to later processes, so that they need not read it again.
+    """Write a snapshot of the committed rows, so that later processes read fewer records.
 
-    A snapshot is a help and nothing else: it may be old, damaged or deleted at any time.
+    The snapshot is only an optimisation: it may be old, damaged or deleted at any time.
     """
     data = row_tables.to_bytes(rows, f"{kind} {fingerprint}")
     storage.at(cache).put(schema.snapshot_key(kind, fingerprint), data)
@@ -169,7 +169,7 @@ def _refuse(cache: Location, damaged: Sequence[Damaged]) -> None:
 
 
 def rows_of(segments: Iterable[Segment]) -> Rows:
-    """Locate every row of these segments. Where they share a row, the lowest segment id wins."""
+    """Locate every row of these segments. If two have the same row, the lowest segment id wins."""
     return row_tables.join([_rows_of_one(segment, 0) for segment in segments])
 
 
@@ -178,7 +178,7 @@ def _rows_of_one(segment: Segment, record_bytes: int) -> Rows:
 
 
 def missing_keys(cache: Location, kind: Kind, fingerprint: str, keys: Iterable[str]) -> list[str]:
-    """Those of the keys that a writer must encode, each once, in their order (`lasting`).
+    """Keys that a writer must encode, in the given order, without repeats (see `lasting`).
 
     Raises:
         StoreError: A commit record is damaged.
@@ -194,7 +194,7 @@ def require_fingerprint(
     """Refuse a store that has nothing made with these weights and settings.
 
     Raises:
-        StaleStoreError: Shows, field by field, how what the store has differs from what is wanted.
+        StaleStoreError: Lists the fields in which the store differs from the wanted settings.
     """
     found = provenances(cache, kind)
     if fingerprint in found:

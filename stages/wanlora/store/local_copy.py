@@ -1,4 +1,4 @@
-"""A local copy of the rows of a store that is far away, filled as they are read.
+"""A local copy of the rows of a remote store, filled as they are read.
 
 Owns: one file per row, `<folder>/rows/<fp>/<first two digits>/<key>.<array>`: the row as .npy. Only
 rows whose checksum matched are written, and the reader checks them again, so a kill or a damaged
@@ -32,7 +32,7 @@ class LocalCopy:
         self._generation = generation.rpartition("/")[2]
 
     def read(self, key: str, name: str) -> Float[np.ndarray, "..."] | None:
-        """Read a row, unchecked; None if it is not there or is no array.
+        """Read a row without checking it; None if it is missing or is not an array.
 
         Raises:
             StoreError: The disk refuses.
@@ -47,7 +47,7 @@ class LocalCopy:
         return row
 
     def write(self, key: str, name: str, row: Float[np.ndarray, "..."]) -> None:
-        """Keep a row whose checksum matched.
+        """Write a row whose checksum matched.
 
         Raises:
             StoreError: The disk is full or read-only; names --local-copy.
@@ -58,7 +58,7 @@ class LocalCopy:
 
     @contextmanager
     def locked(self, key: str, name: str) -> Iterator[None]:
-        """Keep this machine's other processes from fetching the same row meanwhile.
+        """Hold an exclusive lock on a row, so that only one process of this machine fetches it.
 
         Raises:
             StoreError: The disk is full or read-only; names --local-copy.

@@ -31,15 +31,15 @@ class StoreReader:
         cache: Cache folder.
         latents: Whole fingerprint of the latents.
         text: Whole fingerprint of the prompt embeddings.
-        latents_provenance: What the fingerprint stands for, to explain a refusal.
-        text_provenance: Likewise.
-        local_copy: Folder that rows are copied into when they are first read, and read from; for a
-            cache that is far away.
+        latents_provenance: Weights and settings of the latents, for error messages.
+        text_provenance: Weights and settings of the text encoder, for error messages.
+        local_copy: Folder for copies of rows, written at the first read and read from then on; for
+            a remote cache.
 
     Raises:
         StoreError: There is no store.
-        StoreVersionError: It has another version.
-        StaleStoreError: Nothing in it was made with these weights and settings.
+        StoreVersionError: The store has another version.
+        StaleStoreError: The store has no rows made with these weights and settings.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class StoreReader:
         return reader
 
     def keep_index(self) -> None:
-        """Leave what is committed to later processes (`index.keep`).
+        """Write a snapshot of the committed rows for later processes (`index.keep`).
 
         Raises:
             StoreError: The cache cannot be written.
@@ -99,17 +99,17 @@ class StoreReader:
     def missing(
         self, clip_keys: Iterable[str], prompt_keys: Iterable[str]
     ) -> tuple[list[str], list[str]]:
-        """Which of these rows the store does not have, in the given order."""
+        """Return the keys of the rows that the store does not have, in the given order."""
         return (
             self._latents.rows.missing(list(clip_keys)),
             self._text.rows.missing(list(prompt_keys)),
         )
 
     def require(self, view: View) -> None:
-        """Refuse a view of which a row is missing.
+        """Refuse a view with a missing row.
 
         Raises:
-            MissingRowsError: Says how many, and names the first few.
+            MissingRowsError: Contains the number of missing rows and the first few names.
         """
         clips, prompts = self.missing((clip.key for clip in view.clips), view.prompt_keys())
         if not clips and not prompts:
@@ -127,11 +127,11 @@ class StoreReader:
         return self._latents.read(key)
 
     def prompt_embeds(self, key: str) -> Float[np.ndarray, "l d"]:
-        """Embedding of a prompt without its padding, in the stored dtype. Raises likewise."""
+        """Read the embedding of a prompt, without padding, in the stored dtype. Raises the same."""
         return self._text.read(key)
 
     def prompts(self, keys: Iterable[str]) -> dict[str, str]:
-        """Cleaned text of prompts, as their segments' records have it, by key.
+        """Cleaned text of prompts by key, from the commit records of their segments.
 
         Raises:
             StoreError: A record cannot be read.
@@ -142,7 +142,7 @@ class StoreReader:
         """Sum of the normal equations of the first segments, for `store.latent_rgb.solve`.
 
         Raises:
-            StoreError: No segment carries any, or a record cannot be read.
+            StoreError: No segment has any, or a record cannot be read.
         """
         found = self._latents.latent_rgb()
         if found is None:

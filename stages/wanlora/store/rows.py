@@ -1,7 +1,7 @@
-"""Where every row of one kind lies, as columns: 80 bytes a row, for a million rows and more.
+"""Table of the places of all rows of one kind, as columns: 80 bytes per row, for millions of rows.
 
-Owns: the way from a key to a place, and the same as bytes. A value: it opens nothing and is never
-changed. Must not know: commit records, where it is kept.
+Owns: the lookup of a place by key, and the table's file format. The table is immutable and opens
+no files. Must not know: commit records, storage.
 Legend: N rows, S segments.
 """
 
@@ -20,12 +20,12 @@ COLUMNS = ("record_bytes", "row_keys", "homes", "places", "crc32c")
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, RuntimeError,
 )  # fmt: skip
-"""What numpy raises over bytes that are no longer what was written."""
+"""Errors that numpy raises for damaged files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Where one row lies, and its checksum."""
+    """Place of one row, and its checksum."""
 
     segment: str
     row: int
@@ -34,15 +34,15 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class Rows(Mapping[str, Row]):
-    """Rows by key, sorted; where segments share a row, the lowest segment id comes first and wins.
+    """Rows by key, sorted. If two segments have the same row, the lowest segment id is used.
 
     Attributes:
         segments: Keys of the S segments' groups, in the order of their ids.
-        record_bytes: Bytes of each segment's commit record: by which a damaged one is noticed.
-        row_keys: Key of each row, as bytes; a row that two segments have stands there twice.
+        record_bytes: Size of each segment's commit record, to notice a damaged one.
+        row_keys: Key of each row, as bytes; repeated if two segments have the row.
         homes: Segment of each row, an index into `segments`.
-        places: Row within its segment.
-        crc32c: Its checksum.
+        places: Index of each row within its segment.
+        crc32c: Checksum of each row.
     """
 
     segments: tuple[str, ...]
@@ -65,11 +65,11 @@ class Rows(Mapping[str, Row]):
         return len(self.firsts())
 
     def missing(self, keys: Sequence[str]) -> list[str]:
-        """Those of the keys that no segment has, in their order."""
+        """Keys that no segment has, in the given order."""
         return [keys[i] for i in np.flatnonzero(self._find(keys) < 0).tolist()]
 
     def present(self, keys: Iterable[str]) -> set[str]:
-        """Those of the keys that some segment has."""
+        """Keys that a segment has."""
         listed = list(keys)
         return {listed[i] for i in np.flatnonzero(self._find(listed) >= 0).tolist()}
 
@@ -81,7 +81,7 @@ class Rows(Mapping[str, Row]):
         return int(np.maximum(copies - 1, 0).sum())
 
     def copies(self, key: str) -> list[Row]:
-        """Every copy of a row, that of the lowest segment id first."""
+        """Every copy of a row, lowest segment id first."""
         wanted = key.encode(errors="replace")
         first, end = (int(self.row_keys.searchsorted(wanted, side)) for side in ("left", "right"))
         return [self.at(i) for i in range(first, end)]
@@ -92,9 +92,9 @@ class Rows(Mapping[str, Row]):
         return Row(segment, int(self.places[index]), int(self.crc32c[index]))
 
     def by_segment(self, keys: Iterable[str]) -> dict[str, dict[str, int]]:
-        """Rows within its segment of these keys, by segment; keys that no segment has are left out.
+        """Indices of the rows of these keys, by segment; keys that no segment has are left out.
 
-        One search for all of them, so that many segments can be read at once.
+        Searches for all keys at once, so that many segments can be read at once.
         """
         listed = list(dict.fromkeys(keys))
         found: dict[str, dict[str, int]] = {}
@@ -126,11 +126,11 @@ class Rows(Mapping[str, Row]):
         return np.flatnonzero(first)
 
     def num_missing(self, keys: Shaped[np.ndarray, " m"]) -> int:
-        """Number of sorted, different keys, as bytes, that no segment has."""
+        """Number of keys that no segment has; the keys are sorted bytes without repeats."""
         return len(keys) - int(np.isin(keys, self.row_keys).sum())
 
     def _find(self, keys: Sequence[str]) -> Int64[np.ndarray, " m"]:
-        """Index of each key's first row, -1 where there is none."""
+        """Index of each key's first row, -1 if there is no such row."""
         if not len(self.row_keys) or not keys:
             return np.full(len(keys), -1, np.int64)
         wanted = _encoded(keys)
@@ -156,7 +156,7 @@ def of_segment(
 
 
 def join(tables: Sequence[Rows]) -> Rows:
-    """All rows of several tables, which share no segment."""
+    """All rows of several tables that have no segment in common."""
     named = sorted(
         ((segment, size) for rows in tables for segment, size in _sizes(rows)), key=_by_name
     )
@@ -177,7 +177,7 @@ def join(tables: Sequence[Rows]) -> Rows:
 
 
 def to_bytes(rows: Rows, owner: str) -> bytes:
-    """Write as an .npz that anybody can open, with the name of whose rows they are."""
+    """Serialise as an ordinary .npz that includes the owner's name."""
     buffer = io.BytesIO()
     columns = {name: getattr(rows, name) for name in COLUMNS}
     np.savez(
@@ -190,7 +190,7 @@ def to_bytes(rows: Rows, owner: str) -> bytes:
 
 
 def from_bytes(data: bytes, owner: str) -> Rows | None:
-    """Read what `to_bytes` wrote; None where it is damaged, of another version or owner."""
+    """Read what `to_bytes` wrote; None if it is damaged or has another version or owner."""
     try:
         with np.load(io.BytesIO(data), allow_pickle=False) as found:
             if str(found["owner"]) != f"{VERSION} {owner}":
@@ -202,7 +202,7 @@ def from_bytes(data: bytes, owner: str) -> Rows | None:
 
 
 def _encoded(keys: Sequence[str]) -> Shaped[np.ndarray, " m"]:
-    """Keys as bytes; one that no row can have does not match any."""
+    """Keys as bytes; an impossible key matches no row."""
     encoded = [key.encode(errors="replace") for key in keys]
     return np.array(encoded) if encoded else np.zeros(0, "S1")
 

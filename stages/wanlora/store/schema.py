@@ -26,24 +26,24 @@ CONDEMNED = "condemned"
 
 SNAPSHOTS = "index"
 GROUP = "zarr.json"
-"""A group's document; of a segment it is the commit record, written last."""
+"""Document of a group; for a segment, it is the commit record, written last."""
 
 Kind = Literal["latents", "text"]
 KINDS: tuple[Kind, ...] = ("latents", "text")
 ROW_ARRAY: dict[Kind, str] = {"latents": "latent", "text": "embedding"}
-"""Array of each kind that holds the rows; checksums in the commit record are filed under it."""
+"""Array that holds the rows, by kind; the commit record stores checksums under its name."""
 
 DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError,
 )  # fmt: skip
-"""Errors that damaged JSON raises, in the parser or where its values are used."""
+"""Errors that damaged JSON raises, in the parser or in the code that uses its values."""
 
 UNSUMMED = "00000000"
 _CHECKSUM = re.compile(rb'("checksum": ")([0-9a-f]{8})(")')
 
 
 def short(fingerprint: str) -> str:
-    """Part of a fingerprint that stands in a path; the whole one is in every commit record."""
+    """Shorten a fingerprint for a path; the whole one is in every commit record."""
     return fingerprint[:SHORT]
 
 
@@ -56,16 +56,16 @@ def segments_key(kind: Kind, fingerprint: str, shape: tuple[int, ...]) -> str:
     """Key of the group whose children are segments of rows of this shape.
 
     Args:
-        kind: What the rows are.
-        fingerprint: Of the encoder.
-        shape: Of a row: (C, F, H, W), or (512, D), which has no level of its own.
+        kind: Kind of the rows.
+        fingerprint: Fingerprint of the encoder.
+        shape: Shape of a row: (C, F, H, W), or (512, D), which has no level in the path.
     """
     key = fingerprint_key(kind, fingerprint)
     return f"{key}/{'x'.join(map(str, shape))}" if kind == "latents" else key
 
 
 def snapshot_key(kind: str, fingerprint: str) -> str:
-    """Key of what is remembered of the commit records under a fingerprint."""
+    """Key of the snapshot of the commit records of a fingerprint."""
     return f"{SNAPSHOTS}/{kind}-{short(fingerprint)}.npz"
 
 
@@ -79,8 +79,8 @@ def groups_above(
 ) -> list[tuple[str, bytes]]:
     """Documents of the groups above a segment, outermost first.
 
-    Without them a plain Zarr client would see an empty store. Their bytes depend on nothing but
-    the arguments, so writers that race write the same.
+    Without them a plain Zarr client would see an empty store. Their bytes depend only on
+    the arguments, so concurrent writers write the same bytes.
     """
     groups = {
         STORE: {"format": FORMAT, "version": VERSION},
@@ -110,7 +110,7 @@ def commit_record(own: Mapping[str, Any]) -> bytes:
 
 
 def signed(document: bytes) -> bytes:
-    """Put the checksum into a commit record that has zeros in its place."""
+    """Replace the zeros in a commit record by the checksum."""
     return _CHECKSUM.sub(rb"\g<1>%08x\g<3>" % crc32c_of(document), document, count=1)
 
 
@@ -127,7 +127,7 @@ def own_attributes(document: bytes, key: str) -> dict[str, Any]:
     """Read the attribute `wanlora` of a group's document.
 
     Raises:
-        StoreError: It is not the document of a group of ours.
+        StoreError: It is not a document that wanlora wrote.
     """
     try:
         own = json.loads(document)["attributes"]["wanlora"]
@@ -143,10 +143,10 @@ def own_attributes(document: bytes, key: str) -> dict[str, Any]:
 
 
 def check_version(own: Mapping[str, Any], key: str, *, name: str = FORMAT) -> None:
-    """Refuse a format or version that this release does not know.
+    """Refuse a format or version that this release does not support.
 
     Raises:
-        StoreVersionError: Names the file, what was found and what is known.
+        StoreVersionError: Names the file, the version found and the supported one.
     """
     found = own.get("format", name), own.get("version")
     if found != (name, VERSION):

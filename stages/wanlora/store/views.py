@@ -1,7 +1,7 @@
 """Views: the clips, with their captions, that stage two trains on.
 
 Owns: `CACHE/views/<name>.jsonl`, a header line, then one line per clip. A view is derived from the
-manifest and the keys alone, so writers that race write the same bytes.
+manifest and the keys alone, so concurrent writers write the same bytes.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ FORMAT = "wanlora-view"
 
 @dataclass(frozen=True, slots=True)
 class ViewClip:
-    """A clip: its latents' key, the keys of its captions, and how it is sorted, drawn and played.
+    """A clip: keys of its latents and captions, its activity and group, its weight and frame rate.
 
     Attributes:
         source_group: Clips of one group come from one source and are not independent.
         fps: Frames per second of the clip, > 0; 16 in every view of release 0.1.0.
-        weight: How often the clip is drawn, relative to a clip of weight 1; 0.001 to 1000.
+        weight: Relative frequency of the clip in training, 0.001 to 1000; 1 is the default.
     """
 
     clip_id: str
@@ -46,7 +46,7 @@ class ViewClip:
 
 @dataclass(frozen=True, slots=True)
 class ViewPrompt:
-    """A prompt that previews show, and the key of its embedding."""
+    """A prompt of previews, and the key of its embedding."""
 
     prompt: str
     key: str
@@ -76,14 +76,14 @@ class View:
     sha256: str = field(default="", compare=False)
 
     def prompt_keys(self) -> list[str]:
-        """Keys of all prompts the view needs, each once, sorted."""
+        """Sorted keys of all prompts of the view, without repeats."""
         keys = {key for clip in self.clips for key in clip.prompts}
         keys |= {self.empty_prompt, self.negative_prompt}
         return sorted(keys | {prompt.key for prompt in self.validation_prompts})
 
 
 def write_view(cache: Location, name: str, view: View) -> View:
-    """Publish a view whole, in place of the one of that name.
+    """Publish a view atomically; replaces the view of that name.
 
     Returns:
         The view with its name and sha256.
@@ -129,10 +129,10 @@ def document(view: View) -> bytes:
 
 
 def read_view(cache: Location, name: str) -> View:
-    """Read a view; attributes this release does not know are ignored.
+    """Read a view; unknown attributes are ignored.
 
     Raises:
-        StoreError: There is no such view, or it is damaged; names the views there are.
+        StoreError: There is no such view, or it is damaged; lists the existing views.
         StoreVersionError: It has another version.
     """
     path = str(cache / _key(name))
@@ -202,7 +202,7 @@ def _parse(header: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> Vie
     seen: dict[Any, Any] = {}
 
     def shared(value: Any) -> Any:
-        """What many clips have in common is held in memory once."""
+        """Return the first equal value, so that equal values are in memory once."""
         return seen.setdefault(value, value)
 
     return View(
@@ -250,7 +250,7 @@ def _weight(line: Mapping[str, Any]) -> float:
 
 
 def no_such_split(view: View, split: str) -> StoreError:
-    """Say that a view has no clips of a split, and how it gets some."""
+    """Build the error for a view without clips of a split; it names the fix."""
     splits = ", ".join(sorted({clip.split for clip in view.clips})) or "none"
     return StoreError(
         f"view {view.name!r} has no clips of split {split!r}; it has {len(view.clips)} clips, of "

@@ -1,7 +1,7 @@
-"""Write segments: many writers at once, killed at any instruction, never a wrong row.
+"""Write segments. Many processes may write at once, and a kill at any time leaves no wrong row.
 
-Owns: the commit order. Groups above first, then a segment's shards, its arrays' documents, and
-last its group document, the commit record. Nothing is ever appended to, resized or rewritten.
+Owns: the commit order: parent groups, the segment's shards, its arrays' documents, and last its
+group document, the commit record. No object is appended to, resized or rewritten.
 Legend: as in schema.
 """
 
@@ -27,7 +27,7 @@ from wanlora.store.groups import write_groups
 from wanlora.store.schema import Kind
 
 ATTEMPTS = 3
-"""Times that a segment is written before the writer gives up; the second time is rare."""
+"""Maximum number of attempts to write a segment; a second attempt is rare."""
 
 log = logging.getLogger(__name__)
 
@@ -37,19 +37,19 @@ NormalEquations = tuple[Float64[np.ndarray, "k k"], Float64[np.ndarray, "k 3"]]
 class SegmentWriter:
     """Buffers rows of one kind and shape, and publishes them as immutable segments.
 
-    Leaving the context publishes what is buffered, on success, error and Ctrl-C alike.
+    Leaving the context publishes the buffered rows: on success, after an error and after Ctrl-C.
 
     Args:
         cache: Cache folder.
-        kind: What the rows are.
-        provenance: Of the encoder; its fingerprint stands in the path.
-        shape: Of a row: (C, F, H, W), or (512, D).
+        kind: Kind of the rows.
+        provenance: Provenance of the encoder; its fingerprint is part of the path.
+        shape: Shape of a row: (C, F, H, W), or (512, D).
         dtype: Stored type, float16 or float32.
-        rows: Most rows in a segment.
-        max_bytes: Most raw bytes in a segment; a single larger row is a segment of its own.
-        max_seconds: Most seconds of work in a segment: what a kill can cost.
-        mantissa_bits: Round rows to so many bits of mantissa; None keeps all.
-        writer: What to record of this process beside the rows, for people to read.
+        rows: Maximum number of rows per segment.
+        max_bytes: Maximum raw bytes per segment; a single larger row gets its own segment.
+        max_seconds: Maximum seconds of work per segment, which is the most that a kill can lose.
+        mantissa_bits: Number of mantissa bits that rows are rounded to; None keeps all.
+        writer: Description of this process, recorded beside the rows for people to read.
     """
 
     def __init__(
@@ -100,12 +100,12 @@ class SegmentWriter:
     ) -> None:
         """Buffer a row, and publish a segment when a limit is reached.
 
-        A key that this writer has already seen is skipped: equal keys mean equal rows.
+        A key that this writer has already written is skipped: equal keys mean equal rows.
 
         Args:
             key: Clip key or prompt key.
             array: Latents `[C, F, H, W]`, or prompt_embeds `[L, D]` with 1 <= L <= 512.
-            source: Where the row comes from, for people to read: the clip's cut, or the prompt.
+            source: Origin of the row, for people to read: the clip's cut, or the prompt.
             rgb: Normal equations of this row (`store.latent_rgb.normal_equations`).
 
         Raises:
@@ -127,7 +127,7 @@ class SegmentWriter:
             self.flush()
 
     def _stored(self, key: str, array: Float[np.ndarray, "..."]) -> np.ndarray:
-        """Cast a row to the stored type; it is a copy, C-ordered."""
+        """Copy a row to the stored type, in C order."""
         if self._kind == "latents":
             assert array.shape == self._shape, (array.shape, self._shape)
         else:
@@ -146,7 +146,7 @@ class SegmentWriter:
         return row
 
     def flush(self) -> None:
-        """Publish what is buffered; it is kept, to be tried again, if the disk refuses.
+        """Publish the buffered rows; they stay buffered for another try if the disk refuses.
 
         Raises:
             StoreError: The disk or the object store refuses, or loses what was written.
@@ -165,7 +165,7 @@ class SegmentWriter:
         self._since = time.monotonic()
 
     def _publish(self) -> bool:
-        """Write a segment; False if a collection has taken parts of it for a dead writer's.
+        """Write a segment; False if a collection removed parts of it as those of a dead writer.
 
         A collection publishes the list of what it removes, looks for the commit record, and then
         removes. This writes the record, and then looks for the list and the parts. So a record
@@ -208,7 +208,7 @@ class SegmentWriter:
             self._groups_written = True
 
     def close(self) -> None:
-        """Publish what is buffered."""
+        """Publish the buffered rows."""
         self.flush()
 
     def __enter__(self) -> "SegmentWriter":  # noqa: PYI034  (beartype refuses Self here)
@@ -225,5 +225,5 @@ class SegmentWriter:
             return
         try:
             self.flush()
-        except StoreError as second:  # the first error says more
+        except StoreError as second:  # the first error is the cause
             log.warning("%d encoded rows were lost: %s", len(self._rows), second)

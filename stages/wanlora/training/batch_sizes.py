@@ -1,7 +1,7 @@
-"""How many clips of each bucket go through the transformer at once, and how many make a step.
+"""Clips per micro-batch and per step, by bucket.
 
-Owns: the arithmetic that lets steps of all buckets cost alike. It depends on the model, the adapter
-and the buckets, and on nothing of the machine, so that a run is the same run everywhere.
+Owns: the arithmetic by which steps of all buckets have the same cost. It depends on the model, the
+adapter and the buckets, not on the machine, so that a run is the same on every machine.
 """
 
 from collections.abc import Collection
@@ -11,15 +11,15 @@ from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.cost.flops import TransformerShape, step_flops
 
 BatchBy = Literal["clips", "cost"]
-"""What the steps of all buckets are equal in."""
+"""Quantity that is equal for the steps of all buckets."""
 
 
 class BatchSize(NamedTuple):
     """Clips of one bucket in an optimizer step.
 
     Attributes:
-        micro_batch: Clips that go through the transformer at once.
-        num_micro_batches: Micro-batches in a step, over all processes.
+        micro_batch: Clips per forward pass.
+        num_micro_batches: Micro-batches per step, over all processes.
     """
 
     micro_batch: int
@@ -56,11 +56,11 @@ def batch_sizes(
 ) -> dict[Bucket, BatchSize]:
     """Choose the clips of a step for each bucket.
 
-    By clips they are the same for all. By cost, a step of a bucket has as many clips as come
-    closest to the FLOPs of `batch_size` x `accumulation` clips of the largest bucket. FLOPs grow
-    faster than tokens, attention being quadratic, so many short clips of equal FLOPs would need
-    more memory: no micro-batch has more tokens, those of its prompts counted, than `batch_size`
-    clips of the largest bucket, and a step has more of them instead.
+    By clips, the number is the same for all buckets. By cost, a step of a bucket has the number of
+    clips whose FLOPs are closest to those of `batch_size` x `accumulation` clips of the largest
+    bucket. Attention is quadratic, so FLOPs grow faster than tokens, and many short clips of equal
+    FLOPs would need more memory. Therefore no micro-batch has more tokens, including those of its
+    prompts, than `batch_size` clips of the largest bucket; a step has more micro-batches instead.
 
     Args:
         buckets: At least one.
@@ -68,8 +68,8 @@ def batch_sizes(
         by: See `BatchBy`.
         batch_size: Clips of the largest bucket in a micro-batch.
         accumulation: Micro-batches of the largest bucket in a step; every bucket's are a multiple.
-        rank: Of the LoRA.
-        adapted: Names of the adapted modules, as `blocks.0.attn1.to_q`.
+        rank: Rank of the LoRA.
+        adapted: Names of the adapted modules, for example `blocks.0.attn1.to_q`.
     """
     if by == "clips":
         return dict.fromkeys(buckets, BatchSize(batch_size, accumulation))

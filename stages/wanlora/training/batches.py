@@ -1,7 +1,7 @@
-"""From a view and a store to micro-batches, read ahead of the step.
+"""Micro-batches from a view and a store, read ahead of the step.
 
-Owns: which clips, sigmas, noise and prompts a slot of a step gets. Everything is a function of
-(seed, step, slot); a rank takes its slice of the slots. Legend: B micro-batch, C F H W latents,
+Owns: which clip, sigma, noise and prompt a slot of a step gets. All are functions of
+(seed, step, slot); each rank has its slice of the slots. Legend: B micro-batch, C F H W latents,
 L tokens (512), D text width.
 """
 
@@ -28,7 +28,7 @@ READ_THREADS = 2
 
 
 class MicroBatch(NamedTuple):
-    """What one forward pass needs, in fp32.
+    """Inputs of one forward pass, in fp32.
 
     `uploaded` is None on the CPU; on a GPU, call `wait` before the tensors are used.
     """
@@ -42,7 +42,7 @@ class MicroBatch(NamedTuple):
     uploaded: torch.cuda.Event | None = None
 
     def upload(self, stream: torch.cuda.Stream) -> "MicroBatch":
-        """Copy to the stream's GPU from pinned memory, beside whatever that GPU computes."""
+        """Copy to the stream's GPU from pinned memory, while that GPU computes."""
         with torch.cuda.stream(stream):
             tensors = {
                 name: tensor.pin_memory().to(stream.device, non_blocking=True)
@@ -57,7 +57,7 @@ class MicroBatch(NamedTuple):
             current = torch.cuda.current_stream(self.latents.device)
             current.wait_event(self.uploaded)
             for tensor in self._tensors().values():
-                tensor.record_stream(current)  # or its memory would be free for the next upload
+                tensor.record_stream(current)  # else its memory could be reused for the next upload
         return self
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -66,17 +66,17 @@ class MicroBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchSource:
-    """What decides the content of every slot of every step.
+    """Source of the content of every slot of every step.
 
     Args:
         reader: The open store.
         clips: The clips of each bucket, in the view's order.
-        order: Which clips make up the global batch of a step.
+        order: Selects the clips of a step's global batch.
         seed: The run's seed.
         sampler: A key of `flow.SAMPLERS`.
         shift: Shift of sigma.
         weighting: A key of `flow.WEIGHTINGS`.
-        caption_dropout: Chance of the empty prompt.
+        caption_dropout: Probability of the empty prompt.
         empty_prompt: Key of the empty prompt.
         sequence_length: Rows the prompt embeddings are padded to (512: part of the model).
     """
@@ -122,7 +122,7 @@ class BatchSource:
         )
 
     def latents(self, clip: ViewClip) -> Float[Tensor, "c f h w"]:
-        """Latents of a clip in fp32; of its first frames where its bucket has fewer than cached."""
+        """Latents of a clip in fp32; only its first frames if its bucket has fewer than cached."""
         frames = 1 + (clip.bucket.num_frames - 1) // TEMPORAL_FACTOR
         return torch.from_numpy(self.reader.latents(clip.key)[:, :frames].astype(np.float32))
 
@@ -137,7 +137,7 @@ class BatchSource:
         return f"{self.clips[bucket][indices[slot]].clip_id} at sigma {self.sigma(step, slot):.3f}"
 
     def padded_prompt(self, key: str) -> Float[Tensor, "l d"]:
-        """Prompt embeddings of a key, zero past their length: what the transformer reads."""
+        """Prompt embeddings of a key, zero past their length, as the transformer reads them."""
         return self.padded(self.reader.prompt_embeds(key))
 
     def padded(self, rows: Float[np.ndarray, "n d"]) -> Float[Tensor, "l d"]:
@@ -147,7 +147,7 @@ class BatchSource:
         return torch.from_numpy(padded)
 
     def _prompt_key(self, clip: ViewClip, step: int, slot: int) -> str:
-        """The clip's caption, one of several by a draw, or the empty prompt by another."""
+        """Key of the clip's caption, drawn if there are several, or of the empty prompt."""
         draws = generator(self.seed, Stream.DROPOUT, step, slot)
         if draws.random() < self.caption_dropout:
             return self.empty_prompt
@@ -161,16 +161,16 @@ def read_ahead(
     depth: int,
     device: torch.device,
 ) -> Generator["Future[MicroBatch]"]:
-    """Yield the micro-batches of a plan in order, up to `depth` of them being read meanwhile.
+    """Yield micro-batches in order, and read up to `depth` of them ahead in threads.
 
     Threads, not processes: reading a clip is a few milliseconds of decompression without the GIL.
-    On a GPU they are uploaded too, on a stream of their own.
+    For a GPU they are also uploaded, on a separate stream.
 
     Args:
-        source: Where micro-batches come from.
-        plan: A (step, slots) for each micro-batch.
-        depth: Micro-batches in flight.
-        device: Where they are used.
+        source: Source of the micro-batches.
+        plan: One (step, slots) per micro-batch.
+        depth: Maximum number of micro-batches that are read ahead.
+        device: Device of the transformer.
     """
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 

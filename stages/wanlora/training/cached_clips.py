@@ -1,7 +1,7 @@
-"""Clips of a view for a transformer: whether it can read them, and their weights. Needs no torch.
+"""Check the cached clips of a view for a transformer, and weight them. Needs no torch.
 
-Owns: the comparison of what is cached with what the transformer reads, and the weights of clips by
-activity.
+Owns: the comparison of the cached encodings with those that the transformer reads, and the weights
+of clips by activity.
 """
 
 from collections.abc import Mapping
@@ -16,12 +16,12 @@ from wanlora.wan.variants import Variant
 
 
 def check_encodings(view: View, variant: Variant, *, encode_again: str) -> None:
-    """Compare what the latents and embeddings were made with to what this transformer reads.
+    """Compare the encodings of latents and embeddings with those that the transformer reads.
 
     Args:
-        view: What is cached.
-        variant: The transformer's.
-        encode_again: The command that encodes for it.
+        view: View of the cached clips.
+        variant: Variant of the transformer.
+        encode_again: Command that encodes for it.
 
     Raises:
         StaleStoreError: Names every field that differs.
@@ -67,13 +67,13 @@ def weighted(
         )
     if not clip_weights:
         return clips
-    made = tuple(
+    weighted_clips = tuple(
         replace(clip, weight=clip.weight * clip_weights.get(clip.activity, 1.0)) for clip in clips
     )
-    for clip in made:
+    for clip in weighted_clips:
         if problem := weight_problem(clip.weight):
             raise ConfigError(
                 f"clip_weights.{clip.activity}: clip {clip.clip_id} would have weight "
                 f"{clip.weight:g}; {problem}"
             )
-    return made
+    return weighted_clips

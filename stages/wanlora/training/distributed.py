@@ -1,7 +1,7 @@
-"""The processes that train one run together: what they agree on, and how a lost one is named.
+"""The processes that train one run together: shared values, barriers, and errors of a lost process.
 
-Owns: the process group, and the waits for one another outside of a step's own collectives. Of one
-process, every wait is over at once.
+Owns: the process group, and all communication outside of a step's collectives. With one process,
+nothing waits.
 """
 
 import logging
@@ -22,11 +22,11 @@ from wanlora.errors import ConfigError, LostRankError, RunError, WanloraError
 from wanlora.processes.ranks import rank_of
 from wanlora.wan.device import use_expandable_segments
 
-ROLL_CALL = timedelta(seconds=60)
-"""For those who waited in the same collective to notice, too, that it broke off."""
+ROLL_CALL_TIMEOUT = timedelta(seconds=60)
+"""Time for other processes to notice that the same collective has failed."""
 
-NEWS_S = 0.2
-"""Until the threads that listen have heard of an end that one of them complains of."""
+CLOSE_WAIT_S = 0.2
+"""Seconds until closed connections are known to all threads of the backend."""
 
 T = TypeVar("T")
 
@@ -34,26 +34,26 @@ logger = logging.getLogger(__name__)
 
 
 class Ranks:
-    """An open process group, as the launcher set it up in the environment.
+    """An open process group, with the environment variables of the launcher.
 
-    Beside the devices' own group (NCCL on GPUs) there is a line between the hosts, over TCP: a
-    process that is gone is missed there, by its number, before a collective on the devices hangs.
+    Besides the devices' group (NCCL on GPUs) there is a group of the hosts over TCP. A barrier
+    there names a lost process before a collective on the devices hangs.
 
     Args:
-        device: Where this process computes; on a machine of several GPUs each process gets its own.
-        timeout_s: Longest that a process waits for the others.
+        device: Device of this process; with several GPUs each process gets its own.
+        timeout_s: Maximum seconds that a process waits for the others.
 
     Raises:
-        LostRankError: They do not find one another.
+        LostRankError: The processes cannot connect.
     """
 
     def __init__(self, device: torch.device, *, timeout_s: float) -> None:
         self._timeout = timedelta(seconds=timeout_s)
-        self._line: Any = None
+        self._hosts: Any = None
         with _explained_start(timeout_s):
             state = PartialState(cpu=device.type == "cpu", timeout=self._timeout)
             if state.num_processes > 1:
-                self._line = dist.new_group(backend="gloo", timeout=self._timeout)
+                self._hosts = dist.new_group(backend="gloo", timeout=self._timeout)
                 if state.device.type == "cuda":  # NCCL takes its memory before the trial
                     dist.all_reduce(torch.zeros(1, device=state.device))
         self.index: int = state.process_index
@@ -62,14 +62,14 @@ class Ranks:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes files and shows progress."""
+        """True if this process writes files and shows progress."""
         return self.index == 0
 
     def barrier(self) -> None:
-        """Wait until every process is here.
+        """Wait for all processes.
 
         Raises:
-            LostRankError: One has ended, or does not come in time; the main process names it.
+            LostRankError: One has ended, or does not answer in time; the main process names it.
         """
         if self.count > 1:
             with self.explained():
@@ -77,23 +77,23 @@ class Ranks:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Find out which process is gone when a wait for all of them breaks off.
+        """Replace errors of the network inside the block by one that names the lost process.
 
         Raises:
-            LostRankError: In the place of the network's error.
+            LostRankError: Instead of the network's error.
         """
         try:
             yield
         except RuntimeError as error:
             if not _is_of_the_network(error):
                 raise
-            raise self._lost(str(error)) from error
+            raise self._lost_rank_error(str(error)) from error
 
     def from_main(self, make: Callable[[], T]) -> T:
-        """Let the main process make a value, and give it to all; its refusal stops all.
+        """Make a value on the main process and send it to all; an error there stops all.
 
         Raises:
-            WanloraError: The main process's own, there; elsewhere a word that it refuses.
+            WanloraError: The error of the main process; on the others, a reference to it.
         """
         if self.count == 1:
             return make()
@@ -109,16 +109,16 @@ class Ranks:
         return value
 
     def require_same(self, facts: Mapping[str, Any]) -> None:
-        """Refuse processes that would train different runs, as nodes with other files would.
+        """Check that all processes have the same facts; nodes may have different files.
 
         Raises:
-            RunError: Names the first process that differs from the main one, and in what.
+            RunError: Names the first process that differs from the main one, and the differences.
         """
         if self.count == 1:
             return
         everyone: list[Any] = [None] * self.count
         with self.explained():
-            dist.all_gather_object(everyone, dict(facts), group=self._line)
+            dist.all_gather_object(everyone, dict(facts), group=self._hosts)
         for index, theirs in enumerate(everyone):
             if differing := difference(theirs, everyone[0]):
                 raise self._disagreement(index, differing)
@@ -130,18 +130,18 @@ class Ranks:
 
     def _broadcast(self, value: Any) -> None:
         with self.explained():
-            dist.broadcast_object_list([value], group=self._line)
+            dist.broadcast_object_list([value], group=self._hosts)
 
     def _receive(self) -> Any:
         received: list[Any] = [None]
         with self.explained():
-            dist.broadcast_object_list(received, group=self._line)
+            dist.broadcast_object_list(received, group=self._hosts)
         if isinstance(received[0], _Refusal):
             raise _see_process_0()
         return received[0]
 
     def _disagreement(self, index: int, differing: Sequence[str]) -> RunError:
-        """Word it once: all processes come to know of it, and write to one terminal."""
+        """Only the main process has the full text: all write to the same terminal."""
         if not self.is_main:
             return _see_process_0()
         return RunError(
@@ -152,35 +152,35 @@ class Ranks:
         )
 
     def _barrier(self, timeout: timedelta) -> None:
-        dist.monitored_barrier(self._line, timeout=timeout, wait_all_ranks=True)
+        dist.monitored_barrier(self._hosts, timeout=timeout, wait_all_ranks=True)
 
-    def _lost(self, said: str) -> LostRankError:
-        """Say who is gone, when the network has complained."""
-        lost = _silent(said) or self._disconnected() or _silent(self._roll_call())
+    def _lost_rank_error(self, error: str) -> LostRankError:
+        """Find the lost processes after an error of the network."""
+        lost = _absent_ranks(error) or self._disconnected() or _absent_ranks(self._roll_call())
         who = f"process{'es' if ',' in lost else ''} {lost}" if lost else "another process"
         return LostRankError(
             f"lost {who}: ended, or no answer for {self._timeout.total_seconds():g} s "
             "(process_timeout_s); see the last output of that process or of the launcher. Saved "
             "checkpoints are complete: continue with the same command and --resume, on any number "
-            f"of processes. The network's error: {said.splitlines()[0]}"
+            f"of processes. The network's error: {error.splitlines()[0]}"
         )
 
     def _disconnected(self) -> str:
-        """Processes that have ended: their end of the line is closed, so nothing can be sent."""
-        time.sleep(NEWS_S)
+        """Processes that have ended: their connection is closed, so sending fails."""
+        time.sleep(CLOSE_WAIT_S)
         lost = []
         for rank in range(self.count):
             try:
                 if rank != self.index:
-                    dist.isend(torch.zeros(1), rank, group=self._line)
+                    dist.isend(torch.zeros(1), rank, group=self._hosts)
             except RuntimeError:
                 lost.append(str(rank))
         return ", ".join(lost)
 
     def _roll_call(self) -> str:
-        """Meet those whose collective broke off too, and return the complaint about the others."""
+        """Wait for processes whose collective failed too; return the error about the others."""
         try:
-            self._barrier(min(self._timeout, ROLL_CALL))
+            self._barrier(min(self._timeout, ROLL_CALL_TIMEOUT))
         except RuntimeError as error:
             return str(error)
         return ""
@@ -194,60 +194,60 @@ def _explained_start(timeout_s: float) -> Iterator[None]:
         if not _is_of_the_network(error):
             raise
         raise LostRankError(
-            f"the processes of this run do not find one another ({str(error).splitlines()[0]}): "
+            f"the processes of this run cannot connect ({str(error).splitlines()[0]}): "
             f"start all of them within {timeout_s:g} s (process_timeout_s), with the address and "
-            "port of one main process; where nodes have several networks, name the one they share "
+            "port of one main process; if nodes have several networks, name the one they share "
             "in GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME"
         ) from error
 
 
-def _silent(said: str) -> str:
-    """Who did not come, from a barrier's complaint: rank 0 hears of all, the others only of it."""
-    if "waiting for send/recv from rank 0" in said:
+def _absent_ranks(error: str) -> str:
+    """Ranks that a barrier's error names: all absent ones on rank 0, only rank 0 on the others."""
+    if "waiting for send/recv from rank 0" in error:
         return "0"
-    named = re.search(r"Ranks ([0-9, ]+) failed to pass", said)
+    named = re.search(r"Ranks ([0-9, ]+) failed to pass", error)
     return named[1] if named else ""
 
 
 class _Refusal:
-    """What the main process tells the others in the place of a value."""
+    """Sent by the main process instead of a value, after an error."""
 
 
 def _see_process_0() -> LostRankError:
-    return LostRankError("process 0 refuses this run: its message says why")
+    return LostRankError("process 0 stopped the run; see its error message")
 
 
 def _is_of_the_network(error: RuntimeError) -> bool:
-    said = str(error)
-    return isinstance(error, dist.DistError) or "gloo" in said.lower() or "monitoredBarrier" in said
+    text = str(error)
+    return isinstance(error, dist.DistError) or "gloo" in text.lower() or "monitoredBarrier" in text
 
 
 def prepare_process() -> None:
-    """Take this process's place among those of its launcher, before anything is on a GPU.
+    """Set this process's rank and GPU, before anything is on a GPU.
 
     Raises:
-        ConfigError: See `adopt_launcher`.
+        ConfigError: See `set_torch_variables`.
     """
-    adopt_launcher()
+    set_torch_variables()
     warn_of_accelerate_settings()
-    own_device()
+    select_own_gpu()
 
 
-def own_device() -> None:
-    """Make `cuda` mean this process's own GPU, before anything takes memory on the first one.
+def select_own_gpu() -> None:
+    """Make this process's own GPU the current one, before anything takes memory on the first one.
 
-    Some schedulers let a process see its own GPU alone; it is then number 0, whatever the process.
+    Some schedulers show a process only its own GPU, which then has the number 0.
     """
     use_expandable_segments()
     if torch.cuda.is_available():
         torch.cuda.set_device(rank_of(os.environ).local % torch.cuda.device_count())
 
 
-def adopt_launcher() -> None:
-    """Give torch the place of this process in the variables that it reads, whoever started it.
+def set_torch_variables() -> None:
+    """Set the variables from which torch reads the rank of this process, for any launcher.
 
     Raises:
-        ConfigError: srun started several processes, and no address is set on which they can meet.
+        ConfigError: srun started several processes, and the address of the main one is not set.
     """
     rank = rank_of(os.environ)
     if rank.world == 1:
@@ -262,12 +262,12 @@ def adopt_launcher() -> None:
 
 
 NOT_USED = {
-    "ACCELERATE_USE_FSDP": "FSDP (each process holds the whole transformer; to save memory: "
+    "ACCELERATE_USE_FSDP": "FSDP (each process has the whole transformer; to save memory: "
     "--activations full, or a smaller --batch-size)",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (each process holds the whole transformer; to save "
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed (each process has the whole transformer; to save "
     "memory: --activations full, or a smaller --batch-size)",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM (each process holds the whole transformer)",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config (each process holds the whole "
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM (each process has the whole transformer)",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "parallelism_config (each process has the whole "
     "transformer)",
     "ACCELERATE_MIXED_PRECISION": "mixed_precision (use --set dtype=bfloat16 or float32)",
     "ACCELERATE_DYNAMO_BACKEND": "dynamo_backend (blocks are compiled on a GPU; --eager turns that "
@@ -278,11 +278,11 @@ NOT_USED = {
 }
 """Variables that `accelerate launch` sets from its configuration, and what replaces them."""
 _OFF = frozenset({"", "0", "1", "no", "none", "false"})
-"""Values without an effect; 1 is that of accumulation."""
+"""Values without an effect; 1 is the default of accumulation."""
 
 
 def warn_of_accelerate_settings() -> None:
-    """Warn once of settings of `accelerate launch` that this command does not use."""
+    """Warn of settings of `accelerate launch` that this command does not use."""
     found = {
         name: value
         for name in NOT_USED
@@ -294,5 +294,5 @@ def warn_of_accelerate_settings() -> None:
             "these settings of accelerate are not used:\n%s",
             "\n".join(f"  {name}={value}: {NOT_USED[name]}" for name, value in found.items()),
         )
-    # accelerate would import DeepSpeed, and refuse when it is not installed.
+    # accelerate would import DeepSpeed, and fail if it is not installed.
     os.environ.pop("ACCELERATE_USE_DEEPSPEED", None)

@@ -1,7 +1,7 @@
-"""What of a step is recomputed so that it fits into the memory there is, planned and then tried.
+"""Choose what a step recomputes, so that it fits into memory: by prediction, then by a trial.
 
-Owns: what a step may take, the ways to try, and the words when nothing fits. The bytes are counted
-in `cost.memory`; the trial is `trial`'s.
+Owns: the memory that a step may take, the choices to try, and the errors if none fits.
+`cost.memory` predicts the bytes; `trial` measures them.
 """
 
 import logging
@@ -18,7 +18,7 @@ from wanlora.core.buckets import Bucket
 from wanlora.cost.flops import Recompute
 from wanlora.cost.memory import Workload, longest_clip, plan, step_bytes
 from wanlora.errors import DeviceError, NonFiniteError
-from wanlora.training.trial import made_up_batch, try_modes
+from wanlora.training.trial import random_batch, try_modes
 from wanlora.training.workload import GPU_RESERVE, Modes, Trial, budget_of_gpu, describe
 from wanlora.wan import attention
 from wanlora.wan.blocks import why_it_cannot_compile
@@ -66,36 +66,36 @@ def fit(
     """Choose what the blocks recompute, by a trial of the most expensive micro-batch.
 
     Args:
-        transformer: With its adapter, on the device.
+        transformer: Transformer with its adapter, on the device.
         work: The micro-batch.
-        bucket: Its clips' size.
-        variant: The model's row.
-        activations: A way for all blocks, or auto: the fastest that fits.
+        bucket: Size of its clips.
+        variant: Variant of the model.
+        activations: Mode of all blocks, or auto: the fastest modes that fit.
         kernel: See `attention.pinned`.
-        device: Where to compute.
+        device: Device to compute on.
         dtype: The transformer's type.
-        whole_card: Plan for all of a GPU's memory and not for what is free of it now, so that the
-            plan is the same when a run continues.
-        passes: Timed ones.
-        reserved_bytes: Memory of a GPU that the run takes after the trial; held during it.
+        whole_card: Plan for all of a GPU's memory, not for its free memory, so that the plan is the
+            same when a run continues.
+        passes: Number of timed passes.
+        reserved_bytes: Memory of a GPU that the run takes after the trial; reserved during it.
 
     Raises:
-        NonFiniteError: A gradient is NaN or infinite: the attention kernel or the base is at fault.
-        DeviceError: Memory runs out (says what would fit), blocks do not compile, or the kernel
-            does not run here.
+        NonFiniteError: A gradient is NaN or infinite, because of the attention kernel or the base.
+        DeviceError: Out of memory (with settings that would fit), blocks do not compile, or the
+            kernel does not run here.
     """
-    batch = made_up_batch(
+    batch = random_batch(
         bucket, work.batch_size, num_channels=variant.z_dim,
         text_shape=(variant.max_sequence_length, variant.text_dim),
     )  # fmt: skip
     limit = budget(device, whole_card=whole_card)
-    refusals = _Refusals(activations, work, bucket, kernel, device, dtype, limit)
+    errors = _TrialErrors(activations, work, bucket, kernel, device, dtype, limit)
     logger.info(
         "trying the largest bucket on %s, forward and backward: %s, %s tokens, batch_size %d",
         device, bucket, f"{work.num_tokens:,}", work.batch_size,
     )  # fmt: skip
     with (
-        refusals.explained(),
+        errors.translated(),
         attention.pinned(kernel, device),
         _reserved(reserved_bytes, device),
     ):
@@ -104,15 +104,15 @@ def fit(
             compiled=work.compiled, device=device, dtype=dtype, passes=passes,
         )  # fmt: skip
     if attention.is_other(kernel, trial.attention):
-        raise refusals.of_kernel(f" (ran: {', '.join(trial.attention)})")
+        raise errors.kernel_error(f" (ran: {', '.join(trial.attention)})")
     if trial.non_finite:
-        raise refusals.of_gradient(trial)
+        raise errors.gradient_error(trial)
     return trial
 
 
 @contextmanager
 def _reserved(num_bytes: int, device: torch.device) -> Iterator[None]:
-    """Hold memory of a GPU inside the block, so that less is left for what runs in it."""
+    """Allocate memory of a GPU inside the block, so that less is left for the code in it."""
     held = (
         torch.empty(num_bytes, dtype=torch.uint8, device=device) if device.type == "cuda" else None
     )
@@ -123,8 +123,8 @@ def _reserved(num_bytes: int, device: torch.device) -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Refusals:
-    """What to say when a trial fails, and of what."""
+class _TrialErrors:
+    """Errors of a trial, with the facts that their texts need."""
 
     activations: Activations
     work: Workload
@@ -135,15 +135,15 @@ class _Refusals:
     limit: float
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
-        """Turn the libraries' errors that a user can mend into refusals."""
+    def translated(self) -> Iterator[None]:
+        """Translate the libraries' errors that a user can fix."""
         try:
             yield
         except torch.OutOfMemoryError as error:
-            raise self._of_memory(error) from None
+            raise self._memory_error(error) from None
         except RuntimeError as error:
             if "No viable backend" in str(error) or "No available kernel" in str(error):
-                raise self.of_kernel() from error
+                raise self.kernel_error() from error
             if reason := why_it_cannot_compile(error):
                 raise DeviceError(
                     f"the blocks cannot be compiled on {self.device}: {reason}. Run with --eager, "
@@ -151,27 +151,25 @@ class _Refusals:
                 ) from error
             raise
 
-    def of_kernel(self, more: str = "") -> DeviceError:
-        """The kernel that was named does not run."""
+    def kernel_error(self, more: str = "") -> DeviceError:
+        """Error of a kernel that was set and does not run."""
         return DeviceError(
             f"attention={self.kernel} does not run on {self.device} with {self.dtype} and "
             f"{self.work.num_tokens:,} tokens{more}: use --set attention=auto"
         )
 
-    def of_gradient(self, trial: Trial) -> NonFiniteError:
-        """Refuse a run whose gradient is not finite before the first step."""
-        first, more = trial.non_finite[0], len(trial.non_finite) - 1
+    def gradient_error(self, trial: Trial) -> NonFiniteError:
+        """Error of a gradient that is not finite in the trial."""
         ran = ", ".join(trial.attention) or self.kernel
         return NonFiniteError(
             f"the trial of the largest bucket ({self.bucket}, {self.work.num_tokens:,} tokens) on "
-            f"made-up clips gives a gradient that is not finite, for {first}"
-            + (f" and {more} other tensors" if more else "")
-            + f". Attention ran by {ran}; try another kernel: "
+            f"random clips gives a gradient that is not finite, for "
+            f"{units.names(trial.non_finite, most=1)}. Attention ran by {ran}; try another kernel: "
             f"{attention.use_another(self.kernel, self.device)}. If that does not help, the "
             "base's weights are damaged"
         )
 
-    def _of_memory(self, error: Exception) -> DeviceError:
+    def _memory_error(self, error: Exception) -> DeviceError:
         work = self.work
         return DeviceError(
             f"out of memory on {self.device} with the largest bucket ({self.bucket}, "
@@ -182,7 +180,7 @@ class _Refusals:
 
 
 def _choices(activations: Activations, work: Workload, limit: float) -> list[Modes]:
-    """Ways to try: the one that is set, or the planned one and then smaller ones."""
+    """Modes to try: those that are set, or the predicted ones and then smaller ones."""
     if activations != "auto":
         return [(activations,) * work.shape.num_layers]
     planned = plan(work, limit)
@@ -195,7 +193,7 @@ def _choices(activations: Activations, work: Workload, limit: float) -> list[Mod
 
 
 def _advice(activations: Activations, work: Workload, bucket: Bucket, limit: float) -> str:
-    """Name what is counted to fit, the least loss first."""
+    """List settings that are predicted to fit, those that cost the least first."""
     layers = work.shape.num_layers
 
     def size(mode: Recompute, changed: Workload) -> float:
@@ -222,8 +220,8 @@ def _advice(activations: Activations, work: Workload, bucket: Bucket, limit: flo
     return "By what is counted these would fit: " + "; ".join(advice)
 
 
-def say(trial: Trial, work: Workload, device: torch.device) -> None:
-    """Log how the blocks run, and what was planned and seen of it."""
+def log_trial(trial: Trial, work: Workload, device: torch.device) -> None:
+    """Log how the blocks run, with predicted and measured memory."""
     counted = step_bytes(work, trial.modes)
     seen = f", {units.size(trial.peak_bytes)} measured" if trial.peak_bytes else ""
     logger.info(

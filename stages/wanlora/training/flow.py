@@ -1,4 +1,4 @@
-"""Flow matching: a clip between data and noise, and what the transformer must say there.
+"""Flow matching: interpolation between data and noise, and the velocity target.
 
 Owns: sigma densities, the shift, the mixture, the velocity target and the loss.
 Legend: B batch, C channels, F latent frames, H W latent size. sigma in [0, 1], 1 = pure noise.
@@ -44,7 +44,7 @@ def sigma_of(u: float, *, sampler: str, shift: float) -> float:
     Args:
         u: In (0, 1).
         sampler: A key of `SAMPLERS`.
-        shift: Above 0; 1 leaves sigma as it is, 3 is Wan's at 480p.
+        shift: Above 0; 1 does not change sigma, 3 is Wan's at 480p.
     """
     return shift_sigma(SAMPLERS[sampler](u), shift)
 
@@ -89,7 +89,7 @@ def mix(
 def velocity_target(
     latents: Float[Tensor, "b c f h w"], noise: Float[Tensor, "b c f h w"]
 ) -> Float[Tensor, "b c f h w"]:
-    """What the transformer predicts: d x_s / d s = noise - x0."""
+    """Target of the transformer: d x_s / d s = noise - x0."""
     return noise - latents
 
 

@@ -1,8 +1,8 @@
-"""fp32 master weights of a bf16 adapter, and the optimizer that moves them.
+"""fp32 master weights and gradients of a bf16 adapter, and their moving average.
 
-Owns: the only place where adapter weights change. The transformer computes with adapters in the
-base's type; a bf16 adapter would swallow an update of 5e-5 to a weight of 0.02, and eight
-micro-batches summed in bf16 cost 0.33 % of the gradient against 0.08 %.
+Owns: every change of adapter weights. The transformer computes with adapters in the
+base's type. In bf16 an update of 5e-5 to a weight of 0.02 would be lost, and summing eight
+micro-batches would have an error of 0.33 % of the gradient instead of 0.08 %.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,10 +18,10 @@ from wanlora.errors import CheckpointError
 
 
 class Masters:
-    """fp32 copies of adapter parameters with fp32 gradients; an identity, so a class.
+    """fp32 copies of adapter parameters with fp32 gradients.
 
     Args:
-        adapter: Adapter parameters of the transformer by name; kept, and written to by `publish`.
+        adapter: Adapter parameters of the transformer by name; `publish` writes to them.
     """
 
     def __init__(self, adapter: Mapping[str, torch.nn.Parameter]) -> None:
@@ -30,7 +30,7 @@ class Masters:
             name: torch.nn.Parameter(parameter.detach().to(torch.float32, copy=True))
             for name, parameter in self._adapter.items()
         }
-        # One tensor for all gradients: to sum, to clear and to refuse them is one operation each.
+        # One tensor for all gradients: summing and clearing them are one operation each.
         masters = list(self.parameters.values())
         self.flat_gradient = torch.zeros(
             sum(master.numel() for master in masters), device=masters[0].device
@@ -41,7 +41,7 @@ class Masters:
 
     @property
     def modules(self) -> frozenset[str]:
-        """Names of the adapted modules, as `blocks.0.attn1.to_q`."""
+        """Names of the adapted modules, for example `blocks.0.attn1.to_q`."""
         return frozenset(name.partition(".lora_")[0] for name in self.parameters)
 
     def accumulate(self) -> None:
@@ -60,21 +60,21 @@ class Masters:
         dist.all_reduce(self.flat_gradient)
 
     def clip(self, max_norm: float) -> Tensor:
-        """Clip the global L2 norm once a step, and return what it was; 0 = only measure."""
+        """Clip the global L2 norm, once per step, and return the norm before; 0 = only measure."""
         return torch.nn.utils.clip_grad_norm_(
             self.parameters.values(), max_norm if max_norm > 0 else torch.inf
         )
 
-    def refuse(self, is_bad: Tensor) -> None:
-        """Clear the gradients where a condition on the device holds, without asking for it here.
+    def clear_gradient_if(self, is_bad: Tensor) -> None:
+        """Clear the gradients if a condition on the device is true, without waiting for its value.
 
         Args:
-            is_bad: A boolean scalar.
+            is_bad: A boolean scalar on the device.
         """
         self.flat_gradient.masked_fill_(is_bad, 0.0)
 
     def zero_grad(self) -> None:
-        """Start the next step's sum."""
+        """Clear the gradients, for the next step."""
         self.flat_gradient.zero_()
 
     def publish(self) -> None:
@@ -83,10 +83,10 @@ class Masters:
 
     @contextmanager
     def replaced_by(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """Let the adapter compute with other values inside the block, such as a moving average.
+        """Use other values in the adapter inside the block, for example a moving average.
 
         Args:
-            tensors: By the masters' names; rounded to the adapter's type as masters are.
+            tensors: Values by the masters' names; rounded to the adapter's type.
         """
         self._copy(tensors)
         try:
@@ -102,7 +102,7 @@ class Masters:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take masters from a checkpoint, and publish them.
+        """Load masters from a checkpoint, and publish them.
 
         Raises:
             CheckpointError: A tensor is missing, unknown or of another shape.
@@ -114,10 +114,10 @@ class Masters:
 
 
 class MovingAverage:
-    """Exponential moving average of the masters: smoother than the last step's weights.
+    """Exponential moving average of the masters; smoother than the last step's weights.
 
     Args:
-        masters: What is averaged.
+        masters: The averaged weights.
         decay: Weight of the past at each step, below 1.
     """
 
@@ -134,7 +134,7 @@ class MovingAverage:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take the average from a checkpoint.
+        """Load the average from a checkpoint.
 
         Raises:
             CheckpointError: A tensor is missing, unknown or of another shape.

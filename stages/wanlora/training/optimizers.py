@@ -28,9 +28,9 @@ class _Kind(NamedTuple):
     """An optimizer.
 
     Attributes:
-        make: Its constructor.
-        rate: Learning rate when none is given.
-        state_bytes: Bytes per parameter of its tensors.
+        make: Constructor.
+        rate: Default of the learning rate.
+        state_bytes: Bytes per parameter of the optimizer's tensors.
     """
 
     make: Callable[[Parameters, Mapping[str, Any]], Any]
@@ -55,7 +55,7 @@ def make_optimizer(
     eps: float,
     weight_decay: float,
 ) -> torch.optim.Optimizer:
-    """Build an optimizer. DoRA's magnitudes have no weight decay.
+    """Build an optimizer. DoRA's magnitudes get no weight decay.
 
     A magnitude is the norm of a row of W + B A, near 1 and not near 0 as B is; decay would shrink
     the base's own weights.
@@ -71,7 +71,7 @@ def make_optimizer(
     options = {"lr": learning_rate, "betas": betas, "eps": eps, "weight_decay": weight_decay}
     optimizer: torch.optim.Optimizer = OPTIMIZERS[name].make(groups, options)
     for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]  # LambdaLR needs it to start anywhere but at step 0
+        group["initial_lr"] = group["lr"]  # LambdaLR needs it to start at a step other than 0
     return optimizer
 
 
@@ -83,7 +83,7 @@ def rate_of(name: str, learning_rate: float | None) -> float:
 def state_of(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, Any]:
-    """Everything an optimizer remembers, its tensors by parameter name."""
+    """Complete state of an optimizer, with its tensors by parameter name."""
     group = optimizer.param_groups[0]
     return {
         "parameters": {name: optimizer.state[parameter] for name, parameter in parameters.items()},
@@ -102,7 +102,7 @@ def load_state(
     parameters: Mapping[str, torch.nn.Parameter],
     state: Mapping[str, Any],
 ) -> None:
-    """Take what `state_of` gave.
+    """Load the state from `state_of`.
 
     Raises:
         CheckpointError: A parameter's tensors are missing or of another shape.

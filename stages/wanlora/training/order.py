@@ -1,16 +1,17 @@
-"""Which clips make up the global batch of each step, as a function of (seed, step).
+"""The clips of each step's global batch, as a function of (seed, step).
 
-Owns: the order of training. A global batch holds one bucket. Each bucket has its own stream: its
-epoch permutations end to end, cut into full global batches, the remainder running on into the next
-epoch. An epoch of a run has, shuffled, as many batches of each bucket as its clips fill; what is
-left of a batch counts in the next epoch, and how much is left over before the first is drawn, so
-that small buckets come neither early nor late. Balanced, a stream is made of rounds instead: every
-activity once a round, each activity's clips in its own permutations.
+Owns: the order of training. All clips of a global batch have the same bucket. Each bucket has a
+stream: the permutations of its epochs in sequence, cut into full global batches; a remainder
+continues in the next epoch. An epoch of a run has, shuffled, as many batches of each bucket as its
+clips fill. The unfilled part of a batch counts in the next epoch, and its size before the first
+epoch is drawn, so that small buckets are neither early nor late. With balanced activities, a stream
+consists of rounds instead: each activity once per round, with a permutation of each activity's
+clips.
 
-A clip of weight w is in the permutation of epoch e floor((e + 1) w + u) - floor(e w + u) times, u
-in [0, 1) being drawn for the clip: w times exactly if w is whole, and after any number of epochs
-less than one time more or less than its share. Weights count in units of 2^-20, so that all of this
-is exact. Without weights it is the order of release 0.1.0.
+A clip of weight w is in the permutation of epoch e floor((e + 1) w + u) - floor(e w + u) times,
+with u in [0, 1) drawn for the clip. If w is an integer, this is exactly w times; after any number
+of epochs it differs from the clip's share by less than one. Weights are integers in units of 2^-20,
+so this arithmetic is exact. Without weights it is the order of release 0.1.0.
 """
 
 import math
@@ -30,7 +31,7 @@ from wanlora.core.rng import Stream, generator
 _BUCKET_SLOT = 0
 _LEFT_SLOT = 2**32 - 1
 _ROUND = 2**31 - 1  # group number of the order of activities within a round
-_OFFSETS = 2**63  # in the place of the epoch: the draws u of a group's clips
+_OFFSETS = 2**63  # used instead of an epoch: the draws u of a group's clips
 _EPOCHS_KEPT, _STEPS_KEPT, _COUNTS_KEPT = 4, 64, 32
 _ONE = 2**20
 """A weight of 1. With weights up to 1000, counts are exact in int64 for 2^33 epochs."""
@@ -60,14 +61,14 @@ class _Group(NamedTuple):
 
 
 class Order:
-    """The order of a run. Holds only memos: the same step always gives the same batch.
+    """The order of a run. Its state is only caches: a step always has the same batch.
 
     Args:
         sizes: Number of clips of each bucket; the mapping's own order does not matter.
-        batch_size: Clips in a global batch, of every bucket or of each.
+        batch_size: Clips per global batch; one number for all buckets, or one per bucket.
         seed: The run's seed.
         activities: Activity of each clip of each bucket, to balance them; None = every clip once
-            an epoch.
+            per epoch.
         weights: Weight of each clip of each bucket, from 0.001 to 1000; None = all 1.
 
     Attributes:
@@ -233,7 +234,7 @@ def _slot(rank: int, number: int) -> int:
 
 
 def _units(weights: Sequence[float]) -> Ints | None:
-    """Weights in units of 1 / _ONE; None when all are 1."""
+    """Weights in units of 1 / _ONE; None if all are 1."""
     units = np.rint(np.asarray(weights, np.float64) * _ONE).astype(np.int64)
     assert units.min() >= 1, "a weight is too small"
     return None if (units == _ONE).all() else units
@@ -253,10 +254,10 @@ def _groups(activities: Sequence[str], units: Ints | None) -> list[_Group]:
 def describe_untrained(
     order: Order, sizes: Mapping[Bucket, int], batch_size: Mapping[Bucket, int], *, end_step: int
 ) -> list[str]:
-    """Buckets without a step in a run, each with the reason and the ways to train it.
+    """Messages about buckets without a step in a run, with the reason and how to train them.
 
     Args:
-        order: The run's.
+        order: Order of the run.
         sizes: Number of clips of each bucket.
         batch_size: Clips in a global batch of each bucket.
         end_step: Steps of the run.
@@ -272,6 +273,6 @@ def describe_untrained(
     ]
 
 
-def num_steps(of_an_epoch: Fraction, *, num_epochs: float) -> int:
-    """Optimizer steps that show every clip num_epochs times, rounded up."""
-    return max(1, math.ceil(of_an_epoch * Fraction(num_epochs).limit_denominator(10**6)))
+def num_steps(steps_per_epoch: Fraction, *, num_epochs: float) -> int:
+    """Optimizer steps of a number of epochs, rounded up."""
+    return max(1, math.ceil(steps_per_epoch * Fraction(num_epochs).limit_denominator(10**6)))

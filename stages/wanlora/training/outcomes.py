@@ -1,8 +1,9 @@
-"""What came out of a step, fetched from the device without stopping it.
+"""Results of a step, copied from the device without stopping it.
 
-Owns: losses, gradient norm, stop and save requests on their way to this process. They are read one
-step late: the copy of a step waits for that step alone, while the device already has the next one
-to do. So nothing idles, every step is recorded, and all ranks see the same and stop together.
+Owns: losses, gradient norm, and requests to stop or save, on their way to this process. They are
+read one step late: the copy of a step waits only for that step, while the device already computes
+the next one. So the device is never idle, every step is recorded, and all ranks get the same values
+and stop together.
 """
 
 import signal
@@ -19,18 +20,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A step that is over.
+    """A finished step.
 
     Attributes:
-        losses: Of all slots of the global batch, in slot order, so that their mean does not depend
-            on the number of ranks.
-        grad_norm: Before clipping.
-        stop: Signal that any rank got during the step.
-        save: A rank requested a checkpoint during the step.
-        seconds: The step's time, on the device where that has a clock.
-        learning_rate: It was done with.
-        waited_s: That this process waited for data; on a GPU the device may have been busy
-            meanwhile.
+        losses: Losses of all slots of the global batch, in slot order, so that their mean does not
+            depend on the number of ranks.
+        grad_norm: Gradient norm before clipping.
+        stop: Signal that any rank received during the step.
+        save: True if a rank requested a checkpoint during the step.
+        seconds: Time of the step, measured on the device if it has a clock.
+        learning_rate: Learning rate of the step.
+        waited_s: Seconds that this process waited for data; a GPU may have been busy meanwhile.
     """
 
     step: int
@@ -44,12 +44,12 @@ class Outcome:
 
     @property
     def is_finite(self) -> bool:
-        """Whether all of its numbers are."""
+        """True if all losses and the gradient norm are finite."""
         return bool(np.isfinite(self.losses).all() and np.isfinite(self.grad_norm))
 
 
 Mark = torch.cuda.Event | float
-"""A moment: on a GPU when its queue gets there, elsewhere a time."""
+"""A moment: an event in the queue of a GPU, or a time on other devices."""
 
 
 class _Pending(NamedTuple):
@@ -63,11 +63,11 @@ class _Pending(NamedTuple):
 
 
 class Outcomes:
-    """Outcomes of one run, on their way.
+    """Outcomes of one run on their way from the device to the host.
 
     Args:
-        device: Where steps are computed.
-        num_ranks: Processes; all must call together.
+        device: Device that computes the steps.
+        num_ranks: Number of processes; all must call together.
     """
 
     def __init__(self, device: torch.device, num_ranks: int) -> None:
@@ -77,7 +77,7 @@ class Outcomes:
         self._started = mark(device)
 
     def start(self) -> None:
-        """A step begins that does not follow on the one before: the first, or after a pause."""
+        """Start the clock of a step: the first one, or the first after a pause."""
         self._started = mark(self._device)
 
     def gather(
@@ -91,12 +91,12 @@ class Outcomes:
         """Put a step's numbers, of all ranks, into one tensor on the device.
 
         Args:
-            losses: Of this rank's slots.
-            grad_norm: The same on all ranks.
-            stop: Signal that this process got.
-            save: This process requests a checkpoint.
+            losses: Losses of this rank's slots.
+            grad_norm: Gradient norm, the same on all ranks.
+            stop: Signal that this process received.
+            save: True if this process requests a checkpoint.
         """
-        # Filled on the device: a tensor made of a Python number would be copied there, and wait.
+        # Filled on the device: copying a Python number there would wait for the device.
         flags = [torch.full_like(grad_norm, float(flag))[None] for flag in (stop or 0, save)]
         mine = torch.cat([losses, *flags])
         if self._num_ranks > 1:
@@ -107,7 +107,7 @@ class Outcomes:
         return torch.cat([mine, grad_norm[None]])
 
     def note(self, step: int, values: Tensor, *, learning_rate: float, waited_s: float) -> None:
-        """Send what `gather` gave on its way; the step ends here, and the next begins."""
+        """Start the copy of the values from `gather`; the next step begins here."""
         ended = mark(self._device)
         pinned = self._device.type == "cuda"
         host = torch.empty(values.shape, dtype=values.dtype, pin_memory=pinned)
@@ -119,7 +119,7 @@ class Outcomes:
         self._started = ended
 
     def arrived(self, *, all_of_them: bool) -> list[Outcome]:
-        """Take the outcomes of all steps but the last, or of that too, waiting for them."""
+        """Return the outcomes of all steps except the last, or of all; wait for them."""
         keep = 0 if all_of_them else 1
         return [self._take(self._pending.popleft()) for _ in range(len(self._pending) - keep)]
 
@@ -139,7 +139,7 @@ class Outcomes:
 
 
 def mark(device: torch.device) -> Mark:
-    """Note this moment in the device's queue."""
+    """Mark this moment in the device's queue."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -148,7 +148,7 @@ def mark(device: torch.device) -> Mark:
 
 
 def wait_for(moment: Mark) -> None:
-    """Block this process until then."""
+    """Wait until the moment has passed."""
     if isinstance(moment, torch.cuda.Event):
         moment.synchronize()
 

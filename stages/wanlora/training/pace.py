@@ -1,6 +1,6 @@
-"""Expected seconds of a step, and a comparison with those that it took.
+"""Expected seconds of a step, and their comparison with the measured ones at the end of a run.
 
-Owns: the sentence at the end of a run.
+Owns: the log line with that comparison.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,14 +15,14 @@ from wanlora.cost.seconds import model_flops, predict_seconds
 from wanlora.training.workload import Trial
 
 
-def tried_seconds(
+def expected_seconds(
     work: Workload, trial: Trial, slots: Mapping[Bucket, Sequence[Sequence[int]]]
 ) -> dict[Bucket, float]:
     """Predict the seconds of a step of each bucket from the trial, in proportion to its FLOPs.
 
     Args:
         work: The micro-batch that was tried.
-        trial: What it took.
+        trial: Its measurements.
         slots: This process's slots of a step of each bucket, by micro-batch.
     """
     a_flop = trial.seconds / model_flops(work)
@@ -38,7 +38,7 @@ def _works(
     }
 
 
-def against_prediction(
+def compare_with_prediction(
     seconds: Sequence[float],
     buckets: Sequence[Bucket],
     *,
@@ -47,15 +47,15 @@ def against_prediction(
     slots: Mapping[Bucket, Sequence[Sequence[int]]],
     device_name: str,
 ) -> str | None:
-    """Compare a run's median step with its prediction; None for a run of no steps.
+    """Compare a run's median step with its prediction; None for a run without steps.
 
     Args:
         seconds: Seconds of each step.
         buckets: Bucket of each step.
         work: The micro-batch that was tried.
-        trial: What it took.
+        trial: Its measurements.
         slots: This process's slots of a step of each bucket, by micro-batch.
-        device_name: See `gpu_of`; a card that is not known has no prediction of its own.
+        device_name: See `gpu_of`; without a prediction if the card is unknown.
     """
     if not seconds:
         return None
@@ -67,6 +67,6 @@ def against_prediction(
         }
         middle = median(predicted[bucket] for bucket in buckets)
         parts.append(f"{duration(middle)} predicted for {device_name}")
-    tried = tried_seconds(work, trial, slots)
+    tried = expected_seconds(work, trial, slots)
     parts.append(f"{duration(median(tried[bucket] for bucket in buckets))} by the trial")
     return f"time per step: {', '.join(parts)}, {duration(median(seconds))} taken (medians)"

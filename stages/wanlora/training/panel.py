@@ -1,8 +1,8 @@
 """The fixed clips of a run's validation loss, and the comparison of their losses with the base's.
 
-Owns: the choice of clips, the number of validations of a run, and the conclusions from a table of
-losses. A loss does not depend on the step, the rank or the run, so two of them differ only by the
-model. Must not know: stores, transformers.
+Owns: the choice of clips, the number of validations of a run, and the statistics of a table of
+losses. A loss does not depend on the step, the rank or the run, so two losses differ only because
+of the model. Must not know: stores, transformers.
 Legend: N clips, Q quantiles of the training density.
 """
 
@@ -19,13 +19,13 @@ from wanlora.core.rng import Stream, generator
 
 @dataclass(frozen=True)
 class Report:
-    """Conclusions from a table of losses. All means give each source group the same weight.
+    """Statistics of a table of losses. All means give each source group the same weight.
 
     Attributes:
         mean: Mean loss over source groups and sigmas.
-        base_mean: The base model's.
+        base_mean: Mean loss of the base model.
         difference: mean - base_mean; below 0 is better than the base.
-        standard_error: Of the difference, between source groups; None with a single group.
+        standard_error: Standard error of the difference between source groups; None with one group.
         ci95: 95 % confidence interval of the difference (Student's t over source groups).
         per_sigma: (sigma, loss, base loss) by rising sigma.
         per_activity: (loss, base loss) of each activity.
@@ -57,7 +57,7 @@ def choose(
     Args:
         activities: Activity of each clip.
         groups: Source group of each clip.
-        num_clips: Number of clips to choose; all of them when there are fewer.
+        num_clips: Number of clips to choose; all of them if there are fewer.
         seed: The run's seed.
 
     Returns:
@@ -113,14 +113,14 @@ def summarize(
     activities: Sequence[str],
     groups: Sequence[str],
 ) -> Report:
-    """Pair a model's losses with the base's.
+    """Compare a model's losses with the base's, pair by pair.
 
     Sigmas of one clip and clips of one source are not independent, so each source group gives one
     number. Paired, noise and difficulty cancel: a change of 0.5 % shows at about 53 pairs.
 
     Args:
         losses: Loss of each clip at each sigma.
-        base: The base model's, on the same clips, sigmas and noise.
+        base: Losses of the base model on the same clips, sigmas and noise.
         sigmas: The Q sigmas.
         activities: Activity of each of the N clips.
         groups: Source group of each of the N clips.

@@ -1,6 +1,6 @@
-"""One forward pass of the transformer on a micro-batch, in the right types.
+"""One forward pass of the transformer on a micro-batch.
 
-Owns: what is fp32 and what is the transformer's type.
+Owns: which tensors are fp32 and which have the transformer's type.
 """
 
 from typing import Any

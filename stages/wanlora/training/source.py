@@ -1,6 +1,6 @@
-"""A view over an open store as the source of a step's tensors.
+"""Make the source of a step's tensors from a view and an open store.
 
-Owns: the making of a BatchSource. The clips are checked before, by `training.cached_clips`.
+Owns: how a BatchSource is made. `training.cached_clips` checks the clips before.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,16 +30,16 @@ def make_source(
     """Make the source of some clips of a view.
 
     Args:
-        view: Whose clips they are.
-        reader: Open on it.
+        view: View of the clips.
+        reader: Reader of the view's store.
         clips: At least one.
-        variant: The transformer's.
-        seed: Of every draw.
+        variant: Variant of the transformer.
+        seed: Seed of every draw.
         sampler: A key of `flow.SAMPLERS`.
         shift: Shift of sigma; None = the view's.
-        batch_size: Clips in a global batch, of every bucket or of each.
+        batch_size: Clips per global batch; one number for all buckets, or one per bucket.
         weighting: A key of `flow.WEIGHTINGS`.
-        caption_dropout: Chance of the empty prompt.
+        caption_dropout: Probability of the empty prompt.
         balance_activities: See `Order`.
     """
     buckets: dict[Bucket, list[ViewClip]] = {}

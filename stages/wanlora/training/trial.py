@@ -1,6 +1,6 @@
-"""The most expensive micro-batch, tried before anything depends on it: memory, kernels, seconds.
+"""Trial of the most expensive micro-batch before training: memory, kernels, seconds.
 
-Owns: what is learned from forward and backward passes on made-up values.
+Owns: forward and backward passes on random values, and their measurements.
 """
 
 import gc
@@ -24,19 +24,19 @@ from wanlora.wan.blocks import set_activations
 logger = logging.getLogger(__name__)
 
 PROMPT_TOKENS = 120
-"""Tokens of a made-up prompt; the rest of the 512 are zeros, as in a real one."""
+"""Tokens of a random prompt; the rest of the 512 are zeros, as in a real one."""
 PROMPT_STD = 0.2
-"""Spread of a made-up prompt's embedding, about that of UMT5's output."""
+"""Standard deviation of a random prompt's embedding, about that of UMT5's output."""
 FACTOR_MAX = 1e-2
-"""Largest value of a made-up A or B."""
+"""Largest value of A and B during the trial."""
 
 
-def made_up_batch(
+def random_batch(
     bucket: Bucket, batch_size: int, *, num_channels: int, text_shape: tuple[int, int]
 ) -> MicroBatch:
     """Make a micro-batch of a bucket: normal latents and noise, prompts of PROMPT_TOKENS tokens.
 
-    Values like real ones: a kernel may give NaN for some, and a GPU is faster on zeros.
+    Zeros would not do: a kernel may return NaN only for real values, and a GPU is faster on zeros.
     """
     draws = torch.Generator().manual_seed(0)
     shape = (batch_size, *latent_shape(bucket, num_channels))
@@ -59,17 +59,17 @@ def try_modes(
     dtype: torch.dtype,
     passes: int = 1,
 ) -> Trial:
-    """Run a micro-batch forward and backward in the first of some ways that fits into memory.
+    """Run a micro-batch forward and backward with the first choice of modes that fits into memory.
 
     Args:
-        transformer: With its adapter; its blocks run in the way found from then on.
-        batch: From `made_up_batch`.
-        choices: Ways of the blocks, the fastest first; each takes more time and less memory than
+        transformer: Transformer with its adapter; its blocks keep the modes that fitted.
+        batch: Batch from `random_batch`.
+        choices: Modes of the blocks, the fastest first; each takes more time and less memory than
             the one before.
-        compiled: Whether blocks are compiled.
-        device: Where to compute.
+        compiled: True if blocks are compiled.
+        device: Device to compute on.
         dtype: The transformer's type.
-        passes: Timed ones, after the first.
+        passes: Timed passes, after the first one.
 
     Raises:
         torch.OutOfMemoryError: Not even the last choice fits.
@@ -77,13 +77,16 @@ def try_modes(
     for modes in choices:
         set_activations(transformer, modes, compiled=compiled)
         try:
-            with waiting(f"trying it with activations {describe(modes)}"), _filled(transformer):
+            with (
+                waiting(f"trying it with activations {describe(modes)}"),
+                _nonzero_factors(transformer),
+            ):
                 return _try(transformer, batch, modes, device, dtype, passes)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = reason_of(error)
-        gc.collect()  # a pass that broke off leaves its activations in reference cycles
+        gc.collect()  # a failed pass leaves its activations in reference cycles
         if device.type == "cuda":
             torch.cuda.empty_cache()
         logger.warning("out of memory with activations %s (%s)", describe(modes), reason)
@@ -122,11 +125,11 @@ def _try(
 
 
 @contextmanager
-def _filled(transformer: Any) -> Iterator[None]:
-    """Give A and B made-up values inside the block, and then their own again.
+def _nonzero_factors(transformer: Any) -> Iterator[None]:
+    """Give A and B fixed values inside the block, and restore their own after it.
 
-    With B = 0, as in a fresh adapter, the gradient of A is 0, whatever the kernels do; and an
-    adapter that has diverged gives NaN with any kernel.
+    With B = 0, as in a new adapter, the gradient of A is 0 with any kernel; and an adapter that has
+    diverged gives NaN with any kernel.
     """
     factors = [
         (parameter, parameter.detach().to("cpu", copy=True))

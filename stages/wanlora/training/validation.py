@@ -1,7 +1,7 @@
-"""The validation loss of a run: held-out and training clips, with the adapter and without it.
+"""The validation loss of a run on held-out and training clips, with and without the adapter.
 
-Owns: which clips are validated on, and the record of it in the run's folder. The arithmetic is in
-`training.panel`.
+Owns: the clips that are validated on, and a row of validation.jsonl. `training.panel` has the
+arithmetic.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 
 from wanlora.core.fingerprint import fingerprint
-from wanlora.core.intervals import describe_sample
+from wanlora.core.intervals import describe_change, describe_sample
 from wanlora.core.rng import Stream, normal
 from wanlora.errors import NonFiniteError
 from wanlora.progress import waiting
@@ -46,9 +46,9 @@ class Panel:
     """Fixed clips and noise levels. Two losses of one panel can be compared.
 
     Attributes:
-        name: "val" or "train": which curve it is.
+        name: Curve of the panel: "val" or "train".
         clips: The clips, with their place in the panel as the slot of their noise.
-        sigmas: Rising.
+        sigmas: Noise levels, rising.
     """
 
     name: str
@@ -76,10 +76,10 @@ def panel_facts(
     """Facts for `Panel.key`.
 
     Args:
-        view: Its fingerprints name the encoders of latents and prompts.
+        view: View whose fingerprints identify the encoders of latents and prompts.
         base: Fingerprint of the transformer's weights.
         dtype: The transformer's type.
-        device: Where losses are computed; rounding differs between kinds of devices.
+        device: Device that computes the losses; rounding differs between kinds of devices.
     """
     return {
         "base": base,
@@ -105,7 +105,7 @@ def make_panel(
     return Panel(name, tuple(clips[index] for index in chosen), tuple(grid))
 
 
-def validate(
+def measure(
     panel: Panel,
     transformer: Any,
     source: BatchSource,
@@ -122,12 +122,12 @@ def validate(
     """Measure a panel with the adapter, beside the base without it.
 
     Args:
-        panel: What to measure on.
-        transformer: With its adapter.
-        source: Where latents, prompts and the seed come from.
+        panel: Clips and noise levels.
+        transformer: Transformer with its adapter.
+        source: Source of latents, prompts and the seed.
         base_losses: The base's losses by panel key; missing ones are added.
-        key: The panel's.
-        device: Where to compute.
+        key: Key of the panel.
+        device: Device to compute on.
         dtype: The transformer's type.
         rank: This process.
         num_ranks: Processes that share the clips; all must call together.
@@ -175,10 +175,10 @@ def losses(
     """Loss of each clip at each sigma with the transformer's current weights.
 
     Args:
-        panel: What to measure on.
-        transformer: With or without an adapter.
-        source: Where latents, prompts and the seed come from.
-        device: Where to compute.
+        panel: Clips and noise levels.
+        transformer: Transformer with or without an adapter.
+        source: Source of latents, prompts and the seed.
+        device: Device to compute on.
         dtype: The transformer's type.
         rank: This process.
         num_ranks: Processes that share the clips; all must call together.
@@ -205,21 +205,21 @@ def losses(
             )  # fmt: skip
             prediction, target = predict(transformer, batch, device, dtype)
             table[row, column] = flow.loss_per_clip(prediction, target)[0]
-    if num_ranks > 1:  # every cell is one rank's, the others hold 0
+    if num_ranks > 1:  # each cell is computed by one rank; the others have 0
         if barrier:
-            barrier()  # names a lost rank, for which the collective would wait
+            barrier()  # names a lost rank; the collective would wait for it
         dist.all_reduce(table)
     _raise_if_stopped(stop(), device, num_ranks)
-    return table.cpu().double().numpy()  # float64 on the host alone: MPS does not have it
+    return table.cpu().double().numpy()  # float64 only on the host: MPS does not have it
 
 
 def require_finite(panel: Panel, table: Float[np.ndarray, "n q"], model: str) -> None:
     """Refuse a table with a loss that is NaN or infinite.
 
     Args:
-        panel: Its clips and sigmas are the rows and columns.
-        table: From `losses`.
-        model: What was measured, for the message.
+        panel: Panel whose clips and sigmas are the rows and columns of the table.
+        table: Table from `losses`.
+        model: Name of the measured model, for the message.
 
     Raises:
         NonFiniteError: Names the first clip and sigma.
@@ -240,9 +240,9 @@ def record(
 
     Args:
         step: Steps done.
-        panel: What was measured on.
-        report: What was measured.
-        key: The panel's.
+        panel: Clips and noise levels.
+        report: Its losses.
+        key: Key of the panel.
         weights: `ADAPTER` or `EMA`.
     """
     return {
@@ -251,19 +251,13 @@ def record(
 
 
 def describe(panel: Panel, report: Report, *, weights: str = ADAPTER) -> str:
-    """Loss and its difference to the base's, in one line."""
-    change = 100 * report.difference / report.base_mean
-    interval = (
-        f", 95 % interval {100 * report.ci95[0] / report.base_mean:+.2f} to "
-        f"{100 * report.ci95[1] / report.base_mean:+.2f} %"
-        if report.ci95
-        else ""
-    )
+    """Format the loss and its difference from the base's in one line."""
+    change = describe_change(report.difference, report.base_mean, report.ci95)
     sample = describe_sample(report.num_clips, report.num_groups)
     return (
         f"{panel.name} loss{' of the moving average' if weights == EMA else ''} "
-        f"{report.mean:.4f}, base {report.base_mean:.4f} ({change:+.2f} %"
-        f"{interval}; {sample}; {len(panel.sigmas)} sigmas)"
+        f"{report.mean:.4f}, base {report.base_mean:.4f} ({change}; "
+        f"{sample}; {len(panel.sigmas)} sigmas)"
     )
 
 

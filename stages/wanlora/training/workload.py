@@ -1,7 +1,7 @@
-"""The micro-batch of a run, how its blocks run, and the result of trying it. Needs no torch.
+"""The micro-batch of a run, how its blocks run, and the result of its trial. Needs no torch.
 
-Owns: from a variant and a bucket to the `Workload` that `cost.memory` and `cost.seconds` count, and
-the share of a GPU's memory that a step may take.
+Owns: the `Workload` of a variant and a bucket, for `cost.memory` and `cost.seconds`, and the share
+of a GPU's memory that a step may take.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,17 +16,17 @@ Modes = tuple[Recompute, ...]
 
 
 GPU_RESERVE = 0.05
-"""Share of a GPU left to the context, to the allocator's gaps and to kernels' workspaces."""
+"""Share of a GPU's memory for the context, gaps of the allocator and workspaces of kernels."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """What a micro-batch took.
+    """Measurements of a micro-batch.
 
     Attributes:
-        modes: The way of each block that fitted.
-        seconds: Median of the timed passes; compilation is not in it.
-        peak_bytes: Most memory that tensors took on a GPU; None elsewhere.
+        modes: Activation mode of each block.
+        seconds: Median of the timed passes, without compilation.
+        peak_bytes: Peak memory of tensors on a GPU; None on other devices.
         attention: Attention operators that ran.
         non_finite: Adapter tensors whose gradient has NaN or infinite values.
     """
@@ -39,7 +39,7 @@ class Trial:
 
 
 def describe(modes: Sequence[Recompute]) -> str:
-    """Say it as people ask for it: `selective`, or `4 selective + 26 none`."""
+    """Format modes as the setting has them: `selective`, or `4 selective + 26 none`."""
     kinds = dict.fromkeys(modes)
     if len(kinds) == 1:
         return modes[0]
@@ -47,14 +47,14 @@ def describe(modes: Sequence[Recompute]) -> str:
 
 
 def is_compiled(eager: str, device_type: str, *, dora: bool) -> bool:
-    """Turn the setting `eager` (auto, on, off) into whether blocks are compiled on a device.
+    """Return whether blocks are compiled on a device, from the setting `eager` (auto, on, off).
 
-    auto is eager for DoRA: peft 0.21 writes its layers so that no single graph holds them.
+    auto is eager for DoRA: torch cannot compile the DoRA layers of peft 0.21 into one graph.
 
     Args:
         eager: The setting.
         device_type: `cuda` or `cpu`.
-        dora: Whether the adapter is a DoRA.
+        dora: True if the adapter is a DoRA.
     """
     return device_type == "cuda" and not dora if eager == "auto" else eager == "off"
 
@@ -92,5 +92,5 @@ def largest(works: Mapping[Bucket, Workload]) -> Bucket:
 
 
 def budget_of_gpu(total_bytes: float) -> float:
-    """Bytes that a step may take on an otherwise free GPU, the model's weights among them."""
+    """Bytes that a step may take on an otherwise free GPU, including the model's weights."""
     return (1 - GPU_RESERVE) * total_bytes

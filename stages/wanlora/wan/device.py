@@ -86,6 +86,18 @@ def use_expandable_segments() -> None:
     os.environ[newer if version >= (2, 9) else older] = "expandable_segments:True"
 
 
+def use_deterministic_algorithms() -> None:
+    """Let torch compute the same bits in every run, with slower kernels; before the first one."""
+    # Read when cuBLAS starts; without it deterministic matrix products are refused on a GPU.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(mode=True)
+    torch.backends.cudnn.benchmark = False
+    from torch._inductor import config as inductor  # noqa: PLC0415  (slow, and rarely needed)
+
+    if hasattr(inductor, "deterministic"):  # since torch 2.9: kernels are not selected by timing
+        inductor.deterministic = True
+
+
 def require_host_memory(num_bytes: int, what: str, *advice: str) -> None:
     """Refuse work that needs more memory than this machine has free; Linux would kill it later.
 

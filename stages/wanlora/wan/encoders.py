@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import transformers
@@ -26,6 +26,9 @@ from wanlora.core.prompts import clean_prompt
 from wanlora.core.text import shorten
 from wanlora.errors import MediaError, ModelError
 from wanlora.wan.weights import check_loading, hide_bars_without_terminal, weight_files
+
+Vae: TypeAlias = AutoencoderKLWan
+"""The VAE, for annotations of code that does not import diffusers."""
 
 MAX_SEQUENCE_LENGTH = MAX_TOKENS
 """diffusers' name of the maximum number of tokens."""
@@ -50,9 +53,7 @@ class TextEncoder:
 # --- frames and latents ---
 
 
-def load_vae(
-    folder: Path, *, dtype: torch.dtype, device: torch.device, tf32: bool
-) -> AutoencoderKLWan:
+def load_vae(folder: Path, *, dtype: torch.dtype, device: torch.device, tf32: bool) -> Vae:
     """Load the VAE, frozen, without tiling or slicing.
 
     Args:
@@ -81,7 +82,7 @@ def load_vae(
 
 
 def encode_latents(
-    vae: AutoencoderKLWan,
+    vae: Vae,
     frames: UInt8[torch.Tensor, "b 3 t h w"] | Float[torch.Tensor, "b 3 t h w"],
 ) -> Float32[torch.Tensor, "b c f h_8 w_8"]:
     """Encode frames to normalised latents: (posterior mode - latents_mean) / latents_std.
@@ -116,7 +117,7 @@ def encode_latents(
 
 @torch.no_grad()
 def decode_latents(
-    vae: AutoencoderKLWan, latents: Float[torch.Tensor, "b c f h_8 w_8"]
+    vae: Vae, latents: Float[torch.Tensor, "b c f h_8 w_8"]
 ) -> UInt8[torch.Tensor, "b t h w 3"]:
     """Decode latents to frames with the arithmetic of WanPipeline, bit for bit.
 
@@ -158,7 +159,7 @@ def _check_frames(frames: torch.Tensor) -> None:
 
 
 def _latent_statistics(
-    vae: AutoencoderKLWan,
+    vae: Vae,
 ) -> tuple[Float32[torch.Tensor, "1 c 1 1 1"], Float32[torch.Tensor, "1 c 1 1 1"]]:
     shape = (1, vae.config.z_dim, 1, 1, 1)
     mean = torch.tensor(vae.config.latents_mean, device=vae.device).view(shape)

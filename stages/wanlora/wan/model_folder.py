@@ -1,7 +1,7 @@
 """Folder of a model on this machine, by the value of `--model`.
 
-Owns: the embedded model, local folders, downloads, and the check that all parts are there. Must not
-know: variants, torch or diffusers.
+Owns: the embedded model, local folders, downloads, and the check that all parts are there.
+Must not know: variants, torch or diffusers.
 """
 
 import difflib
@@ -91,7 +91,7 @@ def local_folder(model: str) -> Path | None:
     """Folder that a `--model` value names; None for `micro` and for a hub id.
 
     Raises:
-        ModelError: It is none of the three.
+        ModelError: The value is not one of the three.
     """
     folder = Path(model).expanduser()
     if model == MICRO:

@@ -163,7 +163,7 @@ def variant_of(folder: Path) -> Variant:
     keys = dict.fromkeys(key for fields in different.values() for key in fields)
     rows = "\n".join(f"  {name}: {_text(fields)}" for name, fields in different.items())
     raise ModelError(
-        f"the model in {folder} is none of the known variants\n  found: "
+        f"the model in {folder} does not match any supported variant\n  found: "
         f"{_text({key: present[key] for key in keys})}\n{rows}"
     )
 

@@ -1,8 +1,8 @@
 """Chunks of rows for each of several processes that do not communicate.
 
 Owns: the rows that are committed by now, and the next chunk of a rank. Ranks share only the store:
-each may make any row that is not committed, so the living take over the rows of the dead. The cost:
-two ranks may make the same row when few are left; such rows are counted.
+each may make any row that is not committed, so the other ranks take over the rows of one that died.
+Near the end, two ranks may make the same row; such rows are counted.
 """
 
 import time
@@ -18,18 +18,18 @@ from wanlora.store.schema import Kind
 
 T = TypeVar("T")
 
-PATIENCE = 20
-"""A listing of the store is used again until it is this many times as old as it took: listing takes
-at most 5 % of the time, on a remote store with a million rows too."""
+LISTING_REUSE = 20
+"""Maximum age of a listing of the store, as a multiple of its duration. Listing then takes at most
+5 % of the time, also on a remote store with a million rows."""
 
 
-class Committed:
-    """Rows in the store by now, whoever wrote them.
+class CommittedRows:
+    """Rows that are in the store now, of all writers.
 
     Args:
         cache: Cache folder or URL.
         kind: Kind of the rows.
-        fingerprint: Of their encoder.
+        fingerprint: Fingerprint of their encoder.
     """
 
     def __init__(self, cache: Location, kind: Kind, fingerprint: str) -> None:
@@ -38,18 +38,18 @@ class Committed:
         self._looked_s = self._cost_s = 0.0
 
     def __call__(self) -> Rows:
-        """Rows at the last look; looks again when that is not long past."""
-        if self._rows is None or time.monotonic() - self._looked_s >= PATIENCE * self._cost_s:
+        """Return the rows of the last look; look again if it was long ago."""
+        if self._rows is None or time.monotonic() - self._looked_s >= LISTING_REUSE * self._cost_s:
             return self.look()
         return self._rows
 
     def look(self) -> Rows:
-        """Rows that are there now; reads only the commit records that are new."""
+        """Return the rows that are there now; reads only the new commit records."""
         started, first = time.monotonic(), self._rows is None
         # A damaged record is not counted; the check of the finished view names it.
         self._rows, _ = index.lasting(*self._where, known=self._rows)
         self._looked_s = time.monotonic()
-        # The first look reads every record, the others only what is new.
+        # The first look reads every record, the others only new ones.
         self._cost_s = 0.0 if first else self._looked_s - started
         return self._rows
 
@@ -59,22 +59,22 @@ def claim_chunks(
     rank: Rank,
     committed: Callable[[], Rows],
     *,
-    most: int,
-    alike: Callable[[T], Any],
-    elsewhere: Callable[[int], None],
+    max_rows: int,
+    group_of: Callable[[T], Any],
+    on_committed: Callable[[int], None],
     look: Callable[[], Rows] | None = None,
 ) -> Iterator[dict[str, T]]:
-    """Yield chunks until every row has been yielded or is committed: any rank ends with all done.
+    """Yield chunks until every row has been yielded or is committed.
 
     Args:
         missing: The rows, by key, in an order that all ranks share.
         rank: This process among several.
         committed: Rows that need no more work.
-        most: Maximum number of rows in a chunk.
-        alike: Property that all rows of a chunk share, for example the bucket of a clip.
-        elsewhere: Called with the number of rows that others have committed since the last call.
-        look: `committed` as it is now, at any cost: called before a rank that has made its own
-            part of the rest takes rows that are probably another's.
+        max_rows: Maximum number of rows in a chunk.
+        group_of: Property that all rows of a chunk share, for example the bucket of a clip.
+        on_committed: Called with the number of rows that others have committed since the last call.
+        look: Returns the current `committed`, even if that is slow. Called before a rank that has
+            finished its own share takes rows that probably belong to another rank.
     """
     left = dict(missing)
     made = part = 0
@@ -86,19 +86,21 @@ def claim_chunks(
             there = committed().present(left)
         for key in there:
             del left[key]
-        elsewhere(len(there))
+        on_committed(len(there))
         if not left:
             return
-        keys = share(list(left), rank, most=most)
-        first = alike(left[keys[0]])
-        chosen = list(takewhile(lambda key: alike(left[key]) == first, keys))  # noqa: B023
-        made += len(chosen)
-        yield {key: left.pop(key) for key in chosen}
+        keys = share(list(left), rank, most=max_rows)
+        first = group_of(left[keys[0]])
+        chunk = list(takewhile(lambda key: group_of(left[key]) == first, keys))  # noqa: B023
+        made += len(chunk)
+        yield {key: left.pop(key) for key in chunk}
 
 
-def whole(missing: Mapping[str, T], *, alike: Callable[[T], Any]) -> Iterator[dict[str, T]]:
-    """Yield all rows, grouped by `alike`: the chunks of a process that is alone."""
+def all_in_groups(
+    missing: Mapping[str, T], *, group_of: Callable[[T], Any]
+) -> Iterator[dict[str, T]]:
+    """Yield all rows, one chunk per group, for a single process."""
     groups: dict[Any, dict[str, T]] = {}
     for key, row in missing.items():
-        groups.setdefault(alike(row), {})[key] = row
+        groups.setdefault(group_of(row), {})[key] = row
     yield from groups.values()

@@ -1,6 +1,6 @@
-"""A clip to frames, where a failure is a result like another; light enough for a process a core.
+"""Decode a clip to frames, or return the reason why not; imports little, for one process per core.
 
-Owns: the two forms that frames travel in. Must not know: encoders, the store.
+Owns: the frames as a tensor, and as an array for Ray. Must not know: encoders, the store.
 Legend: t frames, h w height and width.
 """
 
@@ -11,15 +11,16 @@ import torch
 from jaxtyping import UInt8
 
 from wanlora.data.clip import Clip
-from wanlora.data.clips import SourceHashes, load_unchanged
+from wanlora.data.clip_frames import load_unchanged
 from wanlora.errors import MediaError
+from wanlora.media.source import SourceHashes
 
 _hashed_here: SourceHashes = {}
-"""Hashes by this process, of sources whose mtime differs on this machine."""
+"""Hashes that this process computed, of sources whose mtime differs on this machine."""
 
 
 def decode(clip: Clip, known: SourceHashes) -> UInt8[torch.Tensor, "t 3 h w"] | MediaError:
-    """Load a clip's frames, or what is wrong with its source.
+    """Load a clip's frames, or return the reason why they cannot be loaded.
 
     Args:
         clip: With the hash of its source that its key was made from.

@@ -1,6 +1,6 @@
 """Hashes that earlier runs computed, so that no large file is read twice.
 
-Owns: the files that keep them: in the cache, beside manifests, and in the user's cache folder.
+Owns: the files with these hashes: in the cache, beside manifests, and in the user's cache folder.
 """
 
 import logging
@@ -9,11 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wanlora.core.location import Location, cache_home
-from wanlora.data.clips import SourceHashes, hashes_document, parse_hashes
 from wanlora.data.source_paths import source_path
 from wanlora.errors import OutputError
 from wanlora.files import write_atomic
-from wanlora.media.source import SOURCES
+from wanlora.media.source import SOURCES, SourceHashes, hashes_document, parse_hashes
 from wanlora.store import storage
 from wanlora.wan import identity
 
@@ -25,7 +24,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Hashes:
-    """Hashes of files by path, size and mtime, so that a second run reads no big file again."""
+    """Hashes of files by path, size and mtime, so that a second run reads no big file again.
+
+    Attributes:
+        sources: Hashes of source files.
+        weights: Hashes of files of weights.
+        digests: Digests of encoders.
+    """
 
     sources: SourceHashes
     weights: SourceHashes
@@ -33,7 +38,7 @@ class Hashes:
 
     @classmethod
     def read(cls, cache: Location, manifests: Sequence[Path] = ()) -> "Hashes":
-        """Known hashes: of sources in the cache and beside manifests, of weights with the user."""
+        """Read the known hashes: those of sources from the cache, and from beside the manifests."""
         sources = _beside(manifests)
         for path, entry in parse_hashes(storage.at(cache).get(SOURCES)).items():
             if path not in sources or sources[path][1] <= entry[1]:
@@ -51,7 +56,7 @@ class Hashes:
                 self.sources.setdefault(str(now), entry)
 
     def write_sources(self, cache: Location) -> None:
-        """Leave those of the sources to the next run.
+        """Write the hashes of sources into the cache, for the next run.
 
         Raises:
             StoreError: The cache folder cannot be written.
@@ -59,12 +64,12 @@ class Hashes:
         storage.at(cache).put(SOURCES, hashes_document(self.sources))
 
     def keep_weights(self) -> None:
-        """Leave those of the weights (22 GB to read) to every later run, a dry one's next too."""
+        """Write the hashes of weights (22 GB to read) into the user's cache folder."""
         try:
             cache_home().mkdir(parents=True, exist_ok=True)
             write_atomic(cache_home() / WEIGHTS, hashes_document(self.weights))
             write_atomic(cache_home() / DIGESTS, identity.memo_document(self.digests))
-        except (OSError, OutputError) as error:  # it would only have saved time
+        except (OSError, OutputError) as error:  # they only save time
             log.info("the hashes of the weights are not kept: %s", error)
 
 

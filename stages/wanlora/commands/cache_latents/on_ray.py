@@ -4,7 +4,7 @@
     worker: one actor per GPU   <- frames of a bounded window of clips -   decode: one task per core
 
 Owns: all calls of Ray; nothing else imports it. Actors are ranks like local processes: they share
-only the store, so a replaced actor, and the others meanwhile, make the rows of one that died.
+only the store, so its replacement and the other actors make the rows of an actor that died.
 """
 
 import functools
@@ -29,58 +29,71 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from wanlora.commands.cache_latents import plan as planning
+from wanlora.commands.cache_latents.encode_settings import EncodeSettings
+from wanlora.commands.cache_latents.find_encoders import Encoders, find_encoders
 from wanlora.commands.cache_latents.frames import decode_remotely
 from wanlora.commands.cache_latents.hashes import Hashes
-from wanlora.commands.cache_latents.plan import Encoders, Plan
+from wanlora.commands.cache_latents.plan import Plan
 from wanlora.commands.cache_latents.worker import (
     CommittedOfPlan,
     Encoded,
     encode_share,
     for_workers,
-    merged,
+    merge,
     reconcile,
-    same_encoders,
+    require_same_encoders,
     shown_progress,
 )
-from wanlora.config import CacheLatentsConfig
 from wanlora.data.clip import Clip
-from wanlora.data.clips import SourceHashes
 from wanlora.errors import LostProcessError, MediaError, WanloraError, WorkerError
+from wanlora.media.source import SourceHashes
 from wanlora.processes.ranks import Rank
 from wanlora.wan.model_folder import local_folder
 
 ACTOR_DIED = (RayActorError, OutOfMemoryError)
-"""One that Ray ends for its memory is not a RayActorError."""
+"""Ray raises OutOfMemoryError, not RayActorError, for an actor that it killed to free memory."""
 
 POLL_S = 1.0
-PATIENCE_S = 10.0
-"""For a cluster to answer."""
+CONNECT_S = 10.0
+"""Seconds for a cluster to answer."""
 
 MAX_DEATHS = 3
 """Actors that may die one after the other while no row is committed."""
 
 LEFTOVER_S = 60.0
-"""Once one actor has finished, every row is made; the others have this long to finish too."""
+"""Once one actor has finished, every row is made; the others have this long to finish."""
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
-def workers(config: CacheLatentsConfig) -> Iterator["Workers"]:
-    """Start actors in a running cluster, or in one of this machine's own; end them afterwards.
+def workers(
+    settings: EncodeSettings,
+    *,
+    num_workers: int | None,
+    gpus_per_worker: float | None,
+    dry_run: bool,
+) -> Iterator["Workers"]:
+    """Start actors in a running cluster, or in a new one on this machine; end them afterwards.
+
+    Args:
+        settings: The cache, the model, the types and the limits.
+        num_workers: Number of actors; None starts one per GPU, or one.
+        gpus_per_worker: GPUs of an actor; None is 1, or 0 without GPUs.
+        dry_run: True if nothing will be encoded.
 
     Raises:
-        WorkerError: There is no cluster where RAY_ADDRESS says.
-        WanloraError: Why the first actor cannot encode: its model, its device.
+        WorkerError: No cluster answers at RAY_ADDRESS.
+        WanloraError: The first actor cannot encode, for example because of its model or device.
     """
     ours = _connect()
     try:
-        crew = Workers(config)
+        num_workers, gpus = _size(settings.device, num_workers, gpus_per_worker)
+        actors = Workers(settings, num_workers, gpus, dry_run=dry_run)
         try:
-            yield crew
+            yield actors
         finally:
-            crew.close()
+            actors.close()
     finally:
         if ours:
             ray.shutdown()
@@ -105,16 +118,16 @@ def _connect() -> bool:
 
 
 def _require_answer(address: str) -> None:
-    """Refuse an address where nobody listens, which Ray would try for minutes.
+    """Refuse an address that does not answer, which Ray would try for minutes.
 
     Raises:
-        WorkerError: Nobody does.
+        WorkerError: No program listens at the address.
     """
     host, separator, port = address.removeprefix("ray://").rpartition(":")
     if not separator or not port.isdigit():
         return  # auto, local
     try:
-        socket.create_connection((host, int(port)), timeout=PATIENCE_S).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
     except OSError as error:
         raise WorkerError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({error}); start one there with ray "
@@ -126,30 +139,35 @@ class Workers:
     """Actors that encode, one for each rank.
 
     Attributes:
-        using: The encoders of the first actor that was ready; the others must have the same.
+        encoders: Encoders of the first actor that was ready; the others must have the same.
 
     Args:
-        config: The settings.
+        settings: The cache, the model, the types and the limits.
+        num_workers: Number of actors.
+        gpus: GPUs of each actor.
+        dry_run: True if nothing will be encoded.
 
     Raises:
-        WanloraError: Why the first actor cannot encode.
+        WanloraError: The first actor cannot encode.
     """
 
-    def __init__(self, config: CacheLatentsConfig) -> None:
-        self._config = _absolute(config)
-        self._num_workers, gpus = _size(config)
-        # No core of their own: on a small machine decoding would wait for one for ever.
+    def __init__(
+        self, settings: EncodeSettings, num_workers: int, gpus: float, *, dry_run: bool
+    ) -> None:
+        self._settings = _absolute(settings)
+        self._num_workers = num_workers
+        # No core of their own: on a small machine decoding would never get one.
         self._actor: Any = ray.remote(num_cpus=0, num_gpus=gpus)(_Worker)
         self._actors = {index: self._start(index) for index in range(self._num_workers)}
-        encoders = [actor.encoders.remote() for actor in self._actors.values()]
-        ready, _ = ray.wait(encoders, num_returns=1)
+        found = [actor.encoders.remote(dry_run=dry_run) for actor in self._actors.values()]
+        ready, _ = ray.wait(found, num_returns=1)
         try:
             first = ray.get(ready[0])
         except ACTOR_DIED as error:
             raise WorkerError(f"an actor died before it had found the model: {error}") from None
         if isinstance(first, WanloraError):
             raise first
-        self.using: Encoders = first
+        self.encoders: Encoders = first
 
     def close(self) -> None:
         """End the actors at once."""
@@ -157,14 +175,14 @@ class Workers:
             ray.kill(actor)
 
     def encode(self, plan: Plan) -> Encoded:
-        """Encode what is missing: until one actor has finished and the others have ended too.
+        """Encode the missing rows, until one actor has finished and the others have ended too.
 
         Raises:
-            WorkerError: Actors die and no row is committed in between.
+            WorkerError: Several actors died one after the other, and no row was committed.
             WanloraError: No actor is left; the error of the last one.
         """
-        plan = _absolute_clips(replace(plan, using=self.using))
-        committed = CommittedOfPlan(self._config, for_workers(plan))
+        plan = _absolute_clips(replace(plan, encoders=self.encoders))
+        committed = CommittedOfPlan(self._settings.cache, for_workers(plan))
         sent = ray.put(for_workers(plan))
         running = {actor.work.remote(sent): index for index, actor in self._actors.items()}
         made: list[Encoded] = []
@@ -195,10 +213,10 @@ class Workers:
                         log.warning("worker %d stopped: %s; others take over", index, outcome)
                     else:
                         raise outcome
-        return reconcile(self._config, plan, merged(made, workers=self._num_workers))
+        return reconcile(self._settings.cache, plan, merge(made, workers=self._num_workers))
 
     def _start(self, index: int) -> Any:
-        return self._actor.remote(self._config, Rank(index, self._num_workers))
+        return self._actor.remote(self._settings, Rank(index, self._num_workers))
 
 
 def _outcome(future: Any) -> Encoded | WanloraError | None:
@@ -219,30 +237,31 @@ def _too_many_deaths(num_left: int) -> WorkerError:
 
 
 class _Worker:
-    """Encodes on one device, in a process of Ray's. Refusals are results: the others continue."""
+    """Encodes on one device, in a Ray process. Errors are results: the other actors continue."""
 
-    def __init__(self, config: CacheLatentsConfig, rank: Rank) -> None:
+    def __init__(self, settings: EncodeSettings, rank: Rank) -> None:
         logging.getLogger("wanlora").setLevel(logging.ERROR)  # the driver logs for all
-        self._config = config
+        self._settings = settings
         self._rank = rank
 
-    def encoders(self) -> Encoders | WanloraError:
-        """The model and the device of this process."""
+    def encoders(self, *, dry_run: bool) -> Encoders | WanloraError:
+        """Find the model and the device of this process."""
         try:
-            return planning.encoders_here(self._config, Hashes.read(self._config.cache))
+            hashes = Hashes.read(self._settings.cache)
+            return find_encoders(self._settings, hashes, dry_run=dry_run)
         except WanloraError as error:
             return error
 
     def work(self, plan: Plan) -> Encoded | WanloraError:
-        """Encode the share of this rank, and what others leave."""
+        """Encode the share of this rank, and the rows that others leave."""
         try:
-            using = same_encoders(self._config, plan.using)
+            encoders = require_same_encoders(self._settings, plan.encoders)
             return encode_share(
-                self._config,
-                replace(plan, using=using),
+                self._settings,
+                replace(plan, encoders=encoders),
                 self._rank,
                 shown=False,
-                decoded_by=partial(_decode_elsewhere, sources=dict(plan.sources)),
+                decode_clip=partial(_decode_elsewhere, sources=dict(plan.sources)),
             )
         except WanloraError as error:
             return error
@@ -250,7 +269,7 @@ class _Worker:
 
 @functools.cache
 def _decode_task() -> Any:
-    """One for all clips: each made anew would be kept by the cluster."""
+    """Make one remote function for all clips; the cluster would keep every one."""
     return ray.remote(num_cpus=1, max_retries=1)(decode_remotely)
 
 
@@ -261,12 +280,12 @@ def _decode_elsewhere(clip: Clip, sources: SourceHashes) -> torch.Tensor | Media
     except (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError) as error:
         reason = "took too much memory" if isinstance(error, OutOfMemoryError) else "crashed"
         return LostProcessError("unreadable", f"{clip.path}: the process decoding it {reason}")
-    # A copy: what Ray gives lies in its shared memory, and may not be written.
+    # A copy: the array is in the shared memory of Ray, and read-only.
     return frames if isinstance(frames, MediaError) else torch.from_numpy(frames.copy())
 
 
 def _absolute_clips(plan: Plan) -> Plan:
-    """A plan whose clips mean the same in the working folder of an actor."""
+    """Make the paths of clips absolute: an actor has another working folder."""
     return replace(
         plan,
         missing_clips=tuple(
@@ -276,27 +295,26 @@ def _absolute_clips(plan: Plan) -> Plan:
     )
 
 
-def _absolute(config: CacheLatentsConfig) -> CacheLatentsConfig:
-    """Settings that mean the same in the working folder of an actor."""
-    cache, model = config.cache, config.model
-    return config.model_copy(
-        update={
-            "cache": cache.absolute() if isinstance(cache, Path) else cache,
-            "model": str(Path(model).expanduser().absolute()) if local_folder(model) else model,
-        }
+def _absolute(settings: EncodeSettings) -> EncodeSettings:
+    """Make the paths of settings absolute: an actor has another working folder."""
+    cache, model = settings.cache, settings.model
+    return replace(
+        settings,
+        cache=cache.absolute() if isinstance(cache, Path) else cache,
+        model=str(Path(model).expanduser().absolute()) if local_folder(model) else model,
     )
 
 
-def _size(config: CacheLatentsConfig) -> tuple[int, float]:
-    """How many actors, and the GPUs of each."""
+def _size(device: str, num_workers: int | None, gpus_per_worker: float | None) -> tuple[int, float]:
+    """Number of actors, and the GPUs of each."""
     found = float(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
-    each = config.gpus_per_worker
+    each = gpus_per_worker
     if each is None:
-        each = 1.0 if found and config.device != "cpu" else 0.0
-    num_workers = config.num_workers or max(1, int(found / each) if each else 1)
+        each = 1.0 if found and device != "cpu" else 0.0
+    num_workers = num_workers or max(1, int(found / each) if each else 1)
     if num_workers * each > found:
         log.warning(
-            "%d workers ask for %g GPUs each, and the cluster has %g; those that find none wait",
+            "%d workers need %g GPUs each, and the cluster has %g; those without a GPU wait",
             num_workers, each, found,
         )  # fmt: skip
     return num_workers, each

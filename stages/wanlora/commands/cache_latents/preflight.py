@@ -1,9 +1,10 @@
-"""Checks of `cache-latents` that need no torch: a mistake is refused before seconds of imports.
+"""Checks of `cache-latents` that need no torch: a mistake is refused before slow imports.
 
 Owns: the order of these checks, and the reading of the manifests. Must not import torch or zarr.
 """
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from wanlora.config import CacheLatentsConfig
@@ -41,14 +42,35 @@ def check(config: CacheLatentsConfig) -> tuple[list[Clip], list[manifest.BadLine
         require_folder(config.cache, flag="--cache")
         if not index.has_store(config.cache):
             _require_own_files(config.cache, config.view)
-    require_folders(config.source_root)
-    bad: list[manifest.BadLine] = []
-    found = manifest.read_all(config.manifest, on_bad=bad.append)
-    manifest.warn_of_old_colours(found)
+    clips, bad_lines = read_manifests(config.manifest, config.source_root)
     index.has_store(config.cache)
-    if folder := resolve_here(config.model, ENCODERS):
+    require_known_model(config.model)
+    return clips, bad_lines
+
+
+def read_manifests(
+    manifests: Sequence[Path], source_root: Sequence[Path]
+) -> tuple[list[Clip], list[manifest.BadLine]]:
+    """Read the clips of manifests, and their lines that cannot be used.
+
+    Raises:
+        ManifestError: A manifest cannot be read, or a `--source-root` is not a folder.
+    """
+    require_folders(source_root)
+    bad_lines: list[manifest.BadLine] = []
+    clips = manifest.read_all(manifests, on_bad=bad_lines.append)
+    manifest.warn_of_old_colours(clips)
+    return clips, bad_lines
+
+
+def require_known_model(model: str) -> None:
+    """Check the model's folder, unless it is a model of the hub that will be downloaded.
+
+    Raises:
+        ModelError: The folder does not exist, or is incomplete or of an unknown variant.
+    """
+    if folder := resolve_here(model, ENCODERS):
         variant_of(folder)
-    return found, bad
 
 
 def check_view(config: CacheLatentsConfig) -> View:

@@ -1,15 +1,18 @@
-"""What `wanlora cache-latents` prints and returns.
+"""Result of `wanlora cache-latents`.
 
-Owns: the counts of a run, and of what a dry run would do. Encodes nothing.
+Owns: the counts of a run, and those that a dry run predicts. Encodes nothing.
 """
 
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from wanlora.commands.cache_latents.plan import Failure, KeyedClip, Plan
+from wanlora.commands.cache_latents.clip_keys import Failure, KeyedClip
+from wanlora.commands.cache_latents.plan import Plan
 from wanlora.commands.cache_latents.worker import Encoded
-from wanlora.config import CacheLatentsConfig
+from wanlora.core.location import Location
 from wanlora.core.prompts import prompt_key
 from wanlora.core.shares import describe_shares, shares
 from wanlora.core.text import shorten
@@ -21,26 +24,25 @@ from wanlora.store.views import ViewClip
 
 @dataclass(frozen=True, slots=True)
 class CacheResult:
-    """What stage one did; of a dry run, what it would do.
+    """Result of stage one; of a dry run, the predicted result.
 
     Attributes:
         clips: Clips in the view.
-        clips_encoded: Rows of latents made by this run, by whichever worker (of a dry run: to be
-            made).
-        clips_cached: Rows of latents that were there.
+        clips_encoded: Rows of latents that all workers of this run made (of a dry run: will make).
+        clips_cached: Rows of latents that were there before.
         duplicate_clips: Clips that share a row with another clip.
-        prompts_encoded: Likewise, prompts.
-        prompts_cached: Likewise.
+        prompts_encoded: Rows of prompt embeddings that this run made.
+        prompts_cached: Rows of prompt embeddings that were there before.
         shared_captions: Captions that share a row with another caption.
         workers: Processes or actors that encoded.
-        clips_encoded_twice: Rows of latents that several workers made, copies too many.
+        clips_encoded_twice: Superfluous copies of rows of latents that several workers made.
         encoder_stall: Share of the time that the VAE waited for decoded clips.
         num_bytes: Bytes added to the store (of a dry run: an estimate).
-        failures: Clips that are not in the view, and why.
-        kept: Clips that cannot be used now and stay in the view as they were, and why.
+        failures: Clips that are not in the view, with the reason.
+        kept: Clips that cannot be used now and stay in the view unchanged, with the reason.
         unread: Clips in the view whose sources cannot be read now; their rows are there.
         bytes_hashed: Bytes of sources that were read to hash them.
-        truncated_prompts: Prompts encoded by this run that lost their end: over 512 tokens.
+        truncated_prompts: Prompts of over 512 tokens that this run encoded; they were cut.
         changed_sources: Source files that changed after the manifest was written.
         unused_captions: Caption files that were edited after `prepare` read them.
         captions_command: Command that reads them.
@@ -81,7 +83,7 @@ class CacheResult:
         return 3 if self.failures or self.kept else 0
 
     def lines(self) -> list[str]:
-        """What the command prints."""
+        """Format the result."""
         verb = "to encode" if self.dry_run else "encoded"
         lines = [
             f"clips:   {self.clips_encoded:,} {verb}, {self.clips_cached:,} already there"
@@ -139,88 +141,99 @@ class CacheResult:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came of a plan; of a dry run, what would.
+    """Result of a plan; of a dry run, the predicted result.
 
     Attributes:
-        kept: Clips of the view.
-        failures: The others, and why.
-        stays: Of these, clips that the view keeps as they were.
-        num_bytes: Added to the store (of a dry run: an estimate).
-        made: What workers made of it.
+        clips: Usable clips.
+        failures: Clips that cannot be used now, with the reason.
+        unchanged: Clips that fail now and stay in the view.
+        num_bytes: Bytes added to the store (of a dry run: an estimate).
+        view_sha256: Hash of the view; empty if none was written.
+        encoded: Result of the workers; None in a dry run.
     """
 
-    kept: Sequence[KeyedClip]
+    clips: Sequence[KeyedClip]
     failures: Sequence[Failure]
-    stays: Sequence[ViewClip] = ()
+    unchanged: Sequence[ViewClip] = ()
     num_bytes: int = 0
     view_sha256: str = ""
-    made: Encoded | None = None
+    encoded: Encoded | None = None
 
 
 def summarize(
-    config: CacheLatentsConfig, plan: Plan, outcome: Outcome, *, seconds: float, shown: bool
+    plan: Plan,
+    outcome: Outcome,
+    *,
+    cache: Location,
+    view: str,
+    manifests: Sequence[Path],
+    started: float,
+    shown: bool,
 ) -> CacheResult:
-    """Count what was made.
+    """Count the rows of a run.
 
     Args:
-        config: The settings.
-        plan: Clips and prompts wanted.
-        outcome: What came of them.
-        seconds: Time taken.
-        shown: Whether this process prints the result; only then are caption files compared.
+        plan: Clips and prompts of the manifests.
+        outcome: Their result.
+        cache: Cache folder or URL.
+        view: Name of the view.
+        manifests: Paths of the manifests, whose caption files are compared.
+        started: Start of the run, by the monotonic clock.
+        shown: True if this process prints the result; only then are caption files compared.
     """
-    made = outcome.made or Encoded()
-    encoded = len(plan.missing_clips) - len(made.clips.failures)
-    rows = len({keyed.key for keyed in outcome.kept})
-    stays = {clip.clip_id for clip in outcome.stays}
-    manifests, clips = (config.manifest, plan.clips) if shown else ((), ())
-    unused, captions_command = unused_captions(manifests, (keyed.clip for keyed in clips))
+    seconds = time.monotonic() - started
+    made, dry_run = outcome.encoded or Encoded(), outcome.encoded is None
+    num_encoded = len(plan.missing_clips) - len(made.clips.failures)
+    rows = len({keyed.key for keyed in outcome.clips})
+    unchanged = {clip.clip_id for clip in outcome.unchanged}
+    compared, clips = (manifests, plan.clips) if shown else ((), ())
+    unused, captions_command = unused_captions(compared, (keyed.clip for keyed in clips))
     captions = {prompt_key(text) for k in plan.clips for text in k.clip.prompts}
     return CacheResult(
-        cache=str(config.cache),
-        view=config.view,
+        cache=str(cache),
+        view=view,
         view_sha256=outcome.view_sha256,
-        dry_run=config.dry_run,
-        clips=len(outcome.kept) + len(stays),
-        clips_encoded=encoded,
-        clips_cached=rows - encoded,
-        duplicate_clips=len(outcome.kept) - rows,
+        dry_run=dry_run,
+        clips=len(outcome.clips) + len(unchanged),
+        clips_encoded=num_encoded,
+        clips_cached=rows - num_encoded,
+        duplicate_clips=len(outcome.clips) - rows,
         prompts_encoded=len(plan.missing_prompts),
         prompts_cached=len(plan.prompts) - len(plan.missing_prompts),
         shared_captions=plan.captions - len(captions),
         num_bytes=outcome.num_bytes,
         seconds=round(seconds, 3),
-        seconds_per_clip=round(made.clips.seconds / encoded, 4) if encoded else 0.0,
+        seconds_per_clip=round(made.clips.seconds / num_encoded, 4) if num_encoded else 0.0,
         encoder_stall=round(made.clips.stall, 4),
         workers=made.workers,
         clips_encoded_twice=made.clips_twice,
         bytes_hashed=plan.num_bytes_hashed,
-        failures=[failure for failure in outcome.failures if failure.clip_id not in stays],
-        kept=[failure for failure in outcome.failures if failure.clip_id in stays],
+        failures=[failure for failure in outcome.failures if failure.clip_id not in unchanged],
+        kept=[failure for failure in outcome.failures if failure.clip_id in unchanged],
         unread=list(plan.unread),
         truncated_prompts=list(made.prompts.truncated),
         changed_sources=list(plan.changed_sources),
         unused_captions=unused,
         captions_command=captions_command,
-        draws=shares(
-            (keyed.clip.activity, keyed.clip.weight)
-            for keyed in outcome.kept
-            if keyed.clip.split == TRAIN
-        ),
-        next_command="" if config.dry_run else _next_command(config),
+        draws=_draws(outcome.clips),
+        next_command="" if dry_run else _next_command(cache, view),
     )
 
 
+def _draws(clips: Sequence[KeyedClip]) -> dict[str, float]:
+    return shares((k.clip.activity, k.clip.weight) for k in clips if k.clip.split == TRAIN)
+
+
 def listed(items: Sequence[str], noun: str, what: str) -> list[str]:
-    """Head the first items with the number of all."""
+    """Format a list: the number of all items, then the first ones."""
     if not items:
         return []
     return [f"{count(len(items), noun)} {what}:", *first(items, JSON)]
 
 
-def _next_command(config: CacheLatentsConfig) -> str:
-    view = [] if config.view == "default" else ["--view", config.view]
-    words = ["wanlora", "train", "--cache", str(config.cache), *view]
+def _next_command(cache: Location, view: str) -> str:
+    flags = [] if view == "default" else ["--view", view]
+    words = ["wanlora", "train", "--cache", str(cache), *flags]
     return shlex.join([*words, "--output-dir", "outputs/run"])
 
 

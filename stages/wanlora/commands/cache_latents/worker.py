@@ -1,7 +1,7 @@
-"""The work of one worker: everything that is missing, or a rank's share of it.
+"""The work of one worker: all missing rows, or a rank's share of them.
 
 Owns: the order of prompts and clips, and the report of a worker. Local processes, ranks of torchrun
-and srun, and actors of Ray all run `encode_share`.
+and srun, and Ray actors all run `encode_share`.
 """
 
 import socket
@@ -12,21 +12,20 @@ from functools import partial
 from operator import attrgetter
 from typing import Any, TypeVar
 
-from wanlora.commands.cache_latents import plan as planning
-from wanlora.commands.cache_latents.claims import Committed, claim_chunks, whole
-from wanlora.commands.cache_latents.encode import (
-    Decode,
-    EncodedClips,
+from wanlora.commands.cache_latents.claims import CommittedRows, all_in_groups, claim_chunks
+from wanlora.commands.cache_latents.encode_clips import DecodeClip, EncodedClips, encode_clips
+from wanlora.commands.cache_latents.encode_prompts import (
     EncodedPrompts,
     Progress,
-    encode_clips,
     encode_prompts,
 )
+from wanlora.commands.cache_latents.encode_settings import EncodeSettings
+from wanlora.commands.cache_latents.find_encoders import Encoders, find_encoders
 from wanlora.commands.cache_latents.frames import decode
 from wanlora.commands.cache_latents.hashes import Hashes
-from wanlora.commands.cache_latents.plan import Encoders, Plan
-from wanlora.config import CacheLatentsConfig
+from wanlora.commands.cache_latents.plan import Plan
 from wanlora.core.fingerprint import difference
+from wanlora.core.location import Location
 from wanlora.errors import ModelError
 from wanlora.processes.ranks import ALONE, Rank
 from wanlora.progress import bar, show_figures
@@ -36,18 +35,18 @@ T = TypeVar("T")
 OnRows = Callable[[int], None] | None
 
 PROMPTS_WORTH_LOADING = 64
-"""Prompts that it takes to make a worker load UMT5: loading takes longer than encoding so many."""
+"""Minimum number of prompts for a worker to load UMT5: loading takes longer than encoding fewer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What workers have made.
+    """Result of workers.
 
     Attributes:
-        prompts: How encoding prompts went.
-        clips: How encoding clips went.
-        clips_twice: Copies too many of rows of latents, made by two workers at once.
-        workers: How many there were.
+        prompts: Result of encoding prompts.
+        clips: Result of encoding clips.
+        clips_twice: Superfluous copies of rows of latents, made by two workers at once.
+        workers: Number of workers.
     """
 
     prompts: EncodedPrompts = field(default_factory=EncodedPrompts)
@@ -57,43 +56,43 @@ class Encoded:
 
 
 def encode_share(
-    config: CacheLatentsConfig,
+    settings: EncodeSettings,
     plan: Plan,
     rank: Rank = ALONE,
     *,
     shown: bool = True,
     on_rows: OnRows = None,
-    decoded_by: Decode | None = None,
+    decode_clip: DecodeClip | None = None,
 ) -> Encoded:
-    """Encode what is missing, in this process; as a rank, until every row is committed or failed.
+    """Encode missing rows in this process; as a rank, until every row is committed or failed.
 
     If there are few prompts, the first rank encodes them: another would load UMT5 for longer than
     it encodes. The others encode clips first, and then the prompts that are still missing.
 
     Args:
-        config: The settings.
-        plan: What is missing, and the model to use.
-        rank: This process among several.
-        shown: Whether to show progress.
+        settings: The cache, the types and the limits.
+        plan: The missing rows, and the encoders of this process.
+        rank: Rank of this process.
+        shown: True to show progress.
         on_rows: Called with the number of rows, whenever some are done.
-        decoded_by: What decodes a clip; None = this process.
+        decode_clip: Decodes a clip; None decodes in this process.
     """
     shown = shown and rank.index == 0
-    decoded_by = decoded_by or partial(decode, known=dict(plan.sources))
+    decode_clip = decode_clip or partial(decode, known=dict(plan.sources))
     few = len(plan.missing_prompts) < PROMPTS_WORTH_LOADING * rank.world
     if rank.index and few:
-        clips = _clips(config, plan, rank, decoded_by, shown=shown, on_rows=on_rows)
-        prompts = _prompts(config, plan, rank, shown=shown, on_rows=on_rows)
+        clips = _clips(settings, plan, rank, decode_clip, shown=shown, on_rows=on_rows)
+        prompts = _prompts(settings, plan, rank, shown=shown, on_rows=on_rows)
     else:
-        prompts = _prompts(config, plan, ALONE if few else rank, shown=shown, on_rows=on_rows)
-        clips = _clips(config, plan, rank, decoded_by, shown=shown, on_rows=on_rows)
+        prompts = _prompts(settings, plan, ALONE if few else rank, shown=shown, on_rows=on_rows)
+        clips = _clips(settings, plan, rank, decode_clip, shown=shown, on_rows=on_rows)
     if rank.world == 1:
         return Encoded(prompts, clips)
-    return reconcile(config, plan, Encoded(prompts, clips, workers=rank.world))
+    return reconcile(settings.cache, plan, Encoded(prompts, clips, workers=rank.world))
 
 
-def merged(made: Sequence[Encoded], *, workers: int) -> Encoded:
-    """Put together what several workers report."""
+def merge(made: Sequence[Encoded], *, workers: int) -> Encoded:
+    """Merge the results of several workers."""
     rows = max(1, sum(each.clips.rows for each in made))
     return Encoded(
         prompts=EncodedPrompts(
@@ -110,15 +109,14 @@ def merged(made: Sequence[Encoded], *, workers: int) -> Encoded:
     )
 
 
-def reconcile(config: CacheLatentsConfig, plan: Plan, made: Encoded) -> Encoded:
-    """Correct the reports of workers by the store, which also has the rows of workers that died.
+def reconcile(cache: Location, plan: Plan, made: Encoded) -> Encoded:
+    """Correct the results of workers by the store, which also has the rows of workers that died.
 
     Rows are those that the plan lacked and that are committed now; a committed row did not fail.
     """
-    text = Committed(config.cache, "text", plan.fingerprint("text")).look()
-    latents = Committed(config.cache, "latents", plan.fingerprint("latents"))
+    text = CommittedRows(cache, "text", plan.fingerprint("text")).look()
     wanted = {keyed.key for keyed in plan.missing_clips}
-    rows = latents.look()
+    rows = CommittedRows(cache, "latents", plan.fingerprint("latents")).look()
     there = rows.present(wanted)
     failures = {key: why for key, why in made.clips.failures.items() if key not in there}
     return replace(
@@ -129,13 +127,15 @@ def reconcile(config: CacheLatentsConfig, plan: Plan, made: Encoded) -> Encoded:
     )
 
 
-def same_encoders(config: CacheLatentsConfig, wanted: Encoders, *, local_rank: int = 0) -> Encoders:
-    """Find this worker's model and device, and refuse what would make other rows.
+def require_same_encoders(
+    settings: EncodeSettings, wanted: Encoders, *, local_rank: int = 0
+) -> Encoders:
+    """Find this worker's model and device, and refuse those that would make other rows.
 
     Raises:
-        ModelError: Its weights, or what its device computes with, are not those of the plan.
+        ModelError: Its weights, or the arithmetic of its device, are not those of the plan.
     """
-    here = planning.encoders_here(config, Hashes.read(config.cache), local_rank=local_rank)
+    here = find_encoders(settings, Hashes.read(settings.cache), local_rank=local_rank)
     different = [
         *difference(wanted.latents_provenance, here.latents_provenance),
         *difference(wanted.text_provenance, here.text_provenance),
@@ -150,7 +150,7 @@ def same_encoders(config: CacheLatentsConfig, wanted: Encoders, *, local_rank: i
 
 
 def _prompts(
-    config: CacheLatentsConfig, plan: Plan, rank: Rank, *, shown: bool, on_rows: OnRows
+    settings: EncodeSettings, plan: Plan, rank: Rank, *, shown: bool, on_rows: OnRows
 ) -> EncodedPrompts:
     missing = plan.missing_prompts
     if not missing:
@@ -158,15 +158,15 @@ def _prompts(
     with shown_progress(
         len(missing), "prompts", "prompt", shown=shown, on_rows=on_rows
     ) as progress:
-        chunks, there = _rows(config, plan, "text", missing, rank, lambda _: 0, progress)
-        return encode_prompts(config, plan.using, chunks, progress, committed=there)
+        chunks, there = _chunks(settings, plan, "text", missing, rank, lambda _: 0, progress)
+        return encode_prompts(settings, plan.encoders, chunks, progress, committed=there)
 
 
 def _clips(
-    config: CacheLatentsConfig,
+    settings: EncodeSettings,
     plan: Plan,
     rank: Rank,
-    decoded_by: Decode,
+    decode_clip: DecodeClip,
     *,
     shown: bool,
     on_rows: OnRows,
@@ -175,53 +175,57 @@ def _clips(
     if not missing:
         return EncodedClips()
     with shown_progress(len(missing), "latents", "clip", shown=shown, on_rows=on_rows) as progress:
-        chunks, there = _rows(
-            config, plan, "latents", missing, rank, attrgetter("bucket"), progress
+        chunks, there = _chunks(
+            settings, plan, "latents", missing, rank, attrgetter("bucket"), progress
         )
         return encode_clips(
-            config, plan.using, chunks, progress,
-            largest=plan.largest,
+            settings,
+            plan.encoders,
+            chunks,
+            progress,
+            largest_clip_bytes=plan.largest_clip_bytes,
             committed=there,
-            decoded_by=decoded_by,
-        )  # fmt: skip
+            decode_clip=decode_clip,
+        )
 
 
-def _rows(
-    config: CacheLatentsConfig,
+def _chunks(
+    settings: EncodeSettings,
     plan: Plan,
     kind: Kind,
     missing: Mapping[str, T],
     rank: Rank,
-    alike: Callable[[T], Any],
+    group_of: Callable[[T], Any],
     progress: Progress,
 ) -> tuple[Iterator[dict[str, T]], Callable[[], Container[str]]]:
-    """The chunks of a rank, and what others have committed; alone, there are no others."""
+    """Chunks of a rank, and the rows that others have committed; none if the process is alone."""
     if rank.world == 1:
-        return whole(missing, alike=alike), frozenset
-    there = Committed(config.cache, kind, plan.fingerprint(kind))
-    most = config.store.clips_per_segment
-
-    def elsewhere(rows: int) -> None:
-        progress(rows, "")
-
+        return all_in_groups(missing, group_of=group_of), frozenset
+    there = CommittedRows(settings.cache, kind, plan.fingerprint(kind))
     chunks = claim_chunks(
-        missing, rank, there, most=most, alike=alike, elsewhere=elsewhere, look=there.look
+        missing,
+        rank,
+        there,
+        max_rows=settings.rows_per_segment,
+        group_of=group_of,
+        on_committed=lambda rows: progress(rows, ""),
+        look=there.look,
     )
     return chunks, there
 
 
 class CommittedOfPlan:
-    """Rows of a plan that are committed by now, whichever worker made them.
+    """Rows of a plan that are committed now, of all workers.
 
     Args:
-        config: The settings.
-        plan: What was missing.
+        cache: Cache folder or URL.
+        plan: The rows that were missing.
 
     Attributes:
         total: Number of rows that the plan lacked.
     """
 
-    def __init__(self, config: CacheLatentsConfig, plan: Plan) -> None:
+    def __init__(self, cache: Location, plan: Plan) -> None:
         wanted: dict[Kind, set[str]] = {
             "text": set(plan.missing_prompts),
             "latents": {keyed.key for keyed in plan.missing_clips},
@@ -230,7 +234,7 @@ class CommittedOfPlan:
         self._plan = plan
         self._wanted = wanted
         self._committed = {
-            kind: Committed(config.cache, kind, plan.fingerprint(kind)) for kind in wanted
+            kind: CommittedRows(cache, kind, plan.fingerprint(kind)) for kind in wanted
         }
 
     def count(self) -> int:
@@ -251,7 +255,7 @@ class CommittedOfPlan:
 
 
 def for_workers(plan: Plan) -> Plan:
-    """Leave out of a plan what workers in other processes do not need."""
+    """Remove the parts of a plan that workers in other processes do not need."""
     return replace(plan, clips=(), failures=(), prompts={})
 
 
@@ -259,7 +263,7 @@ def for_workers(plan: Plan) -> Plan:
 def shown_progress(
     total: int, what: str, unit: str, *, shown: bool, on_rows: OnRows = None
 ) -> Iterator[Progress]:
-    """Give a function that moves a bar, and says how it goes beside it."""
+    """Yield a function that advances a bar, and shows a note beside it."""
     with bar(total=total, description=what, unit=unit, shown=shown) as progress:
 
         def update(rows: int, note: str) -> None:

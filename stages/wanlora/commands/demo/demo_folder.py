@@ -1,4 +1,4 @@
-"""The folder of a demo: whose it is, and which of its steps are done.
+"""The folder of a demo: its identity, and the steps that are done.
 
 Owns: `demo.json`, with the version, the settings, the base model, the steps that ended, and the
 result. Must not know what a step does.

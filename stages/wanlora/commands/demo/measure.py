@@ -1,6 +1,6 @@
-"""What the demo measures beside the commands: clips recognised, and a step without a cache.
+"""Measurements of the demo itself: recognised clips, and the seconds of encoding a clip.
 
-Owns: how many clips are asked for, and what a one-stage step is made of.
+Owns: the seeds of prompts and noise, and the parts of a one-stage step.
 Dimensions: t frames, h and w pixels.
 """
 
@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 
 from wanlora import progress
 from wanlora.adapters.attach import attach, scaled
-from wanlora.data.clips import ClipDataset
+from wanlora.data.clip_frames import ClipDataset
 from wanlora.micro import world
 from wanlora.micro.generation import clip_maker
 from wanlora.micro.recognise import Seen, recognise
@@ -25,13 +25,13 @@ from wanlora.wan.pipeline import load_pipeline
 
 CPU = torch.device("cpu")
 FIRST_SEED = 3_000_000
-"""Of prompts and noise; nothing is trained with them."""
+"""First seed of prompts and noise; training never uses these seeds."""
 
 Video = UInt8[np.ndarray, "t h w 3"]
 
 
 class Made(NamedTuple):
-    """Clips of one model for the same prompts and noise as the other's, and what they show."""
+    """Clips of one model, and the concept that is recognised in each of them."""
 
     clips: list[Video]
     seen: list[Seen]
@@ -42,7 +42,7 @@ class Made(NamedTuple):
 
 
 def scenes(concept: str, count: int, *, seed: int) -> list[world.Scene]:
-    """What to ask for: fresh colours and directions of a concept."""
+    """Choose scenes of a concept with colours and directions that training did not use."""
     return [world.scene(concept, FIRST_SEED + 1000 * seed + index) for index in range(count)]
 
 
@@ -62,9 +62,14 @@ def make_clips(asked: list[world.Scene], adapter: Path | None, *, seed: int) -> 
 
 
 def encoding_seconds(manifest: Path, *, num_clips: int = 6) -> float:
-    """Seconds that a one-stage trainer spends on a clip before its step: decode, VAE, text.
+    """Measure the seconds that one-stage training spends on a clip before a step.
 
-    The median over a few clips, after one that is not counted.
+    A clip is decoded and encoded by the VAE and the text encoder. The result is the median over a
+    few clips; the first one is not counted.
+
+    Args:
+        manifest: The clips.
+        num_clips: Maximum number of clips.
     """
     folder = resolve(MICRO, PIPELINE)
     vae = load_vae(folder, dtype=torch.float32, device=CPU, tf32=True)

@@ -1,6 +1,6 @@
-"""The end of a demo: what no command measures, and the report.
+"""Last step of the demo: measurements that no command makes, and the report.
 
-Owns: the last step of the demo, the only one that computes in its own process.
+Owns: this step, the only one that computes in the demo's own process.
 """
 
 import json
@@ -13,7 +13,6 @@ from typing import Any
 
 from wanlora.commands.demo import measure
 from wanlora.commands.demo.demo import BATCH_SIZE, NUM_CLIPS, OUTPUTS, REPORT, DemoResult
-from wanlora.config import DemoConfig
 from wanlora.files import write_atomic, write_text
 from wanlora.micro import world
 from wanlora.report.demo_page import comparison_gif, demo_page
@@ -24,21 +23,29 @@ NUM_SHOWN = 6
 logger = logging.getLogger(__name__)
 
 
-def summarise(config: DemoConfig) -> dict[str, Any]:
-    """Measure what no command does, and write the report; the fields of `DemoResult`."""
-    root = config.output_dir
+def summarise(root: Path, concept: str, *, seed: int) -> dict[str, Any]:
+    """Generate clips with base and adapter, and write the report.
+
+    Args:
+        root: Folder of the demo.
+        concept: The taught concept.
+        seed: Seed of the demo.
+
+    Returns:
+        The measurements: fields of `DemoResult`.
+    """
     logger.info("\nclips of base and adapter, for the same prompts and noise")
-    scenes = measure.scenes(config.concept, NUM_CLIPS, seed=config.seed)
-    base = measure.make_clips(scenes, None, seed=config.seed)
-    adapter = measure.make_clips(scenes, root / "run", seed=config.seed)
+    scenes = measure.scenes(concept, NUM_CLIPS, seed=seed)
+    base = measure.make_clips(scenes, None, seed=seed)
+    adapter = measure.make_clips(scenes, root / "run", seed=seed)
     inspected = _inspect(root / "cache")
     cached_s = _seconds_per_step(root / "run" / "metrics.jsonl")
     encoding_s = measure.encoding_seconds(root / "data" / "train.jsonl")
     values = {
-        "concept": config.concept,
+        "concept": concept,
         "held_out": _held_out(root / "run" / "validation.jsonl"),
-        "base_share": base.share(config.concept),
-        "adapter_share": adapter.share(config.concept),
+        "base_share": base.share(concept),
+        "adapter_share": adapter.share(concept),
         "clips": inspected["clips"],
         "raw_bytes": inspected["clips"] * world.NUM_FRAMES * world.SIZE_PX**2 * 3,
         "cache_bytes": inspected["bytes"],
@@ -53,7 +60,7 @@ def summarise(config: DemoConfig) -> dict[str, Any]:
         [scene.caption, *(f"{one.concept or 'nothing'} ({one.match:.2f})" for one in pair)]
         for scene, pair in zip(scenes, zip(base.seen, adapter.seen, strict=True), strict=True)
     ]
-    page = demo_page(config.concept, gif, recognised, figures=result.figures(), files=_FILES)
+    page = demo_page(concept, gif, recognised, figures=result.figures(), files=_FILES)
     write_text(root / REPORT, page)
     return values
 
@@ -76,7 +83,7 @@ def _inspect(cache: Path) -> dict[str, Any]:
 
 
 def _held_out(validations: Path) -> dict[str, Any]:
-    """The run's last validation on held-out clips."""
+    """Last validation of the run on held-out clips."""
     rows = [json.loads(line) for line in validations.read_text().splitlines()]
     last: dict[str, Any] = [row for row in rows if row["split"] == "val"][-1]
     return last

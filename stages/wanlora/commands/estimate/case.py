@@ -71,7 +71,7 @@ class Case:
 
     @property
     def is_timed(self) -> bool:
-        """Whether the card's rates are known or a probe measured it."""
+        """True if the card's rates are known or a probe measured them."""
         return self.card.gpu is not None or self.trial is not None
 
     @property

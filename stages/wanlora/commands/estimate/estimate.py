@@ -70,7 +70,7 @@ def _probe(config: EstimateConfig, case: Case) -> Trial:
 
 
 def _planned_modes(case: Case, activations: Literal["auto"] | Recompute) -> Modes:
-    """How each block keeps its activations: as set, or the fastest modes that fit."""
+    """Activation mode of each block: the setting, or the fastest modes that fit."""
     if activations == "auto":
         return plan(case.work, case.card.limit_bytes)
     return (activations,) * case.work.shape.num_layers

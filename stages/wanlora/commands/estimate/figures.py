@@ -45,7 +45,7 @@ def estimate_result(
 
     Args:
         case: Clips, model, card and batch sizes.
-        modes: How each block keeps its activations.
+        modes: Activation mode of each block.
         adapter: The adapter in words.
         validation: Forward passes of validation.
         previews: Forward passes of previews.

@@ -1,6 +1,6 @@
 """Forward passes of validation and previews: the time of a run that is not spent in steps.
 
-Owns: the clips that are measured, how often, and by how many processes, as `train` does it.
+Owns: the clips that are measured, how often, and by how many processes; the same as in `train`.
 Must not know: the seconds of a pass, settings.
 """
 
@@ -21,7 +21,7 @@ class Passes(NamedTuple):
 
     Attributes:
         times: Number of pauses of the run.
-        once_more: Whether everything is measured once more, for the base's losses.
+        once_more: True if everything is measured twice, the second time for the base's losses.
         groups: Clips of a group by size, such as those of a validation panel.
         per_clip: Passes of each clip.
         num_ranks: Processes that share the clips of a group.
@@ -118,7 +118,7 @@ def preview_passes(
 def _panel(
     view: View | None, split: str, buckets: Collection[Bucket], num_clips: int
 ) -> tuple[Bucket, ...]:
-    """Sizes of the clips of a panel, as `train` chooses them with its default seed."""
+    """Sizes of the clips that `train` chooses for a panel with its default seed."""
     if view is None:
         sizes = sorted(set(buckets))
         return tuple(sizes[index % len(sizes)] for index in range(num_clips))

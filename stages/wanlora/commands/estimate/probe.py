@@ -51,7 +51,7 @@ def probe(
         case: Clips, model, card and batch sizes.
         model: The model to load.
         shape: Rank, alpha and targets of the adapter.
-        activations: How all blocks keep their activations; auto = the fastest modes that fit.
+        activations: Activation mode of all blocks; auto = the fastest modes that fit.
         kernel: Attention kernel; see `wan.attention.pinned`.
 
     Raises:

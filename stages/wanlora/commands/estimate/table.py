@@ -19,7 +19,7 @@ class Mode:
 
     Attributes:
         peak_gb: Memory of the largest micro-batch, weights included.
-        fits: Whether the card has this much memory.
+        fits: True if the card has this much memory.
         seconds_per_step: Seconds of an optimizer step; None if the card's rates are not known.
         longest: Frames of the longest clip of the largest bucket's size that would fit, at most
             that bucket's; None if no clip fits.
@@ -75,7 +75,7 @@ class EstimateResult:
     Attributes:
         variant: Variant of the model.
         gpu: Name of the card, or of the device that was probed.
-        measured: Whether seconds are scaled by a probe; else they are predictions.
+        measured: True if a probe scales the seconds; otherwise they are predictions.
         buckets: Number of clips to train on, by bucket.
         lora: The adapter, in words.
         trained_parameters: Parameters of the adapter.
@@ -91,7 +91,7 @@ class EstimateResult:
         mfu: Share of the card's bf16 peak at that speed.
         activations: The selected mode, one of `modes` or a mixture.
         peak_gb: Peak memory in this mode.
-        fits: Whether the card has this much memory.
+        fits: True if the card has this much memory.
         memory_gb: Memory of the card that a step may take.
         modes: Every mode, for all blocks.
         steps: Steps of the run.

@@ -23,11 +23,11 @@ def require_replaceable(
 
     Args:
         path: evaluation.json.
-        question: Fields of the new evaluation that are known before anything is measured.
+        question: Fields of the new evaluation that are fixed before anything is measured.
         adapters: Hex sha256 and scale of each adapter.
 
     Returns:
-        Whether the earlier evaluation has videos; False without one.
+        True if there is an earlier evaluation with videos.
 
     Raises:
         RunError: Findings of the earlier one would be lost, or the file is not an evaluation.

@@ -22,7 +22,7 @@ from wanlora.commands.evaluate.setup import Setup, open_setup
 from wanlora.commands.evaluate.subjects import BASE, Subject, subjects
 from wanlora.commands.evaluate.video_plan import Model, describe, plan, plan_clips
 from wanlora.config import EvaluateConfig
-from wanlora.core.intervals import conclusion, describe_sample
+from wanlora.core.intervals import conclusion, describe_change, describe_sample
 from wanlora.core.units import count
 from wanlora.files import require_folder, write_text
 from wanlora.media import mp4
@@ -127,14 +127,12 @@ def _load(setup: Setup, compared: Sequence[Subject]) -> Any:
 def loss_line(name: str, validation: Mapping[str, Any]) -> str:
     """Format an adapter's loss and its difference from the base's."""
     base, interval = validation["base"], validation["ci95"]
-    change = 100 * validation["paired_difference"] / base
+    change = describe_change(validation["paired_difference"], base, interval)
     sample = describe_sample(validation["clips"], validation["source_groups"])
-    line = f"{name}: held-out loss {validation['adapter']:.4f}, base {base:.4f} ({change:+.2f} %"
+    line = f"{name}: held-out loss {validation['adapter']:.4f}, base {base:.4f} ({change}"
     if interval is None:
         return f"{line}; {sample})"
-    low, high = (100 * end / base for end in interval)
-    verdict = conclusion(interval, validation["source_groups"])
-    return f"{line}, 95 % interval {low:+.2f} to {high:+.2f} %: {verdict}; {sample})"
+    return f"{line}: {conclusion(interval, validation['source_groups'])}; {sample})"
 
 
 def _evaluation(
@@ -143,7 +141,7 @@ def _evaluation(
     """Build the content of evaluation.json without videos.
 
     Args:
-        setup: What all models share.
+        setup: Values that are the same for all models.
         compared: The adapters.
         base: Losses of the base model.
         others: Losses of each adapter.

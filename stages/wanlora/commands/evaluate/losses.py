@@ -37,7 +37,7 @@ def tables(
     """Losses of the base and of each subject; those in `losses.json` are not measured again.
 
     Args:
-        setup: What all models share.
+        setup: Values that are the same for all models.
         subjects: The adapters.
         folder: Folder with `losses.json`.
         load: Returns the transformer without adapters; called only if a table is missing.

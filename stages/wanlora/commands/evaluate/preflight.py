@@ -72,7 +72,7 @@ def check_model(view: View, variant: Variant, *, cache: Location, model: str) ->
         view: View of the cache.
         variant: Variant of the model.
         cache: The `--cache` value, for the command in the message.
-        model: The model, as `--model` names it.
+        model: The `--model` value.
 
     Raises:
         StaleStoreError: Names every field that differs.

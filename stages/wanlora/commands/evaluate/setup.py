@@ -1,4 +1,4 @@
-"""What all models of an evaluation share: clips, sigmas, noise, prompts, sizes and base weights.
+"""Shared values of an evaluation: clips, sigmas, noise, prompts, sizes and base weights.
 
 Owns: the checks before a model is loaded.
 """
@@ -36,7 +36,7 @@ class Setup:
         source: Latents and prompt embeddings of the held-out clips.
         panel: Clips and sigmas of the losses.
         prompts: Captions of each activity: text to key.
-        model: The model, as `--model` names it.
+        model: The `--model` value.
         folder: Folder with the model's weights.
         variant: Variant of the model.
         weights: Hex sha256 of each part of the model that is used.

@@ -67,7 +67,7 @@ def plan(
     """Plan the videos of each activity by each model, the base first.
 
     Args:
-        setup: What all models share.
+        setup: Values that are the same for all models.
         subjects: The adapters.
         base_dir: Folder for the base model's videos, which other evaluations use again.
         output_dir: Folder of the evaluation.

@@ -46,7 +46,7 @@ def make(setup: Setup, models: Sequence[Model], load: Callable[[], Any]) -> None
     """Make the missing videos. After a kill at any time, the finished ones remain.
 
     Args:
-        setup: What all models share.
+        setup: Values that are the same for all models.
         models: From `plan`.
         load: Returns the transformer without adapters; called only if a video is missing.
 

@@ -1,6 +1,6 @@
-"""What is in an adapter, whoever made it: layout, rank, scale, targets, norms, provenance.
+"""Content of an adapter of any tool: layout, rank, scale, targets, norms, provenance.
 
-Owns: the summary and its tables. How files are read is `adapters`'s business.
+Owns: the summary and its tables. `adapters` reads the files.
 """
 
 import math
@@ -23,29 +23,29 @@ _BARS = 20
 
 @dataclass(frozen=True, slots=True)
 class AdapterReport:
-    """What an adapter holds.
+    """Content of an adapter.
 
     Attributes:
-        adapter: The file.
-        format: diffusers, peft, comfyui or kohya: its layout, or the closest one.
-        prefix: What its keys have before the names of modules.
-        sha256: Of the file.
-        bytes: Of the file.
-        ranks: Ranks and how many modules have them.
-        scales: What B A is multiplied with, and how many modules have it.
-        alpha: As the file says or implies; with several ranks, that of the commonest.
-        rslora: Whether the scale is alpha / sqrt(rank).
-        dora: Whether it has magnitudes.
-        targets: A preset's name, or a line that says which modules of which blocks.
+        adapter: Path of the file.
+        format: Layout, or the closest one: diffusers, peft, comfyui or kohya.
+        prefix: Start of its keys, before the names of modules.
+        sha256: Hash of the file.
+        bytes: Size of the file.
+        ranks: Number of modules by rank.
+        scales: Number of modules by factor of B A.
+        alpha: Alpha that the file has or implies; with several ranks, that of the most common one.
+        rslora: True if the scale is alpha / sqrt(rank).
+        dora: True if it has magnitudes.
+        targets: Name of a preset, or a line that lists the modules and the blocks.
         modules: Names of the adapted modules.
-        parameters: Numbers in it.
-        dtypes: Types and how many tensors have them.
-        norm: Frobenius norm of the whole update; None where it is not finite, here and below.
-        blocks: A dict a block: block, modules, norm. Modules outside the blocks are block "".
-        kinds: A dict a kind of module: kind, modules, norm.
+        parameters: Number of parameters.
+        dtypes: Number of tensors by type.
+        norm: Frobenius norm of the whole update; None if it is not finite, here and below.
+        blocks: One dict per block: block, modules, norm. Modules outside the blocks are block "".
+        kinds: One dict per kind of module: kind, modules, norm.
         non_finite: Tensors with NaN or infinity.
-        zero: Modules whose update is zero: their B has not moved from its start.
-        provenance: What was recorded when it was trained or exported here.
+        zero: Modules whose update is zero because their B still has its initial value.
+        provenance: Record of its training or export by wanlora.
         header: The rest of the file's header, as other tools wrote it.
     """
 
@@ -73,7 +73,7 @@ class AdapterReport:
 
     @property
     def exit_code(self) -> int:
-        """3 when something in it is not finite."""
+        """3 if a value is not finite."""
         return 3 if self.non_finite else 0
 
     def lines(self) -> list[str]:
@@ -118,7 +118,7 @@ def run(path: Path) -> AdapterReport:
     """Summarize an adapter.
 
     Raises:
-        AdapterError: There is none, or it is of no known layout.
+        AdapterError: There is no adapter, or its layout is unknown.
     """
     adapter = read_adapter(path)
     updates = adapter.updates()
@@ -189,7 +189,7 @@ def _shown(norm: float | None) -> str:
 
 
 def _counts(found: Mapping[Any, int]) -> str:
-    """One value by itself; several with how often each occurs, the commonest first."""
+    """Format one value alone; several with their numbers, the most common first."""
     if len(found) == 1:
         return str(next(iter(found)))
     common = sorted(found.items(), key=lambda item: -item[1])
@@ -197,7 +197,7 @@ def _counts(found: Mapping[Any, int]) -> str:
 
 
 def _in_words(modules: Iterable[str]) -> str:
-    """Say which modules of which blocks."""
+    """List the modules and the blocks in a line."""
     parts = [template(module) for module in modules]
     kinds = sorted({name.removeprefix("blocks.N.") for name, _ in parts})
     blocks = sorted({int(number) for _, number in parts if number})

@@ -1,17 +1,19 @@
-"""`wanlora inspect`: what is in a cache, and whether it is whole.
+"""`wanlora inspect`: the content of a cache, and the rows that are damaged or missing.
 
-Owns: the survey of a store and its views, and the order of the jobs that were asked for.
+Owns: the survey of a store and its views, and the order of the requested jobs.
 """
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64
 
-from wanlora.commands.inspect import cache_page, checks, decoded_clips, repair
+from wanlora.commands.inspect import checks, decoded_clips, page_rows, repair
+from wanlora.commands.inspect.collect_garbage import collect_garbage
 from wanlora.commands.inspect.statistics import BucketStatistics, evenly
 from wanlora.commands.inspect.summary import InspectResult
 from wanlora.config import InspectConfig
@@ -20,6 +22,7 @@ from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, StoreError, StoreVersionError
 from wanlora.report.generated import require_own_page
 from wanlora.store import index, schema, storage, wants
+from wanlora.store.maintenance import Limits
 from wanlora.store.row_reader import RowReader
 from wanlora.store.rows import Rows
 from wanlora.store.schema import Kind
@@ -31,7 +34,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """A cache as it was found: readers, and what cannot be used."""
+    """Readers of a cache, and the parts that cannot be used."""
 
     cache: Location
     readers: Readers
@@ -41,16 +44,16 @@ class Survey:
     sizes: dict[str, storage.Entry] = field(repr=False)
 
     def num_bytes(self, key: str) -> int:
-        """Bytes of everything under a key."""
+        """Return the bytes of all objects under a key."""
         return sum(e.num_bytes for name, e in self.sizes.items() if name.startswith(f"{key}/"))
 
     def clip_names(self) -> dict[str, str]:
-        """A clip id for each key that a view names."""
+        """Clip id by key, for the keys that a view names."""
         return {clip.key: clip.clip_id for view in self.views for clip in view.clips}
 
 
 def run(config: InspectConfig) -> InspectResult:
-    """Summarize a cache; do the jobs that were asked for.
+    """Summarize a cache; do the requested jobs.
 
     Raises:
         StoreError: There is no cache, or the disk refuses.
@@ -60,8 +63,7 @@ def run(config: InspectConfig) -> InspectResult:
     require_own_page(config.html, "inspect", flag="--html")
     if not config.repair:  # which restores the store's document
         index.open_store(config.path)
-    repaired = repair.repair(config) if config.repair else {}
-    freed = repair.gc(config) if config.gc else {}
+    repaired, freed = _maintain(config)
     found = survey(config.path)
     level = "full" if config.repair else config.verify or ""
     invalid, unread = _verified(found, level)
@@ -71,7 +73,7 @@ def run(config: InspectConfig) -> InspectResult:
         found, None if everything else config.statistics_clips, invalid, unread
     )
     if config.html is not None:
-        cache_page.write(
+        page_rows.write(
             config.html,
             cache=config.path,
             views=found.views,
@@ -97,12 +99,45 @@ def run(config: InspectConfig) -> InspectResult:
         repaired=repaired,
         freed=freed,
         page=str(config.html or ""),
-        decoded=decoded_clips.run(config, found.views, found.readers),
+        decoded=decoded_clips.decode_clips(
+            config.decode,
+            found.views,
+            found.readers,
+            cache=config.path,
+            device=config.device,
+            output_dir=config.output_dir,
+        ),
     )
 
 
+def _maintain(config: InspectConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Repair the cache or collect its garbage, if requested; return the counts of both."""
+    limits = Limits(config.store.clips_per_segment, config.store.segment_bytes)
+    repaired: dict[str, Any] = {}
+    freed: dict[str, Any] = {}
+    if config.repair:
+        encode_rows = partial(
+            repair.encode_from_manifests,
+            cache=config.path,
+            limits=limits,
+            manifests=config.manifest,
+            source_root=config.source_root,
+            device=config.device,
+        )
+        repaired = repair.repair(config.path, limits, encode_rows)
+    if config.gc:
+        freed = collect_garbage(
+            config.path,
+            limits,
+            min_age_h=config.gc_min_age_h,
+            drop_wants=config.gc_drop_wants,
+            dry_run=config.dry_run,
+        )
+    return repaired, freed
+
+
 def survey(cache: Location) -> Survey:
-    """Read all views, and the places of all rows."""
+    """Read all views, and the locations of all rows."""
     invalid: list[str] = []
     readers: Readers = {}
     provenances = {}

@@ -1,8 +1,8 @@
 """Verification of rows. Fast: records and sizes. Full: every byte of every row.
 
-Owns: what counts as a bad row, as against one that a disk or a network did not give. Reads segment
-by segment, repeated rows too: one that does not count today is read as soon as the one before it is
-gone. Commit records are read, never taken from the snapshot. Changes nothing.
+Owns: the difference between a bad row and one that a disk or a network did not return. Reads
+segment by segment, repeated rows too: a copy that is not used today is read when the first one is
+removed. Reads the commit records, never the snapshot. Changes nothing.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from wanlora.store.schema import Kind
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """A row that cannot be used, or with no key a whole segment that cannot."""
+    """A row that cannot be used, or without a key a whole segment that cannot be used."""
 
     segment: str
     key: str | None
@@ -30,11 +30,11 @@ class Bad:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a full verification found.
+    """Result of a full verification.
 
     Attributes:
-        bad: Rows that are not what was written.
-        unread: A line for each row that could not be read: nobody knows whether it is whole.
+        bad: Rows that differ from those that were written.
+        unread: A line for each row that could not be read; it may be whole.
     """
 
     bad: list[Bad] = field(default_factory=list)
@@ -88,7 +88,7 @@ def problem_with(kind: Kind, reader: RowReader, key: str) -> str | None:
     """Reason why a row cannot be used, or None.
 
     Raises:
-        StoreError: The disk or the network does not give it, so it may be whole.
+        StoreError: The disk or the network does not return it; it may be whole.
     """
     try:
         row = reader.read(key)

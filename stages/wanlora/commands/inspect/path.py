@@ -1,6 +1,6 @@
-"""`wanlora inspect`: a cache or an adapter, by what the path is.
+"""`wanlora inspect PATH`: a cache or an adapter.
 
-Owns: telling them apart, and refusing flags that only a cache has.
+Owns: the choice between them, and the refusal of flags that only a cache has.
 """
 
 from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def run(config: InspectConfig) -> "InspectResult | AdapterReport":
-    """Inspect what is at the path.
+    """Inspect the cache or the adapter at the path.
 
     Raises:
         WanloraError: There is neither a cache nor an adapter, or it cannot be read.
@@ -53,6 +53,6 @@ def _require_adapter(config: InspectConfig, path: Path) -> None:
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a path is an adapter's file, or a folder that holds one or will."""
+    """Return True for the file of an adapter, or a folder that has one or will have one."""
     holds_one = (path / CONFIG_NAME).is_file() or any(path.glob("*.safetensors"))
     return path.suffix == ".safetensors" or holds_one

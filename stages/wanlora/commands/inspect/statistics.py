@@ -1,6 +1,6 @@
-"""Are the latents what training expects? Mean 0 and spread 1 in every channel, no odd clip.
+"""Statistics of latents: training expects mean 0 and spread 1 in every channel, and no outliers.
 
-Owns: sums over clips, and which clip stands out. Legend: C channels.
+Owns: sums over clips, and the clips that are outliers. Legend: C channels.
 """
 
 from collections.abc import Iterable, Sequence
@@ -10,16 +10,18 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float, Float64
 
+from wanlora.core.spacing import evenly_spaced
+
 T = TypeVar("T", int, str)
 
 MIN_CLIPS = 8
-"""Fewer clips than this say nothing of what is usual."""
+"""Minimum number of clips for outliers: with fewer clips, the usual values are not known."""
 
 FAR = 6.0
-"""Distances from the median, in median absolute deviations, at which a clip stands out."""
+"""Distance of an outlier from the median, in robust standard deviations."""
 
 LEAST_SPREAD = 0.01
-"""Least deviation that distances are measured in: clips that agree to 1 % are all alike."""
+"""Minimum standard deviation for distances: clips that differ by less than 1 % are equal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ class BucketStatistics:
         self._count = 0
 
     def add(self, key: str, latents: Float[np.ndarray, "c f h w"]) -> None:
-        """Take in a clip."""
+        """Add a clip."""
         values = latents.reshape(len(latents), -1).astype(np.float64)
         sums, squares = values.sum(axis=1), np.square(values).sum(axis=1)
         self._sum = sums if self._sum is None else self._sum + sums
@@ -68,7 +70,7 @@ class BucketStatistics:
         return mean.tolist(), std.tolist()
 
     def outliers(self) -> dict[str, str]:
-        """Keys of the clips that stand out, and in what."""
+        """Keys of the outliers, with the values that differ."""
         found: dict[str, str] = {}
         for name in ("mean", "std"):
             values = [getattr(clip, name) for clip in self.clips]
@@ -79,10 +81,10 @@ class BucketStatistics:
         return found
 
     def summary(self, names: "dict[str, str]") -> dict[str, Any]:
-        """What the table and the JSON show.
+        """Return the values for the table and the JSON.
 
         Args:
-            names: A clip id for each key that a view names.
+            names: Clip id by key.
         """
         mean, std = self.channels()
         return {
@@ -107,7 +109,4 @@ def distances(values: Sequence[float]) -> list[float]:
 def evenly(items: Iterable[T], number: int) -> list[T]:
     """At most `number` items, evenly spaced in their order."""
     everything = sorted(items)
-    if len(everything) <= number:
-        return everything
-    places = np.linspace(0, len(everything) - 1, number).round().astype(int)
-    return [everything[place] for place in places]
+    return [everything[place] for place in evenly_spaced(len(everything), number)]

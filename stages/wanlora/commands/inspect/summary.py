@@ -1,6 +1,6 @@
-"""What `wanlora inspect` prints and returns.
+"""Result of `wanlora inspect` of a cache.
 
-Owns: the tables. Knows nothing of how a cache is read.
+Owns: the tables. Must not know: how a cache is read.
 """
 
 from dataclasses import dataclass, field
@@ -10,33 +10,31 @@ from wanlora.core.units import JSON, count, first, size
 from wanlora.report.text_table import text_table
 from wanlora.store import schema
 
-"""How many invalid rows are printed; all of them stand in the JSON."""
-
 
 @dataclass(frozen=True, slots=True)
 class InspectResult:
-    """What a cache holds.
+    """Content of a cache.
 
     Attributes:
         cache: The folder or URL.
         clips: Different clips with latents, over all fingerprints.
         prompts: Different prompts with an embedding.
-        buckets: A dict a size: bucket, latent_shape, clips, bytes, bytes_per_clip, statistics.
-        bytes: Of the whole store on disk.
-        bytes_per_clip: Of the whole store; 0 without clips.
-        fingerprints: A dict an encoder: kind, fingerprint, rows, segments, bytes, provenance.
-        views: A dict a view: name, clips, splits, prompts, missing_clips, missing_prompts.
-        wants: A dict for each run of cache-latents that has not published its view: name, view,
+        buckets: One dict per size: bucket, latent_shape, clips, bytes, bytes_per_clip, statistics.
+        bytes: Size of the whole store on disk.
+        bytes_per_clip: Size of the whole store per clip; 0 without clips.
+        fingerprints: One dict per encoder: kind, fingerprint, rows, segments, bytes, provenance.
+        views: One dict per view: name, clips, splits, prompts, missing_clips, missing_prompts.
+        wants: One dict per run of cache-latents that has not published its view: name, view,
             rows, missing.
         invalid: A line for each row, record or view that cannot be used.
-        unread: A line for each row that a disk or a network did not give; it may be whole.
+        unread: A line for each row that the disk or network did not return; it may be intact.
         verified: Rows that were checked.
-        level: How: fast or full; empty when they were not.
-        repaired: What --repair did: dropped, encoded, failures.
+        level: Level of the check: fast or full; empty without a check.
+        repaired: Result of --repair: dropped, encoded, failures.
         freed: Result of --gc: rows, repeats, young, dropped, rewritten, litter, bytes, wants,
             dry_run.
         page: The page that --html wrote.
-        decoded: A dict a clip: clip_id, key, video, psnr_db.
+        decoded: One dict per clip: clip_id, key, video, psnr_db.
     """
 
     cache: str
@@ -59,7 +57,7 @@ class InspectResult:
 
     @property
     def exit_code(self) -> int:
-        """3 when something is invalid or could not be read, or a view lacks rows."""
+        """3 if something is invalid or could not be read, or a view lacks rows."""
         return 3 if self.invalid or self.unread or self._lacking else 0
 
     @property
@@ -67,7 +65,7 @@ class InspectResult:
         return any(view["missing_clips"] or view["missing_prompts"] for view in self.views)
 
     def lines(self) -> list[str]:
-        """Tables for people."""
+        """Format the result as tables."""
         return [
             f"{self.cache}: {count(self.clips, 'clip')}, {count(self.prompts, 'prompt')}, "
             f"{size(self.bytes)} "

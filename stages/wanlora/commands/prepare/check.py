@@ -1,6 +1,7 @@
-"""Check every source file once: hash it, decode all of it, and remember what was found.
+"""Check a source file: hash it and decode all of it.
 
-Owns: the work of one process. Imports no torch: these processes must start quickly.
+Owns: the work of one process, and which errors may pass. Imports no torch: these processes must
+start quickly. Must not know: how files are distributed (`pool`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from wanlora.commands.prepare.pool import Alive, survive
 from wanlora.core.buckets import Bucket
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.data import npz
@@ -17,9 +17,10 @@ from wanlora.errors import MediaError, PassingError
 from wanlora.media import image, probe
 from wanlora.media.scenes import Detector
 from wanlora.media.source import reading, source_sha256, unchanged
+from wanlora.processes.pool import Heartbeat, map_in_processes
 
 Content = probe.Scan | image.Picture | Bucket
-"""What a video is like, an image, or the size of an .npz clip."""
+"""Measurements of a video, an image, or the size of an .npz clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,12 @@ class Checked:
     content: Content
 
 
-def check(path: Path, alive: Alive, *, detector: Detector) -> Checked | MediaError:
+def check(path: Path, alive: Heartbeat, *, detector: Detector) -> Checked | MediaError:
     """Hash a file and decode all of it; a problem is returned, not raised.
 
     Returns:
-        What the file is; a PassingError if it was changed meanwhile, or when the disk, a permission
-        or the memory is to blame.
+        Facts about the file, or its error; a PassingError if it changed meanwhile, or because of a
+        disk, a permission or memory.
     """
     try:
         with reading(path), unchanged(path):
@@ -63,12 +64,12 @@ def _may_pass(error: BaseException | None) -> bool:
 def check_all(
     paths: Sequence[Path], *, workers: int, detector: Detector, stall_s: float
 ) -> Iterator[tuple[Path, Checked | MediaError]]:
-    """Yield the outcome for every path, as they become ready; as `pool.survive`."""
-    work: Callable[[Path, Alive], Checked | MediaError] = partial(check, detector=detector)
-    yield from survive(work, paths, workers=workers, stall_s=stall_s)
+    """Yield the outcome for every path as it becomes ready; as `map_in_processes`."""
+    work: Callable[[Path, Heartbeat], Checked | MediaError] = partial(check, detector=detector)
+    yield from map_in_processes(work, paths, workers=workers, stall_s=stall_s)
 
 
-def _content(path: Path, alive: Alive, detector: Detector) -> Content:
+def _content(path: Path, alive: Heartbeat, detector: Detector) -> Content:
     suffix = path.suffix.lower()
     if suffix == ".npz":
         return npz.read_checked(path)

@@ -1,4 +1,4 @@
-"""Where a video is cut. Pure values.
+"""Cuts of a video into clips. Pure values.
 
 Owns: the modes chunk, head, middle, slide and uniform, and the trimming of short scenes.
 """
@@ -26,16 +26,16 @@ class Scene(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """How to cut.
+    """Rules of the cuts.
 
     Attributes:
         num_frames: Frames of a clip, 4k+1.
-        fps: Frames a second of a clip.
-        stride: slide: frames from one clip's start to the next.
-        count: uniform: clips of a video.
-        short: What to do with a scene shorter than a clip: trim it, or nothing.
-        min_frames: Shortest trimmed clip.
-        lengths: Frames that a trimmed clip may have.
+        fps: Frames per second of a clip.
+        stride: Frames from one clip's start to the next, for slide.
+        count: Clips per video, for uniform.
+        short: Treatment of a scene shorter than a clip: trim or skip.
+        min_frames: Minimum frames of a trimmed clip.
+        lengths: Numbers of frames that a trimmed clip may have.
     """
 
     num_frames: int
@@ -49,7 +49,7 @@ class Rules:
 
 
 def cuts(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
-    """Cut a video into clips, none across two scenes; none at all when every scene is too short."""
+    """Cut a video into clips, none across two scenes; no clip if every scene is too short."""
     return sorted(_MODES[rules.mode](scenes, rules))
 
 

@@ -16,7 +16,7 @@ from wanlora.data.edits import MANIFESTS, Edits, back_up, keep
 from wanlora.errors import ManifestError
 
 Choice = Literal["keep", "drop"] | None
-"""What to do with edits; None if the user did not choose."""
+"""Setting `edits`: keep or drop them; None if the user did not choose."""
 
 
 def require_choice(edits: Edits, choice: Choice, folder: Path) -> None:

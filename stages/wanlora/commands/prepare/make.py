@@ -1,7 +1,7 @@
-"""From a checked source to its clips.
+"""Make the clips of a checked source.
 
-Owns: which source is refused, which warnings a clip has, its size, name and record. Must not know:
-where a video is cut (`cuts`), settings of the command.
+Owns: the refusal of sources, and the warnings, size, name and record of a clip.
+Must not know: the positions of cuts (`cuts`), settings of the command.
 """
 
 import re
@@ -37,10 +37,10 @@ MAX_REPEATED = 0.1
 
 @dataclass(frozen=True, slots=True)
 class ClipRules:
-    """How sources become clips.
+    """Rules that turn sources into clips.
 
     Attributes:
-        cut: Where videos are cut.
+        cut: Rules for the cuts of videos.
         height: Height of a clip in px.
         width: Width of a clip in px.
         keep_aspect: Keep the proportions of each source; height x width is then the largest area.

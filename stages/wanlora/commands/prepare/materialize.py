@@ -13,10 +13,10 @@ import numpy as np
 from wanlora.commands.prepare.clip_files import FOLDER, file_name
 from wanlora.data import npz
 from wanlora.data.clip import Clip
-from wanlora.data.clips import SourceHashes, load_unchanged
+from wanlora.data.clip_frames import load_unchanged
 from wanlora.errors import MediaError
 from wanlora.files import partial_path, publish, writing
-from wanlora.media.source import source_sha256
+from wanlora.media.source import SourceHashes, source_sha256
 
 
 def materialize(

@@ -62,9 +62,23 @@ def write_errors(folder: Path, failures: Sequence[Failure]) -> None:
 
 
 def write_manifests(
-    folder: Path, clips: Sequence[Clip], unedited: Sequence[Clip], how_read: Reading
+    folder: Path,
+    clips: Sequence[Clip],
+    unedited: Sequence[Clip],
+    how_read: Reading,
+    hashes: SourceHashes,
 ) -> None:
-    """Write the manifests that have clips; a kill in between leaves a usable train.jsonl."""
+    """Write the manifests that have clips, their record, and the hashes of their sources.
+
+    A kill in between leaves a train.jsonl that can be used.
+
+    Args:
+        folder: Folder of the manifests.
+        clips: Clips with the edits that were kept.
+        unedited: Clips without edits, for the record.
+        how_read: Record of the captions that were read.
+        hashes: Hashes of files, by path.
+    """
     train, val = MANIFESTS
     held = [clip for clip in clips if clip.split == VAL]
     parts = {train: [clip for clip in clips if clip.split != VAL], val: held}
@@ -80,9 +94,10 @@ def write_manifests(
             (folder / name).unlink(missing_ok=True)
     write_record(folder, as_made, unedited, how_read)
     fsync_dir(folder)
+    _write_hashes(folder, clips, hashes)
 
 
-def write_hashes(folder: Path, clips: Sequence[Clip], hashes: SourceHashes) -> None:
+def _write_hashes(folder: Path, clips: Sequence[Clip], hashes: SourceHashes) -> None:
     """Write the hashes of the manifests' sources, so that stage one need not read the files."""
     known = {
         written_path(path, folder): hashes[str(path)]

@@ -21,7 +21,6 @@ from wanlora.commands.prepare.output import (
     plan_clips,
     require_outputs,
     write_errors,
-    write_hashes,
     write_manifests,
     write_sheet,
 )
@@ -88,8 +87,7 @@ def run(config: PrepareConfig) -> PrepareResult:
     if is_real:
         notes += note_copies(output, edits)
         unedited = without_edits(clips, made, edits.removed if config.edits == "keep" else ())
-        write_manifests(output, clips, unedited, how_read)
-        write_hashes(output, clips, hashes)
+        write_manifests(output, clips, unedited, how_read, hashes)
     notes += notes_on(found, clips, rules, val_fraction=config.val_fraction)
     return summarize(
         found, clips, failures, video_s, plan, tokens.counts,

@@ -65,7 +65,7 @@ def check_sources(
         sources: Sources and their captions.
         folder: Folder of the journal.
         rules: Detector of scene cuts; the other rules are logged.
-        workers: Number of processes, as `pool.survive`.
+        workers: Number of processes; see `map_in_processes`.
         stall_s: Time without progress after which a file fails.
 
     Returns:

@@ -134,7 +134,7 @@ def _by_activity(
 
 
 def _reaches_all(members: Mapping[str | None, list[str]], val_fraction: float) -> bool:
-    """Whether the share is at least one group for each activity of two or more groups."""
+    """Return whether the share is at least one group for each activity of two or more groups."""
     num_groups = sum(map(len, members.values()))
     return _rounded(val_fraction * num_groups) >= len(members.keys() - {None})
 
@@ -152,7 +152,8 @@ def _seats(
         sizes: Number of groups of each small activity, by rising smallest draw.
         before: Number of groups of each activity that a person named val.
         val_fraction: Share held out.
-        everywhere: Hold out a group of each activity of two or more groups, whatever their share.
+        everywhere: Hold out a group of each activity of two or more groups, even if its share is
+            smaller.
     """
     most = {name: size - 1 for name, size in sizes.items()}
     if None in sizes and len(before) > 1:

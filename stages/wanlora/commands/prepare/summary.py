@@ -43,8 +43,8 @@ class PrepareResult:
     """Result of stage zero.
 
     Attributes:
-        sources: Source files with a caption or a row; those that failed are among them.
-        val_fraction: Share of source groups to hold out, as asked for.
+        sources: Source files with a caption or a row, including those that failed.
+        val_fraction: Requested share of source groups to hold out.
         train_groups: Source groups to train on.
         val_groups: Source groups held out.
         failed: Sources that gave no clip, or of which a clip could not be written.
@@ -181,31 +181,31 @@ def notes_on(
         rules: Rules of the clips.
         val_fraction: Share of source groups to hold out.
     """
-    said = []
+    notes = []
     if found.rows_elsewhere:
-        said.append(
+        notes.append(
             f"{found.rows_elsewhere} caption rows name files outside the given sources; not used"
         )
     if found.images_unused:
-        said.append(
+        notes.append(
             f"{found.images_unused} images beside videos or without a caption are not used; name "
             "them in a captions table, or put them in a folder of their own"
         )
     cropped = sum(any(text.startswith("cropped:") for text in c.warnings) for c in clips)
     if cropped and not rules.keep_aspect:
-        said.append(
+        notes.append(
             f"{cropped} clips lose over 30 % of the frame to the crop; --buckets keeps the aspect "
             "of each video"
         )
     if found.ours:
-        said.append(f"{found.ours} files that --materialize wrote are not taken for sources")
+        notes.append(f"{found.ours} files that --materialize wrote are not taken for sources")
     fps = rules.cut.fps
     if fps != DEFAULT_FPS and any(clip.num_frames > 1 for clip in clips):
-        said.append(
+        notes.append(
             f"Wan 2.1 is a {DEFAULT_FPS:g} fps model, and these clips have {fps:g} fps: "
             f"videos of an adapter trained on them are played at {fps:g} fps"
         )
-    return [*said, *_split_notes(clips, val_fraction)]
+    return [*notes, *_split_notes(clips, val_fraction)]
 
 
 def _split_notes(clips: Sequence[Clip], val_fraction: float) -> list[str]:
@@ -215,37 +215,37 @@ def _split_notes(clips: Sequence[Clip], val_fraction: float) -> list[str]:
     of_activity: dict[str, set[str]] = defaultdict(set)
     for clip in clips:
         of_activity[clip.activity].add(clip.source_group)
-    said = []
+    notes = []
     if untrained := sorted(name for name, own in of_activity.items() if own <= held):
-        said.append(
+        notes.append(
             f"no training clip of {_names(untrained)}: all of their source groups are held out; "
             "add videos, or name some in a column split=train"
         )
     if val_fraction == 0:
-        return said
+        return notes
     if few := describe_few_groups(len(held), len(groups)):
-        said.append(few)
+        notes.append(few)
     unmeasured = sorted(name for name, own in of_activity.items() if held and not own & held)
     single = [name for name in unmeasured if len(of_activity[name]) == 1]
     if several := [name for name in unmeasured if name not in single]:
         of_two = sum(len(own) > 1 for own in of_activity.values())
         share = fraction_for(of_two, len(groups)) or 0.5
-        said.append(
+        notes.append(
             f"no validation clip of {_names(several)}: --val-fraction {share:g} holds out one "
             f"source group or more of each of the {of_two} activities that have two"
         )
     if single:
-        said.append(
+        notes.append(
             f"no validation clip of {_names(single)}: with one source group each, they are only "
             "trained; add a video of each"
         )
     no_group = sum(any(w.startswith("no_group") for w in clip.warnings) for clip in clips)
     if no_group:
-        said.append(
-            f"{no_group} .npz clips have no source group: two clips of one video may stand on both "
+        notes.append(
+            f"{no_group} .npz clips have no source group: two clips of one video may be on both "
             "sides of the split; name it in a column source_group or with --set group_pattern=REGEX"
         )
-    return said
+    return notes
 
 
 def _names(activities: Sequence[str]) -> str:

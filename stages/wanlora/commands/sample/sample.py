@@ -110,8 +110,8 @@ def _load(setup: Setup) -> Any:
     """Load the pipeline, and add the adapters before its parts are moved between memories."""
     if setup.vae_tiling:
         logger.warning(
-            "vae_tiling: each frame is decoded in overlapping tiles, which changes its pixels, at "
-            "the tiles' seams visibly; leave it out where memory allows"
+            "vae_tiling: each frame is decoded in overlapping tiles. This changes its pixels, "
+            "visibly at the tiles' seams. Do not set it if memory suffices"
         )
     with waiting(f"loading the model in {setup.folder}"):
         pipeline = wan.load_pipeline(
@@ -133,9 +133,9 @@ def _make(setup: Setup, pipeline: Any, videos: Sequence[Video], *, label: str) -
     """Make and write the videos one by one. If the command is stopped, the finished ones remain.
 
     Args:
-        setup: What all videos share.
-        pipeline: With the adapters.
-        videos: At least one.
+        setup: Values that are the same for all videos.
+        pipeline: Pipeline with the adapters.
+        videos: Videos to make; at least one.
         label: Name of the adapters in a comparison.
     """
     settings, made_with = setup.settings, setup.record

@@ -37,7 +37,7 @@ def decode(
         source: A run's folder, its `previews/`, one step's folder, or one file.
         model: The `--model` value; None = the model recorded with the latents.
         output_dir: Folder for the videos.
-        overwrite: Whether videos that exist are replaced.
+        overwrite: True to replace existing videos.
         fps: Frames per second; None = those recorded with the latents.
         device: The `--device` value.
 

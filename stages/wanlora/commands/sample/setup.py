@@ -1,4 +1,4 @@
-"""What all videos of a `sample` command share: model, adapters, device, and settings.
+"""Shared values of all videos of a `sample` command: model, adapters, device, and settings.
 
 Owns: the defaults of settings that depend on the model or on the adapters, and the checks that need
 torch but no loaded model.
@@ -35,7 +35,7 @@ class Setup:
     """Model, adapters, device and settings of all videos.
 
     Attributes:
-        model: The model, as `--model` names it.
+        model: The `--model` value.
         folder: Folder with the model's weights.
         adapters: Adapters with their scales; empty = the base model.
         device: Device to compute on.
@@ -44,8 +44,8 @@ class Setup:
         fps: Frames per second of the videos.
         shift: The scheduler's shift of sigma; None = the model's own.
         offload: Parts of the pipeline that wait in main memory.
-        vae_tiling: Whether frames are decoded in overlapping tiles.
-        compare: Whether each video shows the base model beside the adapters.
+        vae_tiling: True to decode frames in overlapping tiles.
+        compare: True to show the base model beside the adapters in each video.
     """
 
     model: str
@@ -130,7 +130,7 @@ def video_settings(
         size: Size of the videos.
         steps: Denoising steps, if set.
         guidance_scale: Classifier-free guidance, if set.
-        negative_prompt: What to avoid, if set.
+        negative_prompt: Description of what to avoid, if set.
     """
     return wan.VideoSettings(
         num_frames=size.num_frames,

@@ -1,7 +1,7 @@
 """Videos that `sample` makes: their files and records, and those that exist already.
 
-Owns: the names of the files, and that no file is replaced without `--overwrite`. Must not know:
-where prompts come from.
+Owns: the names of the files, and the check that no file is replaced without `--overwrite`.
+Must not know: the source of prompts.
 """
 
 from collections.abc import Mapping, Sequence

@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 from wanlora.commands.train import preflight
-from wanlora.commands.train.resume import continued
 from wanlora.config import TrainConfig
+from wanlora.config.run_settings import with_recorded
 
 if TYPE_CHECKING:
-    from wanlora.commands.train.loop import TrainResult
+    from wanlora.commands.train.train_result import TrainResult
 
 __all__ = ["run"]
 
@@ -16,12 +16,14 @@ def run(config: TrainConfig) -> "TrainResult":
     """Train, or continue, the run in `config.output_dir`.
 
     Raises:
-        WanloraError: Anything that makes the run impossible or pointless, before the first step;
-            a non-finite loss or gradient, before the optimizer steps on it; another process of
-            the run that is lost.
+        WanloraError: Before the first step, if the run is impossible or pointless; before the
+            optimizer step, if a loss or gradient is not finite; when another process of the run
+            is lost.
     """
-    config = continued(config)
-    view = preflight.check(config)
-    from wanlora.commands.train import loop  # noqa: PLC0415  (imports torch and diffusers)
+    config = with_recorded(config)
+    selection = preflight.check(config)
+    from wanlora.commands.train import loop, opening  # noqa: PLC0415  (imports torch and diffusers)
+    from wanlora.runs.page import collected_warnings  # noqa: PLC0415
 
-    return loop.run(config, view)
+    with collected_warnings() as warnings:
+        return loop.train(opening.open_session(config, selection), warnings)

@@ -1,16 +1,14 @@
-"""Warnings about a run that its own record justifies, with the way to avoid each.
+"""Warnings about a run, from its metrics and validations, each with the way to avoid it.
 
 Owns: which rows of metrics.jsonl and validation.jsonl are compared. Must not know how they are
 measured or written.
 """
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from wanlora.config import TrainConfig
-from wanlora.runs import run_folder
 from wanlora.runs.checkpoints import Progress
 from wanlora.training import schedule
 from wanlora.training.validation import ADAPTER
@@ -19,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 OVERFIT_VALIDATIONS = 2
 RATE_JUMP = 0.01
-"""Change of the learning rate, as a share of its peak, that a schedule does not make in a step."""
+"""Change of the learning rate, as a share of its peak, that no schedule makes in one step."""
 
 Row = Mapping[str, Any]
 
@@ -39,16 +37,15 @@ def best_held_out(rows: Iterable[Row], progress: Progress) -> dict[str, Any] | N
 
 
 def warn_of_overfitting(
-    config: TrainConfig, panel_keys: Mapping[str, str], progress: Progress
+    rows: Sequence[Row], panel_keys: Mapping[str, str], *, best_step: int | None
 ) -> None:
-    """Warn when training clips still improve while held-out ones got worse, twice in a row.
+    """Warn if training clips still improve while held-out ones got worse, twice in a row.
 
     Args:
-        config: Its output_dir holds validation.jsonl.
+        rows: Rows of validation.jsonl.
         panel_keys: Key of each panel by split; losses on other panels do not count.
-        progress: Holds the best step.
+        best_step: Step of the adapter in `best/`.
     """
-    rows = run_folder.read_rows(config.output_dir, run_folder.VALIDATION_NAME)
     recent = [
         [
             float(row["mean"])
@@ -66,12 +63,12 @@ def warn_of_overfitting(
         logger.warning(
             "overfitting: the loss on training clips falls while that on held-out clips rises; "
             "the best adapter so far is that of step %s, in best/",
-            progress.best_step,
+            best_step,
         )
 
 
 def warn_of_worse_than_base(final: Row | None, best: Row | None, *, rate: float) -> None:
-    """Warn when the newest adapter is worse than the base model without it.
+    """Warn if the newest adapter is worse than the base model without it.
 
     Args:
         final: Its last row of validation.jsonl, on held-out clips.
@@ -95,9 +92,9 @@ def warn_of_worse_than_base(final: Row | None, best: Row | None, *, rate: float)
 def warn_of_rate_jump(
     schedule_name: str, rate: float, last: Row, *, warmup_steps: int, end_step: int
 ) -> None:
-    """Warn when a run that continues has another learning rate than it had when it stopped.
+    """Warn if a run that continues has another learning rate than when it stopped.
 
-    A schedule that decays to the last step has another rate at every step once there are more.
+    With more steps, a schedule that decays to the last step has another rate at every step.
 
     Args:
         schedule_name: Name of the schedule.
@@ -116,7 +113,7 @@ def warn_of_rate_jump(
         logger.warning(
             "the learning rate jumps from %.4g to %.4g: the %s schedule now ends at step %d. To "
             "avoid this, keep the number of steps, or train further in another --output-dir with "
-            "--init-adapter and a schedule of its own; for a run that will be extended, start it "
+            "--init-adapter and its own schedule; for a run that will be extended, start it "
             "with --set optimizer.schedule=constant",
             last["lr"], now, schedule_name, end_step,
         )  # fmt: skip

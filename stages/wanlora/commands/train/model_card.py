@@ -1,26 +1,22 @@
 """The run's README.md: a Hugging Face model card that describes the adapter and its use.
 
-Owns: the text, and the marks around its generated part. Pure functions of plain values; the values
-are decided where the run is opened.
+Owns: the text, and the marks around its generated part. `card_facts` gathers the values.
 """
 
 import hashlib
+import logging
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from wanlora.commands.train.session import Session
-from wanlora.config import TrainConfig
 from wanlora.core import units
-from wanlora.core.buckets import DEFAULT_FPS, usual
+from wanlora.core.buckets import DEFAULT_FPS
 from wanlora.core.intervals import describe_sample
-from wanlora.runs.run_folder import ADAPTER_NAME, preview_folders
-from wanlora.store.views import frame_rate
-from wanlora.wan.model_folder import public_name
+from wanlora.files import write_text
+from wanlora.runs.run_folder import ADAPTER_NAME
 
 PIPELINE_TAG = "text-to-video"
 TAGS = ("lora", "text-to-video", "wan", "wanlora", "diffusers")
@@ -39,16 +35,17 @@ _GENERATED = re.compile(
     re.DOTALL,
 )
 
-NUM_PROMPTS = 3
+logger = logging.getLogger(__name__)
+
 FOLDER = "FOLDER"
-"""Place of the adapter in the commands; a push replaces it in the code for diffusers."""
+"""Placeholder of the adapter's folder in the commands; a push replaces it in diffusers' code."""
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
     """Write the card: the head for the hub and the title, then the generated part in its marks.
 
     Args:
-        facts: What is known; anything but `name` and `model` may be absent.
+        facts: Facts of the run; all except `name` and `model` may be absent.
 
             - name, model, variant: the run's name, the base's id or folder, its row;
             - step, end_step, epochs, seed, trainable_parameters, precision;
@@ -76,10 +73,10 @@ def model_card(facts: Mapping[str, Any]) -> str:
 
 
 def updated_card(found: str, made: str) -> str | None:
-    """Put the generated part of a new card into one that is there, and keep everything else of it.
+    """Replace the generated part of an existing card with that of a new one.
 
     Args:
-        found: The card that is there; a person may have edited it.
+        found: The existing card; a person may have edited it.
         made: From `model_card`.
 
     Returns:
@@ -93,96 +90,39 @@ def updated_card(found: str, made: str) -> str | None:
     return found[: parts[0].start()] + new[0] + found[parts[0].end() :]
 
 
+def write_card(path: Path, text: str) -> None:
+    """Write the card, or update the generated part of an existing one.
+
+    A card whose generated part was edited is kept, with a warning.
+
+    Args:
+        path: Path of the card.
+        text: From `model_card`.
+    """
+    if not path.exists():
+        write_text(path, text)
+        return
+    try:
+        card = updated_card(path.read_bytes().decode(), text)
+    except UnicodeDecodeError:
+        card = None
+    if card is None:
+        logger.warning(
+            "%s is kept as it is: the part that training writes was edited or has no marks. To "
+            "have it written again, move the file away and run the command again",
+            path,
+        )
+        return
+    write_text(path, card)
+
+
 def _digest(text: str) -> str:
-    """Name a text, whatever its line ends."""
+    """Digest of a text that does not depend on its line endings."""
     return hashlib.sha256(text.replace("\r\n", "\n").encode()).hexdigest()[:16]
 
 
-def card_facts(
-    config: TrainConfig,
-    session: Session,
-    *,
-    loss: float | None,
-    best: Mapping[str, Any] | None,
-    final: Mapping[str, Any] | None,
-) -> dict[str, Any]:
-    """Gather the facts of a run for `model_card`.
-
-    Args:
-        config: Its settings.
-        session: What was trained.
-        loss: Smoothed training loss.
-        best: Row of validation.jsonl for the adapter in `best/`.
-        final: The last row for the newest adapter on held-out clips.
-    """
-    clips, view = session.data.clips, session.data.view
-    buckets = Counter(clip.bucket for clip in clips)
-    bucket = usual(clip.bucket for clip in clips)
-    return {
-        "name": config.output_dir.resolve().name,
-        "model": public_name(session.facts["model"]),
-        "variant": session.variant.name,
-        "step": session.progress.step,
-        "end_step": session.end_step,
-        "epochs": float(session.progress.step / session.data.source.order.steps_per_epoch),
-        "seed": config.seed,
-        "trainable_parameters": sum(p.numel() for p in session.masters.parameters.values()),
-        "precision": str(session.dtype).removeprefix("torch."),
-        "num_clips": len(clips),
-        "activities": dict(sorted(Counter(clip.activity for clip in clips).items())),
-        "buckets": {str(size): count for size, count in sorted(buckets.items())},
-        "view": view.name,
-        "view_sha256": view.sha256,
-        "settings": {
-            "rank": session.shape.rank,
-            "alpha": session.shape.alpha,
-            "targets": session.shape.targets,
-            "learning rate": session.optimizer.param_groups[0]["initial_lr"],
-            "optimizer": config.optimizer.name,
-            "global batch": _global_batch(session),
-            "sigma": f"{config.flow.sampler}, shift {session.data.source.shift:g}",
-        },
-        "loss": loss,
-        "best": best,
-        "final": final,
-        "num_frames": bucket.num_frames,
-        "height": bucket.height,
-        "width": bucket.width,
-        "fps": frame_rate(clips),
-        "guidance_scale": session.variant.guidance_scale,
-        "prompts": _prompts(config, session),
-        "previews": _previews(config.output_dir),
-        "provenance": session.facts | {"model": public_name(session.facts["model"])},
-    }
-
-
-def _prompts(config: TrainConfig, session: Session) -> list[str]:
-    """Prompts of the previews, else captions of held-out clips, else of clips trained on."""
-    view = session.data.view
-    if view.validation_prompts:
-        return [prompt.prompt for prompt in view.validation_prompts[:NUM_PROMPTS]]
-    held_out = [clip for clip in view.clips if clip.split == config.validation.split]
-    clips = held_out or session.data.clips
-    keys = list(dict.fromkeys(clip.prompts[0] for clip in clips if clip.prompts))[:NUM_PROMPTS]
-    return list(session.data.source.reader.prompts(keys).values())
-
-
-def _previews(run_dir: Path) -> list[str]:
-    """Pictures of the newest previews, relative to the run's folder."""
-    folders = preview_folders(run_dir)
-    files = sorted(folders[-1].glob("*.gif")) if folders else []
-    return [file.relative_to(run_dir).as_posix() for file in files]
-
-
-def _global_batch(session: Session) -> str:
-    sizes = {bucket: size.global_batch for bucket, size in session.data.sizes.items()}
-    if len(set(sizes.values())) == 1:
-        return str(next(iter(sizes.values())))
-    return ", ".join(f"{size} of {bucket}" for bucket, size in sizes.items())
-
-
 def _front_matter(facts: Mapping[str, Any]) -> str:
-    """YAML that the hub accepts: a base model there must be a repository's id, not a folder."""
+    """YAML for the hub; it accepts only a repository's id as base model, not a folder."""
     model = str(facts["model"])
     data = ModelCardData(
         base_model=model if _is_hub_id(model) else None,
@@ -236,12 +176,12 @@ def _usage(facts: Mapping[str, Any]) -> str:
     if len(prompts) > 1:
         more = [f"- {_plain(prompt)}" for prompt in prompts[1:]]
         with_wanlora += ["", "More prompts:", "", *more]
-    # Only wanlora knows the embedded model by its name.
+    # Only wanlora can load the embedded model by its name.
     return "\n".join(with_wanlora if facts["model"] == "micro" else with_diffusers + with_wanlora)
 
 
 def _other_tools(facts: Mapping[str, Any]) -> str:
-    """ComfyUI ignores diffusers' names: the file loads there without an error or an effect."""
+    """Command for other tools: ComfyUI ignores diffusers' names, and loads nothing of the file."""
     if facts["model"] == "micro":
         return ""
     return (
@@ -296,7 +236,7 @@ def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _validation(facts: Mapping[str, Any]) -> str:
-    """Held-out loss beside the base's, where it was measured."""
+    """Table of held-out losses with the adapter and with the base, if they were measured."""
     rows = [
         [
             f"{name} (step {line['step']:,}{_of_average(line)})",
@@ -346,7 +286,7 @@ def _grid(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _counts(counts: Mapping[str, int] | None) -> str | None:
-    """`walking 12, sitting 9, ...`, the largest first; many are cut, and said to be."""
+    """List counts as `walking 12, sitting 9 and 4 more`, the largest first."""
     if not counts:
         return None
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))

@@ -1,119 +1,292 @@
-"""Lines at the start of a run: clips, steps, what is trained, expected time, where to watch.
+"""Set up a run. Checks run first, cheapest first.
 
-Owns: the text. Must not know: how any of it is computed.
+Owns: the order of checks, and which setting decides what. `loop` has the training loop.
+Must not import the VAE, the text encoder, any pipeline or any video code.
 """
 
+import json
 import logging
-from collections.abc import Mapping
-from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from wanlora.commands.train.data import Data
+from wanlora.commands.train import start_log
+from wanlora.commands.train.data import Data, read_fixed_rows
+from wanlora.commands.train.first_weights import check_base
+from wanlora.commands.train.identity import identity_of, provenance, shared_facts
+from wanlora.commands.train.opening_data import open_data
+from wanlora.commands.train.opening_model import load_model, plan_step
+from wanlora.commands.train.prompts import PreviewPrompt, preview_prompts
+from wanlora.commands.train.selection import Selection
+from wanlora.commands.train.session import (
+    PreviewPlan,
+    Run,
+    SavingPlan,
+    Session,
+    TrainedModel,
+    ValidationPlan,
+)
 from wanlora.config import TrainConfig
-from wanlora.core import units
-from wanlora.core.buckets import Bucket
-from wanlora.runs import run_folder
-from wanlora.training.masters import Masters
+from wanlora.config.run_settings import from_recorded, recorded_settings
+from wanlora.errors import ConfigError, RunError
+from wanlora.progress import waiting
+from wanlora.runs import checkpoints, claim, run_folder
+from wanlora.runs.checkpoints import Progress
+from wanlora.runs.record import check_trackers
+from wanlora.store.views import View
+from wanlora.training.distributed import Ranks, prepare_process
+from wanlora.training.optimizers import rate_of
+from wanlora.training.order import num_steps
+from wanlora.training.schedule import default_warmup
+from wanlora.training.validation import panel_facts
+from wanlora.wan import attention
+from wanlora.wan import device as devices
+from wanlora.wan.model_folder import resolve
+from wanlora.wan.variants import variant_of
 
 logger = logging.getLogger(__name__)
 
 
-def log_steps(config: TrainConfig, data: Data, *, end_step: int, num_processes: int) -> None:
-    """Log the clips and the planned steps.
+def open_session(config: TrainConfig, selection: Selection) -> Session:
+    """Check everything that can be checked, then load the transformer and the adapter.
 
     Args:
-        config: The run's settings.
-        data: Its clips.
-        end_step: Number of steps of the whole run.
-        num_processes: Processes that share a step.
+        config: The settings.
+        selection: The clips to train on, from `preflight.check`.
+
+    Raises:
+        WanloraError: The run is impossible or pointless with these settings.
     """
-    held_out = sum(clip.split == config.validation.split for clip in data.view.clips)
-    sizes = units.names(sorted({str(clip.bucket) for clip in data.clips}))
-    logger.info(
-        "%s to train on (%s), %s held out",
-        units.count(len(data.clips), "clip"), sizes, f"{held_out:,}" if held_out else "none",
-    )  # fmt: skip
-    epoch = float(data.source.order.steps_per_epoch)
-    batches = sorted({size.global_batch for size in data.sizes.values()})
-    logger.info(
-        "%s planned, %s of %.4g steps; clips per step: %s (batch size %d, accumulation %d, %s)",
-        units.count(end_step, "step"), f"{end_step / epoch:.3g} epochs", epoch,
-        " to ".join(str(number) for number in dict.fromkeys((batches[0], batches[-1]))),
-        config.batch_size, config.gradient_accumulation_steps,
-        units.count(num_processes, "process", "processes"),
-    )  # fmt: skip
-
-
-def log_adapter(
-    config: TrainConfig,
-    transformer: Any,
-    masters: Masters,
-    *,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    """Log what is trained and what is in memory.
-
-    Args:
-        config: The run's settings.
-        transformer: The model, with the adapter in it.
-        masters: The adapter's parameters.
-        dtype: Type of the transformer.
-        device: Its device.
-    """
-    targets = config.lora.targets
-    trainable = masters.flat_gradient.numel()
-    frozen = sum(parameter.numel() for parameter in transformer.parameters()) - trainable
-    logger.info(
-        "training a %s of rank %d on %s: %s parameters in fp32; frozen: the transformer's %s in "
-        "%s; on %s, without VAE and text encoder",
-        "DoRA" if config.lora.dora else "LoRA", config.lora.rank,
-        targets if isinstance(targets, str) else units.names(targets), units.number(trainable),
-        units.number(frozen), str(dtype).removeprefix("torch."), device,
-    )  # fmt: skip
-
-
-def log_expectation(
-    config: TrainConfig,
-    seconds: Mapping[Bucket, float],
-    steps: Mapping[Bucket, Fraction],
-    *,
-    num_steps: int,
-    preview_every: int,
-) -> None:
-    """Log the expected time, where to watch the run, and when its files are written.
-
-    Args:
-        config: The run's settings.
-        seconds: Seconds of a step, by bucket.
-        steps: Steps per epoch, by bucket.
-        num_steps: Steps that are left.
-        preview_every: Steps between previews; 0 = never.
-    """
-    mean = sum(seconds[bucket] * float(part) for bucket, part in steps.items())
-    mean /= float(sum(steps.values()))
-    logger.info(
-        "expected time: %s (%s, %s each by the trial), and pauses for validation and previews",
-        units.duration(mean * num_steps), units.count(num_steps, "step"), units.duration(mean),
-    )  # fmt: skip
-    folder = config.output_dir
-    board = f", tensorboard --logdir {folder}" if "tensorboard" in config.trackers else ""
-    logger.info(
-        "watch: %s, wanlora watch %s%s", folder / run_folder.PAGE_NAME, folder.parent, board
+    check_trackers(config.trackers)
+    attention.require_native_dispatch()
+    prepare_process()
+    model_name = config.model or selection.view.model
+    device = devices.select_device(config.device, model_name)
+    folder = resolve(model_name, ["transformer"])
+    data = open_data(config, variant_of(folder), selection)
+    if config.deterministic:
+        devices.use_deterministic_algorithms()
+    ranks = Ranks(device, timeout_s=config.process_timeout_s)
+    require_even_shares(config.batch_size, config.gradient_accumulation_steps, ranks.count)
+    end_step = config.max_steps or num_steps(
+        data.source.order.steps_per_epoch, num_epochs=config.num_epochs
     )
-    times = [
-        *([_every(config.save_steps)] if config.save_steps else []),
-        *([f"every {config.save_minutes:g} min"] if config.save_minutes else []),
-        "at the end",
-    ]
-    logger.info(
-        "checkpoints: %s, in %s; previews: %s", " and ".join(times),
-        folder / run_folder.CHECKPOINTS_NAME,
-        _every(preview_every) if preview_every else "none",
+    if ranks.is_main:
+        devices.warn_of_toy(model_name)
+        _log_start(config, data, end_step, ranks.count)
+    checkpoint = _open_folder(config, data.view, ranks)
+    warmup_steps = ranks.from_main(lambda: _warmup_steps(config, checkpoint, end_step))
+    previews = _plan_previews(config, data, ranks, end_step)
+
+    model = load_model(config, folder, ranks, from_checkpoint=checkpoint is not None)
+    identity = identity_of(data.view, variant=model.variant.name, base=model.base)
+    progress = _load_checkpoint(config, checkpoint, identity, model)
+    _require_same_run(config, data.view, ranks, identity, end_step, model)
+    step_plan = plan_step(config, model, data, ranks)
+    if checkpoint is None and not config.allow_untrained_base:
+        _check_base(model, data, ranks)
+    run = Run(
+        folder=config.output_dir,
+        settings=_settings_to_record(config, warmup_steps),
+        facts=provenance(data, model=model_name, identity=identity),
+        identity=identity,
+        checkpoint=checkpoint,
+        progress=progress,
+        end_step=end_step,
+        schedule=config.optimizer.schedule,
+        warmup_steps=warmup_steps,
+        trackers=config.trackers,
+        saving=_plan_saving(config),
+        validation=_plan_validation(config, model, data, ranks, checkpoint),
+        previews=previews,
+    )
+    return Session(model, data, step_plan, run, ranks)
+
+
+def require_even_shares(batch_size: int, accumulation: int, world: int) -> None:
+    """Check that some processes can share a step's micro-batches evenly.
+
+    Args:
+        batch_size: Clips per micro-batch.
+        accumulation: Micro-batches per step.
+        world: Number of processes.
+
+    Raises:
+        ConfigError: They cannot.
+    """
+    if accumulation % world:
+        raise ConfigError(
+            f"a global batch of {batch_size * accumulation} clips (batch_size {batch_size} x "
+            f"gradient_accumulation_steps {accumulation}) cannot be shared by {world} processes: "
+            f"make gradient_accumulation_steps a multiple of {world}"
+        )
+
+
+def _log_start(config: TrainConfig, data: Data, end_step: int, num_processes: int) -> None:
+    start_log.log_steps(
+        data, end_step=end_step, batch_size=config.batch_size,
+        accumulation=config.gradient_accumulation_steps, num_processes=num_processes,
     )  # fmt: skip
+    start_log.log_draws(data, balance_activities=config.balance_activities, end_step=end_step)
+    start_log.warn_of_short_run(
+        data.source.order, end_step=end_step,
+        num_epochs=None if config.max_steps else config.num_epochs,
+        accumulation=config.gradient_accumulation_steps, num_processes=num_processes,
+    )  # fmt: skip
+    if config.validation.every:
+        start_log.warn_of_few_groups(data, split=config.validation.split)
 
 
-def _every(num_steps: int) -> str:
-    return "every step" if num_steps == 1 else f"every {num_steps:,} steps"
+def _open_folder(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
+    """Check the run's folder on the main process; all ranks continue from the same checkpoint."""
+
+    def resolve(recorded: dict[str, Any]) -> dict[str, Any]:
+        return _resolved(from_recorded(config.output_dir, recorded), view, ranks.device)
+
+    def check() -> Path | None:
+        settings = _settings_to_record(config, _recorded_warmup(config))
+        return claim.open_run(config.output_dir, settings, resume=config.resume, resolve=resolve)
+
+    newest = ranks.from_main(check)
+    if newest is None:
+        return None
+    checkpoint = config.output_dir / run_folder.CHECKPOINTS_NAME / newest.name
+    if not checkpoint.is_dir():
+        raise RunError(
+            f"process 0 continues from {newest}, and there is no {checkpoint.absolute()} on this "
+            "node: --output-dir must be a folder that all nodes see"
+        )
+    return checkpoint
+
+
+def _settings_to_record(config: TrainConfig, warmup_steps: int | None) -> dict[str, Any]:
+    settings = recorded_settings(config)
+    settings["optimizer"]["warmup_steps"] = warmup_steps
+    return settings
+
+
+def _resolved(config: TrainConfig, view: View, device: torch.device) -> dict[str, Any]:
+    """Settings with the values of those that are None or auto, so equal runs have equal ones."""
+    settings = recorded_settings(config)
+    settings["model"] = config.model or view.model
+    dtype = devices.base_dtype(config.dtype, device)
+    settings["dtype"] = str(dtype).removeprefix("torch.")
+    settings["learning_rate"] = rate_of(config.optimizer.name, config.learning_rate)
+    settings["lora"]["alpha"] = config.lora.alpha or float(config.lora.rank)
+    settings["flow"]["shift"] = config.flow.shift or view.shift
+    return settings
+
+
+def _recorded_warmup(config: TrainConfig) -> int | None:
+    """Steps of warm-up: as set, or as the folder's run recorded them; None without both."""
+    if config.optimizer.warmup_steps is not None:
+        return config.optimizer.warmup_steps
+    recorded: int | None = (
+        run_folder.read_settings(config.output_dir).get("optimizer", {}).get("warmup_steps")
+    )
+    return recorded
+
+
+def _warmup_steps(config: TrainConfig, checkpoint: Path | None, end_step: int) -> int:
+    """Steps of warm-up. More steps later do not change them: past learning rates stay the same."""
+    known = _recorded_warmup(config) if checkpoint else config.optimizer.warmup_steps
+    steps = default_warmup(end_step) if known is None else known
+    if steps >= end_step:
+        logger.warning(
+            "the warm-up of %d steps does not end in a run of %d: the learning rate stays below "
+            "its peak. Leave out optimizer.warmup_steps for a warm-up of %d",
+            steps, end_step, default_warmup(end_step),
+        )  # fmt: skip
+    return steps
+
+
+def _plan_previews(config: TrainConfig, data: Data, ranks: Ranks, end_step: int) -> PreviewPlan:
+    """Read the rows that validations and previews use; all processes get the prompts."""
+    every, settings = config.previews.period(end_step), config.previews
+
+    def read() -> tuple[PreviewPrompt, ...]:
+        read_fixed_rows(data)
+        if not every:
+            return ()
+        data.source.reader.latent_rgb()  # refused now if no segment has a projection
+        return tuple(
+            preview_prompts(
+                data, settings.prompts, num_prompts=settings.num_prompts, model=config.model,
+                device=ranks.device,
+            )
+        )  # fmt: skip
+
+    return PreviewPlan(every, settings.steps, ranks.from_main(read))
+
+
+def _load_checkpoint(
+    config: TrainConfig, checkpoint: Path | None, identity: dict[str, Any], model: TrainedModel
+) -> Progress:
+    """Load the state of masters, average and optimizer from the checkpoint, if there is one."""
+    if checkpoint is None:
+        if config.resume:
+            logger.info("%s has no checkpoint to resume: starting at step 0", config.output_dir)
+        return Progress()
+    progress = checkpoints.load(
+        checkpoint, identity=identity, masters=model.masters, average=model.average,
+        optimizer=model.optimizer,
+    )  # fmt: skip
+    logger.info("continuing from %s: step %d comes next", checkpoint, progress.step)
+    return progress
+
+
+def _require_same_run(
+    config: TrainConfig,
+    view: View,
+    ranks: Ranks,
+    identity: dict[str, Any],
+    end_step: int,
+    model: TrainedModel,
+) -> None:
+    """Check that all processes train the same run, with the same data and weights."""
+    if ranks.count > 1:
+        settings = _resolved(config, view, ranks.device)
+        facts = shared_facts(settings, identity, end_step=end_step, masters=model.masters)
+        ranks.require_same(facts)
+
+
+def _check_base(model: TrainedModel, data: Data, ranks: Ranks) -> None:
+    """Check that the base predicts better than chance; the micro model has no limit."""
+    limit = model.variant.max_base_loss
+    if limit is not None:
+        with waiting("measuring the base model on a few clips", shown=ranks.is_main):
+            check_base(model, data, limit)
+
+
+def _plan_saving(config: TrainConfig) -> SavingPlan:
+    return SavingPlan(
+        every=config.save_steps,
+        every_minutes=config.save_minutes,
+        every_epoch=config.save_every_epoch,
+        keep=config.keep_checkpoints,
+    )
+
+
+def _plan_validation(
+    config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks, checkpoint: Path | None
+) -> ValidationPlan:
+    facts = panel_facts(data.view, model.base, dtype=model.dtype, device=model.device)
+    return ValidationPlan(
+        every=config.validation.every,
+        patience=config.validation.patience,
+        panel_keys={panel.name: panel.key(data.source, facts) for panel in data.panels},
+        base_losses=ranks.from_main(lambda: _read_base_losses(config.output_dir, checkpoint)),
+    )
+
+
+def _read_base_losses(run_dir: Path, checkpoint: Path | None) -> dict[str, list[list[float]]]:
+    """Base losses that this run has measured; empty without a checkpoint."""
+    path = run_dir / run_folder.BASE_LOSSES_NAME
+    if checkpoint is None or not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text()))
+    except ValueError as error:
+        logger.warning("%s is damaged (%s): the base is measured again", path, error)
+        return {}

@@ -1,4 +1,4 @@
-"""Checks of `train` that need no torch: a mistake is refused before seconds of imports.
+"""Checks of `train` that need no torch: they refuse a mistake before seconds of imports.
 
 Owns: the order of these checks. Must not import torch, diffusers or zarr.
 """
@@ -7,40 +7,69 @@ import os
 
 from wanlora.adapters import targets
 from wanlora.adapters.header import read_header
-from wanlora.commands.train.selection import choose, encode_again
+from wanlora.commands.train.selection import Selection, encode_command, select_clips
 from wanlora.config import TrainConfig
 from wanlora.processes.ranks import rank_of
 from wanlora.runs import claim, run_folder
 from wanlora.store import index
-from wanlora.store.views import View, read_view
+from wanlora.store.views import read_view
 from wanlora.training.cached_clips import check_encodings
 from wanlora.wan.model_folder import TRANSFORMER, resolve_here
-from wanlora.wan.variants import variant_of
+from wanlora.wan.variants import Variant, variant_of
 
 
-def check(config: TrainConfig) -> View:
+def check(config: TrainConfig) -> Selection:
     """Refuse settings, a folder, a cache, a model or an adapter that cannot be used.
 
-    A model of the hub is not downloaded here; it is checked when it is.
+    A model on the hub is not downloaded here; it is checked after the download.
 
     Returns:
-        The view of the cache.
+        The clips to train on.
 
     Raises:
         WanloraError: Names what cannot be used.
     """
-    if rank_of(os.environ).world == 1:  # of several processes, the first one checks it for all
+    if rank_of(os.environ).world == 1:  # of several processes, the main one checks it for all
         # Settings are compared when the device is known, which decides `dtype`.
         claim.open_run(config.output_dir, {}, resume=config.resume, resolve=lambda _: {})
     index.open_store(config.cache)
-    view = read_view(config.cache, config.view)
-    choose(config, view)
+    selection = select(config)
     continues = config.resume and run_folder.newest_checkpoint(config.output_dir) is not None
     if config.init_adapter and not continues:  # a checkpoint has the weights; the file may be gone
         read_header(config.init_adapter)
-    model = config.model or view.model
-    if folder := resolve_here(model, TRANSFORMER):
+    if folder := resolve_here(config.model or selection.view.model, TRANSFORMER):
         variant = variant_of(folder)
-        check_encodings(view, variant, encode_again=encode_again(config, model))
+        check_cached_for(config, variant, selection)
         targets.match_targets(targets.linear_names(variant.num_layers), config.lora.targets)
-    return view
+    return selection
+
+
+def select(config: TrainConfig) -> Selection:
+    """Read the view and select the training clips.
+
+    Raises:
+        StoreError: There is no such view or split, or clips of a manifest are missing.
+        ManifestError: A manifest cannot be read.
+        ConfigError: A clip weight is for an unknown activity or out of range.
+    """
+    return select_clips(
+        read_view(config.cache, config.view),
+        cache=config.cache,
+        split=config.split,
+        manifests=config.manifest,
+        train_frames=config.train_frames,
+        clip_weights=config.clip_weights,
+    )
+
+
+def check_cached_for(config: TrainConfig, variant: Variant, selection: Selection) -> None:
+    """Check that a transformer can read the cached latents and embeddings.
+
+    Raises:
+        StaleStoreError: Names each difference, and the command that encodes the clips again.
+    """
+    view = selection.view
+    command = encode_command(
+        config.model or view.model, cache=config.cache, view=view.name, manifests=config.manifest
+    )
+    check_encodings(view, variant, encode_again=command)

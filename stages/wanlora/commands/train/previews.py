@@ -1,13 +1,14 @@
-"""What the model would show now: videos denoised while training, as latents and rough pictures.
+"""Previews: videos denoised with the current adapter, as latents and rough pictures.
 
 Owns: the previews of a step and their files. No VAE is loaded: the pictures are the store's linear
-projection of latents to RGB; `wanlora sample --latents` decodes the saved latents properly.
+projection of latents to RGB; `wanlora sample --latents` decodes the saved latents with the VAE.
 Legend: n prompts, l tokens, d text width, c f h w latents.
 """
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from wanlora.store.latent_rgb import to_rgb
 from wanlora.wan.denoise import denoise
 
 ENLARGE = 4
-"""A latent pixel is 8 px wide; half of that is enough to see what happens."""
+"""Factor of the pictures' size; a latent pixel is 8 px wide, and half of that is enough."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +48,12 @@ def preview(
     stop: Callable[[], int] = int,
     after_each: Callable[[], None] = lambda: None,
 ) -> list[Float32[torch.Tensor, "c f h w"]]:
-    """Denoise each prompt with the adapter as it stands; the model and its gradients are as before.
+    """Denoise each prompt with the current adapter; leaves the model and its gradients unchanged.
 
     Costs 2 n steps forward passes (n steps without guidance).
 
     Args:
-        transformer: The one being trained.
+        transformer: Transformer in training.
         prompt_embeds: Padded embeddings of the prompts.
         negative_embeds: Padded embedding of the cached negative prompt.
         bucket: Size of the videos.
@@ -60,8 +61,8 @@ def preview(
         steps: Denoising steps.
         guidance_scale: Classifier-free guidance; 1 or less means none.
         shift: Shift of sigma.
-        seed: Prompt i takes seed + i.
-        device: Where to compute.
+        seed: Prompt i has the seed seed + i.
+        device: Device to compute on.
         dtype: The transformer's type.
         stop: Returns the number of a signal that requests a stop, or 0; checked at every step.
         after_each: Called after each prompt, also after a stop.
@@ -69,11 +70,10 @@ def preview(
     Returns:
         Latents of each prompt, on the CPU; only of the prompts finished before a stop.
     """
-    made: list[Float32[torch.Tensor, "c f h w"]] = []
-    total = len(prompt_embeds) * steps
+    latents: list[Float32[torch.Tensor, "c f h w"]] = []
     with (
         _in_eval_mode(transformer),
-        progress.bar(total=total, description="preview", unit="step") as bar,
+        progress.bar(total=len(prompt_embeds) * steps, description="preview", unit="step") as bar,
     ):
 
         def on_step() -> None:
@@ -81,26 +81,17 @@ def preview(
             if stop():
                 raise _StoppedError
 
+        denoise_prompt = partial(
+            denoise, transformer, negative_embeds=negative_embeds,
+            shape=latent_shape(bucket, num_channels), steps=steps, guidance_scale=guidance_scale,
+            shift=shift, device=device, dtype=dtype, on_step=on_step,
+        )  # fmt: skip
         for index, embeds in enumerate(prompt_embeds):
-            with suppress(_StoppedError):
-                if not stop():
-                    made.append(
-                        denoise(
-                            transformer,
-                            prompt_embeds=embeds,
-                            negative_embeds=negative_embeds,
-                            shape=latent_shape(bucket, num_channels),
-                            steps=steps,
-                            guidance_scale=guidance_scale,
-                            shift=shift,
-                            seed=seed + index,
-                            device=device,
-                            dtype=dtype,
-                            on_step=on_step,
-                        )
-                    )
+            if not stop():
+                with suppress(_StoppedError):
+                    latents.append(denoise_prompt(prompt_embeds=embeds, seed=seed + index))
             after_each()
-    return made
+    return latents
 
 
 class _StoppedError(Exception):
@@ -120,20 +111,20 @@ def save_previews(
 ) -> dict[int, UInt8[np.ndarray, "f hh ww 3"]]:
     """Write `previews/step-000500/00.safetensors` and `00.gif` for each prompt.
 
-    Latents that are not finite are named in a warning and not saved: a preview stops no training.
+    Latents that are not finite are named in a warning and not saved; training continues.
 
     Args:
         run_dir: The run's folder.
         step: Steps done.
-        prompts: What was asked for.
+        prompts: Prompts of the latents.
         latents: From `preview`.
         projection: Latents to RGB (`store.latent_rgb.solve`); None = no pictures.
-        seed: As given to `preview`.
-        fps: Frames a second of the video that the latents stand for.
-        facts: More for the header: at least `model` and `variant`.
+        seed: Seed of the first prompt, see `preview`.
+        fps: Frames per second of the video whose latents these are.
+        facts: More entries of the header: at least `model` and `variant`.
 
     Returns:
-        The pictures by index of their prompt, a frame for each latent frame; empty without a
+        The pictures by index of their prompt, one frame per latent frame; empty without a
         projection.
     """
     folder = run_dir / PREVIEWS_NAME / f"step-{step:06d}"
@@ -156,7 +147,7 @@ def save_previews(
 
 
 def enlarge(frames: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f hh ww 3"]:
-    """Frames of `ENLARGE` times the size, smoothly."""
+    """Enlarge frames by `ENLARGE`, with bicubic interpolation."""
     height, width = frames.shape[1:3]
     size = (width * ENLARGE, height * ENLARGE)
     return np.stack(
@@ -166,7 +157,7 @@ def enlarge(frames: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "f hh ww 
 
 @contextmanager
 def _in_eval_mode(model: torch.nn.Module) -> Iterator[Any]:
-    """Switch to evaluation, and afterwards give every module back the mode that it had."""
+    """Switch all modules to evaluation inside the block, and restore their modes after it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

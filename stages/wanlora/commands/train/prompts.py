@@ -1,8 +1,8 @@
-"""Prompts of previews: the user's own, else the view's, with their embeddings.
+"""Prompts of previews, given or from the view, with their embeddings.
 
-Owns: which prompts a run shows, and the child process that encodes those that are not cached. The
-text encoder is loaded in that process alone; its memory is free again before the transformer is
-loaded. Must not import: the text encoder.
+Owns: which prompts a run shows, and the child process that encodes those that are not cached. Only
+that process loads the text encoder, so its memory is free again before the transformer is loaded.
+Must not import: the text encoder.
 """
 
 import logging
@@ -19,8 +19,7 @@ import torch
 from jaxtyping import Float
 
 from wanlora.commands.train.data import Data, require_finite
-from wanlora.config import TrainConfig
-from wanlora.core.location import prompt_home
+from wanlora.core.location import Location, prompt_home
 from wanlora.core.prompts import prompt_key
 from wanlora.errors import ModelError
 from wanlora.processes.ranks import SRUN, TORCHRUN
@@ -48,43 +47,52 @@ class PreviewPrompt:
     embeds: Float[torch.Tensor, "l d"]
 
 
-def preview_prompts(config: TrainConfig, data: Data, device: torch.device) -> list[PreviewPrompt]:
-    """Read the embeddings of the run's prompts; encode own ones that are not cached.
-
-    Without own prompts they are the view's validation prompts, else captions of held-out clips.
+def preview_prompts(
+    data: Data,
+    texts: Sequence[str],
+    *,
+    num_prompts: int,
+    model: str | None,
+    device: torch.device,
+) -> list[PreviewPrompt]:
+    """Read the embeddings of the run's preview prompts; encode given ones that are not cached.
 
     Args:
-        config: The run's settings.
-        data: Its view and store.
-        device: Where the child process may compute.
+        data: The run's view and store.
+        texts: Given prompts; if empty, the view's validation prompts are used, or else captions of
+            held-out clips.
+        num_prompts: Number of prompts without given ones.
+        model: Model of the run as given; None = the view's.
+        device: Device of the child process that encodes.
 
     Raises:
         ModelError: The child process failed; has its whole message and the command to run.
         StoreError: A row is missing or damaged.
-        NonFiniteError: A row holds NaN or infinity.
+        NonFiniteError: A row contains NaN or infinity.
     """
-    if config.previews.prompts:
-        texts = {prompt_key(text): text for text in config.previews.prompts}
-        if missing := _missing(data, texts):
-            encode(config, missing, device, view_model=data.view.model)
-        rows = _read(config, data, texts)
+    if texts:
+        by_key = {prompt_key(text): text for text in texts}
+        if missing := _missing(data, by_key):
+            encode(
+                data.cache, data.view.name, missing, device, model=model,
+                view_model=data.view.model,
+            )  # fmt: skip
+        rows = _read(data, by_key)
     else:
-        texts = _of_the_view(config, data)
-        rows = {key: data.source.reader.prompt_embeds(key) for key in texts}
+        by_key = _prompts_of_view(data, num_prompts)
+        rows = {key: data.source.reader.prompt_embeds(key) for key in by_key}
     negative = data.source.reader.prompt_embeds(data.view.negative_prompt)
-    for key, text in [*texts.items(), ("", "the negative prompt")]:
+    for key, text in [*by_key.items(), ("", "the negative prompt")]:
         name = f"preview prompt {text!r}" if key else text
-        require_finite(config, name, torch.from_numpy(rows.get(key, negative)))
-    return [PreviewPrompt(text, data.source.padded(rows[key])) for key, text in texts.items()]
+        require_finite(data.cache, name, torch.from_numpy(rows.get(key, negative)))
+    return [PreviewPrompt(text, data.source.padded(rows[key])) for key, text in by_key.items()]
 
 
-def _of_the_view(config: TrainConfig, data: Data) -> dict[str, str]:
+def _prompts_of_view(data: Data, num: int) -> dict[str, str]:
     """Validation prompts of the view, else captions of held-out clips: texts by key."""
-    view, num = data.view, config.previews.num_prompts
-    if named := {prompt.key: prompt.prompt for prompt in view.validation_prompts[:num]}:
-        return named
-    held_out = [clip for clip in view.clips if clip.split == config.validation.split]
-    keys = dict.fromkeys(clip.prompts[0] for clip in held_out or data.clips)
+    if prompts := {prompt.key: prompt.prompt for prompt in data.view.validation_prompts[:num]}:
+        return prompts
+    keys = dict.fromkeys(clip.prompts[0] for clip in data.held_out or data.clips)
     return data.source.reader.prompts(list(keys)[:num])
 
 
@@ -95,43 +103,49 @@ def _missing(data: Data, texts: Mapping[str, str]) -> list[str]:
     return [texts[key] for key in left]
 
 
-def _read(
-    config: TrainConfig, data: Data, keys: Collection[str]
-) -> dict[str, Float[np.ndarray, "l d"]]:
-    """Read rows from the cache, also those that the child process added, or the user's folder."""
-    found: dict[str, Float[np.ndarray, "l d"]] = {}
-    for place in (config.cache, prompt_home()):
+def _read(data: Data, keys: Collection[str]) -> dict[str, Float[np.ndarray, "l d"]]:
+    """Read rows from the cache, with those that the child process added, or the user's folder."""
+    embeds: dict[str, Float[np.ndarray, "l d"]] = {}
+    for place in (data.cache, prompt_home()):
         rows = index.committed(place, "text", data.view.text)
         reader = RowReader.of_generation(place, "text", data.view.text, rows)
-        left = [key for key in keys if key not in found]
-        found |= {key: reader.read(key) for key in rows.present(left)}
-    assert found.keys() == set(keys)
-    return found
+        left = [key for key in keys if key not in embeds]
+        embeds |= {key: reader.read(key) for key in rows.present(left)}
+    assert embeds.keys() == set(keys)
+    return embeds
 
 
 def encode(
-    config: TrainConfig, texts: Sequence[str], device: torch.device, *, view_model: str
+    cache: Location,
+    view: str,
+    texts: Sequence[str],
+    device: torch.device,
+    *,
+    model: str | None,
+    view_model: str,
 ) -> None:
     """Encode prompts into the cache, or the user's cache folder, in a child process.
 
-    The child process does not download a text encoder: 11 GB are not a side effect.
+    The child process does not download a text encoder (11 GB).
 
     Args:
-        config: Its cache and view.
+        cache: Cache of the view.
+        view: Name of the view.
         texts: Prompts.
-        device: Where to compute.
-        view_model: The view's model. Its text encoder is used if it is on this machine, else that
-            of the run's model.
+        device: Device to compute on.
+        model: Model of the run as given. Its text encoder is used if that of `view_model` is not on
+            this machine.
+        view_model: Model of the view.
 
     Raises:
         ModelError: The child process failed; has its whole message and the command to run.
         KeyboardInterrupt: A signal ended this process and the child process.
     """
-    words = ["cache-latents", "--cache", str(config.cache), "--view", config.view]
-    if config.model and not _has_text_encoder(view_model) and _has_text_encoder(config.model):
-        words += ["--model", config.model]
+    words = ["cache-latents", "--cache", str(cache), "--view", view]
+    if model and not _has_text_encoder(view_model) and _has_text_encoder(model):
+        words += ["--model", model]
     prompts = [f"--preview-prompt={text}" for text in texts]
-    logger.info("encoding %d preview prompt(s), in a process of its own", len(texts))
+    logger.info("encoding %d preview prompt(s) in a separate process", len(texts))
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
     child = subprocess.Popen(  # noqa: S603  (our own command)
         [sys.executable, "-m", "wanlora", *words, *prompts, "--device", str(device)],
@@ -150,9 +164,9 @@ def encode(
             child.wait()
             raise
     if child.returncode:
-        said = "\n".join(error) or f"its exit code is {child.returncode}"
+        message = "\n".join(error) or f"its exit code is {child.returncode}"
         raise ModelError(
-            f"the prompts of --preview-prompt were not encoded:\n{said}\n"
+            f"the prompts of --preview-prompt were not encoded:\n{message}\n"
             "Encode them with the next command, here (it may download the text encoder) or on a "
             "machine that has the text encoder and this cache; or leave out --preview-prompt:\n"
             + shlex.join(["wanlora", *words, *prompts])
@@ -160,7 +174,7 @@ def encode(
 
 
 def _has_text_encoder(model: str | None) -> bool:
-    """Whether a model's text encoder is on this machine."""
+    """Return whether a model's text encoder is on this machine."""
     with suppress(ModelError):
         return model is not None and find_downloaded(model, TEXT_ENCODER) is not None
     return False

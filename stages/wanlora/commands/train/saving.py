@@ -1,7 +1,7 @@
-"""What a run writes while it trains: checkpoints, the newest, best and averaged adapter.
+"""Checkpoints of a run, and its newest, best and averaged adapter.
 
-Owns: which file appears when, and that `best/` is the adapter that the progress names. How a file
-appears is `runs`' and `files`' business.
+Owns: when each file is written, and that `best/` has the adapter that the progress names. `runs`
+and `files` write them.
 """
 
 import logging
@@ -10,13 +10,13 @@ import os
 import shutil
 import time
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 
 from torch import Tensor
 
 from wanlora.adapters.file import read_adapter, save_adapter
-from wanlora.commands.train.session import Session
-from wanlora.config import TrainConfig
+from wanlora.commands.train.session import Run, TrainedModel
 from wanlora.errors import AdapterError
 from wanlora.files import partial_path, publish, write_atomic, writing
 from wanlora.runs import checkpoints, run_folder
@@ -27,44 +27,46 @@ from wanlora.training.validation import ADAPTER, EMA
 logger = logging.getLogger(__name__)
 
 
-def save(config: TrainConfig, session: Session) -> None:
+def save(model: TrainedModel, run: Run) -> None:
     """Publish a checkpoint, then its adapters at the root of the run."""
 
     def write(folder: Path) -> None:
-        _write_adapter(folder, session, ADAPTER)
-        if session.average:
-            _write_adapter(folder / run_folder.EMA_NAME, session, EMA)
-        _keep_best(config.output_dir, folder, session.progress)
+        _write_adapter(folder, model, run, ADAPTER)
+        if model.average:
+            _write_adapter(folder / run_folder.EMA_NAME, model, run, EMA)
+        _keep_best(run.folder, folder, run.progress)
         checkpoints.write_state(
             folder,
-            progress=session.progress,
-            identity=session.identity,
-            facts=session.facts,
-            masters=session.masters,
-            optimizer=session.optimizer,
+            progress=run.progress,
+            identity=run.identity,
+            facts=run.facts,
+            masters=model.masters,
+            optimizer=model.optimizer,
         )
 
-    checkpoint = publish_checkpoint(
-        config.output_dir, session.progress.step, write, keep=config.keep_checkpoints
-    )
-    show(config.output_dir, checkpoint)
+    checkpoint = publish_checkpoint(run.folder, run.progress.step, write, keep=run.saving.keep)
+    copy_adapters(run.folder, checkpoint)
 
 
-def add_validation(config: TrainConfig, session: Session) -> bool:
-    """Record a validation, and the best adapter, in the checkpoint of the same step, if any."""
-    checkpoint = run_folder.newest_checkpoint(config.output_dir)
-    if not checkpoint or run_folder.step_of(checkpoint) != session.progress.step:
+def add_validation(run: Run) -> bool:
+    """Record a validation, and the best adapter, in the checkpoint of the same step, if any.
+
+    Returns:
+        True if there is such a checkpoint.
+    """
+    checkpoint = run_folder.newest_checkpoint(run.folder)
+    if not checkpoint or run_folder.step_of(checkpoint) != run.progress.step:
         return False
     with writing(checkpoint, then=_go_on(checkpoint)):
-        _keep_best(config.output_dir, checkpoint, session.progress)
-        checkpoints.replace_progress(checkpoint, session.progress)
+        _keep_best(run.folder, checkpoint, run.progress)
+        checkpoints.replace_progress(checkpoint, run.progress)
     return True
 
 
-def show(run_dir: Path, checkpoint: Path) -> None:
-    """Copy a checkpoint's adapters to the root of the run, where diffusers looks for them.
+def copy_adapters(run_dir: Path, checkpoint: Path) -> None:
+    """Copy a checkpoint's adapters to the root of the run; diffusers loads them from there.
 
-    Also done when a run continues: it may have been killed between publishing and this.
+    A run that continues calls this too: it may have been killed after publishing the checkpoint.
     """
     for part in (Path(), Path(run_folder.EMA_NAME)):
         source, target = (
@@ -81,27 +83,28 @@ def show(run_dir: Path, checkpoint: Path) -> None:
             write_atomic(target, data)
 
 
-def save_best(config: TrainConfig, session: Session, weights: str) -> None:
+def save_best(model: TrainedModel, run: Run, weights: str) -> None:
     """Write the adapter of the best validation so far.
 
     Args:
-        config: The run's settings.
-        session: What is trained.
-        weights: `ADAPTER` or `EMA`: the ones that were measured.
+        model: The trained model.
+        run: Its run.
+        weights: The weights that were measured: `ADAPTER` or `EMA`.
     """
-    _write_adapter(config.output_dir / run_folder.BEST_NAME, session, weights)
+    _write_adapter(run.folder / run_folder.BEST_NAME, model, run, weights)
 
 
 def restore_best(
     run_dir: Path, checkpoint: Path | None, progress: Progress, panel: str | None
 ) -> Progress:
-    """Make `best/` and the progress of a run that starts or continues agree.
+    """Reconcile `best/` with the progress of a run that starts or continues.
 
-    A run may have been killed after a newer best than its checkpoint's: that one is made again.
+    A run may have been killed after it wrote a newer best than its checkpoint has. The steps to
+    that one are done again.
 
     Args:
         run_dir: The run's folder.
-        checkpoint: What the run continues from.
+        checkpoint: The run continues from it; None for a new run.
         progress: The checkpoint's; changed.
         panel: Key of the held-out panel; None without one.
 
@@ -120,14 +123,14 @@ def restore_best(
             logger.warning(
                 "validation changed since step %d (clips, settings, model or release): the best "
                 "adapter, patience and the overfitting check start again%s",
-                progress.best_step, _put_aside(best, progress.step),
+                progress.best_step, _set_aside(best, progress.step),
             )  # fmt: skip
         progress.forget_best()
         progress.panel, progress.validated_step = panel, None
     elif progress.best_step is not None and not _is_best(best, progress):
         logger.warning(
             "the best adapter, of step %d, is missing: the search for it starts again%s",
-            progress.best_step, _put_aside(best, progress.step),
+            progress.best_step, _set_aside(best, progress.step),
         )  # fmt: skip
         progress.forget_best()
     if progress.best_step is None:
@@ -139,7 +142,7 @@ class SaveTimer:
     """Time since the last checkpoint, or since the start of training.
 
     Args:
-        minutes: Longest time without a checkpoint; 0 = any.
+        minutes: Maximum time without a checkpoint; 0 = no limit.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -147,47 +150,46 @@ class SaveTimer:
         self.restart()
 
     def restart(self) -> None:
-        """A checkpoint was saved now."""
+        """Start again: a checkpoint was saved now."""
         self._since = time.monotonic()
 
     def is_due(self) -> bool:
-        """Return whether the time is over."""
+        """Return whether a checkpoint is due."""
         return time.monotonic() - self._since >= self._limit_s
 
 
-def is_due(config: TrainConfig, session: Session) -> bool:
-    """Whether a checkpoint is due now, after `session.progress.step` steps."""
-    done = session.progress.step
-    if done == session.end_step or (config.save_steps and done % config.save_steps == 0):
+def is_due(run: Run, steps_per_epoch: Fraction) -> bool:
+    """Return whether the number of steps done requires a checkpoint now."""
+    done, every = run.progress.step, run.saving.every
+    if done == run.end_step or (every and done % every == 0):
         return True
-    epoch = session.data.source.order.steps_per_epoch
-    ends_epoch = done // epoch > (done - 1) // epoch
-    return config.save_every_epoch and ends_epoch
+    ends_epoch = done // steps_per_epoch > (done - 1) // steps_per_epoch
+    return run.saving.every_epoch and ends_epoch
 
 
-def _write_adapter(folder: Path, session: Session, weights: str) -> None:
+def _write_adapter(folder: Path, model: TrainedModel, run: Run, weights: str) -> None:
     save_adapter(
         folder / run_folder.ADAPTER_NAME,
-        _tensors(session, weights),
-        session.shape,
-        provenance=session.facts | {"step": str(session.progress.step), "weights": weights},
+        _tensors(model, weights),
+        model.shape,
+        provenance={**run.facts, "step": str(run.progress.step), "weights": weights},
     )
 
 
-def _tensors(session: Session, weights: str) -> Mapping[str, Tensor]:
+def _tensors(model: TrainedModel, weights: str) -> Mapping[str, Tensor]:
     if weights == ADAPTER:
-        return session.masters.parameters
-    assert session.average
-    return session.average.tensors
+        return model.masters.parameters
+    assert model.average
+    return model.average.tensors
 
 
 def _keep_best(run_dir: Path, checkpoint: Path, progress: Progress) -> None:
-    """Keep `best/` in a checkpoint, as a hard link if the disk has them: it takes no room."""
+    """Keep `best/` in a checkpoint, as a hard link if the disk supports them: it takes no space."""
     if progress.best_step is None:
         return
     source = run_dir / run_folder.BEST_NAME / run_folder.ADAPTER_NAME
     target = checkpoint / run_folder.BEST_NAME / run_folder.ADAPTER_NAME
-    if not source.exists():  # moved by the user: no reason to lose the checkpoint
+    if not source.exists():  # moved by the user; the checkpoint is still good
         logger.warning(
             "%s, of step %d, is missing, so this checkpoint does not hold it",
             source, progress.best_step,
@@ -206,17 +208,17 @@ def _keep_best(run_dir: Path, checkpoint: Path, progress: Progress) -> None:
 
 
 def _is_best(file: Path, progress: Progress) -> bool:
-    """Whether an adapter is the one that the progress names as the best."""
+    """Return whether an adapter is the one that the progress names as the best."""
     try:
-        found = read_adapter(file).provenance
+        facts = read_adapter(file).provenance
     except AdapterError:
         return False
     wanted = (str(progress.best_step), progress.best_weights)
-    return (found.get("step"), found.get("weights")) == wanted
+    return (facts.get("step"), facts.get("weights")) == wanted
 
 
-def _put_aside(best: Path, step: int) -> str:
-    """Rename `best/` for good if it holds an adapter; return a clause that names the new folder."""
+def _set_aside(best: Path, step: int) -> str:
+    """Rename `best/` if it has an adapter; return a clause that names the new folder."""
     if not best.exists():
         return ""
     target = best.parent.with_name(f"{run_folder.BEST_NAME}-before-step-{step:06d}")

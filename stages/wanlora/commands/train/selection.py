@@ -1,38 +1,68 @@
-"""Clips that a run trains on: a view narrowed to a split, manifests and a number of frames.
+"""The clips that a run trains on: a view narrowed to a split, manifests and a number of frames.
 
-Owns: the choice of clips. Must not import torch: clips are chosen before anything is loaded.
+Owns: the selection of clips. Must not import torch: clips are selected before anything is loaded.
 """
 
 import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
-from wanlora.config import TrainConfig
+from wanlora.core import units
+from wanlora.core.location import Location
 from wanlora.data import manifest
 from wanlora.errors import StoreError
 from wanlora.store.views import View, ViewClip
 from wanlora.training.cached_clips import weighted
 
 
-def choose(config: TrainConfig, view: View) -> tuple[View, tuple[ViewClip, ...]]:
-    """Choose the training clips of a view.
+class Selection(NamedTuple):
+    """The clips to train on.
 
-    Returns:
-        The view with clips of at most `train_frames` frames, and the training clips with their
-        weights.
+    Attributes:
+        view: The whole view, with clips of at most `train_frames` frames.
+        clips: Its training clips, with their weights.
+    """
+
+    view: View
+    clips: tuple[ViewClip, ...]
+
+
+def select_clips(
+    view: View,
+    *,
+    cache: Location,
+    split: str,
+    manifests: Sequence[Path],
+    train_frames: int | None,
+    clip_weights: Mapping[str, float],
+) -> Selection:
+    """Select the training clips of a view.
+
+    Args:
+        view: The view.
+        cache: Its cache; named in messages.
+        split: Split to train on.
+        manifests: Train only on clips of these manifests; empty = on all clips.
+        train_frames: Maximum number of frames per clip; None = no limit.
+        clip_weights: Weights by activity.
 
     Raises:
         StoreError: The split has no clips, or the view lacks a clip of a manifest.
         ManifestError: A manifest cannot be read.
-        ConfigError: A weight belongs to no activity or is out of range.
+        ConfigError: A weight is for an unknown activity or out of range.
     """
-    view = _shortened(view, config.train_frames)
-    return view, weighted(_training_clips(view, config), config.clip_weights)
+    view = _shortened(view, train_frames)
+    clips = _training_clips(view, cache, split, manifests)
+    return Selection(view, weighted(clips, clip_weights))
 
 
 def _shortened(view: View, train_frames: int | None) -> View:
-    """Let longer clips count as their first frames.
+    """Reduce longer clips to their first frames.
 
-    The VAE is causal, so a prefix of latents is the latents of the prefix, bit for bit.
+    The VAE is causal: the first latent frames of a clip are the latents of its first frames, bit
+    for bit.
     """
     if train_frames is None:
         return view
@@ -46,35 +76,34 @@ def _shortened(view: View, train_frames: int | None) -> View:
     return replace(view, clips=clips)
 
 
-def _training_clips(view: View, config: TrainConfig) -> tuple[ViewClip, ...]:
-    wanted = (
-        {clip.clip_id for clip in manifest.read_all(config.manifest)} if config.manifest else None
-    )
-    known = {clip.clip_id for clip in view.clips}
-    if wanted is not None and (absent := sorted(wanted - known)):
+def _training_clips(
+    view: View, cache: Location, split: str, manifests: Sequence[Path]
+) -> tuple[ViewClip, ...]:
+    wanted = {clip.clip_id for clip in manifest.read_all(manifests)} if manifests else None
+    if wanted is not None and (absent := sorted(wanted - {clip.clip_id for clip in view.clips})):
         raise StoreError(
-            f"{len(absent)} clips of the manifest are not in view {config.view!r} of "
-            f"{config.cache}: {', '.join(absent[:3])}{' ...' if len(absent) > 3 else ''}. Run: "
-            + encode_again(config, view.model)
+            f"{len(absent)} clips of the manifest are not in view {view.name!r} of {cache}: "
+            f"{units.names(absent)}. Run: "
+            + encode_command(view.model, cache=cache, view=view.name, manifests=manifests)
         )
-    chosen = tuple(
+    clips = tuple(
         clip
         for clip in view.clips
-        if clip.split == config.split and (wanted is None or clip.clip_id in wanted)
+        if clip.split == split and (wanted is None or clip.clip_id in wanted)
     )
-    if not chosen:
+    if not clips:
         splits = sorted({clip.split for clip in view.clips})
         raise StoreError(
-            f"view {config.view!r} of {config.cache} has no clips of split {config.split!r} to "
-            f"train on; it has {len(view.clips)} clips, of splits: {', '.join(splits) or 'none'}"
+            f"view {view.name!r} of {cache} has no clips of split {split!r} to train on; it has "
+            f"{len(view.clips)} clips, of splits: {', '.join(splits) or 'none'}"
         )
-    return chosen
+    return clips
 
 
-def encode_again(config: TrainConfig, model: str) -> str:
-    """The command that makes this run's view with the encoders of a model."""
-    words = ["wanlora", "cache-latents", "--cache", str(config.cache), "--model", model]
-    words += [] if config.view == "default" else ["--view", config.view]
-    for path in config.manifest:
+def encode_command(model: str, *, cache: Location, view: str, manifests: Sequence[Path]) -> str:
+    """Build the command that makes a view with the encoders of a model."""
+    words = ["wanlora", "cache-latents", "--cache", str(cache), "--model", model]
+    words += [] if view == "default" else ["--view", view]
+    for path in manifests:
         words += ["--manifest", str(path)]
     return shlex.join(words)

@@ -41,7 +41,7 @@ class RunData:
         metrics: Rows of metrics.jsonl.
         validations: Rows of validation.jsonl.
         pictures: Prompt to its newest preview.
-        notes: What of its files could not be shown.
+        notes: Parts of its files that cannot be shown.
     """
 
     summary: Summary
@@ -53,7 +53,7 @@ class RunData:
 
 
 class _Metrics:
-    """What was read of a metrics.jsonl: its columns, and how far."""
+    """Content of a metrics.jsonl up to the position that was read."""
 
     def __init__(self) -> None:
         self.columns = Metrics()

@@ -47,7 +47,7 @@ def list_page(
         folder: The watched folder, as the user typed it.
         summaries: In the order of the list.
         links: Symbolic links that were not followed.
-        is_cut: Whether the folder was too large to search it all.
+        is_cut: The folder was too large to search it all.
     """
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     rows = "\n".join(map(_row, summaries))
@@ -137,7 +137,7 @@ def rate(value: float | None) -> str:
 def _counts(
     folder: str, summaries: Sequence[Summary], links: Sequence[str], *, is_cut: bool
 ) -> Raw:
-    """Runs by state, and what of the folder is not shown."""
+    """Count runs by state, and name parts of the folder that are not shown."""
     states = Counter(summary.state for summary in summaries)
     by_state = ", ".join(f"{states[state]} {state}" for state in COLOURS if states[state])
     text = f"{count(len(summaries), 'run')}: {by_state}."

@@ -82,7 +82,7 @@ def best_held_out(validations: Sequence[Row]) -> Row | None:
 
 
 def is_number(value: object) -> TypeGuard[int | float]:
-    """Whether a value is a number of at most `MAX_NUMBER`; NaN is not."""
+    """Return whether a value is a number of at most `MAX_NUMBER`; NaN is not."""
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_NUMBER
     )
@@ -103,7 +103,7 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_metrics(row: Row) -> bool:
-    """Whether it has a step, and a number or nothing for each of the others."""
+    """Return whether it has a step, and a number or nothing for each of the others."""
     return _is_step(row) and all(
         row.get(key) is None or is_number(row[key]) for key in (*KEYS, "eta_s")
     )

@@ -22,7 +22,7 @@ MAX_BYTES = 256 * 2**20
 
 
 class Version(NamedTuple):
-    """Identity of a file's content, as far as the disk tells."""
+    """Identity of a file's content, as far as the disk reports it."""
 
     inode: int
     mtime_ns: int
@@ -137,7 +137,7 @@ class Folder:
             return file.read(num_bytes)
 
     def is_locked(self, run: str) -> bool | None:
-        """Return whether a process holds the lock of a run; None if the disk cannot tell.
+        """Return whether a process holds the lock of a run; None if the disk does not report it.
 
         Holds a shared lock for some microseconds.
         """

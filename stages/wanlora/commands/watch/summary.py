@@ -72,9 +72,9 @@ class Summary:
         loss: Training loss of the last step.
         loss_smoothed: Moving average of the training loss.
         best: Best held-out result, if any.
-        rank: Of the adapter.
-        learning_rate: Of the last step.
-        seconds_per_step: Of the last step.
+        rank: Rank of the adapter.
+        learning_rate: Learning rate of the last step.
+        seconds_per_step: Seconds of the last step.
         started_at: Start of the process that trained last.
         written_at: Last time at which the run wrote metrics, a validation or its status.
     """
@@ -97,7 +97,7 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """What was read from one version of a run's files."""
+    """Values read from one version of a run's files."""
 
     versions: tuple[Version | None, ...]
     last: dict[str, Any]
@@ -150,7 +150,7 @@ class Summaries:
         )
 
     def _is_saved(self, name: str, known: _Read) -> bool:
-        """Whether a run without a status has a checkpoint of its last step."""
+        """Return whether a run without a status has a checkpoint of its last step."""
         if known.status or not known.last:
             return False
         folders = self._folder.folders(f"{name}/{run_folder.CHECKPOINTS_NAME}")
@@ -188,7 +188,7 @@ def state_of(
         locked: From `Folder.is_locked`. False counts only for a run of this machine.
         now: Time, s since 1970.
         written_at: Time at which the run wrote something.
-        seconds_per_step: Of the last step, if known.
+        seconds_per_step: Seconds of the last step, if known.
         is_complete: No step is left after the last one; only used without a status.
         is_saved: There is a checkpoint of the last step; only used without a status.
     """

@@ -1,7 +1,7 @@
 """Rows of all tables, by source.
 
-Owns: which tables are read, and rows that are bad or name no source. Must not know: sidecars, which
-source is used.
+Owns: the choice of tables, and the rows that are bad or name no source. Must not know: sidecars,
+the sources that are used.
 """
 
 import os
@@ -23,10 +23,10 @@ class Collected:
     """Content of tables.
 
     Attributes:
-        notes: By source.
+        notes: Notes by source.
         failures: Bad rows, and rows about missing files.
         elsewhere: Number of rows about files outside the sources given.
-        unmatched: Rows that name no source: where, the path as written, the path looked for.
+        unmatched: Rows whose source was not found: place of the row, written path, expected path.
     """
 
     notes: dict[Path, Notes] = field(default_factory=dict)
@@ -64,11 +64,11 @@ def collect(
 
     Args:
         found_tables: The tables.
-        given: Folders or files given.
-        paths: The sources.
+        given: Folders or files given on the command line.
+        paths: Paths of the sources.
         sidecars: Captions of single videos.
-        anywhere: Whether a path may start at a folder given. A table that was found beside videos
-            is about these alone: elsewhere, a file of the same name may be another one.
+        anywhere: True if a path may be relative to a given folder. A table found beside videos is
+            only about these: in other folders, a file of the same name may be a different one.
 
     Raises:
         ManifestError: A table cannot be read.

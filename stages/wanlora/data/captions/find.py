@@ -1,7 +1,8 @@
 """Sources and their captions, as people write them.
 
-Owns: which files are sources, and the reason for each that is not. Opens no video. Must not know:
-how a folder is searched (`folders`), tables (`collect`), sidecars and columns (`notes`).
+Owns: the choice of sources, and the reason for each file left out. Opens no video.
+Must not know: the search of folders (`folders`), tables (`collect`), sidecars and columns
+(`notes`).
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,12 +25,12 @@ class Source:
     """A source file and what was written about it.
 
     Attributes:
-        path: Absolute, symbolic links kept.
+        path: Absolute path; symbolic links are not resolved.
         prompts: Captions in the order found.
-        activity: A column of that meaning, else the name of the folder.
-        group: A column of that meaning, else None.
-        split: train or val, when a column says so.
-        weight: A column of that meaning, times the rows of one table that repeat each other.
+        activity: Value of the activity column, else the name of the folder.
+        group: Value of the group column, else None.
+        split: train or val from the split column, else None.
+        weight: Value of the weight column, multiplied by the number of equal rows in one table.
     """
 
     path: Path
@@ -45,11 +46,11 @@ class Found:
     """Sources with captions.
 
     Attributes:
-        sources: Sorted by path.
+        sources: Sources, sorted by path.
         failures: Sources and rows that cannot be used.
         rows_elsewhere: Number of rows about files outside the sources given.
-        images_unused: Number of images beside videos, or without a caption among sources that
-            have one: thumbnails more often than data.
+        images_unused: Number of images beside videos, or without a caption if other sources have
+            one; they are usually thumbnails.
         ours: Number of files that `prepare --materialize` wrote, which are not sources.
         tables: Tables of captions that were read.
     """
@@ -73,10 +74,10 @@ def find(
     that no video shares, or when there is no video in its folder.
 
     Args:
-        given: Folders, searched to the bottom, or single files.
-        captions: JSONL, JSON or CSV; paths in it are relative to its folder or to a folder given,
-            those in other tables to the table's folder alone.
-        ours: Whether a file below a folder given was written by `prepare` and is not a source.
+        given: Folders, searched with all subfolders, or single files.
+        captions: JSONL, JSON or CSV file; paths in it are relative to its folder or to a given
+            folder, and paths in other tables only to the table's folder.
+        ours: Predicate for files that `prepare` wrote, which are not sources.
 
     Raises:
         NoCaptionError: No source has a caption.
@@ -84,17 +85,7 @@ def find(
     """
     files = sources_in(given, ours=ours)
     paths = files.paths
-    sidecars = {path.with_suffix(".txt") for path in paths}
-    read = [captions] if captions is not None else tables_beside(given, paths, sidecars)
-    collected = collect(read, given, paths, sidecars, anywhere=captions is not None)
-    beside = {p for p in _thumbnails(paths) if p not in collected.notes} - set(map(absolute, given))
-    problems: dict[Path, str] = {}
-    if captions is None:
-        problems = read_sidecars((p for p in paths if p not in beside), collected.notes)
-        if not problems and not any(note.prompts for note in collected.notes.values()):
-            above = tables_above(given, sidecars)
-            read += above
-            collected = collect(read, given, paths, sidecars, anywhere=bool(above))
+    read, collected, beside, problems = _read_captions(given, paths, captions)
     sources, silent = _sort_out(paths, collected.notes, problems, beside)
     failures = [*files.failures, *collected.failures.values()]
     if not sources:
@@ -114,6 +105,29 @@ def find(
         ours=files.ours,
         tables=read,
     )
+
+
+def _read_captions(
+    given: Sequence[Path], paths: Sequence[Path], captions: Path | None
+) -> tuple[list[Path], Collected, set[Path], dict[Path, str]]:
+    """Read the tables and sidecars of sources.
+
+    Returns:
+        The tables; their content, with that of sidecars; images beside videos without a caption;
+        and reasons why sidecars cannot be read or used.
+    """
+    sidecars = {path.with_suffix(".txt") for path in paths}
+    read = [captions] if captions is not None else tables_beside(given, paths, sidecars)
+    collected = collect(read, given, paths, sidecars, anywhere=captions is not None)
+    beside = {p for p in _thumbnails(paths) if p not in collected.notes} - set(map(absolute, given))
+    if captions is not None:
+        return read, collected, beside, {}
+    problems = read_sidecars((p for p in paths if p not in beside), collected.notes)
+    if not problems and not any(note.prompts for note in collected.notes.values()):
+        above = tables_above(given, sidecars)
+        read += above
+        collected = collect(read, given, paths, sidecars, anywhere=bool(above))
+    return read, collected, beside, problems
 
 
 def _sort_out(

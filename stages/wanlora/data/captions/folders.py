@@ -40,7 +40,7 @@ class Files:
     """Source files.
 
     Attributes:
-        paths: Absolute, sorted; symbolic links to files kept, since their names may be captions'.
+        paths: Absolute paths, sorted; links to files are kept because captions may use their names.
         failures: Files that cannot be named in a manifest, and folders that cannot be read.
         ours: Number of files that `prepare --materialize` wrote, which are not sources.
     """
@@ -53,12 +53,12 @@ class Files:
 def sources_in(given: Sequence[Path], *, ours: Callable[[Path], bool]) -> Files:
     """Find every source file once; a file given by name counts unless it holds captions.
 
-    A folder that several links lead to is read once, under its own name if that is below a folder
-    given. Links to files are sources of their own: one file may be in two activities.
+    A folder with several links to it is read once, under its own name if that is below a given
+    folder. Links to files are separate sources: one file may be in two activities.
 
     Args:
-        given: Folders, searched to the bottom, or single files.
-        ours: Whether a file in a folder below those given is not a source.
+        given: Folders, searched with all subfolders, or single files.
+        ours: Predicate for files below the given folders that are not sources.
 
     Raises:
         ManifestError: A path is missing or a captions file, or a folder has no source file.

@@ -18,22 +18,22 @@ NAMES = (
     "metadata.jsonl", "metadata.csv", "metadata.json", "captions.json", "captions.jsonl",
     "captions.csv", "videos2caption.json", "dataset.jsonl", "dataset.json", "dataset.csv",
 )  # fmt: skip
-"""Tables that are read without being asked for: Hugging Face, DiffSynth, diffusion-pipe, FastVideo,
+"""Tables that are read by default: Hugging Face, DiffSynth, diffusion-pipe, FastVideo,
 finetrainers."""
 
 PATH_LISTS = ("videos.txt", "video.txt", "images.txt", "image.txt")
 CAPTION_LISTS = ("prompts.txt", "prompt.txt", "captions.txt", "caption.txt")
-"""finetrainers' and CogVideoX' two files: line k of one is about line k of the other."""
+"""The two files of finetrainers and CogVideoX; line k of one belongs to line k of the other."""
 
 DELIMITERS = (",", ";", "\t")
-"""Spreadsheets write semicolons in countries where the comma is the decimal point."""
+"""Delimiters of CSV files. Spreadsheets use semicolons if the locale's decimal point is a comma."""
 
 Rows = Iterator[tuple[str, Mapping[str, Any] | ManifestError]]
 """`file:line`, and the row or the reason why it cannot be read."""
 
 
 def in_folder(folder: Path, sidecars: Collection[Path] = ()) -> list[Path]:
-    """List the tables of a folder; a list of paths counts when a list of captions is beside it.
+    """List the tables of a folder; a list of paths counts if a list of captions is beside it.
 
     Args:
         folder: The folder.

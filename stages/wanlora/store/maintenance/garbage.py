@@ -1,7 +1,7 @@
-"""Find what a collection may free.
+"""Find the objects that a collection may free.
 
-Owns: the rows that nothing names, repeated rows, and the remains of killed processes. Must not
-know: how anything is removed.
+Owns: the search for unreferenced rows, repeated rows, and files of killed processes.
+Must not know: how anything is removed.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -20,24 +20,24 @@ from wanlora.store.row_reader import RowReader
 from wanlora.store.rows import Rows
 
 LITTER_AGE_S = 3600.0
-"""Minimum age of half-written files and of segments without a commit record, whatever the settings:
-a writer publishes a segment within minutes."""
+"""Minimum age of half-written files and of segments without a commit record, with any settings: a
+writer publishes a segment within minutes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Garbage:
-    """What a collection frees.
+    """Result of the search: the garbage of a cache.
 
     Attributes:
-        rewritten: Keys of the rows to keep of each segment that also holds others, by segment.
-        dropped: Segments of which no row is kept.
+        rewritten: Keys of the rows to keep, by segment that also holds other rows.
+        dropped: Segments without a row to keep.
         litter: Keys of half-written files and of segments without a commit record.
-        emptied: Keys of generations of which nothing is left.
-        stale: Names of the lists of condemned segments that were there already.
-        rows: Number of rows that nothing names.
-        repeats: Number of rows that another segment has too.
-        young: Number of rows that nothing names and that are spared because they are new.
-        num_bytes: Bytes freed, less what is written again (estimated from the number of rows).
+        emptied: Keys of generations that will be empty.
+        stale: Names of lists of condemned segments that existed before.
+        rows: Number of unreferenced rows.
+        repeats: Number of rows that another segment also has.
+        young: Number of unreferenced rows that are kept because they are new.
+        num_bytes: Bytes freed minus bytes rewritten (estimated from the number of rows).
     """
 
     rewritten: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -62,16 +62,16 @@ class _Counts(NamedTuple):
 def find_garbage(
     cache: Location, found: Sequence[Generation], *, now: float, min_age_s: float
 ) -> Garbage:
-    """Find the rows that nothing names, repeated rows, and what kills have left.
+    """Find unreferenced rows, repeated rows, and files of killed processes.
 
-    Of a repeated row, the copy that stays is read first. A row of a segment that another collection
+    If a row is repeated, the copy to keep is read first. A row in a segment that another collection
     has condemned is kept by writing it again.
 
     Args:
         cache: Cache folder or URL.
-        found: From `generations`.
-        now: Time by the clock that dates objects (`Storage.clock`).
-        min_age_s: Unnamed rows younger than this are kept.
+        found: Generations from `generations`.
+        now: Time on the clock that dates objects (`Storage.clock`).
+        min_age_s: Minimum age of unreferenced rows; younger ones are kept.
 
     Raises:
         StoreError: The disk or the object store refuses.
@@ -104,7 +104,7 @@ def _garbage_in(
     doubtful: Collection[str],
     min_age_s: float,
 ) -> Garbage:
-    """Find what can be freed of one generation.
+    """Find the garbage of one generation.
 
     Args:
         cache: Cache folder or URL.
@@ -112,7 +112,7 @@ def _garbage_in(
         ages: Seconds since each of its objects was written.
         num_bytes: Bytes of each of its objects.
         doubtful: Segments that another collection has condemned.
-        min_age_s: Unnamed rows younger than this are kept.
+        min_age_s: Minimum age of unreferenced rows; younger ones are kept.
     """
     keep, counts = _kept(cache, generation, doubtful, ages, min_age_s)
     sizes = _by_segment(generation, num_bytes)
@@ -155,10 +155,10 @@ def _kept(
     ages: Mapping[str, float],
     min_age_s: float,
 ) -> tuple[Bool[np.ndarray, " n"], _Counts]:
-    """Choose the rows to keep: one readable copy of each row that is named or new.
+    """Choose the rows to keep: one readable copy of each row that is referenced or new.
 
     Returns:
-        Whether each row is kept, and the numbers of rows that are not.
+        True for each row that is kept, and the numbers of the other rows.
     """
     rows = generation.rows
     if not len(rows.row_keys):
@@ -190,7 +190,7 @@ def _kept(
 def _choose(
     reader: RowReader, copies: Sequence[int], cache: Location, generation: Generation
 ) -> list[bool]:
-    """Keep the first copy that reads as it was written, or all if none does."""
+    """Keep the first copy that is readable and unchanged, or all copies if none is."""
     rows = generation.rows
     for place in copies:
         row = rows.at(place)
@@ -200,7 +200,7 @@ def _choose(
         except CorruptRowError:
             continue
         except StoreError:
-            return [True] * len(copies)  # the disk or the network refuses: all may be whole
+            return [True] * len(copies)  # the disk or the network failed: every copy may be intact
         return [copy == place for copy in copies]
     return [True] * len(copies)
 
@@ -249,7 +249,7 @@ def _by_segment(generation: Generation, num_bytes: Mapping[str, int]) -> dict[st
 
 
 def _open_segments(generation: Generation, ages: Mapping[str, float]) -> list[str]:
-    """Segments without a commit record, of which every part is old."""
+    """Segments without a commit record whose parts are all old."""
     youngest: dict[str, float] = {}
     for key, age in ages.items():
         if (segment := generation.segment_of(key)) != key:

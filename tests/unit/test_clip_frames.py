@@ -9,9 +9,9 @@ import torch
 
 from tests.support import videos
 from tests.support.clips import clip
-from wanlora.data import clips
+from wanlora.data import clip_frames
 from wanlora.errors import ManifestError, MediaError
-from wanlora.media import decode, transform
+from wanlora.media import decode, source, transform
 
 SEED_SNIPPET = """
 from wanlora import ClipDataset, collate_fn
@@ -78,14 +78,14 @@ def test_the_batch_snippet_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_npz_frames_keep_their_values_and_order(tmp_path):
-    dataset = clips.ClipDataset(str(write_dataset(tmp_path, 1)))
+    dataset = clip_frames.ClipDataset(str(write_dataset(tmp_path, 1)))
     frames = dataset[0]["frames"]
     assert frames.dtype == torch.float32
     assert torch.equal(frames[5, :, 9, 9], torch.full((3,), 5 / 127.5 - 1))
 
 
 def test_signed_values_span_minus_one_to_one_exactly():
-    signed = clips.to_signed(torch.tensor([0, 255], dtype=torch.uint8))
+    signed = clip_frames.to_signed(torch.tensor([0, 255], dtype=torch.uint8))
     assert signed.tolist() == [-1.0, 1.0]
 
 
@@ -96,7 +96,7 @@ def test_video_clips_are_the_decoded_frames_resized(tmp_path):
     line = clip(path=path, start_s=0.5, height=64, width=96, transform={"sample_aspect": "3/4"})
     cut = decode.decode(path, start_s=0.5, fps=16, num_frames=17)
     wanted = transform.resize_and_crop(cut, height=64, width=96, sample_aspect=Fraction(3, 4))
-    found = clips.load_clip(line)
+    found = clip_frames.load_clip(line)
     assert found.shape == (17, 3, 64, 96)
     assert torch.equal(found, wanted)
 
@@ -105,39 +105,39 @@ def test_video_clips_are_the_decoded_frames_resized(tmp_path):
 def test_sizes_that_the_vae_would_cut_are_refused(tmp_path, changes):
     line = clip(path=videos.write_video(tmp_path / "a.mp4"), **changes)
     with pytest.raises(MediaError, match="expected") as raised:
-        clips.load_clip(line)
+        clip_frames.load_clip(line)
     assert raised.value.code == "bad_size"
 
 
 def test_an_npz_that_is_not_what_the_manifest_says_is_refused(tmp_path):
     line = clip(kind="npz", path=videos.write_npz(tmp_path / "a.npz", num_frames=21))
     with pytest.raises(MediaError, match="expected 17x32x48, found 21x32x48"):
-        clips.load_clip(line)
+        clip_frames.load_clip(line)
 
 
 def test_clips_of_two_sizes_do_not_share_a_batch(tmp_path):
     items = []
     for num_frames in (17, 21):
         manifest_path = write_dataset(tmp_path / str(num_frames), 1, num_frames=num_frames)
-        items.append(clips.ClipDataset(manifest_path)[0])
+        items.append(clip_frames.ClipDataset(manifest_path)[0])
     with pytest.raises(ManifestError, match=r"different sizes.*\[17, 3, 32, 48\].*batch_size=1"):
-        clips.collate_fn(items)
+        clip_frames.collate_fn(items)
 
 
 def test_a_hash_is_remembered_until_the_file_changes(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"abc")
     known: dict = {}
-    first = clips.source_sha256(path, known)
+    first = source.source_sha256(path, known)
     assert first == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-    known = clips.parse_hashes(clips.hashes_document(known))
+    known = source.parse_hashes(source.hashes_document(known))
     size, mtime, _ = known[str(path)]
     known[str(path)] = (size, mtime, "remembered")
-    assert clips.source_sha256(path, known) == "remembered"
+    assert source.source_sha256(path, known) == "remembered"
     os.utime(path, ns=(1, 1))
-    assert clips.source_sha256(path, known) == first
+    assert source.source_sha256(path, known) == first
 
 
 def test_a_damaged_memory_of_hashes_is_made_again():
     for document in (None, b"", b"[1]", b'{"a": 3}', b"\xff"):
-        assert clips.parse_hashes(document) == {}
+        assert source.parse_hashes(document) == {}

@@ -1,7 +1,7 @@
-"""A line of a manifest to the pixels that the VAE is fed.
+"""Frames of a clip, as the VAE receives them.
 
-Owns: `load_clip`, the one way pixels are made, and the PyTorch data set over it. Stage one and
-`verify` read through it; stage two never does.
+Owns: `load_clip`, the only function that makes pixels, and the PyTorch data set over it. Stage one
+and `verify` use it; stage two does not. Must not know: lines of manifests, models.
 Dimensions: b clips, t frames, c = 3 channels, h height, w width in px.
 """
 
@@ -24,31 +24,12 @@ from wanlora.media.colour import ASSUMABLE
 from wanlora.media.decode import iter_frames
 from wanlora.media.source import (
     SourceHashes,
-    hash_all,
-    hashes_document,
-    parse_hashes,
     reading,
     source_sha256,
     unchanged,
 )
 from wanlora.media.timeline import COARSE
 from wanlora.media.transform import resize_and_crop
-
-__all__ = [
-    "Batch",
-    "ClipDataset",
-    "Item",
-    "SourceHashes",
-    "collate_fn",
-    "hash_all",
-    "hashes_document",
-    "load_clip",
-    "load_unchanged",
-    "parse_hashes",
-    "reading",
-    "source_sha256",
-    "to_signed",
-]
 
 
 class Item(TypedDict):
@@ -73,8 +54,8 @@ def load_clip(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
     """Load a clip exactly as the VAE will see it, before `to_signed`.
 
     Raises:
-        MediaError: The source cannot be used, or is not what the manifest says; whatever a library
-            raises for it, except for running out of memory.
+        MediaError: The source cannot be used or does not match the manifest. Replaces every error
+            of a library, except out-of-memory errors.
     """
     with reading(clip.path):
         return _from_npz(npz.read(clip.path), clip) if clip.kind == "npz" else _load(clip)
@@ -83,15 +64,15 @@ def load_clip(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
 def load_unchanged(clip: Clip, known: SourceHashes) -> UInt8[torch.Tensor, "t 3 h w"]:
     """Load a clip, and check that its pixels come from the bytes of its `source_sha256`.
 
-    A video's stamp is compared before and after decoding, and its hash if the stamp is not the
-    known one. Of an .npz the bytes that are decoded are hashed.
+    For a video, compares the stamp before and after decoding, and the hash if the stamp has
+    changed. For an .npz, hashes the bytes that are decoded.
 
     Args:
-        clip: Its `source_sha256` is None if only a change while loading is to be refused.
+        clip: The clip; if its `source_sha256` is None, only changes during loading are refused.
         known: Hashes of sources; new ones are added.
 
     Raises:
-        MediaError: As `load_clip`; changed if the source is not, or does not stay, what it was.
+        MediaError: As `load_clip`; changed if the source has changed or changes during loading.
     """
     digest: str | None = None
     with unchanged(clip.path):
@@ -157,7 +138,7 @@ def _source_frames(clip: Clip) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
 
 
 def _known(clip: Clip, rule: str, names: Collection[str]) -> str | None:
-    """Read an optional pixel rule of a line; another name would change pixels unnoticed."""
+    """Read an optional pixel rule of a line; an unknown name is an error, as it changes pixels."""
     value = clip.transform.get(rule)
     if value is not None and value not in names:
         raise MediaError(

@@ -1,8 +1,8 @@
 """Workers on this machine: a process for each GPU, started and watched by this one.
 
-Owns: the processes, the one bar over all of them, their heartbeats, and the messages when one dies
-or hangs. They are ranks like torchrun's: the store is all that they share, so the others take over
-the rows of a worker that is lost.
+Owns: the processes, the one bar for all of them, their heartbeats, and the messages when one dies
+or hangs. They are ranks like torchrun's: they share only the store, so the others take over the
+rows of a lost worker.
 """
 
 import logging
@@ -19,6 +19,7 @@ from multiprocessing.process import BaseProcess
 
 import torch
 
+from wanlora.commands.cache_latents.encode_settings import EncodeSettings
 from wanlora.commands.cache_latents.plan import Plan
 from wanlora.commands.cache_latents.worker import (
     PROMPTS_WORTH_LOADING,
@@ -26,22 +27,20 @@ from wanlora.commands.cache_latents.worker import (
     Encoded,
     encode_share,
     for_workers,
-    merged,
+    merge,
     reconcile,
-    same_encoders,
+    require_same_encoders,
     shown_progress,
 )
-from wanlora.config import CacheLatentsConfig
 from wanlora.errors import WanloraError, WorkerError
+from wanlora.processes.children import pause_since, start_child
 from wanlora.processes.ranks import Rank
 from wanlora.processes.signals import interrupted_by_signals
 
 POLL_S = 1.0
-"""Between two heartbeats of a worker, and between two looks at the store for the bar."""
-PAUSE_S = 5.0
-"""After a longer time between two looks, this process was stopped (Ctrl-Z, a paused container)."""
+"""Seconds between two heartbeats of a worker, and between two updates of the bar from the store."""
 SILENT_S = 60.0
-"""A worker without a heartbeat for this long is frozen: stopped, or in a call that hangs."""
+"""A worker without a heartbeat for this long is frozen: stopped, or in a hanging call."""
 LEFTOVER_S = 60.0
 """Once one worker has finished, every row is made; the others have this long to finish too."""
 STOP_S = 60.0
@@ -70,8 +69,8 @@ class _Worker:
     heard_s: float = field(default_factory=time.monotonic)
     advanced_s: float = field(default_factory=time.monotonic)
 
-    def hear(self) -> bool:
-        """Take what the process has sent; return whether it has ended."""
+    def receive(self) -> bool:
+        """Receive the messages of the process; return whether it has ended."""
         try:
             while self.pipe.poll():
                 message = self.pipe.recv()
@@ -86,7 +85,7 @@ class _Worker:
         return False
 
     def kill(self) -> None:
-        """End the process, whatever it does; a stopped one ends too."""
+        """Kill the process; a stopped one ends too."""
         self.process.kill()
         self.process.join(STOP_SILENT_S)
 
@@ -116,27 +115,33 @@ class _Heart:
                 time.sleep(POLL_S / 2)
 
 
-def how_many(config: CacheLatentsConfig, plan: Plan) -> int:
-    """Workers that are asked for, or one a GPU; no more than there is work for."""
-    gpus = torch.cuda.device_count() if config.device == "auto" else 1
-    asked = config.num_workers or max(1, gpus)
+def number_for(plan: Plan, *, num_workers: int | None, device: str) -> int:
+    """Return the requested number of workers, or one per GPU; not more than there is work for."""
+    gpus = torch.cuda.device_count() if device == "auto" else 1
+    asked = num_workers or max(1, gpus)
     prompts = len(plan.missing_prompts) // PROMPTS_WORTH_LOADING
     return min(asked, max(1, len(plan.missing_clips), prompts))
 
 
-def encode(config: CacheLatentsConfig, plan: Plan, *, num_workers: int) -> Encoded:
-    """Encode what is missing in so many processes.
+def encode(settings: EncodeSettings, plan: Plan, *, num_workers: int, timeout_s: float) -> Encoded:
+    """Encode the missing rows in several processes.
+
+    Args:
+        settings: The cache, the types and the limits.
+        plan: The missing rows.
+        num_workers: Number of processes.
+        timeout_s: A worker that finishes no row for this many seconds is killed.
 
     Raises:
-        WanloraError: No worker has come to the end; what the first one refused with, or a
-            WorkerError where all were killed.
+        WanloraError: No worker has finished: the error of the first one that stopped with one, or
+            a WorkerError if all were killed.
     """
     ranks = [Rank(i, num_workers, i) for i in range(num_workers)]
     workers: list[_Worker] = []
     try:
         for rank in ranks:  # one after the other, so that those that run are known
-            workers.append(_start(config, for_workers(plan), rank))  # noqa: PERF401
-        _watch(workers, config, plan)
+            workers.append(_start(settings, for_workers(plan), rank))  # noqa: PERF401
+        _watch(workers, CommittedOfPlan(settings.cache, plan), timeout_s)
     finally:
         _stop(workers)
     made = [worker.outcome for worker in workers if isinstance(worker.outcome, Encoded)]
@@ -148,30 +153,25 @@ def encode(config: CacheLatentsConfig, plan: Plan, *, num_workers: int) -> Encod
                 "encoded is kept: run the same command again"
             ),
         )
-    return reconcile(config, plan, merged(made, workers=num_workers))
+    return reconcile(settings.cache, plan, merge(made, workers=num_workers))
 
 
-def _start(config: CacheLatentsConfig, plan: Plan, rank: Rank) -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_serve, args=(theirs, config, plan, rank), daemon=True)
-    process.start()
-    theirs.close()
-    return _Worker(rank, process, ours)
+def _start(settings: EncodeSettings, plan: Plan, rank: Rank) -> _Worker:
+    return _Worker(rank, *start_child(_serve, settings, plan, rank))
 
 
-def _serve(pipe: Connection, config: CacheLatentsConfig, plan: Plan, rank: Rank) -> None:
-    """Run in the process of a worker: the share of a rank, and its outcome into the pipe."""
-    logging.getLogger("wanlora").setLevel(logging.ERROR)  # the parent speaks for all
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, who passes it on
+def _serve(pipe: Connection, settings: EncodeSettings, plan: Plan, rank: Rank) -> None:
+    """Body of a worker's process: encode the share of a rank, and send the outcome."""
+    logging.getLogger("wanlora").setLevel(logging.ERROR)  # the parent logs for all
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent receives Ctrl-C and sends SIGTERM
     heart = _Heart(pipe)
     threading.Thread(target=_stop_with_parent, daemon=True).start()
     torch.set_num_threads(max(1, torch.get_num_threads() // rank.world))
     with suppress(KeyboardInterrupt), interrupted_by_signals([signal.SIGTERM]):
         try:
-            using = same_encoders(config, plan.using, local_rank=rank.local)
+            encoders = require_same_encoders(settings, plan.encoders, local_rank=rank.local)
             outcome: Encoded | WanloraError = encode_share(
-                config, replace(plan, using=using), rank, shown=False, on_rows=heart.count
+                settings, replace(plan, encoders=encoders), rank, shown=False, on_rows=heart.count
             )
         except WanloraError as error:
             outcome = error
@@ -179,7 +179,7 @@ def _serve(pipe: Connection, config: CacheLatentsConfig, plan: Plan, rank: Rank)
 
 
 def _stop_with_parent() -> None:
-    """End as on Ctrl-C when the parent has been killed, so that no GPU stays taken."""
+    """Stop as after Ctrl-C if the parent was killed, so that the GPU becomes free."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -188,9 +188,8 @@ def _stop_with_parent() -> None:
     os._exit(1)  # the main thread hangs
 
 
-def _watch(workers: Sequence[_Worker], config: CacheLatentsConfig, plan: Plan) -> None:
-    """Show what is committed until every worker has ended; log those that ended early or hung."""
-    committed = CommittedOfPlan(config, plan)
+def _watch(workers: Sequence[_Worker], committed: CommittedOfPlan, timeout_s: float) -> None:
+    """Show committed rows until every worker has ended; log those that ended early or hung."""
     running, done = list(workers), 0
     finished_s: float | None = None
     looked_s = time.monotonic()
@@ -199,10 +198,10 @@ def _watch(workers: Sequence[_Worker], config: CacheLatentsConfig, plan: Plan) -
             wait([worker.pipe for worker in running], timeout=POLL_S)
             looked_s = _take_off_pause(running, looked_s)
             for worker in list(running):
-                if worker.hear():
+                if worker.receive():
                     running.remove(worker)
                     _report_end(worker, num_left=len(running))
-                elif why := _hangs(worker, config.worker_timeout_s, finished_s):
+                elif why := _hangs(worker, timeout_s, finished_s):
                     running.remove(worker)
                     worker.kill()
                     log.warning("worker %d %s", worker.rank.index, why)
@@ -214,21 +213,20 @@ def _watch(workers: Sequence[_Worker], config: CacheLatentsConfig, plan: Plan) -
 
 
 def _take_off_pause(workers: Sequence[_Worker], looked_s: float) -> float:
-    """Do not count a pause of this process as silence: its workers were stopped with it.
+    """Ignore the time in which this process was paused: its workers were paused with it.
 
     Returns:
         Time of this look.
     """
-    now = time.monotonic()
-    if (paused_s := now - looked_s) > PAUSE_S:
-        for worker in workers:
-            worker.heard_s += paused_s
-            worker.advanced_s += paused_s
-    return now
+    paused_s = pause_since(looked_s)
+    for worker in workers:
+        worker.heard_s += paused_s
+        worker.advanced_s += paused_s
+    return time.monotonic()
 
 
 def _hangs(worker: _Worker, timeout_s: float, finished_s: float | None) -> str | None:
-    """Return why a worker is not waited for any longer, if it is not."""
+    """Return the reason to stop waiting for a worker; None to keep waiting."""
     now = time.monotonic()
     if worker.num_rows is not None and now - worker.heard_s > SILENT_S:
         return f"was killed: no heartbeat for {SILENT_S:g} s; others take over its work"
@@ -242,7 +240,7 @@ def _hangs(worker: _Worker, timeout_s: float, finished_s: float | None) -> str |
 
 
 def _report_end(worker: _Worker, *, num_left: int) -> None:
-    """Log how a worker has ended, unless it ended well or its refusal ends the run."""
+    """Log the end of a worker, unless it succeeded or its error ends the run."""
     if worker.outcome is None:
         worker.process.join(STOP_S)
         code = worker.process.exitcode or 0
@@ -256,7 +254,7 @@ def _report_end(worker: _Worker, *, num_left: int) -> None:
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
-    """End what is still running, which publishes its encoded rows; kill what does not end.
+    """Stop the running workers, which publish their encoded rows; kill those that do not stop.
 
     Raises:
         KeyboardInterrupt: A second Ctrl-C; everything is killed then.
@@ -270,7 +268,7 @@ def _stop(workers: Sequence[_Worker]) -> None:
         while running and time.monotonic() < deadline:
             wait([worker.process.sentinel for worker in running], timeout=POLL_S / 2)
             for worker in list(running):
-                worker.hear()
+                worker.receive()
                 silent = time.monotonic() - worker.heard_s > STOP_SILENT_S
                 if not worker.process.is_alive() or (silent and worker.outcome is None):
                     running.remove(worker)

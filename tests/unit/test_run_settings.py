@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from wanlora.commands.job import unlike_the_run
-from wanlora.commands.train.resume import continued, recorded_settings, settings_of
+from wanlora.commands.job.training_run import changed_settings
 from wanlora.config import TrainConfig, load
+from wanlora.config.run_settings import from_recorded, recorded_settings, with_recorded
 from wanlora.errors import ConfigError, RunError
 from wanlora.runs import claim, publish
 
@@ -24,7 +24,7 @@ def _record(config: TrainConfig) -> TrainConfig:
 
 
 def _resume(run_dir: Path, **given) -> TrainConfig:
-    return continued(TrainConfig(output_dir=run_dir, resume=True, **given))
+    return with_recorded(TrainConfig(output_dir=run_dir, resume=True, **given))
 
 
 def test_a_run_continues_with_its_own_settings_and_those_given_as_well(tmp_path):
@@ -69,7 +69,7 @@ def test_a_project_that_was_moved_as_a_whole_continues(tmp_path, monkeypatch, by
     run_dir = tmp_path / "new" / "outputs" / "run"
     file = run_dir / "config.toml" if by_file else None
     flags = {"output_dir": str(run_dir), "resume": True}
-    again = continued(load(TrainConfig, file=file, flags=flags))
+    again = with_recorded(load(TrainConfig, file=file, flags=flags))
     assert again.output_dir == run_dir
     assert again.cache == tmp_path / "new" / "cache"
     assert again.model == str(tmp_path / "new" / "wan")
@@ -138,12 +138,16 @@ def test_a_run_with_a_removed_optimizer_names_what_replaces_it(tmp_path):
 
 def test_without_resume_nothing_is_read(tmp_path):
     config = TrainConfig(output_dir=tmp_path)
-    assert continued(config) is config
+    assert with_recorded(config) is config
 
 
 def test_settings_that_are_not_set_stay_so(tmp_path):
     config = TrainConfig(output_dir=tmp_path / "run", cache=tmp_path / "c")
-    assert settings_of(tmp_path / "run", recorded_settings(config)) == config
+    assert from_recorded(tmp_path / "run", recorded_settings(config)) == config
+
+
+def _changed(config):
+    return changed_settings(config.output_dir, recorded_settings(config))
 
 
 def test_a_file_for_a_whole_job_is_not_overruled_by_the_run_that_it_continues(tmp_path):
@@ -151,13 +155,13 @@ def test_a_file_for_a_whole_job_is_not_overruled_by_the_run_that_it_continues(tm
     common = {"output_dir": tmp_path / "run", "cache": tmp_path / "c"}
     _record(TrainConfig(**common, max_steps=5, seed=3, lora={"rank": 8}))
     same = TrainConfig(**common, max_steps=5, seed=3, lora={"rank": 8}, resume=True)
-    assert unlike_the_run(same) == []
-    words = unlike_the_run(TrainConfig(**common, lora={"alpha": 4}, resume=True))
+    assert _changed(same) == []
+    words = _changed(TrainConfig(**common, lora={"alpha": 4}, resume=True))
     assert words[::2] == ["--set"] * 4
-    assert set(words[1::2]) == {"seed=0", "lora.rank=32", "lora.alpha=4.0", "num_epochs=10"}
+    assert set(words[1::2]) == {"seed=0", "lora.rank=32", "lora.alpha=4.0", "num_epochs=10.0"}
     sets = words[1::2]
     flags = {"output_dir": str(tmp_path / "run"), "resume": True}
-    again = continued(load(TrainConfig, sets=sets, flags=flags))
+    again = with_recorded(load(TrainConfig, sets=sets, flags=flags))
     assert (again.max_steps, again.seed, again.lora.rank, again.lora.alpha) == (None, 0, 32, 4)
 
 
@@ -166,14 +170,14 @@ def test_a_job_that_has_no_value_for_a_setting_of_its_run_is_refused(tmp_path):
     common = {"output_dir": tmp_path / "run", "cache": tmp_path / "c"}
     _record(TrainConfig(**common, learning_rate=3e-4, optimizer={"warmup_steps": 7}))
     with pytest.raises(ConfigError, match=r"learning_rate = 0\.0003"):
-        unlike_the_run(TrainConfig(**common, resume=True))
-    assert unlike_the_run(TrainConfig(**common, learning_rate=3e-4, resume=True)) == []
+        _changed(TrainConfig(**common, resume=True))
+    assert _changed(TrainConfig(**common, learning_rate=3e-4, resume=True)) == []
 
 
 def test_any_text_of_a_job_reaches_the_run_that_it_continues(tmp_path):
     common = {"output_dir": tmp_path / "run", "cache": tmp_path / "c"}
     _record(TrainConfig(**common))
-    words = unlike_the_run(TrainConfig(**common, previews={"prompts": ['a \U0001f415 "é"']}))
+    words = _changed(TrainConfig(**common, previews={"prompts": ['a \U0001f415 "é"']}))
     flags = {"output_dir": str(tmp_path / "run"), "resume": True}
-    again = continued(load(TrainConfig, sets=words[1::2], flags=flags))
+    again = with_recorded(load(TrainConfig, sets=words[1::2], flags=flags))
     assert again.previews.prompts == ('a \U0001f415 "é"',)

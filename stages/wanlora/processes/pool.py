@@ -1,10 +1,9 @@
-"""Work on files in processes, any of which may crash or hang without stopping the others.
+"""A pool of processes for work on files: one that crashes or hangs does not stop the others.
 
-Owns: the processes, what each is holding, and the patience with it. Imports no torch: these
-processes must start quickly.
+Owns: the processes, the file that each one works on, and the time that it may be silent. Imports no
+torch: these processes must start quickly.
 """
 
-import multiprocessing
 import os
 import signal
 import time
@@ -17,14 +16,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from wanlora.errors import LostProcessError, MediaError
+from wanlora.processes.children import pause_since, start_child
 
 T = TypeVar("T")
-Alive = Callable[[], None]
-"""Called by work between two steps: proof that it has not hung."""
+Heartbeat = Callable[[], None]
+"""Work calls it between two steps, to show that it has not hung."""
 
 HEARTBEAT_S = 0.5
-PAUSE_S = 5.0
-"""After a longer time between two looks, this process was stopped (Ctrl-Z, a paused container)."""
 _ALIVE = "alive"
 
 
@@ -36,16 +34,16 @@ class _Worker:
     heard_s: float = 0.0
 
 
-def survive(
-    work: Callable[[Path, Alive], T], paths: Sequence[Path], *, workers: int, stall_s: float
+def map_in_processes(
+    work: Callable[[Path, Heartbeat], T], paths: Sequence[Path], *, workers: int, stall_s: float
 ) -> Iterator[tuple[Path, T | MediaError]]:
-    """Map over files as they become ready; a file that kills or hangs its process fails alone.
+    """Yield a result per file, as they become ready; a file that kills its process fails alone.
 
     Args:
-        work: What to do with a file.
+        work: Makes a result from a file.
         paths: Files.
-        workers: Processes; 0 = one a core. 1 = this process, which is not protected.
-        stall_s: A process that has said nothing for so long is killed.
+        workers: Number of processes; 0 is one per core. 1 is this process, which is not protected.
+        stall_s: A process without a heartbeat for this many seconds is killed.
     """
     if workers == 1:
         yield from ((path, work(path, _nothing)) for path in paths)
@@ -57,10 +55,9 @@ def survive(
             _give(worker, waiting)
         looked_s = time.monotonic()
         while any(worker.path for worker in pool):
-            if (paused_s := time.monotonic() - looked_s) > PAUSE_S:
-                for worker in pool:  # they were stopped too, and have not hung
-                    worker.heard_s += paused_s
-            looked_s = time.monotonic()
+            paused_s, looked_s = pause_since(looked_s), time.monotonic()
+            for worker in pool:
+                worker.heard_s += paused_s
             for index, worker in enumerate(pool):
                 path, outcome = worker.path, _outcome(worker, stall_s)
                 if path is None or outcome is None:
@@ -78,12 +75,12 @@ def survive(
 
 
 def num_cores() -> int:
-    """Cores this process may use, which is fewer than the machine's in many containers."""
+    """Return the cores that this process may use: in many containers fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _outcome(worker: _Worker, stall_s: float) -> Any:
-    """What a worker made of its file; None while it is at it, or has none."""
+    """Result of a worker for its file; None while it works, or if it has no file."""
     if worker.path is None:
         return None
     try:
@@ -103,19 +100,14 @@ def _outcome(worker: _Worker, stall_s: float) -> Any:
     return None
 
 
-def _start(work: Callable[[Path, Alive], T]) -> _Worker:
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-    process.start()
-    theirs.close()
-    return _Worker(process, ours)
+def _start(work: Callable[[Path, Heartbeat], T]) -> _Worker:
+    return _Worker(*start_child(_serve, work))
 
 
 def _give(worker: _Worker, waiting: list[Path]) -> None:
     if waiting:
         worker.path, worker.heard_s = waiting.pop(), time.monotonic()
-        with suppress(OSError):  # it died while idle: the next look at it will say so
+        with suppress(OSError):  # it died while idle; the next look finds that
             worker.pipe.send(worker.path)
 
 
@@ -125,16 +117,16 @@ def _stop(worker: _Worker) -> None:
     worker.pipe.close()
 
 
-def _serve(pipe: Connection, work: Callable[[Path, Alive], T]) -> None:
+def _serve(pipe: Connection, work: Callable[[Path, Heartbeat], T]) -> None:
     """Body of a process: files in, outcomes out, until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     with suppress(EOFError, OSError):
         while True:
             path = pipe.recv()
-            pipe.send(work(path, _heart(pipe)))
+            pipe.send(work(path, _heartbeat(pipe)))
 
 
-def _heart(pipe: Connection) -> Alive:
+def _heartbeat(pipe: Connection) -> Heartbeat:
     last_s = time.monotonic()
 
     def beat() -> None:

@@ -1,7 +1,8 @@
-"""Settings of a run that is continued: its own, and those that were given with `--resume`.
+"""Settings of a training run as its config.toml records them, and completed with `--resume`.
 
-Owns: the order of these layers, and the paths of a run that was moved or is continued from another
-working directory. Which settings may change is in `runs`. Must not know: models, the store.
+Owns: the precedence of given over recorded settings, and the paths of a run that was moved or is
+continued from another working directory. `runs.same_settings` decides which settings may change.
+Must not know: models, the store.
 """
 
 import logging
@@ -28,17 +29,17 @@ SHOWN_RUNS = 3
 logger = logging.getLogger(__name__)
 
 
-def continued(config: TrainConfig) -> TrainConfig:
-    """Complete the settings given with `--resume` by those that the run recorded.
+def with_recorded(config: TrainConfig) -> TrainConfig:
+    """Add the recorded settings of a run to those given with `--resume`.
 
-    A given setting wins over a recorded one; `runs.open_run` refuses those that may not change.
+    A given setting has precedence; `runs.claim.open_run` refuses those that may not change.
 
     Returns:
-        The settings of the run; `config` itself without `resume`, or if the folder holds no run.
+        The settings of the run; `config` itself without `resume`, or if the folder has no run.
 
     Raises:
-        RunError: Only the folder was given, and it holds no run; its settings cannot be read; or
-            its cache is not there any more.
+        RunError: Only the folder was given, and it has no run; its settings cannot be read; or
+            its cache is missing.
         ConfigError: The given settings contradict the recorded ones.
     """
     if not config.resume:
@@ -49,7 +50,7 @@ def continued(config: TrainConfig) -> TrainConfig:
             raise RunError(_no_run(run_dir))
         return config
     raw = run_folder.read_settings(run_dir)
-    recorded = settings_of(run_dir, raw).model_dump(exclude_unset=True)
+    recorded = from_recorded(run_dir, raw).model_dump(exclude_unset=True)
     given = config.model_dump(exclude_unset=True)
     for name in PATHS:  # also given by --config RUN/config.toml, before the run was moved
         if name in given and name in raw and _plain(given[name]) == _plain(raw[name]):
@@ -69,14 +70,14 @@ def continued(config: TrainConfig) -> TrainConfig:
             f"the cache of {run_dir} is not at {result.cache} any more: give its new place with "
             f"--cache: {run_folder.resume_command(run_dir)} --cache CACHE"
         )
-    _log_changes(run_dir, settings_of(run_dir, raw), result)
+    _log_changes(run_dir, from_recorded(run_dir, raw), result)
     return result
 
 
 def recorded_settings(config: TrainConfig) -> dict[str, Any]:
-    """Settings as config.toml holds them: JSON values, with absolute paths.
+    """Content of config.toml: the settings as JSON values, with absolute paths.
 
-    `resume` is left at its default, so that the file can be given to `--config` for another run.
+    `resume` has its default, so the file can be given to `--config` for another run.
     """
     settings = config.model_dump(mode="json")
     for name, field in type(config).model_fields.items():
@@ -93,15 +94,15 @@ def recorded_settings(config: TrainConfig) -> dict[str, Any]:
     return settings
 
 
-def settings_of(run_dir: Path, recorded: Mapping[str, Any]) -> TrainConfig:
-    """Read recorded settings, with the paths where the files are now.
+def from_recorded(run_dir: Path, recorded: Mapping[str, Any]) -> TrainConfig:
+    """Read recorded settings, with the current paths of their files.
 
     Args:
         run_dir: The run's folder.
         recorded: Content of its config.toml.
 
     Raises:
-        RunError: This release does not know a setting.
+        RunError: This release does not have a setting.
     """
     found = dict(recorded)
     output_dir = Path(str(recorded.get("output_dir", run_dir)))
@@ -124,7 +125,7 @@ def settings_of(run_dir: Path, recorded: Mapping[str, Any]) -> TrainConfig:
 
 
 def _moved(text: str, old_run_dir: Path, run_dir: Path) -> str:
-    """Path of a recorded file or folder: where it was, else in the same place beside the run."""
+    """Current path of a recorded file: the recorded one, else the same path relative to the run."""
     if "://" in text:
         return text
     places = list(_places(Path(text), old_run_dir, run_dir.absolute()))
@@ -134,7 +135,7 @@ def _moved(text: str, old_run_dir: Path, run_dir: Path) -> str:
 def _places(path: Path, old_run_dir: Path, run_dir: Path) -> Iterator[Path]:
     """Candidates for a path, the most probable first.
 
-    Earlier releases recorded relative paths; the working directory then was the part of the run's
+    Earlier releases recorded relative paths. Their working directory is the part of the run's
     folder before the recorded `output_dir`.
     """
     if path.is_absolute():

@@ -1,0 +1,129 @@
+"""Load the model of a run as its settings describe it, and try its largest micro-batch.
+
+Owns: which setting decides what of the model, its optimizer and its blocks.
+"""
+
+import logging
+from pathlib import Path
+
+from wanlora.adapters.file import LoraShape
+from wanlora.adapters.lora import add_adapter, initial_values
+from wanlora.commands.train import start_log
+from wanlora.commands.train.data import Data
+from wanlora.commands.train.first_weights import load_other_adapter
+from wanlora.commands.train.session import StepPlan, TrainedModel
+from wanlora.config import TrainConfig
+from wanlora.cost.memory import uploaded_bytes
+from wanlora.progress import waiting
+from wanlora.training import fitting
+from wanlora.training.distributed import Ranks
+from wanlora.training.masters import Masters, MovingAverage
+from wanlora.training.optimizers import make_optimizer, missing_bytes, rate_of
+from wanlora.training.workload import is_compiled, largest, workload
+from wanlora.wan import device as devices
+from wanlora.wan.transformer import base_fingerprint, load_transformer
+from wanlora.wan.variants import variant_of
+
+logger = logging.getLogger(__name__)
+
+
+def load_model(
+    config: TrainConfig, folder: Path, ranks: Ranks, *, from_checkpoint: bool
+) -> TrainedModel:
+    """Load the transformer, and add the adapter with its first weights and its optimizer.
+
+    Args:
+        config: The settings.
+        folder: Folder with the transformer's weights.
+        ranks: Processes of the run.
+        from_checkpoint: The first weights will be those of a checkpoint.
+
+    Raises:
+        WanloraError: The weights, the targets, the optimizer or `init_adapter` cannot be used.
+    """
+    device = ranks.device
+    dtype = devices.base_dtype(config.dtype, device)
+    with waiting(f"loading the transformer in {folder}", shown=ranks.is_main):
+        transformer = load_transformer(folder, dtype=dtype, device=device)
+    base = base_fingerprint(transformer)
+    lora, settings = config.lora, config.optimizer
+    shape = LoraShape(
+        rank=lora.rank,
+        alpha=lora.alpha or lora.rank,
+        targets=lora.targets,
+        rslora=lora.rslora,
+        dora=lora.dora,
+    )
+    adapter = add_adapter(transformer, shape, seed=config.seed)
+    masters = Masters(adapter)
+    masters.load(initial_values(adapter, config.seed))
+    if config.init_adapter and not from_checkpoint:
+        load_other_adapter(config.init_adapter, shape, transformer, masters)
+    if ranks.is_main:
+        start_log.log_adapter(shape, transformer, masters, dtype=dtype, device=device)
+    return TrainedModel(
+        variant=variant_of(folder),
+        transformer=transformer,
+        base=base,
+        shape=shape,
+        masters=masters,
+        average=MovingAverage(masters, config.ema_decay) if config.ema_decay else None,
+        optimizer=make_optimizer(
+            masters.parameters,
+            name=settings.name,
+            learning_rate=rate_of(settings.name, config.learning_rate),
+            betas=(settings.beta1, settings.beta2),
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+        ),
+        optimizer_name=settings.name,
+        max_grad_norm=settings.max_grad_norm,
+        kernel=config.attention,
+        device=device,
+        dtype=dtype,
+    )
+
+
+def plan_step(config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks) -> StepPlan:
+    """Decide how blocks run by a trial of the largest micro-batch.
+
+    An out-of-memory error happens in this trial or never.
+
+    Raises:
+        NonFiniteError: A gradient is NaN or infinite.
+        DeviceError: The micro-batch does not fit into memory, or cannot be computed here.
+    """
+    compiled = is_compiled(config.eager, model.device.type, dora=model.shape.dora)
+    works = {
+        bucket: workload(
+            model.variant,
+            bucket,
+            batch_size=size.micro_batch,
+            rank=model.shape.rank,
+            adapted=model.masters.modules,
+            compiled=compiled,
+            element_bytes=model.dtype.itemsize,
+            num_uploaded=config.prefetch_batches + 1,
+        )
+        for bucket, size in data.sizes.items()
+    }
+    start_log.log_batches(data, works)
+    bucket = largest(works)
+    work, num_parameters = works[bucket], model.masters.flat_gradient.numel()
+    if work.compiled:
+        logger.info("compiling the blocks; their kernels are kept for the next run")
+    trial = fitting.fit(
+        model.transformer, work, bucket, model.variant, activations=config.activations,
+        kernel=model.kernel, device=model.device, dtype=model.dtype,
+        whole_card=config.deterministic,
+        reserved_bytes=int(
+            missing_bytes(model.optimizer, model.optimizer_name, num_parameters)
+            + uploaded_bytes(work)
+        ),
+    )  # fmt: skip
+    fitting.log_trial(trial, work, model.device)
+    slots = {
+        bucket: size.slots(rank=ranks.index, world=ranks.count)
+        for bucket, size in data.sizes.items()
+    }
+    return StepPlan(slots, work, trial, prefetch=config.prefetch_batches)
