@@ -64,9 +64,9 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     The repository is made if it is missing. Files it has under other names stay.
 
     Args:
-        folder: Only what is to be public.
+        folder: Folder with only the files to publish.
         repository: USER/NAME.
-        private: For a repository that is made.
+        private: True to make a new repository private.
 
     Raises:
         OutputError: There is no access, or the hub cannot be reached.
