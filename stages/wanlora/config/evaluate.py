@@ -35,7 +35,9 @@ class EvaluateConfig(Settings):
     )
     cache: CacheDir = Path("cache")
     view: ViewName = "default"
-    split: str = setting("val", "Split whose clips give the loss, and whose captions the prompts.")
+    split: str = setting(
+        "val", "Split of the clips and captions that the losses and videos are for."
+    )
     model: str | None = model_setting(unset="the model of the view")
     output_dir: Path = setting(
         Path("outputs/evaluation"),

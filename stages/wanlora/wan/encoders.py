@@ -39,7 +39,7 @@ CLEANING_REVISION = 1
 _MIN_TRANSFORMERS = (5, 3)
 
 _LOADED_TOGETHER = 4
-"""Number of tensors that transformers converts at a time (GLOBAL_WORKERS in core_model_loading.py)."""
+"""Number of tensors that transformers converts at once: its GLOBAL_WORKERS."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,8 +88,8 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):
             raise OutputError(
-                f"no access to {repository} ({status}): log in with a token that may write, "
-                "hf auth login, and use a name of yours, USER/NAME"
+                f"no access to {repository} ({status}): log in with a write token "
+                "(hf auth login), and use a name of your own, USER/NAME"
             ) from None
         raise OutputError(f"the hub did not take {repository}: {_first_line(error)}") from None
     except unreachable as error:

@@ -184,8 +184,8 @@ def _require_usable(path: Path, scan: Scan, rules: ClipRules) -> None:
     if scan.info.hdr and not rules.allow_hdr:
         raise MediaError(
             "hdr",
-            f"{path} is HDR, {scan.info.hdr}; nothing here tone-maps it and it would look flat: "
-            "convert it to BT.709, or take it as it is with --set allow_hdr=true",
+            f"{path} is HDR, {scan.info.hdr}; wanlora has no tone mapping, so it would look flat: "
+            "convert it to BT.709, or use it unchanged with --set allow_hdr=true",
         )
     if scan.fps < rules.cut.fps * (1 - FPS_SLACK) and not rules.allow_low_fps:
         raise MediaError(
