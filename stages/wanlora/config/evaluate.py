@@ -35,9 +35,7 @@ class EvaluateConfig(Settings):
     )
     cache: CacheDir = Path("cache")
     view: ViewName = "default"
-    split: str = setting(
-        "val", "Split of the clips and captions that the losses and videos are for."
-    )
+    split: str = setting("val", "Split of the clips for losses and of the captions for prompts.")
     model: str | None = model_setting(unset="the model of the view")
     output_dir: Path = setting(
         Path("outputs/evaluation"),
