@@ -107,7 +107,7 @@ def _start(work: Callable[[Path, Heartbeat], T]) -> _Worker:
 def _give(worker: _Worker, waiting: list[Path]) -> None:
     if waiting:
         worker.path, worker.heard_s = waiting.pop(), time.monotonic()
-        with suppress(OSError):  # it died while idle; the next look finds that
+        with suppress(OSError):  # it died while idle; the next check finds that
             worker.pipe.send(worker.path)
 
 

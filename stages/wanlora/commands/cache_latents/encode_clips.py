@@ -162,7 +162,7 @@ class _Encode:
         pixels = frames.permute(0, 2, 3, 1).numpy()
         with explain_out_of_memory(
             f"encoding clip {clip.clip_id} of {clip.bucket}",
-            "stop what else uses the device", *self._advice,
+            "stop other programs that use the device", *self._advice,
             "prepare smaller or shorter clips",
         ):  # fmt: skip
             latents = wan_encoders.encode_latents(self._vae, frames.permute(1, 0, 2, 3)[None])

@@ -72,7 +72,7 @@ def encode_prompts(
                 if key not in there:
                     if wan_encoders.num_prompt_tokens(umt5.tokenizer, prompt) > MAX_TOKENS:
                         truncated.append(prompt)
-                    advice = "stop what else uses the device"
+                    advice = "stop other programs that use the device"
                     with explain_out_of_memory("encoding a prompt", advice):
                         (embeds,) = wan_encoders.encode_prompts(umt5, [prompt])
                     writer.add(key, embeds.float().numpy(), source=prompt)

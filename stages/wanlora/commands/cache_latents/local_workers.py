@@ -149,8 +149,8 @@ def encode(settings: EncodeSettings, plan: Plan, *, num_workers: int, timeout_s:
         raise next(
             (w.outcome for w in workers if isinstance(w.outcome, WanloraError)),
             WorkerError(
-                f"all {num_workers} workers were killed before everything was encoded; what was "
-                "encoded is kept: run the same command again"
+                f"all {num_workers} workers were killed before everything was encoded. The encoded "
+                "rows are kept: run the same command again"
             ),
         )
     return reconcile(settings.cache, plan, merge(made, workers=num_workers))

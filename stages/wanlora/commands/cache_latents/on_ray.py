@@ -230,9 +230,9 @@ def _outcome(future: Any) -> Encoded | WanloraError | None:
 
 def _too_many_deaths(num_left: int) -> WorkerError:
     return WorkerError(
-        f"{MAX_DEATHS} workers died one after the other and none committed a row meanwhile; "
-        f"{num_left} rows are left, and what was encoded is kept. Ray's logs have the reason, most "
-        "often too little memory: start fewer with --num-workers. The same command continues"
+        f"{MAX_DEATHS} workers died one after the other, and no row was committed meanwhile; "
+        f"{num_left} rows are left. Ray's logs have the reason, usually too little memory: start "
+        "fewer workers with --num-workers. The encoded rows are kept; run the same command again"
     )
 
 

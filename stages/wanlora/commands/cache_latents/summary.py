@@ -127,8 +127,8 @@ class CacheResult:
         lines += listed(
             self.changed_sources,
             "source",
-            "changed after the manifest was written, and cut as now; if that is not what you "
-            "want, run wanlora prepare again",
+            "changed after the manifest was written; the clips are cut from the changed files. "
+            "To cut them again, run wanlora prepare",
         )
         lines += listed(
             self.unused_captions,
