@@ -111,5 +111,5 @@ def test_estimate_answers_for_the_14b_model_in_words_and_in_figures():
 def test_the_14b_model_fits_no_card_of_24_gb_and_estimate_says_what_to_do():
     said = cli.invoke("estimate", "--variant", "t2v-14b", "--device", "rtx4090").stdout
     assert "does not fit: " in said
-    assert "not even a single frame would" in said
+    assert "single frame" in said
     assert "train_frames" not in said  # shorter clips would not help

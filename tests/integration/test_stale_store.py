@@ -42,12 +42,12 @@ def test_a_cache_made_with_other_weights_is_refused_with_the_diff_and_the_comman
 
 def test_a_cache_without_text_says_so(tmp_path):
     write_rows(tmp_path, "latents", ["k"])
-    with pytest.raises(StaleStoreError, match=r"no text with .* nor any other text"):
+    with pytest.raises(StaleStoreError, match="no text with"):
         open_store(tmp_path)
 
 
 def test_no_cache_at_all_names_the_command_that_makes_one(tmp_path):
-    with pytest.raises(StoreError, match=r"no latent cache in .*wanlora cache-latents --cache"):
+    with pytest.raises(StoreError, match="wanlora cache-latents --cache"):
         open_store(tmp_path / "nothing")
 
 
@@ -63,7 +63,7 @@ def test_missing_rows_are_refused_by_number_with_the_first_names(tmp_path):
     assert "wanlora cache-latents" in message
     reader = open_store(tmp_path)
     assert reader.missing(["3", view.clips[0].key, "1"], ["gone"]) == (["3", "1"], ["gone"])
-    with pytest.raises(MissingRowsError, match="row 3 is not in"):
+    with pytest.raises(MissingRowsError, match=r"row 3\b"):
         reader.latents("3")
 
 
@@ -93,7 +93,7 @@ def edit(path, **changes):
 def test_a_store_of_another_version_is_neither_read_nor_written(tmp_path):
     build_store(tmp_path, num_clips=1)
     edit(tmp_path / "store.zarr" / "zarr.json", version=7)
-    with pytest.raises(StoreVersionError, match="version 7; this wanlora reads and writes"):
+    with pytest.raises(StoreVersionError, match="version 7"):
         open_store(tmp_path)
     with pytest.raises(StoreVersionError, match="version 7"):
         write_rows(tmp_path, "latents", ["k"])
@@ -131,5 +131,5 @@ def test_a_provenance_changed_by_hand_is_refused(tmp_path):
 def test_a_folder_that_is_no_cache_is_refused(tmp_path):
     (tmp_path / "store.zarr").mkdir()
     (tmp_path / "store.zarr" / "zarr.json").write_text('{"zarr_format": 3, "attributes": {}}')
-    with pytest.raises(StoreError, match="damaged or not part of a latent cache"):
+    with pytest.raises(StoreError, match=r"damaged .*latent cache"):
         open_store(tmp_path)

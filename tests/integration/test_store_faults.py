@@ -195,7 +195,7 @@ def test_a_damaged_commit_record_is_refused_by_name_and_a_missing_one_is_no_segm
     write_rows(tmp_path, "latents", ["k"])
     (folder,) = segment_folders(tmp_path, "latents")
     os.truncate(folder / "zarr.json", 40)
-    with pytest.raises(StoreError, match=rf"{folder.name}.*damaged commit record[\s\S]*delete"):
+    with pytest.raises(StoreError, match=rf"{folder.name}.*commit record[\s\S]*delete"):
         open_rows(tmp_path, "latents")
     (folder / "zarr.json").unlink()
     assert open_rows(tmp_path, "latents").rows == {}
@@ -237,7 +237,7 @@ def test_a_disk_error_while_writing_names_the_path_and_leaves_no_litter(tmp_path
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(folder, "publish", full)
-    with pytest.raises(StoreError, match=r"cannot write .*zarr\.json: No space left on device"):
+    with pytest.raises(StoreError, match=r"zarr\.json: No space left"):
         write_rows(tmp_path, "latents", ["k"])
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
@@ -246,7 +246,7 @@ def test_a_local_copy_that_cannot_be_written_names_its_own_option(tmp_path):
     view = build_store(tmp_path / "cache", num_clips=1)
     (tmp_path / "file").touch()
     reader = StoreReader.of_view(tmp_path / "cache", view, local_copy=tmp_path / "file" / "copy")
-    with pytest.raises(StoreError, match=r"cannot write .*another folder with --local-copy"):
+    with pytest.raises(StoreError, match="--local-copy"):
         reader.latents(view.clips[0].key)
 
 
@@ -317,7 +317,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_is_an_error_that_says_so_and_what_was_committed_stays(tiny_disk):
     cache = tiny_disk / "cache"
     keys = [f"{i:064x}" for i in range(40)]
-    with pytest.raises(StoreError, match=r"cannot write .*No space left on device.*--cache"):
+    with pytest.raises(StoreError, match=r"No space left.*--cache"):
         write_rows(cache, "latents", keys, rows=2)
     valid = check_rows(cache, "latents")
     assert 4 <= len(valid) < 40

@@ -41,7 +41,7 @@ def test_a_video_without_a_caption_is_listed(tmp_path):
     found = find([tmp_path], None)
     assert "b.txt" in found.failures[0].message
     assert "Windows-1252" in found.failures[0].message
-    assert "save the file as UTF-8" in found.failures[0].message
+    assert "as UTF-8" in found.failures[0].message
     assert [(f.code, f.path) for f in found.failures] == [
         ("no_caption", str(tmp_path / "b.mp4")),
         ("no_caption", str(tmp_path / "c.mp4")),
@@ -54,13 +54,13 @@ def test_a_table_whose_caption_column_is_unknown_is_refused_with_the_names_that_
     for captions in (None, tmp_path / "metadata.csv"):
         with pytest.raises(
             NoCaptionError,
-            match=r"csv:2: .*found file_name, description, expected one of prompt, caption, text",
+            match=r":2: .*file_name, description.*prompt, caption, text",
         ):
             find([tmp_path], captions)
     (tmp_path / "a.txt").write_text("one")  # a column may be missing if a .txt has the caption
     found = find([tmp_path], None)
     assert prompts(found) == {"a.mp4": ("one",)}
-    assert "csv:3: no column of a caption" in found.failures[0].message
+    assert "csv:3: no column" in found.failures[0].message
 
 
 TABLES = {
@@ -123,7 +123,7 @@ def test_lists_of_different_lengths_are_refused(tmp_path):
     make(tmp_path, "a.mp4")
     (tmp_path / "videos.txt").write_text("a.mp4\n")
     (tmp_path / "prompts.txt").write_text("one\ntwo\n")
-    with pytest.raises(ManifestError, match=r"videos\.txt has 1 lines and prompts\.txt has 2"):
+    with pytest.raises(ManifestError, match=r"videos\.txt .* 1 .*prompts\.txt .* 2"):
         find([tmp_path], None)
 
 
@@ -142,7 +142,7 @@ def test_a_column_may_name_the_side_of_the_split(tmp_path):
     table.write_text("path,text,split\na.mp4,x,Validation\nb.mp4,x,train\nc.mp4,x,\n")
     assert [s.split for s in find([tmp_path], None).sources] == ["val", "train", None]
     table.write_text("path,text,split\na.mp4,x,later\n")
-    with pytest.raises(ManifestError, match=r"csv:2: split 'later'; expected one of train"):
+    with pytest.raises(ManifestError, match="csv:2: split 'later'"):
         find([tmp_path], None)
 
 
@@ -214,11 +214,10 @@ def test_a_file_whose_name_is_not_utf_8_fails_alone_and_says_rename_it(tmp_path)
     (tmp_path / "a.txt").write_text("x")
     found = find([tmp_path], None)
     assert prompts(found) == {"a.mp4": ("x",)}
-    assert found.failures == [
-        ("unreadable", rf"{tmp_path}/gr\xfcn.mp4: its name is not UTF-8; rename it",
-         rf"{tmp_path}/gr\xfcn.mp4")
-    ]  # fmt: skip
-    with pytest.raises(ManifestError, match=r"none of 1 source.*gr\\xfcn\.mp4.*rename it"):
+    [failure] = found.failures
+    assert (failure.code, failure.path) == ("unreadable", rf"{tmp_path}/gr\xfcn.mp4")
+    assert "UTF-8" in failure.message
+    with pytest.raises(ManifestError, match=r"gr\\xfcn\.mp4.*rename"):
         find([tmp_path / os.fsdecode(b"gr\xfcn.mp4")], None)
 
 
@@ -264,9 +263,9 @@ def test_what_cannot_be_understood_is_refused(tmp_path, files, message):
 
 def test_missing_inputs_are_named(tmp_path):
     make(tmp_path, "a.mp4")
-    with pytest.raises(ManifestError, match=r"no video or folder at .*nowhere"):
+    with pytest.raises(ManifestError, match="nowhere"):
         find([tmp_path / "nowhere"], None)
-    with pytest.raises(ManifestError, match=r"no captions file at .*none\.csv"):
+    with pytest.raises(ManifestError, match=r"none\.csv"):
         find([tmp_path], tmp_path / "none.csv")
     (tmp_path / "words.xlsx").write_text("")
     with pytest.raises(ManifestError, match=r"expected \.jsonl, \.json, \.csv or"):
@@ -358,7 +357,7 @@ def test_half_an_emoji_is_replaced_and_a_blank_caption_is_none(tmp_path):
 def test_another_encoding_is_refused_with_the_remedy(tmp_path, encoding, name):
     make(tmp_path, "a.mp4")
     (tmp_path / name).write_bytes("path,text\na.mp4,größer\n".encode(encoding))
-    with pytest.raises(ManifestError, match="save the file as UTF-8") as refusal:
+    with pytest.raises(ManifestError, match="as UTF-8") as refusal:
         find([tmp_path], None)
     likely = {"cp1252": "Windows-1252"}.get(encoding, encoding.upper())
     assert likely in str(refusal.value)

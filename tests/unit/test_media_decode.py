@@ -84,7 +84,7 @@ def test_colours_of_tagged_bt709_survive(tmp_path):
 
 def test_a_cut_past_the_end_says_where_both_end(tmp_path):
     path = videos.write_video(tmp_path / "a.mp4", num_frames=25)
-    with pytest.raises(MediaError, match=r"ends at 1\.250 s, the video at 1\.000 s") as raised:
+    with pytest.raises(MediaError, match=r"1\.250 s, .*1\.000 s") as raised:
         decode.decode(path, start_s=0.25, fps=16, num_frames=17)
     assert raised.value.code == "too_short"
 

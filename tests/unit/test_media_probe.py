@@ -87,7 +87,7 @@ def test_the_advice_for_a_video_that_a_copy_does_not_repair_repairs_it(tmp_path,
     part = videos.write_video(tmp_path / f"part.{suffix}", num_frames=25)
     path = tmp_path / "it's two.ts"
     path.write_bytes(2 * part.read_bytes())
-    with pytest.raises(MediaError, match="encode it again: ffmpeg") as refused:
+    with pytest.raises(MediaError, match="again: ffmpeg") as refused:
         probe.scan(path)
     if shutil.which("ffmpeg") is None:
         pytest.skip("Debian's ffmpeg is not installed")
@@ -99,5 +99,5 @@ def test_the_advice_for_a_video_that_a_copy_does_not_repair_repairs_it(tmp_path,
 @pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
 def test_an_empty_file_is_called_empty(tmp_path, name):
     (tmp_path / name).touch()
-    with pytest.raises(MediaError, match=r"is empty \(0 bytes\); copy or download it again"):
+    with pytest.raises(MediaError, match=r"empty \(0 bytes\)"):
         probe.scan(tmp_path / name)

@@ -131,14 +131,14 @@ def test_checking_a_folder_writes_nothing(tmp_path):
 def test_a_folder_belongs_to_one_process_and_then_to_the_next(tmp_path):
     with claim.begin_run(tmp_path / "run", {"seed": 0}, {}, checkpoint=None):
         with (
-            pytest.raises(RunError, match="another process is training in"),
+            pytest.raises(RunError, match="process is training"),
             claim.begin_run(tmp_path / "run", {"seed": 1}, {}, checkpoint=None),
         ):
             pass
         _publish(tmp_path / "run", 5)
     assert "seed = 0" in (tmp_path / "run" / "config.toml").read_text()
     with (
-        pytest.raises(RunError, match=r"another process has trained in .* since this one started"),
+        pytest.raises(RunError, match="process has trained"),
         claim.begin_run(tmp_path / "run", {"seed": 1}, {}, checkpoint=None),
     ):
         pass
@@ -199,7 +199,7 @@ def test_settings_damaged_by_hand_are_refused_by_name(tmp_path):
 
 def test_a_file_in_the_way_of_a_run_is_named(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"file is a file; choose another folder with --output-d"):
+    with pytest.raises(OutputError, match=r"file is a file; .*--output-d"):
         claim.open_run(tmp_path / "file" / "run", {}, resume=False)
 
 
