@@ -71,7 +71,7 @@ def test_it_has_the_base_models_license_and_the_file_for_comfyui():
     assert ModelCard(model_card(FACTS | {"model": "somebody/finetune"})).data.license is None
 
 
-def test_its_pictures_are_those_of_the_newestnewest_pictures(tmp_path):
+def test_its_pictures_are_those_of_the_newest_previews(tmp_path):
     for step in (5, 10):
         (tmp_path / f"previews/step-{step:06d}").mkdir(parents=True)
         (tmp_path / f"previews/step-{step:06d}/00.gif").touch()
