@@ -69,7 +69,7 @@ def load_vae(folder: Path, *, dtype: torch.dtype, device: torch.device, tf32: bo
     hide_bars_without_terminal()
     try:
         vae, info = AutoencoderKLWan.from_pretrained(
-            folder / "vae", torch_dtype=dtype, output_loading_info=True, local_files_only=True
+            folder / "vae", dtype=dtype, output_loading_info=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):

@@ -39,7 +39,7 @@ def load_transformer(
     straight = {"device_map": {"": device}} if device.type == "cuda" else {}
     try:
         transformer, info = WanTransformer3DModel.from_pretrained(
-            part, torch_dtype=dtype, output_loading_info=True, local_files_only=True, **straight
+            part, dtype=dtype, output_loading_info=True, local_files_only=True, **straight
         )
     except (OSError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
