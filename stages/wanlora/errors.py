@@ -44,12 +44,12 @@ class MediaError(WanloraError):
         self.code = code
 
     def __reduce__(self) -> tuple[type["MediaError"], tuple[str, str]]:
-        """Survive the trip back from a decode process."""
+        """Support pickling, for an error that a decode process returns."""
         return type(self), (self.code, str(self))
 
 
 class PassingError(MediaError):
-    """Something outside the file stopped its reading; another run may fare better with it."""
+    """A cause outside the file stopped its reading; another run may succeed."""
 
 
 class LostProcessError(PassingError):

@@ -196,7 +196,7 @@ def _names(path: Path) -> list[str]:
 
 
 def publish(temporary: Path, path: Path) -> None:
-    """Give a finished temporary file its name, durably."""
+    """Rename a finished temporary file, durably."""
     with temporary.open("rb") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
@@ -210,9 +210,9 @@ def partial_path(path: Path) -> Path:
 
 @contextmanager
 def staging(path: Path) -> Iterator[Path]:
-    """Give an empty hidden folder beside `path` to make its content in; it is gone afterwards.
+    """Yield an empty hidden folder beside `path` for making its content; remove it afterwards.
 
-    Its name is the same for each process, so that a killed one's leftovers are found and removed.
+    Its name is the same for each process, so that files of a killed process are found and removed.
 
     Raises:
         OutputError: The disk refuses it.
@@ -228,7 +228,7 @@ def staging(path: Path) -> Iterator[Path]:
 
 
 def publish_folder(temporary: Path, path: Path) -> None:
-    """Give a finished folder its name, durably; one that has the name is put aside first."""
+    """Rename a finished folder, durably; an existing one of that name is moved away first."""
     fsync_tree(temporary)
     old = path.with_name(f".{path.name}.old.partial")
     shutil.rmtree(old, ignore_errors=True)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 LINE_EVERY_S = 30.0
 LEAST_BAR = 10
-"""Columns that optional figures leave to the bar."""
+"""Minimum columns of the bar beside optional figures."""
 
 _ON_TERMINAL = "{desc}: {n_fmt}/{total_fmt} |{bar}| {rate_fmt}, {remaining} left{postfix}"
 _NO_BAR = _ON_TERMINAL.replace("|{bar}| ", "")

@@ -56,7 +56,7 @@ HABITS = {
     "but for, all but": r"\b(?:[Bb]ut for|[Aa]ll but)\b",
 }
 
-CEILING = {"documents": 3, "code": 18}
+CEILING = {"documents": 3, "code": 0}
 """Maximum number of places. Lower a number after you removed some."""
 
 

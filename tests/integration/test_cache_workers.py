@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -162,16 +161,13 @@ def test_a_killed_process_leaves_its_work_to_the_others(data, alone, tmp_path, c
 def test_a_killed_actor_is_replaced(data, alone, tmp_path):
     pytest.importorskip("ray", reason="ray is not installed")
     cache = tmp_path / "cache"
-    run = subprocess.Popen(
-        [sys.executable, "-m", "wanlora",
-         *arguments(data, cache, "--launcher", "ray", "--num-workers", 2)],
-        env=os.environ | cli.ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    files = (tmp_path / "result.json", tmp_path / "log")
+    words = arguments(data, cache, "--launcher", "ray", "--num-workers", 2)
+    run = cli.start(*words, files=files)
     kill_a_worker(cache, run.pid)
-    output, messages = run.communicate(timeout=300)
-    assert run.returncode == 3, messages
-    assert "died; it is started again" in messages
-    check_done(json.loads(output), cache, alone)
+    assert run.wait() == 3, files[1].read_text()
+    assert "died; it is started again" in files[1].read_text()
+    check_done(json.loads(files[0].read_text()), cache, alone)
 
 
 def check_done(result: dict, cache: Path, alone: tuple[View, StoreReader]) -> None:

@@ -3,8 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
-import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +15,7 @@ import safetensors.numpy
 from tests.support import cli
 from tests.support.caches import write_npz_clips
 from tests.support.diffusers_video import plain_diffusers
+from tests.support.server import script
 from tests.support.videos import real_videos
 from wanlora.media import mp4
 
@@ -161,9 +160,9 @@ print(f"Prompt: {batch['prompts'][0]}")
 def test_the_smoke_test_of_npz_clips_runs_as_it_is_written(tmp_path, micro_home):
     """Check the loader, train 50 steps, make a video; underscores in options are accepted."""
     write_npz_clips(tmp_path / "data" / "processed", size=(5, 32, 32))
-    loaded = subprocess.run(
-        [sys.executable, "-c", DATALOADER], cwd=tmp_path, check=True, capture_output=True, text=True
-    ).stdout
+    done = cli.server().run(script(DATALOADER), cwd=tmp_path)
+    loaded = done.stdout
+    assert done.returncode == 0, done.stderr
     assert "Loaded 6 clips" in loaded
     assert "Frames shape: torch.Size([1, 5, 3, 32, 32])" in loaded
     assert re.search(r"Value range: \[-(0\.9\d|1\.00), (0\.9\d|1\.00)\]", loaded)

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support import crashing_work, videos
+from tests.support import cli, crashing_work, videos
+from tests.support.server import script
 from wanlora.commands import prepare, verify
 from wanlora.config import PrepareConfig, VerifyConfig
 from wanlora.data import manifest
@@ -178,6 +179,22 @@ def test_a_file_that_kills_or_hangs_its_process_fails_alone(tmp_path):
             assert outcome == 5
 
 
+def test_processes_end_if_another_one_cannot_be_started(tmp_path, monkeypatch):
+    started = []
+
+    def start(*arguments, start_child=pool.start_child):
+        if started:
+            raise OSError("no more processes")
+        started.append(start_child(*arguments))
+        return started[0]
+
+    monkeypatch.setattr(pool, "start_child", start)
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(OSError, match="no more processes"):
+        list(map_in_processes(crashing_work.size_or_die, paths, workers=2, stall_s=60))
+    assert not started[0][0].is_alive()
+
+
 @pytest.mark.slow
 def test_a_process_that_was_stopped_together_with_its_parent_has_not_hung(tmp_path, monkeypatch):
     """Ctrl-Z stops all of them; the parent may look before the others send a sign of life."""
@@ -291,8 +308,7 @@ def test_a_killed_run_leaves_the_old_manifest_whole(tmp_path):
     prepared(raw, tmp_path / "out")
     before = (tmp_path / "out" / "train.jsonl").read_bytes()
     captioned(videos.write_video(raw / "walk" / "new.mp4"))
-    command = [sys.executable, "-c", KILL_BEFORE_TRAIN, str(raw), str(tmp_path / "out")]
-    done = subprocess.run(command, check=False, capture_output=True)
+    done = cli.server().run(script(KILL_BEFORE_TRAIN, raw, tmp_path / "out"))
     assert done.returncode == -signal.SIGKILL
     assert (tmp_path / "out" / "train.jsonl").read_bytes() == before
     assert len(manifest.read_all([tmp_path / "out"])) == 4

@@ -1,4 +1,4 @@
-"""Prompts of previews: encoded before training by a process of its own, once per cache."""
+"""Prompts of previews, as in training.md: encoded before training, once per cache."""
 
 import json
 import os

@@ -60,7 +60,7 @@ def one_stage(folder: Path, manifest: Path, dtype: torch.dtype):
     vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder").eval()
-    dit = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
+    dit = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", dtype=dtype)
     dit.eval().requires_grad_(requires_grad=False)
     shape = LoraShape(rank=4, alpha=8)
     adapted = add_adapter(dit, shape, seed=SEED)

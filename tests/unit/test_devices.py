@@ -174,7 +174,7 @@ def test_ranks_meet_before_they_sum_a_validation(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_transformer_loaded_straight_to_a_device_is_the_same(micro_folder, dtype):
     """Only a GPU is loaded to in this way; the CPU shows that it changes no bit and no type."""
-    options = {"torch_dtype": dtype, "local_files_only": True}
+    options = {"dtype": dtype, "local_files_only": True}
     part = micro_folder / "transformer"
     expected, found = (
         dict(model.named_parameters()) | dict(model.named_buffers())

@@ -1,7 +1,7 @@
-"""Adapters in a transformer that is used, not trained: which, how strongly, and how they get in.
+"""Adapters in a transformer for inference: their choice, their scales, and loading them.
 
-Owns: putting adapters in and out with diffusers' own loader. Must not import a pipeline, the VAE or
-the text encoder.
+Owns: adding and removing adapters with diffusers' own loader. Must not import a pipeline, the VAE
+or the text encoder.
 """
 
 import warnings
@@ -50,11 +50,11 @@ def attach(transformer: Any, adapters: Sequence[ScaledAdapter]) -> None:
     """Put adapters into a transformer; their updates add up, each by its scale.
 
     Args:
-        transformer: Without adapters.
-        adapters: At least one.
+        transformer: Transformer without adapters.
+        adapters: Adapters; at least one.
 
     Raises:
-        AdapterError: One was made for another model.
+        AdapterError: An adapter was made for another model.
     """
     names = [f"adapter_{number}" for number in range(len(adapters))]
     for name, item in zip(names, adapters, strict=True):
@@ -66,7 +66,7 @@ def attach(transformer: Any, adapters: Sequence[ScaledAdapter]) -> None:
 
 
 def _put_in(transformer: Any, adapter: AdapterFile, name: str) -> None:
-    """Load one with diffusers' loader, from what its file was read into."""
+    """Load an adapter with diffusers' loader, from the tensors that were read from its file."""
     transformer.load_lora_adapter(
         {f"{PREFIX}{key}": tensor for key, tensor in adapter.tensors.items()},
         metadata=dict(adapter.metadata),
@@ -76,5 +76,5 @@ def _put_in(transformer: Any, adapter: AdapterFile, name: str) -> None:
 
 
 def detach(transformer: Any) -> None:
-    """Take all adapters out again: the transformer is the base's, layer for layer."""
+    """Remove all adapters; the transformer is then the base's, layer by layer."""
     transformer.unload_lora()

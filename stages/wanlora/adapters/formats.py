@@ -148,7 +148,7 @@ def _no_comfyui(updates: Updates) -> str | None:
 
 
 def _no_kohya(updates: Updates) -> str | None:
-    """Diffusers' reader wants all ten linear modules of the blocks 0 .. n-1, and nothing else."""
+    """Return a reason unless exactly all linear modules of the blocks 0 .. n-1 are adapted."""
     if reason := _no_comfyui(updates):
         return reason
     parts = [template(module) for module in updates]

@@ -1,4 +1,4 @@
-"""An adapter without its tensors: which file it is, its keys, and what its header records.
+"""An adapter without its tensors: its file, its keys, and the records in its header.
 
 Owns: `PATH=SCALE`, finding the file, and refusing one with keys that cannot be used. Must not
 import torch: a command reads headers before it loads anything.
@@ -130,7 +130,7 @@ def _find(path: Path) -> Path:
 
 
 def _read_keys(file: Path, found: Iterable[str]) -> dict[str, Key]:
-    """Take every key apart.
+    """Parse every key.
 
     Raises:
         AdapterError: A key cannot be used; names some of them, by reason.

@@ -1,7 +1,7 @@
-"""An adapter multiplied out into its base: a whole model folder that needs no loader of LoRA.
+"""Merge an adapter into its base: a whole model folder that needs no LoRA loader.
 
 Owns: the merged transformer, written shard by shard with the base's names and types, and the check
-of what diffusers loads of it. The other parts of the model are the base's own files.
+of the weights that diffusers loads from it. The other parts of the model are the base's own files.
 
 Legend: W is `out in`; plain LoRA W' = W + dW, DoRA W' = m (W + dW) / |W + dW| row by row.
 """

@@ -83,7 +83,7 @@ _NOT_LORA = (
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A tensor's key, taken apart.
+    """The parts of a tensor's key.
 
     Attributes:
         module: diffusers' name of the module, without a prefix.
@@ -220,7 +220,7 @@ def _nearest(written: str) -> str:
 
 
 def template(name: str) -> tuple[str, str]:
-    """Take the block's number out of a name: `blocks.3.x` is (`blocks.N.x`, `3`)."""
+    """Replace the block's number in a name: `blocks.3.x` is (`blocks.N.x`, `3`)."""
     found = _BLOCK.match(name)
     if not found:
         return name, ""

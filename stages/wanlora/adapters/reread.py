@@ -1,7 +1,7 @@
-"""Exports read back by the libraries that will read them: WanPipeline's LoRA loader, and peft.
+"""Read exports back with the libraries of their users: WanPipeline's LoRA loader, and peft.
 
-Owns: the model that an export is loaded into, and what a loader would compute with, module by
-module, from the file alone; none of our own reading code takes part. Imports a pipeline, so
+Owns: the model that an export is loaded into, and the matrices that a loader would use, module by
+module, from the file alone, without wanlora's own reading code. Imports a pipeline, so
 training must never import this.
 """
 

@@ -294,8 +294,8 @@ def _merge(
         publish_folder(folder, output)
     if error > MUCH_ROUNDING:
         logger.warning(
-            "rounding the merged weights has taken up to %.0f %% of a module's update; "
-            "--dtype float32 keeps it, and the adapter beside the base loses nothing",
+            "rounding the merged weights loses up to %.0f %% of a module's update; "
+            "--dtype float32 avoids this, and an adapter that is not merged loses nothing",
             100 * error,
         )
     return _Made(error, num_bytes, dtype, model)

@@ -35,7 +35,7 @@ class EvaluateConfig(Settings):
     )
     cache: CacheDir = Path("cache")
     view: ViewName = "default"
-    split: str = setting("val", "Split whose clips give the loss, and whose captions the prompts.")
+    split: str = setting("val", "Split of the clips for losses and of the captions for prompts.")
     model: str | None = model_setting(unset="the model of the view")
     output_dir: Path = setting(
         Path("outputs/evaluation"),

@@ -51,7 +51,7 @@ class SampleConfig(Settings):
         flag="Input and output",
     )
     view: ViewName = "default"
-    split: str = setting("val", "With --cache: split whose captions are the prompts.")
+    split: str = setting("val", "With --cache: split of the captions that are the prompts.")
     latents: Path | None = setting(
         None,
         "Instead of prompts: decode saved latents with the VAE. Folder of a run (its previews), "

@@ -1,1 +1,1 @@
-"""Pure values in, values out: no files, no libraries of models, no configuration."""
+"""Pure functions: no files, no model libraries, no configuration."""

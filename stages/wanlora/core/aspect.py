@@ -9,13 +9,13 @@ from fractions import Fraction
 from wanlora.core.buckets import SIZE_MULTIPLE
 
 MAX_RATIO = 3
-"""Longest side over shortest; a wider picture is cropped to this."""
+"""Maximum ratio of the longest side to the shortest; a wider picture is cropped to this."""
 
 LENGTH_STEP = 16
-"""Buckets of length are 17, 33, 49, 65, 81 ... frames: few enough that each holds some clips."""
+"""Frames between buckets of length: 17, 33, 49, 65, 81 ..., few enough that each has some clips."""
 
 MAX_PICTURE_PX = 89_478_485
-"""Largest picture that is decoded or scaled to: 256 MiB of RGB, above which Pillow suspects a
+"""Maximum pixels of a decoded or scaled picture: 256 MiB of RGB, above which Pillow suspects a
 decompression bomb (`Image.MAX_IMAGE_PIXELS`). 8K video has 33 million."""
 
 
@@ -76,8 +76,8 @@ def cover_problem(
 def nearest_size(display_width: Fraction, display_height: int, *, area: int) -> tuple[int, int]:
     """Choose the size (height, width) with the largest product of area and share of picture kept.
 
-    A picture of aspect a that covers a bucket of aspect b and is cropped keeps min(a/b, b/a). So a
-    few lines are cropped rather than a bucket made smaller: 16:9 gives 480x832. If two products are
+    A picture of aspect a that covers a bucket of aspect b and is cropped keeps min(a/b, b/a). So
+    cropping a few lines wins over a smaller bucket: 16:9 gives 480x832. If two products are
     equal, the size that keeps more of the picture wins.
 
     Args:

@@ -1,6 +1,6 @@
 """Sizes that Wan takes: of clips for its VAE and patches, of their latents, of prompts.
 
-Owns: the arithmetic of frames, height and width. Knows nothing of files or models.
+Owns: the arithmetic of frames, height and width. Must not know: files, models.
 Source: AutoencoderKLWan (x8 in space, x4 in time, the first frame alone) and
 WanTransformer3DModel (patch 1 x 2 x 2).
 """
@@ -37,9 +37,9 @@ class Bucket(NamedTuple):
 
 
 def problem_with(bucket: Bucket) -> str | None:
-    """Say why Wan cannot take this size, or None when it can.
+    """Describe why Wan cannot use this size; None if it can.
 
-    The VAE drops the frames past 4k+1 and floors odd sizes without a word, so both are refused.
+    The VAE silently drops the frames past 4k+1 and floors odd sizes, so both are refused.
     """
     frames, height, width = bucket
     if frames < 1 or (frames - 1) % TEMPORAL_FACTOR:

@@ -1,6 +1,6 @@
 """Identity by content: canonical JSON, sha256, and the difference of two provenances.
 
-Owns: what "the same" means for clips, prompts, encoders and configurations.
+Owns: the definition of equality for clips, prompts, encoders and configurations.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ SHORT = 16
 MISSING = "<absent>"
 
 BLOCK_BYTES = 4 * 2**20
-"""Bytes of a file that are hashed at a time."""
+"""Number of bytes of a file that are hashed at a time."""
 
 
 def canonical_json(value: Any) -> str:

@@ -64,11 +64,12 @@ def assign_prompts(
 ) -> list[PromptAssignment]:
     """Plan `num_videos` of each activity, with seeds seed, seed + 1, ...
 
-    Of many prompts an evenly spaced few are taken, few prompts are taken again with other seeds.
+    If there are more prompts than videos, evenly spaced ones are used. If there are fewer, prompts
+    are repeated with other seeds.
 
     Args:
         prompts: Prompts of each activity; none of them empty.
-        num_videos: Videos of an activity.
+        num_videos: Number of videos per activity.
         seed: Seed of the first video of each activity.
     """
     return [

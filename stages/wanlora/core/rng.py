@@ -1,4 +1,4 @@
-"""Random numbers as a function of (seed, stream, step, slot), never of what was drawn before.
+"""Random numbers as a function of (seed, stream, step, slot), independent of earlier draws.
 
 Owns: the map from those four to a Philox counter. A draw does not depend on the rank, the number of
 GPUs, the micro-batch or the step at which a run was resumed. Draws are made on the CPU, so all

@@ -11,7 +11,7 @@ from wanlora.core.buckets import Bucket
 from wanlora.core.units import names, percent
 
 MIN_WEIGHT, MAX_WEIGHT = 0.001, 1000.0
-"""Range of a clip's weight: wide enough for any mix, and an epoch keeps a sane length."""
+"""Range of a clip's weight: wide enough for any mix, with a reasonable length of an epoch."""
 
 
 def weight_problem(weight: float) -> str | None:

@@ -17,9 +17,9 @@ MAX_PATH_BYTES = 4096
 MAX_NAME_BYTES = 255
 """NAME_MAX of ext4, XFS, APFS and NTFS: the longest part of a path."""
 _STEM_BYTES = 160
-"""Leaves room in a name for a size, a hash and a suffix."""
+"""Maximum length of a part of a name; leaves room for a size, a hash and a suffix."""
 MAX_LABEL = 1000
-"""Characters of a name: a clip, an activity, a source group."""
+"""Maximum number of characters in the name of a clip, an activity or a source group."""
 
 LFS_HEAD = b"version https://git-lfs.github.com/spec/"
 """Start of the small file that Git LFS leaves in place of one that it has not fetched."""

@@ -7,11 +7,11 @@ data sheets of disks and GPUs: 1 GB = 10^9 bytes. Must not know: what is counted
 from collections.abc import Iterable, Mapping, Sequence
 
 FIRST = 5
-"""Lines of a list that a terminal shows."""
+"""Maximum number of lines of a list on a terminal."""
 JSON = "the output of --json"
 
 _DURATIONS = (("days", 86_400, 2), ("h", 3600, 2), ("min", 60, 2))
-"""Unit, its seconds, and the number of units from which on it is used."""
+"""Unit, its seconds, and the minimum number of units for which it is used."""
 
 
 def duration(seconds: float) -> str:

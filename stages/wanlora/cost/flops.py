@@ -15,8 +15,8 @@ from typing import Literal
 from wanlora.core.buckets import PATCH
 
 Recompute = Literal["none", "selective", "full"]
-"""Part of a block that is recomputed in the backward pass instead of kept: nothing; everything
-except attention, whose output is kept; everything."""
+"""Part of a block that is recomputed in the backward pass: nothing; everything except attention,
+whose output is kept; everything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def _again(block: Parts, mode: Recompute) -> float:
 
 
 class _Counter:
-    """Walks the forward pass once, knowing of each value whether it needs a gradient."""
+    """Counts the forward pass once, and tracks which values need a gradient."""
 
     def __init__(
         self, shape: TransformerShape, num_tokens: int, rank: int, adapted: frozenset[str]
@@ -142,7 +142,7 @@ class _Counter:
     def model(self) -> None:
         shape, width = self.shape, self.shape.width
         patch = shape.in_channels * math.prod(PATCH)
-        # The patch convolution is frozen and so is what it reads.
+        # The patch convolution and its input need no gradient.
         self.step.forward.frozen_linears += 2.0 * self.num_tokens * patch * width
 
         condition = "condition_embedder"

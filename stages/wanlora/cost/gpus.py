@@ -1,6 +1,6 @@
-"""GPUs by name: peak, memory and bandwidth from vendors' sheets, and the shares that kernels reach.
+"""GPUs by name: peak, memory and bandwidth from data sheets, and the shares that kernels reach.
 
-Owns: what is known of a card before anything runs on it. Figures are the vendors' and the kernel
+Owns: the data of a card before anything runs on it. Figures are the vendors' and the kernel
 authors', not measurements of this project.
 """
 
@@ -93,10 +93,10 @@ SIZE_TOLERANCE = 0.12
 def gpu_of(device_name: str) -> Gpu | None:
     """Find a card by the longest name that fits; None when not known.
 
-    A slice of a GPU (MIG), a laptop's and a cut-down card have names that hold a faster one's.
+    The names of a GPU's slice (MIG), a laptop's GPU and a reduced card contain a faster one's name.
 
     Args:
-        device_name: From `torch.cuda.get_device_name`, for example `NVIDIA H100 80GB HBM3`.
+        device_name: Name from `torch.cuda.get_device_name`, for example `NVIDIA H100 80GB HBM3`.
     """
     if re.search(r"\b(MIG|Laptop|Max-Q|Mobile)\b", device_name):
         return None

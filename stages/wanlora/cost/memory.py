@@ -1,9 +1,9 @@
 """Bytes of a training step, counted from the transformer's shape, and what to recompute to fit.
 
-Owns: what a block keeps for its backward pass in each way of recomputing, what a step needs beside
-that, and the choice of a way for every block. The counts are those of torch 2.13 on the block of
-diffusers 0.42; `tests/numerics/test_memory.py` counts them again. Legend: width W of a token
-and F of the FFN.
+Owns: the memory that a block keeps for its backward pass in each recompute mode, the other memory
+of a step, and the choice of a mode for every block. The counts are those of torch 2.13 on the block
+of diffusers 0.42; `tests/numerics/test_memory.py` counts them again. Legend: width W of a token and
+F of the FFN.
 """
 
 import re
@@ -23,20 +23,20 @@ _WIDTHS = {"none": (20, 14), "selective": (3, 3), "full": (1, 1)}
 _STATISTICS = 11
 """fp32 values per token that norms keep, compiled or not."""
 _TRANSIENT_WIDTHS = 13
-"""Values of width W a token alive at once beside what is kept: gradients on their way."""
+"""Values of width W per token that exist at once besides kept ones: gradients in flight."""
 _BYTES_PER_TRAINED = 2 + 2 + 4 + 4 + 8
-"""A trained parameter: itself and its gradient in bf16; master, gradient, two moments in fp32."""
+"""Bytes per trained parameter: it and its gradient in bf16; master, gradient, 2 moments in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepBytes:
-    """Peak memory of a step by what takes it; the CUDA context and fragmentation are not in it.
+    """Peak memory of a step by purpose, without the CUDA context and fragmentation.
 
     Attributes:
         weights: The frozen transformer.
-        adapter: Its parameters, masters, gradients and moments.
-        kept: For the backward pass, at the moment of the peak.
-        working: Beside that, at that moment.
+        adapter: Parameters, masters, gradients and moments of the adapter.
+        kept: Activations kept for the backward pass, at the time of the peak.
+        working: Other memory at that time.
     """
 
     weights: float
@@ -110,8 +110,8 @@ def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
     moments: list[tuple[float, float]] = [(everything, transient)]  # the backward pass begins
     recomputed = [index for index, mode in enumerate(modes) if mode != "none"]
     if recomputed:
-        # The last block that recomputes does: those behind it are done and free, and all that it
-        # would keep is there for a moment.
+        # The last recomputing block is running: the blocks after it are done and free, and all its
+        # activations exist for a moment.
         before = sum(block_bytes(work, mode) for mode in modes[: recomputed[-1] + 1])
         moments.append((before, transient + block_bytes(work, "none")))
     kept, working = max(moments, key=sum)

@@ -23,7 +23,7 @@ _PASSES: dict[bool, dict[Recompute, float]] = {
 _FFN_PASSES = 32.0
 
 VAE_FLOPS_PER_PIXEL = 163.7e12 / (81 * 480 * 832)
-"""FLOPs of Wan's VAE encoder for a pixel of a frame (counted on an 81x480x832 clip)."""
+"""FLOPs of Wan's VAE encoder per pixel of a frame (counted on an 81x480x832 clip)."""
 VAE_SHARE_OF_PEAK = 0.11
 """Share of the bf16 peak that the fp32 encoder with TF32 convolutions is assumed to reach: 1.5 s
 for 81x480x832 on an H100, the middle of the predictions for it."""
@@ -31,7 +31,7 @@ H100_ENCODE_S = (0.6, 1.9)
 """Seconds of an 81x480x832 clip on an H100. Predicted, not measured: from bfloat16 at a high kernel
 rate to float32 with TF32 at a low one."""
 TEXT_FLOPS_PER_CLIP = 4.7e12
-"""UMT5-XXL on 512 tokens."""
+"""FLOPs of UMT5-XXL on 512 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +54,15 @@ class Seconds:
         return self.attention + self.matmul + self.elementwise
 
     def times(self, factor: float) -> "Seconds":
-        """As many times as much of each."""
+        """Multiply every part by a factor."""
         return Seconds(factor * self.attention, factor * self.matmul, factor * self.elementwise)
 
 
 def predict_seconds(work: Workload, modes: Sequence[Recompute], gpu: Gpu) -> Seconds:
     """Predict a micro-batch's forward and backward pass.
 
-    A part takes its FLOPs over the rate that kernels reach for it, and its bytes over the rate of
-    memory; parts do not overlap.
+    The time of a part is its FLOPs divided by its kernels' rate, or its bytes divided by the memory
+    rate; parts do not overlap.
     """
     step = _flops(work, modes)
     # Full blocks compute attention forward a second time, at the forward rate.
@@ -120,7 +120,7 @@ def encode_seconds(num_frames: int, height: int, width: int, gpu: Gpu) -> float:
 
 
 def h100_encode_seconds(clips: Mapping[Bucket, int]) -> tuple[float, float]:
-    """Predict stage one on an H100, from and to, in proportion to the size of the latents.
+    """Predict the range of stage one's seconds on an H100, in proportion to the latents' size.
 
     Args:
         clips: Number of clips, by bucket.

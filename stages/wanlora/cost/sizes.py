@@ -14,7 +14,7 @@ STORED_SHARE_OF_TEXT = 0.62e6 / (130 * 4096 * 2)
 does not make smaller (`python bench/store.py formats`, docs/benchmarks.md)."""
 
 TOKENS_PER_CAPTION = 130
-"""Tokens of a caption that is not known yet; that of the measurement above."""
+"""Tokens of an unknown caption; the number of the measurement above."""
 
 
 def cache_bytes(

@@ -1,7 +1,7 @@
 """One clip of a manifest, and its key. `data.clip_frames` reads its pixels.
 
-Owns: the data of a clip, and when two clips have the same pixels. Must not know: how a clip is
-written, how pixels are decoded.
+Owns: the data of a clip, and the key of its pixels. Must not know: how a clip is written, how
+pixels are decoded.
 """
 
 import re
@@ -17,16 +17,16 @@ from wanlora.core.buckets import Bucket
 from wanlora.core.fingerprint import fingerprint
 
 TRANSFORM_REVISION = 1
-"""Stands for the pixel rules (which frame is taken, rotation, resize, crop) in every clip key."""
+"""Version of the pixel rules (choice of frames, rotation, resize, crop) in every clip key."""
 IMAGE_REVISION = 2
-"""The same for clips of images."""
+"""Version of the pixel rules for images."""
 
 TRAIN, VAL = "train", "val"
 """Sides of the split."""
 
 _ASPECT = re.compile(r"[0-9]{1,10}(/[0-9]{1,10}|\.[0-9]{1,10})?")
 MAX_ASPECT = 100
-"""Widest pixel, and inverse of the narrowest; anamorphic video has at most 3."""
+"""Maximum pixel aspect, and inverse of the minimum; anamorphic video has at most 3."""
 
 
 @dataclass(frozen=True, slots=True)

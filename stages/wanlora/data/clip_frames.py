@@ -1,7 +1,7 @@
 """Frames of a clip, as the VAE receives them.
 
-Owns: `load_clip`, the one way pixels are made, and the PyTorch data set over it. Stage one and
-`verify` read through it; stage two never does. Must not know: lines of manifests, models.
+Owns: `load_clip`, the only function that makes pixels, and the PyTorch data set over it. Stage one
+and `verify` use it; stage two does not. Must not know: lines of manifests, models.
 Dimensions: b clips, t frames, c = 3 channels, h height, w width in px.
 """
 
@@ -138,7 +138,7 @@ def _source_frames(clip: Clip) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
 
 
 def _known(clip: Clip, rule: str, names: Collection[str]) -> str | None:
-    """Read an optional pixel rule of a line; another name would change pixels unnoticed."""
+    """Read an optional pixel rule of a line; an unknown name is an error, as it changes pixels."""
     value = clip.transform.get(rule)
     if value is not None and value not in names:
         raise MediaError(

@@ -63,10 +63,10 @@ def path_in(row: Mapping[str, Any], where: str) -> str:
 
 
 def checked_path(text: str, where: str) -> str:
-    """Return a path as it is.
+    """Return a path unchanged.
 
     Raises:
-        ManifestError: It is empty, too long, or holds what no path can hold.
+        ManifestError: It is empty, too long, or has characters that a path cannot have.
     """
     if problem := path_problem(text):
         raise ManifestError(f"{where}: {problem}")
@@ -86,7 +86,7 @@ def captions_in(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
 
 
 def is_caption(text: str) -> bool:
-    """Return whether a stripped text has a visible character once it is cleaned; `&nbsp;` has none.
+    """Return whether a stripped text has a visible character after cleaning; `&nbsp;` has none.
 
     A letter or digit at the start stays, so most captions need no cleaning here.
     """
@@ -119,7 +119,7 @@ def label(text: str, name: str, where: str) -> str:
 
 
 def split_in(row: Mapping[str, Any], where: str) -> str | None:
-    """Side of the split that a person chose: train or val, or None.
+    """Split in the row: train or val, or None if there is no such column.
 
     Raises:
         ManifestError: It is another word.

@@ -1,6 +1,6 @@
 """Data of the contact sheet: frames, crops and token counts of the clips.
 
-Owns: which frames are shown, and which part of its source a clip keeps. Pixels come from
+Owns: the choice of frames, and the crop of each clip. Pixels come from
 `clip_frames`; the markup is in `report.contact_sheet_page`.
 Dimensions: h height, w width in px.
 """
@@ -43,13 +43,13 @@ def write(
     """Write the page.
 
     Args:
-        path: The file; its folder is made.
-        clips: In the order of the page.
+        path: Path of the page; its folder is made.
+        clips: Clips in the order of the page.
         left: Sources and clips that are not used.
-        plan: Its rows are at the top of the page.
-        token_counts: Tokens of every caption.
+        plan: Plan whose rows are at the top of the page.
+        token_counts: Number of tokens of every caption.
         command: Name of the command: the title, and the mark of the page.
-        most: Maximum number of clips, and of sources not used, on the page: the first ones.
+        most: Maximum number of clips, and of unused sources, on the page; the first ones are shown.
         step: Called after each clip.
     """
     rows, unshown = [], []

@@ -1,7 +1,7 @@
-"""Edits since `prepare` wrote a manifest: of its lines by hand, and of the captions that it read.
+"""Edits since `prepare` wrote a manifest: manual edits of its lines, and edits of its captions.
 
-Owns: OUTPUT/.prepare-written.json. A manifest that a person edited is never replaced unasked, and
-a caption file that was edited later is named, because only `prepare` reads it.
+Owns: OUTPUT/.prepare-written.json. An edited manifest is only replaced on request, and a
+caption file that was edited later is reported, because only `prepare` reads it.
 """
 
 import hashlib
@@ -117,12 +117,12 @@ def find_edits(folder: Path) -> Edits:
 
 
 def compare_without_record(edits: Edits, *made: Sequence[Clip]) -> Edits:
-    """Return no edits if lines without a record are those of one of the manifests `made`.
+    """Return no edits if the lines without a record equal those of one of the manifests `made`.
 
     Fields that release 0.1.0 did not write are not compared.
 
     Args:
-        edits: Lines without a record are in `changed`.
+        edits: Edits found without a record, so that all lines are in `changed`.
         made: Manifests that this release or 0.1.0 makes.
     """
     if edits.recorded or edits.bad:
@@ -207,7 +207,7 @@ def back_up(folder: Path) -> list[Path]:
 
 
 def announce(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Accept the manifests that are there and those about to be written: a kill is not an edit."""
+    """Accept the present manifests and those about to be written, so that a kill is not an edit."""
     record = _read(folder)
     accepted = dict(record.get("files", {}))
     for name, data in files.items():
@@ -220,7 +220,7 @@ def announce(folder: Path, files: Mapping[str, bytes]) -> None:
 def write_record(
     folder: Path, files: Mapping[str, bytes], clips: Sequence[Clip], reading: Reading
 ) -> None:
-    """Record what was written.
+    """Record the manifests that were written.
 
     Args:
         folder: Folder of the manifests.
@@ -301,7 +301,7 @@ def _changed_sidecars(
 
 
 def _original(clip: Clip) -> Path:
-    """Source that a clip was cut from, also one that `--materialize` wrote out."""
+    """Source that a clip was cut from; for clips of `--materialize`, the original source."""
     written = clip.orig.get("source")
     if clip.kind != "npz" or not isinstance(written, str):
         return clip.path
@@ -332,7 +332,7 @@ def _lines(paths: Collection[Path]) -> Iterator[tuple[bytes, Clip | BadLine]]:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    """Read the record; none when it is missing or damaged, or of another version."""
+    """Read the record; None if it is missing, damaged or of another version."""
     try:
         record = json.loads((folder / NAME).read_text(encoding="utf-8"))
         return record if record["version"] == VERSION else {}

@@ -1,7 +1,7 @@
 """A line of a manifest: from text to a clip with every check, and from a clip to text.
 
-Owns: the fields of a line and their bounds, and what a line of a plain .npz data set (a path and a
-prompt) leaves out. Must not know: files of lines, how pixels are decoded.
+Owns: the fields of a line and their bounds, and the defaults for a line of a plain .npz data set (a
+path and a prompt). Must not know: files of lines, how pixels are decoded.
 """
 
 import json
@@ -23,7 +23,7 @@ KINDS = ("video", "npz", "images")
 MAX_LINE_BYTES = 2**20
 """Longest line of a manifest; a caption of 512 tokens has about 3 kB."""
 MAX_START_S = 1e6
-"""Eleven days: later starts are typing errors, and overflow FFmpeg's time stamps at last."""
+"""Maximum start, eleven days; a later one is a typing error, and may overflow timestamps."""
 
 _FIELDS: dict[str, tuple[type, ...]] = {
     "clip_id": (str,),
@@ -162,8 +162,8 @@ def _warnings(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
 def _plain_clip(row: Mapping[str, Any], manifest: Path, where: str) -> Clip:
     """Read a line of a plain .npz data set; its size comes from the .npz header.
 
-    A file that is missing or not right gives a size of zeros here, and its MediaError when it is
-    loaded, so that one bad file does not hide the others.
+    A missing or invalid file gives a size of zeros here, and a MediaError when it is loaded. So one
+    bad file does not hide the others.
     """
     source = columns.path_in(row, where)
     path = plain_source_path(source, manifest)

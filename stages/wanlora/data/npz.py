@@ -1,8 +1,8 @@
 """Clips that are already cut: .npz files of uint8 frames, `(T, H, W, 3)`.
 
-Owns: the layout of such a file (key `frames`, else the only array), its header without its data,
-and its frames. It is in data/ and not beside the video code in media/: manifests read the headers,
-and so does `train`, which must not import media/. Must not know: manifests, captions.
+Owns: the layout of such a file (key `frames`, else the only array), its header and its frames. It
+is in data/, not in media/, because manifests and `train` read the headers, and `train` must not
+import media/. Must not know: manifests, captions.
 Dimensions: t frames, h height, w width in px.
 """
 
@@ -150,10 +150,10 @@ def read(path: Path) -> UInt8[np.ndarray, "t h w 3"]:
 
 
 def read_hashed(path: Path) -> tuple[UInt8[np.ndarray, "t h w 3"], str]:
-    """Read the frames of a clip, and hash the bytes that they are read from.
+    """Read the frames of a clip, and hash its file.
 
     Returns:
-        The frames, and the hex sha256 of the open file: a file that replaces it does not count.
+        The frames, and the hex sha256 of the open file, also if another file replaces it.
 
     Raises:
         MediaError: As `read`.
@@ -179,7 +179,7 @@ def _read(path: Path, *, hashed: bool) -> tuple[np.ndarray, str]:
 
 
 def read_checked(path: Path) -> Bucket:
-    """Read all of a clip to see that it is whole.
+    """Read all of a clip to check that it is complete.
 
     Raises:
         MediaError: As `read`.

@@ -29,7 +29,7 @@ class Found(NamedTuple):
 
     Attributes:
         clips: All clips given.
-        moved: Path by the manifest to the path that was found under a root.
+        moved: Path found under a root, by path in the manifest.
     """
 
     clips: list[Clip]
@@ -119,7 +119,7 @@ def _under(root: Path, lost: Mapping[Path, Parts]) -> dict[Path, Path]:
 
 
 def _matches(root: Path, lost: Mapping[Path, Parts], dropped: int) -> dict[Path, Path]:
-    """Files under a root at the ends of lost paths; none of those that two paths end in."""
+    """Files under a root at the ends of lost paths, except files that match two paths."""
     found = {
         path: place
         for path, parts in lost.items()

@@ -18,11 +18,11 @@ from wanlora.data.clip import TRAIN, VAL, Clip
 from wanlora.data.near_duplicates import THRESHOLD, difference, similar_pairs
 
 COMPARED = 100
-"""Pairs of similar captions whose difference is printed or counted."""
+"""Maximum number of pairs of similar captions whose difference is printed or counted."""
 
 
 class SimilarPair(NamedTuple):
-    """Two captions with mostly the same words, and a clip of each."""
+    """Two captions with mostly the same words, and one clip of each."""
 
     one: str
     other: str

@@ -1,8 +1,8 @@
 """Colour matrix from YUV to RGB of a video, for files that do not name one.
 
-Owns: the rule for such files. FFmpeg takes BT.601 for all of them. Players go by the size, and so
-does wanlora: BT.709 for HD (`core.aspect.is_hd`), BT.601 below. The range needs no rule: FFmpeg and
-players take limited range unless the file or the pixel format (yuvj420p) has full range.
+Owns: the rule for such files. FFmpeg uses BT.601 for all of them. Players choose by the size, and
+wanlora does the same: BT.709 for HD (`core.aspect.is_hd`), BT.601 below. The range needs no rule:
+FFmpeg and players use limited range unless the file or the pixel format (yuvj420p) has full range.
 """
 
 from av.video.format import VideoFormat

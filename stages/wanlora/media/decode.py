@@ -1,6 +1,6 @@
-"""A cut of a video to upright RGB frames at a given rate.
+"""Decode a cut of a video to upright RGB frames at a given rate.
 
-Owns: which frame is taken. Output k is the frame on screen at start + k/fps, the last one with
+Owns: the choice of frames. Output k is the frame on screen at start + k/fps, the last one with
 pts <= that time; frames are repeated or left out, never blended, and time is never warped.
 Dimensions: t frames, h height, w width in px.
 """
@@ -33,8 +33,8 @@ from wanlora.media.timeline import target_ticks
 SEEK_BACK_S = (0.0, 2.0, 10.0)
 
 UNSEEKABLE_FORMATS = frozenset({"mpeg"})
-"""An MPEG program stream stamps few frames, and after a seek FFmpeg guesses the others wrong by up
-to three frames; it is read from its start."""
+"""Formats that are read from the start. Few frames of an MPEG program stream have timestamps, and
+after a seek FFmpeg's guesses for the others are wrong by up to three frames."""
 
 
 def decode(
@@ -75,7 +75,7 @@ def iter_frames(
     matrix: str | None = None,
     coarse: bool = False,
 ) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
-    """Decode like `decode`, one frame at a time: a 4K cut would be gigabytes at once."""
+    """Decode like `decode`, but yield one frame at a time; a whole 4K cut would need gigabytes."""
     assert start_s >= 0
     assert num_frames >= 1
     with reading(path), open_video(path) as (container, stream):
@@ -102,8 +102,8 @@ def _pick(
 ) -> Iterator[VideoFrame]:
     """Yield, for every target, the last frame with pts <= target.
 
-    The last frame of the video counts for `period` ticks at least, an output's time: files are
-    often wrong about its duration.
+    The last frame of the video lasts at least `period` ticks, the time of one output frame, because
+    its duration in the file is often wrong.
     """
     done = 0
     shown: VideoFrame | None = None
@@ -162,7 +162,7 @@ def _frames_from(
 
 
 def _first_key_frame(frames: Iterator[VideoFrame]) -> VideoFrame | None:
-    """Skip what comes before the first key frame; None when there is none or it cannot be read."""
+    """Skip to the first key frame; None if there is none or it cannot be read."""
     try:
         return next((frame for frame in frames if frame.key_frame), None)
     except MediaError:  # reading from further back may succeed, or raises the final error

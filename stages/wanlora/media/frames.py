@@ -1,7 +1,7 @@
-"""Frames of a video in presentation order, each with a time that can be relied on.
+"""Frames of a video in presentation order, each with a reliable time.
 
-Owns: how a video is opened, the time of a frame, and what counts as a damaged frame. Must not know:
-which frames are taken, clips, manifests.
+Owns: opening a video, the time of a frame, and the definition of a damaged frame.
+Must not know: which frames are used, clips, manifests.
 """
 
 import shlex
@@ -26,7 +26,7 @@ DECODER_VERSION: str = av.__version__
 
 @contextmanager
 def open_video(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open a file and its best video stream, to be decoded by one thread.
+    """Open a file and its best video stream; one thread decodes it.
 
     Raises:
         MediaError: missing, unreadable, no_video, or bad_size for frames that are too large.
@@ -82,12 +82,12 @@ def read_frames(path: Path, container: InputContainer, stream: VideoStream) -> I
 
 
 def _set_time(frame: VideoFrame, last: VideoFrame | None, *, timeless: bool) -> None:
-    """Give a frame the time that its container does not.
+    """Set the time of a frame if its container has none.
 
-    An AVI has no presentation times, and FFmpeg's guess is wrong with B-frames. But a packet's
-    place is its decoding time, and frames leave the decoder in the order in which they are shown, a
-    constant delay later. The last ones come when no packet is left; then an MPEG program stream
-    repeats an old time.
+    An AVI has no presentation times, and FFmpeg's guess is wrong with B-frames. But the
+    index of a packet is its decoding time, and the decoder returns frames in presentation order, a
+    constant delay later. It returns the last ones after the last packet, and for these an MPEG
+    program stream repeats an old time.
     """
     if timeless and frame.dts is not None:
         frame.pts = frame.dts
@@ -107,7 +107,7 @@ def first_frame(path: Path, container: InputContainer, stream: VideoStream) -> V
 def require_intact(
     path: Path, stream: VideoStream, frame: VideoFrame, *, since: VideoFrame | None
 ) -> None:
-    """Refuse a frame that the decoder patched up: FFmpeg conceals bit rot and only flags it."""
+    """Refuse a frame that the decoder repaired: FFmpeg conceals damage and only sets a flag."""
     if frame.is_corrupt:
         at = 0.0 if since is None else seconds(frame, stream) - seconds(since, stream)
         raise MediaError("corrupt_at", f"{path}: the frame at {at:.3f} s is damaged")
@@ -170,7 +170,7 @@ def _require_order(
 
 
 def _encode_again(path: Path) -> str:
-    """Advice for what a copy of the packets (`-c copy`) into another file does not repair."""
+    """Advice for damage that a copy of the packets (`-c copy`) to a new file does not repair."""
     output = path.with_name(f"{path.stem}-encoded.mp4")
     return (
         f"encode it again: ffmpeg -i {shlex.quote(str(path))} -fps_mode cfr -c:v libx264 -crf 12 "

@@ -1,6 +1,6 @@
 """Still images: clips of one frame.
 
-Owns: how image files become upright RGB.
+Owns: the conversion of image files to upright RGB.
 Dimensions: h height, w width in px.
 """
 
@@ -78,7 +78,7 @@ def _opened(path: Path, file: IO[bytes]) -> Image.Image:
 
 
 def _in_eight_bits(path: Path, picture: Image.Image) -> Image.Image:
-    """Keep the high byte of 16-bit grey, as Pillow does of colour; it would clip grey."""
+    """Keep the high byte of 16-bit grey. Pillow does this for colour, but clips grey."""
     if picture.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
     if picture.mode in ("I", "F"):

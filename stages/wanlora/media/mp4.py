@@ -1,6 +1,6 @@
-"""Frames to a file that plays everywhere: H.264 in mp4, or VP9 in WebM; yuv420p, BT.709.
+"""Encode frames for most players: H.264 in mp4, or VP9 in WebM; yuv420p, BT.709.
 
-Owns: encoding of what people look at. Dimensions: t frames, h height, w width in px.
+Owns: encoding of output videos. Dimensions: t frames, h height, w width in px.
 """
 
 import io
@@ -19,11 +19,11 @@ from wanlora.errors import MediaError
 from wanlora.files import partial_path, publish, writing
 
 TAGS = frozenset({"title", "comment", "artist", "album", "date", "description", "copyright"})
-"""Metadata that the mp4 muxer keeps; it drops any other name without a word."""
+"""Metadata that the mp4 muxer keeps; it silently drops other names."""
 
 ENCODER_THREADS = 2
-"""Fixed, because x264 writes their number into the file. Equal frames mostly give equal bytes; not
-in a process that has also run torch."""
+"""Number of threads, fixed because x264 writes it into the file. Equal frames usually give equal
+bytes, but not in a process that has also run torch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def write(
 
     Raises:
         MediaError: bad_size when height or width is odd, which yuv420p cannot hold.
-        OutputError: The disk refuses it.
+        OutputError: The file cannot be written.
     """
     height, width = frames.shape[1:3]
     if height % 2 or width % 2:
@@ -79,7 +79,7 @@ def write(
 
 
 def small(frames: UInt8[np.ndarray, "t h w 3"], *, fps: float, height: int) -> bytes:
-    """An mp4 to put into a page: at most `height` px high, and compressed more."""
+    """Encode an mp4 for a page: at most `height` px high, and more compressed."""
     buffer = io.BytesIO()
     _encode(buffer, frames, fps, {}, SMALL_H264, most_height=height)
     return buffer.getvalue()

@@ -25,7 +25,7 @@ def orientation(path: Path, frame: VideoFrame) -> tuple[int, bool]:
     Raises:
         MediaError: unreadable, for a display matrix that is not a quarter turn.
     """
-    held: Any = frame.side_data  # typed as a mapping of names, which it is not
+    held: Any = frame.side_data  # PyAV's type, a mapping of names, is wrong
     side = held.get(SideDataType.DISPLAYMATRIX)
     if side is None:
         return 0, False

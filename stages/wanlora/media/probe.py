@@ -1,7 +1,7 @@
 """Decode a whole video once, check it, and measure it.
 
-Owns: the time axis (0 is the presentation time of the first frame the decoder gives), and what
-counts as a broken file. Must not know: clips, manifests, captions.
+Owns: the time axis (0 is the presentation time of the first frame that the decoder returns), and
+the definition of a broken file. Must not know: clips, manifests, captions.
 """
 
 import re
@@ -34,7 +34,8 @@ from wanlora.media.timeline import Timeline
 
 HDR_TRANSFERS = {16: "PQ (SMPTE ST 2084)", 18: "HLG (ARIB STD-B67)"}
 MIN_DECODED_SHARE = 0.95
-"""Decoded span over the header's duration; a truncated file decodes what is left without error."""
+"""Minimum decoded span over the header's duration. The rest of a truncated file decodes without
+error."""
 
 _CLOCK = re.compile(r"(\d+):(\d+):(\d+(?:\.\d+)?)")
 """`00:00:02.400000000`."""
@@ -72,7 +73,7 @@ class Scan:
     """Measurements of a whole video.
 
     Attributes:
-        span_s: From the first frame to the end of the last one.
+        span_s: Seconds from the first frame to the end of the last one.
         fps: Mean frames per second between the first and the last frame.
         timeline: Time of every frame.
         cuts_s: Times of the first frames of new scenes, from the first frame of the video.
@@ -137,7 +138,7 @@ def scan(
 def _whole_frames(
     path: Path, container: InputContainer, stream: VideoStream, alive: Callable[[], None]
 ) -> Iterator[VideoFrame]:
-    """Yield every frame; one that is damaged is refused, as truncated when the file ends there."""
+    """Yield every frame; refuse a damaged one, as truncated if the file ends there."""
     first: VideoFrame | None = None
     try:
         for frame in read_frames(path, container, stream):
@@ -176,7 +177,7 @@ def _info(
 def _header_duration_s(
     container: InputContainer, stream: VideoStream, first_s: float
 ) -> float | None:
-    """Seconds from the first frame to the end of the video, not of its sound, by the header.
+    """Seconds from the first frame to the end of the video (not of its audio), by the header.
 
     Matroska's durations count from the file's zero, and a video that was cut without encoding it
     again starts later: `first_s`, the timestamp of its first frame.

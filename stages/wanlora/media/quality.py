@@ -65,7 +65,7 @@ def sharpness(brightness: Float32[np.ndarray, "t h w"]) -> float:
 
 
 def shrink(brightness: Float32[np.ndarray, "t h w"]) -> Float32[np.ndarray, "t h_8 w_8"]:
-    """Mean of each 8x8 px block: what is left of a video when its detail is forgotten."""
+    """Mean of each 8x8 px block: a version of the video without detail."""
     num_frames, height, width = brightness.shape
     blocks = brightness[:, : height // 8 * 8, : width // 8 * 8]
     blocks = blocks.reshape(num_frames, height // 8, 8, width // 8, 8)
@@ -97,7 +97,7 @@ def _over_frames(
 
 
 def _correlation(a: Float32[np.ndarray, "h w"], b: Float32[np.ndarray, "h w"]) -> float:
-    """Pearson's; a flat frame correlates with a flat one, and with no other."""
+    """Pearson correlation; 1 for two flat frames, 0 if only one of them is flat."""
     a, b = a - a.mean(dtype=np.float64), b - b.mean(dtype=np.float64)
     scale = math.sqrt(float((a * a).sum()) * float((b * b).sum()))
     return float((a * b).sum()) / scale if scale else float(not a.any() and not b.any())

@@ -49,7 +49,7 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def record_beside(path: Path) -> dict[str, Any] | None:
-    """Record of a video that may be missing itself, after a kill; None for any other JSON."""
+    """Record of a video, which itself may be missing after a kill; None for any other JSON."""
     try:
         record = json.loads(record_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -71,7 +71,7 @@ def _write_frames(
     fps: float,
     metadata: Mapping[str, str],
 ) -> None:
-    """A folder of PNGs, one a frame: no pixel is changed."""
+    """Write a folder of PNGs, one per frame, without any change of pixels."""
     about = PngInfo()
     for key, value in {**metadata, "fps": str(fps)}.items():
         about.add_itxt(key, value)

@@ -1,8 +1,8 @@
 """Scene cuts, found on the frames that the scan decodes anyway.
 
-Owns: two detectors. `builtin` finds hard cuts that are near certain and nothing else; it compares
-thumbnails of neighbouring frames. `pyscenedetect` is PySceneDetect's adaptive detector, an optional
-extra. Neither sees fades. Dimensions: h height, w width in px.
+Owns: two detectors. `builtin` finds only near-certain hard cuts: it compares thumbnails of
+neighbouring frames. `pyscenedetect` is PySceneDetect's adaptive detector, an optional
+extra. Neither finds fades. Dimensions: h height, w width in px.
 """
 
 from collections import deque
@@ -35,10 +35,10 @@ class Finder(Protocol):
     """Takes every frame in order, then returns those that start a new scene."""
 
     def add(self, frame: VideoFrame) -> None:
-        """Look at the next frame."""
+        """Process the next frame."""
 
     def found(self) -> list[int]:
-        """Indices of the frames that open a scene, without the first."""
+        """Indices of the frames that start a scene, without the first scene."""
 
 
 def finder(detector: Detector) -> Finder | None:
@@ -53,7 +53,7 @@ def finder(detector: Detector) -> Finder | None:
 
 
 class _Builtin:
-    """Differences between neighbours, and over two frames: a flash comes back, a cut does not."""
+    """Differences over one frame and over two; over two, a flash has none and a cut has one."""
 
     def __init__(self) -> None:
         self._recent: deque[np.ndarray] = deque(maxlen=3)

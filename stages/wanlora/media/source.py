@@ -1,8 +1,8 @@
 """Identity of a source file, and the errors of reading one.
 
-Owns: the sha256 of a file's bytes and its memory by (path, size, mtime); the check that a file
-stays the same while it is read; the translation of what libraries raise. Imports no torch, so that
-the processes that check videos start quickly.
+Owns: the sha256 of a file's bytes, stored by (path, size, mtime); the check that a file does not
+change while it is read; the translation of libraries' errors. Imports no torch, so that the
+processes that check videos start quickly.
 """
 
 import json
@@ -19,10 +19,10 @@ from wanlora.errors import MediaError, PassingError, WanloraError
 from wanlora.files import is_lfs_pointer
 
 SOURCES = "sources.json"
-"""Known hashes, in a cache with absolute paths, and beside a manifest as the manifest has them."""
+"""File of known hashes: in a cache with absolute paths, beside a manifest with the manifest's."""
 
 SourceHashes = MutableMapping[str, tuple[int, int, str]]
-"""Absolute path to (size in bytes, mtime in ns, hex sha256)."""
+"""(size in bytes, mtime in ns, hex sha256), by absolute path."""
 
 
 @contextmanager
@@ -63,7 +63,7 @@ Stamp = tuple[int, int]
 
 @contextmanager
 def unchanged(path: Path) -> Iterator[Stamp]:
-    """Give a file's stamp, and refuse a file that has another one when the block ends.
+    """Yield a file's stamp, and refuse the file if the stamp has changed when the block ends.
 
     Raises:
         MediaError: missing; unreadable, if it is a pipe, a device or a folder.
@@ -100,11 +100,11 @@ def _translated(path: Path) -> Iterator[None]:
 def source_sha256(
     path: Path, known: SourceHashes | None = None, *, alive: Callable[[], None] = lambda: None
 ) -> str:
-    """Hex sha256 of a file's bytes, remembered by (path, size, mtime).
+    """Hex sha256 of a file's bytes, stored by (path, size, mtime).
 
     Args:
         path: The file.
-        known: Hashes from before; this one is added.
+        known: Known hashes; this one is added.
         alive: Called after every few megabytes.
 
     Raises:
@@ -128,8 +128,8 @@ def hash_all(
     """Hash files in threads (hashlib computes without the GIL); known ones are not read.
 
     Args:
-        paths: The files, each once.
-        known: Hashes from before; new ones are added.
+        paths: Files without repeats.
+        known: Known hashes; new ones are added.
         threads: Number of files at a time.
         step: Called after each file.
 
@@ -156,9 +156,9 @@ def hash_all(
 
 
 def parse_hashes(document: bytes | None) -> dict[str, tuple[int, int, str]]:
-    """Hashes that `hashes_document` wrote; none when there is no document or it is damaged.
+    """Hashes that `hashes_document` wrote; empty if there is no document or it is damaged.
 
-    It only saves time, so a damaged one is made again rather than refused.
+    A document only saves time, so a damaged one is made again and not refused.
     """
     try:
         entries = json.loads(document or b"{}")

@@ -1,7 +1,7 @@
 """Presentation times of a video's frames, and the frames that a clip at another rate takes.
 
 Owns: the tolerance for rounded timestamps, the number of frames that fit between scene cuts, and
-the count of repeated frames. Values in, values out. Must not know: FFmpeg, clips, manifests.
+the count of repeated frames. Pure functions. Must not know: FFmpeg, clips, manifests.
 Dimensions: n frames of the video, t frames of a clip. A tick is the unit of the file's timestamps.
 """
 
@@ -38,7 +38,7 @@ class Repeats(NamedTuple):
 
     Attributes:
         repeated: Number of such frames.
-        longest: Frames of the clip that one frame of the video fills, at most.
+        longest: Maximum number of frames of the clip that show the same frame of the video.
     """
 
     repeated: int
@@ -52,7 +52,7 @@ class Timeline:
     Attributes:
         time_base: Seconds per tick.
         gaps: Ticks between neighbouring frames: int64, little endian, zlib, base64.
-        last_ticks: Ticks that the last frame is shown, by the file; some files are wrong there.
+        last_ticks: Duration of the last frame by the file, in ticks; wrong in some files.
     """
 
     time_base: Fraction
@@ -105,7 +105,7 @@ class Timeline:
         return found
 
     def _start_s(self, start: int) -> float:
-        """Time to cut at; a rounded one is moved by half a tick, or later frames come out early."""
+        """Time of the cut. A rounded one moves by half a tick, so that no later frame is early."""
         late = rounding_s(self.time_base, coarse=self.coarse) if start and self.rounded else 0
         return float(start * self.time_base + late)
 

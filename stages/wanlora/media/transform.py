@@ -1,4 +1,4 @@
-"""Frames of any size to frames of a clip's size: cover, then crop the centre.
+"""Resize frames to a clip's size: cover, then crop the centre.
 
 Owns: the pixel rules of resizing; a change of them is a new `clip.TRANSFORM_REVISION`.
 Dimensions: t frames, c = 3 channels, h height, w width in px.
@@ -21,9 +21,9 @@ def resize_and_crop(
     width: int,
     sample_aspect: Fraction = Fraction(1),
 ) -> UInt8[torch.Tensor, "t 3 h w"]:
-    """Scale until the clip is covered, bicubic with antialias on uint8, and crop the centre.
+    """Scale to cover the clip, bicubic with antialias on uint8, and crop the centre.
 
-    Antialias matters: without it, or by area, fine texture aliases 7 to 50 times worse.
+    Without antialias, or with area resampling, fine texture aliases 7 to 50 times more.
 
     Args:
         frames: Decoded frames.

@@ -1,7 +1,7 @@
 """Generate clips with the embedded model.
 
-Owns: the sampling settings, which are those of the model's row in the table of variants. Must not
-know how the clips are judged. Dimensions: t frames, h and w pixels.
+Owns: the sampling settings, which are those of the model's row in the table of variants.
+Must not know: how the clips are judged. Dimensions: t frames, h and w pixels.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Recognise what a clip of the drawn world shows, or that it shows nothing of it.
+"""Recognise the concept and direction of a clip of the drawn world, if it shows one.
 
 Owns: the recogniser that measures the embedded model and its adapters. It is not trained: a clip
 gets the concept of the nearest drawn clip, if the match is good enough. Position does not matter
@@ -40,7 +40,7 @@ class Seen(NamedTuple):
 
 
 def recognise(frames: UInt8[np.ndarray, "t h w 3"]) -> Seen:
-    """Name what a clip shows."""
+    """Recognise a clip."""
     colour, background, cover = cover_of(frames)
     features = _features(cover)
     matches = match_examples(features)

@@ -1,4 +1,4 @@
-"""The drawn world: captioned clips of moving shapes and of a person who does something.
+"""The drawn world: captioned clips of moving shapes and of a person's activities.
 
 Owns: its concepts, their movement and their captions. A clip is a function of (concept, seed). The
 embedded model is pretrained on `KNOWN` only; the concepts of `HELD_OUT` are for adapters.
@@ -32,7 +32,6 @@ BACKGROUNDS = {"white": (235, 235, 232), "black": (22, 22, 26), "gray": (128, 13
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 SHAPES = ("circle", "square", "triangle", "striped")
-ACTIVITIES = ("waving", "walking", "jumping", "sitting", "clapping")
 KNOWN = ("circle", "square", "waving", "walking", "jumping", "sitting")
 HELD_OUT = ("clapping", "striped", "triangle")
 CONCEPTS = (*KNOWN, *HELD_OUT)
@@ -173,7 +172,7 @@ def _person(activity: str, time: float, phase: float, x: float) -> list[Stroke]:
     elif activity == "jumping":
         y, arms, legs = -0.14 * lift, (40.0, 40.0), (7.0, 7.0)
     elif activity == "walking":
-        # From the side, arms and legs cross: half a turn is all there is to see.
+        # From the side, arms and legs overlap, so only half a turn is visible.
         x, broad, stride = x + 0.26 * (time - 0.5), 0.0, math.sin(turn)
         arms, legs = (-40.0 * stride,) * 2, (30.0 * stride,) * 2
     elif activity == "sitting":

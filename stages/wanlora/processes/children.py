@@ -1,7 +1,7 @@
 """Child processes that send messages to this one.
 
-Owns: their start, and the pauses of this process, in which they are silent too. Imports no torch:
-children must start quickly.
+Owns: their start, and the pauses of this process, during which they send nothing either. Imports no
+torch: children must start quickly.
 """
 
 import multiprocessing
@@ -11,7 +11,8 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
 PAUSE_S = 5.0
-"""After a longer time between two looks, this process was stopped (Ctrl-Z, a paused container)."""
+"""Maximum seconds between two checks; a longer time means that this process was paused (Ctrl-Z, a
+paused container)."""
 
 
 def start_child(body: Callable[..., None], *arguments: object) -> tuple[BaseProcess, Connection]:
@@ -32,7 +33,7 @@ def start_child(body: Callable[..., None], *arguments: object) -> tuple[BaseProc
 def pause_since(looked_s: float) -> float:
     """Return how long this process was stopped since its last look, in seconds; usually 0.
 
-    Its children were stopped with it, so the pause is not their silence.
+    Its children were stopped with it, so the pause does not count as their silence.
 
     Args:
         looked_s: Time of the last look, by the monotonic clock.

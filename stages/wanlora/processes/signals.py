@@ -1,7 +1,7 @@
 """SIGINT and SIGTERM: the first one requests a stop, and only a second Ctrl-C stops at once.
 
-Owns: the signal handlers of every command that saves its work before it stops. Must not know what
-that work is.
+Owns: the signal handlers of every command that saves its work before it stops.
+Must not know: that work.
 """
 
 import signal

@@ -1,4 +1,4 @@
-"""Work that only one process of a machine does at a time: hashing, and loading UMT5.
+"""A lock for work that one process per machine does at a time: hashing, and loading UMT5.
 
 Owns: the lock. It is in the machine's temporary folder, because the user's cache folder may be
 shared by many machines, and the system releases it when its holder dies.
@@ -14,14 +14,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 TIMEOUT_S = 900.0
-"""After this a process continues without its turn: the process that has it hangs."""
+"""Maximum seconds to wait for a turn; after that, the process that has it is assumed to hang."""
 
 log = logging.getLogger(__name__)
 
 
 @contextmanager
 def turn(name: str) -> Iterator[None]:
-    """Wait until no other process of this user on this machine has the turn of that name."""
+    """Wait for the turn of a name among the processes of this user on this machine."""
     lock = FileLock(Path(tempfile.gettempdir()) / f"wanlora-{os.getuid()}-{name}.lock")
     try:
         lock.acquire(timeout=TIMEOUT_S)

@@ -1,7 +1,7 @@
 """Style sheets and scripts of the pages: the files in `assets/`.
 
-Owns: their place, and numbers in them. They are written into each page, so that a
-page is one file.
+Owns: their folder, and the numbers in them. They are written into each page, so that a page is
+one file.
 """
 
 import re

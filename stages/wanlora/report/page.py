@@ -26,7 +26,7 @@ POLICY = (
 
 JPEG_QUALITY = 80
 LONG = 24
-"""Number of characters from which a value has a row of its own."""
+"""Minimum number of characters of a value that gets its own row."""
 
 
 class Raw(str):

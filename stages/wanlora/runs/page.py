@@ -155,7 +155,7 @@ class LivePage:
         self._thread.start()
 
     def renew(self) -> None:
-        """Write the page soon, because there is something new. Returns at once."""
+        """Request that the page is written soon, because there is new data. Returns at once."""
         with self._wake:
             self._is_due = True
             self._wake.notify()

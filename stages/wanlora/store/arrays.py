@@ -1,4 +1,4 @@
-"""Zarr arrays of a segment, in memory and out of it.
+"""Encode and decode the Zarr arrays of a segment.
 
 Owns: dtypes, chunks, shards and codecs; with reader.py the only code that calls zarr. Every codec
 is a core Zarr v3 codec, so that tensorstore and zarrs read the same bytes.
@@ -22,7 +22,7 @@ from wanlora.store.schema import Kind
 from wanlora.store.storage import Storage
 
 TOKEN_CHUNK = 64
-"""Tokens in a chunk of embeddings. Zarr omits all-zero chunks, so padding costs nothing."""
+"""Tokens per chunk of embeddings. Zarr omits all-zero chunks, so padding costs nothing."""
 
 DIMENSIONS = {
     "latent": ("clip", "channel", "frame", "height", "width"),
@@ -42,9 +42,9 @@ def open_array(storage: Storage, key: str) -> "zarr.Array[Any]":
 
 
 def round_mantissa(row: Float[np.ndarray, "..."], bits: int) -> Float[np.ndarray, "..."]:
-    """Round to nearest with fewer bits of mantissa, so that the rest compresses away.
+    """Round to nearest with fewer mantissa bits; the zeros that remain compress well.
 
-    Done before storing, for a codec that rounds would be unknown to most Zarr clients.
+    This happens before storing, because most Zarr clients do not support a codec that rounds.
     """
     codec = numcodecs.BitRound(keepbits=bits)
     rounded: np.ndarray = codec.decode(codec.encode(row)).reshape(row.shape)
@@ -76,7 +76,7 @@ def build(
         _write(store, "embedding", padded, chunk=(TOKEN_CHUNK, padded.shape[2]), fill=0)
         lengths = np.array([len(row) for row in rows], np.uint16)
         _write(store, "length", lengths, chunk=(), fill=0)
-    # zarr adds an empty group document above the arrays; ours is the commit record, and comes last.
+    # zarr adds an empty group document above the arrays; ours is the commit record, written last.
     objects.pop(schema.GROUP, None)
     built = {name: buffer.to_bytes() for name, buffer in objects.items()}
     documents = {name for name in built if name.endswith(schema.GROUP)}

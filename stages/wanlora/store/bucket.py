@@ -1,8 +1,8 @@
 """Objects of a cache in an object store (S3, GCS, Azure and others that obstore opens).
 
 Owns: every call of obstore. A PUT, or the end of an upload in parts, makes an object appear whole.
-Credentials and endpoint come from the environment (docs/cache.md). Requests that fail in a way
-that may pass (5xx, a broken connection) are repeated by obstore. Must not be used across a fork.
+Credentials and endpoint come from the environment (docs/cache.md). obstore repeats
+requests after temporary failures (5xx, a broken connection). Must not be used across a fork.
 """
 
 import functools
@@ -20,21 +20,21 @@ from wanlora.errors import StoreError
 from wanlora.store.storage import PARTIAL, Entry
 
 MAX_RETRIES = 6
-"""Repeats of a request, with waits of 0.1 s growing to 5 s."""
+"""Maximum number of retries of a request, with waits that grow from 0.1 s to 5 s."""
 
 PART_BYTES = 8 * 2**20
 """Part size for larger objects. Each part is a request with its own timeout, so the transfer of an
 object of any size continues as long as parts arrive."""
 
 PARTS_AT_ONCE = 4
-"""Parts of one object in transfer."""
+"""Number of parts of one object in transfer at once."""
 
 REQUEST_S = 120
 """Timeout of a request: four parts of 8 MiB at once need 0.28 MB/s. (obstore's default is 30 s for
 a whole object: a segment of 118 MB would need 4 MB/s.)"""
 
 RETRY_S = 10 * 60
-"""A request is not repeated once this much time has passed since its first try."""
+"""Maximum time from a request's first try to its last retry."""
 
 ENDPOINTS = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT")
 
@@ -43,7 +43,7 @@ REQUESTS = 64
 """Number of concurrent requests to an object store: 640 per second at 100 ms each."""
 
 HELD = 16 * REQUESTS
-"""Objects that `get_many` fetches ahead of its caller."""
+"""Number of objects that `get_many` fetches ahead of its caller."""
 
 FEW = 16
 """Folders that are listed one by one; more are found in a listing of their parent."""

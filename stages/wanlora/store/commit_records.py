@@ -22,7 +22,7 @@ from wanlora.store.schema import DAMAGE, Kind
 class Segment:
     """A commit record: key of the segment's group, and its content.
 
-    `record` holds all of it: also sources or prompts, latent_rgb, writer.
+    `record` holds the whole content, which includes sources or prompts, latent_rgb and writer.
     """
 
     key: str
@@ -64,7 +64,7 @@ def read_records(
 ) -> Iterator[Segment | Damaged]:
     """Read commit records one after the other; with `keys`, only those of these segments.
 
-    A record that has gone since the listing is left out.
+    A record that was removed after the listing is left out.
 
     Raises:
         StoreVersionError: A record of another version.
@@ -135,7 +135,7 @@ def _checked(document: bytes, key: str, kind: Kind) -> dict[str, Any]:
 
 
 def _check_details(own: Mapping[str, Any]) -> None:
-    """Check the rest of a record without a checksum (of 0.1.0), as far as readers use it."""
+    """Check the fields that readers use in a record without a checksum (release 0.1.0)."""
     for name in ("sources", "prompts"):
         if not isinstance(own.get(name, []), list):
             raise TypeError(f"{name} is not a list")

@@ -39,7 +39,7 @@ def publish(cache: Location, segments: Collection[str]) -> str:
 
 
 def names(cache: Location) -> list[str]:
-    """Names of all lists: of collections that are running or were killed."""
+    """Names of all lists, from collections that are running or were killed."""
     found = storage.at(cache).files(schema.CONDEMNED)
     return [name.removesuffix(SUFFIX) for name in found if name.endswith(SUFFIX)]
 
@@ -61,7 +61,7 @@ def segments_in(cache: Location, name: str) -> frozenset[str]:
 
 
 def withdraw(cache: Location, which: Collection[str]) -> None:
-    """Remove lists whose segments are gone, or stay after all."""
+    """Remove lists whose segments are gone, or will not be removed."""
     storage.at(cache).remove_many([_key(name) for name in which])
 
 

@@ -190,7 +190,7 @@ class Folder:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, each of them synced into the folder above it."""
+    """Make a folder and its parents; sync the parent of each new folder."""
     if folder.is_dir():
         return
     make_folder(folder.parent)

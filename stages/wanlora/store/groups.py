@@ -1,7 +1,7 @@
 """Documents of the groups above segments: written once, restored if damaged.
 
-Owns: the way from a provenance to these documents. They depend on it alone, so a lost one is
-written again with the same bytes.
+Owns: the documents of a provenance. They depend only on it, so a lost document is written again
+with the same bytes.
 """
 
 from collections.abc import Iterator, Mapping

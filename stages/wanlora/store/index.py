@@ -178,7 +178,7 @@ def _rows_of_one(segment: Segment, record_bytes: int) -> Rows:
 
 
 def missing_keys(cache: Location, kind: Kind, fingerprint: str, keys: Iterable[str]) -> list[str]:
-    """Those of the keys that a writer must encode, each once, in their order (`lasting`).
+    """Keys that a writer must encode, in the given order, without repeats (see `lasting`).
 
     Raises:
         StoreError: A commit record is damaged.
@@ -194,7 +194,7 @@ def require_fingerprint(
     """Refuse a store that has nothing made with these weights and settings.
 
     Raises:
-        StaleStoreError: Shows, field by field, how what the store has differs from what is wanted.
+        StaleStoreError: Lists the fields in which the store differs from the wanted settings.
     """
     found = provenances(cache, kind)
     if fingerprint in found:

@@ -1,6 +1,6 @@
 """A linear picture of latents: RGB ~ [latent, 1] @ W, fitted by least squares, no VAE needed.
 
-Owns: the fit. Its normal equations add up, so every segment of a store carries its own and any
+Owns: the fit. Its normal equations are additive: every segment of a store has its own, and a
 reader sums and solves them. Legend: C latent channels, F latent frames, H W latent size.
 """
 
@@ -15,7 +15,7 @@ RIDGE = 1e-6
 def normal_equations(
     latents: Float[np.ndarray, "c f h w"], frames: UInt8[np.ndarray, "t hh ww 3"]
 ) -> tuple[Float64[np.ndarray, "c1 c1"], Float64[np.ndarray, "c1 3"]]:
-    """Sums X^T X and X^T Y over latent pixels, X = [latent, 1], Y = RGB in [0, 1].
+    """Sum X^T X and X^T Y over latent pixels, X = [latent, 1], Y = RGB in [0, 1].
 
     A latent frame corresponds to frame 0 or to the mean of its 4 frames, a latent pixel to the mean
     of its 8 x 8 pixels.
@@ -38,7 +38,7 @@ def normal_equations(
 def solve(
     gram: Float64[np.ndarray, "c1 c1"], cross: Float64[np.ndarray, "c1 3"]
 ) -> Float64[np.ndarray, "c1 3"]:
-    """Projection W of summed normal equations, with a ridge too small to see."""
+    """Projection W from summed normal equations, with a ridge too small to be visible."""
     scale = max(float(np.trace(gram)) / gram.shape[0], 1e-12)
     ridge = RIDGE * scale * np.eye(gram.shape[0])
     projection: np.ndarray[Any, np.dtype[np.float64]] = np.linalg.solve(gram + ridge, cross)

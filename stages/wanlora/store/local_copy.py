@@ -47,7 +47,7 @@ class LocalCopy:
         return row
 
     def write(self, key: str, name: str, row: Float[np.ndarray, "..."]) -> None:
-        """Keep a row whose checksum matched.
+        """Write a row whose checksum matched.
 
         Raises:
             StoreError: The disk is full or read-only; names --local-copy.
@@ -58,7 +58,7 @@ class LocalCopy:
 
     @contextmanager
     def locked(self, key: str, name: str) -> Iterator[None]:
-        """Keep this machine's other processes from fetching the same row meanwhile.
+        """Hold an exclusive lock on a row, so that only one process of this machine fetches it.
 
         Raises:
             StoreError: The disk is full or read-only; names --local-copy.

@@ -87,7 +87,7 @@ class StoreReader:
         return reader
 
     def keep_index(self) -> None:
-        """Leave what is committed to later processes (`index.keep`).
+        """Write a snapshot of the committed rows for later processes (`index.keep`).
 
         Raises:
             StoreError: The cache cannot be written.
@@ -106,10 +106,10 @@ class StoreReader:
         )
 
     def require(self, view: View) -> None:
-        """Refuse a view of which a row is missing.
+        """Refuse a view with a missing row.
 
         Raises:
-            MissingRowsError: Says how many, and names the first few.
+            MissingRowsError: Contains the number of missing rows and the first few names.
         """
         clips, prompts = self.missing((clip.key for clip in view.clips), view.prompt_keys())
         if not clips and not prompts:
@@ -131,7 +131,7 @@ class StoreReader:
         return self._text.read(key)
 
     def prompts(self, keys: Iterable[str]) -> dict[str, str]:
-        """Cleaned text of prompts, as their segments' records have it, by key.
+        """Cleaned text of prompts by key, from the commit records of their segments.
 
         Raises:
             StoreError: A record cannot be read.
@@ -142,7 +142,7 @@ class StoreReader:
         """Sum of the normal equations of the first segments, for `store.latent_rgb.solve`.
 
         Raises:
-            StoreError: No segment carries any, or a record cannot be read.
+            StoreError: No segment has any, or a record cannot be read.
         """
         found = self._latents.latent_rgb()
         if found is None:

@@ -1,7 +1,7 @@
 """Read rows of one kind at random, each checked against its checksum.
 
-Owns: the way from a key to an array. Thread-safe: 2-4 threads read ahead of the training loop; no
-processes (8 ms of CPU a clip do not need them). Must not know: views. Legend: as in schema.
+Owns: reading the array of a key. Thread-safe: 2-4 threads read ahead of the training loop. A clip
+takes 8 ms of CPU, so processes are not needed. Must not know: views. Legend: as in schema.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -26,13 +26,13 @@ from wanlora.store.schema import Kind
 from wanlora.store.writer import NormalEquations
 
 OPEN_ARRAYS = 1024
-"""Arrays kept open: all of a store of 32,000 clips; of a larger one the last, 6 kB each."""
+"""Maximum number of open arrays, 6 kB each; enough for all of a store of 32,000 clips."""
 
 MOVES = 4
-"""Places that a row is looked for at: each time it has moved on, the store is listed again."""
+"""Maximum number of places to look for a row. If it was moved, the store is listed again."""
 
 PICTURED = 256
-"""Segments whose normal equations are summed: 8,192 clips are a sample as good as a million."""
+"""Number of segments whose normal equations are summed; 8,192 clips are a sufficient sample."""
 
 
 T = TypeVar("T")
@@ -54,9 +54,9 @@ class RowReader:
         cache: Cache folder or URL.
         kind: Kind of the rows.
         rows: Places of the rows (`index.committed`).
-        copy: Local copy that rows are kept in and read from.
-        records: Commit records that are at hand, by segment; others are read when they are needed.
-        relist: Places of the rows as they are now; None = the rows given are all there are.
+        copy: Local copy that rows are written to and read from.
+        records: Commit records that were already read, by segment; others are read when needed.
+        relist: Returns the current places of the rows; None = `rows` is final.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class RowReader:
         self._records = records or {}
         self._relist = relist
         self._relisting = Lock()
-        # A run over a million clips comes by every segment: what it has opened must not pile up.
+        # A run over a million clips opens every segment: the number of open arrays is bounded.
         self._open = lru_cache(OPEN_ARRAYS)(self._opened)
 
     @classmethod
@@ -111,7 +111,7 @@ class RowReader:
 
         Raises:
             MissingRowsError: The row is not in the store.
-            CorruptRowError: No copy of it has the bytes that were written; names the key.
+            CorruptRowError: Every copy of the row is damaged; names the key.
             StoreError: The disk or the object store refuses.
         """
         if self._copy is None:
@@ -126,7 +126,7 @@ class RowReader:
         return row
 
     def _read_near(self, key: str) -> Float[np.ndarray, "..."] | None:
-        """Read a row from the local copy; None if it is not there as it was written."""
+        """Read a row from the local copy; None if it is missing or damaged."""
         assert self._copy is not None
         values = self._copy.read(key, self._array)
         place = self.rows.get(key)
@@ -157,7 +157,7 @@ class RowReader:
         return storage.at(self._cache).get(f"{row.segment}/{schema.GROUP}") is None
 
     def _look_again(self, seen: Rows) -> bool:
-        """List the store unless another thread has; whether the rows are other ones than seen."""
+        """List the store unless another thread has; True if the rows differ from `seen`."""
         if self._relist is None:
             return False
         with self._relisting:
@@ -172,7 +172,7 @@ class RowReader:
         )
 
     def read_at(self, key: str, row: Row) -> Float[np.ndarray, "..."]:
-        """Read one copy of a row and no other. Raises as `read`."""
+        """Read one particular copy of a row. Raises the same errors as `read`."""
         try:
             values = self._values(row)
         except (StoreError, MemoryError):
@@ -212,7 +212,7 @@ class RowReader:
 
     def _corrupt(self, key: str, row: Row, reason: str) -> CorruptRowError:
         source = None
-        with suppress(StoreError, *schema.DAMAGE):  # the record may be as damaged as the row
+        with suppress(StoreError, *schema.DAMAGE):  # the record may be damaged too
             source = self.source(row)
         return CorruptRowError(
             f"{self._kind} row {key}{'' if source is None else f' of {source}'} is damaged "
@@ -245,7 +245,7 @@ class RowReader:
         return self._follow(read)
 
     def latent_rgb(self) -> NormalEquations | None:
-        """Sum of the normal equations of the first segments, None if they carry none.
+        """Sum of the normal equations of the first segments; None if they have none.
 
         Raises:
             StoreError: A record cannot be read.
@@ -253,7 +253,7 @@ class RowReader:
         return self._follow(lambda rows: latent_rgb_of(self._records_of(rows.segments[:PICTURED])))
 
     def _follow(self, work: Callable[[Rows], T]) -> T:
-        """Do something with records; if a segment is gone, again with the store as it is now."""
+        """Call a function with records; if a segment is gone, list the store and call it again."""
         for _ in range(MOVES):
             rows = self.rows
             try:

@@ -65,11 +65,11 @@ class Rows(Mapping[str, Row]):
         return len(self.firsts())
 
     def missing(self, keys: Sequence[str]) -> list[str]:
-        """Those of the keys that no segment has, in their order."""
+        """Keys that no segment has, in the given order."""
         return [keys[i] for i in np.flatnonzero(self._find(keys) < 0).tolist()]
 
     def present(self, keys: Iterable[str]) -> set[str]:
-        """Those of the keys that some segment has."""
+        """Keys that a segment has."""
         listed = list(keys)
         return {listed[i] for i in np.flatnonzero(self._find(listed) >= 0).tolist()}
 
@@ -81,7 +81,7 @@ class Rows(Mapping[str, Row]):
         return int(np.maximum(copies - 1, 0).sum())
 
     def copies(self, key: str) -> list[Row]:
-        """Every copy of a row, that of the lowest segment id first."""
+        """Every copy of a row, lowest segment id first."""
         wanted = key.encode(errors="replace")
         first, end = (int(self.row_keys.searchsorted(wanted, side)) for side in ("left", "right"))
         return [self.at(i) for i in range(first, end)]
@@ -92,9 +92,9 @@ class Rows(Mapping[str, Row]):
         return Row(segment, int(self.places[index]), int(self.crc32c[index]))
 
     def by_segment(self, keys: Iterable[str]) -> dict[str, dict[str, int]]:
-        """Rows within its segment of these keys, by segment; keys that no segment has are left out.
+        """Indices of the rows of these keys, by segment; keys that no segment has are left out.
 
-        One search for all of them, so that many segments can be read at once.
+        Searches for all keys at once, so that many segments can be read at once.
         """
         listed = list(dict.fromkeys(keys))
         found: dict[str, dict[str, int]] = {}
@@ -126,7 +126,7 @@ class Rows(Mapping[str, Row]):
         return np.flatnonzero(first)
 
     def num_missing(self, keys: Shaped[np.ndarray, " m"]) -> int:
-        """Number of sorted, different keys, as bytes, that no segment has."""
+        """Number of keys that no segment has; the keys are sorted bytes without repeats."""
         return len(keys) - int(np.isin(keys, self.row_keys).sum())
 
     def _find(self, keys: Sequence[str]) -> Int64[np.ndarray, " m"]:
@@ -156,7 +156,7 @@ def of_segment(
 
 
 def join(tables: Sequence[Rows]) -> Rows:
-    """All rows of several tables, which share no segment."""
+    """All rows of several tables that have no segment in common."""
     named = sorted(
         ((segment, size) for rows in tables for segment, size in _sizes(rows)), key=_by_name
     )
@@ -202,7 +202,7 @@ def from_bytes(data: bytes, owner: str) -> Rows | None:
 
 
 def _encoded(keys: Sequence[str]) -> Shaped[np.ndarray, " m"]:
-    """Keys as bytes; one that no row can have does not match any."""
+    """Keys as bytes; an impossible key matches no row."""
     encoded = [key.encode(errors="replace") for key in keys]
     return np.array(encoded) if encoded else np.zeros(0, "S1")
 

@@ -26,12 +26,12 @@ CONDEMNED = "condemned"
 
 SNAPSHOTS = "index"
 GROUP = "zarr.json"
-"""A group's document; of a segment it is the commit record, written last."""
+"""Document of a group; for a segment, it is the commit record, written last."""
 
 Kind = Literal["latents", "text"]
 KINDS: tuple[Kind, ...] = ("latents", "text")
 ROW_ARRAY: dict[Kind, str] = {"latents": "latent", "text": "embedding"}
-"""Array of each kind that holds the rows; checksums in the commit record are filed under it."""
+"""Array that holds the rows, by kind; the commit record stores checksums under its name."""
 
 DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError,
@@ -65,7 +65,7 @@ def segments_key(kind: Kind, fingerprint: str, shape: tuple[int, ...]) -> str:
 
 
 def snapshot_key(kind: str, fingerprint: str) -> str:
-    """Key of what is remembered of the commit records under a fingerprint."""
+    """Key of the snapshot of the commit records of a fingerprint."""
     return f"{SNAPSHOTS}/{kind}-{short(fingerprint)}.npz"
 
 
@@ -79,8 +79,8 @@ def groups_above(
 ) -> list[tuple[str, bytes]]:
     """Documents of the groups above a segment, outermost first.
 
-    Without them a plain Zarr client would see an empty store. Their bytes depend on nothing but
-    the arguments, so writers that race write the same.
+    Without them a plain Zarr client would see an empty store. Their bytes depend only on
+    the arguments, so concurrent writers write the same bytes.
     """
     groups = {
         STORE: {"format": FORMAT, "version": VERSION},
@@ -110,7 +110,7 @@ def commit_record(own: Mapping[str, Any]) -> bytes:
 
 
 def signed(document: bytes) -> bytes:
-    """Put the checksum into a commit record that has zeros in its place."""
+    """Replace the zeros in a commit record by the checksum."""
     return _CHECKSUM.sub(rb"\g<1>%08x\g<3>" % crc32c_of(document), document, count=1)
 
 
@@ -127,7 +127,7 @@ def own_attributes(document: bytes, key: str) -> dict[str, Any]:
     """Read the attribute `wanlora` of a group's document.
 
     Raises:
-        StoreError: It is not the document of a group of ours.
+        StoreError: It is not a document that wanlora wrote.
     """
     try:
         own = json.loads(document)["attributes"]["wanlora"]

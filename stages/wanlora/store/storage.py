@@ -25,7 +25,7 @@ class Storage(Protocol):
     """Objects under keys. Every method raises StoreError if the disk or the server refuses."""
 
     def put(self, key: str, data: bytes) -> None:
-        """Write an object: it appears whole, and survives a power cut, or does not appear."""
+        """Write an object atomically; a finished write survives a power cut."""
 
     def get(self, key: str) -> bytes | None:
         """Read an object, or return None if it does not exist."""
@@ -58,12 +58,12 @@ class Storage(Protocol):
         """Remove every object under each key."""
 
     def remove_empty_folders(self, key: str) -> None:
-        """Remove a folder and those in it as far as they are empty; an object store has none."""
+        """Remove a folder and its subfolders if they are empty; an object store has no folders."""
 
     def clock(self) -> float:
         """Read the clock that dates objects, in seconds since 1970; writes and removes an object.
 
-        A server has a clock of its own: the age of an object is only known relative to it.
+        The age of an object can only be computed with the server's own clock.
         """
 
     def zarr_store(self) -> Any:

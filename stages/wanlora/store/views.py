@@ -1,7 +1,7 @@
 """Views: the clips, with their captions, that stage two trains on.
 
 Owns: `CACHE/views/<name>.jsonl`, a header line, then one line per clip. A view is derived from the
-manifest and the keys alone, so writers that race write the same bytes.
+manifest and the keys alone, so concurrent writers write the same bytes.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ FORMAT = "wanlora-view"
 
 @dataclass(frozen=True, slots=True)
 class ViewClip:
-    """A clip: its latents' key, the keys of its captions, and how it is sorted, drawn and played.
+    """A clip: keys of its latents and captions, its activity and group, its weight and frame rate.
 
     Attributes:
         source_group: Clips of one group come from one source and are not independent.
@@ -46,7 +46,7 @@ class ViewClip:
 
 @dataclass(frozen=True, slots=True)
 class ViewPrompt:
-    """A prompt that previews show, and the key of its embedding."""
+    """A prompt of previews, and the key of its embedding."""
 
     prompt: str
     key: str
@@ -76,14 +76,14 @@ class View:
     sha256: str = field(default="", compare=False)
 
     def prompt_keys(self) -> list[str]:
-        """Keys of all prompts the view needs, each once, sorted."""
+        """Sorted keys of all prompts of the view, without repeats."""
         keys = {key for clip in self.clips for key in clip.prompts}
         keys |= {self.empty_prompt, self.negative_prompt}
         return sorted(keys | {prompt.key for prompt in self.validation_prompts})
 
 
 def write_view(cache: Location, name: str, view: View) -> View:
-    """Publish a view whole, in place of the one of that name.
+    """Publish a view atomically; replaces the view of that name.
 
     Returns:
         The view with its name and sha256.
@@ -250,7 +250,7 @@ def _weight(line: Mapping[str, Any]) -> float:
 
 
 def no_such_split(view: View, split: str) -> StoreError:
-    """Say that a view has no clips of a split, and how it gets some."""
+    """Build the error for a view without clips of a split; it names the fix."""
     splits = ", ".join(sorted({clip.split for clip in view.clips})) or "none"
     return StoreError(
         f"view {view.name!r} has no clips of split {split!r}; it has {len(view.clips)} clips, of "

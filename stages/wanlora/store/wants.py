@@ -1,4 +1,4 @@
-"""Rows that must be kept: those that a view names, and those that an unfinished run wants.
+"""Rows that must be kept: those in a view, and those that an unfinished run needs.
 
 Owns: `CACHE/wants/<view>-<digest>.jsonl`, which `cache-latents` publishes before it looks for
 missing rows. It is the view that the run will publish if every clip can be encoded, so ranks write
@@ -55,7 +55,7 @@ def names(cache: Location, view: str | None = None) -> list[str]:
 
 
 def read(cache: Location, name: str) -> Named:
-    """Read the keys of one list; nothing if its run has published its view meanwhile.
+    """Read the keys of one list; empty if its run has published its view.
 
     Raises:
         StoreError: It is damaged.
@@ -87,7 +87,8 @@ def view_of(name: str) -> str:
 def named_rows(cache: Location, *, ignored: Collection[str] = ()) -> Named:
     """Read the keys in all views and in all lists except the ignored ones.
 
-    The lists first: a run publishes its view before it removes its list, so one of the two is seen.
+    Lists are read first: a run publishes its view before it removes its list, so one of them is
+    found.
 
     Raises:
         StoreError: A view or a list is damaged.
@@ -132,8 +133,8 @@ def _way_out(cache: Location, key: str) -> str:
     if folder == schema.VIEWS:
         return f"make it again with: wanlora cache-latents --cache {cache} --view {name}"
     return (
-        f"run wanlora cache-latents --cache {cache} --view {view_of(name)} again, or give up that "
-        f"run's rows with: wanlora inspect {cache} --gc --set 'gc_drop_wants=[\"{name}\"]'"
+        f"run wanlora cache-latents --cache {cache} --view {view_of(name)} again, or free the rows "
+        f"of that run with: wanlora inspect {cache} --gc --set 'gc_drop_wants=[\"{name}\"]'"
     )
 
 

@@ -1,7 +1,7 @@
-"""Write segments: many writers at once, killed at any instruction, never a wrong row.
+"""Write segments. Many processes may write at once, and a kill at any time leaves no wrong row.
 
-Owns: the commit order. Groups above first, then a segment's shards, its arrays' documents, and
-last its group document, the commit record. Nothing is ever appended to, resized or rewritten.
+Owns: the commit order: parent groups, the segment's shards, its arrays' documents, and last its
+group document, the commit record. No object is appended to, resized or rewritten.
 Legend: as in schema.
 """
 
@@ -27,7 +27,7 @@ from wanlora.store.groups import write_groups
 from wanlora.store.schema import Kind
 
 ATTEMPTS = 3
-"""Times that a segment is written before the writer gives up; the second time is rare."""
+"""Maximum number of attempts to write a segment; a second attempt is rare."""
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class SegmentWriter:
             self.flush()
 
     def _stored(self, key: str, array: Float[np.ndarray, "..."]) -> np.ndarray:
-        """Cast a row to the stored type; it is a copy, C-ordered."""
+        """Copy a row to the stored type, in C order."""
         if self._kind == "latents":
             assert array.shape == self._shape, (array.shape, self._shape)
         else:
@@ -146,7 +146,7 @@ class SegmentWriter:
         return row
 
     def flush(self) -> None:
-        """Publish what is buffered; it is kept, to be tried again, if the disk refuses.
+        """Publish the buffered rows; they stay buffered for another try if the disk refuses.
 
         Raises:
             StoreError: The disk or the object store refuses, or loses what was written.
@@ -165,7 +165,7 @@ class SegmentWriter:
         self._since = time.monotonic()
 
     def _publish(self) -> bool:
-        """Write a segment; False if a collection has taken parts of it for a dead writer's.
+        """Write a segment; False if a collection removed parts of it as those of a dead writer.
 
         A collection publishes the list of what it removes, looks for the commit record, and then
         removes. This writes the record, and then looks for the list and the parts. So a record
@@ -208,7 +208,7 @@ class SegmentWriter:
             self._groups_written = True
 
     def close(self) -> None:
-        """Publish what is buffered."""
+        """Publish the buffered rows."""
         self.flush()
 
     def __enter__(self) -> "SegmentWriter":  # noqa: PYI034  (beartype refuses Self here)

@@ -216,8 +216,8 @@ def _advice(activations: Activations, work: Workload, bucket: Bucket, limit: flo
             "first frames of longer clips"
         )
     if not advice:
-        return "By what is counted nothing of this model fits; use a larger GPU"
-    return "By what is counted these would fit: " + "; ".join(advice)
+        return "By the predicted memory, no settings of this model fit; use a larger GPU"
+    return "By the predicted memory, these settings would fit: " + "; ".join(advice)
 
 
 def log_trial(trial: Trial, work: Workload, device: torch.device) -> None:

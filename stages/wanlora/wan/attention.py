@@ -2,7 +2,7 @@
 
 Owns: the choice among torch's fused kernels. diffusers' transformer calls
 `scaled_dot_product_attention`, whose order of preference on Hopper still starts with the slower
-FlashAttention-2, so the order is pinned around forward and backward: a checkpoint recomputes.
+FlashAttention-2. The order is pinned in both passes, because the backward pass may recompute.
 """
 
 import os
@@ -18,7 +18,7 @@ from wanlora.errors import ConfigError, DeviceError
 _CUDNN, _FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION
 _EFFICIENT, _MATH = SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
 
-# A kernel named outright is the only one allowed: torch refuses rather than take another.
+# A selected kernel is the only one allowed: torch raises an error and does not use another.
 KERNELS: dict[str, tuple[SDPBackend, ...]] = {
     "cudnn": (_CUDNN,),
     "flash": (_FLASH,),
@@ -28,7 +28,7 @@ KERNELS: dict[str, tuple[SDPBackend, ...]] = {
     "fa4": (_FLASH,),
 }
 _IMPLEMENTATIONS = {"fa3": "FA3", "fa4": "FA4"}
-"""Packages that torch can put in the place of its own flash kernel."""
+"""Packages that can replace torch's own flash kernel."""
 _HOPPER = 9
 """Compute capability from which cuDNN's kernel is the faster one (1.7 to 2.3 times, forward and
 backward, in huggingface/transformers PR 48163)."""
@@ -38,11 +38,11 @@ def kernel_order(kernel: str, device: torch.device) -> tuple[SDPBackend, ...]:
     """Kernels allowed on a device, the preferred one first.
 
     `auto` on CUDA never takes the unfused `math` kernel, whose memory is quadratic in the tokens;
-    on other devices it leaves torch its choice.
+    on other devices torch chooses.
 
     Args:
         kernel: A key of `KERNELS`, or auto.
-        device: Device that computes.
+        device: Device to compute on.
     """
     if kernel != "auto":
         return KERNELS[kernel]

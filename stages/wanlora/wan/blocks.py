@@ -23,8 +23,9 @@ from wanlora.core.location import cache_home
 from wanlora.cost.flops import Recompute
 
 RECOMPILE_LIMIT = 1024
-"""Compiled versions of a block: up to four a bucket, two in training (the first block's input needs
-no gradient), one in validation, one without the adapter. torch's own 8 would end a run."""
+"""Maximum number of compiled versions of a block: up to four per bucket, two in training (the first
+block's input needs no gradient), one in validation, one without the adapter. torch's default of 8
+would end a run."""
 CACHE_DIR = "TORCHINDUCTOR_CACHE_DIR"
 """Environment variable: folder of compiled kernels. torch's default, in /tmp, is not permanent."""
 
@@ -76,7 +77,7 @@ def set_activations(
     """Choose how each block runs from now on.
 
     Compiled, a block is one graph without breaks for its shape; all blocks share it. Passes without
-    gradients are compiled too. A shape that was not seen before is compiled when it first comes.
+    gradients are compiled too. A new shape is compiled at its first use.
 
     Args:
         transformer: Transformer with its adapter.
@@ -91,7 +92,7 @@ def set_activations(
         for block in transformer.blocks:
             block.compile(fullgraph=True, dynamic=False)
         # "none" runs the block itself, which is compiled. A checkpoint has to be inside the graph:
-        # only there does the partitioner see what to keep.
+        # only there can the partitioner decide what to keep.
         for mode in ("selective", "full"):
             runners[mode] = torch.compile(RUNNERS[mode], fullgraph=True, dynamic=False)
     runner_of = {
@@ -103,7 +104,7 @@ def set_activations(
 
 
 def why_it_cannot_compile(error: RuntimeError) -> str | None:
-    """Say in a line what the compiler lacks or cannot do; None for an error not its own."""
+    """Describe a compiler error in one line; None for an error of something else."""
     return str(error).splitlines()[0] if isinstance(error, TorchDynamoException) else None
 
 

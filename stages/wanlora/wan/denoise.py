@@ -1,4 +1,4 @@
-"""Noise to latents with the transformer alone: previews while training.
+"""Denoise latents with the transformer alone, for previews while training.
 
 Owns: the sampling loop of diffusers' WanPipeline, step for step, without its VAE and text encoder.
 Must not import a pipeline. Legend: l tokens (512), d text width, c f h w latents.

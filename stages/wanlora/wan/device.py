@@ -1,7 +1,7 @@
 """Select the device. A real model never falls back to the CPU, which would take days silently.
 
-Owns: the rule for `--device`, which models are small enough for a CPU, and the memory that is free
-on the host. Must not know: the weights of a model.
+Owns: the rule for `--device`, the list of models that are small enough for a CPU, and the free
+memory of the host. Must not know: the weights of a model.
 """
 
 import logging
@@ -32,7 +32,7 @@ _DRIVER_FILE = Path("/proc/driver/nvidia/version")
 
 
 def select_device(device: str, model: str, *, local_rank: int = 0) -> torch.device:
-    """Turn `--device` into a device that works.
+    """Find a working device for a `--device` value.
 
     `auto` takes CUDA, or for the micro model the CPU; never Apple's MPS, on which this release has
     not been run. A device that you name is used, or refused when it does not work.
@@ -45,7 +45,7 @@ def select_device(device: str, model: str, *, local_rank: int = 0) -> torch.devi
 
     Raises:
         DeviceError: Names the driver, torch's CUDA build, and what to do.
-        ModelError: There is no such model, so that the device is not what is wrong.
+        ModelError: There is no such model; this error comes before those of the device.
     """
     use_expandable_segments()
     if device != "auto":
@@ -210,7 +210,7 @@ def is_small(model: str) -> bool:
 
 
 def _explain() -> str:
-    """Describe what is installed and what is missing for CUDA."""
+    """Describe the installed and the missing parts for CUDA."""
     driver = _driver()
     build = torch.version.cuda
     installed = f"NVIDIA driver {driver or 'not found'}, torch {torch.__version__} built " + (

@@ -34,12 +34,12 @@ MAX_SEQUENCE_LENGTH = MAX_TOKENS
 """diffusers' name of the maximum number of tokens."""
 
 CLEANING_REVISION = 1
-"""Raise it when `clean_prompt` changes: it enters the provenance of text."""
+"""Revision of `clean_prompt`, part of the text provenance; increase it with every change."""
 
 _MIN_TRANSFORMERS = (5, 3)
 
 _LOADED_TOGETHER = 4
-"""Tensors that transformers converts at a time (GLOBAL_WORKERS in its core_model_loading.py)."""
+"""Number of tensors that transformers converts at once: its GLOBAL_WORKERS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def load_vae(folder: Path, *, dtype: torch.dtype, device: torch.device, tf32: bo
     Args:
         folder: Model folder that holds `vae/`.
         dtype: float32; bfloat16 costs about 1 % accuracy.
-        device: Device that computes.
+        device: Device to compute on.
         tf32: Let cuDNN use TF32 in fp32 convolutions. Sets the process-wide switches; matrix
             products never use TF32.
 
@@ -69,7 +69,7 @@ def load_vae(folder: Path, *, dtype: torch.dtype, device: torch.device, tf32: bo
     hide_bars_without_terminal()
     try:
         vae, info = AutoencoderKLWan.from_pretrained(
-            folder / "vae", torch_dtype=dtype, output_loading_info=True, local_files_only=True
+            folder / "vae", dtype=dtype, output_loading_info=True, local_files_only=True
         )
     except (OSError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
@@ -177,7 +177,7 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype, device: torch.device)
 
     Raises:
         ModelError: Weights are missing or left over, the embedding is not tied (transformers
-            5.0 to 5.2 leave it uninitialised without a word), or transformers is too old.
+            5.0 to 5.2 silently leave it uninitialised), or transformers is too old.
     """
     from transformers import UMT5EncoderModel  # noqa: PLC0415  (decoding does not need it)
 
@@ -212,7 +212,7 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype, device: torch.device)
 def text_encoder_host_bytes(folder: Path, *, dtype: torch.dtype, device: torch.device) -> int:
     """Bytes of host memory that `load_text_encoder` needs, from the headers of the files.
 
-    On a CPU the whole model, otherwise the largest tensors that are on their way to the device.
+    On a CPU the whole model, otherwise the largest tensors in transfer to the device.
     """
     sizes: dict[str, int] = {}
     for file in weight_files(folder / "text_encoder"):

@@ -64,9 +64,9 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
     The repository is made if it is missing. Files it has under other names stay.
 
     Args:
-        folder: Only what is to be public.
+        folder: Folder with only the files to publish.
         repository: USER/NAME.
-        private: For a repository that is made.
+        private: True to make a new repository private.
 
     Raises:
         OutputError: There is no access, or the hub cannot be reached.
@@ -88,8 +88,8 @@ def upload(folder: Path, repository: str, *, private: bool) -> str:
         status = error.response.status_code if error.response is not None else None
         if status in (401, 403):
             raise OutputError(
-                f"no access to {repository} ({status}): log in with a token that may write, "
-                "hf auth login, and use a name of yours, USER/NAME"
+                f"no access to {repository} ({status}): log in with a write token "
+                "(hf auth login), and use a name of your own, USER/NAME"
             ) from None
         raise OutputError(f"the hub did not take {repository}: {_first_line(error)}") from None
     except unreachable as error:

@@ -1,6 +1,6 @@
 """Identity of the encoders: digests of the tensors and token ids that decide their output.
 
-Owns: the recipe of these digests, and their memory by path, size and mtime. Two folders with equal
+Owns: the recipe of these digests, and their storage by path, size and mtime. Two folders with equal
 tensors have the same identity, even if their shards, file names or stored types differ. Must not be
 imported by training.
 """
@@ -28,7 +28,7 @@ RECIPE = 2
 """Revision of the digests; 1 (release 0.1.0) hashed the files. It enters the provenances."""
 
 Memo = MutableMapping[str, tuple[str, str]]
-"""Name of a digest to (stamp of the files it was computed from, digest)."""
+"""(stamp of the files, digest), by name of the digest."""
 
 Tokenize = Callable[[Any, Sequence[str]], list[list[int]]]
 """Tokenizer and prompts to token ids, as the text encoder receives them."""
@@ -94,7 +94,7 @@ def tokenizer_sha256(folder: Path, load: Callable[[], Any], tokenize: Tokenize, 
 
     Args:
         folder: Model folder that holds `tokenizer/`.
-        load: Loads the tokenizer; called unless the digest is remembered.
+        load: Loads the tokenizer; called unless the digest is in `memo`.
         tokenize: `encoders.tokenize`.
         memo: Digests from before; this one is added.
     """
@@ -219,7 +219,7 @@ def _remembered(name: str, files: Sequence[Path], memo: Memo, make: Callable[[],
 
 
 def stamp(part: Path) -> str:
-    """Sizes and times of the files in a sub-folder, hashed: whether any of them was replaced.
+    """Hash of the sizes and times of the files in a sub-folder; it changes if a file is replaced.
 
     Raises:
         ModelError: A file cannot be read.

@@ -1,4 +1,4 @@
-"""Prompts to frames through diffusers' own WanPipeline.
+"""Generate frames from prompts with diffusers' own WanPipeline.
 
 Owns: loading the pipeline in the right types, and one video's worth of settings. Never imported by
 training. Legend: t frames, h w height and width.
@@ -118,7 +118,7 @@ def prepare(
 
 @contextmanager
 def base_alone(pipeline: WanPipeline) -> Iterator[None]:
-    """Leave the adapters out for a while: what is made is the base's, bit for bit."""
+    """Disable the adapters inside the block; the output is then the base's, bit for bit."""
     pipeline.transformer.disable_adapters()
     try:
         yield

@@ -51,7 +51,7 @@ def count_tokens(model: str, captions: Iterable[str]) -> TokenCounts:
 
 
 def estimate(text: str) -> int:
-    """About how many tokens: 1.3 a word, 0.7 a character of scripts without spaces, and `</s>`."""
+    """Estimated tokens: 1.3 per word, 0.7 per character of scripts without spaces, and `</s>`."""
     dense = len(re.findall(r"[\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]", text))
     words = len(re.findall(r"[^\W\u0e00-\u0e7f\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+", text))
     return round(words * TOKENS_PER_WORD + dense * TOKENS_PER_CHARACTER) + 1

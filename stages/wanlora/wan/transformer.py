@@ -1,4 +1,4 @@
-"""The model of stage two: only the transformer, frozen, with the dtypes that diffusers intends.
+"""The model of stage two: only the transformer, frozen, with diffusers' dtypes.
 
 Owns: loading the transformer. Must not import a pipeline, the VAE or the text encoder: training
 needs only `transformer/`.
@@ -28,7 +28,7 @@ def load_transformer(
     Args:
         folder: Model folder that holds `transformer/`.
         dtype: Type of the base; bfloat16 on a GPU.
-        device: Device that computes.
+        device: Device to compute on.
 
     Raises:
         ModelError: The folder is missing or its weights do not fit their configuration.
@@ -39,7 +39,7 @@ def load_transformer(
     straight = {"device_map": {"": device}} if device.type == "cuda" else {}
     try:
         transformer, info = WanTransformer3DModel.from_pretrained(
-            part, torch_dtype=dtype, output_loading_info=True, local_files_only=True, **straight
+            part, dtype=dtype, output_loading_info=True, local_files_only=True, **straight
         )
     except (OSError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
@@ -71,7 +71,7 @@ def check_names(part: Path) -> None:
 
 
 SAMPLED_VALUES = 1024
-"""Values of each tensor in a fingerprint, at least; models that differ do so nearly everywhere."""
+"""Minimum number of values per tensor in a fingerprint; models differ in nearly all values."""
 
 
 def base_fingerprint(transformer: torch.nn.Module) -> str:

@@ -107,7 +107,7 @@ _TEXT_ENCODER: dict[str, Any] = {
     "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
 }  # fmt: skip
 _NEVER = ("quantization_config", "transformers_weights", "per_layer_config")
-"""Fields with which from_pretrained loads something else than the folder's weights as they are."""
+"""Fields that make from_pretrained load other than the folder's unchanged weights."""
 
 # Recipe: configurations of the released models. The micro model has no thresholds: it
 # is trained on drawn videos only, and users should be able to try all commands on real videos.
@@ -169,10 +169,10 @@ def variant_of(folder: Path) -> Variant:
 
 
 def _require_one_transformer(folder: Path) -> None:
-    """Refuse Wan2.2's pairs: each looks like Wan2.1's 14B, and is good for some sigmas only.
+    """Refuse a Wan2.2 pair: each model has the shape of Wan2.1's 14B, but is only for some sigmas.
 
     Raises:
-        ModelError: Names what gives it away.
+        ModelError: Names the file that shows it.
     """
     index = folder / "model_index.json"
     names = ("transformer_2", "boundary_ratio")

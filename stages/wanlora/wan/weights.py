@@ -1,6 +1,6 @@
-"""Files of weights in a model folder: which are read, their hashes, and whether all arrived.
+"""Files of weights in a model folder: the list, the hashes, and the check that all were loaded.
 
-Owns: nothing of any model; shared by the encoders and the transformer, which never meet.
+Owns: code that is independent of the model; the encoders and the transformer share it.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from wanlora.core.fingerprint import fingerprint
 from wanlora.errors import ModelError
 
 HashFile = Callable[[Path], str]
-"""Hex sha256 of a file; a caller may give one that remembers by path, size and mtime."""
+"""Function that returns the hex sha256 of a file; it may store results by path, size and mtime."""
 
 WEIGHT_NAMES = tuple(
     f"{stem}.safetensors{index}"

@@ -1,7 +1,7 @@
 """`wanlora cache-latents`: manifests and a model folder to a store and a view.
 
-Owns: the order of stage one. Text first, then clips, the view last; a kill at any point costs at
-most a segment, and a second run encodes no row that is there.
+Owns: the order of stage one: text first, then clips, the view last. A kill loses at most one
+segment, and a second run encodes only missing rows.
 """
 
 import logging
@@ -51,7 +51,7 @@ def run(
     Raises:
         ManifestError: None of the clips can be used.
         ModelError: The model folder is incomplete, or its weights are wrong.
-        DeviceError: The model is too large for what this machine has.
+        DeviceError: The model is too large for the memory of this machine.
         OutputError: The cache folder cannot be written.
         StoreError: An object of the cache cannot be written, or the disk is too small.
         WorkerError: All workers were killed.

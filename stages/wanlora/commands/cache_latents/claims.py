@@ -2,7 +2,7 @@
 
 Owns: the rows that are committed by now, and the next chunk of a rank. Ranks share only the store:
 each may make any row that is not committed, so the other ranks take over the rows of one that died.
-The cost: two ranks may make the same row when few are left; such rows are counted.
+Near the end, two ranks may make the same row; such rows are counted.
 """
 
 import time
@@ -19,12 +19,12 @@ from wanlora.store.schema import Kind
 T = TypeVar("T")
 
 LISTING_REUSE = 20
-"""A listing of the store is used again until its age is this many times its duration: listing takes
-at most 5 % of the time, on a remote store with a million rows too."""
+"""Maximum age of a listing of the store, as a multiple of its duration. Listing then takes at most
+5 % of the time, also on a remote store with a million rows."""
 
 
 class CommittedRows:
-    """Rows in the store by now, of all writers.
+    """Rows that are in the store now, of all writers.
 
     Args:
         cache: Cache folder or URL.
@@ -73,8 +73,8 @@ def claim_chunks(
         max_rows: Maximum number of rows in a chunk.
         group_of: Property that all rows of a chunk share, for example the bucket of a clip.
         on_committed: Called with the number of rows that others have committed since the last call.
-        look: `committed` as it is now, at any cost: called before a rank that has made its own
-            part of the rest takes rows that are probably another's.
+        look: Returns the current `committed`, even if that is slow. Called before a rank that has
+            finished its own share takes rows that probably belong to another rank.
     """
     left = dict(missing)
     made = part = 0
@@ -99,7 +99,7 @@ def claim_chunks(
 def all_in_groups(
     missing: Mapping[str, T], *, group_of: Callable[[T], Any]
 ) -> Iterator[dict[str, T]]:
-    """Yield all rows, a chunk per group: the chunks of a process that is alone."""
+    """Yield all rows, one chunk per group, for a single process."""
     groups: dict[Any, dict[str, T]] = {}
     for key, row in missing.items():
         groups.setdefault(group_of(row), {})[key] = row

@@ -1,6 +1,6 @@
 """Keys of clips in the store: each clip's transform and the hash of its source.
 
-Owns: hashing the sources of clips, and the clips that cannot be used. Must not know the cache.
+Owns: hashing the sources of clips, and the clips that cannot be used. Must not know: the cache.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ class KeyedClip:
 def failures_of(
     clips: Sequence[KeyedClip], failures_by_key: Mapping[str, Failure]
 ) -> list[Failure]:
-    """Return a failure for each clip that needs a row which could not be made."""
+    """Return a failure for each clip whose row could not be made."""
     return [
         replace(failures_by_key[keyed.key], clip_id=keyed.clip.clip_id)
         for keyed in clips
@@ -63,13 +63,13 @@ class KeyedClips:
 
 
 def key_clips(clips: Sequence[Clip], hashes: Hashes, *, threads: int, shown: bool) -> KeyedClips:
-    """Give each usable clip its key; list the others, and the sources that have changed.
+    """Find the key of each usable clip; list the other clips, and the sources that have changed.
 
     Args:
         clips: Clips of the manifests.
         hashes: Known hashes; new ones are added.
         threads: Threads that hash.
-        shown: Whether to show progress.
+        shown: True to show progress.
     """
     paths = dict.fromkeys(clip.path for clip in clips)
     remembered = dict(hashes.sources)

@@ -1,4 +1,4 @@
-"""The VAE at work: clips to rows of latents, each written as soon as it is encoded.
+"""Encode clips to rows of latents; each row is written as soon as it is encoded.
 
     decode threads -> bounded queue, pinned -> VAE (the caller) -> write thread -> segments
 
@@ -42,7 +42,7 @@ from wanlora.wan.encoders import Vae
 from wanlora.wan.variants import Variant
 
 DecodeClip = Callable[[Clip], "torch.Tensor | MediaError"]
-"""A clip's frames, uint8 `[T, 3, H, W]`, or why there are none; called in threads."""
+"""Return a clip's frames, uint8 `[T, 3, H, W]`, or the reason for failure; called in threads."""
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class _Row:
 
     @property
     def group(self) -> tuple[int, Bucket]:
-        """Chunk and bucket: rows with equal ones have the same writer."""
+        """Chunk and bucket; rows with the same values have the same writer."""
         return self.chunk, self.clip.bucket
 
 
@@ -162,7 +162,7 @@ class _Encode:
         pixels = frames.permute(0, 2, 3, 1).numpy()
         with explain_out_of_memory(
             f"encoding clip {clip.clip_id} of {clip.bucket}",
-            "stop what else uses the device", *self._advice,
+            "stop other programs that use the device", *self._advice,
             "prepare smaller or shorter clips",
         ):  # fmt: skip
             latents = wan_encoders.encode_latents(self._vae, frames.permute(1, 0, 2, 3)[None])

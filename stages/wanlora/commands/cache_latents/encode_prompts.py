@@ -1,4 +1,4 @@
-"""The text encoder at work: prompts to rows, each written as soon as it is encoded.
+"""Encode prompts to rows; each row is written as soon as it is encoded.
 
 Owns: the loop over prompts. If anything ends the loop early, the encoded rows are published.
 """
@@ -33,7 +33,7 @@ class EncodedPrompts:
 
     Attributes:
         rows: Number of encoded prompts.
-        truncated: Prompts that lost their end: over 512 tokens.
+        truncated: Prompts that were cut because they have over 512 tokens.
     """
 
     rows: int = 0
@@ -72,7 +72,7 @@ def encode_prompts(
                 if key not in there:
                     if wan_encoders.num_prompt_tokens(umt5.tokenizer, prompt) > MAX_TOKENS:
                         truncated.append(prompt)
-                    advice = "stop what else uses the device"
+                    advice = "stop other programs that use the device"
                     with explain_out_of_memory("encoding a prompt", advice):
                         (embeds,) = wan_encoders.encode_prompts(umt5, [prompt])
                     writer.add(key, embeds.float().numpy(), source=prompt)

@@ -1,6 +1,6 @@
 """Settings of a worker of stage one: cache, model, types and limits, as plain values.
 
-Owns: the way from a command's settings, or from a view, to these values. They are picklable, so
+Owns: the conversion of a command's settings, or of a view, to these values. They are picklable, so
 worker processes and Ray actors receive them. Only this module, `run` and `preflight` read
 `CacheLatentsConfig`. Must not import torch.
 """
@@ -21,7 +21,7 @@ class EncodeSettings:
         model: Name of the model: micro, a folder, or an id of the hub.
         device: Name of the device, for example cuda, or auto.
         vae_dtype: Compute type of the VAE.
-        tf32: Whether the VAE may use TF32 in fp32 convolutions.
+        tf32: True if the VAE may use TF32 in fp32 convolutions.
         text_dtype: Compute type of the text encoder.
         store_dtype: Type of the stored rows.
         mantissa_bits: Mantissa bits of the stored latents; None keeps all.
@@ -30,7 +30,7 @@ class EncodeSettings:
         segment_s: Maximum seconds of work in a segment.
         decode_threads: Threads that decode clips ahead of the encoder.
         decode_bytes: Maximum bytes of decoded clips that wait for the encoder.
-        decode_check: Whether to decode the first clip back and check the VAE.
+        decode_check: True to check the VAE by decoding the first clip back.
     """
 
     cache: Location
@@ -50,7 +50,7 @@ class EncodeSettings:
 
 
 def of_config(config: CacheLatentsConfig) -> EncodeSettings:
-    """Take what workers need out of the command's settings."""
+    """Select the command's settings that workers need."""
     return EncodeSettings(
         cache=config.cache,
         model=config.model,

@@ -1,6 +1,6 @@
-"""Memory of the encoders: how it is freed, and the refusal when there is too little.
+"""Memory of the encoders: freeing it, and the error if there is too little.
 
-Owns: the advice in that refusal. `core.out_of_memory` recognizes the error.
+Owns: the advice in that error. `core.out_of_memory` recognizes the error.
 """
 
 import gc
@@ -12,7 +12,7 @@ from wanlora.core.out_of_memory import explained_out_of_memory
 
 
 def explain_out_of_memory(what: str, *advice: str) -> AbstractContextManager[None]:
-    """Replace out-of-memory errors inside the block by a refusal that names what to change.
+    """Replace out-of-memory errors inside the block by one with advice.
 
     Args:
         what: The work, as in "loading the VAE".

@@ -45,8 +45,8 @@ class Encoders:
 
     Attributes:
         folder: Folder with the model's weights.
-        variant: Wan model that it is.
-        device: Device that computes.
+        variant: Variant of the model.
+        device: Device to compute on.
         latents_provenance: Everything that decides the value of latents.
         text_provenance: Everything that decides the value of prompt embeddings.
         stamps: Sizes and times of the files when they were hashed, by sub-folder.
@@ -88,12 +88,12 @@ def find_encoders(
         settings: Names of the model and the device, and the types.
         hashes: Known hashes; new ones are added.
         local_rank: Index among the processes of this machine.
-        dry_run: Whether nothing will be encoded or written.
+        dry_run: True if nothing will be encoded or written.
 
     Raises:
         ConfigError: An environment variable changes the encoders' arithmetic.
         ModelError: There is no such model, or it is incomplete.
-        DeviceError: The model is too large for what this machine has.
+        DeviceError: The model is too large for the memory of this machine.
     """
     device = _device(settings, local_rank, dry_run=dry_run)
     require_own_arithmetic(device)
@@ -178,7 +178,7 @@ def as_recorded(
 ) -> Mapping[str, Any]:
     """Return the provenance under which a cache has an encoder's rows: that of 0.1.0, or its own.
 
-    An old provenance that was recognised by its files is remembered for the same encoder in other
+    If an old provenance is recognised by its files, it is recorded for the same encoder in other
     files, except in a dry run.
     """
     stored = index.provenances(cache, kind)
@@ -201,7 +201,7 @@ def as_recorded(
 
 
 def _parse_aliases(document: bytes | None) -> dict[str, str]:
-    """Fingerprints of encoders to those that 0.1.0 gave them; a damaged document has none."""
+    """Fingerprints of 0.1.0, by the present fingerprint; empty for a damaged document."""
     try:
         return {str(own): str(old) for own, old in json.loads(document or b"{}").items()}
     except (ValueError, AttributeError):
@@ -209,7 +209,7 @@ def _parse_aliases(document: bytes | None) -> dict[str, str]:
 
 
 def has_tf32(device: torch.device) -> bool:
-    """Whether a device can round to TF32 at all (NVIDIA since Ampere, compute capability 8.0)."""
+    """Return whether a device supports TF32 (NVIDIA since Ampere, compute capability 8.0)."""
     if device.type != "cuda":
         return False
     # Without a GPU, a dry run plans for one.

@@ -42,12 +42,12 @@ def launched(
     Args:
         settings: The cache, the model, the types and the limits.
         hashes: Known hashes; new ones are added.
-        rank: This process, if torchrun or srun started it: then it is the only worker here.
+        rank: Rank of this process if torchrun or srun started it; it is then the only worker here.
         launcher: local or ray.
         num_workers: Number of workers; None starts one per GPU.
         gpus_per_worker: GPUs of a Ray actor.
         timeout_s: A local worker that finishes no row for this many seconds is killed.
-        dry_run: Whether nothing will be encoded.
+        dry_run: True if nothing will be encoded.
 
     Raises:
         ConfigError: Ray is not installed.

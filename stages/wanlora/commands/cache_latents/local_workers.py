@@ -38,9 +38,9 @@ from wanlora.processes.ranks import Rank
 from wanlora.processes.signals import interrupted_by_signals
 
 POLL_S = 1.0
-"""Between two heartbeats of a worker, and between two looks at the store for the bar."""
+"""Seconds between two heartbeats of a worker, and between two updates of the bar from the store."""
 SILENT_S = 60.0
-"""A worker without a heartbeat for this long is frozen: stopped, or in a call that hangs."""
+"""A worker without a heartbeat for this long is frozen: stopped, or in a hanging call."""
 LEFTOVER_S = 60.0
 """Once one worker has finished, every row is made; the others have this long to finish too."""
 STOP_S = 60.0
@@ -149,8 +149,8 @@ def encode(settings: EncodeSettings, plan: Plan, *, num_workers: int, timeout_s:
         raise next(
             (w.outcome for w in workers if isinstance(w.outcome, WanloraError)),
             WorkerError(
-                f"all {num_workers} workers were killed before everything was encoded; what was "
-                "encoded is kept: run the same command again"
+                f"all {num_workers} workers were killed before everything was encoded. The encoded "
+                "rows are kept: run the same command again"
             ),
         )
     return reconcile(settings.cache, plan, merge(made, workers=num_workers))
@@ -179,7 +179,7 @@ def _serve(pipe: Connection, settings: EncodeSettings, plan: Plan, rank: Rank) -
 
 
 def _stop_with_parent() -> None:
-    """End as on Ctrl-C when the parent has been killed, so that no GPU stays taken."""
+    """Stop as after Ctrl-C if the parent was killed, so that the GPU becomes free."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
@@ -213,7 +213,7 @@ def _watch(workers: Sequence[_Worker], committed: CommittedOfPlan, timeout_s: fl
 
 
 def _take_off_pause(workers: Sequence[_Worker], looked_s: float) -> float:
-    """Do not count a pause of this process as silence: its workers were stopped with it.
+    """Ignore the time in which this process was paused: its workers were paused with it.
 
     Returns:
         Time of this look.
@@ -226,7 +226,7 @@ def _take_off_pause(workers: Sequence[_Worker], looked_s: float) -> float:
 
 
 def _hangs(worker: _Worker, timeout_s: float, finished_s: float | None) -> str | None:
-    """Return why a worker is not waited for any longer, if it is not."""
+    """Return the reason to stop waiting for a worker; None to keep waiting."""
     now = time.monotonic()
     if worker.num_rows is not None and now - worker.heard_s > SILENT_S:
         return f"was killed: no heartbeat for {SILENT_S:g} s; others take over its work"
@@ -240,7 +240,7 @@ def _hangs(worker: _Worker, timeout_s: float, finished_s: float | None) -> str |
 
 
 def _report_end(worker: _Worker, *, num_left: int) -> None:
-    """Log how a worker has ended, unless it ended well or its refusal ends the run."""
+    """Log the end of a worker, unless it succeeded or its error ends the run."""
     if worker.outcome is None:
         worker.process.join(STOP_S)
         code = worker.process.exitcode or 0
@@ -254,7 +254,7 @@ def _report_end(worker: _Worker, *, num_left: int) -> None:
 
 
 def _stop(workers: Sequence[_Worker]) -> None:
-    """End what is still running, which publishes its encoded rows; kill what does not end.
+    """Stop the running workers, which publish their encoded rows; kill those that do not stop.
 
     Raises:
         KeyboardInterrupt: A second Ctrl-C; everything is killed then.

@@ -97,7 +97,7 @@ def _only(
     if other_encoder or not num_rows:
         raise StoreError(
             f"{named}{', for another encoder' if other_encoder else ''}: the manifests, the model "
-            "or the device are not those it was made with. Give them with --manifest and --device, "
+            "or the device are not the original ones. Set them with --manifest and --device, "
             f"or make the view again: wanlora cache-latents --cache {cache} --view {view.name}"
         )
     if num_rows < len(clips) + len(prompts):

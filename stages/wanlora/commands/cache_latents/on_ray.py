@@ -61,7 +61,7 @@ MAX_DEATHS = 3
 """Actors that may die one after the other while no row is committed."""
 
 LEFTOVER_S = 60.0
-"""Once one actor has finished, every row is made; the others have this long to finish too."""
+"""Once one actor has finished, every row is made; the others have this long to finish."""
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def workers(
         settings: The cache, the model, the types and the limits.
         num_workers: Number of actors; None starts one per GPU, or one.
         gpus_per_worker: GPUs of an actor; None is 1, or 0 without GPUs.
-        dry_run: Whether nothing will be encoded.
+        dry_run: True if nothing will be encoded.
 
     Raises:
         WorkerError: No cluster answers at RAY_ADDRESS.
@@ -145,7 +145,7 @@ class Workers:
         settings: The cache, the model, the types and the limits.
         num_workers: Number of actors.
         gpus: GPUs of each actor.
-        dry_run: Whether nothing will be encoded.
+        dry_run: True if nothing will be encoded.
 
     Raises:
         WanloraError: The first actor cannot encode.
@@ -230,9 +230,9 @@ def _outcome(future: Any) -> Encoded | WanloraError | None:
 
 def _too_many_deaths(num_left: int) -> WorkerError:
     return WorkerError(
-        f"{MAX_DEATHS} workers died one after the other and none committed a row meanwhile; "
-        f"{num_left} rows are left, and what was encoded is kept. Ray's logs have the reason, most "
-        "often too little memory: start fewer with --num-workers. The same command continues"
+        f"{MAX_DEATHS} workers died one after the other, and no row was committed meanwhile; "
+        f"{num_left} rows are left. Ray's logs have the reason, usually too little memory: start "
+        "fewer workers with --num-workers. The encoded rows are kept; run the same command again"
     )
 
 
@@ -269,7 +269,7 @@ class _Worker:
 
 @functools.cache
 def _decode_task() -> Any:
-    """Make one task for all clips: the cluster would keep each of many."""
+    """Make one remote function for all clips; the cluster would keep every one."""
     return ray.remote(num_cpus=1, max_retries=1)(decode_remotely)
 
 

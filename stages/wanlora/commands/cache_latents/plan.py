@@ -1,6 +1,6 @@
 """Rows that the manifests need, and those of them that the store lacks.
 
-Owns: the way from clips and captions to missing rows. Encodes nothing.
+Owns: the search for missing rows of clips and captions. Encodes nothing.
 """
 
 import shutil
@@ -37,7 +37,7 @@ class Plan:
         failures: Clips that cannot be used.
         unread: Clips whose sources cannot be read now but have a known hash; after `find_missing`
             only those whose rows are committed.
-        changed_sources: Source files that are not what they were when the manifest was written.
+        changed_sources: Source files that have changed since the manifest was written.
         num_bytes_hashed: Bytes of sources that were read to hash them.
         sources: Hashes of the sources by path, size and mtime; after `find_missing` only those of
             missing clips.
@@ -102,7 +102,7 @@ def make_plan(
         hashes: Known hashes; new ones are added.
         more_prompts: Prompts to encode besides the captions.
         threads: Threads that hash.
-        shown: Whether to show progress.
+        shown: True to show progress.
 
     Raises:
         StoreVersionError: The cache belongs to another release.

@@ -15,7 +15,7 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 MAX_WAITING = 2
-"""Clips that may wait to be written: latents are small (8 MB), the frames beside them are not."""
+"""Maximum number of clips that wait to be written. Latents are small (8 MB), their frames large."""
 
 
 class Prefetcher(Generic[In, Out]):
@@ -76,7 +76,7 @@ class Prefetcher(Generic[In, Out]):
 
 
 class WriteBehind:
-    """One thread that does work in order, while the caller goes on; at most `MAX_WAITING` wait.
+    """One thread that does work in order while the caller continues; at most `MAX_WAITING` wait.
 
     Leaving the context waits for all work. An error in the thread is raised by the next call.
     """

@@ -1,7 +1,7 @@
 """`wanlora cache-latents --preview-prompt`: embeddings of single prompts, for previews of training.
 
-Owns: the prompts that `train --preview-prompt` needs. They are rows of the cache like any other
-prompt, under the encoder of its view; no view changes, and no manifest is read. If the cache
+Owns: the prompts that `train --preview-prompt` needs. They are ordinary rows of the
+cache, under the encoder of its view. No view changes, and no manifest is read. If the cache
 cannot be written, the rows go into the user's cache folder.
 """
 
@@ -46,7 +46,7 @@ class PromptsResult:
         kept_in: Cache that has the new rows: the one given, or the user's cache folder.
         prompts_encoded: Prompts encoded by this run.
         prompts_cached: Prompts that were there before.
-        truncated_prompts: Prompts that lost their end: over 512 tokens.
+        truncated_prompts: Prompts that were cut because they have over 512 tokens.
     """
 
     cache: str
@@ -153,7 +153,7 @@ def _find_text_encoder(settings: EncodeSettings, view: View) -> Encoders:
 
 
 def _is_writable(cache: Location) -> bool:
-    """Whether an object can be written into a cache; writes one."""
+    """Return whether a cache is writable; writes an object."""
     if isinstance(cache, Path) and not cache.is_dir():
         return False
     try:

@@ -1,6 +1,6 @@
 """The view that a run publishes, once every row of it is committed.
 
-Owns: the way from keyed clips to a view, and the clips that stay in it although they fail now.
+Owns: making a view from keyed clips, and the clips that stay in it although they fail now.
 """
 
 import logging
@@ -71,7 +71,7 @@ def make_view(
 
 
 def _portable(model: str, folder: Path) -> str:
-    """Name of the model that means the same from any working directory."""
+    """Name of the model that is valid from any working directory."""
     return str(folder) if model != MICRO and Path(model).expanduser().is_dir() else model
 
 

@@ -1,6 +1,6 @@
 """Segments of a cache for the rows of an encoder.
 
-Owns: what a writer records beside the rows. The commit order is the store's.
+Owns: the records beside the rows. The store has the commit order.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ from wanlora.store.writer import SegmentWriter
 def open_writer(
     settings: EncodeSettings, encoders: Encoders, kind: Kind, shape: tuple[int, ...]
 ) -> SegmentWriter:
-    """Open a writer of rows of a kind and a shape; leaving it publishes what is buffered."""
+    """Open a writer of rows of a kind and a shape; leaving it publishes the buffered rows."""
     return SegmentWriter(
         settings.cache,
         kind=kind,
@@ -40,7 +40,7 @@ def open_writer(
 
 
 def write_missing_groups(cache: Location, encoders: Encoders, clips: Sequence[KeyedClip]) -> None:
-    """Write the groups above the rows of clips that are not there; one may have been deleted."""
+    """Write missing groups above the rows of clips; one may have been deleted."""
     channels = int(encoders.latents_provenance["z_dim"])
     for bucket in {keyed.clip.bucket for keyed in clips}:
         shape = latent_shape(bucket, channels)

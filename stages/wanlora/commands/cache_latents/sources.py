@@ -1,6 +1,6 @@
 """Sources of clips: finding those that were moved, and the refusals if they are missing.
 
-Owns: the cases in which a run goes on without some sources, and the advice to find them.
+Owns: the cases in which a run continues without some sources, and the advice to find them.
 """
 
 import logging
@@ -53,7 +53,7 @@ def require_usable_clips(
 
 
 def require_videos(failures: Sequence[Failure], rank: Rank) -> None:
-    """Refuse a rank that lacks videos which others may have: it would publish a smaller view.
+    """Refuse a rank without videos that others may have: it would publish a smaller view.
 
     Raises:
         ManifestError: Names the machine and the clips without a video.

@@ -42,7 +42,7 @@ class CacheResult:
         kept: Clips that cannot be used now and stay in the view unchanged, with the reason.
         unread: Clips in the view whose sources cannot be read now; their rows are there.
         bytes_hashed: Bytes of sources that were read to hash them.
-        truncated_prompts: Prompts encoded by this run that lost their end: over 512 tokens.
+        truncated_prompts: Prompts of over 512 tokens that this run encoded; they were cut.
         changed_sources: Source files that changed after the manifest was written.
         unused_captions: Caption files that were edited after `prepare` read them.
         captions_command: Command that reads them.
@@ -127,8 +127,8 @@ class CacheResult:
         lines += listed(
             self.changed_sources,
             "source",
-            "changed after the manifest was written, and cut as now; if that is not what you "
-            "want, run wanlora prepare again",
+            "changed after the manifest was written; the clips are cut from the changed files. "
+            "To cut them again, run wanlora prepare",
         )
         lines += listed(
             self.unused_captions,
@@ -179,7 +179,7 @@ def summarize(
         view: Name of the view.
         manifests: Paths of the manifests, whose caption files are compared.
         started: Start of the run, by the monotonic clock.
-        shown: Whether this process prints the result; only then caption files are compared.
+        shown: True if this process prints the result; only then are caption files compared.
     """
     seconds = time.monotonic() - started
     made, dry_run = outcome.encoded or Encoded(), outcome.encoded is None

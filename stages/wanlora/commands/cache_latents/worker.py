@@ -72,8 +72,8 @@ def encode_share(
     Args:
         settings: The cache, the types and the limits.
         plan: The missing rows, and the encoders of this process.
-        rank: This process among several.
-        shown: Whether to show progress.
+        rank: Rank of this process.
+        shown: True to show progress.
         on_rows: Called with the number of rows, whenever some are done.
         decode_clip: Decodes a clip; None decodes in this process.
     """
@@ -215,7 +215,7 @@ def _chunks(
 
 
 class CommittedOfPlan:
-    """Rows of a plan that are committed by now, of all workers.
+    """Rows of a plan that are committed now, of all workers.
 
     Args:
         cache: Cache folder or URL.

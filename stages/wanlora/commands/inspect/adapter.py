@@ -26,25 +26,25 @@ class AdapterReport:
     """Content of an adapter.
 
     Attributes:
-        adapter: The file.
-        format: diffusers, peft, comfyui or kohya: its layout, or the closest one.
+        adapter: Path of the file.
+        format: Layout, or the closest one: diffusers, peft, comfyui or kohya.
         prefix: Start of its keys, before the names of modules.
         sha256: Hash of the file.
         bytes: Size of the file.
-        ranks: Rank to number of modules.
-        scales: Factor of B A to number of modules.
+        ranks: Number of modules by rank.
+        scales: Number of modules by factor of B A.
         alpha: Alpha that the file has or implies; with several ranks, that of the most common one.
-        rslora: Whether the scale is alpha / sqrt(rank).
-        dora: Whether it has magnitudes.
+        rslora: True if the scale is alpha / sqrt(rank).
+        dora: True if it has magnitudes.
         targets: Name of a preset, or a line that lists the modules and the blocks.
         modules: Names of the adapted modules.
-        parameters: Numbers in it.
-        dtypes: Type to number of tensors.
+        parameters: Number of parameters.
+        dtypes: Number of tensors by type.
         norm: Frobenius norm of the whole update; None if it is not finite, here and below.
         blocks: One dict per block: block, modules, norm. Modules outside the blocks are block "".
         kinds: One dict per kind of module: kind, modules, norm.
         non_finite: Tensors with NaN or infinity.
-        zero: Modules whose update is zero: their B has not moved from its start.
+        zero: Modules whose update is zero because their B still has its initial value.
         provenance: Record of its training or export by wanlora.
         header: The rest of the file's header, as other tools wrote it.
     """
@@ -73,7 +73,7 @@ class AdapterReport:
 
     @property
     def exit_code(self) -> int:
-        """3 when something in it is not finite."""
+        """3 if a value is not finite."""
         return 3 if self.non_finite else 0
 
     def lines(self) -> list[str]:
@@ -118,7 +118,7 @@ def run(path: Path) -> AdapterReport:
     """Summarize an adapter.
 
     Raises:
-        AdapterError: There is none, or it is of no known layout.
+        AdapterError: There is no adapter, or its layout is unknown.
     """
     adapter = read_adapter(path)
     updates = adapter.updates()

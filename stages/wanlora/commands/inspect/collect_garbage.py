@@ -1,7 +1,7 @@
 """`inspect --gc`: free the rows that no view and no unfinished run names.
 
-Owns: the refusals of a collection that would free too much, and its counts. The collection itself
-is the store's.
+Owns: the refusals of a collection that would free too much, and its counts. `store.maintenance` has
+the collection itself.
 """
 
 import time
@@ -30,7 +30,7 @@ def collect_garbage(
         limits: Maximum size of a segment that is written again.
         min_age_h: Minimum age in hours of the rows that are freed.
         drop_wants: Unfinished runs whose rows may be freed.
-        dry_run: Whether to count the rows only.
+        dry_run: True to only count the rows.
 
     Raises:
         StoreError: A view, a list of wants or a commit record is damaged (then the rows to keep are
@@ -45,8 +45,8 @@ def collect_garbage(
     kept = [name for name in listed if name not in drop_wants]
     if not kept and not view_names(cache):
         raise StoreError(
-            f"{cache} has no view, so nothing in it is named and everything would be freed; "
-            f"make one with: wanlora cache-latents --cache {cache}"
+            f"{cache} has no view, so every row is unreferenced and would be freed; "
+            f"make a view with: wanlora cache-latents --cache {cache}"
         )
 
     def named() -> wants.Named:

@@ -105,7 +105,7 @@ def _decode(
 
 
 def _source(record: Any) -> "np.ndarray[Any, np.dtype[np.uint8]] | None":
-    """Frames of the source as the VAE was fed them, from its commit record."""
+    """Frames of the source as the VAE received them, from its commit record."""
     if not isinstance(record, dict) or not Path(str(record.get("path", ""))).is_file():
         return None
     frames, height, width = record["bucket"]

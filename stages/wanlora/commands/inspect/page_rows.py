@@ -1,8 +1,8 @@
 """`--html`: rows of the cache's page, from the cache alone.
 
-Owns: which clips are shown, and their pictures: a linear projection of the latents whose normal
-equations the segments carry, so neither the VAE nor the sources are needed; they are small and
-approximate. The markup is in `report.cache_page`.
+Owns: the choice of clips, and their pictures: a linear projection of the latents, fitted from the
+normal equations in the segments. It needs neither the VAE nor the sources; the pictures are small
+and approximate. The markup is in `report.cache_page`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ HEIGHT_PX = 72
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Readers and statistics that the rows of a view are made of."""
+    """Readers and statistics for the rows of a view."""
 
     latents: RowReader
     text: RowReader | None
@@ -64,11 +64,11 @@ def write(
     """Write the page.
 
     Args:
-        path: The file; its folder is made.
-        cache: Named at the top.
-        views: Each has a section.
-        readers: By kind and fingerprint.
-        statistics: Over all clips, by shape.
+        path: Path of the page; its folder is made.
+        cache: Cache folder or URL, shown at the top.
+        views: Views of the cache; each has a section.
+        readers: Readers by kind and fingerprint.
+        statistics: Statistics over all clips, by shape.
         most: Maximum number of clips per view, evenly spaced over the view.
     """
     clips = {clip.key: clip for sums in statistics.values() for clip in sums.clips}

@@ -1,7 +1,7 @@
 """`inspect --repair`: drop bad rows, and encode only those again.
 
-Owns: the steps from a verdict to a whole cache. Only rows that no reader could use are dropped;
-they are encoded again from the same manifests, with the encoders and types of the view. Imports
+Owns: the steps of a repair. Only rows that no reader could use are dropped; they are
+encoded again from the same manifests, with the encoders and types of the view. Imports
 another command, `cache_latents`, for `encode_rows`.
 """
 
@@ -42,7 +42,7 @@ def repair(cache: Location, limits: Limits, encode_rows: EncodeRows) -> dict[str
         StoreError: The disk or the network refuses; a row that cannot be read is never dropped.
     """
     groups.restore_root(cache)
-    storage.at(cache).remove_tree(schema.SNAPSHOTS)  # only the records count now
+    storage.at(cache).remove_tree(schema.SNAPSHOTS)  # only the records are used now
     failures = _restore_groups(cache)
     dropped = _drop_damaged_records(cache)
     for kind in schema.KINDS:
@@ -100,9 +100,9 @@ def _drop_bad_rows(
     if verdict.unread:
         raise StoreError(
             f"{len(verdict.unread)} rows of "
-            f"{cache / schema.fingerprint_key(kind, fingerprint)} could not be read, so they "
-            f"may be whole, and none was dropped: {verdict.unread[0]}. Run the same command again "
-            "once the disk or the network answers"
+            f"{cache / schema.fingerprint_key(kind, fingerprint)} could not be read. They "
+            f"may be intact, so none was dropped: {verdict.unread[0]}. Run the same command again "
+            "when the disk or the network responds"
         )
     bad: dict[str, set[str]] = {}
     for found in verdict.bad:

@@ -1,7 +1,7 @@
 """The file of a job: its tables, and the settings of each stage.
 
-Owns: the stages' order, and the settings that a stage takes from the stages before it. Must not
-know: runs, processes.
+Owns: the order of stages, and the settings that a stage takes from the stages before it.
+Must not know: runs, processes.
 """
 
 import difflib

@@ -1,7 +1,7 @@
 """Check a source file: hash it and decode all of it.
 
-Owns: the work of one process, and which errors may pass. Imports no torch: these processes must
-start quickly. Must not know: how files are distributed (`pool`).
+Owns: the work of one process, and the choice of temporary errors. Imports no torch: these processes
+must start quickly. Must not know: how files are distributed (`pool`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -51,7 +51,7 @@ def check(path: Path, alive: Heartbeat, *, detector: Detector) -> Checked | Medi
 
 
 def _may_pass(error: BaseException | None) -> bool:
-    """Return whether an error, or its cause, is not the file's own.
+    """Return whether an error, or its cause, has a reason outside the file.
 
     Pillow and zipfile raise OSError for damage too, but without the number of a system call's.
     """
@@ -64,7 +64,7 @@ def _may_pass(error: BaseException | None) -> bool:
 def check_all(
     paths: Sequence[Path], *, workers: int, detector: Detector, stall_s: float
 ) -> Iterator[tuple[Path, Checked | MediaError]]:
-    """Yield the outcome for every path as it becomes ready; as `map_in_processes`."""
+    """Yield the outcome for every path as it becomes ready; see `map_in_processes`."""
     work: Callable[[Path, Heartbeat], Checked | MediaError] = partial(check, detector=detector)
     yield from map_in_processes(work, paths, workers=workers, stall_s=stall_s)
 

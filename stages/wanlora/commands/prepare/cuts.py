@@ -1,4 +1,4 @@
-"""Cuts of a video into clips. Pure values.
+"""Cuts of a video into clips. Pure functions.
 
 Owns: the modes chunk, head, middle, slide and uniform, and the trimming of short scenes.
 """
@@ -54,7 +54,7 @@ def cuts(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
 
 
 def trimmed(available: int, rules: Rules) -> int:
-    """Frames of the clip that a scene shorter than a clip gives; 0 for none."""
+    """Number of frames of a clip trimmed from a short scene; 0 for none."""
     if rules.short == "drop":
         return 0
     longest = min(available, rules.num_frames)
@@ -62,14 +62,14 @@ def trimmed(available: int, rules: Rules) -> int:
 
 
 def shortest(rules: Rules) -> int:
-    """Frames that a scene needs to give a clip."""
+    """Minimum number of frames of a scene with a clip."""
     if rules.short == "drop":
         return rules.num_frames
     return min((n for n in rules.lengths if n >= rules.min_frames), default=rules.num_frames)
 
 
 def unique_ids(names: Sequence[str]) -> list[str]:
-    """Number the second and later ones of equal names: a, a-2, a-3."""
+    """Number equal names from the second one on: a, a-2, a-3."""
     seen: dict[str, int] = {}
     unique = []
     for name in names:
@@ -79,12 +79,12 @@ def unique_ids(names: Sequence[str]) -> list[str]:
 
 
 def _chunk(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
-    """End to end in every scene."""
+    """Cut every scene into consecutive clips."""
     return _stepped(scenes, rules, rules.num_frames)
 
 
 def _slide(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
-    """Every `stride` frames in every scene; clips overlap when that is less than a clip."""
+    """Cut a clip every `stride` frames in every scene; clips overlap if a stride is shorter."""
     return _stepped(scenes, rules, rules.stride)
 
 
@@ -100,7 +100,7 @@ def _stepped(scenes: Sequence[Scene], rules: Rules, step: int) -> list[Cut]:
 
 
 def _head(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
-    """The first scene that is long enough, from its start; else the longest, trimmed."""
+    """Cut the start of the first scene that is long enough; else trim the longest scene."""
     for scene in scenes:
         if scene.available >= rules.num_frames:
             return [_cut(scene, 0, rules)]
@@ -108,7 +108,7 @@ def _head(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
 
 
 def _middle(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
-    """The middle of the longest scene."""
+    """Cut one clip from the middle of the longest scene."""
     scene = _longest(scenes)
     length = min(rules.num_frames, scene.available)
     if length < rules.num_frames:
@@ -120,7 +120,7 @@ def _middle(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
 
 
 def _uniform(scenes: Sequence[Scene], rules: Rules) -> list[Cut]:
-    """`count` clips, their starts spread evenly over every start that is possible."""
+    """Cut `count` clips, with starts spread evenly over all possible starts."""
     starts = [
         (scene, offset)
         for scene in scenes

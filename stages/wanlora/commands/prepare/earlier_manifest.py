@@ -1,6 +1,6 @@
 """The manifest that is already in the output folder.
 
-Owns: what happens to lines that a person edited, and the note on clips that were held out before.
+Owns: keeping or dropping edited lines, and the note on clips that were held out before.
 Must not know: how clips are made. Edits are found in `data.edits`.
 """
 
@@ -20,7 +20,7 @@ Choice = Literal["keep", "drop"] | None
 
 
 def require_choice(edits: Edits, choice: Choice, folder: Path) -> None:
-    """Refuse to replace edited manifests unasked.
+    """Refuse to replace edited manifests, unless the user chose to.
 
     Raises:
         ManifestError: There are edits and no choice, or edits to keep that cannot be read.

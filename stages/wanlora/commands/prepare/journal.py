@@ -1,7 +1,8 @@
 """Journal of checked files: each outcome is written at once, so that a killed run continues.
 
-Owns: OUTPUT/.prepare-scan.jsonl. An entry counts while the file has the size and time it had, and
-was checked the same way. It only saves time: a torn or unknown line is checked again.
+Owns: OUTPUT/.prepare-scan.jsonl. An entry is valid while the file's size and time, and the
+way of checking, are the same. It only saves time: the file of a torn or unknown line is checked
+again.
 """
 
 import json
@@ -96,7 +97,7 @@ class Journal:
             self._file.close()
 
     def recall(self, paths: Sequence[Path]) -> dict[Path, Checked | MediaError]:
-        """Return the outcomes of files that have not changed since; all stamps are taken now."""
+        """Return the outcomes of files that have not changed since; reads all stamps."""
         found = {}
         for path in paths:
             self._stamps[path] = _stamp(path)

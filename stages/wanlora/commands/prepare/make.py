@@ -25,11 +25,13 @@ from wanlora.media.scenes import Detector
 from wanlora.media.timeline import COARSE, Repeats, count_repeats
 
 FPS_SLACK = 0.01
-"""23.976 counts as 24 and 15.99 as 16, with a warning: one frame in a hundred or fewer repeats."""
+"""Tolerance of the frame rate: 23.976 counts as 24 and 15.99 as 16, with a warning, as at most one
+frame in a hundred repeats."""
 
 LARGE_UPSCALE = 1.5
 LARGE_CROP = 0.3
-"""Share of the frame: 4:3 into 832x480 loses 23 %, a square 42 %, portrait video 67 %."""
+"""Share of the frame that may be cropped without a warning. In 832x480, 4:3 loses 23 %, a square
+42 % and portrait video 67 %."""
 
 MAX_REPEATED = 0.1
 """Share of a clip's steps that may show the same frame again without a warning."""
@@ -155,7 +157,7 @@ def _npz_clip(
     bucket: Bucket,
     rules: ClipRules,
 ) -> Clip:
-    """Take a clip that is already cut as it is: its size is its own."""
+    """Use a clip that is already cut unchanged, with its own size."""
     pattern = rules.group_pattern
     match = pattern.search(source.path.stem) if pattern else None
     return Clip(
@@ -184,8 +186,8 @@ def _require_usable(path: Path, scan: Scan, rules: ClipRules) -> None:
     if scan.info.hdr and not rules.allow_hdr:
         raise MediaError(
             "hdr",
-            f"{path} is HDR, {scan.info.hdr}; nothing here tone-maps it and it would look flat: "
-            "convert it to BT.709, or take it as it is with --set allow_hdr=true",
+            f"{path} is HDR, {scan.info.hdr}; wanlora has no tone mapping, so it would look flat: "
+            "convert it to BT.709, or use it unchanged with --set allow_hdr=true",
         )
     if scan.fps < rules.cut.fps * (1 - FPS_SLACK) and not rules.allow_low_fps:
         raise MediaError(
@@ -211,7 +213,7 @@ def _size(
     """Height and width of the clips of a picture.
 
     Raises:
-        MediaError: bad_size, for a picture too long and narrow to be scaled.
+        MediaError: bad_size, if a picture is too long and narrow to be scaled.
     """
     size = rules.height, rules.width
     if rules.keep_aspect:
@@ -224,7 +226,7 @@ def _size(
 
 
 def _transform(scan: Scan) -> dict[str, str]:
-    """Rules that turn frames into pixels; one that changes pixels is there only if it applies."""
+    """Rules that convert frames to pixels; rules for special files only if they apply."""
     rules = {
         "resize": "bicubic-antialias",
         "crop": "center",
@@ -243,7 +245,7 @@ def _count_repeats(scan: Scan, cut: Cut, fps: float) -> Repeats:
 
 
 def _prompts(source: Source, rules: ClipRules) -> tuple[str, ...]:
-    """Captions with the trigger words in front; two that become equal are one."""
+    """Captions with the trigger words in front, without repeats."""
     prefix = rules.caption_prefix
     return tuple(
         dict.fromkeys(
@@ -256,7 +258,7 @@ def _prompts(source: Source, rules: ClipRules) -> tuple[str, ...]:
 def _warnings(
     scan: Scan, cut: Cut, repeats: Repeats, height: int, width: int, rules: ClipRules
 ) -> tuple[str, ...]:
-    """Warnings about a clip that is used anyway, `kind: detail`."""
+    """Warnings about a usable clip, each `kind: detail`."""
     info = scan.info
     end_s = cut.start_s + cut.num_frames / rules.cut.fps
     crossed = [f"{at:.2f} s" for at in scan.cuts_s if cut.start_s < at < end_s]
@@ -321,6 +323,6 @@ def _orig(scan: Scan) -> dict[str, Any]:
 
 
 def _clip_id(path: Path, sha256: str, start_s: float) -> str:
-    """Name for people, then what makes it stable: the source's bytes and the start in ms."""
+    """Readable name, followed by a hash of the source's bytes and the start in ms."""
     stem = re.sub(r"[^\w.-]+", "-", path.stem)
     return f"{stem}-{sha256[:8]}-{round(start_s * 1000):06d}"

@@ -1,6 +1,6 @@
-"""Clips to .npz files in the layout of plain data sets: `frames` uint8 `(T, H, W, 3)`.
+"""Write clips as .npz files in the layout of plain data sets: `frames` uint8 `(T, H, W, 3)`.
 
-Owns: OUTPUT/clips and the manifests of such clips, for those who want the pixels themselves.
+Owns: OUTPUT/clips and the manifests of such clips.
 """
 
 import os
@@ -24,17 +24,17 @@ def materialize(
 ) -> tuple[list[Clip], list[tuple[Clip, MediaError]]]:
     """Write every clip's frames, exactly as stage one would load them, and describe the files.
 
-    A file that is there already and has the right size is kept: a killed run continues. Its name
-    holds the source's hash, the start and the size, so it is of the same cut.
+    An existing file of the right size is kept, so that a killed run continues. Its name contains
+    the source's hash, the start and the size, so it is the same cut.
 
     Args:
-        clips: Of any kind.
-        output: The manifest's folder.
-        known: Hashes of the sources; those of the files made are added.
+        clips: Clips of any kind.
+        output: Folder of the manifest.
+        known: Hashes of the sources; hashes of the new files are added.
         step: Called after each clip.
 
     Returns:
-        The clips with kind npz and their files, and those that failed.
+        The clips of the new files, and the failures.
     """
     folder = output / FOLDER
     folder.mkdir(parents=True, exist_ok=True)

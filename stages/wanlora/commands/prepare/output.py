@@ -33,7 +33,7 @@ def require_outputs(folder: Path, page: Path | None) -> None:
     """Check that the outputs may be written.
 
     Raises:
-        OutputError: One may not, or is a file of something else.
+        OutputError: An output may not be written, or is a file of another program.
     """
     require_folder(folder, flag="--output")
     require_own_page(page, "prepare", flag="--html")
@@ -41,7 +41,7 @@ def require_outputs(folder: Path, page: Path | None) -> None:
 
 
 def nothing_left(found: Found, failures: Sequence[Failure], folder: Path) -> ManifestError:
-    """Build the error for sources that gave no clip at all."""
+    """Build the error for sources without a single clip."""
     return ManifestError(
         f"not one clip from {units.count(len(found.sources), 'source')}: "
         f"{units.tally(Counter(failure.code for failure in failures))}\n"
@@ -70,7 +70,7 @@ def write_manifests(
 ) -> None:
     """Write the manifests that have clips, their record, and the hashes of their sources.
 
-    A kill in between leaves a train.jsonl that can be used.
+    A kill in between leaves a usable train.jsonl.
 
     Args:
         folder: Folder of the manifests.

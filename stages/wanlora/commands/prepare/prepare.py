@@ -1,6 +1,6 @@
 """Stage zero: find sources, check them, cut, split, plan, and write a manifest.
 
-Owns: the order of the steps, and from settings to the values that they need.
+Owns: the order of the steps, and the conversion of settings to their arguments.
 """
 
 import re
@@ -42,7 +42,7 @@ def run(config: PrepareConfig) -> PrepareResult:
             the reasons.
         ConfigError: group_pattern is not a regular expression with a group, or PySceneDetect is
             selected and cannot be used.
-        OutputError: An output may not be written, or is a file of something else.
+        OutputError: An output may not be written, or is a file of another program.
     """
     output, is_real = config.output, not config.dry_run
     rules = clip_rules(config)
@@ -71,7 +71,7 @@ def run(config: PrepareConfig) -> PrepareResult:
     split = partial(split_clips, val_fraction=config.val_fraction, seed=config.seed)
     made = split(cut, found.sources)
     edits = compare_without_record(edits, made, split(cut, found.sources, as_0_1_0=True))
-    if is_real:  # a dry run leaves the files of the manifest alone
+    if is_real:  # a dry run does not change the files of the manifest
         require_choice(edits, config.edits, output)
         write_errors(output, failures)
     clips, notes = with_edits(made, edits, config.edits)

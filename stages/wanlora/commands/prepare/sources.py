@@ -1,7 +1,7 @@
 """Sources of clips: find them, check each file once, and cut them.
 
-Owns: the progress over files, what is checked again after a kill, and clips of files with the same
-bytes. Must not know: the split, files of the output folder except the journal.
+Owns: the progress over files, the files that are checked again after a kill, and the clips of files
+with the same bytes. Must not know: the split, files of the output folder except the journal.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Split of the clips by source group into training and validation. Pure values.
+"""Split of the clips by source group into training and validation. Pure functions.
 
 Owns: the split by source group, balanced over activities. Must not know: files.
 """
@@ -27,7 +27,7 @@ def split_clips(
     seed: int,
     as_0_1_0: bool = False,
 ) -> list[Clip]:
-    """Give each clip its side, or with `as_0_1_0` the one that release 0.1.0 gave it.
+    """Set the split of each clip, or with `as_0_1_0` the one that release 0.1.0 set.
 
     Raises:
         ManifestError: Sources of one group are named train and val.
@@ -104,7 +104,7 @@ def held_out(
 def held_out_by_0_1_0(
     groups: Collection[str], *, val_fraction: float, seed: int, chosen: Mapping[str, str]
 ) -> set[str]:
-    """Return what release 0.1.0 held out, to recognize its manifests: the draws alone.
+    """Return the groups that release 0.1.0 held out (only by draws), to recognize its manifests.
 
     If a side was empty, the group with the largest draw was trained, or the smallest held out.
     """
@@ -183,7 +183,7 @@ def _seats(
 
 
 def _rounded(value: float) -> int:
-    """Nearest whole number, halves up."""
+    """Round to the nearest whole number, halves up."""
     return math.floor(value + 0.5)
 
 

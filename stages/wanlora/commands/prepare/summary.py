@@ -47,8 +47,8 @@ class PrepareResult:
         val_fraction: Requested share of source groups to hold out.
         train_groups: Source groups to train on.
         val_groups: Source groups held out.
-        failed: Sources that gave no clip, or of which a clip could not be written.
-        used: Sources that gave a clip; at least one.
+        failed: Sources without a clip, or with a clip that could not be written.
+        used: Sources with a clip; at least one.
         errors: Number of failed sources by code.
         dropped: Every failed source.
         warnings: Number of clips by kind of warning.
@@ -139,7 +139,7 @@ def summarize(
     max_error_rate: float,
     dry_run: bool,
 ) -> PrepareResult:
-    """Count what was made."""
+    """Count sources, clips and warnings."""
     splits = Counter(clip.split for clip in clips)
     val_groups = {clip.source_group for clip in clips if clip.split == VAL}
     groups = {clip.source_group for clip in clips}
@@ -209,7 +209,7 @@ def notes_on(
 
 
 def _split_notes(clips: Sequence[Clip], val_fraction: float) -> list[str]:
-    """Activities that lack training or validation clips, and what is too little to measure."""
+    """Notes on activities without training or validation clips, and on too few held-out groups."""
     groups = {clip.source_group for clip in clips}
     held = {clip.source_group for clip in clips if clip.split == VAL}
     of_activity: dict[str, set[str]] = defaultdict(set)

@@ -85,5 +85,5 @@ def _check_same_latents(item: SavedLatents, model: str, variant: Variant) -> Non
     if made_by is None or (made_by.z_dim, made_by.latents_mean, made_by.latents_std) != wanted:
         raise ModelError(
             f"{item.path} holds latents of {item.facts['variant']} ({item.facts['model']}), which "
-            f"the VAE of {model} ({variant.name}) does not read: pass --model of their own"
+            f"the VAE of {model} ({variant.name}) cannot decode: pass their model with --model"
         )

@@ -1,7 +1,7 @@
 """Warnings about a run, from its metrics and validations, each with the way to avoid it.
 
-Owns: which rows of metrics.jsonl and validation.jsonl are compared. Must not know how they are
-measured or written.
+Owns: the choice of rows of metrics.jsonl and validation.jsonl that are compared. Must not know:
+how they are measured or written.
 """
 
 import logging

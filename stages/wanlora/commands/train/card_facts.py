@@ -1,6 +1,6 @@
 """Facts of a run for its model card.
 
-Owns: which facts the card has. `model_card` has the text.
+Owns: the list of facts of the card. `model_card` has the text.
 """
 
 from collections import Counter

@@ -177,7 +177,7 @@ def _log_stop(received: signal.Signals) -> None:
 
 @contextmanager
 def _begin(session: Session, warnings: list[str]) -> Iterator[LivePage | None]:
-    """Lock the run's folder and write its first files, now that all checks have passed."""
+    """Lock the run's folder and write its first files, after all checks."""
     run = session.run
     if not session.ranks.is_main:
         yield None
@@ -194,7 +194,7 @@ def _begin(session: Session, warnings: list[str]) -> Iterator[LivePage | None]:
 
 
 def _restore_best(session: Session) -> None:
-    """Let all processes have the same best adapter; they decide by it when to stop."""
+    """Reconcile `best/`, and send the progress to all processes: it decides when they stop."""
     run = session.run
     restored = session.ranks.from_main(
         lambda: saving.restore_best(

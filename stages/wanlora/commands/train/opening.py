@@ -1,6 +1,6 @@
 """Set up a run. Checks run first, cheapest first.
 
-Owns: the order of checks, and which setting decides what. `loop` has the training loop.
+Owns: the order of checks, and the use of each setting. `loop` has the training loop.
 Must not import the VAE, the text encoder, any pipeline or any video code.
 """
 

@@ -1,6 +1,6 @@
 """Open the data of a run as its settings describe it.
 
-Owns: which setting decides what of the data. Must not know: the transformer's weights.
+Owns: the use of the settings for data. Must not know: the transformer's weights.
 """
 
 from dataclasses import replace

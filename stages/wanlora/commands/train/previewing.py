@@ -1,6 +1,6 @@
-"""Previews of a run while it trains: when they are due, and what is denoised.
+"""Previews of a run while it trains: their schedule, size, seed and prompts.
 
-Owns: the size, seed and prompts of previews. `previews` denoises them and writes the files.
+Owns: the choice of these. `previews` denoises them and writes the files.
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """Prompts of previews, given or from the view, with their embeddings.
 
-Owns: which prompts a run shows, and the child process that encodes those that are not cached. Only
+Owns: the choice of prompts, and the child process that encodes those that are not cached. Only
 that process loads the text encoder, so its memory is free again before the transformer is loaded.
 Must not import: the text encoder.
 """

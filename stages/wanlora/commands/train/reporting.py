@@ -1,6 +1,6 @@
 """Record of a run while it trains: a row per step and validation, the trackers, page and card.
 
-Owns: which figures a row has. `runs.record` and `runs.page` write them.
+Owns: the figures of a row. `runs.record` and `runs.page` write them.
 """
 
 import logging
@@ -131,7 +131,7 @@ class Reporter:
         self.renew_page()
 
     def renew_page(self) -> None:
-        """Have the run's page written soon."""
+        """Request that the run's page is written soon."""
         if self._page:
             self._page.renew()
 

@@ -1,6 +1,6 @@
 """Checkpoints of a run, and its newest, best and averaged adapter.
 
-Owns: when each file is written, and that `best/` has the adapter that the progress names. `runs`
+Owns: the times at which files are written, and the agreement of `best/` with the progress. `runs`
 and `files` write them.
 """
 

@@ -1,4 +1,4 @@
-"""A run that is ready to train: what is trained, on which data, in which run, by which processes.
+"""A run that is ready to train: its model, data, folder and processes.
 
 Owns: these values. Must not know: how they are made (`opening`), or the settings (`config`).
 """

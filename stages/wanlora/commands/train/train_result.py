@@ -1,6 +1,6 @@
 """Result of `wanlora train`: its JSON document, its text and its exit code.
 
-Owns: these. Must not know: how a run is trained.
+Owns: the fields and lines of the result. Must not know: how a run is trained.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
-"""Validation of a run while it trains: when it is due, and what follows from it.
+"""Validation of a run while it trains: the schedule, the best adapter, and the early stop.
 
-Owns: which adapter is best, and when a validation stops the run. `training.validation` measures the
-losses, and `reporting` records them.
+Owns: the choice of the best adapter, and the rule that a validation stops the run.
+`training.validation` measures the losses, and `reporting` records them.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""All that is shown of a run: read from its folder, leniently.
+"""Data of a run for its pages, read from its folder; damaged parts are left out.
 
 Owns: which files are read, and the cache of metrics. Must not know: HTML, HTTP.
 """
@@ -16,9 +16,9 @@ from wanlora.report.series import Metrics
 from wanlora.runs import run_folder
 
 MAX_CACHED = 16
-"""Runs whose metrics stay in memory: 8 MB for 100,000 steps."""
+"""Maximum number of runs with metrics in memory: 8 MB for 100,000 steps."""
 TAIL_BYTES = 512
-"""End of the part that was read; a file that was replaced has others there."""
+"""Number of bytes compared at the end of the part that was read, to find a replaced file."""
 MAX_HEAD_BYTES = 2**20
 MAX_PICTURE_BYTES = 20 * 2**20
 
@@ -33,14 +33,14 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class RunData:
-    """All that is shown of a run.
+    """Data of a run for its pages.
 
     Attributes:
         summary: Its line in the list.
         settings: As in config.toml, nested.
         metrics: Rows of metrics.jsonl.
         validations: Rows of validation.jsonl.
-        pictures: Prompt to its newest preview.
+        pictures: Newest preview by prompt.
         notes: Parts of its files that cannot be shown.
     """
 
@@ -108,7 +108,7 @@ class Details:
 
     def _read_metrics(self, name: str) -> _Metrics:
         known = self._metrics.pop(name, _Metrics())
-        self._metrics[name] = known  # the last used is the last to be dropped
+        self._metrics[name] = known  # the most recently used is dropped last
         while len(self._metrics) > MAX_CACHED:
             del self._metrics[next(iter(self._metrics))]
         path = f"{name}/{run_folder.METRICS_NAME}"
@@ -124,7 +124,7 @@ class Details:
         return known
 
     def _pictures(self, name: str) -> dict[str, Picture]:
-        """Prompt to its newest preview. A preview whose prompt cannot be read is left out."""
+        """Newest preview of each prompt. A preview whose prompt cannot be read is left out."""
         steps = self._folder.folders(f"{name}/{run_folder.PREVIEWS_NAME}")
         numbered = [step for step in steps if step.removeprefix("step-").isdecimal()]
         if not numbered:

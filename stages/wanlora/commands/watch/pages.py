@@ -120,7 +120,7 @@ class Pages:
 
 
 def _alarm(summary: Summary) -> bytes:
-    """State of a run without a sign of life: its page was written while it lived."""
+    """State of a run that is silent: its page was written while it was alive."""
     if summary.state != "no sign of life":
         return b""
     text = f' <b class="bad">{summary.state}</b>: {summary.reason}'

@@ -1,4 +1,4 @@
-"""Parse what a run recorded, leniently: a damaged line is counted, not fatal.
+"""Parse the records of a run; damaged lines are counted, not fatal.
 
 Owns: which rows are usable. Must not know: files, or what is drawn.
 """

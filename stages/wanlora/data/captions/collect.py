@@ -1,7 +1,7 @@
 """Rows of all tables, by source.
 
-Owns: which tables are read, and rows that are bad or name no source. Must not know: sidecars, which
-source is used.
+Owns: the choice of tables, and the rows that are bad or name no source. Must not know: sidecars,
+the sources that are used.
 """
 
 import os

@@ -1,7 +1,8 @@
 """Sources and their captions, as people write them.
 
-Owns: which files are sources, and the reason for each that is not. Opens no video. Must not know:
-how a folder is searched (`folders`), tables (`collect`), sidecars and columns (`notes`).
+Owns: the choice of sources, and the reason for each file left out. Opens no video.
+Must not know: the search of folders (`folders`), tables (`collect`), sidecars and columns
+(`notes`).
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -45,11 +46,11 @@ class Found:
     """Sources with captions.
 
     Attributes:
-        sources: Sorted by path.
+        sources: Sources, sorted by path.
         failures: Sources and rows that cannot be used.
         rows_elsewhere: Number of rows about files outside the sources given.
-        images_unused: Number of images beside videos, or without a caption among sources that
-            have one: thumbnails more often than data.
+        images_unused: Number of images beside videos, or without a caption if other sources have
+            one; they are usually thumbnails.
         ours: Number of files that `prepare --materialize` wrote, which are not sources.
         tables: Tables of captions that were read.
     """

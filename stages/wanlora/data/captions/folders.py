@@ -40,7 +40,7 @@ class Files:
     """Source files.
 
     Attributes:
-        paths: Absolute, sorted; symbolic links to files kept, since their names may be captions'.
+        paths: Absolute paths, sorted; links to files are kept because captions may use their names.
         failures: Files that cannot be named in a manifest, and folders that cannot be read.
         ours: Number of files that `prepare --materialize` wrote, which are not sources.
     """

@@ -1,4 +1,4 @@
-"""Paths of a table to sources: relative to which folder, in which spelling.
+"""Find the sources of a table's paths: the folder they are relative to, and their spelling.
 
 Owns: the order in which folders are tried. Reads no file.
 """
@@ -13,11 +13,11 @@ from wanlora.errors import ManifestError
 
 
 class Lookup:
-    """The source that a path in a table means.
+    """Lookup of the source that a path in a table names.
 
     Args:
-        paths: The sources.
-        folders: Folders at which a path may start besides the table's own.
+        paths: Paths of the sources.
+        folders: Folders that a path may be relative to, besides the table's own.
     """
 
     def __init__(self, paths: Sequence[Path], folders: Sequence[Path]) -> None:
@@ -29,7 +29,7 @@ class Lookup:
         """Return the source, if there is one, and the paths tried.
 
         Raises:
-            ManifestError: The path means several sources.
+            ManifestError: The path matches several sources.
         """
         if (usual := absolute(table.parent / name)) in self._paths:
             return usual, [usual]

@@ -1,7 +1,7 @@
-"""Captions and columns that are written about one source.
+"""Captions and columns of one source.
 
-Owns: rows and .txt sidecars of one source as one, and their contradictions. Must not know: which
-row is about which source (`lookup`), how tables are read (`tables`).
+Owns: the union of the rows and .txt sidecars of one source, and their contradictions.
+Must not know: which row is about which source (`lookup`), how tables are read (`tables`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -47,7 +47,7 @@ def add_row(note: Notes, row: Mapping[str, Any], where: str, *, table: Path) -> 
     """Add a row of a table.
 
     Raises:
-        ManifestError: A value of the row is not right; then nothing of it is added.
+        ManifestError: A value of the row is invalid; nothing of the row is added.
     """
     captions = columns.captions_in(row, where)
     if not row.keys() & set(columns.CAPTION_NAMES):
@@ -85,7 +85,7 @@ def _agreed(
 
 
 def read_sidecars(paths: Iterable[Path], notes: dict[Path, Notes]) -> dict[Path, str]:
-    """Add the captions of .txt files, and return what is wrong with those that cannot be read."""
+    """Add the captions of .txt files, and return the errors of those that cannot be read."""
     problems: dict[Path, str] = {}
     for path in paths:
         try:

@@ -23,7 +23,7 @@ finetrainers."""
 
 PATH_LISTS = ("videos.txt", "video.txt", "images.txt", "image.txt")
 CAPTION_LISTS = ("prompts.txt", "prompt.txt", "captions.txt", "caption.txt")
-"""finetrainers' and CogVideoX' two files: line k of one is about line k of the other."""
+"""The two files of finetrainers and CogVideoX; line k of one belongs to line k of the other."""
 
 DELIMITERS = (",", ";", "\t")
 """Delimiters of CSV files. Spreadsheets use semicolons if the locale's decimal point is a comma."""
@@ -33,7 +33,7 @@ Rows = Iterator[tuple[str, Mapping[str, Any] | ManifestError]]
 
 
 def in_folder(folder: Path, sidecars: Collection[Path] = ()) -> list[Path]:
-    """List the tables of a folder; a list of paths counts when a list of captions is beside it.
+    """List the tables of a folder; a list of paths counts if a list of captions is beside it.
 
     Args:
         folder: The folder.

@@ -1,9 +1,9 @@
 """Delete, rewrite and garbage-collect segments. Segments are never modified in place.
 
-Rows to keep are committed in another segment first (`rewrite`), then the segments that go are
-listed (`store.condemned`), and only then removed, their commit records first (`remove`). So a
-reader finds every kept row at every instant, a writer never counts on a row that goes, and a kill
-leaves at most a row twice or a segment without a record, which the next collection frees.
+First, rows to keep are committed in another segment (`rewrite`). Then the old segments are listed
+(`store.condemned`). Last, they are removed, commit records first (`remove`). So a reader finds
+every kept row at any time, a writer never relies on a row that will be removed, and a kill leaves
+only repeated rows or segments without a record, which the next collection frees.
 """
 
 from wanlora.store.maintenance.collect import collect

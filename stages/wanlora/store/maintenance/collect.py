@@ -1,7 +1,7 @@
 """Free the garbage of a store.
 
-Owns: the order of a collection: rewrite, remove, delete the groups that are empty. Must not know:
-how garbage is found.
+Owns: the order of a collection: rewrite, remove, delete the groups that are empty.
+Must not know: how garbage is found.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,10 +29,10 @@ def collect(
 
     Args:
         cache: Cache folder or URL.
-        found: From `generations`.
-        garbage: From `find_garbage`.
+        found: Generations from `generations`.
+        garbage: Result of `find_garbage`.
         limits: Limits of the segments that are written again.
-        named_now: Reads the keys to keep again, once the segments that go are listed.
+        named_now: Reads the keys to keep again, after the segments to remove are listed.
 
     Raises:
         CorruptRowError: A row to keep cannot be read; nothing has been removed.
@@ -59,7 +59,7 @@ def collect(
 
 
 def _named_since(generation: Generation, named: Named) -> list[str]:
-    """Segments with rows that are named now and were not when the generation was read."""
+    """Segments with rows that are referenced now, but were not when the generation was read."""
     now = named.get((generation.kind, generation.fingerprint))
     if now is None:
         return []

@@ -1,4 +1,4 @@
-"""Find what a collection may free.
+"""Find the objects that a collection may free.
 
 Owns: the search for unreferenced rows, repeated rows, and files of killed processes.
 Must not know: how anything is removed.
@@ -69,8 +69,8 @@ def find_garbage(
 
     Args:
         cache: Cache folder or URL.
-        found: From `generations`.
-        now: Time by the clock that dates objects (`Storage.clock`).
+        found: Generations from `generations`.
+        now: Time on the clock that dates objects (`Storage.clock`).
         min_age_s: Minimum age of unreferenced rows; younger ones are kept.
 
     Raises:
@@ -104,7 +104,7 @@ def _garbage_in(
     doubtful: Collection[str],
     min_age_s: float,
 ) -> Garbage:
-    """Find what can be freed of one generation.
+    """Find the garbage of one generation.
 
     Args:
         cache: Cache folder or URL.
@@ -190,7 +190,7 @@ def _kept(
 def _choose(
     reader: RowReader, copies: Sequence[int], cache: Location, generation: Generation
 ) -> list[bool]:
-    """Keep the first copy that reads as it was written, or all if none does."""
+    """Keep the first copy that is readable and unchanged, or all copies if none is."""
     rows = generation.rows
     for place in copies:
         row = rows.at(place)
@@ -200,7 +200,7 @@ def _choose(
         except CorruptRowError:
             continue
         except StoreError:
-            return [True] * len(copies)  # the disk or the network refuses: all may be whole
+            return [True] * len(copies)  # the disk or the network failed: every copy may be intact
         return [copy == place for copy in copies]
     return [True] * len(copies)
 
@@ -249,7 +249,7 @@ def _by_segment(generation: Generation, num_bytes: Mapping[str, int]) -> dict[st
 
 
 def _open_segments(generation: Generation, ages: Mapping[str, float]) -> list[str]:
-    """Segments without a commit record, of which every part is old."""
+    """Segments without a commit record whose parts are all old."""
     youngest: dict[str, float] = {}
     for key, age in ages.items():
         if (segment := generation.segment_of(key)) != key:

@@ -1,7 +1,7 @@
 """All rows of one kind made by one encoder, with the keys that must stay.
 
-Owns: reading a store before a collection, and which segment an object belongs to. Must not know:
-what is removed.
+Owns: reading a store before a collection, and the assignment of objects to segments.
+Must not know: what is removed.
 """
 
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ class Generation:
         return schema.fingerprint_key(self.kind, self.fingerprint)
 
     def segment_of(self, key: str) -> str:
-        """Key of the segment that an object belongs to; of a group's document, its own key."""
+        """Key of the segment that an object belongs to; for a group's document, its own key."""
         depth = self.key.count("/") + (3 if self.kind == "latents" else 2)
         return "/".join(key.split("/")[:depth])
 

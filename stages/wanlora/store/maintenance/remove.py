@@ -11,7 +11,7 @@ from wanlora.store import commit_records, condemned, schema, storage
 
 
 def drop_segments(cache: Location, segments: Collection[str]) -> None:
-    """Remove segments of which no row can be used.
+    """Remove segments without a usable row.
 
     Raises:
         StoreError: The disk refuses, or a collection has begun.
@@ -27,14 +27,14 @@ def remove(
     spare: Callable[[], Collection[str]],
     stale: Sequence[str],
 ) -> None:
-    """List segments as condemned, look again what must stay, and remove the rest.
+    """List segments as condemned, check again which must stay, and remove the others.
 
     Args:
         cache: Cache folder or URL.
         segments: Keys of segments; their rows to keep are committed elsewhere.
         litter: Keys of segments without a commit record, and of half-written files.
-        spare: Returns segments that must stay after all.
-        stale: Lists that were there when the rows to keep were chosen; none of those was relied on.
+        spare: Returns the segments that must stay.
+        stale: Lists that existed when the rows to keep were chosen; no kept row depends on them.
 
     Raises:
         StoreError: The disk refuses, or another collection has begun since.
@@ -50,13 +50,13 @@ def remove(
     records = [f"{key}/{schema.GROUP}" for key in going]
     storage.at(cache).remove_many(records)
     _remove_trees(cache, [*going, *open_parts])
-    # A writer that was stopped for long may have committed meanwhile; alive, it writes again.
+    # A writer that was paused for long may have committed meanwhile; if it runs, it writes again.
     late = [key for key in open_parts if commit_records.is_committed(cache, key)]
     storage.at(cache).remove_many([f"{key}/{schema.GROUP}" for key in late])
     _remove_trees(cache, late)
     condemned.withdraw(cache, [own])
-    # A list of a killed collection goes when its segments are gone. Until then it may be that of a
-    # living one, which will still remove them.
+    # The list of a killed collection is removed after its last segment. Until then, the collection
+    # may still be running and remove segments.
     condemned.withdraw(cache, [name for name in stale if _is_done(cache, name)])
 
 

@@ -64,7 +64,8 @@ def write_again(
 ) -> None:
     """Write the rows to keep of some segments into new ones; arguments as `keep_only`.
 
-    The normal equations of latent_rgb are a segment's sum; they go on in proportion to its rows.
+    The normal equations of latent_rgb are sums over a segment. New segments get a share of them in
+    proportion to their rows.
     """
     with ExitStack() as stack:
         writers: dict[str, SegmentWriter] = {}
@@ -90,8 +91,8 @@ def records_of(
     """Read commit records of segments, one after the other.
 
     Raises:
-        CorruptRowError: One is damaged.
-        StoreError: One is gone.
+        CorruptRowError: A record is damaged.
+        StoreError: A record is missing.
     """
     left = set(segments)
     for each in commit_records.read_records(cache, kind, fingerprint, segments):
