@@ -57,8 +57,7 @@ def estimate_result(
     seconds, flops = case.seconds(modes), case.mean(model_flops)
     epoch, steps = case.steps_per_epoch, case.steps
     pauses = [_pause(case, validation), _pause(case, previews)]
-    trained = num_trained(work.shape, work.adapted, work.rank)
-    peak = step_bytes(work, modes).total
+    trained, peak = num_trained(work.shape, work.adapted, work.rank), step_bytes(work, modes).total
     return EstimateResult(
         variant=case.variant.name, gpu=card.name, measured=case.trial is not None,
         buckets={str(bucket): number for bucket, number in sorted(case.buckets.items())},
