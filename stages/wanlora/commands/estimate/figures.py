@@ -6,6 +6,7 @@ Must not know: settings, torch.
 """
 
 from dataclasses import asdict
+from typing import get_args
 
 from wanlora.commands.estimate.case import Case
 from wanlora.commands.estimate.pauses import Passes
@@ -28,7 +29,7 @@ from wanlora.training.order import describe_untrained
 from wanlora.training.schedule import describe_short_run
 from wanlora.training.workload import Modes, describe
 
-_RECOMPUTE_MODES: tuple[Recompute, ...] = ("none", "selective", "full")
+_RECOMPUTE_MODES: tuple[Recompute, ...] = get_args(Recompute)
 
 
 def estimate_result(
