@@ -1,9 +1,10 @@
-"""The wheel has the package with its weights and page assets, and nothing else."""
+"""The wheel has the package with its weights and page assets; the source archive has the rest."""
 
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
+from hatchling.builders.sdist import SdistBuilder
 from hatchling.builders.wheel import WheelBuilder
 
 ROOT = Path(__file__).parents[2]
@@ -50,3 +51,10 @@ def test_the_wheel_has_no_code_that_trains_the_embedded_model(names):
     assert "pretrain.py" in trained_by
     in_wheel = {name.split("/")[-1] for name in names if name.startswith("wanlora/micro/")}
     assert not trained_by & in_wheel
+
+
+def test_the_source_distribution_has_the_documents_that_its_tests_read():
+    builder = SdistBuilder(str(ROOT))
+    names = {file.distribution_path for file in builder.recurse_included_files()}
+    assert {"README.md", "CONTRIBUTING.md", "mkdocs.yml", "docs/architecture.md"} <= names
+    assert "tools/micro/pretrain.py" in names

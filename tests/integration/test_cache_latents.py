@@ -196,7 +196,7 @@ def test_a_source_that_is_gone_stays_usable_once_it_is_cached(config, data):
                       | {"source_sha256": source.source_sha256(clip.path)})
         for clip in manifest.read_all([data])
     ]  # fmt: skip
-    manifest.write(data / "train.jsonl", own)
+    (data / "train.jsonl").write_bytes(manifest.document(own))
     first = cache_latents.run(config)
     (data / "clip0.npz").unlink()
     second = cache_latents.run(config)

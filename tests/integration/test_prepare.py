@@ -180,6 +180,22 @@ def test_a_file_that_kills_or_hangs_its_process_fails_alone(tmp_path):
             assert outcome == 5
 
 
+def test_processes_end_if_another_one_cannot_be_started(tmp_path, monkeypatch):
+    started = []
+
+    def start(*arguments, start_child=pool.start_child):
+        if started:
+            raise OSError("no more processes")
+        started.append(start_child(*arguments))
+        return started[0]
+
+    monkeypatch.setattr(pool, "start_child", start)
+    paths = [tmp_path / "a", tmp_path / "b"]
+    with pytest.raises(OSError, match="no more processes"):
+        list(map_in_processes(crashing_work.size_or_die, paths, workers=2, stall_s=60))
+    assert not started[0][0].is_alive()
+
+
 @pytest.mark.slow
 def test_a_process_that_was_stopped_together_with_its_parent_has_not_hung(tmp_path, monkeypatch):
     """Ctrl-Z stops all of them; the parent may look before the others send a sign of life."""

@@ -5,10 +5,9 @@ import json
 import pytest
 
 from tests.support import cli, fuzz
-from tests.support.clips import clip
+from tests.support.clips import clip, write_manifest
 from wanlora.commands import verify
 from wanlora.config import VerifyConfig
-from wanlora.data import manifest
 from wanlora.errors import MEDIA_ERROR_CODES
 
 
@@ -51,7 +50,7 @@ def check_loading(folder, written):
         for number, path in enumerate(written)
     ]  # fmt: skip
     folder.mkdir()
-    manifest.write(folder / "train.jsonl", clips)
+    write_manifest(folder / "train.jsonl", clips)
     result = verify.run(VerifyConfig(manifests=(folder,), model="none/here"))
     assert len(result.loaded) + len(result.failed) == result.total == len(written)
     assert {failed.code for failed in result.failed} <= MEDIA_ERROR_CODES

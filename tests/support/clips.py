@@ -1,8 +1,10 @@
-"""Clips of a manifest, made without any file."""
+"""Clips of a manifest, made without any source file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from wanlora.data import manifest
 from wanlora.data.clip import Clip
 
 
@@ -27,3 +29,7 @@ def clip(clip_id: str = "walk-00000000-000000", **changes: Any) -> Clip:
         "path": Path("/data/raw/walk.mp4"),
     }
     return Clip(**(values | changes))
+
+
+def write_manifest(path: Path, clips: Sequence[Clip]) -> None:
+    path.write_bytes(manifest.document(clips))

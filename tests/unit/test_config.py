@@ -1,6 +1,6 @@
 import pytest
 
-from wanlora.config import PrepareConfig, TrainConfig, load
+from wanlora.config import PrepareConfig, TrainConfig, command_line, load
 from wanlora.errors import ConfigError
 
 
@@ -52,3 +52,11 @@ def test_a_missing_or_broken_file_is_named(tmp_path, content, message):
 def test_a_set_without_a_value_says_how_to_write_it():
     with pytest.raises(ConfigError, match="expected NAME=VALUE"):
         load(TrainConfig, sets=["lora.rank"])
+
+
+def test_a_command_has_whole_numbers_without_a_fraction():
+    config = TrainConfig(num_epochs=3, learning_rate=1e-5, optimizer={"max_grad_norm": 2})
+    words = command_line("train", config).split()
+    assert words[words.index("--num-epochs") + 1] == "3"
+    assert words[words.index("--learning-rate") + 1] == "1e-05"
+    assert words[words.index("--set") + 1] == "optimizer.max_grad_norm=2"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import videos
-from tests.support.clips import clip
+from tests.support.clips import clip, write_manifest
 from wanlora.data import manifest
 from wanlora.data.clip import clip_key
 from wanlora.data.manifest_lines import line_of
@@ -39,7 +39,7 @@ def test_what_is_written_is_read_back(tmp_path):
         clip("b", path=raw, start_s=1 / 3, prompts=("one", "zwölf — 二"), warnings=("trimmed: x",)),
         clip("c", path=raw, kind="npz", source_sha256=None, orig={}, transform={}),
     ]
-    manifest.write(path, clips)
+    write_manifest(path, clips)
     assert manifest.read(path) == clips
     assert [p.name for p in path.parent.iterdir()] == ["train.jsonl"]
 
@@ -77,7 +77,7 @@ def test_sources_outside_of_the_project_are_named_by_absolute_paths(tmp_path, mo
 
 def test_a_relative_manifest_path_gives_absolute_sources(tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
-    manifest.write(tmp_path / "data" / "train.jsonl", [clip(source="a.mp4")])
+    write_manifest(tmp_path / "data" / "train.jsonl", [clip(source="a.mp4")])
     monkeypatch.chdir(tmp_path)
     assert manifest.read(Path("data/train.jsonl"))[0].path == tmp_path / "data" / "a.mp4"
 
@@ -196,7 +196,7 @@ def test_a_bad_line_is_listed_by_file_and_line_and_the_others_are_used(tmp_path,
 )
 def test_an_edited_line_is_checked(tmp_path, changes, message):
     path = tmp_path / "train.jsonl"
-    manifest.write(path, [clip()])
+    write_manifest(path, [clip()])
     write_lines(path, json.loads(path.read_text()) | changes)
     with pytest.raises(ManifestError, match=message):
         manifest.read(path)
@@ -214,29 +214,29 @@ def test_missing_empty_and_broken_manifests_are_refused(tmp_path):
 
 
 def test_a_folder_stands_for_both_splits(tmp_path):
-    manifest.write(tmp_path / "train.jsonl", [clip("a")])
+    write_manifest(tmp_path / "train.jsonl", [clip("a")])
     assert [c.clip_id for c in manifest.read_all([tmp_path])] == ["a"]
-    manifest.write(tmp_path / "val.jsonl", [clip("b", split="val")])
+    write_manifest(tmp_path / "val.jsonl", [clip("b", split="val")])
     assert [c.split for c in manifest.read_all([tmp_path])] == ["train", "val"]
 
 
 def test_a_clip_in_two_manifests_is_refused(tmp_path):
-    manifest.write(tmp_path / "train.jsonl", [clip("a")])
-    manifest.write(tmp_path / "val.jsonl", [clip("a")])
+    write_manifest(tmp_path / "train.jsonl", [clip("a")])
+    write_manifest(tmp_path / "val.jsonl", [clip("a")])
     with pytest.raises(ManifestError, match=r"clip a .*train\.jsonl .*val\.jsonl"):
         manifest.read_all([tmp_path])
 
 
 def test_weights_are_read_back_and_written_only_when_not_1(tmp_path):
     path = tmp_path / "train.jsonl"
-    manifest.write(path, [clip("a", weight=2.5), clip("b")])
+    write_manifest(path, [clip("a", weight=2.5), clip("b")])
     assert [c.weight for c in manifest.read(path)] == [2.5, 1.0]
     assert ["weight" in json.loads(line) for line in path.read_text().splitlines()] == [True, False]
 
 
 def test_equal_lines_are_one_clip_whose_weight_is_their_sum(tmp_path):
     clips = [clip("a"), clip("b"), clip("a", weight=1.5), clip("a")]
-    manifest.write(tmp_path / "train.jsonl", clips)
+    write_manifest(tmp_path / "train.jsonl", clips)
     found = manifest.read(tmp_path / "train.jsonl")
     assert [(c.clip_id, c.weight) for c in found] == [("a", 3.5), ("b", 1.0)]
     plain = write_lines(tmp_path / "plain.jsonl", *[{"npz": "x.npz", "prompt": "a"}] * 3)
@@ -253,7 +253,7 @@ def test_a_plain_line_has_a_weight_under_any_of_its_names(tmp_path):
 @pytest.mark.parametrize("weight", [0, -1, "nan", "inf", 1e-9, 1e9, "much", [2]])
 def test_a_weight_out_of_range_is_listed_with_the_clip(tmp_path, weight):
     path = tmp_path / "train.jsonl"
-    manifest.write(path, [clip("good"), clip("heavy", weight=weight)])
+    write_manifest(path, [clip("good"), clip("heavy", weight=weight)])
     (bad,) = bad_lines(path)
     assert bad.where == f"{path}:2"
     assert "clip heavy: weight" in bad.message
@@ -262,7 +262,7 @@ def test_a_weight_out_of_range_is_listed_with_the_clip(tmp_path, weight):
 
 def test_the_second_line_of_a_clip_is_listed(tmp_path):
     path = tmp_path / "train.jsonl"
-    manifest.write(path, [clip("a"), clip("a", prompts=("other",))])
+    write_manifest(path, [clip("a"), clip("a", prompts=("other",))])
     (bad,) = bad_lines(path)
     assert bad.where == f"{path}:2"
     assert "as a list" in bad.message
@@ -297,7 +297,7 @@ def test_half_an_emoji_in_a_caption_or_a_name_is_replaced(tmp_path):
 
 def test_any_text_can_be_written(tmp_path):
     path = tmp_path / "train.jsonl"
-    manifest.write(path, [clip("a", prompts=("clap \ud83d",))])
+    write_manifest(path, [clip("a", prompts=("clap \ud83d",))])
     assert manifest.read(path)[0].prompt == "clap \ufffd"
 
 
@@ -308,7 +308,7 @@ def test_the_spelling_of_a_name_may_differ(tmp_path, on_disk, own):
     file = videos.write_npz(tmp_path / name)
     written = unicodedata.normalize("NFD" if on_disk == "NFC" else "NFC", "sub\\café.npz")
     if own:
-        manifest.write(tmp_path / "train.jsonl", [clip(source=written, kind="npz")])
+        write_manifest(tmp_path / "train.jsonl", [clip(source=written, kind="npz")])
     else:
         write_lines(tmp_path / "train.jsonl", {"npz": written, "prompt": "x"})
     assert manifest.read(tmp_path / "train.jsonl")[0].path == file

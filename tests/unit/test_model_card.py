@@ -8,9 +8,9 @@ import subprocess
 import pytest
 from huggingface_hub import ModelCard
 
-from wanlora.commands.train.card_facts import newest_pictures
 from wanlora.commands.train.model_card import model_card, updated_card
 from wanlora.runs.git import git_commit
+from wanlora.runs.run_folder import newest_pictures
 from wanlora.wan.model_folder import public_name
 
 HUB = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -71,14 +71,13 @@ def test_it_has_the_base_models_license_and_the_file_for_comfyui():
     assert ModelCard(model_card(FACTS | {"model": "somebody/finetune"})).data.license is None
 
 
-def test_its_pictures_are_those_of_the_newestnewest_pictures(tmp_path):
+def test_its_pictures_are_those_of_the_newest_previews(tmp_path):
     for step in (5, 10):
         (tmp_path / f"previews/step-{step:06d}").mkdir(parents=True)
         (tmp_path / f"previews/step-{step:06d}/00.gif").touch()
-    assert newest_pictures(tmp_path) == ["previews/step-000010/00.gif"]
-    assert "](previews/step-000010/00.gif)" in model_card(
-        FACTS | {"previews": newest_pictures(tmp_path)}
-    )
+    assert newest_pictures(tmp_path) == [tmp_path / "previews/step-000010/00.gif"]
+    card = model_card(FACTS | {"previews": ["previews/step-000010/00.gif"]})
+    assert "](previews/step-000010/00.gif)" in card
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ def test_everything_moves_and_stays_in_the_picture(concept):
 
 def test_what_the_model_has_never_seen_is_apart_from_what_it_knows():
     assert not set(world.KNOWN) & set(world.HELD_OUT)
-    assert set(world.CONCEPTS) == {*world.SHAPES, *world.ACTIVITIES}
+    assert set(world.SHAPES) < set(world.CONCEPTS)
 
 
 def test_a_larger_picture_shows_the_same():

@@ -1,1 +1,1 @@
-"""How the weights of the embedded micro model are made; not part of the wheel."""
+"""Training of the embedded micro model; not part of the wheel."""

@@ -10,11 +10,12 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from wanlora import __version__
 from wanlora.adapters.header import PROVENANCE_PREFIX, AdapterHeader, read_header
 from wanlora.config import DEFAULT_MODEL, ExportConfig
+from wanlora.config.export import ExportFormat
 from wanlora.core import units
 from wanlora.errors import AdapterError, ConfigError, NonFiniteError, OutputError
 from wanlora.files import (
@@ -26,7 +27,7 @@ from wanlora.files import (
     write_json,
     write_text,
 )
-from wanlora.runs.run_folder import ADAPTER_NAME, CARD_NAME, adapter_of, preview_folders
+from wanlora.runs.run_folder import ADAPTER_NAME, CARD_NAME, adapter_of, newest_pictures
 from wanlora.wan import hub
 from wanlora.wan.model_folder import PIPELINE, public_name, resolve, resolve_here
 from wanlora.wan.weights import file_sha256
@@ -34,9 +35,6 @@ from wanlora.wan.weights import file_sha256
 if TYPE_CHECKING:
     from wanlora.adapters.file import AdapterFile
     from wanlora.adapters.updates import Update
-
-ExportFormat = Literal["diffusers", "peft", "comfyui", "kohya", "merged"]
-"""Format of an export."""
 
 MERGED_RECORD = "wanlora.json"
 MUCH_ROUNDING = 0.05
@@ -130,7 +128,7 @@ def _push(
         result = _export(adapter_of(adapter, checkpoint), folder / ADAPTER_NAME, dtype=dtype)
         model = read_header(Path(result.adapter)).provenance.get("model", "")
         write_text(folder / CARD_NAME, _public_card(run_dir, model, repository))
-        for picture in _newest_pictures(run_dir):
+        for picture in newest_pictures(run_dir):
             target = folder / picture.relative_to(run_dir)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(picture, target)
@@ -143,11 +141,6 @@ def _public_card(run_dir: Path, model: str, repository: str) -> str:
     card = (run_dir / CARD_NAME).read_text(encoding="utf-8")
     card = card.replace('"FOLDER"', f'"{repository}"').replace(str(run_dir.absolute()), "FOLDER")
     return card.replace(model, public_name(model)) if Path(model).is_absolute() else card
-
-
-def _newest_pictures(run_dir: Path) -> list[Path]:
-    folders = preview_folders(run_dir)
-    return sorted(folders[-1].glob("*.gif")) if folders else []
 
 
 def _export(

@@ -6,7 +6,7 @@ changes nothing.
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -101,8 +101,8 @@ class VerifyResult:
     def _following(self) -> list[str]:
         """Reasons of the clips left out, or the next command."""
         if self.failed:
-            codes = Counter(clip.code for clip in self.failed)
-            left_out = f"left out: {count(len(self.failed), 'clip')}: {tally(_sorted(codes))}"
+            codes = sorted(Counter(clip.code for clip in self.failed).items())
+            left_out = f"left out: {count(len(self.failed), 'clip')}: {tally(dict(codes))}"
             return [left_out, *([self.missing_sources] if self.missing_sources else [])]
         if not self.loaded:
             return []
@@ -196,10 +196,6 @@ def _line_of(clip: LoadedClip) -> str:
     others = f" (+{len(clip.prompts) - 1} captions)" if len(clip.prompts) > 1 else ""
     values = f"[{clip.low:.2f}, {clip.high:.2f}]"
     return f"{clip.clip_id}  {list(clip.shape)}  {values}  {shorten(clip.prompts[0])}{others}"
-
-
-def _sorted(numbers: Mapping[str, int]) -> dict[str, int]:
-    return dict(sorted(numbers.items()))
 
 
 def _write_sheet(

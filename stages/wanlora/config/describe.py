@@ -13,6 +13,9 @@ from pydantic.fields import FieldInfo
 
 from wanlora.config.settings import Setting
 
+MAX_EXACT = 2**53
+"""Above this, not every integer is a float."""
+
 
 def type_of(field: FieldInfo) -> str:
     """Describe the values that a setting accepts, for example `integer ≥ 1`."""
@@ -30,7 +33,12 @@ def default_of(setting: Setting) -> str:
 
 
 def as_toml(value: Any) -> str:
-    """Write a value as TOML: a text, number, true or false, or a list of these."""
+    """Write a value as TOML: a text, number, true or false, or a list of these.
+
+    A float without a fraction becomes an integer, as a user writes it: 10 and not 10.0.
+    """
+    if isinstance(value, float) and value.is_integer() and abs(value) < MAX_EXACT:
+        value = int(value)
     return json.dumps(value, default=str, ensure_ascii=False)
 
 

@@ -7,6 +7,8 @@ from pydantic import model_validator
 
 from wanlora.config.settings import Settings, described, model_setting, setting
 
+ExportFormat = Literal["diffusers", "peft", "comfyui", "kohya", "merged"]
+
 
 class ExportConfig(Settings):
     """Export an adapter for another tool, or merge it into the base model; verify the result."""
@@ -17,7 +19,7 @@ class ExportConfig(Settings):
             "Run folder, PEFT folder or adapter file, in any format.", flag="Input and output"
         ),
     ]
-    format: Literal["diffusers", "peft", "comfyui", "kohya", "merged"] = setting(
+    format: ExportFormat = setting(
         "diffusers", "Format; merged: a whole model folder (docs/adapters.md).", flag="Options"
     )
     output: Path | None = setting(

@@ -94,12 +94,17 @@ def command_line(
             words += _as_sets(setting.name, value)
             continue
         for item in value if isinstance(value, tuple) else [value]:
-            text = str(item.absolute() if absolute and isinstance(item, Path) else item)
+            text = _as_argument(item.absolute() if absolute and isinstance(item, Path) else item)
             if not setting.flag.argument:
                 words.append(setting.options[0])
             if item is not True:
                 words.append(text)
     return shlex.join(words)
+
+
+def _as_argument(value: Any) -> str:
+    """Write the value of a flag."""
+    return as_toml(value) if isinstance(value, float) else str(value)
 
 
 def _may_be_text(field: FieldInfo) -> bool:

@@ -7,6 +7,7 @@ Must not know: models, the store.
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -120,7 +121,8 @@ def from_recorded(run_dir: Path, recorded: Mapping[str, Any]) -> TrainConfig:
         raise RunError(
             f"{run_dir / run_folder.CONFIG_NAME} has settings that this release ({__version__}) "
             f"does not accept:\n{error}\nContinue the run with the release that made it, or start "
-            f"a new run from its adapter: --output-dir NEW --init-adapter {run_dir}"
+            f"a new run from its adapter: --output-dir NEW --init-adapter "
+            f"{shlex.quote(str(run_dir))}"
         ) from None
 
 

@@ -20,6 +20,7 @@ from wanlora.config.settings import (
     seed_setting,
     setting,
 )
+from wanlora.cost import flops
 from wanlora.training import batch_sizes
 
 SAVE_STEPS = "Steps between checkpoints; 0 = only at the end."
@@ -53,7 +54,7 @@ BatchBy = Annotated[
     ),
 ]
 Activations = Annotated[
-    Literal["auto", "none", "selective", "full"],
+    flops.Activations,
     described(
         "Activations that each block recomputes in the backward pass to save memory. none: nothing "
         "(fastest); selective: everything except attention; full: everything (least memory); auto: "

@@ -18,6 +18,9 @@ Recompute = Literal["none", "selective", "full"]
 """Part of a block that is recomputed in the backward pass: nothing; everything except attention,
 whose output is kept; everything."""
 
+Activations = Literal["auto", Recompute]
+"""Setting of the blocks; auto recomputes as little as memory allows."""
+
 
 @dataclass(frozen=True, slots=True)
 class TransformerShape:

@@ -1,7 +1,7 @@
 """Data of the contact sheet: frames, crops and token counts of the clips.
 
-Owns: the choice of frames, and the crop of each clip. Pixels come from `clips`;
-the markup is in `report.contact_sheet_page`.
+Owns: the choice of frames, and the crop of each clip. Pixels come from
+`clip_frames`; the markup is in `report.contact_sheet_page`.
 Dimensions: h height, w width in px.
 """
 

@@ -17,7 +17,7 @@ from wanlora.core.shares import weight_problem
 from wanlora.data.clip import TRAIN, VAL, Clip, has_hd_size
 from wanlora.data.manifest_lines import MAX_LINE_BYTES, line_of, parse_line
 from wanlora.errors import ManifestError
-from wanlora.files import encode_text, write_atomic
+from wanlora.files import encode_text
 
 log = logging.getLogger(__name__)
 
@@ -45,11 +45,6 @@ OnBad = Callable[[BadLine], object]
 def warn(line: BadLine) -> None:
     """Log a bad line."""
     log.warning("%s; the line is not used", line.message)
-
-
-def write(path: Path, clips: Sequence[Clip]) -> None:
-    """Write a manifest atomically: a reader, or a kill, finds the old file or the new one."""
-    write_atomic(path, document(clips))
 
 
 def document(clips: Sequence[Clip]) -> bytes:

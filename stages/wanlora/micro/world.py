@@ -32,7 +32,6 @@ BACKGROUNDS = {"white": (235, 235, 232), "black": (22, 22, 26), "gray": (128, 13
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 SHAPES = ("circle", "square", "triangle", "striped")
-ACTIVITIES = ("waving", "walking", "jumping", "sitting", "clapping")
 KNOWN = ("circle", "square", "waving", "walking", "jumping", "sitting")
 HELD_OUT = ("clapping", "striped", "triangle")
 CONCEPTS = (*KNOWN, *HELD_OUT)

@@ -49,10 +49,11 @@ def map_in_processes(
         yield from ((path, work(path, _nothing)) for path in paths)
         return
     waiting = list(reversed(paths))
-    pool = [_start(work) for _ in range(min(workers or num_cores(), len(paths)))]
+    pool: list[_Worker] = []
     try:
-        for worker in pool:
-            _give(worker, waiting)
+        for _ in range(min(workers or num_cores(), len(paths))):
+            pool.append(_start(work))
+            _give(pool[-1], waiting)
         looked_s = time.monotonic()
         while any(worker.path for worker in pool):
             paused_s, looked_s = pause_since(looked_s), time.monotonic()

@@ -6,7 +6,6 @@ accelerate's. Trackers show a copy: metrics.jsonl, validation.jsonl and previews
 
 import importlib
 import json
-import logging
 import resource
 import secrets
 import sys
@@ -30,8 +29,6 @@ PROJECT = "wanlora"
 TENSORBOARD_NAME = "tensorboard"
 WANDB_NAME = "wandb"
 WANDB_ID_NAME = "run-id.txt"
-
-logger = logging.getLogger(__name__)
 
 
 class Smoothed(NamedTuple):

@@ -83,6 +83,12 @@ def preview_folders(run_dir: Path) -> list[Path]:
     return _folders_of_steps(run_dir / PREVIEWS_NAME)
 
 
+def newest_pictures(run_dir: Path) -> list[Path]:
+    """Pictures of the newest previews; empty without previews."""
+    folders = preview_folders(run_dir)
+    return sorted(folders[-1].glob("*.gif")) if folders else []
+
+
 def _folders_of_steps(folder: Path) -> list[Path]:
     found = folder.glob("step-*")
     named = [path for path in found if re.fullmatch(r"step-[0-9]+", path.name)]  # not step-5.bad

@@ -133,8 +133,8 @@ def _way_out(cache: Location, key: str) -> str:
     if folder == schema.VIEWS:
         return f"make it again with: wanlora cache-latents --cache {cache} --view {name}"
     return (
-        f"run wanlora cache-latents --cache {cache} --view {view_of(name)} again, or give up that "
-        f"run's rows with: wanlora inspect {cache} --gc --set 'gc_drop_wants=[\"{name}\"]'"
+        f"run wanlora cache-latents --cache {cache} --view {view_of(name)} again, or free the rows "
+        f"of that run with: wanlora inspect {cache} --gc --set 'gc_drop_wants=[\"{name}\"]'"
     )
 
 

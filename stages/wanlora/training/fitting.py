@@ -8,14 +8,14 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import psutil
 import torch
 
 from wanlora.core import units
 from wanlora.core.buckets import Bucket
-from wanlora.cost.flops import Recompute
+from wanlora.cost.flops import Activations, Recompute
 from wanlora.cost.memory import Workload, longest_clip, plan, step_bytes
 from wanlora.errors import DeviceError, NonFiniteError
 from wanlora.training.trial import random_batch, try_modes
@@ -23,8 +23,6 @@ from wanlora.training.workload import GPU_RESERVE, Modes, Trial, budget_of_gpu, 
 from wanlora.wan import attention
 from wanlora.wan.blocks import why_it_cannot_compile
 from wanlora.wan.variants import Variant
-
-Activations = Literal["auto", "none", "selective", "full"]
 
 CPU_SHARE = 0.5
 """Share of the free memory of a machine that a step may take."""

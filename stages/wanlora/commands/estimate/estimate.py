@@ -5,7 +5,6 @@ a probe it must not import torch.
 """
 
 from dataclasses import replace
-from typing import Literal
 
 from wanlora.commands.estimate.case import Case
 from wanlora.commands.estimate.figures import estimate_result
@@ -13,7 +12,7 @@ from wanlora.commands.estimate.pauses import preview_passes, validation_passes
 from wanlora.commands.estimate.setup import open_case
 from wanlora.commands.estimate.table import EstimateResult
 from wanlora.config import EstimateConfig
-from wanlora.cost.flops import Recompute
+from wanlora.cost.flops import Activations
 from wanlora.cost.memory import plan
 from wanlora.training.workload import Modes, Trial
 
@@ -69,7 +68,7 @@ def _probe(config: EstimateConfig, case: Case) -> Trial:
     )
 
 
-def _planned_modes(case: Case, activations: Literal["auto"] | Recompute) -> Modes:
+def _planned_modes(case: Case, activations: Activations) -> Modes:
     """Activation mode of each block: the setting, or the fastest modes that fit."""
     if activations == "auto":
         return plan(case.work, case.card.limit_bytes)

@@ -6,6 +6,7 @@ Must not know: settings, torch.
 """
 
 from dataclasses import asdict
+from typing import get_args
 
 from wanlora.commands.estimate.case import Case
 from wanlora.commands.estimate.pauses import Passes
@@ -28,7 +29,7 @@ from wanlora.training.order import describe_untrained
 from wanlora.training.schedule import describe_short_run
 from wanlora.training.workload import Modes, describe
 
-_RECOMPUTE_MODES: tuple[Recompute, ...] = ("none", "selective", "full")
+_RECOMPUTE_MODES: tuple[Recompute, ...] = get_args(Recompute)
 
 
 def estimate_result(
@@ -56,15 +57,11 @@ def estimate_result(
     seconds, flops = case.seconds(modes), case.mean(model_flops)
     epoch, steps = case.steps_per_epoch, case.steps
     pauses = [_pause(case, validation), _pause(case, previews)]
-    trained = num_trained(work.shape, work.adapted, work.rank)
-    peak = step_bytes(work, modes).total
+    trained, peak = num_trained(work.shape, work.adapted, work.rank), step_bytes(work, modes).total
     return EstimateResult(
-        variant=case.variant.name,
-        gpu=card.name,
-        measured=case.trial is not None,
+        variant=case.variant.name, gpu=card.name, measured=case.trial is not None,
         buckets={str(bucket): number for bucket, number in sorted(case.buckets.items())},
-        lora=adapter,
-        trained_parameters=trained,
+        lora=adapter, trained_parameters=trained,
         batches={str(bucket): _batch(case, bucket, modes) for bucket in case.sizes},
         clips_per_step=float(case.order.draws_per_epoch / epoch),
         num_processes=case.num_processes,
@@ -75,23 +72,17 @@ def estimate_result(
         parts=asdict(seconds) if seconds and gpu else {},
         mfu=flops / seconds.total / gpu.peak_flops if seconds and gpu else None,
         activations=describe(modes),
-        peak_gb=peak / 1e9,
-        fits=peak <= card.limit_bytes,
-        memory_gb=card.limit_bytes / 1e9,
+        peak_gb=peak / 1e9, fits=peak <= card.limit_bytes, memory_gb=card.limit_bytes / 1e9,
         modes={name: _mode(case, name) for name in _RECOMPUTE_MODES},
         steps=steps,
         hours_per_epoch=seconds.total * float(epoch) / 3600 if seconds else None,
-        hours=_hours(seconds, steps, *pauses),
-        validation=pauses[0],
-        previews=pauses[1],
-        stage_one_hours=_encode_hours(case),
-        cache_gb=_cache_bytes(case) / 1e9,
+        hours=_hours(seconds, steps, *pauses), validation=pauses[0], previews=pauses[1],
+        stage_one_hours=_encode_hours(case), cache_gb=_cache_bytes(case) / 1e9,
         checkpoints_gb=checkpoint_bytes(trained, num_checkpoints) / 1e9,
-        untrained=_untrained(case),
-        too_short=_too_short(case, accumulation),
+        untrained=_untrained(case), too_short=_too_short(case, accumulation),
         assumed=_assumed(gpu, measured=case.trial is not None),
         probe=asdict(case.trial) if case.trial else None,
-    )
+    )  # fmt: skip
 
 
 def _pause(case: Case, passes: Passes) -> Pause:

@@ -9,12 +9,12 @@ from wanlora.adapters.file import LoraShape
 from wanlora.adapters.lora import add_adapter
 from wanlora.commands.estimate.card import Card
 from wanlora.commands.estimate.case import Case
+from wanlora.cost.flops import Activations
 from wanlora.cost.gpus import gpu_of
 from wanlora.cost.memory import uploaded_bytes
 from wanlora.errors import ConfigError
 from wanlora.progress import waiting
 from wanlora.training import fitting
-from wanlora.training.fitting import Activations
 from wanlora.training.workload import Trial
 from wanlora.wan import device as devices
 from wanlora.wan.model_folder import TRANSFORMER, resolve

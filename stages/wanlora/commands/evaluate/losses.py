@@ -5,7 +5,6 @@ training's validation.
 """
 
 import json
-import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,8 +26,6 @@ from wanlora.training.validation import Panel, losses, require_finite
 TABLES_NAME = "losses.json"
 
 Table = Float[np.ndarray, "n q"]
-
-logger = logging.getLogger(__name__)
 
 
 def tables(

@@ -45,8 +45,8 @@ def collect_garbage(
     kept = [name for name in listed if name not in drop_wants]
     if not kept and not view_names(cache):
         raise StoreError(
-            f"{cache} has no view, so nothing in it is named and everything would be freed; "
-            f"make one with: wanlora cache-latents --cache {cache}"
+            f"{cache} has no view, so every row is unreferenced and would be freed; "
+            f"make a view with: wanlora cache-latents --cache {cache}"
         )
 
     def named() -> wants.Named:

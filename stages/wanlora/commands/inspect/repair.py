@@ -100,9 +100,9 @@ def _drop_bad_rows(
     if verdict.unread:
         raise StoreError(
             f"{len(verdict.unread)} rows of "
-            f"{cache / schema.fingerprint_key(kind, fingerprint)} could not be read, so they "
-            f"may be whole, and none was dropped: {verdict.unread[0]}. Run the same command again "
-            "once the disk or the network answers"
+            f"{cache / schema.fingerprint_key(kind, fingerprint)} could not be read. They "
+            f"may be intact, so none was dropped: {verdict.unread[0]}. Run the same command again "
+            "when the disk or the network responds"
         )
     bad: dict[str, set[str]] = {}
     for found in verdict.bad:

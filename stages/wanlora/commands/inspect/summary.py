@@ -157,30 +157,30 @@ class InspectResult:
             lines.append(f"to repair it: wanlora inspect {self.cache} --repair --manifest MANIFEST")
         if self.unread:
             lines.append(
-                f"{len(self.unread)} could not be read, and may be whole; look again once the "
-                "disk or the network answers:"
+                f"{len(self.unread)} could not be read, and may be intact; run inspect again when "
+                "the disk or the network responds:"
             )
             lines += first(self.unread, JSON)
         if self.invalid or self._lacking:
-            lines.append(f"to encode what is missing: wanlora cache-latents --cache {self.cache}")
+            lines.append(f"to encode missing rows: wanlora cache-latents --cache {self.cache}")
         return lines
 
 
 def _freed(freed: dict[str, Any]) -> list[str]:
     verb = "would free" if freed["dry_run"] else "freed"
     lines = [
-        f"gc {verb} about {size(freed['bytes'])}: {freed['rows']} rows that nothing names, "
-        f"{freed['repeats']} repeated rows, {freed['litter']} pieces of litter; "
-        f"{freed['dropped']} segments dropped, {freed['rewritten']} written again"
+        f"gc {verb} about {size(freed['bytes'])}: {freed['rows']} unreferenced rows, "
+        f"{freed['repeats']} repeated rows, {freed['litter']} leftovers of killed processes; "
+        f"{freed['dropped']} segments removed, {freed['rewritten']} rewritten"
     ]
     if freed["young"]:
         lines.append(
-            f"  {freed['young']} rows that nothing names were kept because they are new; to free "
-            "them: --set gc_min_age_h=0"
+            f"  {freed['young']} unreferenced rows were kept because they are new; to free them: "
+            "--set gc_min_age_h=0"
         )
     lines += [
         f"  the rows of {name}, an unfinished run of cache-latents, were kept; finish it with "
-        f"cache-latents, or give its rows up with --set 'gc_drop_wants=[\"{name}\"]'"
+        f"cache-latents, or free them with --set 'gc_drop_wants=[\"{name}\"]'"
         for name in freed["wants"]
     ]
     return lines

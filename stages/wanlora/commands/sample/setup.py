@@ -4,7 +4,6 @@ Owns: the defaults of settings that depend on the model or on the adapters, and 
 torch but no loaded model.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,8 +25,6 @@ from wanlora.wan.device import base_dtype, select_device, warn_of_toy
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_tokenizer, num_prompt_tokens
 from wanlora.wan.model_folder import PIPELINE, resolve
 from wanlora.wan.variants import Variant, variant_of
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

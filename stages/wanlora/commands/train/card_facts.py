@@ -5,13 +5,12 @@ Owns: the list of facts of the card. `model_card` has the text.
 
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from wanlora.commands.train.data import Data
 from wanlora.commands.train.session import Session
 from wanlora.core.buckets import usual
-from wanlora.runs.run_folder import preview_folders
+from wanlora.runs import run_folder
 from wanlora.store.views import frame_rate
 from wanlora.wan.model_folder import public_name
 
@@ -71,7 +70,10 @@ def card_facts(
         "fps": frame_rate(clips),
         "guidance_scale": model.variant.guidance_scale,
         "prompts": _prompts(data),
-        "previews": newest_pictures(run.folder),
+        "previews": [
+            file.relative_to(run.folder).as_posix()
+            for file in run_folder.newest_pictures(run.folder)
+        ],
         "provenance": {**run.facts, "model": name},
     }
 
@@ -83,13 +85,6 @@ def _prompts(data: Data) -> list[str]:
     clips = data.held_out or data.clips
     keys = list(dict.fromkeys(clip.prompts[0] for clip in clips if clip.prompts))[:NUM_PROMPTS]
     return list(data.source.reader.prompts(keys).values())
-
-
-def newest_pictures(run_dir: Path) -> list[str]:
-    """Pictures of the newest previews, relative to the run's folder."""
-    folders = preview_folders(run_dir)
-    files = sorted(folders[-1].glob("*.gif")) if folders else []
-    return [file.relative_to(run_dir).as_posix() for file in files]
 
 
 def _global_batch(data: Data) -> str:

@@ -3,7 +3,6 @@
 Owns: the check that the base model predicts better than chance, and that an adapter fits the run.
 """
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,6 @@ from wanlora.wan import attention
 
 NUM_CLIPS, NUM_SIGMAS = 2, 4
 """Fixed pairs on which the base is measured."""
-
-logger = logging.getLogger(__name__)
 
 
 def load_other_adapter(path: Path, shape: LoraShape, transformer: Any, masters: Masters) -> None:
