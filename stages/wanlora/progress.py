@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 _bars: "list[tqdm[Any]]" = []
 """Bars open on the terminal; only the last one is drawn."""
 
+_drawing = threading.RLock()
+"""Held while a line or a bar is written, also by tqdm: lines may come from other threads."""
+
 
 class _Console:
     """A text stream whose lines appear above the open bar."""
@@ -43,17 +46,15 @@ class _Console:
         self._unfinished = ""
 
     def write(self, text: str) -> int:
-        shown = _bars[-1:]  # a copy: another thread may close the bar meanwhile
-        if not shown:
-            self.stream.write(text)
-            return len(text)
-        with shown[0].get_lock():  # type: ignore[no-untyped-call]
+        with _drawing:
+            if not _bars:
+                self.stream.write(text)
+                return len(text)
             lines, newline, self._unfinished = (self._unfinished + text).rpartition("\n")
             if newline:
-                shown[0].clear(nolock=True)
+                _bars[-1].clear(nolock=True)
                 self.stream.write(lines + newline)
-                if any(each is shown[0] for each in _bars[-1:]):
-                    shown[0].refresh(nolock=True)
+                _bars[-1].refresh(nolock=True)
         return len(text)
 
     def release(self) -> None:
@@ -126,14 +127,20 @@ def bar(
         return
     # The delay skips a first display, which would have another width.
     options |= {"file": stream, "leave": not _bars, "delay": 1e-9, "bar_format": _ON_TERMINAL}
-    with _outer_hidden(), tqdm(**options) as opened:
+    tqdm.set_lock(_drawing)
+    with _outer_hidden():
+        opened = tqdm(**options)
         vars(opened).update(dynamic_ncols=_room, sp=partial(_draw, stream), delay=0)
-        opened.refresh()
-        _bars.append(opened)
+        with _drawing:
+            opened.refresh(nolock=True)
+            _bars.append(opened)
         try:
             yield opened
         finally:
-            _bars[:] = [each for each in _bars if each is not opened]  # tqdm's == compares places
+            with _drawing:
+                # By identity: tqdm's == compares positions.
+                _bars[:] = [each for each in _bars if each is not opened]
+                opened.close()
 
 
 @contextmanager

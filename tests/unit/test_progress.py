@@ -108,6 +108,27 @@ def test_prints_of_libraries_and_of_other_threads_appear_above_the_bar(monkeypat
     assert shown.lines[82] == "unfinished"
 
 
+def test_a_line_of_another_thread_during_the_first_draw_has_a_row_of_its_own(monkeypatch):
+    terminal = Terminal(80)
+    draw, threads = progress._draw, []
+
+    def draw_while_another_thread_logs(stream, line):
+        draw(stream, line)
+        if "0/10" in line and not threads:
+            threads.append(threading.Thread(target=logger.warning, args=("SIGINT",)))
+            threads[0].start()
+            threads[0].join(timeout=0.3)  # ends in time only if it does not wait for the drawing
+
+    monkeypatch.setattr(progress, "_draw", draw_while_another_thread_logs)
+    with output_to(monkeypatch, terminal.stream) as logger:
+        with progress.bar(total=10, description="train", unit="step") as bar:
+            threads[0].join()
+            bar.update(10)
+        print("after")
+    shown = terminal.shown()
+    assert [line.split()[0] for line in shown.lines] == ["SIGINT", "train:", "after"]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_ends_the_bars_line(monkeypatch, error):
     def work():
