@@ -51,7 +51,7 @@ def demo_page(
         [
             section(
                 "Same prompt, same noise",
-                "Above the base model, which has never seen it; below the base with the adapter.",
+                "Top row: the base model, not trained on it. Bottom row: base and adapter.",
                 Raw(f'<img src="data:image/gif;base64,{data}" alt="base and adapter">'),
             ),
             section("In numbers", facts(figures)),

@@ -100,7 +100,7 @@ class DemoResult:
         base = found["base_mean"]
         change = describe_change(found["difference"], base, found["ci95"], decimals=1)
         return {
-            "taught": f"{self.concept}, which the base has never seen",
+            "taught": f"{self.concept}; the base model was not trained on it",
             "held-out loss": f"{base:.4f} base, {found['mean']:.4f} adapter "
             f"({change}, {describe_sample(found['num_clips'], found['num_groups'])})",
             "recognised": f"{self.base_share:.0%} of the base's clips, "
