@@ -207,11 +207,6 @@ def _write_sheet(
     most: int,
 ) -> None:
     from wanlora.data import contact_sheet  # noqa: PLC0415  (imports torch)
-    from wanlora.report.contact_sheet_page import Left  # noqa: PLC0415  (imports Pillow)
 
-    left = [Left(clip.source, clip.code, clip.message) for clip in failed]
-    with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
-        contact_sheet.write(
-            path, clips, left, plan, tokens.counts, command="verify", most=most,
-            step=lambda: progress.update(1),
-        )  # fmt: skip
+    left = [(clip.source, clip.code, clip.message) for clip in failed]
+    contact_sheet.write(path, clips, left, plan, tokens.counts, command="verify", most=most)

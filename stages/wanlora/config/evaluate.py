@@ -8,10 +8,12 @@ from wanlora.config.settings import (
     CacheDir,
     Device,
     Guidance,
+    Height,
     Sampler,
     Settings,
     Steps,
     ViewName,
+    Width,
     described,
     model_setting,
     seed_setting,
@@ -66,12 +68,8 @@ class EvaluateConfig(Settings):
         flag="Videos",
         unset="the most common number in the clips",
     )
-    height: int | None = setting(
-        None, "Height in pixels.", flag="Videos", unset="chosen like --num-frames"
-    )
-    width: int | None = setting(
-        None, "Width in pixels.", flag="Videos", unset="chosen like --num-frames"
-    )
+    height: Height = None
+    width: Width = None
     steps: Steps = None
     guidance_scale: Guidance = None
     fps: float | None = setting(

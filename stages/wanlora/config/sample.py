@@ -10,9 +10,11 @@ from wanlora.config.settings import (
     CacheLocation,
     Device,
     Guidance,
+    Height,
     Settings,
     Steps,
     ViewName,
+    Width,
     model_setting,
     seed_setting,
     setting,
@@ -93,12 +95,8 @@ class SampleConfig(Settings):
         unset="the most common number in the training clips of the adapter, otherwise the number "
         "of the variant",
     )
-    height: int | None = setting(
-        None, "Height in pixels.", flag="Videos", unset="chosen like --num-frames"
-    )
-    width: int | None = setting(
-        None, "Width in pixels.", flag="Videos", unset="chosen like --num-frames"
-    )
+    height: Height = None
+    width: Width = None
     steps: Steps = None
     guidance_scale: Guidance = None
     shift: float | None = setting(

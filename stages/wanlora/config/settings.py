@@ -207,6 +207,12 @@ Guidance = Annotated[
         "Scale of classifier-free guidance.", ge=0, flag="Videos", unset="the scale of the variant"
     ),
 ]
+Height = Annotated[
+    int | None, described("Height in pixels.", flag="Videos", unset="chosen like --num-frames")
+]
+Width = Annotated[
+    int | None, described("Width in pixels.", flag="Videos", unset="chosen like --num-frames")
+]
 Sampler = Literal["logit_normal", "uniform", "mode"]
 
 

@@ -5,7 +5,7 @@ Owns: the choice of frames, and the crop of each clip. Pixels come from
 Dimensions: h height, w width in px.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeGuard
@@ -21,6 +21,7 @@ from wanlora.data.clip_frames import load_clip
 from wanlora.data.survey import Plan
 from wanlora.errors import MediaError
 from wanlora.files import write_text
+from wanlora.progress import bar
 from wanlora.report.contact_sheet_page import Crop, Left, Row, contact_sheet_page, frame_strip
 from wanlora.report.generated import marked
 
@@ -32,35 +33,36 @@ THUMBNAIL_PX = 112
 def write(
     path: Path,
     clips: Sequence[Clip],
-    left: Iterable[Left],
+    left: Iterable[tuple[str, str, str]],
     plan: Plan,
     token_counts: Mapping[str, int],
     *,
     command: str,
     most: int,
-    step: Callable[[], object] = lambda: None,
 ) -> None:
-    """Write the page.
+    """Write the page, with a progress bar.
 
     Args:
         path: Path of the page; its folder is made.
         clips: Clips in the order of the page.
-        left: Sources and clips that are not used.
+        left: Name, error code and message of each source or clip that is not used.
         plan: Plan whose rows are at the top of the page.
         token_counts: Number of tokens of every caption.
         command: Name of the command: the title, and the mark of the page.
         most: Maximum number of clips, and of unused sources, on the page; the first ones are shown.
-        step: Called after each clip.
     """
-    rows, unshown = [], []
-    for clip in clips[:most]:
-        try:
-            rows.append(_row(clip, token_counts))
-        except MediaError as error:
-            unshown.append(Left(clip.clip_id, error.code, str(error)))
-        step()
+    rows, unused = [], [Left(*each) for each in left]
+    num_usable = len(clips)
+    with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
+        for clip in clips[:most]:
+            try:
+                rows.append(_row(clip, token_counts))
+            except MediaError as error:
+                unused.append(Left(clip.clip_id, error.code, str(error)))
+                num_usable -= 1
+            progress.update(1)
     html = contact_sheet_page(
-        f"wanlora {command}", plan.rows(), rows, len(clips) - len(unshown), [*left, *unshown],
+        f"wanlora {command}", plan.rows(), rows, num_usable, unused,
         exact_tokens=bool(plan.captions.tokenizer), most=most,
     )  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)

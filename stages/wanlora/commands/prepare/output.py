@@ -150,11 +150,6 @@ def write_sheet(
 ) -> None:
     """Write the contact sheet of the clips."""
     from wanlora.data import contact_sheet  # noqa: PLC0415  it imports torch
-    from wanlora.report.contact_sheet_page import Left  # noqa: PLC0415  it imports Pillow
 
-    left = [Left(failure.path, failure.code, failure.message) for failure in failures]
-    with bar(total=min(most, len(clips)), description="contact sheet", unit="clip") as progress:
-        contact_sheet.write(
-            path, clips, left, plan, tokens.counts, command="prepare", most=most,
-            step=lambda: progress.update(1),
-        )  # fmt: skip
+    left = [(failure.path, failure.code, failure.message) for failure in failures]
+    contact_sheet.write(path, clips, left, plan, tokens.counts, command="prepare", most=most)
