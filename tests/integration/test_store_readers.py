@@ -23,7 +23,6 @@ from tests.support.stores import (
     segments_of,
 )
 from wanlora.core.buckets import Bucket
-from wanlora.store.arrays import DIMENSIONS
 from wanlora.store.reader import StoreReader
 
 DOC = Path(__file__).parents[2] / "docs" / "store-format.md"
@@ -136,8 +135,11 @@ def test_xarray_opens_a_segment_with_its_dimensions(cache):
     xarray = pytest.importorskip("xarray", reason="xarray is not installed")
     for key, (kind, segment) in segments(cache).items():
         data = xarray.open_zarr(cache / "store.zarr" / key, consolidated=False, chunks=None)
-        name = "latent" if kind == "latents" else "embedding"
-        assert data[name].dims == DIMENSIONS[name]
+        name, dimensions = {
+            "latents": ("latent", ("clip", "channel", "frame", "height", "width")),
+            "text": ("embedding", ("prompt", "token", "channel")),
+        }[kind]
+        assert data[name].dims == dimensions
         ours = open_rows(cache, kind).read(segment.row_keys[0])
         assert np.array_equal(data[name].values[0, : len(ours)], ours)
 

@@ -16,19 +16,12 @@ from jaxtyping import Float, Shaped
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
-from wanlora.core.buckets import MAX_TOKENS
 from wanlora.store import schema
 from wanlora.store.schema import Kind
 from wanlora.store.storage import Storage
 
 TOKEN_CHUNK = 64
 """Tokens per chunk of embeddings. Zarr omits all-zero chunks, so padding costs nothing."""
-
-DIMENSIONS = {
-    "latent": ("clip", "channel", "frame", "height", "width"),
-    "embedding": ("prompt", "token", "channel"),
-    "length": ("prompt",),
-}
 
 
 def crc32c(row: Shaped[np.ndarray, "..."]) -> int:
@@ -67,15 +60,18 @@ def build(
     """
     objects: dict[str, Any] = {}
     store = MemoryStore(objects)
-    if kind == "latents":
-        _write(store, "latent", np.stack(rows), chunk=rows[0].shape, fill=np.nan)
+    layout = schema.KINDS[kind]
+    names = layout.dimensions
+    if layout.max_length is None:
+        _write(store, layout.array, np.stack(rows), names, chunk=rows[0].shape, fill=np.nan)
     else:
-        padded = np.zeros((len(rows), MAX_TOKENS, rows[0].shape[1]), rows[0].dtype)
+        padded = np.zeros((len(rows), *layout.shape(rows[0].shape)), rows[0].dtype)
         for slot, row in zip(padded, rows, strict=True):
             slot[: len(row)] = row
-        _write(store, "embedding", padded, chunk=(TOKEN_CHUNK, padded.shape[2]), fill=0)
+        chunk = (TOKEN_CHUNK, *padded.shape[2:])
+        _write(store, layout.array, padded, names, chunk=chunk, fill=0)
         lengths = np.array([len(row) for row in rows], np.uint16)
-        _write(store, "length", lengths, chunk=(), fill=0)
+        _write(store, schema.LENGTHS, lengths, names[:1], chunk=(), fill=0)
     # zarr adds an empty group document above the arrays; ours is the commit record, written last.
     objects.pop(schema.GROUP, None)
     built = {name: buffer.to_bytes() for name, buffer in objects.items()}
@@ -90,6 +86,7 @@ def _write(
     store: MemoryStore,
     name: str,
     values: Shaped[np.ndarray, "n ..."],
+    dimensions: tuple[str, ...],
     *,
     chunk: tuple[int, ...],
     fill: float,
@@ -107,7 +104,7 @@ def _write(
             BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle", typesize=values.dtype.itemsize),
             Crc32cCodec(),
         ],
-        dimension_names=DIMENSIONS[name],
+        dimension_names=dimensions,
         zarr_format=3,
     )
     array[...] = values

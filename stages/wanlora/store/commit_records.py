@@ -44,7 +44,7 @@ def segment_keys(cache: Location, kind: Kind, name: str) -> dict[str, int]:
     """Keys of the committed segments in the folder of an encoder, with the bytes of each record."""
     top = f"{schema.STORE}/{kind}/{name}"
     parents = [top]
-    if kind == "latents":
+    if schema.KINDS[kind].max_length is None:
         parents = [f"{top}/{shape}" for shape in storage.at(cache).folders(top)]
     return {
         f"{parent}/{segment}": size
@@ -92,7 +92,7 @@ def _segment(document: bytes, key: str, kind: Kind, fingerprint: str) -> Segment
     own = _checked(document, key, kind)
     if own["fingerprint"] != fingerprint:
         raise ValueError(f"it belongs to {own['fingerprint']}, not to this folder")
-    sums = tuple(own["crc32c"][schema.ROW_ARRAY[kind]])
+    sums = tuple(own["crc32c"][schema.KINDS[kind].array])
     return Segment(key, kind, tuple(own["keys"]), sums, own)
 
 
@@ -124,7 +124,7 @@ def _checked(document: bytes, key: str, kind: Kind) -> dict[str, Any]:
     if not all(isinstance(k, str) and k and k.isascii() and k.isprintable() for k in keys):
         raise ValueError("a key is not printable ASCII")
     sums = own["crc32c"]
-    for name, column in {schema.ROW_ARRAY[kind]: sums[schema.ROW_ARRAY[kind]], **sums}.items():
+    for name, column in {schema.KINDS[kind].array: sums[schema.KINDS[kind].array], **sums}.items():
         if not 0 < own["count"] == len(keys) == len(column):
             raise ValueError(f"{own['count']} rows, {len(keys)} keys, {len(column)} {name} sums")
         if not all(map(_is_crc32c, column)):
@@ -136,7 +136,7 @@ def _checked(document: bytes, key: str, kind: Kind) -> dict[str, Any]:
 
 def _check_details(own: Mapping[str, Any]) -> None:
     """Check the fields that readers use in a record without a checksum (release 0.1.0)."""
-    for name in ("sources", "prompts"):
+    for name in (layout.origins for layout in schema.KINDS.values()):
         if not isinstance(own.get(name, []), list):
             raise TypeError(f"{name} is not a list")
     for name, num_bytes in own.get("sizes", {}).items():

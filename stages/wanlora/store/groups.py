@@ -79,7 +79,7 @@ def restore(cache: Location, kind: Kind, provenance: Mapping[str, Any]) -> None:
         f"{schema.STORE}/{kind}/{schema.GROUP}": None,
         f"{top}/{schema.GROUP}": {"kind": kind, "provenance": dict(provenance)},
     }
-    if kind == "latents":
+    if schema.KINDS[kind].max_length is None:
         wanted |= {f"{top}/{name}/{schema.GROUP}": None for name in storage.at(cache).folders(top)}
     for key, own in wanted.items():
         document = schema.group_document(own)

@@ -57,13 +57,14 @@ class StoreReader:
         index.require_fingerprint(cache, "text", text, text_provenance)
         self._cache = cache
         self._fingerprints: dict[Kind, str] = {"latents": latents, "text": text}
-        self._latents = RowReader.of_generation(
-            cache, "latents", latents, index.committed(cache, "latents", latents),
-            local_copy=local_copy,
-        )  # fmt: skip
-        self._text = RowReader.of_generation(
-            cache, "text", text, index.committed(cache, "text", text), local_copy=local_copy
-        )
+        self._rows = {
+            kind: RowReader.of_generation(
+                cache, kind, fingerprint, index.committed(cache, kind, fingerprint),
+                local_copy=local_copy,
+            )
+            for kind, fingerprint in self._fingerprints.items()
+        }  # fmt: skip
+        self._latents, self._text = self._rows["latents"], self._rows["text"]
         self.digest = _digest((self._latents.rows, self._text.rows))
 
     @classmethod
@@ -93,8 +94,7 @@ class StoreReader:
             StoreError: The cache cannot be written.
         """
         for kind, fingerprint in self._fingerprints.items():
-            rows = (self._latents if kind == "latents" else self._text).rows
-            index.keep(self._cache, kind, fingerprint, rows)
+            index.keep(self._cache, kind, fingerprint, self._rows[kind].rows)
 
     def missing(
         self, clip_keys: Iterable[str], prompt_keys: Iterable[str]

@@ -72,7 +72,7 @@ class RowReader:
         self.rows = rows
         self._cache = cache
         self._kind = kind
-        self._array = schema.ROW_ARRAY[kind]
+        self._array = schema.KINDS[kind].array
         self._copy = copy
         self._records = records or {}
         self._relist = relist
@@ -202,10 +202,9 @@ class RowReader:
 
     def _opened(self, segment: str) -> _Opened:
         lengths = None
-        if self._kind == "text":
-            lengths = np.asarray(
-                arrays.open_array(storage.at(self._cache), f"{segment}/length")[...]
-            )
+        if schema.KINDS[self._kind].max_length is not None:
+            key = f"{segment}/{schema.LENGTHS}"
+            lengths = np.asarray(arrays.open_array(storage.at(self._cache), key)[...])
         return _Opened(
             arrays.open_array(storage.at(self._cache), f"{segment}/{self._array}"), lengths
         )
@@ -284,8 +283,9 @@ class _GoneError(CorruptRowError):
 
 
 def _source_in(record: Mapping[str, Any], row: int) -> Any:
-    sources = record.get("sources") or record.get("prompts") or []
-    return sources[row] if row < len(sources) else None
+    found = (record.get(layout.origins) for layout in schema.KINDS.values())
+    origins: list[Any] = next(filter(None, found), [])
+    return origins[row] if row < len(origins) else None
 
 
 def latent_rgb_of(records: Iterable[Mapping[str, Any]]) -> NormalEquations | None:

@@ -7,10 +7,12 @@ Legend: C, F, H, W = channels, frames, height, width of latents; D = width of pr
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from google_crc32c import value as crc32c_of
 
+from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.fingerprint import SHORT
 from wanlora.errors import StoreError, StoreVersionError
 
@@ -29,9 +31,37 @@ GROUP = "zarr.json"
 """Document of a group; for a segment, it is the commit record, written last."""
 
 Kind = Literal["latents", "text"]
-KINDS: tuple[Kind, ...] = ("latents", "text")
-ROW_ARRAY: dict[Kind, str] = {"latents": "latent", "text": "embedding"}
-"""Array that holds the rows, by kind; the commit record stores checksums under its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """Layout of the rows of one kind.
+
+    Attributes:
+        array: Array that holds the rows; the commit record stores checksums under its name.
+        dimensions: Names of the dimensions of `array`, rows first.
+        origins: Field of the commit record that holds the origin of each row.
+        max_length: None if all rows of a segment have one shape, which is a level of its path.
+            Otherwise rows have 1 to `max_length` items: the array pads them with zeros, and the
+            array `length` has their numbers of items.
+    """
+
+    array: str
+    dimensions: tuple[str, ...]
+    origins: str
+    max_length: int | None = None
+
+    def shape(self, row: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape in which a segment stores a row of this shape."""
+        return row if self.max_length is None else (self.max_length, *row[1:])
+
+
+KINDS: dict[Kind, RowLayout] = {
+    "latents": RowLayout("latent", ("clip", "channel", "frame", "height", "width"), "sources"),
+    "text": RowLayout("embedding", ("prompt", "token", "channel"), "prompts", MAX_TOKENS),
+}
+LENGTHS = "length"
+"""Array with the number of items of each row, for kinds with a `max_length`."""
 
 DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError,
@@ -61,7 +91,7 @@ def segments_key(kind: Kind, fingerprint: str, shape: tuple[int, ...]) -> str:
         shape: Shape of a row: (C, F, H, W), or (512, D), which has no level in the path.
     """
     key = fingerprint_key(kind, fingerprint)
-    return f"{key}/{'x'.join(map(str, shape))}" if kind == "latents" else key
+    return f"{key}/{'x'.join(map(str, shape))}" if KINDS[kind].max_length is None else key
 
 
 def snapshot_key(kind: str, fingerprint: str) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float64
 
-from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
@@ -66,7 +65,8 @@ class SegmentWriter:
         mantissa_bits: int | None = None,
         writer: Mapping[str, Any] | None = None,
     ) -> None:
-        assert kind == "latents" or shape[0] == MAX_TOKENS, shape
+        self._layout = schema.KINDS[kind]
+        assert shape == self._layout.shape(shape), shape
         self.fingerprint = fingerprint_of(provenance)
         self._cache = cache
         self._kind: Kind = kind
@@ -128,7 +128,7 @@ class SegmentWriter:
 
     def _stored(self, key: str, array: Float[np.ndarray, "..."]) -> np.ndarray:
         """Copy a row to the stored type, in C order."""
-        if self._kind == "latents":
+        if self._layout.max_length is None:
             assert array.shape == self._shape, (array.shape, self._shape)
         else:
             assert array.shape[1:] == self._shape[1:], (array.shape, self._shape)
@@ -192,8 +192,8 @@ class SegmentWriter:
             "fingerprint": self.fingerprint,
             "count": len(self._keys),
             "keys": self._keys,
-            "crc32c": {schema.ROW_ARRAY[self._kind]: [arrays.crc32c(row) for row in self._rows]},
-            "sources" if self._kind == "latents" else "prompts": self._sources,
+            "crc32c": {self._layout.array: [arrays.crc32c(row) for row in self._rows]},
+            self._layout.origins: self._sources,
             "writer": self._writer | {"pid": os.getpid(), "time": int(time.time())},
         }
         if self._rgb:

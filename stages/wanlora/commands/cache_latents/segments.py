@@ -30,7 +30,7 @@ def open_writer(
         rows=settings.rows_per_segment,
         max_bytes=settings.segment_bytes,
         max_seconds=settings.segment_s,
-        mantissa_bits=settings.mantissa_bits if kind == "latents" else None,
+        mantissa_bits=encoders.provenance(kind).get("mantissa_bits"),
         writer={
             "model": settings.model,
             "device": str(encoders.device),

@@ -35,7 +35,7 @@ class Generation:
 
     def segment_of(self, key: str) -> str:
         """Key of the segment that an object belongs to; for a group's document, its own key."""
-        depth = self.key.count("/") + (3 if self.kind == "latents" else 2)
+        depth = self.key.count("/") + (3 if schema.KINDS[self.kind].max_length is None else 2)
         return "/".join(key.split("/")[:depth])
 
 

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError
-from wanlora.store import commit_records, condemned
+from wanlora.store import commit_records, condemned, schema
 from wanlora.store.commit_records import Segment
 from wanlora.store.maintenance.remove import remove
 from wanlora.store.row_reader import RowReader
@@ -128,7 +127,7 @@ def _writer(
         cache,
         kind=kind,
         provenance=provenance,
-        shape=row.shape if kind == "latents" else (MAX_TOKENS, row.shape[1]),
+        shape=schema.KINDS[kind].shape(row.shape),
         dtype=str(row.dtype),
         rows=limits.rows,
         max_bytes=limits.max_bytes,
