@@ -113,13 +113,9 @@ def make_case(geometry: str, preset: str, device: torch.device, *, tiny: bool) -
     frames, height, width = map(int, geometry.split("x"))
     bucket = Bucket(17, 64, 64) if tiny else Bucket(frames, height, width)
     row = VARIANTS["t2v-1.3b"]
-    shape = models.TINY if tiny else row.transformer_shape
+    shape = models.TINY if tiny else row.shape
     if tiny:
-        row = replace(
-            row, num_layers=shape.num_layers, num_attention_heads=shape.num_attention_heads,
-            attention_head_dim=shape.attention_head_dim, ffn_dim=shape.ffn_dim,
-            text_dim=shape.text_dim,
-        )  # fmt: skip
+        row = replace(row, shape=shape)
     generator = torch.Generator().manual_seed(0)
     size = (1, *latent_shape(bucket))
     prompt = torch.zeros(1, 512, shape.text_dim)

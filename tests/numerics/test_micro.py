@@ -40,9 +40,9 @@ def test_a_row_that_stands_for_the_padding_changes_nothing():
     torch.manual_seed(0)
     transformer, text = models.make_transformer().eval(), models.make_text_encoder(0)
     embeds = dit.embed(text, [CAPTION, ""])
-    whole = torch.zeros(2, models.ROW.max_sequence_length, models.ROW.text_dim)
+    whole = torch.zeros(2, models.ROW.shape.num_text_tokens, models.ROW.shape.text_dim)
     whole[:, : dit.TEXT_ROWS] = embeds
-    latents, noise = torch.randn(2, 2, models.ROW.z_dim, 2, 4, 4)
+    latents, noise = torch.randn(2, 2, models.ROW.vae.z_dim, 2, 4, 4)
     sigmas = torch.tensor([0.3, 0.8])
     expected = dit.loss_at(transformer, latents, whole, noise, sigmas)
     dit.shorten_text(transformer)
@@ -57,8 +57,8 @@ def test_a_step_of_either_model_stays_on_its_device():
     noise = torch.Generator()
     assert vae.loss(autoencoder, frames, frames[:, :1], noise).device.type == "meta"
     dit.shorten_text(transformer)
-    rows = torch.zeros(2, dit.TEXT_ROWS, models.ROW.text_dim)
-    clips = dit.Clips(torch.zeros(2, models.ROW.z_dim, 2, 4, 4), rows, rows[0])
+    rows = torch.zeros(2, dit.TEXT_ROWS, models.ROW.shape.text_dim)
+    clips = dit.Clips(torch.zeros(2, models.ROW.vae.z_dim, 2, 4, 4), rows, rows[0])
     value = dit.step_loss(transformer, clips, batch=2, seed=0, step=0)
     assert value.device.type == "meta"
 
