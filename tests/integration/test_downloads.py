@@ -58,7 +58,8 @@ def test_of_a_model_with_two_transformers_only_the_experts_is_downloaded(tmp_pat
     assert len(re.findall(r"downloading .*\(transformer_2 [^,]*\)", done.stderr)) == 1
     weights = [name for name in downloaded if name.endswith(".safetensors")]
     assert {name.partition("/")[0] for name in weights} == {"transformer_2"}
-    assert {name for name in downloaded if name not in weights} == {
+    # A file with the content of another one is not sent again.
+    assert {name for name in downloaded if name not in weights} <= {
         "model_index.json", "transformer/config.json", "transformer_2/config.json",
     }  # fmt: skip
 
