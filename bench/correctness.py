@@ -57,8 +57,9 @@ def main() -> int:
     results.note(tiny=not cuda)
     marks = "gpu" if cuda else "not gpu and not slow"
     code = pytest.main(
-        [*(str(ROOT / "tests" / "gpu" / name) for name in TESTS), "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"),
-         "-q", "-p", "no:cacheprovider", "-W", "default", "-m", marks, "-k", options.only],
+        [*(str(ROOT / "tests" / "gpu" / name) for name in TESTS), "--rootdir", str(ROOT),
+         "-c", str(ROOT / "pyproject.toml"), "-q", "-p", "no:cacheprovider", "-W", "default",
+         "-m", marks, "-k", options.only],
         plugins=[Recorder(results, clock)],
     )  # fmt: skip
     results.note(exit_code=int(code), seconds=time.perf_counter() - started)
