@@ -75,9 +75,7 @@ class SegmentWriter:
         self._dtype = np.dtype(dtype)
         self._limits = rows, max_bytes, max_seconds
         self._mantissa_bits = mantissa_bits
-        self._writer = {"wanlora": __version__, "host": socket.gethostname()} | dict(
-            writer or {}
-        )
+        self._writer = {"wanlora": __version__, "host": socket.gethostname()} | dict(writer or {})
         self._groups_written = False
         self._seen: set[str] = set()
         self._since = time.monotonic()
