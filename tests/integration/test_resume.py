@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import time
 import tomllib
@@ -105,6 +106,40 @@ def test_a_finished_run_is_neither_overwritten_nor_trained_again(cache_fp16, tmp
     recorded = tomllib.loads((run_dir / "config.toml").read_text())
     assert recorded["cache"] == str(tmp_path / "moved")
     assert (recorded["max_steps"], recorded["lora"]["rank"]) == (3, 2)
+
+
+def test_a_run_keeps_its_attention_kernel(cache_fp16, tmp_path, caplog):
+    run_dir = tmp_path / "run"
+    first = (
+        "train", "--cache", cache_fp16, "--output-dir", run_dir, "--set", "lora.rank=2",
+        "--set", "validation.every=0", "--set", "trackers=[]", "--set", "attention=math",
+    )  # fmt: skip
+    assert cli.invoke(*first, "--max-steps", 1).exit_code == 0
+    head = (run_dir / "config.toml").read_text().split("\n\n")[0]
+    assert re.search(r"# attention: math, .* tokens: math [0-9.]+ ms", head)
+    assert re.search(
+        r"\| attention kernel \| .*math [0-9.]+ ms", (run_dir / "README.md").read_text()
+    )
+
+    def go_on(steps, kernel):
+        caplog.clear()
+        done = cli.invoke(
+            "train", "--output-dir", run_dir, "--resume", "--max-steps", steps, "--set",
+            f"attention={kernel}",
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        return caplog.text
+
+    assert "bit for bit" not in go_on(2, "auto")
+    assert re.search(r"kernel flash .*math before: not bit for bit", go_on(3, "flash"))
+    state = run_dir / "checkpoints" / "step-000003" / "state.json"
+    moved = json.loads(state.read_text()) | {"attention": "cudnn"}  # from a machine with a GPU
+    state.write_text(json.dumps(moved))
+    text = go_on(4, "auto")
+    assert "attention=cudnn" in text
+    assert re.search(r"kernel flash .*cudnn before: not bit for bit", text)
+    kernels = [row["attention"] for row in _metrics(run_dir)]
+    assert kernels == ["math", "math", "flash", "flash"]
 
 
 def test_a_checkpoint_with_a_missing_tensor_is_refused_by_name(cache_fp16, tmp_path):

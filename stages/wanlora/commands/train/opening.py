@@ -15,6 +15,7 @@ from wanlora.commands.train import start_log
 from wanlora.commands.train.data import Data, read_fixed_rows
 from wanlora.commands.train.first_weights import check_base
 from wanlora.commands.train.identity import identity_of, provenance, shared_facts
+from wanlora.commands.train.kernel import select_kernel
 from wanlora.commands.train.opening_data import open_data
 from wanlora.commands.train.opening_model import load_model, plan_step
 from wanlora.commands.train.prompts import PreviewPrompt, preview_prompts
@@ -64,7 +65,8 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     model_name = config.model or selection.view.model
     device = devices.select_device(config.device, model_name)
     folder = resolve(model_name, ["transformer"])
-    data = open_data(config, variant_of(folder), selection)
+    variant = variant_of(folder)
+    data = open_data(config, variant, selection)
     if config.deterministic:
         devices.use_deterministic_algorithms()
     ranks = Ranks(device, timeout_s=config.process_timeout_s)
@@ -79,7 +81,8 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     warmup_steps = ranks.from_main(lambda: _warmup_steps(config, checkpoint, end_step))
     previews = _plan_previews(config, data, ranks, end_step)
 
-    model = load_model(config, folder, ranks, from_checkpoint=checkpoint is not None)
+    kernel = ranks.from_main(lambda: select_kernel(config, variant, data, ranks.device, checkpoint))
+    model = load_model(config, folder, ranks, kernel=kernel, from_checkpoint=checkpoint is not None)
     identity = identity_of(data.view, variant=model.variant.name, base=model.base)
     progress = _load_checkpoint(config, checkpoint, identity, model)
     _require_same_run(config, data.view, ranks, identity, end_step, model)
