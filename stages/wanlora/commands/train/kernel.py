@@ -10,41 +10,31 @@ from pathlib import Path
 import torch
 
 from wanlora.commands.train.data import Data
-from wanlora.config import TrainConfig
 from wanlora.core.buckets import num_tokens
 from wanlora.errors import DeviceError
 from wanlora.runs import checkpoints
 from wanlora.training.kernel_probe import AttentionShape, KernelChoice, kernel_for
-from wanlora.wan import device as devices
 from wanlora.wan.variants import Variant
 
 logger = logging.getLogger(__name__)
 
 
 def select_kernel(
-    config: TrainConfig,
-    variant: Variant,
-    data: Data,
-    device: torch.device,
-    checkpoint: Path | None,
+    setting: str, shape: AttentionShape, checkpoint: Path | None, *, deterministic: bool
 ) -> KernelChoice:
     """Select and check the attention kernel, before the transformer is loaded.
 
     Call it on the main process only: all processes use the same kernel.
 
     Args:
-        config: The settings.
-        variant: Variant of the model.
-        data: Clips of the run.
-        device: Device to compute on.
+        setting: A kernel, or auto.
+        shape: From `attention_shape`.
         checkpoint: The run continues from it; None for a new run.
+        deterministic: The run must compute the same bits each time.
 
     Raises:
         DeviceError: The kernel that is set does not run here, or none computes right gradients.
     """
-    setting, deterministic = config.attention, config.deterministic
-    dtype = devices.base_dtype(config.dtype, device)
-    shape = attention_shape(variant, data, dtype=dtype, device=device)
     before = checkpoints.recorded_attention(checkpoint) if checkpoint else None
     if setting == "auto" and before:
         try:
