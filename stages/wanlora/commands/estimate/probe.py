@@ -71,9 +71,9 @@ def probe(
         kernel,
         AttentionShape(
             num_tokens=case.work.num_tokens, other_tokens=frozenset(),
-            batch_size=case.work.batch_size, num_heads=case.variant.num_attention_heads,
-            head_dim=case.variant.attention_head_dim,
-            num_text_tokens=case.variant.max_sequence_length, dtype=dtype, device=device,
+            batch_size=case.work.batch_size, num_heads=case.variant.shape.num_attention_heads,
+            head_dim=case.variant.shape.attention_head_dim,
+            num_text_tokens=case.variant.shape.num_text_tokens, dtype=dtype, device=device,
         ),
     )  # fmt: skip
     trained = sum(parameter.numel() for parameter in parameters.values())

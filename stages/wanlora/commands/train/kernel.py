@@ -67,9 +67,9 @@ def attention_shape(
         num_tokens=max(sizes),
         other_tokens=frozenset(sizes) | held_out,
         batch_size=sizes[max(sizes)],
-        num_heads=variant.num_attention_heads,
-        head_dim=variant.attention_head_dim,
-        num_text_tokens=variant.max_sequence_length,
+        num_heads=variant.shape.num_attention_heads,
+        head_dim=variant.shape.attention_head_dim,
+        num_text_tokens=variant.shape.num_text_tokens,
         dtype=dtype,
         device=device,
     )
