@@ -119,7 +119,7 @@ def _require_one_transformer(item: GivenAdapter, variant: Variant, model: str) -
             f"adapter with {ANY_EXPERT}, or the --model with two transformers that it is for"
         )
     trained = VARIANTS.get(item.header.provenance.get("variant", ""))
-    if trained and trained.transformer_shape != variant.transformer_shape:
+    if trained and trained.shape != variant.shape:
         raise AdapterError(
             f"{item.text} was trained on {_trained_on(item)}, and {model} is {variant.name}, whose "
             "transformer has another shape: pass the --model that it was trained on"

@@ -44,7 +44,7 @@ def part_bytes(
         dtype: Type of the transformers.
     """
     text_bytes = 4 if device.type == "cpu" else 2
-    transformer = weight_bytes(variant.transformer_shape, dtype.itemsize)
+    transformer = weight_bytes(variant.shape, dtype.itemsize)
     return {
         **{part.subfolder: transformer for part in variant.transformers},
         "text_encoder": num_values(folder / "text_encoder") * text_bytes,
@@ -70,7 +70,7 @@ def working_bytes(variant: Variant, size: Bucket, dtype: torch.dtype) -> float:
         size: Size of the video.
         dtype: Type of the transformers.
     """
-    width = variant.transformer_shape.width
+    width = variant.shape.width
     forward = _FORWARD_WIDTHS * num_tokens(size) * width * dtype.itemsize
     return float(max(forward, _DECODE_BYTES * size.height * size.width))
 
