@@ -119,11 +119,8 @@ def save(
     folder: Path, vae: AutoencoderKLWan, transformer: WanTransformer3DModel, text: TextEncoder
 ) -> None:
     """Write a WanPipeline folder."""
-    for name, model in (("vae", vae), ("transformer", transformer)):
-        # Rounded by hand: `.to` leaves what diffusers keeps in fp32.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.half()
-        model.save_pretrained(folder / name)
+    save_rounded(vae, folder / "vae")
+    save_rounded(transformer, folder / "transformer")
     text.model.save_pretrained(folder / "text_encoder", max_shard_size=TEXT_SHARD_SIZE)
     _untie(folder / "text_encoder" / "config.json")
     text.tokenizer.backend_tokenizer.no_truncation()  # what it was last asked for would be saved
@@ -143,6 +140,18 @@ def save(
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    _make_readable(folder)
+
+
+def save_rounded(model: AutoencoderKLWan | WanTransformer3DModel, folder: Path) -> None:
+    """Round the weights to fp16 in place, and write them with their configuration."""
+    for parameter in model.parameters():  # by hand: `.to` leaves what diffusers keeps in fp32
+        parameter.data = parameter.data.half()
+    model.save_pretrained(folder)
+    _make_readable(folder)
+
+
+def _make_readable(folder: Path) -> None:
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)  # safetensors makes them private
 
