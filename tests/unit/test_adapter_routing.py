@@ -22,7 +22,9 @@ HEADERS = {
 
 def given(header: str, flag: str | None = None, scale: float = 1.0) -> GivenAdapter:
     path = Path(f"{header.replace(' ', '-')}.safetensors")
-    return GivenAdapter(AdapterHeader(path, {}, HEADERS[header]), scale, flag)
+    recorded = HEADERS[header]
+    found = AdapterHeader(path, {}, recorded, recorded.get("wanlora.expert"))
+    return GivenAdapter(found, scale, flag)
 
 
 # Expert that runs it, or the words that its refusal must have, by header and flag.

@@ -32,11 +32,6 @@ class GivenAdapter:
     expert: Expert | None = None
 
     @property
-    def trained_expert(self) -> str | None:
-        """Expert that its header records; None in files of other tools and of other models."""
-        return self.header.provenance.get("expert")
-
-    @property
     def text(self) -> str:
         """Its flag and its file, for messages."""
         return f"{flag_of(self.expert)} {self.header.path}"
@@ -108,9 +103,9 @@ def route(given: Sequence[GivenAdapter], variant: Variant, *, model: str) -> lis
 def _require_one_transformer(item: GivenAdapter, variant: Variant, model: str) -> None:
     """Refuse an adapter of an expert, or of a transformer of another shape."""
     here = f"{model} ({variant.name}) has one transformer"
-    if item.trained_expert:
+    if item.header.expert:
         raise AdapterError(
-            f"{item.text} was trained for the {item.trained_expert}-noise expert of "
+            f"{item.text} was trained for the {item.header.expert}-noise expert of "
             f"{_trained_on(item)}, and {here}: pass the --model that it was trained on"
         )
     if item.expert:
@@ -134,12 +129,12 @@ def _expert_of(item: GivenAdapter, variant: Variant, model: str) -> Expert:
             f"{item.text} was trained on {_trained_on(item)}, and {model} is {variant.name}: pass "
             "the --model that it was trained on"
         )
-    trained = next((expert for expert in EXPERTS if expert == item.trained_expert), None)
+    trained = item.header.expert
     if trained is None and item.expert is None:
         flags = " or ".join(f"{flag_of(expert)} {item.header.path}" for expert in EXPERTS)
         raise AdapterError(
-            f"{item.text}: {model} has two transformers, and the file's header does not name the "
-            f"one it is for (wanlora.expert): pass {flags}"
+            f"{item.text}: {model} has two transformers, and the file does not name the one it is "
+            f"for: pass {flags}"
         )
     if trained and item.expert and trained != item.expert:
         raise AdapterError(

@@ -18,8 +18,8 @@ from wanlora.core.prompts import PromptAssignment
 from wanlora.errors import ConfigError, RunError
 from wanlora.files import require_folder
 from wanlora.store.views import read_view
-from wanlora.wan.model_folder import PIPELINE, resolve_here
-from wanlora.wan.variants import VARIANTS, Variant, variant_of
+from wanlora.wan.model_folder import resolve_pipeline_here
+from wanlora.wan.variants import Variant, variant_of
 
 Provenance = Mapping[str, str]
 """Values that an adapter's header records."""
@@ -43,17 +43,13 @@ def check(config: SampleConfig) -> list[Video]:
     to_make = plan(config)
     given = given_adapters(config)
     model = model_of(config.model, given)
-    folder = resolve_here(model, PIPELINE)
-    recorded = {item.get("variant") for item in recorded_in(given)}
-    if folder:
+    if folder := resolve_pipeline_here(model):
         variant = variant_of(folder)
+        route(given, variant, model=model)
         video_size(
             variant, recorded_in(given),
             num_frames=config.num_frames, height=config.height, width=config.width,
         )  # fmt: skip
-        route(given, variant, model=model)
-    elif config.model is None and len(recorded) == 1 and (name := recorded.pop()) in VARIANTS:
-        route(given, VARIANTS[name], model=model)  # before a download of 126 GB
     return to_make
 
 

@@ -25,7 +25,7 @@ from wanlora.store.views import frame_rate, read_view
 from wanlora.wan import pipeline as wan
 from wanlora.wan.device import base_dtype, select_device, warn_of_toy
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_tokenizer, num_prompt_tokens
-from wanlora.wan.model_folder import PIPELINE, resolve
+from wanlora.wan.model_folder import PIPELINE, resolve_configs, resolve_pipeline
 from wanlora.wan.offload import Offload, select_offload
 from wanlora.wan.variants import Variant, variant_of
 
@@ -94,8 +94,7 @@ def open_setup(config: SampleConfig) -> Setup:
     device = select_device(config.device, model)
     _check_offload(config.offload, device)
     warn_of_toy(model)
-    folder = resolve(model, PIPELINE)
-    variant = variant_of(folder)
+    variant = variant_of(resolve_configs(model, PIPELINE))  # checked before a download of weights
     experts = route(given, variant, model=model)
     if variant.boundary is not None:
         logger.info("%s", describe(given, experts))
@@ -111,7 +110,7 @@ def open_setup(config: SampleConfig) -> Setup:
         variant, size, steps=config.steps, guidance_scale=config.guidance_scale,
         guidance_scale_low=config.guidance_scale_low, negative_prompt=config.negative_prompt,
     )  # fmt: skip
-    dtype = base_dtype(config.dtype, device)
+    folder, dtype = resolve_pipeline(model), base_dtype(config.dtype, device)
     fps = config.fps or preflight.trained_on(recorded, "fps")
     return Setup(
         model=model,
