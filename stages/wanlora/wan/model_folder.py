@@ -66,7 +66,7 @@ def pipeline_of(folder: Path) -> tuple[str, ...]:
 
 
 def has_second(folder: Path) -> bool:
-    """Return whether a model has two transformers: model_index.json says so, or its folder."""
+    """Return whether a model has two transformers, from model_index.json or its sub-folders."""
     index = folder / INDEX
     if index.is_file():
         return read_json(index).get(SECOND) not in (None, [None, None])
