@@ -1,4 +1,4 @@
-"""`wanlora sample` of a model with two transformers, against plain diffusers, and what it refuses."""
+"""`wanlora sample` of a model with two transformers: against plain diffusers, and refusals."""
 
 import json
 from pathlib import Path
@@ -53,9 +53,7 @@ def plain(project: Path, experts: tuple[str, ...]) -> WanPipeline:
     if "high" in experts:
         pipeline.load_lora_weights(project / "high", adapter_name="x")
     if "low" in experts:
-        pipeline.load_lora_weights(
-            project / "low", adapter_name="x", load_into_transformer_2=True
-        )
+        pipeline.load_lora_weights(project / "low", adapter_name="x", load_into_transformer_2=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

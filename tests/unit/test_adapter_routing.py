@@ -81,7 +81,7 @@ def test_an_adapter_of_a_transformer_of_another_shape_is_refused_by_name():
 
 def test_two_adapters_of_one_expert_are_refused_unless_its_flag_is_repeated():
     for pair in (("high", None), ("high", None)), (("high", None), ("other tool", "high")):
-        with pytest.raises(AdapterError, match="2 adapters.*high-noise.*--adapter-high"):
+        with pytest.raises(AdapterError, match=r"2 adapters.*high-noise.*--adapter-high"):
             route([given(*item) for item in pair], PAIR, model="pair")
     added_up = [given("high", "high"), given("other tool", "high"), given("low")]
     assert route(added_up, PAIR, model="pair") == ["high", "high", "low"]

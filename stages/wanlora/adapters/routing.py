@@ -94,8 +94,8 @@ def route(given: Sequence[GivenAdapter], variant: Variant, *, model: str) -> lis
             flag = flag_of(expert)
             raise AdapterError(
                 f"{len(same)} adapters are for the {expert}-noise expert of {model}: "
-                f"{units.names([item.text for item in same])}; expected one for each expert. To add "
-                f"them up, pass each with {flag}"
+                f"{units.names([item.text for item in same])}; expected one for each expert. To "
+                f"add them up, pass each with {flag}"
             )
     return list(found)
 

@@ -26,6 +26,7 @@ from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_text_encoder, load_va
 from wanlora.wan.offload import Offload
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import Expert, variant_of
+
 logger = logging.getLogger(__name__)
 
 

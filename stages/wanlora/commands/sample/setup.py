@@ -121,9 +121,7 @@ def open_setup(config: SampleConfig) -> Setup:
         settings=settings,
         fps=fps or _fps_of_clips(config.cache, config.view) or variant.defaults.fps,
         shift=variant.shift_of(size) if config.shift is None else config.shift,
-        offload=select_offload(
-            config.offload, folder, variant, size, device=device, dtype=dtype
-        ),
+        offload=select_offload(config.offload, folder, variant, size, device=device, dtype=dtype),
         vae_tiling=config.vae_tiling,
         compare=config.compare,
     )
