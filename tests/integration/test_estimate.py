@@ -148,6 +148,37 @@ def test_the_14b_model():
     assert not found["modes"]["none"]["fits"]
 
 
+def test_two_experts_are_two_runs_and_the_figures_are_those_of_one():
+    job = ("--clips", 1000, "--device", "h200")
+    one = estimate("--variant", "t2v-14b", *job)
+    either = estimate("--variant", "t2v-a14b", *job)
+    assert (either["variant"], either["expert"], either["num_experts"]) == ("t2v-a14b", None, 2)
+    same = ("tflop_per_step", "peak_gb", "modes", "hours", "trained_parameters", "checkpoints_gb")
+    assert {name: either[name] for name in same} == {name: one[name] for name in same}
+    assert one["num_experts"] == 1
+    assert one["hours_of_experts"] == one["hours"]
+    assert either["hours_of_experts"] == 2 * either["hours"]
+    for expert in ("high", "low"):
+        found = estimate("--variant", "t2v-a14b", "--expert", expert, *job)
+        assert found == either | {"expert": expert}
+    table = cli.invoke("estimate", "--variant", "t2v-a14b", "--expert", "low", *job).stdout
+    assert re.search(r"^t2v-a14b, .*low.* on H200", table)
+    hours = {name: re.search(rf"^{name} .*", table, re.MULTILINE) for name in ("the run", "both")}
+    assert all(hours.values()), table
+    assert "--expert low" in cli.refuses("estimate", "--variant", "t2v-14b", "--expert", "low")
+
+
+@pytest.mark.parametrize(("variant", "fits"), [("t2v-14b", [False] * 3), ("t2v-a14b", [False] * 3)])
+def test_720p_of_a_14b_transformer_needs_more_than_80_gb(variant, fits):
+    size = ("--height", 720, "--width", 1280)
+    found = estimate("--variant", variant, *size, "--device", "h100")
+    assert found["tflop_per_step"] == pytest.approx(20_161, abs=0.5)
+    assert [mode["fits"] for mode in found["modes"].values()] == fits
+    assert found["modes"]["full"]["peak_gb"] == pytest.approx(88.8, abs=0.06)
+    assert found["modes"]["full"]["longest"] < 81
+    assert estimate("--variant", variant, *size, "--device", "h200")["fits"]
+
+
 def test_a_cache_says_its_clips_and_what_it_takes_on_disk(cache_fp16):
     found = estimate("--cache", cache_fp16)
     assert found["variant"] == "micro"
