@@ -5,7 +5,7 @@ module, from the file alone, without wanlora's own reading code. Imports a pipel
 training must never import this.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,16 +104,12 @@ def check_export(
             missing or left over.
     """
     reader = READERS[form]
-    model: Any = model_for(adapter)
+    model = model_for(adapter)
     try:
         if reader == "peft":
-            keys = load_peft_weights(str(folder), device="cpu").keys()
-            PeftModel.from_pretrained(model, str(folder), adapter_name=_NAME)
+            keys = _load_with_peft(folder, model)
         else:
-            place = {"weight_name": file, "local_files_only": True}
-            keys = WanPipeline.lora_state_dict(str(folder), **place).keys()
-            pipeline = WanPipeline(None, None, vae=None, scheduler=None, transformer=model)
-            pipeline.load_lora_weights(str(folder), adapter_name=_NAME, **place)
+            keys = _load_with_diffusers(folder, file, model, adapter)
     except Exception as error:  # a loader may raise anything
         if is_out_of_memory(error):
             raise
@@ -129,6 +125,33 @@ def check_export(
             f"differs in {units.names(strange)}"
         )
     return max(relative_error(found[module], expected[module]) for module in expected)
+
+
+def _load_with_peft(folder: Path, model: Any) -> Iterable[str]:
+    """Load an export into a model, and return its keys."""
+    PeftModel.from_pretrained(model, str(folder), adapter_name=_NAME)
+    keys: Mapping[str, Any] = load_peft_weights(str(folder), device="cpu")
+    return keys
+
+
+def _load_with_diffusers(
+    folder: Path, file: str, model: WanTransformer3DModel, adapter: AdapterFile
+) -> Iterable[str]:
+    """Load an export into a model as a user does, and return its keys.
+
+    The adapter of a low-noise expert is loaded into the second of two transformers.
+    """
+    place = {"weight_name": file, "local_files_only": True}
+    keys: Mapping[str, Any] = WanPipeline.lora_state_dict(str(folder), **place)
+    if adapter.expert == "low":
+        first = model_for(adapter)  # diffusers reads the configuration of the first one
+        parts = {"transformer": first, "transformer_2": model}
+        place["load_into_transformer_2"] = True
+    else:
+        parts = {"transformer": model}
+    pipeline = WanPipeline(None, None, vae=None, scheduler=None, **parts)
+    pipeline.load_lora_weights(str(folder), adapter_name=_NAME, **place)
+    return keys
 
 
 def _loaded(model: torch.nn.Module) -> dict[str, Update]:
