@@ -255,18 +255,19 @@ def test_a_name_with_the_other_expert_is_refused(runs, tmp_path):
 
 
 def test_neither_file_of_a_pair_appears_if_one_cannot_be_written(runs, tmp_path):
-    broken = tmp_path / "broken"
-    shutil.copytree(runs["low"], broken)
-    file = broken / "pytorch_lora_weights.safetensors"
+    """The values of the second are below what float16 can hold."""
+    tiny = tmp_path / "tiny"
+    shutil.copytree(runs["low"], tiny)
+    file = tiny / "pytorch_lora_weights.safetensors"
     with safetensors.safe_open(file, framework="pt") as opened:
-        header, tensors = opened.metadata(), load_file(file)
-    tensors["transformer.blocks.0.attn1.to_q.lora_A.weight"][0, 0] = torch.nan
-    save_file(tensors, file, header)
+        header = opened.metadata()
+    save_file({name: 1e-6 * tensor for name, tensor in load_file(file).items()}, file, header)
     output = tmp_path / "out" / "x.safetensors"
     message = cli.refuses(
-        "export", "--adapter", runs["high"], "--adapter", broken, "--output", output
-    )
-    assert "NaN" in message
+        "export", "--adapter", runs["high"], "--adapter", tiny, "--dtype", "float16",
+        "--output", output,
+    )  # fmt: skip
+    assert "--dtype float32" in message
     assert not list(output.parent.iterdir())
 
 

@@ -6,6 +6,7 @@ keys that cannot be used. Must not import torch: a command reads headers before 
 
 import math
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,10 +92,11 @@ def read_header(path: Path) -> AdapterHeader:
             f"{next(iter(part.keys))}"
             for part in (header, *others)
         )
+        command = ["wanlora", "export", "--adapter", str(header.path)]
+        command += ["--output", "NAME.safetensors"]
         raise AdapterError(
             f"{header.path} holds weights for two transformers: {parts}. An adapter is for one of "
-            f"them: split the file with\n  wanlora export --adapter {header.path} "
-            "--output NAME.safetensors"
+            f"them: split the file with\n  {shlex.join(command)}"
         )
     return header
 

@@ -48,9 +48,15 @@ def model_for(adapter: AdapterFile) -> WanTransformer3DModel:
     """
     recorded = adapter.provenance.get("variant")
     rows = sorted(VARIANTS.values(), key=lambda row: row.name != recorded)
-    candidates: list[tuple[Variant, dict[str, int]]] = [(row, {}) for row in rows]
+    shapes = {row.shape: row for row in reversed(rows)}  # one row of each shape
+    candidates: list[tuple[Variant, dict[str, int]]] = [
+        (row, {}) for row in rows if shapes[row.shape] is row
+    ]
     candidates.append((VARIANTS["t2v-14b"], _IMAGE))
+    widths = _widths(adapter)
     for row, more in candidates:
+        if widths - {row.shape.width}:
+            continue  # before a second is spent on building it
         model = _without_weights(row, more)
         try:
             check_adapter_fits(adapter, model)
@@ -58,11 +64,20 @@ def model_for(adapter: AdapterFile) -> WanTransformer3DModel:
             continue
         return model
     name, tensor = next(iter(adapter.tensors.items()))
-    widths = ", ".join(f"{row.name} {row.shape.width}" for row in VARIANTS.values())
+    known = ", ".join(f"{row.name} {row.shape.width}" for row in VARIANTS.values())
     raise AdapterError(
-        f"{adapter.path} fits no known variant of Wan (their widths: {widths}): found {name} of "
+        f"{adapter.path} fits no known variant of Wan (their widths: {known}): found {name} of "
         f"shape {tuple(tensor.shape)}, and {len(adapter.tensors) - 1} tensors more"
     )
+
+
+def _widths(adapter: AdapterFile) -> set[int]:
+    """Widths of the model that the adapter's attention layers show; empty without any."""
+    return {
+        int(tensor.shape[1])
+        for name, tensor in adapter.tensors.items()
+        if ".attn" in name and name.endswith(".lora_A.weight")
+    }
 
 
 def _without_weights(row: Variant, more: Mapping[str, int]) -> WanTransformer3DModel:
@@ -144,7 +159,7 @@ def _load_with_diffusers(
     place = {"weight_name": file, "local_files_only": True}
     keys: Mapping[str, Any] = WanPipeline.lora_state_dict(str(folder), **place)
     if adapter.expert == "low":
-        first = model_for(adapter)  # diffusers reads the configuration of the first one
+        first = _without_weights(VARIANTS["micro"], {})  # only its configuration is read
         parts = {"transformer": first, "transformer_2": model}
         place["load_into_transformer_2"] = True
     else:
