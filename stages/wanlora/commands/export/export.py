@@ -77,13 +77,25 @@ def run(config: ExportConfig, sources: Sequence[Source]) -> ExportResult | Expor
         WanloraError: An adapter cannot be converted or merged, or the written files do not read
             back as the originals.
     """
-    made = merge(sources, config) if config.format == "merged" else convert(sources, config)
+    if config.format == "merged":
+        made = merge(sources, model=base_of(config.model, sources), dtype=config.dtype)
+    else:
+        made = convert(sources, to_format=config.format, dtype=config.dtype)
     return made[0] if len(made) == 1 else ExportPair(made)
 
 
-def convert(sources: Sequence[Source], config: ExportConfig) -> list[ExportResult]:
-    """Write adapters in the format of another tool; none of them if one cannot be written."""
-    to_format, dtype = config.format, config.dtype or "float32"
+def convert(sources: Sequence[Source], *, to_format: str, dtype: str | None) -> list[ExportResult]:
+    """Write adapters in the format of another tool; none of them if one cannot be written.
+
+    Args:
+        sources: From `preflight.check`.
+        to_format: A row of `FORMATS`.
+        dtype: Type of the numbers; None = float32.
+
+    Raises:
+        WanloraError: See `run`.
+    """
+    dtype = dtype or "float32"
     adapters = [_load(source) for source in sources]
     contents = [
         encode(
@@ -128,9 +140,18 @@ def _read_back(loaded: _Loaded, folder: Path, to_format: str, dtype: str) -> flo
     return error
 
 
-def merge(sources: Sequence[Source], config: ExportConfig) -> list[ExportResult]:
-    """Add the updates of adapters to a copy of the base's weights, each to its transformer."""
-    model, output = base_of(config, sources), sources[0].output
+def merge(sources: Sequence[Source], *, model: str, dtype: str | None) -> list[ExportResult]:
+    """Add the updates of adapters to a copy of the base's weights, each to its transformer.
+
+    Args:
+        sources: From `preflight.check`; all have the same output.
+        model: The base.
+        dtype: Type of the numbers; None = the base's.
+
+    Raises:
+        WanloraError: See `run`.
+    """
+    output = sources[0].output
     model_dir = resolve_pipeline(model)
     if output.resolve() == model_dir.resolve():
         raise OutputError(f"--output {output} is the base itself; choose another folder")
@@ -144,15 +165,13 @@ def merge(sources: Sequence[Source], config: ExportConfig) -> list[ExportResult]
             model_dir,
             {part: loaded.updates for part, loaded in adapters.items()},
             folder,
-            dtype=DTYPES[config.dtype] if config.dtype else None,
+            dtype=DTYPES[dtype] if dtype else None,
         )
         for part, loaded in adapters.items():
             error = check_merged(model_dir, folder, part, loaded.updates)
             num_bytes = sum(file.stat().st_size for file in (folder / part).iterdir())
             results.append(
-                loaded.result(
-                    "merged", dtype=config.dtype, num_bytes=num_bytes, error=error, model=model
-                )
+                loaded.result("merged", dtype=dtype, num_bytes=num_bytes, error=error, model=model)
             )
         write_json(folder / MERGED_RECORD, _record(model, list(adapters.values())))
         publish_folder(folder, output)

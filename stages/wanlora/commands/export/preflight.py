@@ -72,19 +72,25 @@ def check(config: ExportConfig) -> list[Source]:
     sources.sort(key=lambda source: source.expert or "")  # high, low
     for output in dict.fromkeys(source.output for source in sources):
         _check_output(output, headers, to_format=config.format, overwrite=config.overwrite)
-    if config.format == "merged" and (folder := resolve_pipeline_here(base_of(config, sources))):
+    if config.format == "merged" and (
+        folder := resolve_pipeline_here(base_of(config.model, sources))
+    ):
         check_transformers(folder, sources)
     return sources
 
 
-def base_of(config: ExportConfig, sources: Sequence[Source]) -> str:
+def base_of(model: str | None, sources: Sequence[Source]) -> str:
     """Select the model to merge into: as set, else the one that the headers record.
+
+    Args:
+        model: The `--model` value.
+        sources: The adapters.
 
     Raises:
         ConfigError: They record different ones, or none for a model with two transformers.
     """
-    if config.model:
-        return config.model
+    if model:
+        return model
     recorded = sorted(_recorded("model", [source.header for source in sources]))
     if len(recorded) > 1:
         raise ConfigError(

@@ -35,7 +35,10 @@ def run(config: ExportConfig) -> ExportResult:
     with staging(run_dir / "push") as folder:
         settings = config.model_copy(update={"output": folder / ADAPTER_NAME, "push": None})
         (source,) = preflight.check(settings)
-        result = export.convert([replace(source, output=folder / ADAPTER_NAME)], settings)[0]
+        (result,) = export.convert(
+            [replace(source, output=folder / ADAPTER_NAME)],
+            to_format=config.format, dtype=config.dtype,
+        )  # fmt: skip
         model = source.header.provenance.get("model", "")
         write_text(folder / CARD_NAME, _public_card(run_dir, model, config.push))
         for picture in newest_pictures(run_dir):
