@@ -204,7 +204,7 @@ def expert_and_place(header: AdapterHeader) -> tuple[Expert | None, str]:
     in them counts.
 
     Returns:
-        The expert, and where it is recorded or shown: header, keys, name or `RANGE_KEY`. None and
+        The expert and its source: header, keys, name or `RANGE_KEY`. None and
         an empty text if the file does not show it, or shows two different ones.
     """
     if header.expert:

@@ -72,10 +72,10 @@ def check(config: ExportConfig) -> list[Source]:
     sources.sort(key=lambda source: source.expert or "")  # high, low
     for output in dict.fromkeys(source.output for source in sources):
         _check_output(output, headers, to_format=config.format, overwrite=config.overwrite)
-    if config.format == "merged" and (
-        folder := resolve_pipeline_here(base_of(config.model, sources))
-    ):
-        check_transformers(folder, sources)
+    if config.format == "merged":
+        model = base_of(config.model, sources)
+        if folder := resolve_pipeline_here(model):
+            check_transformers(folder, sources)
     return sources
 
 

@@ -34,8 +34,8 @@ class AdapterReport:
         variant: Model that it was trained on; None if the file does not record it.
         expert: Transformer that it is for, in a model with two; None for a model with one, or if
             the file neither records nor shows it.
-        expert_from: Where the expert is recorded or shown: header, keys, name, or a field of the
-            header; empty without one.
+        expert_from: Source of the expert: header, keys, name, or a field of another tool's header;
+            empty without an expert.
         sigmas: Range of sigma of its training; None without an expert, or if the file does not
             record the variant.
         sha256: Hash of the file.
