@@ -18,7 +18,7 @@ NAME = "pytorch_lora_weights.safetensors"
 ROW, MICRO = VARIANTS["t2v-14b"], VARIANTS["micro"]
 LAYERS = HEADS = 8  # of 40 and 40
 HEAD_DIM = 16  # of 128
-FFN = round(ROW.ffn_dim / (ROW.num_attention_heads * ROW.attention_head_dim) * HEADS * HEAD_DIM)
+FFN = round(ROW.shape.ffn_dim / ROW.shape.width * HEADS * HEAD_DIM)
 SMALL = ("--max-steps", 2, "--set", "lora.rank=2", "--set", "validation.every=0",
          "--set", "optimizer.warmup_steps=0", "--set", "trackers=[]")  # fmt: skip
 
@@ -26,11 +26,12 @@ SMALL = ("--max-steps", 2, "--set", "lora.rank=2", "--set", "validation.every=0"
 @pytest.fixture
 def small_14b(tmp_path, monkeypatch, micro_folder):
     """A model folder with micro's encoders and a transformer of the 14B's proportions; its row."""
-    assert ROW.num_layers / ROW.num_attention_heads == LAYERS / HEADS
-    row = replace(
-        MICRO, name="small-14b", num_layers=LAYERS, num_attention_heads=HEADS,
-        attention_head_dim=HEAD_DIM, ffn_dim=FFN,
+    assert ROW.shape.num_layers / ROW.shape.num_attention_heads == LAYERS / HEADS
+    shape = replace(
+        MICRO.shape, num_layers=LAYERS, num_attention_heads=HEADS, attention_head_dim=HEAD_DIM,
+        ffn_dim=FFN,
     )  # fmt: skip
+    row = replace(MICRO, name="small-14b", shape=shape)
     monkeypatch.setitem(VARIANTS, row.name, row)
     folder = tmp_path / "small-14b"
     folder.mkdir()
@@ -39,7 +40,7 @@ def small_14b(tmp_path, monkeypatch, micro_folder):
     torch.manual_seed(0)
     transformer = WanTransformer3DModel(
         num_layers=LAYERS, num_attention_heads=HEADS, attention_head_dim=HEAD_DIM, ffn_dim=FFN,
-        text_dim=row.text_dim, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
+        text_dim=row.shape.text_dim, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
     )  # fmt: skip
     transformer.save_pretrained(folder / "transformer")
     return folder
@@ -91,6 +92,16 @@ def test_one_cache_trains_both_variants_and_each_adapter_draws_with_its_own(
     succeeds("train", "--cache", cache, "--view", "of-14b", "--model", "micro", "--output-dir",
              micro_run, *SMALL)  # fmt: skip
     assert header(micro_run)["wanlora.variant"] == "micro"
+
+
+def test_the_14b_model_trains_on_single_frames(small_14b, cache, tmp_path):
+    run_dir = tmp_path / "run"
+    succeeds(
+        "train", "--cache", cache, "--model", small_14b, "--device", "cpu", "--output-dir", run_dir,
+        "--set", "train_frames=1", *SMALL,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["bucket"] for row in rows] == ["1x32x48"] * 2
 
 
 def test_estimate_answers_for_the_14b_model_in_words_and_in_figures():

@@ -83,8 +83,8 @@ def fit(
             kernel does not run here.
     """
     batch = random_batch(
-        bucket, work.batch_size, num_channels=variant.z_dim,
-        text_shape=(variant.max_sequence_length, variant.text_dim),
+        bucket, work.batch_size, num_channels=variant.vae.z_dim,
+        text_shape=(variant.shape.num_text_tokens, variant.shape.text_dim),
     )  # fmt: skip
     limit = budget(device, whole_card=whole_card)
     errors = _TrialErrors(activations, work, bucket, kernel, device, dtype, limit)
@@ -140,7 +140,7 @@ class _TrialErrors:
         except torch.OutOfMemoryError as error:
             raise self._memory_error(error) from None
         except RuntimeError as error:
-            if "No viable backend" in str(error) or "No available kernel" in str(error):
+            if attention.is_missing(error):
                 raise self.kernel_error() from error
             if reason := why_it_cannot_compile(error):
                 raise DeviceError(

@@ -85,6 +85,7 @@ class Reporter:
             "loss": self.last_loss,
             "lr": outcome.learning_rate,
             "grad_norm": outcome.grad_norm,
+            "attention": session.model.kernel.name,
             "clips_per_s": num_clips / seconds,
             "data_wait_s": outcome.waited_s,
         }
@@ -176,7 +177,7 @@ class Reporter:
         model = self._session.model
         if bucket not in self._flops_of:
             self._flops_of[bucket] = step_flops(
-                model.variant.transformer_shape,
+                model.variant.shape,
                 num_tokens(bucket),
                 rank=model.shape.rank,
                 adapted=model.masters.modules,
