@@ -188,7 +188,7 @@ def _range(
         config.split, held_out, source, num_clips=config.num_clips, num_sigmas=config.num_sigmas
     )
     assert panel
-    share = flow.share(part.sigmas, sampler=source.sampler, shift=source.shift)
+    share = flow.share_of(part.sigmas, sampler=source.sampler, shift=source.shift)
     return Range(part, share, source, panel)
 
 
