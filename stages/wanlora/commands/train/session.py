@@ -19,7 +19,7 @@ from wanlora.runs.checkpoints import Progress
 from wanlora.training.distributed import Ranks
 from wanlora.training.masters import Masters, MovingAverage
 from wanlora.training.workload import Trial
-from wanlora.wan.variants import Variant
+from wanlora.wan.variants import TransformerPart, Variant
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,7 @@ class TrainedModel:
     """The transformer with its adapter, and the optimizer of the adapter's master weights.
 
     Attributes:
+        part: The transformer of the variant that is trained.
         base: Fingerprint of the transformer's weights without the adapter.
         average: Moving average of the masters; None without one.
         max_grad_norm: Limit of the global gradient norm; 0 = no limit.
@@ -34,6 +35,7 @@ class TrainedModel:
     """
 
     variant: Variant
+    part: TransformerPart
     transformer: Any
     base: str
     shape: LoraShape
