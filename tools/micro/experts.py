@@ -6,6 +6,7 @@ interruption, the same command continues: `python -m tools.micro.experts --work-
 
 import argparse
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -64,6 +65,7 @@ def run(work_dir: Path, output: Path) -> None:
         checkpoint = work_dir / f"{expert}.pt"
         trained = dit.train(transformer, clips, STAGE, checkpoint, seed, QUANTILES[expert])
         models.save_rounded(trained, output / SUBFOLDERS[expert])
+        shutil.copy(folder / "transformer" / "config.json", output / SUBFOLDERS[expert])
     write_atomic(output / "README.md", card(output, measure(folder, output, work_dir)).encode())
 
 

@@ -58,7 +58,7 @@ def given_adapters(config: EvaluateConfig) -> list[GivenAdapter]:
 
 def any_expert(given: Sequence[GivenAdapter]) -> Expert | None:
     """Expert that one of the adapters is for; None if they are for a model with one transformer."""
-    return next((expert for item in given if (expert := item.expert or item.trained_expert)), None)
+    return next((expert for item in given if (expert := item.header.expert or item.expert)), None)
 
 
 def experts_of(
@@ -75,7 +75,7 @@ def experts_of(
         AdapterError: See `route`; or an expert has two adapters, which `evaluate` does not join.
     """
     for part in variant.transformers if variant.boundary is not None else ():
-        same = [item.text for item in given if part.expert in (item.expert, item.trained_expert)]
+        same = [item.text for item in given if (item.header.expert or item.expert) == part.expert]
         if len(same) > 1:
             raise AdapterError(
                 f"{len(same)} adapters are for the {part.expert}-noise expert of {model}: "

@@ -86,7 +86,7 @@ def plan(
             videos.append(Video(item.activity, item.prompt, key, item.seed, place / file, facts))
         return Model(name, own, tuple(videos))
 
-    models = {item.name: (item,) for item in subjects}
+    models: dict[str, tuple[Subject, ...]] = {item.name: (item,) for item in subjects}
     if setup.is_pair:
         together = tuple(item for item in subjects if item.named)
         models = {" and ".join(item.name for item in together): together}
