@@ -6,7 +6,6 @@ import torch
 from tools.micro import dit, experts, measure, models, pretrain, vae
 from tools.micro.checkpoint import resume, save
 from wanlora.micro import world
-from wanlora.wan.weights import weights_sha256
 
 CAPTION = "a striped purple square moving right on a white background"
 
@@ -163,9 +162,3 @@ def test_an_expert_is_trained_on_its_part_of_the_density_only(monkeypatch):
         )  # the shift undone
         start, end = experts.QUANTILES[expert]
         assert ((u - start) / (end - start) * 50).floor().tolist() == list(range(50))
-
-
-def test_the_card_of_the_two_experts_describes_the_weights_that_are_there():
-    card = (experts.OUTPUT / "README.md").read_text()
-    for part in experts.SUBFOLDERS.values():
-        assert weights_sha256(experts.OUTPUT / part) in card
