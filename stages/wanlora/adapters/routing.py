@@ -80,8 +80,8 @@ def route(given: Sequence[GivenAdapter], variant: Variant, *, model: str) -> lis
         model: The `--model` value, for messages.
 
     Raises:
-        AdapterError: An adapter is for another model, for another expert than its flag says, for an
-            expert that has one already, or nothing says which expert it is for.
+        AdapterError: An adapter is for another model, or for the other expert than its flag names;
+            its expert has an adapter already; or neither its file nor its flag names an expert.
     """
     if variant.boundary is None:
         for item in given:

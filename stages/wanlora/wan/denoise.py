@@ -15,7 +15,7 @@ from jaxtyping import Float, Float32
 
 @dataclass(frozen=True, slots=True)
 class LowNoiseExpert:
-    """The second transformer of a model with two, as `denoise` uses it.
+    """The second transformer of a model with two, for `denoise`.
 
     Attributes:
         transformer: Transformer of the low-noise expert, with its adapter if it has one.

@@ -1,4 +1,4 @@
-"""Which parts of a pipeline wait in main memory, if a GPU cannot hold all of them.
+"""Parts of a pipeline that wait in main memory, if a GPU cannot hold all of them.
 
 Owns: the memory that sampling needs, and the choice. Must not know: how parts are moved.
 """
@@ -63,7 +63,7 @@ def num_values(part: Path) -> int:
 
 
 def working_bytes(variant: Variant, size: Bucket, dtype: torch.dtype) -> float:
-    """Bytes that a forward pass or decoding needs beside the weights, whichever is more.
+    """Bytes that a forward pass or decoding needs beside the weights: the larger of the two.
 
     Args:
         variant: Variant of the model.

@@ -42,7 +42,7 @@ class VideoSettings:
         guidance_scale: Classifier-free guidance; 1 or less means none.
         negative_prompt: Content to avoid.
         guidance_scale_low: Guidance of the low-noise expert, in a model with two transformers.
-            diffusers uses guidance for both experts or for neither, as `guidance_scale` says.
+            Without effect if `guidance_scale` is 1 or less: diffusers then has no guidance.
     """
 
     num_frames: int

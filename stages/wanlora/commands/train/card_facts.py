@@ -62,7 +62,12 @@ def card_facts(
             "learning rate": model.peak_rate,
             "optimizer": model.optimizer_name,
             "global batch": _global_batch(data),
+<<<<<<< HEAD
             "sigma": f"{data.source.sampler}, shift {data.source.shift:g}{_range(model.part)}",
+=======
+            "attention kernel": model.kernel.describe(),
+            "sigma": f"{data.source.sampler}, shift {data.source.shift:g}",
+>>>>>>> sample2
         },
         "loss": loss,
         "best": best,
