@@ -4,11 +4,11 @@ Owns: which setting decides what of the model, its optimizer and its blocks.
 """
 
 import logging
+from pathlib import Path
 
 from wanlora.adapters.file import LoraShape
 from wanlora.adapters.lora import add_adapter, initial_values
 from wanlora.commands.train import start_log
-from wanlora.commands.train.base import Base
 from wanlora.commands.train.data import Data
 from wanlora.commands.train.first_weights import load_other_adapter
 from wanlora.commands.train.session import StepPlan, TrainedModel
@@ -23,27 +23,24 @@ from wanlora.training.optimizers import make_optimizer, missing_bytes, rate_of
 from wanlora.training.workload import is_compiled, largest, workload
 from wanlora.wan import device as devices
 from wanlora.wan.transformer import base_fingerprint, load_transformer
+from wanlora.wan.variants import variant_of
 
 logger = logging.getLogger(__name__)
 
 
 def load_model(
-<<<<<<< HEAD
-    config: TrainConfig, base: Base, ranks: Ranks, *, from_checkpoint: bool
-=======
     config: TrainConfig,
     folder: Path,
     ranks: Ranks,
     *,
     kernel: KernelChoice,
     from_checkpoint: bool,
->>>>>>> sample2
 ) -> TrainedModel:
     """Load the transformer, and add the adapter with its first weights and its optimizer.
 
     Args:
         config: The settings.
-        base: The model, and the transformer to train.
+        folder: Folder with the transformer's weights.
         ranks: Processes of the run.
         kernel: Attention kernel.
         from_checkpoint: The first weights will be those of a checkpoint.
@@ -53,12 +50,9 @@ def load_model(
     """
     device = ranks.device
     dtype = devices.base_dtype(config.dtype, device)
-    weights = base.folder / base.part.subfolder
-    with waiting(f"loading the transformer in {weights}", shown=ranks.is_main):
-        transformer = load_transformer(
-            base.folder, dtype=dtype, device=device, subfolder=base.part.subfolder
-        )
-    fingerprint = base_fingerprint(transformer)
+    with waiting(f"loading the transformer in {folder}", shown=ranks.is_main):
+        transformer = load_transformer(folder, dtype=dtype, device=device)
+    base = base_fingerprint(transformer)
     lora, settings = config.lora, config.optimizer
     shape = LoraShape(
         rank=lora.rank,
@@ -71,14 +65,13 @@ def load_model(
     masters = Masters(adapter)
     masters.load(initial_values(adapter, config.seed))
     if config.init_adapter and not from_checkpoint:
-        load_other_adapter(config.init_adapter, shape, transformer, masters, base.part.expert)
+        load_other_adapter(config.init_adapter, shape, transformer, masters)
     if ranks.is_main:
         start_log.log_adapter(shape, transformer, masters, dtype=dtype, device=device)
     return TrainedModel(
-        variant=base.variant,
-        part=base.part,
+        variant=variant_of(folder),
         transformer=transformer,
-        base=fingerprint,
+        base=base,
         shape=shape,
         masters=masters,
         average=MovingAverage(masters, config.ema_decay) if config.ema_decay else None,
