@@ -28,7 +28,7 @@ _FORWARD_WIDTHS = 13
 _DECODE_BYTES = 10 * 96 * 4 * 4
 """Bytes per pixel of decoding: about ten fp32 tensors of 96 channels and the 4 frames of a latent
 frame, which the VAE decodes at a time. Not measured on a GPU."""
-_USED_SHARE = 0.95
+USED_SHARE = 0.95
 """Share of the free memory of a GPU that the pipeline may take."""
 
 
@@ -104,7 +104,7 @@ def select_offload(
     if setting != "auto":
         offload = setting
     elif device.type == "cuda":
-        free = _USED_SHARE * torch.cuda.mem_get_info(device)[0]
+        free = USED_SHARE * torch.cuda.mem_get_info(device)[0]
         offload = fitting(parts, working_bytes(variant, size, dtype), free)
     if offload != "none":
         require_host_memory(
