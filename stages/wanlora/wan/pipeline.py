@@ -4,7 +4,7 @@ Owns: loading the pipeline in the right types, and one video's worth of settings
 training. Legend: t frames, h w height and width.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.core.text import shorten
 from wanlora.errors import ModelError
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_text_encoder, load_vae
+from wanlora.wan.host_memory import HostBytes, loading_bytes, require_host_memory
 from wanlora.wan.transformer import load_transformer
 
 Offload = Literal["none", "model", "sequential"]
@@ -65,9 +66,12 @@ def load_pipeline(
 
     Raises:
         ModelError: A part cannot be loaded.
+        DeviceError: This machine has too little memory.
     """
     text_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     home = device if offload == "none" else torch.device("cpu")
+    types = {"transformer": dtype, "vae": torch.float32, "text_encoder": text_dtype}
+    _require_memory(folder, types, home, offload)
     transformer = load_transformer(folder, dtype=dtype, device=home)
     vae: AutoencoderKLWan = load_vae(folder, dtype=torch.float32, device=home, tf32=True)
     encoder = load_text_encoder(folder, dtype=text_dtype, device=home)
@@ -86,6 +90,24 @@ def load_pipeline(
         raise ModelError(f"cannot load a WanPipeline from {folder}: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _require_memory(
+    folder: Path, types: Mapping[str, torch.dtype], home: torch.device, offload: Offload
+) -> None:
+    """Refuse a model that this machine's memory cannot hold.
+
+    Args:
+        folder: A complete model folder.
+        types: Type of each part in memory, by sub-folder.
+        home: Device that the parts are loaded to.
+        offload: See `load_pipeline`.
+    """
+    needed = HostBytes()
+    for part, dtype in types.items():
+        needed += loading_bytes(folder / part, dtype=dtype, device=home)
+    advice = ["leave out --offload (a GPU then loads the model directly)"]
+    require_host_memory(needed, "loading the model", *(advice if offload != "none" else ()))
 
 
 def prepare(
