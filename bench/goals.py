@@ -131,7 +131,7 @@ def predictions() -> dict:
     row, gpu = VARIANTS["t2v-1.3b"], GPUS["H100"]
     # FlashAttention-2, torch's own choice, reaches 373 and 320 TFLOP/s (docs/performance.md).
     flash = replace(gpu, attention_forward=373 / 989.4, attention_backward=320 / 989.4)
-    names = targets.match_targets(targets.linear_names(row.num_layers), "attention")
+    names = targets.match_targets(targets.linear_names(row.shape.num_layers), "attention")
     vae = encode_seconds(81, 480, 832, gpu)
     cases = []
     for bucket in (Bucket(81, 480, 832), Bucket(81, 480, 480)):
@@ -142,10 +142,10 @@ def predictions() -> dict:
         )  # fmt: skip
 
         def seconds(work, mode, card):
-            return predict_seconds(work, (mode,) * row.num_layers, card).total
+            return predict_seconds(work, (mode,) * row.shape.num_layers, card).total
 
         def peak(mode, work=compiled):
-            return step_bytes(work, (mode,) * row.num_layers).total / 1e9
+            return step_bytes(work, (mode,) * row.shape.num_layers).total / 1e9
 
         best = seconds(compiled, "none", gpu)
         fast = {

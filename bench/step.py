@@ -123,15 +123,10 @@ def make_case(
 ) -> Case:
     frames, height, width = map(int, geometry.split("x"))
     bucket = rates.TINY if tiny else Bucket(frames, height, width)
-    row = VARIANTS[variant]
     shape = models.shape_of(variant, num_layers)
     if tiny:
         shape = replace(models.TINY, num_layers=num_layers or models.TINY.num_layers)
-    row = replace(
-        row, num_layers=shape.num_layers, num_attention_heads=shape.num_attention_heads,
-        attention_head_dim=shape.attention_head_dim, ffn_dim=shape.ffn_dim,
-        text_dim=shape.text_dim,
-    )  # fmt: skip
+    row = replace(VARIANTS[variant], shape=shape)
     generator = torch.Generator().manual_seed(0)
     size = (1, *latent_shape(bucket))
     prompt = torch.zeros(1, 512, shape.text_dim)

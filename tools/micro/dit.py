@@ -96,7 +96,7 @@ def raw_latents(
 def embed(text: TextEncoder, captions: Sequence[str]) -> Float[Tensor, "n l d"]:
     """Embed captions into `TEXT_ROWS` rows, zero past their length; equal captions once."""
     places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
-    embeds = torch.zeros(len(places), TEXT_ROWS, ROW.text_dim)
+    embeds = torch.zeros(len(places), TEXT_ROWS, ROW.shape.text_dim)
     for row, rows in zip(embeds, encode_prompts(text, list(places)), strict=True):
         assert len(rows) < TEXT_ROWS, len(rows)
         row[: len(rows)] = rows
@@ -109,7 +109,7 @@ class _Padding:
     def __init__(self, processor: Any) -> None:
         self._processor = processor
         self._bias = torch.zeros(1, 1, 1, TEXT_ROWS)
-        self._bias[..., -1] = math.log(ROW.max_sequence_length - TEXT_ROWS + 1)
+        self._bias[..., -1] = math.log(ROW.shape.num_text_tokens - TEXT_ROWS + 1)
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor,
@@ -199,7 +199,7 @@ def step_loss(
     # Stratified: a u in each of `batch` equal parts of the quantiles.
     low, high = quantiles
     strata = low + (high - low) * (draws.permutation(batch) + draws.random(batch)) / batch
-    sigmas = torch.tensor([flow.shift_sigma(float(u), ROW.shift) for u in strata])
+    sigmas = torch.tensor([flow.shift_sigma(float(u), ROW.defaults.shift) for u in strata])
     latents = clips.latents[chosen]
     noise = torch.from_numpy(draws.standard_normal(latents.shape, dtype="float32"))
     parts = (part.to(transformer.device) for part in (latents, embeds, noise, sigmas))

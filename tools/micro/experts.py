@@ -40,7 +40,7 @@ BOUNDARY = 0.875
 """The high-noise expert is for sigma >= 0.875, the low-noise expert for lower sigmas."""
 
 RANGES: dict[Expert, tuple[float, float]] = {"high": (BOUNDARY, 1.0), "low": (0.0, BOUNDARY)}
-_AT_BOUNDARY = flow.shift_sigma(BOUNDARY, 1 / ROW.shift)
+_AT_BOUNDARY = flow.shift_sigma(BOUNDARY, 1 / ROW.defaults.shift)
 QUANTILES: dict[Expert, tuple[float, float]] = {
     "high": (_AT_BOUNDARY, 1.0),
     "low": (0.0, _AT_BOUNDARY),
@@ -86,7 +86,8 @@ def cached_clips(
         temporary.replace(path)
     raw = torch.load(path, weights_only=True)
     mean, std = (
-        torch.tensor(row).view(1, -1, 1, 1, 1) for row in (ROW.latents_mean, ROW.latents_std)
+        torch.tensor(row).view(1, -1, 1, 1, 1)
+        for row in (ROW.vae.latents_mean, ROW.vae.latents_std)
     )
     captions = [world.scene(concept, seed).caption for concept in world.KNOWN for seed in chosen]
     return dit.Clips((raw - mean) / std, dit.embed(text, captions), dit.embed(text, [""])[0])
@@ -115,7 +116,9 @@ def losses(
     low, high = quantiles
     columns = []
     for number in range(NUM_SIGMAS):
-        sigma = flow.shift_sigma(low + (high - low) * (number + 0.5) / NUM_SIGMAS, ROW.shift)
+        sigma = flow.shift_sigma(
+            low + (high - low) * (number + 0.5) / NUM_SIGMAS, ROW.defaults.shift
+        )
         shape = tuple(clips.latents.shape)
         noise = torch.from_numpy(normal(0, Stream.VALIDATION, 0, number, shape))
         sigmas = torch.full((len(noise),), sigma)
