@@ -6,9 +6,12 @@
 
 Builds a model folder (29 GB of disk, reused; see full_model.py) and two drawn videos, then runs
 prepare, cache-latents, inspect, train, sample and export through the command line, each in a
-process of its own, one at a time. Prints the peak of anonymous and of file-backed memory beside what the
-package predicts, and the longest time without a line of output. `--tiny` is the same on a model of
-the micro model's size. A command that is refused counts as a result: its message is kept.
+process of its own, one at a time. Prints the peak of anonymous and of file-backed memory beside
+what the package predicts, and the longest time without a line of output. `--tiny` is the same on a
+model of the micro model's size. A command that is refused counts as a result: its message is kept.
+
+UMT5-XXL takes minutes per prompt on a CPU. `--drawn-prompts` writes random embeddings in place of
+its output, so that the other commands can be measured without it; the row then says so.
 
 Not part of the model that users have: the values of the weights, and the tokenizer.
 """
@@ -39,13 +42,26 @@ from wanlora.core.units import size
 from wanlora.cost.memory import step_bytes
 from wanlora.media import mp4
 from wanlora.training.workload import workload
-from wanlora.wan import encoders
+from wanlora.wan.host_memory import loading_bytes
 from wanlora.wan.variants import VARIANTS
 
 CPU = torch.device("cpu")
 PROMPT = "A person clapping their hands"
 NUM_CLIPS = 2
 IMPORTS = "import torch, diffusers, transformers, peft"
+DRAWN_PROMPTS = """
+import sys, types, torch
+from wanlora.commands.cache_latents import encode_prompts as stage
+width = int(sys.argv.pop(1))
+stage._load_text_encoder = lambda settings, encoders: types.SimpleNamespace(tokenizer=None)
+stage.wan_encoders.num_prompt_tokens = lambda tokenizer, prompt: 20
+stage.wan_encoders.encode_prompts = lambda encoder, prompts: [
+    0.2 * torch.randn(20, width, generator=torch.Generator().manual_seed(len(prompt)))
+    for prompt in prompts
+]
+from wanlora.cli import main
+main()
+"""
 RANK = 32
 
 
@@ -67,7 +83,7 @@ class Case:
     clear: Path | None = None
 
 
-def cases(work_dir: Path, bucket: Bucket, *, variant: str) -> list[Case]:
+def cases(work_dir: Path, bucket: Bucket, *, variant: str, drawn_prompts: bool) -> list[Case]:
     """The commands in the order of a user's work."""
     model, data, cache = work_dir / "model", work_dir / "data", work_dir / "cache"
     run, out = work_dir / "run", work_dir / "out"
@@ -75,14 +91,19 @@ def cases(work_dir: Path, bucket: Bucket, *, variant: str) -> list[Case]:
     video = ("--prompt", PROMPT, "--steps", 2, *device, "--overwrite")
     video_size = zip(("--num-frames", "--height", "--width"), bucket, strict=True)
     sizes = [word for pair in video_size for word in pair]
+    encode = ("cache-latents", "--manifest", data, "--cache", cache, "--model", model, *device,
+              "--set", "decode_check=false")  # fmt: skip
+    if drawn_prompts:
+        width = VARIANTS[variant].text_dim
+        encoding = Case("cache-latents (drawn prompts)", ("-c", DRAWN_PROMPTS, width, *encode),
+                        clear=cache)  # fmt: skip
+    else:
+        encoding = Case("cache-latents", encode, text_bytes(model, torch.bfloat16), cache)
     return [
         Case("(imports alone)", ("-c", IMPORTS)),
         Case("prepare", ("prepare", work_dir / "videos", "--output", data, *sizes, "--model",
                          model, "--val-fraction", 0, "--edits", "drop"), clear=data),
-        Case("cache-latents",
-             ("cache-latents", "--manifest", data, "--cache", cache, "--model", model, *device,
-              "--set", "decode_check=false"),
-             text_bytes(model, torch.bfloat16), cache),
+        encoding,
         Case("inspect --verify", ("inspect", cache, "--verify", "full")),
         Case("inspect --decode", ("inspect", cache, "--decode", "{clip}", "--output-dir",
                                   out / "decoded", *device)),
@@ -106,7 +127,7 @@ def cases(work_dir: Path, bucket: Bucket, *, variant: str) -> list[Case]:
 
 
 def text_bytes(model: Path, dtype: torch.dtype) -> float:
-    return float(encoders.text_encoder_host_bytes(model, dtype=dtype, device=CPU))
+    return float(loading_bytes(model / "text_encoder", dtype=dtype, device=CPU).kept)
 
 
 def train_bytes(variant: str, bucket: Bucket, element_bytes: int = 4) -> float:
@@ -199,7 +220,8 @@ def measure_all(work_dir: Path, options: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
     rows = document["commands"]
     assert isinstance(rows, list)
-    for case in cases(work_dir, bucket, variant=model["variant"]):
+    every = cases(work_dir, bucket, variant=model["variant"], drawn_prompts=options.drawn_prompts)
+    for case in every:
         if options.only and case.name.split()[0] not in options.only:
             continue
         rows.append(measure(case, work_dir, environment, echo=not options.quiet))
@@ -219,6 +241,7 @@ def main(run: Callable[[Path, argparse.Namespace], dict[str, Any]] = measure_all
     parser.add_argument("--width", type=int, default=416, help="in px")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch")
     parser.add_argument("--only", nargs="*", default=[], help="commands to run, such as train")
+    parser.add_argument("--drawn-prompts", action="store_true", help="leave out UMT5")
     parser.add_argument("--quiet", action="store_true", help="leave out the commands' own lines")
     parser.add_argument("--output", type=Path, help="write the figures as JSON")
     options = parser.parse_args()

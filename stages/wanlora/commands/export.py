@@ -27,6 +27,7 @@ from wanlora.files import (
     write_json,
     write_text,
 )
+from wanlora.progress import waiting
 from wanlora.runs.run_folder import ADAPTER_NAME, CARD_NAME, adapter_of, newest_pictures
 from wanlora.wan import hub
 from wanlora.wan.model_folder import PIPELINE, public_name, resolve, resolve_here
@@ -183,12 +184,13 @@ def _export(
         "exported_by": __version__,
         "source_sha256": file_sha256(adapter.path),
     }
-    if to_format == "merged":
-        made = _merge(output, adapter, updates, provenance, model=model, dtype=dtype)
-    else:
-        made = _convert(
-            output, adapter, updates, provenance, to_format=to_format, dtype=dtype or "float32"
-        )
+    with waiting(f"writing {output}, and reading it back with {READERS[to_format]}"):
+        if to_format == "merged":
+            made = _merge(output, adapter, updates, provenance, model=model, dtype=dtype)
+        else:
+            made = _convert(
+                output, adapter, updates, provenance, to_format=to_format, dtype=dtype or "float32"
+            )
     return ExportResult(
         output=str(output),
         format=to_format,

@@ -24,6 +24,7 @@ from wanlora.errors import ModelError
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_text_encoder, load_vae
 from wanlora.wan.host_memory import HostBytes, loading_bytes, require_host_memory
 from wanlora.wan.transformer import load_transformer
+from wanlora.wan.variants import variant_of
 
 Offload = Literal["none", "model", "sequential"]
 
@@ -70,7 +71,8 @@ def load_pipeline(
     """
     text_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     home = device if offload == "none" else torch.device("cpu")
-    types = {"transformer": dtype, "vae": torch.float32, "text_encoder": text_dtype}
+    types = {"vae": torch.float32, "text_encoder": text_dtype}
+    types |= {part.subfolder: dtype for part in variant_of(folder).transformers}
     _require_memory(folder, types, home, offload)
     transformer = load_transformer(folder, dtype=dtype, device=home)
     vae: AutoencoderKLWan = load_vae(folder, dtype=torch.float32, device=home, tf32=True)
