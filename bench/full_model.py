@@ -56,13 +56,13 @@ def build(folder: Path, *, tiny: bool) -> dict[str, Any]:
     if found:
         return found
     row = VARIANTS["micro" if tiny else "t2v-1.3b"]
-    parts = _parts(row, tiny=tiny)
-    for part in parts:
+    made = parts(row, tiny=tiny)
+    for part in made:
         _write_part(folder / part.name, part)
-    vocabulary = next(part.config["vocab_size"] for part in parts if part.name == "text_encoder")
-    _write_tokenizer(folder / "tokenizer", vocabulary, row.max_sequence_length)
+    vocabulary = next(part.config["vocab_size"] for part in made if part.name == "text_encoder")
+    _write_tokenizer(folder / "tokenizer", vocabulary, row.shape.num_text_tokens)
     UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=row.shift
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=row.defaults.shift
     ).save_pretrained(folder / "scheduler")
     classes = {
         "scheduler": ("diffusers", "UniPCMultistepScheduler"),
@@ -76,7 +76,7 @@ def build(folder: Path, *, tiny: bool) -> dict[str, Any]:
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != RECORD)
     record = {
         "recipe": RECIPE, "tiny": tiny, "variant": row.name,
-        "bytes": {part.name: _num_bytes(part.sizes) for part in parts},
+        "bytes": {part.name: num_bytes(part.sizes) for part in made},
         "files": {str(file.relative_to(folder)): _ends(file) for file in files},
     }  # fmt: skip
     _write_json(folder / RECORD, record)
@@ -95,31 +95,34 @@ def _complete(folder: Path, *, tiny: bool) -> dict[str, Any] | None:
 
 def _ends(file: Path) -> list[Any]:
     """Size of a file, and a hash of its start and its end."""
-    num_bytes = file.stat().st_size
+    length = file.stat().st_size
     with file.open("rb") as opened:
         start = opened.read(ENDS)
-        opened.seek(max(0, num_bytes - ENDS))
-        return [num_bytes, hashlib.sha256(start + opened.read(ENDS)).hexdigest()]
+        opened.seek(max(0, length - ENDS))
+        return [length, hashlib.sha256(start + opened.read(ENDS)).hexdigest()]
 
 
 # --- configurations ---
 
 
-def _parts(row: Variant, *, tiny: bool) -> list[Part]:
+def parts(row: Variant, *, tiny: bool) -> list[Part]:
     small_vae = {"base_dim": 16, "num_res_blocks": 1, "dim_mult": [1, 2, 2, 2]} if tiny else {}
     real_text = {"d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
     text = UMT5Config(
-        vocab_size=400 if tiny else 256384, d_model=row.text_dim, feed_forward_proj="gated-gelu",
+        vocab_size=400 if tiny else 256384, d_model=row.shape.text_dim,
+        feed_forward_proj="gated-gelu",
         **({"d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4} if tiny else real_text),
     )  # fmt: skip
     with torch.device("meta"):
         transformer = WanTransformer3DModel(
-            num_layers=row.num_layers, num_attention_heads=row.num_attention_heads,
-            attention_head_dim=row.attention_head_dim, ffn_dim=row.ffn_dim, text_dim=row.text_dim,
-            cross_attn_norm=True, qk_norm="rms_norm_across_heads",
+            num_layers=row.shape.num_layers, num_attention_heads=row.shape.num_attention_heads,
+            attention_head_dim=row.shape.attention_head_dim, ffn_dim=row.shape.ffn_dim,
+            text_dim=row.shape.text_dim, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
         )  # fmt: skip
         vae = AutoencoderKLWan(
-            latents_mean=list(row.latents_mean), latents_std=list(row.latents_std), **small_vae
+            latents_mean=list(row.vae.latents_mean),
+            latents_std=list(row.vae.latents_std),
+            **small_vae,
         )
         encoder = UMT5EncoderModel(text)
     shard_bytes = TINY_SHARD_BYTES if tiny else SHARD_BYTES
@@ -150,34 +153,34 @@ def _sizes(model: torch.nn.Module) -> Sizes:
 
 def _write_part(folder: Path, part: Part) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    shards = list(_shards(part.sizes, part.shard_bytes))
+    files = list(shards(part.sizes, part.shard_bytes))
     weight_map = {}
-    for i, sizes in enumerate(shards):
-        several = f"-{i + 1:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+    for i, sizes in enumerate(files):
+        several = f"-{i + 1:05d}-of-{len(files):05d}" if len(files) > 1 else ""
         file = folder / f"{part.stem}{several}.safetensors"
         weight_map |= dict.fromkeys(sizes, file.name)
         if not file.is_file():
-            print(f"writing {file}, {_num_bytes(sizes) / 1e9:.2f} GB", flush=True)
+            print(f"writing {file}, {num_bytes(sizes) / 1e9:.2f} GB", flush=True)
             _write_tensors(file, sizes, part.config)
-    if len(shards) > 1:
-        total = {"total_size": _num_bytes(part.sizes)}
+    if len(files) > 1:
+        total = {"total_size": num_bytes(part.sizes)}
         index = {"metadata": total, "weight_map": weight_map}
         _write_json(folder / f"{part.stem}.safetensors.index.json", index)
     _write_json(folder / "config.json", part.config)
 
 
-def _shards(sizes: Sizes, most_bytes: int) -> Iterator[Sizes]:
+def shards(sizes: Sizes, most_bytes: int) -> Iterator[Sizes]:
     """Split tensors in their order, as both libraries do when they save."""
     shard: dict[str, tuple[int, ...]] = {}
     for name, size in sizes.items():
-        if shard and _num_bytes({**shard, name: size}) > most_bytes:
+        if shard and num_bytes({**shard, name: size}) > most_bytes:
             yield shard
             shard = {}
         shard[name] = size
     yield shard
 
 
-def _num_bytes(sizes: Sizes) -> int:
+def num_bytes(sizes: Sizes) -> int:
     return sum(4 * math.prod(size) for size in sizes.values())
 
 

@@ -94,7 +94,7 @@ def cases(work_dir: Path, bucket: Bucket, *, variant: str, drawn_prompts: bool) 
     encode = ("cache-latents", "--manifest", data, "--cache", cache, "--model", model, *device,
               "--set", "decode_check=false")  # fmt: skip
     if drawn_prompts:
-        width = VARIANTS[variant].text_dim
+        width = VARIANTS[variant].shape.text_dim
         encoding = Case("cache-latents (drawn prompts)", ("-c", DRAWN_PROMPTS, width, *encode),
                         clear=cache)  # fmt: skip
     else:
@@ -135,13 +135,13 @@ def train_bytes(variant: str, bucket: Bucket, element_bytes: int = 4) -> float:
     row = VARIANTS[variant]
     linears = [f"attn{i}.to_{each}" for i in (1, 2) for each in ("q", "k", "v", "out.0")]
     linears += ["ffn.net.0.proj", "ffn.net.2"]
-    adapted = [f"blocks.{n}.{name}" for n in range(row.num_layers) for name in linears]
+    adapted = [f"blocks.{n}.{name}" for n in range(row.shape.num_layers) for name in linears]
     assert "attention+ffn" in PRESETS
     work = workload(
         row, bucket, batch_size=1, rank=RANK, adapted=adapted, compiled=False,
         element_bytes=element_bytes,
     )  # fmt: skip
-    return step_bytes(work, ("none",) * row.num_layers).total
+    return step_bytes(work, ("none",) * row.shape.num_layers).total
 
 
 def measure(
@@ -161,9 +161,16 @@ def measure(
         [sys.executable, *words], environment=environment, echo=echo
     )
     return {
-        "command": case.name, "words": words, "exit_code": code, "free_before": free,
-        "predicted": case.predicted, **asdict(measured), "stderr": stderr.splitlines()[-40:],
+        "command": case.name, "words": [_without(work_dir, word) for word in words],
+        "exit_code": code, "free_before": free, "predicted": case.predicted,
+        **{name: _without(work_dir, value) for name, value in asdict(measured).items()},
+        "stderr": [_without(work_dir, line) for line in stderr.splitlines()[-40:]],
     }  # fmt: skip
+
+
+def _without(work_dir: Path, value: Any) -> Any:
+    """Leave this machine's folder out of a text, so that figures can be given to others."""
+    return value.replace(str(work_dir), "WORK") if isinstance(value, str) else value
 
 
 def clip_id(work_dir: Path) -> str:

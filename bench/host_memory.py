@@ -98,6 +98,8 @@ def run(
         time.sleep(SAMPLE_S)
     for thread in readers:
         thread.join()
+    process.stdout.close()
+    process.stderr.close()
     after = os.times()
     measured = Measured(
         seconds=time.monotonic() - started,
