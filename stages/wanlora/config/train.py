@@ -74,9 +74,10 @@ Eager = Annotated[
 Attention = Annotated[
     Literal["auto", "cudnn", "flash", "efficient", "math", "fa3", "fa4"],
     described(
-        "Attention kernel. auto: cudnn before flash on Hopper and newer GPUs, flash before cudnn "
-        "on older GPUs, and never math on CUDA. fa3 and fa4 need FlashAttention 3 or 4. If you "
-        "select a kernel, it is used, or the command fails."
+        "Attention kernel. auto: the fastest kernel in a short measurement at the size of the "
+        "largest bucket, of those whose gradients are right; never math on CUDA. A resumed run "
+        "keeps its kernel. fa3 and fa4 need FlashAttention 3 or 4. If you select a kernel, it is "
+        "used, or the command fails."
     ),
 ]
 ClipWeights = Annotated[

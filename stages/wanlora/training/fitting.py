@@ -141,7 +141,7 @@ class _TrialErrors:
         except torch.OutOfMemoryError as error:
             raise self._memory_error(error) from None
         except RuntimeError as error:
-            if "No viable backend" in str(error) or "No available kernel" in str(error):
+            if attention.is_missing(error):
                 raise self.kernel_error() from error
             if reason := why_it_cannot_compile(error):
                 raise DeviceError(

@@ -59,6 +59,7 @@ def card_facts(
             "learning rate": model.peak_rate,
             "optimizer": model.optimizer_name,
             "global batch": _global_batch(data),
+            "attention kernel": model.kernel.describe(),
             "sigma": f"{data.source.sampler}, shift {data.source.shift:g}",
         },
         "loss": loss,

@@ -65,7 +65,7 @@ def check_base(model: TrainedModel, data: Data, max_loss: float) -> None:
     """
     panel = make_panel("train", data.clips, data.source, num_clips=NUM_CLIPS, num_sigmas=NUM_SIGMAS)
     assert panel
-    with attention.pinned(model.kernel, model.device):
+    with attention.pinned(model.kernel.name, model.device):
         table = losses(
             panel, model.transformer, data.source, device=model.device, dtype=model.dtype
         )

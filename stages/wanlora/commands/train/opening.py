@@ -15,6 +15,7 @@ from wanlora.commands.train import start_log
 from wanlora.commands.train.data import Data, read_fixed_rows
 from wanlora.commands.train.first_weights import check_base
 from wanlora.commands.train.identity import identity_of, provenance, shared_facts
+from wanlora.commands.train.kernel import attention_shape, select_kernel
 from wanlora.commands.train.opening_data import open_data
 from wanlora.commands.train.opening_model import load_model, plan_step
 from wanlora.commands.train.prompts import PreviewPrompt, preview_prompts
@@ -36,6 +37,7 @@ from wanlora.runs.checkpoints import Progress
 from wanlora.runs.record import check_trackers
 from wanlora.store.views import View
 from wanlora.training.distributed import Ranks, prepare_process
+from wanlora.training.kernel_probe import KernelChoice
 from wanlora.training.optimizers import rate_of
 from wanlora.training.order import num_steps
 from wanlora.training.schedule import default_warmup
@@ -43,7 +45,7 @@ from wanlora.training.validation import panel_facts
 from wanlora.wan import attention
 from wanlora.wan import device as devices
 from wanlora.wan.model_folder import resolve
-from wanlora.wan.variants import variant_of
+from wanlora.wan.variants import Variant, variant_of
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +66,8 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     model_name = config.model or selection.view.model
     device = devices.select_device(config.device, model_name)
     folder = resolve(model_name, ["transformer"])
-    data = open_data(config, variant_of(folder), selection)
+    variant = variant_of(folder)
+    data = open_data(config, variant, selection)
     if config.deterministic:
         devices.use_deterministic_algorithms()
     ranks = Ranks(device, timeout_s=config.process_timeout_s)
@@ -79,7 +82,8 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     warmup_steps = ranks.from_main(lambda: _warmup_steps(config, checkpoint, end_step))
     previews = _plan_previews(config, data, ranks, end_step)
 
-    model = load_model(config, folder, ranks, from_checkpoint=checkpoint is not None)
+    kernel = ranks.from_main(lambda: _select_kernel(config, variant, data, ranks, checkpoint))
+    model = load_model(config, folder, ranks, kernel=kernel, from_checkpoint=checkpoint is not None)
     identity = identity_of(data.view, variant=model.variant.name, base=model.base)
     progress = _load_checkpoint(config, checkpoint, identity, model)
     _require_same_run(config, data.view, ranks, identity, end_step, model)
@@ -102,6 +106,14 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
         previews=previews,
     )
     return Session(model, data, step_plan, run, ranks)
+
+
+def _select_kernel(
+    config: TrainConfig, variant: Variant, data: Data, ranks: Ranks, checkpoint: Path | None
+) -> KernelChoice:
+    dtype = devices.base_dtype(config.dtype, ranks.device)
+    shape = attention_shape(variant, data, dtype=dtype, device=ranks.device)
+    return select_kernel(config.attention, shape, checkpoint, deterministic=config.deterministic)
 
 
 def require_even_shares(batch_size: int, accumulation: int, world: int) -> None:

@@ -17,6 +17,7 @@ from wanlora.cost.memory import uploaded_bytes
 from wanlora.progress import waiting
 from wanlora.training import fitting
 from wanlora.training.distributed import Ranks
+from wanlora.training.kernel_probe import KernelChoice
 from wanlora.training.masters import Masters, MovingAverage
 from wanlora.training.optimizers import make_optimizer, missing_bytes, rate_of
 from wanlora.training.workload import is_compiled, largest, workload
@@ -28,7 +29,12 @@ logger = logging.getLogger(__name__)
 
 
 def load_model(
-    config: TrainConfig, folder: Path, ranks: Ranks, *, from_checkpoint: bool
+    config: TrainConfig,
+    folder: Path,
+    ranks: Ranks,
+    *,
+    kernel: KernelChoice,
+    from_checkpoint: bool,
 ) -> TrainedModel:
     """Load the transformer, and add the adapter with its first weights and its optimizer.
 
@@ -36,6 +42,7 @@ def load_model(
         config: The settings.
         folder: Folder with the transformer's weights.
         ranks: Processes of the run.
+        kernel: Attention kernel.
         from_checkpoint: The first weights will be those of a checkpoint.
 
     Raises:
@@ -78,7 +85,7 @@ def load_model(
         ),
         optimizer_name=settings.name,
         max_grad_norm=settings.max_grad_norm,
-        kernel=config.attention,
+        kernel=kernel,
         device=device,
         dtype=dtype,
     )
@@ -114,7 +121,7 @@ def plan_step(config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks
         logger.info("compiling the blocks; their kernels are kept for the next run")
     trial = fitting.fit(
         model.transformer, work, bucket, model.variant, activations=config.activations,
-        kernel=model.kernel, device=model.device, dtype=model.dtype,
+        kernel=model.kernel.name, device=model.device, dtype=model.dtype,
         whole_card=config.deterministic,
         reserved_bytes=int(
             missing_bytes(model.optimizer, model.optimizer_name, num_parameters)

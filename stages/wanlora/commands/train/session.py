@@ -17,6 +17,7 @@ from wanlora.core.buckets import Bucket
 from wanlora.cost.memory import Workload
 from wanlora.runs.checkpoints import Progress
 from wanlora.training.distributed import Ranks
+from wanlora.training.kernel_probe import KernelChoice
 from wanlora.training.masters import Masters, MovingAverage
 from wanlora.training.workload import Trial
 from wanlora.wan.variants import Variant
@@ -30,7 +31,7 @@ class TrainedModel:
         base: Fingerprint of the transformer's weights without the adapter.
         average: Moving average of the masters; None without one.
         max_grad_norm: Limit of the global gradient norm; 0 = no limit.
-        kernel: Setting of the attention kernel, see `attention.pinned`.
+        kernel: Attention kernel of all passes, with its measurements.
     """
 
     variant: Variant
@@ -42,7 +43,7 @@ class TrainedModel:
     optimizer: torch.optim.Optimizer
     optimizer_name: str
     max_grad_norm: float
-    kernel: str
+    kernel: KernelChoice
     device: torch.device
     dtype: torch.dtype
 
