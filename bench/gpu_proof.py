@@ -63,10 +63,10 @@ class Phase:
 
 
 PHASES = {
-    "rates": Phase("rates.py", 30),
-    "correctness": Phase("correctness.py", 115, (), ("--only", "upload or kernel")),
+    "rates": Phase("rates.py", 25),
+    "correctness": Phase("correctness.py", 140, (), ("--only", "upload or kernel")),
     "step": Phase(
-        "step.py", 280,
+        "step.py", 265,
         (
             "--geometry", goals.LARGE, "--geometry", goals.SMALL, "--baseline-steps", "3",
             "--rates", "{rates}", "--variants",
@@ -77,7 +77,7 @@ PHASES = {
             "none", "fullckpt_cudnn", "auto",
         ),
     ),
-    "encoders": Phase("encoders.py", 70),
+    "encoders": Phase("encoders.py", 65),
     "large": Phase("large_model.py", 45),
 }  # fmt: skip
 

@@ -20,7 +20,6 @@ from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.cost.seconds import model_flops
 from wanlora.wan import attention
 from wanlora.wan.denoise import denoise
-from wanlora.wan.variants import VARIANTS
 
 GEOMETRY = "81x480x832"
 DEPTHS = (2, 6)
@@ -43,7 +42,7 @@ def scaled_step(device: torch.device, clock: figures.Clock, *, tiny: bool) -> di
         rows.append({k: v for k, v in row.items() if k != "gradients"} | {"blocks": depth})
     shallow, deep = (row["seconds"] for row in rows)
     block = (deep - shallow) / (depths[1] - depths[0])
-    layers = VARIANTS[LARGE].num_layers
+    layers = models.shape_of(LARGE).num_layers
     seconds = shallow + (layers - depths[0]) * block
     whole = step.make_case(GEOMETRY, "attention", device, tiny=tiny, variant=LARGE)
     tflop = model_flops(whole.work(compiled=True)) / 1e12
