@@ -1,7 +1,7 @@
 """Select the device. A real model never falls back to the CPU, which would take days silently.
 
-Owns: the rule for `--device`, and the list of models that are small enough for a CPU. Must not
-know: the weights of a model.
+Owns: the rule for `--device`, and the list of models that are small enough for a CPU.
+Must not know: the weights of a model.
 """
 
 import logging
