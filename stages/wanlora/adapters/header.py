@@ -146,10 +146,14 @@ def opened(file: Path, *, framework: str) -> Iterator[Any]:
         raise AdapterError(f"{file} {problem}") from None
 
 
-def split_scale(text: str) -> tuple[Path, float]:
+def split_scale(text: str, *, flag: str = "--adapter") -> tuple[Path, float]:
     """Split the value of `--adapter`: PATH or PATH=SCALE; without a scale it is 1.
 
     A path that exists is taken whole, `=` and all.
+
+    Args:
+        text: The value.
+        flag: Its flag, for messages.
 
     Raises:
         AdapterError: The scale is not a finite number.
@@ -158,7 +162,7 @@ def split_scale(text: str) -> tuple[Path, float]:
     try:
         whole, path_before = parse_path(text), parse_path(path or text)
     except ValueError as error:
-        raise AdapterError(f"--adapter {error}") from None
+        raise AdapterError(f"{flag} {error}") from None
     if not equals or whole.exists():
         return whole, 1.0
     try:
@@ -167,7 +171,7 @@ def split_scale(text: str) -> tuple[Path, float]:
         scale = math.nan
     if not math.isfinite(scale):
         raise AdapterError(
-            f"--adapter {text}: expected PATH or PATH=SCALE with a number such as 0.8, and found "
+            f"{flag} {text}: expected PATH or PATH=SCALE with a number such as 0.8, and found "
             f"neither a file {text} nor a number {tail!r}"
         )
     return path_before, scale
