@@ -76,10 +76,6 @@ def test_a_pipeline_that_the_machine_cannot_hold_is_refused(micro_folder, monkey
     monkeypatch.setattr(pipeline, "load_transformer", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(DeviceError, match=r"needs 6\.02 MB .* 1 kB are free"):
         pipeline.load_pipeline(micro_folder, dtype=torch.bfloat16, device=CPU)
-    with pytest.raises(DeviceError, match="--offload"):
-        pipeline.load_pipeline(
-            micro_folder, dtype=torch.bfloat16, device=torch.device("cuda"), offload="model"
-        )
 
 
 def test_pages_of_files_do_not_raise_what_a_step_may_take(tmp_path, monkeypatch):

@@ -78,7 +78,8 @@ def load_pipeline(
     home = device if offload == "none" else torch.device("cpu")
     types = {"vae": torch.float32, "text_encoder": text_dtype}
     types |= {part.subfolder: dtype for part in variant_of(folder).transformers}
-    _require_memory(folder, types, home, offload)
+    if offload == "none":  # otherwise `select_offload` has checked it
+        _require_memory(folder, types, device)
     transformers = {
         part.subfolder: load_transformer(folder, dtype=dtype, device=home, subfolder=part.subfolder)
         for part in variant_of(folder).transformers
@@ -102,22 +103,18 @@ def load_pipeline(
     return pipeline
 
 
-def _require_memory(
-    folder: Path, types: Mapping[str, torch.dtype], home: torch.device, offload: Offload
-) -> None:
+def _require_memory(folder: Path, types: Mapping[str, torch.dtype], device: torch.device) -> None:
     """Refuse a model that this machine's memory cannot hold.
 
     Args:
         folder: A complete model folder.
         types: Type of each part in memory, by sub-folder.
-        home: Device that the parts are loaded to.
-        offload: See `load_pipeline`.
+        device: Device that the parts are loaded to.
     """
     needed = HostBytes()
     for part, dtype in types.items():
-        needed += loading_bytes(folder / part, dtype=dtype, device=home)
-    advice = ["leave out --offload (a GPU then loads the model directly)"]
-    require_host_memory(needed, "loading the model", *(advice if offload != "none" else ()))
+        needed += loading_bytes(folder / part, dtype=dtype, device=device)
+    require_host_memory(needed, "loading the model")
 
 
 def prepare(

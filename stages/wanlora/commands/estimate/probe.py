@@ -18,7 +18,7 @@ from wanlora.training import fitting
 from wanlora.training.kernel_probe import AttentionShape, kernel_for
 from wanlora.training.workload import Trial
 from wanlora.wan import device as devices
-from wanlora.wan.model_folder import TRANSFORMER, resolve
+from wanlora.wan.model_folder import resolve
 from wanlora.wan.transformer import load_transformer
 
 _PROBE_PASSES = 3
@@ -63,9 +63,10 @@ def probe(
     if not model:
         raise ConfigError("--probe runs a model: pass --model, or a --cache that names one")
     dtype = devices.base_dtype("auto", device)
-    folder = resolve(model, TRANSFORMER)
+    subfolder = case.variant.part(case.expert).subfolder
+    folder = resolve(model, (subfolder,))
     with waiting(f"loading the transformer in {folder}"):
-        transformer = load_transformer(folder, dtype=dtype, device=device)
+        transformer = load_transformer(folder, dtype=dtype, device=device, subfolder=subfolder)
     parameters = add_adapter(transformer, shape, seed=0)
     choice = kernel_for(
         kernel,
