@@ -286,7 +286,7 @@ def step_shown(results: dict) -> str:
         floor = f"{case['floor_s']:.3g} s" if case["floor_s"] else "unknown"
         parts.append(
             f"{case['geometry']}, {case['tokens']:,} tokens, LoRA on {case['targets']}: "
-            f"{case['tflop']:.4g} TFLOP, floor {floor}"
+            f"{case['tflop']:.4g} TFLOP, floor {floor}; our attention: {case['kernel']}"
         )
         lines = [
             "| variant | blocks | s/step | range | first step, s | peak, GB | MFU, % | of floor | "
