@@ -10,8 +10,14 @@ from pathlib import Path
 import figures
 
 ROOT = Path(__file__).parents[1]
-TESTS = ("test_kernels.py", "test_step.py", "test_commands.py")
-"""In this order: the cheap ones first."""
+LAST = ("test_step.py", "test_commands.py")
+"""Files that take the longest; the others run before them."""
+
+
+def files() -> list[str]:
+    folder = ROOT / "tests" / "gpu"
+    first = sorted(path.name for path in folder.glob("test_*.py") if path.name not in LAST)
+    return [str(folder / name) for name in (*first, *LAST)]
 
 
 class Recorder:
@@ -57,7 +63,7 @@ def main() -> int:
     results.note(tiny=not cuda)
     marks = "gpu" if cuda else "not gpu and not slow"
     code = pytest.main(
-        [*(str(ROOT / "tests" / "gpu" / name) for name in TESTS), "--rootdir", str(ROOT),
+        [*files(), "--rootdir", str(ROOT),
          "-c", str(ROOT / "pyproject.toml"), "-q", "-p", "no:cacheprovider", "-W", "default",
          "-m", marks, "-k", options.only],
         plugins=[Recorder(results, clock)],

@@ -35,6 +35,7 @@ def scaled_step(device: torch.device, clock: figures.Clock, *, tiny: bool) -> di
         case = step.make_case(
             GEOMETRY, "attention", device, tiny=tiny, variant=LARGE, num_layers=depth
         )
+        case, kernel = step.choose_kernel(case)
         steps = (2, 1) if tiny else (3, 5)
         row = step.measure("selective", case, warmup=steps[0], steps=steps[1], clock=clock)
         if "error" in row:
@@ -48,7 +49,7 @@ def scaled_step(device: torch.device, clock: figures.Clock, *, tiny: bool) -> di
     tflop = model_flops(whole.work(compiled=True)) / 1e12
     return {
         "seconds_per_block": block, "blocks": layers, "seconds": seconds, "tflop": tflop,
-        "tflops": tflop / seconds, "rows": rows,
+        "tflops": tflop / seconds, "kernel": kernel, "rows": rows,
     }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from wanlora.adapters.lora import adapter_parameters
 from wanlora.core.buckets import Bucket
 from wanlora.cost.memory import step_bytes
 from wanlora.training.fitting import fit
+from wanlora.training.kernel_probe import AttentionShape, kernel_for
 from wanlora.training.workload import workload
 from wanlora.wan.variants import VARIANTS
 
@@ -28,9 +29,14 @@ def peaks(device: torch.device, mode: str) -> dict:
         variant, BUCKET, batch_size=1, rank=32, adapted=names, compiled=True, element_bytes=2
     )
     work = replace(work, shape=shape)
+    attention = AttentionShape(
+        num_tokens=work.num_tokens, other_tokens=frozenset(), batch_size=1,
+        num_heads=shape.num_attention_heads, head_dim=shape.attention_head_dim,
+        num_text_tokens=512, dtype=torch.bfloat16, device=device,
+    )  # fmt: skip
     trial = fit(
-        transformer, work, BUCKET, variant, activations=mode, kernel="auto", device=device,
-        dtype=torch.bfloat16,
+        transformer, work, BUCKET, variant, activations=mode,
+        kernel=kernel_for("auto", attention).name, device=device, dtype=torch.bfloat16,
     )  # fmt: skip
     counted = step_bytes(replace(work, num_uploaded=1), trial.modes)
     # Masters and moments are not here.
