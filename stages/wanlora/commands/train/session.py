@@ -20,7 +20,7 @@ from wanlora.training.distributed import Ranks
 from wanlora.training.kernel_probe import KernelChoice
 from wanlora.training.masters import Masters, MovingAverage
 from wanlora.training.workload import Trial
-from wanlora.wan.variants import Variant
+from wanlora.wan.variants import TransformerPart, Variant
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class TrainedModel:
     """The transformer with its adapter, and the optimizer of the adapter's master weights.
 
     Attributes:
+        part: The transformer of the variant that is trained.
         base: Fingerprint of the transformer's weights without the adapter.
         average: Moving average of the masters; None without one.
         max_grad_norm: Limit of the global gradient norm; 0 = no limit.
@@ -35,6 +36,7 @@ class TrainedModel:
     """
 
     variant: Variant
+    part: TransformerPart
     transformer: Any
     base: str
     shape: LoraShape
