@@ -69,9 +69,10 @@ class Transformers:
         if num_missing * each + working <= USED_SHARE * torch.cuda.mem_get_info(device)[0]:
             return False
         require_host_memory(
-            HostBytes(kept=int(2 * each)), "keeping both experts in main memory, to use one at a time",
+            HostBytes(kept=int(2 * each)),
+            "keeping both experts in main memory, to use one at a time",
             "--videos-per-activity 0",
-        )  # fmt: skip
+        )
         return True
 
     def _get(self, part: TransformerPart, device: torch.device) -> Any:
