@@ -60,7 +60,7 @@ class Transformers:
         return {part.expert: self._get(part, home) for part in parts}, in_turn
 
     def _too_large(self, num_missing: int) -> bool:
-        """Whether the device lacks memory for more transformers beside those that it holds."""
+        """Return True if the device lacks memory for more transformers beside those it holds."""
         device, dtype = self._setup.device, self._setup.dtype
         if device.type != "cuda":
             return False
