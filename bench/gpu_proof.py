@@ -120,7 +120,6 @@ class Proof:
             tiny: Run it with tiny models.
         """
         phase, output = PHASES[name], self.folder / f"{name}.json"
-        output.unlink(missing_ok=True)
         given = phase.tiny_arguments if tiny and phase.tiny_arguments else phase.arguments
         command = [
             sys.executable, str(BENCH / phase.script), "--output", str(output),
@@ -404,7 +403,10 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    options.output = options.output.resolve()  # phases have another working folder
     options.output.mkdir(parents=True, exist_ok=True)
+    for name in PHASES:  # an earlier run's rates may be of another machine
+        (options.output / f"{name}.json").unlink(missing_ok=True)
     facts = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"), "limit_s": options.seconds,
         "tiny": options.tiny,

@@ -74,7 +74,7 @@ def test_a_run_is_continued_with_its_expert_and_never_with_the_other(runs, tmp_p
     run_dir = shutil.copytree(runs[0] / "low", tmp_path / "low")
     resume = ("train", "--resume", "--output-dir", run_dir, "--max-steps", 3)
     message = cli.refuses(*resume, "--expert", "high")
-    assert "expert: found low, wanted high" in message
+    assert re.search("expert: found low.*high", message)
     cli.run(*resume)
     assert header(run_dir)[0]["wanlora.expert"] == "low"
     rows = (run_dir / "metrics.jsonl").read_text().splitlines()

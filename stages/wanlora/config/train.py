@@ -209,9 +209,9 @@ class TrainConfig(Settings):
     model: str | None = model_setting(unset="the model of the view")
     expert: Expert | None = setting(
         None,
-        "Transformer to train, of a model with two such as Wan2.2-T2V-A14B, where it is required. "
-        "high: transformer/, for sigma 0.875 to 1. low: transformer_2/, for sigma 0 to 0.875. "
-        "Train each in a run of its own.",
+        "Transformer to train, of a model with two such as Wan2.2-T2V-A14B; required for such a "
+        "model. high: transformer/, for sigma 0.875 to 1. low: transformer_2/, for sigma 0 to "
+        "0.875. Train each in a run of its own.",
         flag="Model and machine",
         unset="the only transformer of the model",
     )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from wanlora.commands.train import preflight, start_log
-from wanlora.commands.train.base import find_base
+from wanlora.commands.train.base import Base, find_base
 from wanlora.commands.train.data import Data, read_fixed_rows
 from wanlora.commands.train.first_weights import check_base
 from wanlora.commands.train.identity import identity_of, provenance, shared_facts
@@ -76,8 +76,7 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     )
     if ranks.is_main:
         devices.warn_of_toy(model_name)
-        _log_start(config, data, end_step, ranks.count)
-        start_log.log_sigmas(data.source, base, is_default=config.flow.shift is None)
+        _log_start(config, base, data, end_step, ranks.count)
     checkpoint = _open_folder(config, data, ranks)
     warmup_steps = ranks.from_main(lambda: _warmup_steps(config, checkpoint, end_step))
     previews = _plan_previews(config, data, ranks, end_step)
@@ -137,7 +136,10 @@ def require_even_shares(batch_size: int, accumulation: int, world: int) -> None:
         )
 
 
-def _log_start(config: TrainConfig, data: Data, end_step: int, num_processes: int) -> None:
+def _log_start(
+    config: TrainConfig, base: Base, data: Data, end_step: int, num_processes: int
+) -> None:
+    start_log.log_sigmas(data.source, base, is_default=config.flow.shift is None)
     start_log.log_steps(
         data, end_step=end_step, batch_size=config.batch_size,
         accumulation=config.gradient_accumulation_steps, num_processes=num_processes,
