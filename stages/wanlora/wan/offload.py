@@ -15,7 +15,7 @@ from safetensors import safe_open
 from wanlora.core import units
 from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.cost.memory import weight_bytes
-from wanlora.wan.device import require_host_memory
+from wanlora.wan.host_memory import HostBytes, require_host_memory
 from wanlora.wan.variants import Variant
 from wanlora.wan.weights import weight_files
 
@@ -108,7 +108,7 @@ def select_offload(
         offload = fitting(parts, working_bytes(variant, size, dtype), free)
     if offload != "none":
         require_host_memory(
-            int(sum(parts.values())),
+            HostBytes(kept=int(sum(parts.values()))),
             f"keeping the parts of the pipeline in main memory (--offload {offload})",
             "--offload none, if the GPU has that much free memory",
         )
