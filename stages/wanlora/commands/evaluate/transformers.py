@@ -13,7 +13,7 @@ from wanlora.commands.evaluate.setup import Setup
 from wanlora.commands.evaluate.subjects import Subject
 from wanlora.cost.memory import weight_bytes
 from wanlora.progress import waiting
-from wanlora.wan.device import require_host_memory
+from wanlora.wan.host_memory import HostBytes, require_host_memory
 from wanlora.wan.offload import USED_SHARE, working_bytes
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import Expert, TransformerPart
@@ -69,7 +69,7 @@ class Transformers:
         if num_missing * each + working <= USED_SHARE * torch.cuda.mem_get_info(device)[0]:
             return False
         require_host_memory(
-            int(2 * each), "keeping both experts in main memory, to use one at a time",
+            HostBytes(int(2 * each)), "keeping both experts in main memory, to use one at a time",
             "--videos-per-activity 0",
         )  # fmt: skip
         return True
