@@ -38,8 +38,7 @@ def tables(
 ) -> tuple[Table, list[Table]]:
     """Losses of the base and of each adapter of a transformer, on its range.
 
-    Those in `losses.json` are not measured again. Of a model with two transformers, only this one
-    is in memory.
+    Those in `losses.json` are not measured again. Only this transformer is in memory.
 
     Args:
         setup: Values that are the same for all models.

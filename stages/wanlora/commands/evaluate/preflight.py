@@ -105,7 +105,7 @@ def parts_of_model(
     Args:
         variant: Variant of the model.
         experts: Experts that are compared. Videos need all transformers.
-        videos: Whether videos are made.
+        videos: True if videos are made.
     """
     parts = [part.subfolder for part in variant.transformers if videos or part.expert in experts]
     return [*parts, "vae"] if videos else parts

@@ -91,7 +91,7 @@ class Setup:
 
     @property
     def is_pair(self) -> bool:
-        """Whether the model has two transformers."""
+        """Return True for a model with two transformers."""
         return self.variant.boundary is not None
 
     @property

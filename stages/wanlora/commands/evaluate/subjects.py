@@ -26,8 +26,8 @@ class Subject:
         run: Name that all checkpoints of its run share.
         scaled: Its file and scale.
         expert: Transformer that it is for; None in a model with one.
-        named: Whether the command line names this file or its folder; otherwise it is another
-            checkpoint of the same run.
+        named: True if the command line names this file or its folder; False for another checkpoint
+            of the same run.
     """
 
     name: str

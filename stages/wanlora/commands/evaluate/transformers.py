@@ -60,7 +60,7 @@ class Transformers:
         return {part.expert: self._get(part, home) for part in parts}, in_turn
 
     def _too_large(self, num_missing: int) -> bool:
-        """Whether the device lacks memory for more transformers beside those that it holds."""
+        """Return True if the device lacks memory for more transformers beside those it holds."""
         device, dtype = self._setup.device, self._setup.dtype
         if device.type != "cuda":
             return False
@@ -69,10 +69,9 @@ class Transformers:
         if num_missing * each + working <= USED_SHARE * torch.cuda.mem_get_info(device)[0]:
             return False
         require_host_memory(
-            HostBytes(kept=int(2 * each)),
-            "keeping both experts in main memory, to use one at a time",
+            HostBytes(int(2 * each)), "keeping both experts in main memory, to use one at a time",
             "--videos-per-activity 0",
-        )
+        )  # fmt: skip
         return True
 
     def _get(self, part: TransformerPart, device: torch.device) -> Any:
