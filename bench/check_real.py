@@ -88,10 +88,11 @@ def check_commands(options: argparse.Namespace, variant: Variant, output: Path) 
     if not options.videos:
         sample_videos(videos)
     data, cache, run = output / "data", output / "cache", output / "run"
+    size = variant.defaults
     model = ("--model", options.model, "--device", options.device)
     prepared = wanlora(
-        "prepare", videos, "--output", data, "--num-frames", variant.num_frames,
-        "--height", variant.height, "--width", variant.width, "--val-fraction", 0,
+        "prepare", videos, "--output", data, "--num-frames", size.num_frames,
+        "--height", size.height, "--width", size.width, "--val-fraction", 0,
     )  # fmt: skip
     cached = wanlora("cache-latents", "--manifest", data, "--cache", cache, *model)
     plain = wanlora("inspect", cache, "--verify", "full")
@@ -106,7 +107,7 @@ def check_commands(options: argparse.Namespace, variant: Variant, output: Path) 
     )  # fmt: skip
     sampled = wanlora(
         "sample", "--adapter", run, "--prompt", PROMPTS[1], "--output", output / "sample.mp4",
-        "--num-frames", options.sample_frames or variant.num_frames, "--steps", options.steps,
+        "--num-frames", options.sample_frames or size.num_frames, "--steps", options.steps,
         *model,
     )  # fmt: skip
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -160,9 +161,9 @@ def main() -> None:
         torch.cuda.empty_cache()
     seen |= check_commands(options, variant, output)
     seen["thresholds"] = {
-        "min_psnr_db": variant.min_psnr_db,
-        "channel_std_range": variant.channel_std_range,
-        "max_base_loss": variant.max_base_loss,
+        "min_psnr_db": variant.vae.min_psnr_db,
+        "channel_std_range": variant.vae.channel_std_range,
+        "max_base_loss": variant.transformers[0].max_base_loss,
     }
     (output / "seen.json").write_text(json.dumps(seen, indent=1) + "\n")
     print(json.dumps(seen, indent=1))

@@ -1,5 +1,7 @@
 """Wan's parts at their real size, or tiny, with random weights: nothing is downloaded."""
 
+from dataclasses import replace
+
 import torch
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from peft import LoraConfig
@@ -16,11 +18,8 @@ TINY = TransformerShape(
 
 def shape_of(variant: str, num_layers: int | None = None) -> TransformerShape:
     """The transformer of a variant, or some of its blocks."""
-    row = VARIANTS[variant]
-    return TransformerShape(
-        num_layers=num_layers or row.num_layers, num_attention_heads=row.num_attention_heads,
-        attention_head_dim=row.attention_head_dim, ffn_dim=row.ffn_dim, text_dim=row.text_dim,
-    )  # fmt: skip
+    shape = VARIANTS[variant].shape
+    return replace(shape, num_layers=num_layers or shape.num_layers)
 
 
 def transformer(

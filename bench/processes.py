@@ -46,8 +46,10 @@ def micro_step(ranks: Ranks) -> tuple[Masters, Callable[[], None]]:
     dtype, variant = torch.float32, VARIANTS["micro"]
     model = load_transformer(resolve("micro", TRANSFORMER), dtype=dtype, device=ranks.device)
     masters = Masters(add_adapter(model, LoraShape(rank=32, alpha=32), seed=0))
-    text_shape = (variant.max_sequence_length, variant.text_dim)
-    batch = random_batch(Bucket(17, 96, 160), 1, num_channels=variant.z_dim, text_shape=text_shape)
+    text_shape = (variant.shape.num_text_tokens, variant.shape.text_dim)
+    batch = random_batch(
+        Bucket(17, 96, 160), 1, num_channels=variant.vae.z_dim, text_shape=text_shape
+    )
 
     def step() -> None:
         prediction, target = predict(model, batch, ranks.device, dtype)

@@ -33,12 +33,13 @@ TRANSFORM = {"fit": "cover", "crop": "center", "filter": "area-bicubic", "sample
 VARIANT = VARIANTS["t2v-1.3b"]
 PROVENANCE = {
     "latents": {
-        "kind": "latents", "simulated": True, "z_dim": VARIANT.z_dim, "normalized": True,
-        "latents_mean": list(VARIANT.latents_mean), "latents_std": list(VARIANT.latents_std),
+        "kind": "latents", "simulated": True, "z_dim": VARIANT.vae.z_dim, "normalized": True,
+        "latents_mean": list(VARIANT.vae.latents_mean),
+        "latents_std": list(VARIANT.vae.latents_std),
     },
     "text": {
-        "kind": "text", "simulated": True, "text_dim": VARIANT.text_dim,
-        "max_sequence_length": VARIANT.max_sequence_length,
+        "kind": "text", "simulated": True, "text_dim": VARIANT.shape.text_dim,
+        "max_sequence_length": VARIANT.shape.num_text_tokens,
     },
 }  # fmt: skip
 FINGERPRINT = {kind: fingerprint(value) for kind, value in PROVENANCE.items()}

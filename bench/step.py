@@ -6,9 +6,8 @@ in one process. Elsewhere: a tiny model, which keeps this file alive and measure
     python bench/step.py --geometry 81x480x832 --geometry 81x480x480 --targets attention
     python bench/step.py --variants fullckpt_cudnn none auto --output step.json
 
-First an attention and a matrix-product microbenchmark on this box: from their rates follows the
-floor, the time of a step's FLOPs with nothing recomputed and nothing else done. Then the baselines,
-as their authors' defaults run, and ours:
+First the rates of this box (`rates.py`), from which the floor of a step follows. Then the
+baselines, as their authors' defaults run, and ours:
 
     seed            one stage: VAE and UMT5 in every step, LoRA in fp32 under autocast, full
                     checkpointing, torch's own choice of attention
@@ -21,11 +20,8 @@ as their authors' defaults run, and ours:
 
 import argparse
 import contextlib
-import gc
 import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -34,14 +30,15 @@ from pathlib import Path
 
 import figures
 import models
+import rates
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from rates import RANK, timed
 from torch.utils.checkpoint import checkpoint
 
 from wanlora.adapters import targets
 from wanlora.adapters.lora import adapter_parameters
 from wanlora.core.buckets import Bucket, latent_shape, num_tokens
-from wanlora.cost.flops import TransformerShape, step_flops
+from wanlora.cost.flops import TransformerShape
 from wanlora.cost.gpus import gpu_of
 from wanlora.cost.memory import plan, step_bytes
 from wanlora.cost.seconds import model_flops
@@ -56,7 +53,8 @@ from wanlora.wan.variants import VARIANTS, Variant
 
 BASELINES = ("seed", "naive", "fullckpt", "fullckpt_cudnn")
 OURS = ("eager", "full", "selective", "none", "auto")
-RANK = 32
+MIN_STEPS = 3
+"""Timed steps of a variant that is cut short by the end of the time."""
 
 
 @dataclass
@@ -71,6 +69,11 @@ class Case:
     dtype: torch.dtype
     batch: MicroBatch
     tiny: bool
+
+    @property
+    def fused(self) -> bool:
+        """Whether there are fused kernels, a compiler and bf16 worth having: on a GPU."""
+        return self.device.type == "cuda"
 
     def transformer(self) -> torch.nn.Module:
         return models.transformer(
@@ -109,17 +112,21 @@ class Step:
         self.update()
 
 
-def make_case(geometry: str, preset: str, device: torch.device, *, tiny: bool) -> Case:
+def make_case(
+    geometry: str,
+    preset: str,
+    device: torch.device,
+    *,
+    tiny: bool,
+    variant: str = "t2v-1.3b",
+    num_layers: int | None = None,
+) -> Case:
     frames, height, width = map(int, geometry.split("x"))
-    bucket = Bucket(17, 64, 64) if tiny else Bucket(frames, height, width)
-    row = VARIANTS["t2v-1.3b"]
-    shape = models.TINY if tiny else row.transformer_shape
+    bucket = rates.TINY if tiny else Bucket(frames, height, width)
+    shape = models.shape_of(variant, num_layers)
     if tiny:
-        row = replace(
-            row, num_layers=shape.num_layers, num_attention_heads=shape.num_attention_heads,
-            attention_head_dim=shape.attention_head_dim, ffn_dim=shape.ffn_dim,
-            text_dim=shape.text_dim,
-        )  # fmt: skip
+        shape = replace(models.TINY, num_layers=num_layers or models.TINY.num_layers)
+    row = replace(VARIANTS[variant], shape=shape)
     generator = torch.Generator().manual_seed(0)
     size = (1, *latent_shape(bucket))
     prompt = torch.zeros(1, 512, shape.text_dim)
@@ -129,7 +136,7 @@ def make_case(geometry: str, preset: str, device: torch.device, *, tiny: bool) -
         torch.full((1,), 0.5), torch.ones(1), prompt,
     )  # fmt: skip
     placed = {k: v.to(device) for k, v in batch._asdict().items() if torch.is_tensor(v)}
-    dtype = torch.float32 if tiny else torch.bfloat16
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     return Case(row, shape, bucket, preset, device, dtype, batch._replace(**placed), tiny)
 
 
@@ -166,7 +173,7 @@ def autocast_step(case: Case, model: torch.nn.Module, encode: Callable[[], Micro
 
     def backward() -> torch.Tensor:
         batch = encode()
-        with torch.autocast(case.device.type, torch.bfloat16, enabled=not case.tiny):
+        with torch.autocast(case.device.type, torch.bfloat16, enabled=case.fused):
             prediction, target = predict(model, batch, case.device, case.dtype)
         loss = flow.loss_per_clip(prediction, target).sum()
         torch.autograd.backward(loss)
@@ -180,6 +187,13 @@ def autocast_step(case: Case, model: torch.nn.Module, encode: Callable[[], Micro
     return Step(backward, update, parameters, "default", "full")
 
 
+def modes_of(name: str, case: Case) -> tuple[str, ...]:
+    """What each block recomputes in one of our variants."""
+    if name == "auto":
+        return plan(case.work(compiled=case.fused), fitting.budget(case.device))
+    return ({"eager": "selective"}.get(name, name),) * case.shape.num_layers
+
+
 def build(name: str, case: Case) -> Step:
     """Make a variant."""
     model = case.transformer()
@@ -187,14 +201,12 @@ def build(name: str, case: Case) -> Step:
         # torch's defaults, as diffusers' own scripts have them
         model.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False))
         if name in ("fullckpt", "fullckpt_cudnn"):
-            asked = "cudnn" if name == "fullckpt_cudnn" and not case.tiny else "default"
+            asked = "cudnn" if name == "fullckpt_cudnn" and case.fused else "default"
             return masters_step(case, model, asked, "full")
         encode = one_stage(case) if name == "seed" else lambda: case.batch
         return autocast_step(case, model, encode)
-    compiled = name != "eager" and not case.tiny
-    modes = ({"eager": "selective"}.get(name, name),) * case.shape.num_layers
-    if name == "auto":
-        modes = plan(case.work(compiled=compiled), fitting.budget(case.device))
+    compiled = name != "eager" and case.fused
+    modes = modes_of(name, case)
     set_activations(model, modes, compiled=compiled)
     return masters_step(case, model, "auto", describe(modes))
 
@@ -227,33 +239,18 @@ def kernel(asked: str, device: torch.device) -> Iterator[None]:
         yield
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def measure(name: str, case: Case, *, warmup: int, steps: int, clock: figures.Clock) -> dict:
+    """Build a variant, run it, and forget it; running out of memory is a result.
 
-
-def timed(action: Callable[[], object], device: torch.device, times: int) -> list[float]:
-    seconds = []
-    for _ in range(times):
-        synchronize(device)
-        started = time.perf_counter()
-        action()
-        synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return seconds
-
-
-def free(device: torch.device) -> None:
-    gc.collect()
-    torch.compiler.reset()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def measure(name: str, case: Case, *, warmup: int, steps: int) -> dict:
-    """Build a variant, run it, and forget it; running out of memory is a result."""
-    free(case.device)
+    Args:
+        name: Variant.
+        case: What all variants share.
+        warmup: Steps before the timed ones, of which the first two also give gradients and the
+            attention kernels.
+        steps: Timed steps; fewer, but `MIN_STEPS`, if the clock runs out.
+        clock: The time left.
+    """
+    rates.free(case.device)
     try:
         step = build(name, case)
         with kernel(step.asked, case.device):
@@ -264,77 +261,25 @@ def measure(name: str, case: Case, *, warmup: int, steps: int) -> dict:
             step.update()
             with attention.watched() as operators:
                 step()
-            timed(step, case.device, warmup)
+            timed(step, case.device, warmup - 2, clock=clock)
             if case.device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(case.device)
-            seconds = timed(step, case.device, steps)
-    except torch.OutOfMemoryError as error:
-        return {"variant": name, "error": str(error).splitlines()[0]}
-    cuda = case.device.type == "cuda"
+            seconds = timed(step, case.device, steps, clock=clock, least=MIN_STEPS)
+    except Exception as error:  # noqa: BLE001  (out of memory, a kernel, the compiler)
+        return {"variant": name, "error": figures.reason_of(error)}
     return {
         "variant": name,
         "blocks": step.blocks,
         "seconds": statistics.median(seconds),
         "min": min(seconds),
         "max": max(seconds),
-        "peak_gb": torch.cuda.max_memory_allocated(case.device) / 1e9 if cuda else None,
+        "timed_steps": len(seconds),
+        "peak_gb": rates.peak_gb(case.device),
         "attention": sorted(operators),
         "first_step_s": first_step_s,
         "loss": loss,
         "gradients": gradients,
     }
-
-
-def microbenchmarks(case: Case) -> dict:
-    """Rates of this box: attention by kernel at the case's length, and a large matrix product."""
-    device, dtype, shape = case.device, case.dtype, case.shape
-    tokens, size = num_tokens(case.bucket), 256 if case.tiny else 8192
-    query = torch.randn(
-        1, shape.num_attention_heads, tokens, shape.attention_head_dim, device=device, dtype=dtype,
-        requires_grad=True,
-    )  # fmt: skip
-    product = 2.0 * tokens * tokens * shape.width
-    rates = {}
-    for name in ("cudnn", "flash", "efficient", "fa3", "fa4", "math") if case.tiny else (
-        "cudnn", "flash", "efficient", "fa3", "fa4"
-    ):  # fmt: skip
-        with contextlib.suppress(Exception), attention.pinned(name, device):
-            forward = partial(scaled_dot_product_attention, query, query, query)
-            result = forward()
-            gradient = torch.ones_like(result)
-
-            def both(forward=forward, gradient=gradient) -> None:
-                forward().backward(gradient)
-
-            both()
-            forward_s = statistics.median(timed(forward, device, 10))
-            both_s = statistics.median(timed(both, device, 10))
-            rates[name] = {
-                "forward_tflops": 2 * product / forward_s / 1e12,
-                "backward_tflops": 5 * product / max(both_s - forward_s, 1e-9) / 1e12,
-            }
-    left = torch.randn(size, size, device=device, dtype=dtype)
-    torch.mm(left, left)
-    matmul_s = statistics.median(timed(lambda: torch.mm(left, left), device, 10))
-    return {"attention": rates, "matmul_tflops": 2 * size**3 / matmul_s / 1e12}
-
-
-def floor_seconds(case: Case, micro: dict) -> float:
-    """A step's FLOPs at this box's best rates, nothing recomputed."""
-    work = case.work(compiled=True)
-    step = step_flops(
-        case.shape, work.num_tokens, rank=RANK, adapted=work.adapted, recompute="none"
-    )
-    forward, backward = (
-        parts.self_attention + parts.cross_attention for parts in (step.forward, step.backward)
-    )
-    linear = step.model - forward - backward
-
-    def attention_s(rate: dict) -> float:
-        return (forward / rate["forward_tflops"] + backward / rate["backward_tflops"]) / 1e12
-
-    best = min(map(attention_s, micro["attention"].values()))
-    return best + linear / micro["matmul_tflops"] / 1e12
 
 
 def cosine(found: dict, expected: dict) -> float:
@@ -344,53 +289,83 @@ def cosine(found: dict, expected: dict) -> float:
     return float(torch.dot(left, right) / left.norm() / right.norm())
 
 
-def run_case(case: Case, options: argparse.Namespace) -> dict:
-    micro = microbenchmarks(case)
-    floor = floor_seconds(case, micro)
-    rows = []
-    for name in options.variants:
-        print(f"... {name}", flush=True)
-        rows.append(measure(name, case, warmup=options.warmup, steps=options.steps))
+def micro_of(case: Case, measured: dict) -> dict:
+    """Rates at the case's length: those of an earlier run of rates.py, or measured here."""
+    found = rates.micro_of(measured, case.bucket)
+    if found and case.shape.attention_head_dim == models.shape_of("t2v-1.3b").attention_head_dim:
+        return found
+    tokens = num_tokens(case.bucket)
+    return {
+        "attention": rates.attention_rates(
+            tokens, case.shape, case.device, case.dtype, tiny=case.tiny
+        ),
+        "matmul_tflops": rates.matmul_tflops(case.device, case.dtype, tiny=case.tiny),
+    }
+
+
+def derive(rows: list[dict], gradients: dict[str, dict], case: Case, floor: float | None) -> None:
+    """Add to each row what follows from the others: ratios, and the agreement of gradients."""
     flops = model_flops(case.work(compiled=True))
     gpu = gpu_of(torch.cuda.get_device_name()) if case.device.type == "cuda" else None
     by_name = {row["variant"]: row for row in rows if "seconds" in row}
-    reference = by_name.get("fullckpt", next(iter(by_name.values())))["gradients"]
-    for row in by_name.values():
+    reference = gradients.get("fullckpt") or next(iter(gradients.values()), None)
+    for name, row in by_name.items():
         row["tflops"] = flops / row["seconds"] / 1e12
         row["mfu"] = flops / row["seconds"] / gpu.peak_flops if gpu else None
-        row["to_floor"] = row["seconds"] / floor
-        row["gradient_cosine"] = cosine(row["gradients"], reference)
+        row["to_floor"] = row["seconds"] / floor if floor else None
+        if name in gradients:
+            row["gradient_cosine"] = cosine(gradients[name], reference)
         for baseline in BASELINES:
             if baseline in by_name:
                 row[f"{baseline} takes"] = by_name[baseline]["seconds"] / row["seconds"]
-    for row in by_name.values():
-        del row["gradients"]
-    counted = {
-        way: step_bytes(case.work(compiled=True), (way,) * case.shape.num_layers).total / 1e9
-        for way in ("none", "selective", "full")
-    }
-    return {
-        "geometry": str(case.bucket), "tokens": num_tokens(case.bucket), "targets": case.targets,
-        "tflop": flops / 1e12, "floor_s": floor, "counted_gb": counted, "micro": micro,
-        "rows": rows,
+
+
+def same_as_auto(case: Case, rows: list[dict]) -> dict | None:
+    """Row of a variant with the modes that `auto` chooses here, if it was measured."""
+    modes = modes_of("auto", case)
+    for row in rows:
+        name = row["variant"]
+        if name in OURS[1:-1] and "seconds" in row and modes_of(name, case) == modes:
+            return row | {"variant": "auto", "same_as": name}
+    return None
+
+
+def run_case(
+    case: Case, options: argparse.Namespace, clock: figures.Clock, measured: dict, note: Callable
+) -> None:
+    """Measure the variants of a case; `note` gets its figures after each of them."""
+    work = case.work(compiled=True)
+    try:
+        micro = micro_of(case, measured)
+        floor = rates.floor_seconds(case.shape, work.num_tokens, work.adapted, micro)
+    except Exception as error:  # noqa: BLE001  (no kernel runs here)
+        micro, floor = {"error": figures.reason_of(error)}, None
+    result = {
+        "geometry": str(case.bucket), "tokens": work.num_tokens, "targets": case.targets,
+        "tflop": model_flops(work) / 1e12, "floor_s": floor,
+        "counted_gb": {
+            way: step_bytes(work, (way,) * case.shape.num_layers).total / 1e9
+            for way in ("none", "selective", "full")
+        },
+        "micro": micro, "rows": [],
     }  # fmt: skip
-
-
-def machine() -> dict:
-    """What figures depend on."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    if torch.cuda.is_available():
-        found |= {
-            "gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-        }  # fmt: skip
-        with contextlib.suppress(OSError, subprocess.CalledProcessError):
-            query = "driver_version,clocks.sm,clocks.mem,power.limit,temperature.gpu"
-            found["nvidia_smi"] = subprocess.run(
-                ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
-                check=True, capture_output=True, text=True,
-            ).stdout.strip()  # fmt: skip
-    return found
+    rows, gradients = result["rows"], {}
+    for name in options.variants:
+        print(f"... {result['geometry']} {name}, {clock.left_s:.0f} s left", flush=True)
+        ours = name in OURS
+        row = same_as_auto(case, rows) if name == "auto" else None
+        if row is None and clock.left_s <= 0:
+            row = {"variant": name, "error": "not measured: no time was left"}
+        if row is None:
+            row = measure(
+                name, case, warmup=options.warmup if ours else min(2, options.warmup),
+                steps=options.steps if ours else options.baseline_steps, clock=clock,
+            )  # fmt: skip
+        if "gradients" in row:
+            gradients[name] = row.pop("gradients")
+        rows.append(row)
+        derive(rows, gradients, case, floor)
+        note(result)
 
 
 def shown(result: dict) -> str:
@@ -398,42 +373,60 @@ def shown(result: dict) -> str:
                "gradient_cosine", *(f"{b} takes" for b in BASELINES))  # fmt: skip
     rows = [{c: row.get(c, "") for c in columns} for row in result["rows"] if "seconds" in row]
     failed = [f"{r['variant']}: {r['error']}" for r in result["rows"] if "error" in r]
+    floor = f"{result['floor_s']:.3g} s" if result["floor_s"] else "unknown"
     head = (
         f"\n{result['geometry']} ({result['tokens']:,} tokens), LoRA r={RANK} on "
-        f"{result['targets']}: {result['tflop']:.4g} TFLOP, floor {result['floor_s']:.3g} s"
+        f"{result['targets']}: {result['tflop']:.4g} TFLOP, floor {floor}"
     )
     ran = [
         f"attention of {row['variant']}: {', '.join(row['attention'])}"
         for row in result["rows"]
         if "seconds" in row
     ]
-    return "\n".join([head, figures.table(rows), *failed, *ran])
+    return "\n".join([head, *([figures.table(rows)] if rows else []), *failed, *ran])
+
+
+COST_OF_STARTING = 200.0
+"""TFLOP that compiling a case and building its models are counted as, when cases share the time."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
+    parser = figures.phase_options(__doc__)
     parser.add_argument("--geometry", action="append", help="FRAMESxHEIGHTxWIDTH, repeatable")
     parser.add_argument("--targets", action="append", help="attention, attention+ffn; repeatable")
     parser.add_argument("--variants", nargs="+", default=[*BASELINES, *OURS])
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--output", type=Path, help="write the figures as JSON")
+    parser.add_argument("--baseline-steps", type=int, help="timed steps of baselines: as --steps")
+    parser.add_argument("--rates", type=Path, help="output of rates.py: not measured again")
     options = parser.parse_args()
-    tiny = not torch.cuda.is_available()
-    device = torch.device("cpu" if tiny else "cuda")
-    result = {"machine": machine(), "tiny": tiny, "cases": []}
+    options.baseline_steps = options.baseline_steps or options.steps
+    cuda = torch.cuda.is_available()
+    tiny = options.tiny or not cuda
+    device = torch.device("cuda" if cuda else "cpu")
+    measured = {}
+    if options.rates and options.rates.exists():
+        measured = json.loads(options.rates.read_text())
     if tiny:
-        print("no CUDA here: a tiny model; these figures mean nothing")
-    for geometry in options.geometry or ["81x480x832"]:
-        for preset in options.targets or ["attention"]:
-            case = make_case(geometry, preset, device, tiny=tiny)
-            found = run_case(case, options)
-            result["cases"].append(found)
-            print(shown(found), flush=True)
-            if options.output:  # after every case: a later one may take the machine down
-                options.output.write_text(json.dumps(result, indent=1) + "\n")
+        print("a tiny model: these figures mean nothing")
+    cases = [
+        make_case(geometry, preset, device, tiny=tiny)
+        for geometry in options.geometry or ["81x480x832"]
+        for preset in options.targets or ["attention"]
+    ]
+    results, clock = figures.Results(options.output), figures.Clock(options.seconds)
+    finished: list[dict] = []
+    results.note(machine=rates.machine(), tiny=tiny, cases=finished)
+    costs = [model_flops(case.work(compiled=True)) / 1e12 + COST_OF_STARTING for case in cases]
+    for number, case in enumerate(cases):
+        share = costs[number] / sum(costs[number:])
+
+        def note(found: dict) -> None:
+            results.note(cases=[*finished, found])
+
+        run_case(case, options, figures.Clock(share * clock.left_s), measured, note)
+        finished.append(results.values["cases"][-1])
+        print(shown(finished[-1]), flush=True)
 
 
 if __name__ == "__main__":

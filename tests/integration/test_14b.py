@@ -18,7 +18,7 @@ NAME = "pytorch_lora_weights.safetensors"
 ROW, MICRO = VARIANTS["t2v-14b"], VARIANTS["micro"]
 LAYERS = HEADS = 8  # of 40 and 40
 HEAD_DIM = 16  # of 128
-FFN = round(ROW.ffn_dim / (ROW.num_attention_heads * ROW.attention_head_dim) * HEADS * HEAD_DIM)
+FFN = round(ROW.shape.ffn_dim / ROW.shape.width * HEADS * HEAD_DIM)
 SMALL = ("--max-steps", 2, "--set", "lora.rank=2", "--set", "validation.every=0",
          "--set", "optimizer.warmup_steps=0", "--set", "trackers=[]")  # fmt: skip
 
@@ -26,11 +26,12 @@ SMALL = ("--max-steps", 2, "--set", "lora.rank=2", "--set", "validation.every=0"
 @pytest.fixture
 def small_14b(tmp_path, monkeypatch, micro_folder):
     """A model folder with micro's encoders and a transformer of the 14B's proportions; its row."""
-    assert ROW.num_layers / ROW.num_attention_heads == LAYERS / HEADS
-    row = replace(
-        MICRO, name="small-14b", num_layers=LAYERS, num_attention_heads=HEADS,
-        attention_head_dim=HEAD_DIM, ffn_dim=FFN,
+    assert ROW.shape.num_layers / ROW.shape.num_attention_heads == LAYERS / HEADS
+    shape = replace(
+        MICRO.shape, num_layers=LAYERS, num_attention_heads=HEADS, attention_head_dim=HEAD_DIM,
+        ffn_dim=FFN,
     )  # fmt: skip
+    row = replace(MICRO, name="small-14b", shape=shape)
     monkeypatch.setitem(VARIANTS, row.name, row)
     folder = tmp_path / "small-14b"
     folder.mkdir()
@@ -39,7 +40,7 @@ def small_14b(tmp_path, monkeypatch, micro_folder):
     torch.manual_seed(0)
     transformer = WanTransformer3DModel(
         num_layers=LAYERS, num_attention_heads=HEADS, attention_head_dim=HEAD_DIM, ffn_dim=FFN,
-        text_dim=row.text_dim, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
+        text_dim=row.shape.text_dim, cross_attn_norm=True, qk_norm="rms_norm_across_heads",
     )  # fmt: skip
     transformer.save_pretrained(folder / "transformer")
     return folder

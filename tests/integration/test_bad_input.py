@@ -250,9 +250,9 @@ def test_a_cache_made_with_another_model_is_shown_field_by_field(home, cache_fp1
     """The cache is the micro model's; the transformer is the configuration of the real one."""
     row = VARIANTS["t2v-1.3b"]
     config = {
-        "num_layers": row.num_layers, "num_attention_heads": row.num_attention_heads,
-        "attention_head_dim": row.attention_head_dim, "ffn_dim": row.ffn_dim,
-        "text_dim": row.text_dim, "in_channels": row.z_dim, "out_channels": row.z_dim,
+        "num_layers": row.shape.num_layers, "num_attention_heads": row.shape.num_attention_heads,
+        "attention_head_dim": row.shape.attention_head_dim, "ffn_dim": row.shape.ffn_dim,
+        "text_dim": row.shape.text_dim, "in_channels": row.vae.z_dim, "out_channels": row.vae.z_dim,
     }  # fmt: skip
     (home / "model" / "transformer").mkdir(parents=True)
     (home / "model" / "transformer" / "config.json").write_text(json.dumps(config))

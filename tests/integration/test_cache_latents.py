@@ -287,7 +287,8 @@ def test_a_vae_that_cannot_give_a_clip_back_is_refused_before_latents_are_writte
 ):
     from dataclasses import replace
 
-    strict = replace(VARIANTS["micro"], min_psnr_db=60.0, channel_std_range=(2.0, 3.0))
+    row = VARIANTS["micro"]
+    strict = replace(row, vae=replace(row.vae, min_psnr_db=60.0, channel_std_range=(2.0, 3.0)))
     monkeypatch.setattr(find_encoders, "variant_of", lambda folder: strict)
     with pytest.raises(ModelError, match=r"dB PSNR, .* 60 dB; .*latent"):
         cache_latents.run(config)
@@ -299,7 +300,8 @@ def test_a_vae_that_cannot_give_a_clip_back_is_refused_before_latents_are_writte
 def test_a_vae_that_can_is_accepted(config, monkeypatch):
     from dataclasses import replace
 
-    lenient = replace(VARIANTS["micro"], min_psnr_db=1.0, channel_std_range=(0.0, 99.0))
+    row = VARIANTS["micro"]
+    lenient = replace(row, vae=replace(row.vae, min_psnr_db=1.0, channel_std_range=(0.0, 99.0)))
     monkeypatch.setattr(find_encoders, "variant_of", lambda folder: lenient)
     assert cache_latents.run(config).clips_encoded == 3
 

@@ -227,7 +227,7 @@ def forward(transformer) -> torch.Tensor:
         (comfyui() | {"diffusion_model.patch_embedding.lora_A.weight": torch.ones(2, 2)},
          "patch_embedding"),
         (diffusers() | {"transformer_2.blocks.0.attn1.to_q.lora_A.weight": torch.ones(2, 2)},
-         r"transformer_2.*A14B"),
+         r"(?s)two transformers.*transformer_2.*wanlora export"),
         ({"diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.ones(2, 2),
           "diffusion_model.blocks.0.ffn.0.lora_B.weight": torch.ones(2, 3)},
          r"ffn\.net\.0\.proj: A is \(2, 2\), B is \(2, 3\)"),

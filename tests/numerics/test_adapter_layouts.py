@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from tests.support import cli
 from tests.support.adapters import ATTENTION, BLOCK_LINEARS, IN, OUT, RANK, original, pairs, write
 from tests.support.adapters import modules as block_modules
-from wanlora.adapters.file import read_adapter
+from wanlora.adapters.file import load_adapter, read_adapter
+from wanlora.adapters.header import read_header, read_headers
 from wanlora.adapters.updates import dense
 from wanlora.errors import AdapterError
 
@@ -64,6 +65,22 @@ LAYOUTS = {
 }  # fmt: skip
 
 
+# Names of one of a model's two transformers: its expert, beside the fields above.
+EXPERTS = {
+    "diffusers, transformer_2": (
+        "low", ("transformer_2.", False, own, AB, "header", "diffusers")
+    ),
+    "ai-toolkit, first": ("high", ("diffusion_model.transformer_1.", True, own, AB, "tensor",
+                                   "comfyui")),
+    "ai-toolkit, second": ("low", ("diffusion_model.transformer_2.", True, own, AB, "tensor",
+                                   "comfyui")),
+    "OneTrainer, flat": ("low", ("lora_transformer_2_", False, flat, DOWN_UP, "tensor", "kohya")),
+    "DiffSynth": ("low", ("pipe.dit2.", True, own, DEFAULT, "tensor", "comfyui")),
+    "original, high": ("high", ("high_noise_model.", True, own, DOWN_UP, "tensor", "comfyui")),
+    "original, low": ("low", ("low_noise_model.", True, own, DOWN_UP, "tensor", "comfyui")),
+}  # fmt: skip
+
+
 def save(folder, spelling, modules, alpha=ALPHA):
     """Write a file as a trainer does; returns it and each module's update."""
     prefix, is_original, separated, matrices, place, _ = spelling
@@ -87,6 +104,8 @@ def save(folder, spelling, modules, alpha=ALPHA):
     return file, expected
 
 
+A, B = torch.ones(RANK, IN), torch.ones(OUT, RANK)
+QUERY = "blocks.0.self_attn.q"
 TARGETS = {
     "attention": {m: original(m) for m in block_modules(ATTENTION)},
     "attention+ffn": {m: original(m) for m in block_modules(BLOCK_LINEARS)},
@@ -120,6 +139,81 @@ def test_inspect_shows_modules_outside_the_blocks_in_every_spelling(tmp_path, tr
     assert outside["modules"] == len(OUTSIDE)
     assert outside["norm"] == pytest.approx(float(total), rel=1e-6)
     assert "(no block)" in cli.invoke("inspect", file).output
+
+
+# --- models with two transformers ---
+
+
+@pytest.mark.parametrize("trainer", EXPERTS)
+def test_keys_that_name_one_of_two_transformers_give_its_expert(tmp_path, trainer):
+    expert, spelling = EXPERTS[trainer]
+    file, expected = save(tmp_path, spelling, TARGETS["attention+ffn"])
+    adapter = read_adapter(file)
+    assert (adapter.expert, adapter.format) == (expert, spelling[5])
+    for module, update in adapter.updates().items():
+        torch.testing.assert_close(dense(update), expected[module])
+
+
+def test_settings_of_the_second_transformer_are_its_adapters(tmp_path):
+    file, expected = save(tmp_path, EXPERTS["diffusers, transformer_2"][1], TARGETS["attention"])
+    settings = {"transformer.r": RANK, "transformer.lora_alpha": 99,
+                "transformer_2.r": RANK, "transformer_2.lora_alpha": ALPHA}  # fmt: skip
+    header = {"lora_adapter_metadata": json.dumps(settings)}
+    adapter = read_adapter(write(tmp_path / "b.safetensors", load_file(file), header))
+    found = dense(adapter.updates()["blocks.1.attn2.to_v"])
+    torch.testing.assert_close(found, expected["blocks.1.attn2.to_v"])
+    assert not [name for name in adapter.metadata if name.startswith("transformer_2")]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("transformer.", "transformer_2."),
+        ("diffusion_model.transformer_1.", "diffusion_model.transformer_2."),
+        ("pipe.dit.", "pipe.dit2."),
+        ("high_noise_model.", "low_noise_model."),
+    ],
+)
+def test_a_file_for_two_transformers_is_refused_and_read_in_parts(tmp_path, first, second):
+    tensors = {}
+    for seed, prefix in enumerate((first, second)):
+        for module, (a, b) in pairs(block_modules(), seed=seed).items():
+            name = f"{prefix}{original(module)}"
+            tensors |= {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
+    file = write(tmp_path / "both.safetensors", tensors)
+    with pytest.raises(AdapterError) as refused:
+        read_adapter(file)
+    for fact in ("40 tensors", first, second, f"wanlora export --adapter {file}"):
+        assert fact in str(refused.value)
+    high, low = read_headers(file)
+    assert (high.expert, low.expert) == ("high", "low")
+    for seed, part in enumerate((high, low)):
+        updates = load_adapter(part).updates()
+        for module, (a, b) in pairs(block_modules(), seed=seed).items():
+            torch.testing.assert_close(dense(updates[module]), b.double() @ a.double())
+
+
+@pytest.mark.parametrize(
+    ("recorded", "prefix", "facts"),
+    [
+        ("medium", "transformer.", ["medium", "high or low"]),
+        ("high", "transformer_2.", ["high", "low", "transformer_2."]),
+    ],
+)
+def test_an_expert_that_cannot_be_true_is_refused(tmp_path, recorded, prefix, facts):
+    tensors = {f"{prefix}{QUERY}.lora_A.weight": A, f"{prefix}{QUERY}.lora_B.weight": B}
+    file = write(tmp_path / "a.safetensors", tensors, {"wanlora.expert": recorded})
+    with pytest.raises(AdapterError) as refused:
+        read_header(file)
+    assert all(fact in str(refused.value) for fact in ["wanlora.expert", *facts])
+
+
+@pytest.mark.parametrize("expert", ["high", "low", None])
+def test_the_expert_that_a_run_recorded_is_read(tmp_path, expert):
+    tensors = {f"transformer.{QUERY}.lora_A.weight": A, f"transformer.{QUERY}.lora_B.weight": B}
+    header = {"wanlora.expert": expert} if expert else {"wanlora.step": "1"}
+    file = write(tmp_path / "a.safetensors", tensors, header)
+    assert read_header(file).expert == read_adapter(file).expert == expert
 
 
 # --- alpha ---
@@ -176,17 +270,10 @@ def test_the_alpha_of_a_header_alone_counts_for_nothing_and_is_named(tmp_path, c
 
 # --- refusals ---
 
-A, B = torch.ones(RANK, IN), torch.ones(OUT, RANK)
-QUERY = "blocks.0.self_attn.q"
-
 
 @pytest.mark.parametrize(
     ("tensors", "facts"),
     [
-        ({"transformer_2.blocks.0.attn1.to_q.lora_A.weight": A}, ["second transformer", "A14B"]),
-        ({"lora_transformer_2_blocks_0_attn1_to_q.lora_down.weight": A}, ["second transformer"]),
-        ({"pipe.dit2.blocks.0.self_attn.q.lora_A.default.weight": A}, ["second transformer"]),
-        ({f"low_noise_model.{QUERY}.lora_A.weight": A}, ["second transformer"]),
         ({f"diffusion_model.{QUERY}.lokr_w1": A}, ["LoKr"]),
         ({"lycoris_blocks_0_attn1_to_q.hada_w1_a": A}, ["LoHa"]),
         ({f"diffusion_model.{QUERY}.dora_scale": A}, ["DoRA"]),

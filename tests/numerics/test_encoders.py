@@ -59,7 +59,7 @@ def test_latents_are_the_normalised_posterior_mean(vae):
     pixels = frames()
     with torch.no_grad():
         raw = vae.encode(pixels.float() / 127.5 - 1).latent_dist.mean
-    row = VARIANTS["micro"]
+    row = VARIANTS["micro"].vae
     expected = np.stack(
         [(raw[0, c].numpy() - np.float32(row.latents_mean[c])) / np.float32(row.latents_std[c])
          for c in range(16)]

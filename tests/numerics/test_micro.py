@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tools.micro import dit, measure, models, pretrain, vae
+from tools.micro import dit, experts, measure, models, pretrain, vae
 from tools.micro.checkpoint import resume, save
 from wanlora.micro import world
 
@@ -40,9 +40,9 @@ def test_a_row_that_stands_for_the_padding_changes_nothing():
     torch.manual_seed(0)
     transformer, text = models.make_transformer().eval(), models.make_text_encoder(0)
     embeds = dit.embed(text, [CAPTION, ""])
-    whole = torch.zeros(2, models.ROW.max_sequence_length, models.ROW.text_dim)
+    whole = torch.zeros(2, models.ROW.shape.num_text_tokens, models.ROW.shape.text_dim)
     whole[:, : dit.TEXT_ROWS] = embeds
-    latents, noise = torch.randn(2, 2, models.ROW.z_dim, 2, 4, 4)
+    latents, noise = torch.randn(2, 2, models.ROW.vae.z_dim, 2, 4, 4)
     sigmas = torch.tensor([0.3, 0.8])
     expected = dit.loss_at(transformer, latents, whole, noise, sigmas)
     dit.shorten_text(transformer)
@@ -57,8 +57,8 @@ def test_a_step_of_either_model_stays_on_its_device():
     noise = torch.Generator()
     assert vae.loss(autoencoder, frames, frames[:, :1], noise).device.type == "meta"
     dit.shorten_text(transformer)
-    rows = torch.zeros(2, dit.TEXT_ROWS, models.ROW.text_dim)
-    clips = dit.Clips(torch.zeros(2, models.ROW.z_dim, 2, 4, 4), rows, rows[0])
+    rows = torch.zeros(2, dit.TEXT_ROWS, models.ROW.shape.text_dim)
+    clips = dit.Clips(torch.zeros(2, models.ROW.vae.z_dim, 2, 4, 4), rows, rows[0])
     value = dit.step_loss(transformer, clips, batch=2, seed=0, step=0)
     assert value.device.type == "meta"
 
@@ -136,3 +136,29 @@ def test_a_checkpoint_that_is_not_there_is_step_zero(tmp_path):
     assert resume(tmp_path / "none.pt", {"layer": layer}) == 0
     save(tmp_path / "some.pt", {"layer": layer}, 7)
     assert resume(tmp_path / "some.pt", {"layer": torch.nn.Linear(2, 2)}) == 7
+
+
+def test_an_expert_is_trained_on_its_part_of_the_density_only(monkeypatch):
+    """Without weights: each step's sigmas are one in each of its equal shares of the range."""
+    seen = []
+
+    def noted(transformer, latents, prompt_embeds, noise, sigmas):
+        del transformer, latents, prompt_embeds, noise
+        seen.append(sigmas)
+        return sigmas
+
+    monkeypatch.setattr(dit, "loss_at", noted)
+    rows = torch.zeros(2, dit.TEXT_ROWS, models.ROW.shape.text_dim)
+    clips = dit.Clips(torch.zeros(2, models.ROW.vae.z_dim, 1, 1, 1), rows, rows[0])
+    transformer = torch.nn.Linear(1, 1)
+    transformer.device = torch.device("cpu")
+    for expert, (low, high) in experts.RANGES.items():
+        dit.step_loss(transformer, clips, 50, 0, 0, experts.QUANTILES[expert])
+        sigmas = seen[-1].sort().values
+        assert low <= sigmas[0]
+        assert sigmas[-1] < high
+        u = sigmas / (
+            models.ROW.defaults.shift - (models.ROW.defaults.shift - 1) * sigmas
+        )  # the shift undone
+        start, end = experts.QUANTILES[expert]
+        assert ((u - start) / (end - start) * 50).floor().tolist() == list(range(50))

@@ -31,10 +31,7 @@ def main(activations: str, room_mb: int) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stdout, format="%(message)s")
     cpu = torch.device("cpu")
     model = real_size.transformer(SHAPE, rank=2, device="cpu", dtype=torch.float32)
-    variant = replace(
-        VARIANTS["micro"], num_layers=LAYERS, num_attention_heads=2, attention_head_dim=16,
-        ffn_dim=65536, text_dim=32,
-    )  # fmt: skip
+    variant = replace(VARIANTS["micro"], shape=SHAPE)
     work = workload(
         variant, BUCKET, batch_size=1, rank=2, adapted=["blocks.0.attn1.to_q"], compiled=False,
         element_bytes=4,

@@ -19,11 +19,11 @@ FULL_SIZE = Bucket(81, 480, 832)
 def work_of(targets: str = "attention", variant: str = "t2v-1.3b", **changes) -> Workload:
     row = VARIANTS[variant]
     work = Workload(
-        shape=row.transformer_shape,
+        shape=row.shape,
         num_tokens=num_tokens(FULL_SIZE),
         batch_size=1,
         rank=32,
-        adapted=frozenset(match_targets(linear_names(row.num_layers), targets)),
+        adapted=frozenset(match_targets(linear_names(row.shape.num_layers), targets)),
         compiled=True,
     )
     return replace(work, **changes)

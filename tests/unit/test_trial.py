@@ -36,10 +36,7 @@ def model():
 
 
 def fit(model):
-    variant = replace(
-        VARIANTS["micro"], num_layers=2, num_attention_heads=2, attention_head_dim=16, ffn_dim=64,
-        text_dim=32,
-    )  # fmt: skip
+    variant = replace(VARIANTS["micro"], shape=SHAPE)
     work = workload(
         variant, BUCKET, batch_size=1, rank=2, adapted=["blocks.0.attn1.to_q"], compiled=False,
         element_bytes=4,

@@ -4,12 +4,14 @@ import json
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from wanlora.core.buckets import Bucket
 from wanlora.errors import DeviceError, ModelError
 from wanlora.wan import device, model_folder, variants
 from wanlora.wan.weights import file_sha256, weights_sha256
@@ -22,44 +24,138 @@ def write_config(folder: Path, part: str, **values) -> None:
 
 def transformer_config(row: variants.Variant) -> dict:
     return {
-        "num_layers": row.num_layers, "num_attention_heads": row.num_attention_heads,
-        "attention_head_dim": row.attention_head_dim, "ffn_dim": row.ffn_dim,
-        "text_dim": row.text_dim, "in_channels": row.z_dim, "out_channels": row.z_dim,
+        "num_layers": row.shape.num_layers, "num_attention_heads": row.shape.num_attention_heads,
+        "attention_head_dim": row.shape.attention_head_dim, "ffn_dim": row.shape.ffn_dim,
+        "text_dim": row.shape.text_dim, "in_channels": row.vae.z_dim, "out_channels": row.vae.z_dim,
     }  # fmt: skip
 
 
+def write_model(folder: Path, name: str, parts=("transformer",), **index) -> Path:
+    """The transformers' configurations of a row, and model_index.json if there are values."""
+    for part in parts:
+        write_config(folder, part, **transformer_config(variants.VARIANTS[name]))
+    if index:
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"} | index))
+    return folder
+
+
+BOTH = ("transformer", "transformer_2")
+PAIR = {"transformer_2": ["diffusers", "WanTransformer3DModel"], "boundary_ratio": 0.875}
+SINGLE = {"transformer_2": [None, None], "boundary_ratio": None}  # as diffusers saves Wan2.1
+
+
 @pytest.mark.parametrize("name", list(variants.VARIANTS))
-def test_a_transformer_configuration_names_its_variant(tmp_path, name):
-    write_config(tmp_path, "transformer", **transformer_config(variants.VARIANTS[name]))
+def test_a_folder_is_recognised_by_its_shape_and_its_number_of_transformers(tmp_path, name):
+    pair = variants.VARIANTS[name].boundary is not None
+    write_model(tmp_path, name, BOTH if pair else BOTH[:1], **(PAIR if pair else SINGLE))
     assert variants.variant_of(tmp_path).name == name
 
 
-def test_a_folder_with_only_encoders_is_the_first_variant_that_shares_them(tmp_path):
-    row = variants.VARIANTS["t2v-14b"]
-    write_config(
-        tmp_path, "vae", z_dim=16, latents_mean=row.latents_mean, latents_std=row.latents_std
-    )
-    write_config(tmp_path, "text_encoder", d_model=4096)
-    assert variants.variant_of(tmp_path).name == "t2v-1.3b"
+@pytest.mark.parametrize("part", BOTH)
+def test_one_downloaded_expert_is_known_by_the_index_of_its_model(tmp_path, part):
+    assert variants.variant_of(write_model(tmp_path, "t2v-a14b", (part,), **PAIR)).boundary == 0.875
 
 
-def test_an_image_to_video_model_is_refused_with_the_rows(tmp_path):
-    values = transformer_config(variants.VARIANTS["t2v-14b"]) | {"in_channels": 36}
-    write_config(tmp_path, "transformer", **values)
-    with pytest.raises(ModelError, match=r"in_channels=36(.|\n)*t2v-14b: .*in_channels=16"):
+def test_one_expert_without_an_index_is_told_by_its_sub_folder_or_by_the_user(tmp_path):
+    high, low = (write_model(tmp_path / part, "t2v-14b", (part,)) for part in BOTH)
+    assert variants.variant_of(low).name == "t2v-a14b"
+    assert variants.variant_of(high).name == "t2v-14b"
+    assert variants.variant_of(high, "high").name == "t2v-a14b"
+    small = write_model(tmp_path / "small", "t2v-1.3b")
+    assert variants.variant_of(small, "high").name == "t2v-1.3b"  # there is no such pair
+    said_to_have_one = write_model(tmp_path / "one", "t2v-14b", **SINGLE)
+    assert variants.variant_of(said_to_have_one, "high").name == "t2v-14b"
+
+
+@pytest.mark.parametrize(
+    ("index", "named"),
+    [
+        (PAIR | {"boundary_ratio": 0.9}, "boundary_ratio=0.9"),
+        (PAIR | {"boundary_ratio": None}, "boundary_ratio=None"),
+        (SINGLE | {"boundary_ratio": 0.875}, "transformer_2=False"),
+    ],
+)
+def test_another_boundary_than_the_rows_is_refused_with_both(tmp_path, index, named):
+    write_model(tmp_path, "t2v-a14b", BOTH, **index)
+    with pytest.raises(ModelError) as caught:
+        variants.variant_of(tmp_path)
+    assert named in str(caught.value)
+    assert "t2v-a14b: " in str(caught.value)
+    assert "boundary_ratio=0.875" in str(caught.value)
+
+
+def test_two_transformers_that_differ_are_refused_with_the_fields(tmp_path):
+    write_model(tmp_path, "t2v-a14b", **PAIR)
+    write_model(tmp_path, "t2v-1.3b", ("transformer_2",))
+    with pytest.raises(ModelError, match=r"transformer\.num_layers=40 and 30"):
         variants.variant_of(tmp_path)
 
 
-def test_a_model_of_two_transformers_is_refused_although_each_looks_like_the_14b(tmp_path):
-    write_config(tmp_path, "transformer", **transformer_config(variants.VARIANTS["t2v-14b"]))
-    index = tmp_path / "model_index.json"
-    index.write_text('{"transformer_2": [null, null], "boundary_ratio": null}')  # Wan2.1, as saved
-    assert variants.variant_of(tmp_path).name == "t2v-14b"
-    for given in ({"transformer_2": ["diffusers", "WanTransformer3DModel"]},
-                  {"boundary_ratio": 0.875}):  # fmt: skip
-        index.write_text(json.dumps(given))
-        with pytest.raises(ModelError, match=rf"two transformers.*{next(iter(given))}.*Wan2\.1"):
-            variants.variant_of(tmp_path)
+def test_a_part_is_asked_for_by_its_expert_exactly_if_there_are_two():
+    pair, one = variants.VARIANTS["t2v-a14b"], variants.VARIANTS["t2v-14b"]
+    high, low = pair.part("high"), pair.part("low")
+    assert pair.transformers == (high, low)
+    assert (high.subfolder, high.sigmas) == ("transformer", (0.875, 1.0))
+    assert (low.subfolder, low.sigmas) == ("transformer_2", (0.0, 0.875))
+    assert one.part(None).sigmas == (0.0, 1.0)
+    with pytest.raises(ModelError) as caught:
+        pair.part(None)
+    for named in ("--expert high", "0.875 to 1", "--expert low", "0 to 0.875", "wanlora train"):
+        assert named in str(caught.value)
+    with pytest.raises(ModelError, match=r"t2v-14b.*--expert low") as caught:
+        one.part("low")
+    assert "wanlora train" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", list(variants.VARIANTS))
+def test_the_ranges_of_a_models_transformers_meet_and_cover_all_noise_levels(name):
+    ranges = [part.sigmas for part in variants.VARIANTS[name].transformers]
+    assert [ranges[-1][0], ranges[0][1]] == [0.0, 1.0]
+    assert all(high[0] == low[1] for high, low in pairwise(ranges))
+
+
+@pytest.mark.parametrize(
+    ("size", "shift"),
+    [((81, 480, 832), 3), ((1, 512, 512), 3), ((81, 544, 960), 3), ((81, 720, 1280), 5),
+     ((1, 1280, 720), 5), ((49, 704, 1280), 5)],
+)  # fmt: skip
+def test_the_shift_is_that_of_the_nearer_released_size(size, shift):
+    assert variants.VARIANTS["t2v-14b"].shift_of(Bucket(*size)) == shift
+    assert variants.VARIANTS["t2v-a14b"].shift_of(Bucket(*size)) == 12
+
+
+def test_a_folder_with_only_encoders_is_the_first_variant_that_shares_them(tmp_path):
+    vae = variants.VARIANTS["t2v-14b"].vae
+    write_config(
+        tmp_path, "vae", z_dim=16, latents_mean=vae.latents_mean, latents_std=vae.latents_std
+    )
+    write_config(tmp_path, "text_encoder", d_model=4096)
+    assert variants.variant_of(tmp_path).name == "t2v-1.3b"
+    write_model(tmp_path, "t2v-a14b", (), **PAIR)
+    assert variants.variant_of(tmp_path).name == "t2v-a14b"
+
+
+@pytest.mark.parametrize(
+    ("changed", "index", "named"),
+    [
+        ({"in_channels": 36}, {}, r"image-to-video \(I2V\).*in_channels=36"),
+        ({"in_channels": 36}, PAIR | {"boundary_ratio": 0.9}, "I2V-A14B"),
+        ({"in_channels": 48}, {}, "Fun-Control"),
+        ({"in_channels": 48, "out_channels": 48}, {}, "TI2V-5B"),
+        ({"_class_name": "WanVACETransformer3DModel"}, {}, "VACE.*transformer/config.json"),
+        ({"_class_name": "WanAnimateTransformer3DModel"}, {}, "Animate"),
+        ({}, {"_class_name": "WanVACEPipeline"}, "VACE.*model_index.json"),
+        ({}, {"_class_name": "SomethingElse"}, "SomethingElse"),
+    ],
+)
+def test_a_model_that_is_not_supported_is_refused_by_name(tmp_path, changed, index, named):
+    write_model(tmp_path, "t2v-14b", **index)
+    values = transformer_config(variants.VARIANTS["t2v-14b"]) | changed
+    write_config(tmp_path, "transformer", **values)
+    with pytest.raises(ModelError, match=named) as caught:
+        variants.variant_of(tmp_path)
+    assert "not support" in str(caught.value)
+    assert "t2v-a14b" in str(caught.value)
 
 
 def test_a_transformer_beside_the_wrong_vae_is_refused(tmp_path):
@@ -74,7 +170,7 @@ def test_latent_statistics_are_those_of_diffusers():
     with torch.device("meta"):
         config = AutoencoderKLWan().config
     row = variants.VARIANTS["t2v-1.3b"]
-    assert (row.latents_mean, row.latents_std) == (
+    assert (row.vae.latents_mean, row.vae.latents_std) == (
         tuple(config.latents_mean), tuple(config.latents_std),
     )  # fmt: skip
 

@@ -96,7 +96,7 @@ def raw_latents(
 def embed(text: TextEncoder, captions: Sequence[str]) -> Float[Tensor, "n l d"]:
     """Embed captions into `TEXT_ROWS` rows, zero past their length; equal captions once."""
     places = {caption: place for place, caption in enumerate(dict.fromkeys(captions))}
-    embeds = torch.zeros(len(places), TEXT_ROWS, ROW.text_dim)
+    embeds = torch.zeros(len(places), TEXT_ROWS, ROW.shape.text_dim)
     for row, rows in zip(embeds, encode_prompts(text, list(places)), strict=True):
         assert len(rows) < TEXT_ROWS, len(rows)
         row[: len(rows)] = rows
@@ -109,7 +109,7 @@ class _Padding:
     def __init__(self, processor: Any) -> None:
         self._processor = processor
         self._bias = torch.zeros(1, 1, 1, TEXT_ROWS)
-        self._bias[..., -1] = math.log(ROW.max_sequence_length - TEXT_ROWS + 1)
+        self._bias[..., -1] = math.log(ROW.shape.num_text_tokens - TEXT_ROWS + 1)
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor,
@@ -141,8 +141,9 @@ def loss_at(
 
 
 def train(
-    transformer: WanTransformer3DModel, clips: Clips, stage: Stage, checkpoint: Path, seed: int
-) -> WanTransformer3DModel:
+    transformer: WanTransformer3DModel, clips: Clips, stage: Stage, checkpoint: Path, seed: int,
+    quantiles: tuple[float, float] = (0.0, 1.0),
+) -> WanTransformer3DModel:  # fmt: skip
     """Train on the device it is on, from the checkpoint if there is one.
 
     Args:
@@ -151,6 +152,7 @@ def train(
         stage: How long and how fast.
         checkpoint: File to continue from and to save to.
         seed: Seed of the order of clips, noise and sigmas.
+        quantiles: Part of the density of sigmas to train on; the default is all of it.
 
     Returns:
         The averaged weights.
@@ -168,7 +170,7 @@ def train(
     start = resume(checkpoint, parts)
     with progress.bar(total=stage.steps, description="dit", unit="step", done=start) as bar:
         for step in range(start, stage.steps):
-            value = step_loss(transformer, clips, stage.batch, seed, step)
+            value = step_loss(transformer, clips, stage.batch, seed, step, quantiles)
             transformer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
@@ -186,16 +188,18 @@ def train(
 
 
 def step_loss(
-    transformer: WanTransformer3DModel, clips: Clips, batch: int, seed: int, step: int
-) -> Tensor:
-    """Mean loss of a step's clips; a function of (seed, step)."""
+    transformer: WanTransformer3DModel, clips: Clips, batch: int, seed: int, step: int,
+    quantiles: tuple[float, float] = (0.0, 1.0),
+) -> Tensor:  # fmt: skip
+    """Mean loss of a step's clips; a function of (seed, step). Arguments as `train`."""
     draws = generator(seed, Stream.ORDER, step)
     chosen = torch.from_numpy(draws.integers(len(clips.latents), size=batch))
     embeds = clips.prompt_embeds[chosen]
     embeds[torch.from_numpy(draws.random(batch) < EMPTY_PROMPT_SHARE)] = clips.empty
-    # Stratified: a u in each of `batch` equal parts of (0, 1).
-    strata = (draws.permutation(batch) + draws.random(batch)) / batch
-    sigmas = torch.tensor([flow.shift_sigma(float(u), ROW.shift) for u in strata])
+    # Stratified: a u in each of `batch` equal parts of the quantiles.
+    low, high = quantiles
+    strata = low + (high - low) * (draws.permutation(batch) + draws.random(batch)) / batch
+    sigmas = torch.tensor([flow.shift_sigma(float(u), ROW.defaults.shift) for u in strata])
     latents = clips.latents[chosen]
     noise = torch.from_numpy(draws.standard_normal(latents.shape, dtype="float32"))
     parts = (part.to(transformer.device) for part in (latents, embeds, noise, sigmas))

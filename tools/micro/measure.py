@@ -199,7 +199,7 @@ def _tensor(frames: Video) -> torch.Tensor:
 
 
 def _rows(text: Any, caption: str) -> torch.Tensor:
-    embeds = torch.zeros(1, ROW.max_sequence_length, ROW.text_dim)
+    embeds = torch.zeros(1, ROW.shape.num_text_tokens, ROW.shape.text_dim)
     rows = encode_prompts(text, [caption])[0]
     embeds[0, : len(rows)] = rows
     return embeds
@@ -211,7 +211,7 @@ def _loss(transformer: Any, latents: torch.Tensor, embeds: torch.Tensor, seed: i
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(seed))
     values = []
     for u in (0.125, 0.375, 0.625, 0.875):
-        sigmas = torch.tensor([flow.shift_sigma(u, ROW.shift)])
+        sigmas = torch.tensor([flow.shift_sigma(u, ROW.defaults.shift)])
         prediction = transformer(
             flow.mix(latents, noise, sigmas), timestep=flow.timesteps(sigmas),
             encoder_hidden_states=embeds, return_dict=False,

@@ -40,21 +40,23 @@ _CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,;:!?'\"()-"
 
 def make_vae() -> AutoencoderKLWan:
     """Build the VAE: x4 in time and x8 in space like the real one, a hundredth of its size."""
-    return AutoencoderKLWan(base_dim=16, z_dim=ROW.z_dim, dim_mult=[1, 2, 2, 2], num_res_blocks=1)
+    return AutoencoderKLWan(
+        base_dim=16, z_dim=ROW.vae.z_dim, dim_mult=[1, 2, 2, 2], num_res_blocks=1
+    )
 
 
 def make_transformer() -> WanTransformer3DModel:
     """Build the DiT, with the initial weights that diffusers gives it."""
     return WanTransformer3DModel(
         patch_size=(1, 2, 2),
-        num_attention_heads=ROW.num_attention_heads,
-        attention_head_dim=ROW.attention_head_dim,
-        in_channels=ROW.z_dim,
-        out_channels=ROW.z_dim,
-        text_dim=ROW.text_dim,
+        num_attention_heads=ROW.shape.num_attention_heads,
+        attention_head_dim=ROW.shape.attention_head_dim,
+        in_channels=ROW.vae.z_dim,
+        out_channels=ROW.vae.z_dim,
+        text_dim=ROW.shape.text_dim,
         freq_dim=256,
-        ffn_dim=ROW.ffn_dim,
-        num_layers=ROW.num_layers,
+        ffn_dim=ROW.shape.ffn_dim,
+        num_layers=ROW.shape.num_layers,
         cross_attn_norm=True,
         qk_norm="rms_norm_across_heads",
     )
@@ -64,9 +66,9 @@ def make_text_encoder(seed: int) -> TextEncoder:
     """Build the text encoder with its tokenizer, with the initial spreads of UMT5."""
     config = UMT5Config(
         vocab_size=VOCAB_SIZE,
-        d_model=ROW.text_dim,
+        d_model=ROW.shape.text_dim,
         d_kv=16,
-        d_ff=2 * ROW.text_dim,
+        d_ff=2 * ROW.shape.text_dim,
         num_layers=2,
         num_heads=4,
         feed_forward_proj="gated-gelu",
@@ -111,7 +113,7 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<pad>",  # noqa: S106  (not a password)
         eos_token="</s>",  # noqa: S106
         unk_token="<unk>",  # noqa: S106
-        model_max_length=ROW.max_sequence_length,
+        model_max_length=ROW.shape.num_text_tokens,
     )
 
 
@@ -119,18 +121,15 @@ def save(
     folder: Path, vae: AutoencoderKLWan, transformer: WanTransformer3DModel, text: TextEncoder
 ) -> None:
     """Write a WanPipeline folder."""
-    for name, model in (("vae", vae), ("transformer", transformer)):
-        # Rounded by hand: `.to` leaves what diffusers keeps in fp32.
-        for parameter in model.parameters():
-            parameter.data = parameter.data.half()
-        model.save_pretrained(folder / name)
+    save_rounded(vae, folder / "vae")
+    save_rounded(transformer, folder / "transformer")
     text.model.save_pretrained(folder / "text_encoder", max_shard_size=TEXT_SHARD_SIZE)
     _untie(folder / "text_encoder" / "config.json")
     text.tokenizer.backend_tokenizer.no_truncation()  # what it was last asked for would be saved
     text.tokenizer.backend_tokenizer.no_padding()
     text.tokenizer.save_pretrained(folder / "tokenizer")
     scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=ROW.shift
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=ROW.defaults.shift
     )
     scheduler.save_pretrained(folder / "scheduler")
     index = {
@@ -143,6 +142,18 @@ def save(
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    _make_readable(folder)
+
+
+def save_rounded(model: AutoencoderKLWan | WanTransformer3DModel, folder: Path) -> None:
+    """Round the weights to fp16 in place, and write them with their configuration."""
+    for parameter in model.parameters():  # by hand: `.to` leaves what diffusers keeps in fp32
+        parameter.data = parameter.data.half()
+    model.save_pretrained(folder)
+    _make_readable(folder)
+
+
+def _make_readable(folder: Path) -> None:
     for path in folder.rglob("*.safetensors"):
         path.chmod(0o644)  # safetensors makes them private
 

@@ -17,6 +17,8 @@ from typing import Any
 
 from torch import Tensor
 
+from wanlora.adapters.header import AdapterHeader
+from wanlora.adapters.names import Expert
 from wanlora.adapters.updates import PREFIX, alpha_of, folded, pattern_of, rank_of, scale_of
 from wanlora.errors import AdapterError
 
@@ -26,26 +28,28 @@ LORA_HEADER = "lora_adapter_metadata"
 
 _FINETRAINERS_HEADER = "lora_config"
 _KOHYA_ALPHA = "ss_network_alpha"
+_SECOND_PREFIX = "transformer_2."
 
 logger = logging.getLogger(__name__)
 
 
 def alpha_sources(
-    file: Path, layout: str, header: Mapping[str, str], names: Mapping[str, str]
+    known: AdapterHeader, layout: str, names: Mapping[str, str]
 ) -> dict[str, dict[str, Any]]:
     """Collect the settings that give an alpha, by the place they are in; the first one counts.
 
     Args:
-        file: The adapter.
+        known: The adapter.
         layout: Its layout.
-        header: Its header.
         names: Names of the modules in the file, by diffusers' names, if they differ: patterns of
             ranks and alphas match the former.
 
     Raises:
         AdapterError: Settings cannot be read.
     """
-    sources = {LORA_HEADER: _header_settings(file, header, LORA_HEADER, "")}
+    file, header = known.path, known.header
+    settings = _header_settings(file, header, LORA_HEADER, "")
+    sources = {LORA_HEADER: _of_expert(settings, known.expert)}
     if layout == "peft":
         sources[PEFT_CONFIG] = _peft_settings(file)
     sources[_FINETRAINERS_HEADER] = _header_settings(file, header, _FINETRAINERS_HEADER, PREFIX)
@@ -53,6 +57,14 @@ def alpha_sources(
     for name, each in found.items():
         finite(file, f"lora_alpha in {name}", each[f"{PREFIX}lora_alpha"])
     return {name: _with_our_names(each, names) for name, each in found.items()}
+
+
+def _of_expert(settings: Mapping[str, Any], expert: Expert | None) -> dict[str, Any]:
+    """Select the settings of one transformer, with the prefix of the first."""
+    second = {key: value for key, value in settings.items() if key.startswith(_SECOND_PREFIX)}
+    if second and expert == "low":
+        return {PREFIX + key.removeprefix(_SECOND_PREFIX): item for key, item in second.items()}
+    return {key: value for key, value in settings.items() if key not in second}
 
 
 def _with_our_names(settings: dict[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

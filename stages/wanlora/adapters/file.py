@@ -29,11 +29,12 @@ from wanlora.adapters.alphas import (
 from wanlora.adapters.header import (
     ADAPTER_FILE,
     PROVENANCE_PREFIX,
+    AdapterHeader,
     opened,
     provenance_of,
     read_header,
 )
-from wanlora.adapters.names import Key, layout_of, names_in_file
+from wanlora.adapters.names import Expert, Key, layout_of, names_in_file
 from wanlora.adapters.targets import preset_pattern
 from wanlora.adapters.updates import PREFIX, Update, updates_of
 from wanlora.core import units
@@ -76,6 +77,7 @@ class AdapterFile:
             `.target_modules`, from the file or derived from its tensors.
         header: The file's own header, unchanged.
         dtypes: Number of tensors by their type in the file.
+        expert: See `AdapterHeader`.
     """
 
     path: Path
@@ -85,6 +87,7 @@ class AdapterFile:
     metadata: dict[str, Any]
     header: dict[str, str]
     dtypes: dict[str, int]
+    expert: Expert | None = None
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -190,14 +193,18 @@ def read_adapter(path: Path) -> AdapterFile:
         AdapterError: There is no adapter, there are several, or it is not a plain LoRA of Wan's
             linear modules.
     """
-    known = read_header(path)
+    return load_adapter(read_header(path))
+
+
+def load_adapter(known: AdapterHeader) -> AdapterFile:
+    """Read the tensors of an adapter whose header was read; see `read_adapter`."""
     file, keys, header = known.path, known.keys, known.header
     with opened(file, framework="pt") as content:
         found = {key: content.get_tensor(key) for key in keys}
     tensors, alphas = _in_our_names(file, found, keys)
     _check_pairs(file, tensors)
     layout = layout_of(keys.values())
-    sources = alpha_sources(file, layout, header, names_in_file(keys.values()))
+    sources = alpha_sources(known, layout, names_in_file(keys.values()))
     if layout == "peft" and not sources and not alphas:
         raise AdapterError(
             f"{file} is in PEFT's layout, but its rank and alpha are in {PEFT_CONFIG}, which is "
@@ -212,7 +219,7 @@ def read_adapter(path: Path) -> AdapterFile:
         tensors, metadata = completed(tensors, alphas, settings)
     dtypes = Counter(str(t.dtype).removeprefix("torch.") for t in _matrices(found, keys))
     prefix = Counter(key.prefix for key in keys.values()).most_common(1)[0][0]
-    return AdapterFile(file, layout, prefix, tensors, metadata, header, dict(dtypes))
+    return AdapterFile(file, layout, prefix, tensors, metadata, header, dict(dtypes), known.expert)
 
 
 def _matrices(found: Mapping[str, Tensor], keys: Mapping[str, Key]) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """An adapter without its tensors: its file, its keys, and the records in its header.
 
-Owns: `PATH=SCALE`, finding the file, and refusing one with keys that cannot be used. Must not
-import torch: a command reads headers before it loads anything.
+Owns: `PATH=SCALE`, finding the file, the expert that an adapter is for, and refusing a file with
+keys that cannot be used. Must not import torch: a command reads headers before it loads anything.
 """
 
 import math
@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import safetensors
 
-from wanlora.adapters.names import Key, read_key
+from wanlora.adapters.names import Expert, Key, read_key
 from wanlora.core import units
 from wanlora.core.location import parse_path
 from wanlora.core.text import LFS_REMEDY
@@ -22,6 +22,7 @@ from wanlora.files import is_lfs_pointer
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 PROVENANCE_PREFIX = "wanlora."
+_EXPERT_KEY = f"{PROVENANCE_PREFIX}expert"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +31,16 @@ class AdapterHeader:
 
     Attributes:
         path: The file.
-        keys: Meaning of each of its keys.
+        keys: Meaning of each of its keys; in a file for two transformers, of one transformer's.
         header: The file's own header, unchanged.
+        expert: Transformer that the adapter is for, in a model with two: recorded by wanlora, or
+            named in the keys. None for a model with one, and for most files of other tools.
     """
 
     path: Path
     keys: dict[str, Key]
     header: dict[str, str]
+    expert: Expert | None
 
     @property
     def provenance(self) -> dict[str, str]:
@@ -60,13 +64,67 @@ def read_header(path: Path) -> AdapterHeader:
         path: A file, or the folder of a run or of PEFT.
 
     Raises:
-        AdapterError: There is no adapter, there are several, or a key is not one of a plain LoRA of
-            Wan's linear modules.
+        AdapterError: There is no adapter, there are several, a key is not one of a plain LoRA of
+            Wan's linear modules, or the file is for two transformers.
+    """
+    header, *others = read_headers(path)
+    if others:
+        parts = "; ".join(
+            f"{len(part.keys)} tensors for the {part.expert}-noise expert, such as "
+            f"{next(iter(part.keys))}"
+            for part in (header, *others)
+        )
+        raise AdapterError(
+            f"{header.path} holds weights for two transformers: {parts}. An adapter is for one of "
+            f"them: split the file with\n  wanlora export --adapter {header.path} "
+            "--output NAME.safetensors"
+        )
+    return header
+
+
+def read_headers(path: Path) -> list[AdapterHeader]:
+    """Read an adapter as `read_header` does, but allow a file for two transformers.
+
+    Args:
+        path: A file, or the folder of a run or of PEFT.
+
+    Returns:
+        The adapter; two for a file with weights for two transformers, the high-noise expert first.
+
+    Raises:
+        AdapterError: See `read_header`.
     """
     file = _find(path)
     with opened(file, framework="np") as content:
-        header, keys = content.metadata() or {}, list(content.keys())
-    return AdapterHeader(file, _read_keys(file, keys), header)
+        header, names = content.metadata() or {}, list(content.keys())
+    keys = _read_keys(file, names)
+    recorded = _recorded_expert(file, header)
+    if not any(key.expert for key in keys.values()):
+        return [AdapterHeader(file, keys, header, recorded)]
+    # Without a number, a name means the first transformer: transformer. beside transformer_2.
+    parts: dict[Expert, dict[str, Key]] = {"high": {}, "low": {}}
+    for name, key in keys.items():
+        parts[key.expert or "high"][name] = key
+    found = [AdapterHeader(file, own, header, expert) for expert, own in parts.items() if own]
+    if recorded and [part.expert for part in found] != [recorded]:
+        raise AdapterError(
+            f"{file} records the {recorded}-noise expert in {_EXPERT_KEY}, and its keys are of the "
+            f"{' and the '.join(f'{part.expert}-noise' for part in found)} expert, such as "
+            f"{next(iter(found[-1].keys))}; its header or its keys were changed"
+        )
+    return found
+
+
+def _recorded_expert(file: Path, header: Mapping[str, str]) -> Expert | None:
+    """Read the expert that wanlora recorded.
+
+    Raises:
+        AdapterError: It is neither high nor low.
+    """
+    recorded = header.get(_EXPERT_KEY)
+    if recorded is None or recorded in get_args(Expert):
+        return cast("Expert | None", recorded)
+    raise AdapterError(f"{file}: {_EXPERT_KEY} in its header is {recorded!r}; expected high or low")
 
 
 @contextmanager

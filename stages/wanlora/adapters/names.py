@@ -15,6 +15,8 @@ from typing import Literal
 from wanlora.adapters.targets import PRESETS
 
 Matrix = Literal["A", "B"]
+Expert = Literal["high", "low"]
+"""Transformer of a model that has two: for high noise (`transformer`) or low (`transformer_2`)."""
 
 # diffusers' name and the original Wan code's, as scripts/convert_wan_to_diffusers.py maps them.
 # The image rows exist in I2V models only.
@@ -67,7 +69,12 @@ _PREFIX_WORDS = frozenset(
         "network", "orig", "pipe", "pipeline", "transformer", "unet", "wan",
     }
 )  # fmt: skip
-_SECOND = re.compile(r"(?:transformer|dit|model|unet)[._]?2(?![0-9A-Za-z])|(?:low|high)[._]noise")
+# Names of one of two transformers: transformer_2. of diffusers, diffusion_model.transformer_1. of
+# ai-toolkit, pipe.dit2. of DiffSynth, low_noise_model. of the original Wan2.2 code.
+_EXPERT = re.compile(
+    r"(?P<high>transformer[._]?1(?![0-9A-Za-z])|high[._]noise)"
+    r"|(?P<low>(?:transformer|dit|model|unet)[._]?2(?![0-9A-Za-z])|low[._]noise)"
+)
 
 # The end of a key, and what it holds; the first match counts.
 _NOT_LORA = (
@@ -91,6 +98,7 @@ class Key:
         prefix: Text before the module's name.
         original: True if the module has its name of the original Wan code.
         flat: True if "_" separates the parts of the name.
+        expert: Transformer that the prefix names; None if it names no number.
     """
 
     module: str
@@ -98,6 +106,7 @@ class Key:
     prefix: str
     original: bool
     flat: bool
+    expert: Expert | None
 
 
 def read_key(key: str) -> Key | str:
@@ -108,14 +117,11 @@ def read_key(key: str) -> Key | str:
     written, part = split
     found = _MODULE.fullmatch(written.replace(".", "_"))
     prefix = written[: found.start("name")] if found else written
-    if _SECOND.search(prefix):
-        return (
-            "a second transformer (Wan2.2 A14B has one for high and one for low noise; only models "
-            "with one transformer are supported)"
-        )
     if not found:
         return f"no linear module of Wan; the nearest known name is {_nearest(written)}"
-    if strange := set(filter(None, re.split("[._]+", prefix))) - _PREFIX_WORDS:
+    named = _EXPERT.search(prefix)
+    words = prefix.replace(named[0], ".") if named else prefix
+    if strange := set(filter(None, re.split("[._]+", words))) - _PREFIX_WORDS:
         return f"the prefix {prefix} ({', '.join(sorted(strange))} may be another part of a model)"
     number = re.match(r"blocks_(\d+)_", found["name"])
     flat = found["name"].replace(number[0], "blocks_N_", 1) if number else found["name"]
@@ -126,6 +132,7 @@ def read_key(key: str) -> Key | str:
         prefix=prefix,
         original=flat != ours.replace(".", "_"),
         flat="." not in written[len(prefix) :] and flat != "proj_out",
+        expert=None if named is None else "high" if named["high"] else "low",
     )
 
 

@@ -58,8 +58,7 @@ def model_for(adapter: AdapterFile) -> WanTransformer3DModel:
             continue
         return model
     name, tensor = next(iter(adapter.tensors.items()))
-    widths = ", ".join(f"{row.name} {row.num_attention_heads * row.attention_head_dim}"
-                       for row in VARIANTS.values())  # fmt: skip
+    widths = ", ".join(f"{row.name} {row.shape.width}" for row in VARIANTS.values())
     raise AdapterError(
         f"{adapter.path} fits no known variant of Wan (their widths: {widths}): found {name} of "
         f"shape {tuple(tensor.shape)}, and {len(adapter.tensors) - 1} tensors more"
@@ -68,13 +67,14 @@ def model_for(adapter: AdapterFile) -> WanTransformer3DModel:
 
 def _without_weights(row: Variant, more: Mapping[str, int]) -> WanTransformer3DModel:
     """Build a variant whose linear weights are one shared zero each, and the rest has no data."""
+    shape = row.shape
     config = {
-        "num_layers": row.num_layers, "num_attention_heads": row.num_attention_heads,
-        "attention_head_dim": row.attention_head_dim, "ffn_dim": row.ffn_dim,
-        "text_dim": row.text_dim, "in_channels": row.z_dim, "out_channels": row.z_dim,
+        "num_layers": shape.num_layers, "num_attention_heads": shape.num_attention_heads,
+        "attention_head_dim": shape.attention_head_dim, "ffn_dim": shape.ffn_dim,
+        "text_dim": shape.text_dim, "in_channels": row.vae.z_dim, "out_channels": row.vae.z_dim,
     }  # fmt: skip
     if more:
-        config |= {**more, "in_channels": 2 * row.z_dim + 4}
+        config |= {**more, "in_channels": 2 * row.vae.z_dim + 4}
     with torch.device("meta"):
         model = WanTransformer3DModel(**config)
     for module in model.modules():

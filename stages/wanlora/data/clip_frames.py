@@ -20,8 +20,6 @@ from wanlora.data import manifest, npz
 from wanlora.data.clip import Clip, sample_aspect
 from wanlora.errors import ManifestError, MediaError, PassingError
 from wanlora.media import image
-from wanlora.media.colour import ASSUMABLE
-from wanlora.media.decode import iter_frames
 from wanlora.media.source import (
     SourceHashes,
     reading,
@@ -127,6 +125,10 @@ def _source_frames(clip: Clip) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
             raise MediaError("bad_size", f"clip {clip.clip_id}: an image is one frame")
         yield image.read(clip.path)[0]
         return
+    # Here, because .npz clips and images need no PyAV.
+    from wanlora.media.colour import ASSUMABLE  # noqa: PLC0415
+    from wanlora.media.decode import iter_frames  # noqa: PLC0415
+
     yield from iter_frames(
         clip.path,
         start_s=clip.start_s,

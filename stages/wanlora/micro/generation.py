@@ -18,8 +18,9 @@ from wanlora.wan.variants import VARIANTS
 def clip_maker(pipeline: Any) -> Callable[[str, int], UInt8[np.ndarray, "t h w 3"]]:
     """Return a function from (caption, seed) to a clip."""
     row = VARIANTS[MICRO]
+    usual = row.defaults
     settings = VideoSettings(
-        num_frames=row.num_frames, height=row.height, width=row.width, steps=row.steps,
-        guidance_scale=row.guidance_scale, negative_prompt=row.negative_prompt,
+        num_frames=usual.num_frames, height=usual.height, width=usual.width, steps=usual.steps,
+        guidance_scale=row.part(None).guidance_scale, negative_prompt=usual.negative_prompt,
     )  # fmt: skip
     return lambda caption, seed: generate(pipeline, caption, settings, seed=seed)

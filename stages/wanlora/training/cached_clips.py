@@ -28,14 +28,14 @@ def check_encodings(view: View, variant: Variant, *, encode_again: str) -> None:
     """
     wanted: dict[str, dict[str, Any]] = {
         "latents": {
-            "z_dim": variant.z_dim,
-            "latents_mean": list(variant.latents_mean),
-            "latents_std": list(variant.latents_std),
+            "z_dim": variant.vae.z_dim,
+            "latents_mean": list(variant.vae.latents_mean),
+            "latents_std": list(variant.vae.latents_std),
             "normalized": True,
         },
         "text": {
-            "text_dim": variant.text_dim,
-            "max_sequence_length": variant.max_sequence_length,
+            "text_dim": variant.shape.text_dim,
+            "max_sequence_length": variant.shape.num_text_tokens,
         },
     }
     recorded = {"latents": view.latents_provenance, "text": view.text_provenance}

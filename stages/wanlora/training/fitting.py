@@ -83,8 +83,8 @@ def fit(
             kernel does not run here.
     """
     batch = random_batch(
-        bucket, work.batch_size, num_channels=variant.z_dim,
-        text_shape=(variant.max_sequence_length, variant.text_dim),
+        bucket, work.batch_size, num_channels=variant.vae.z_dim,
+        text_shape=(variant.shape.num_text_tokens, variant.shape.text_dim),
     )  # fmt: skip
     limit = budget(device, whole_card=whole_card)
     errors = _TrialErrors(activations, work, bucket, kernel, device, dtype, limit)

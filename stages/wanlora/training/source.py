@@ -65,5 +65,5 @@ def make_source(
         weighting=weighting,
         caption_dropout=caption_dropout,
         empty_prompt=view.empty_prompt,
-        sequence_length=variant.max_sequence_length,
+        sequence_length=variant.shape.num_text_tokens,
     )

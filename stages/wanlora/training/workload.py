@@ -72,7 +72,7 @@ def workload(
 ) -> Workload:
     """Describe a run's micro-batch of a bucket to `cost.memory` and `cost.seconds`."""
     return Workload(
-        shape=variant.transformer_shape,
+        shape=variant.shape,
         num_tokens=num_tokens(bucket),
         batch_size=batch_size,
         rank=rank,

@@ -206,7 +206,7 @@ def is_small(model: str) -> bool:
         ModelError: It is neither a known name, nor a model's folder, nor a hub id.
     """
     folder = local_folder(model)
-    return model == MICRO or (folder is not None and variant_of(folder).name == MICRO)
+    return model == MICRO or (folder is not None and variant_of(folder).is_micro)
 
 
 def _explain() -> str:

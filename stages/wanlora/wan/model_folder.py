@@ -15,7 +15,7 @@ from wanlora.core.text import LFS_REMEDY
 from wanlora.errors import ModelError
 from wanlora.files import is_lfs_pointer
 from wanlora.wan.hub import check_room, network_errors
-from wanlora.wan.weights import WEIGHT_NAMES, weight_files
+from wanlora.wan.weights import WEIGHT_NAMES, read_json, weight_files
 
 MICRO = "micro"
 
@@ -23,6 +23,12 @@ TRANSFORMER = ("transformer",)
 TEXT_ENCODER = ("text_encoder", "tokenizer")
 ENCODERS = ("vae", *TEXT_ENCODER)
 PIPELINE = (*ENCODERS, "transformer", "scheduler")
+"""Parts of a model with one transformer; `pipeline_of` gives those of any model."""
+SECOND = "transformer_2"
+"""The second transformer of a model with two."""
+
+INDEX = "model_index.json"
+_CONFIGS = (INDEX, "transformer/config.json", f"{SECOND}/config.json")
 
 DEMO = "WANLORA_DEMO"
 """Environment variable that `wanlora demo` sets for its commands: its videos are drawn ones."""
@@ -38,7 +44,47 @@ def resolve(model: str, subfolders: Sequence[str]) -> Path:
     Raises:
         ModelError: The folder does not exist or is incomplete, or the hub cannot be reached.
     """
-    return resolve_here(model, subfolders) or _download(model, subfolders)
+    return resolve_here(model, subfolders) or _download(model, subfolders, _patterns(subfolders))
+
+
+def resolve_configs(model: str, subfolders: Sequence[str] = TRANSFORMER) -> Path:
+    """Find the folder of a model, with what identifies its variant; downloads no weights.
+
+    Args:
+        model: See `resolve`.
+        subfolders: The parts that are needed later, for the message when the hub cannot be reached.
+
+    Raises:
+        ModelError: The folder does not exist, or the hub cannot be reached.
+    """
+    return resolve_here(model, ()) or _download(model, subfolders, _CONFIGS)
+
+
+def pipeline_of(folder: Path) -> tuple[str, ...]:
+    """Parts that sampling needs: `PIPELINE`, and the second transformer of a model with two."""
+    return (*PIPELINE, SECOND) if has_second(folder) else PIPELINE
+
+
+def has_second(folder: Path) -> bool:
+    """Return whether a model has two transformers, from model_index.json or its sub-folders."""
+    index = folder / INDEX
+    if index.is_file():
+        return read_json(index).get(SECOND) not in (None, [None, None])
+    return (folder / SECOND).is_dir()
+
+
+def resolve_pipeline(model: str) -> Path:
+    """Find the folder of a model with all parts that sampling needs; see `resolve`."""
+    return resolve(model, pipeline_of(resolve_configs(model, PIPELINE)))
+
+
+def resolve_pipeline_here(model: str) -> Path | None:
+    """Find the folder of a model on this machine with all parts that sampling needs.
+
+    See `resolve_here`.
+    """
+    folder = resolve_here(model, ())
+    return folder and resolve_here(model, pipeline_of(folder))
 
 
 def resolve_here(model: str, subfolders: Sequence[str]) -> Path | None:
@@ -131,8 +177,20 @@ def _looks_like_hub_id(model: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", model) is not None
 
 
-def _download(model: str, subfolders: Sequence[str]) -> Path:
-    """Fetch only the needed parts of a hub repository, or find them already fetched."""
+def _patterns(subfolders: Sequence[str]) -> list[str]:
+    """Files of a hub repository that are needed from some sub-folders."""
+    kinds = ("json", "safetensors", "model")
+    return [INDEX, *(f"{name}/*.{kind}" for name in subfolders for kind in kinds)]
+
+
+def _download(model: str, subfolders: Sequence[str], patterns: Sequence[str]) -> Path:
+    """Fetch files of a hub repository, or find them already fetched.
+
+    Args:
+        model: A hub id.
+        subfolders: The parts that are needed now or later.
+        patterns: The files that are needed now; `_CONFIGS` skips the checks of weights.
+    """
     import huggingface_hub  # noqa: PLC0415  (a second to import, and only hub ids need it)
     from huggingface_hub.errors import (  # noqa: PLC0415
         GatedRepoError,
@@ -141,15 +199,13 @@ def _download(model: str, subfolders: Sequence[str]) -> Path:
         RepositoryNotFoundError,
     )
 
-    patterns = ["model_index.json"]
-    for name in subfolders:
-        patterns += [f"{name}/*.{kind}" for kind in ("json", "safetensors", "model")]
     include = " ".join(f"'{name}/*'" for name in subfolders)
-    command = f"hf download {model} --include model_index.json {include} --local-dir FOLDER"
+    command = f"hf download {model} --include {INDEX} {include} --local-dir FOLDER"
     advice = f"on a machine with access run\n  {command}\nthen pass --model FOLDER"
     try:
-        check_room(model, patterns)
-        folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
+        if patterns is not _CONFIGS:
+            check_room(model, patterns)
+        folder = Path(huggingface_hub.snapshot_download(model, allow_patterns=list(patterns)))
     except GatedRepoError:
         raise ModelError(f"{model} is gated: accept its terms, then `hf auth login`") from None
     except RepositoryNotFoundError:
@@ -167,7 +223,7 @@ def _download(model: str, subfolders: Sequence[str]) -> Path:
             f"the download of {model} stopped ({reason_of(error)}); the same command continues "
             f"the download. Or {advice}"
         ) from None
-    if missing := _missing(folder, subfolders):
+    if patterns is not _CONFIGS and (missing := _missing(folder, subfolders)):
         raise ModelError(
             f"{model} is not wholly downloaded: missing {', '.join(missing)} in {folder}; {advice}"
         )

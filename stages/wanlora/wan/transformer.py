@@ -1,7 +1,7 @@
-"""The model of stage two: only the transformer, frozen, with diffusers' dtypes.
+"""The model of stage two: only one transformer, frozen, with diffusers' dtypes.
 
 Owns: loading the transformer. Must not import a pipeline, the VAE or the text encoder: training
-needs only `transformer/`.
+needs only one sub-folder of the model.
 """
 
 import hashlib
@@ -18,22 +18,23 @@ from wanlora.wan.weights import check_loading, hide_bars_without_terminal, read_
 
 
 def load_transformer(
-    folder: Path, *, dtype: torch.dtype, device: torch.device
+    folder: Path, *, dtype: torch.dtype, device: torch.device, subfolder: str = "transformer"
 ) -> WanTransformer3DModel:
-    """Load the transformer, frozen and in eval mode.
+    """Load a transformer, frozen and in eval mode.
 
     It is cast while loading and never afterwards: `.to(bfloat16)` on a loaded model would also cast
     the modules that diffusers keeps in fp32 (rope, time embedder, scale_shift_table, affine norms).
 
     Args:
-        folder: Model folder that holds `transformer/`.
+        folder: Model folder.
         dtype: Type of the base; bfloat16 on a GPU.
         device: Device to compute on.
+        subfolder: Its sub-folder with the weights, see `variants.TransformerPart`.
 
     Raises:
         ModelError: The folder is missing or its weights do not fit their configuration.
     """
-    part = folder / "transformer"
+    part = folder / subfolder
     hide_bars_without_terminal()
     # Straight to a GPU: the 14B would take 28 GB of the host's memory, for each process of a node.
     straight = {"device_map": {"": device}} if device.type == "cuda" else {}

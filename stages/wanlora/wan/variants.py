@@ -1,19 +1,22 @@
 """Table of the supported Wan models.
 
-Owns: one row per variant, and the row of a model's folder by its configurations. Must not know:
-torch or diffusers; training reads the table before it loads anything.
+Owns: one row per variant, and the row of a model's folder. Must not know: torch or diffusers;
+training reads the table before it loads anything.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from wanlora.core.buckets import DEFAULT_FPS
+from wanlora.core.buckets import DEFAULT_FPS, Bucket
 from wanlora.cost.flops import TransformerShape
 from wanlora.errors import ModelError
-from wanlora.wan.model_folder import PIPELINE
-from wanlora.wan.weights import read_json
+from wanlora.wan import model_configs
+
+Expert = Literal["high", "low"]
+"""The transformer for high noise levels, or the one for low noise levels, of a model with two."""
 
 # wan_shared_cfg.sample_neg_prompt of the original Wan2.1 code.
 _NEGATIVE_PROMPT = (
@@ -44,114 +47,242 @@ _MICRO_STD = (
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
-    """One row of the table: architecture, sampling defaults and limits for plausible weights.
+class TransformerPart:
+    """One transformer of a model, and the noise levels that it is for.
+
+    Attributes:
+        expert: None if the model has one transformer.
+        subfolder: Sub-folder of the model's folder with its weights.
+        sigmas: Range of sigma, in [0, 1]. A lower bound above 0 is included, an upper bound below
+            1 is not: at the boundary of two experts, diffusers runs the high-noise expert.
+        guidance_scale: Default of sampling in this range.
+        max_base_loss: Maximum loss of the base on real pairs of this range, as a fraction of the
+            velocity target's power; None = not checked.
+    """
+
+    expert: Expert | None
+    subfolder: str
+    sigmas: tuple[float, float]
+    guidance_scale: float
+    max_base_loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class VaePart:
+    """The VAE of a model, and limits for plausible weights.
 
     Attributes:
         latents_mean: Per-channel mean of the raw latents; latents = (raw - mean) / std.
-        shift: Shift of sigma in training and sampling at the default size.
         min_psnr_db: Minimum PSNR of decode(encode(frames)); None = not checked.
         channel_std_range: Allowed range of each latent channel's standard deviation; None = not
             checked.
-        max_base_loss: Maximum loss of the base on real pairs, as a fraction of the velocity
-            target's power; None = not checked.
-        fps: Frames per second of the videos that the model was trained on.
     """
 
-    name: str
-    num_layers: int
-    num_attention_heads: int
-    attention_head_dim: int
-    ffn_dim: int
-    text_dim: int
     z_dim: int
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
-    shift: float
+    min_psnr_db: float | None
+    channel_std_range: tuple[float, float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """Size of the videos that a model was trained on, and its sampling settings.
+
+    Attributes:
+        fps: Frames per second of the videos.
+        shift: Shift of sigma at 480p, in training and sampling.
+        shift_720p: Shift of sigma at 720p; see `Variant.shift_of`.
+    """
+
     num_frames: int
     height: int
     width: int
     steps: int
-    guidance_scale: float
+    shift: float
+    shift_720p: float
     negative_prompt: str
-    min_psnr_db: float | None
-    channel_std_range: tuple[float, float] | None
-    max_base_loss: float | None
-    max_sequence_length: int = 512
     fps: float = DEFAULT_FPS
 
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One row of the table.
+
+    Attributes:
+        transformers: The transformers with their noise levels, highest noise first.
+        shape: Shape of each of them; includes the width and the number of tokens of
+            the text encoder's output.
+        is_micro: Trained on drawn videos only, and small enough for a CPU.
+    """
+
+    name: str
+    transformers: tuple[TransformerPart, ...]
+    shape: TransformerShape
+    vae: VaePart
+    defaults: Defaults
+    is_micro: bool = False
+
     @property
-    def transformer_shape(self) -> TransformerShape:
-        """Fields of the transformer that determine its FLOPs and bytes."""
-        return TransformerShape(
-            num_layers=self.num_layers,
-            num_attention_heads=self.num_attention_heads,
-            attention_head_dim=self.attention_head_dim,
-            ffn_dim=self.ffn_dim,
-            text_dim=self.text_dim,
-            in_channels=self.z_dim,
-            num_text_tokens=self.max_sequence_length,
+    def boundary(self) -> float | None:
+        """Sigma at which the low-noise expert takes over; None with one transformer."""
+        return self.transformers[0].sigmas[0] if len(self.transformers) > 1 else None
+
+    def part(self, expert: Expert | None) -> TransformerPart:
+        """Transformer of an expert, or the only one.
+
+        Raises:
+            ModelError: The model has two and `expert` is None, or it has one and `expert` is not.
+        """
+        for part in self.transformers:
+            if part.expert == expert:
+                return part
+        if expert is None:
+            choices = " or ".join(
+                f"--expert {part.expert} ({describe_range(part.sigmas)})"
+                for part in self.transformers
+            )
+            raise ModelError(
+                f"{self.name} has two transformers, and a run of wanlora train trains one of "
+                f"them: pass {choices}"
+            )
+        raise ModelError(
+            f"{self.name} has one transformer, which is for all noise levels: leave out "
+            f"--expert {expert} of wanlora train"
         )
 
+    def shift_of(self, size: Bucket) -> float:
+        """Shift of sigma for a size: that of 480p or of 720p, whose area is nearer as a ratio.
 
-# Fields that change the output of the encoders but not the shape of any weight. Source:
-# configurations of Wan-AI's diffusers repositories; the micro model has the same. Other fields
-# change shapes or names of weights, and loading refuses those.
-_VAE: dict[str, Any] = {
-    "is_residual": False, "patch_size": None, "temperal_downsample": (False, True, True),
-    "attn_scales": (), "in_channels": 3, "out_channels": 3,
-}  # fmt: skip
-_TEXT_ENCODER: dict[str, Any] = {
-    "model_type": "umt5", "is_decoder": False, "feed_forward_proj": "gated-gelu",
-    "dense_act_fn": "gelu_new", "is_gated_act": True, "layer_norm_epsilon": 1e-6,
-    "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
-}  # fmt: skip
-_NEVER = ("quantization_config", "transformers_weights", "per_layer_config")
-"""Fields that make from_pretrained load other than the folder's unchanged weights."""
+        Source: Wan2.1 samples with a shift of 3 at 832x480 and 5 at 1280x720; Wan2.2's T2V-A14B
+        has 12 for both.
+        """
+        between = math.sqrt(math.prod(_480P) * math.prod(_720P))  # 607,000 pixels
+        larger = size.height * size.width > between
+        return self.defaults.shift_720p if larger else self.defaults.shift
 
-# Recipe: configurations of the released models. The micro model has no thresholds: it
-# is trained on drawn videos only, and users should be able to try all commands on real videos.
+
+_480P, _720P = (480, 832), (720, 1280)
+
+
+def describe_range(sigmas: tuple[float, float]) -> str:
+    """Format a range of sigma, for example `sigma 0.875 to 1`."""
+    return f"sigma {sigmas[0]:g} to {sigmas[1]:g}"
+
+
+_WAN_VAE = VaePart(
+    z_dim=16, latents_mean=_WAN_MEAN, latents_std=_WAN_STD, min_psnr_db=25.0,
+    channel_std_range=(0.3, 3.0),
+)  # fmt: skip
+_MICRO_VAE = VaePart(
+    z_dim=16, latents_mean=_MICRO_MEAN, latents_std=_MICRO_STD, min_psnr_db=None,
+    channel_std_range=None,
+)  # fmt: skip
+
+_SHAPE_1_3B = TransformerShape(
+    num_layers=30, num_attention_heads=12, attention_head_dim=128, ffn_dim=8960, text_dim=4096
+)
+_SHAPE_14B = TransformerShape(
+    num_layers=40, num_attention_heads=40, attention_head_dim=128, ffn_dim=13824, text_dim=4096
+)
+_SHAPE_MICRO = TransformerShape(
+    num_layers=5, num_attention_heads=4, attention_head_dim=32, ffn_dim=384, text_dim=64
+)
+
+_WAN_2_1 = Defaults(
+    num_frames=81, height=480, width=832, steps=50, shift=3.0, shift_720p=5.0,
+    negative_prompt=_NEGATIVE_PROMPT,
+)  # fmt: skip
+_WAN_2_2 = Defaults(
+    num_frames=81, height=480, width=832, steps=40, shift=12.0, shift_720p=12.0,
+    negative_prompt=_NEGATIVE_PROMPT,
+)  # fmt: skip
+_MICRO = Defaults(
+    num_frames=17, height=64, width=64, steps=20, shift=3.0, shift_720p=3.0, negative_prompt=""
+)
+
+
+def _one(*, guidance_scale: float, max_base_loss: float | None) -> tuple[TransformerPart, ...]:
+    """The only transformer of a model, for all noise levels."""
+    return (TransformerPart(None, "transformer", (0.0, 1.0), guidance_scale, max_base_loss),)
+
+
+def _two(
+    boundary: float,
+    *,
+    guidance_scale: tuple[float, float],
+    max_base_loss: tuple[float | None, float | None],
+) -> tuple[TransformerPart, ...]:
+    """High-noise and low-noise expert, with the values of each in this order.
+
+    Near sigma 1 the noise can be seen and the clip cannot. A perfect model then predicts
+    noise - E[latents | prompt]: its loss is the variance of the latents given the prompt, up to
+    P / (1 + P) of the target's power, if P is the mean square of the clip's latents. That is 0.5
+    for the P = 1 of normalised latents and 0.75 for P = 3. A model that predicts zero has 1. So
+    the limit of a high-noise expert is between the two, at 0.9. Not measured on the released
+    weights. A low-noise expert leaves out the highest noise levels: the limit of Wan2.1, whose
+    range includes them, is enough for it.
+    """
+    high, low = zip(guidance_scale, max_base_loss, strict=True)
+    return (
+        TransformerPart("high", "transformer", (boundary, 1.0), *high),
+        TransformerPart("low", "transformer_2", (0.0, boundary), *low),
+    )
+
+
+# Recipe: configurations of the released models. The micro models have no thresholds: they are
+# trained on drawn videos only, and users should be able to try all commands on real videos.
 VARIANTS: dict[str, Variant] = {
     "t2v-1.3b": Variant(
-        name="t2v-1.3b", num_layers=30, num_attention_heads=12, attention_head_dim=128,
-        ffn_dim=8960, text_dim=4096, z_dim=16, latents_mean=_WAN_MEAN, latents_std=_WAN_STD,
-        shift=3.0, num_frames=81, height=480, width=832, steps=50, guidance_scale=5.0,
-        negative_prompt=_NEGATIVE_PROMPT, min_psnr_db=25.0, channel_std_range=(0.3, 3.0),
-        max_base_loss=0.5,
+        "t2v-1.3b", _one(guidance_scale=5.0, max_base_loss=0.5), _SHAPE_1_3B, _WAN_VAE, _WAN_2_1
     ),
     "t2v-14b": Variant(
-        name="t2v-14b", num_layers=40, num_attention_heads=40, attention_head_dim=128,
-        ffn_dim=13824, text_dim=4096, z_dim=16, latents_mean=_WAN_MEAN, latents_std=_WAN_STD,
-        shift=3.0, num_frames=81, height=480, width=832, steps=50, guidance_scale=5.0,
-        negative_prompt=_NEGATIVE_PROMPT, min_psnr_db=25.0, channel_std_range=(0.3, 3.0),
-        max_base_loss=0.5,
+        "t2v-14b", _one(guidance_scale=5.0, max_base_loss=0.5), _SHAPE_14B, _WAN_VAE, _WAN_2_1
+    ),
+    "t2v-a14b": Variant(
+        "t2v-a14b", _two(0.875, guidance_scale=(4.0, 3.0), max_base_loss=(0.9, 0.5)),
+        _SHAPE_14B, _WAN_VAE, _WAN_2_2,
     ),
     "micro": Variant(
-        name="micro", num_layers=5, num_attention_heads=4, attention_head_dim=32,
-        ffn_dim=384, text_dim=64, z_dim=16, latents_mean=_MICRO_MEAN, latents_std=_MICRO_STD,
-        shift=3.0, num_frames=17, height=64, width=64, steps=20, guidance_scale=3.0,
-        negative_prompt="", min_psnr_db=None, channel_std_range=None, max_base_loss=None,
+        "micro", _one(guidance_scale=3.0, max_base_loss=None), _SHAPE_MICRO, _MICRO_VAE, _MICRO,
+        is_micro=True,
+    ),
+    "micro-a14b": Variant(
+        "micro-a14b", _two(0.875, guidance_scale=(3.0, 3.0), max_base_loss=(None, None)),
+        _SHAPE_MICRO, _MICRO_VAE, _MICRO, is_micro=True,
     ),
 }  # fmt: skip
 
 
-def variant_of(folder: Path) -> Variant:
+def variant_of(folder: Path, expert: Expert | None = None) -> Variant:
     """Find the row of a model's folder by the configurations in it.
 
-    The transformer decides; a folder with only the encoders is the first row that shares them
-    (Wan's T2V models all do). Every configuration present must agree with the row.
+    model_index.json decides whether the model has one transformer or two, and the transformer's
+    configuration decides the rest. A folder with only the encoders is the first row that shares
+    them (Wan's T2V models all do). Every configuration present must agree with the row.
+
+    Args:
+        folder: The model's folder.
+        expert: The expert that the user named. Without model_index.json, a folder with only
+            `transformer/` may be of a model with one transformer or the high-noise expert of one
+            with two: it is the latter if an expert is named.
 
     Raises:
-        ModelError: No row matches; lists the fields that differ. Or it has two transformers.
+        ModelError: No row matches; names the model, or lists the fields that differ.
     """
-    _require_one_transformer(folder)
-    present = _read_fields(folder)
+    if name := model_configs.unsupported_model(folder):
+        raise ModelError(
+            f"the model in {folder} is {name}, which wanlora does not support yet; supported: "
+            f"{', '.join(VARIANTS)}"
+        )
+    present = model_configs.read_fields(folder)
     if not present:
         raise ModelError(
             f"{folder} holds no transformer/config.json, vae/config.json or "
             "text_encoder/config.json; expected a folder in diffusers' layout"
         )
-    for row in VARIANTS.values():
+    rows = sorted(VARIANTS.values(), key=lambda row: (row.boundary is None) == bool(expert))
+    for row in rows:
         if all(_expected(row)[key] == value for key, value in present.items()):
             return row
     different = {
@@ -161,75 +292,31 @@ def variant_of(folder: Path) -> Variant:
         for row in VARIANTS.values()
     }
     keys = dict.fromkeys(key for fields in different.values() for key in fields)
-    rows = "\n".join(f"  {name}: {_text(fields)}" for name, fields in different.items())
+    listed = "\n".join(f"  {name}: {_text(fields)}" for name, fields in different.items())
     raise ModelError(
         f"the model in {folder} does not match any supported variant\n  found: "
-        f"{_text({key: present[key] for key in keys})}\n{rows}"
+        f"{_text({key: present[key] for key in keys})}\n{listed}"
     )
-
-
-def _require_one_transformer(folder: Path) -> None:
-    """Refuse a Wan2.2 pair: each model has the shape of Wan2.1's 14B, but is only for some sigmas.
-
-    Raises:
-        ModelError: Names the file that shows it.
-    """
-    index = folder / "model_index.json"
-    names = ("transformer_2", "boundary_ratio")
-    values = read_json(index) if index.is_file() else {}
-    second = {k: values[k] for k in names if values.get(k) not in (None, [None, None])}
-    if second:
-        raise ModelError(
-            f"the model in {folder} has two transformers, as Wan2.2's A14B does (model_index.json: "
-            f"{_text(second)}); expected Wan2.1's T2V models, which have one"
-        )
-
-
-def _read_fields(folder: Path) -> dict[str, Any]:
-    """Collect what identifies a variant from the configurations in a folder."""
-    fields: dict[str, Any] = {}
-    names_by_part = {
-        "transformer": ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim",
-                        "text_dim", "in_channels", "out_channels"),
-        "vae": ("z_dim", "latents_mean", "latents_std", *_VAE),
-        "text_encoder": ("d_model", *_TEXT_ENCODER),
-    }  # fmt: skip
-    for part, names in names_by_part.items():
-        file = folder / part / "config.json"
-        if not file.is_file():
-            continue
-        config = read_json(file)
-        fields |= {
-            f"{part}.{name}": tuple(value) if isinstance(value, list) else value
-            for name in (*names, *_NEVER)
-            if (value := config.get(name)) is not None
-        }
-        if not any(key.startswith(f"{part}.") for key in fields):
-            raise ModelError(f"{file} is not the configuration of a Wan {part}")
-    return fields
 
 
 def _expected(row: Variant) -> dict[str, Any]:
-    constants = {f"vae.{name}": value for name, value in _VAE.items()}
-    constants |= {f"text_encoder.{name}": value for name, value in _TEXT_ENCODER.items()}
-    never = {f"{part}.{name}": None for part in PIPELINE for name in _NEVER}
-    return (
-        constants
-        | never
-        | {
-            "transformer.num_layers": row.num_layers,
-            "transformer.num_attention_heads": row.num_attention_heads,
-            "transformer.attention_head_dim": row.attention_head_dim,
-            "transformer.ffn_dim": row.ffn_dim,
-            "transformer.text_dim": row.text_dim,
-            "transformer.in_channels": row.z_dim,
-            "transformer.out_channels": row.z_dim,
-            "vae.z_dim": row.z_dim,
-            "vae.latents_mean": row.latents_mean,
-            "vae.latents_std": row.latents_std,
-            "text_encoder.d_model": row.text_dim,
-        }
-    )
+    """Values of the fields of `model_configs.read_fields` for a row."""
+    shape, vae = row.shape, row.vae
+    return model_configs.CONSTANTS | {
+        "model_index.transformer_2": row.boundary is not None,
+        "model_index.boundary_ratio": row.boundary,
+        "transformer.num_layers": shape.num_layers,
+        "transformer.num_attention_heads": shape.num_attention_heads,
+        "transformer.attention_head_dim": shape.attention_head_dim,
+        "transformer.ffn_dim": shape.ffn_dim,
+        "transformer.text_dim": shape.text_dim,
+        "transformer.in_channels": vae.z_dim,
+        "transformer.out_channels": vae.z_dim,
+        "vae.z_dim": vae.z_dim,
+        "vae.latents_mean": vae.latents_mean,
+        "vae.latents_std": vae.latents_std,
+        "text_encoder.d_model": shape.text_dim,
+    }
 
 
 def _text(values: Mapping[str, Any]) -> str:

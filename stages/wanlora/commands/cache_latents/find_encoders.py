@@ -133,9 +133,9 @@ def _not_downloaded(settings: EncodeSettings, device: torch.device) -> Encoders:
     latents = {
         "model": settings.model,
         "store_dtype": settings.store_dtype,
-        "z_dim": variant.z_dim,
+        "z_dim": variant.vae.z_dim,
     }
-    text = {"model": settings.model, "text_dim": variant.text_dim}
+    text = {"model": settings.model, "text_dim": variant.shape.text_dim}
     return Encoders(Path(settings.model), variant, device, latents, text)
 
 

@@ -110,7 +110,7 @@ def make_plan(
     index.has_store(cache)
     keyed = key_clips(clips, hashes, threads=threads, shown=shown)
     wanted = [prompt for each in keyed.clips for prompt in each.clip.prompts]
-    wanted += ["", encoders.variant.negative_prompt, *more_prompts]
+    wanted += ["", encoders.variant.defaults.negative_prompt, *more_prompts]
     prompts = {prompt_key(text): text for text in wanted}
     paths = {str(each.clip.path) for each in keyed.clips} & hashes.sources.keys()
     return Plan(

@@ -48,9 +48,9 @@ def make_view(
         text_provenance=encoders.text_provenance,
         model=_portable(model, encoders.folder),
         variant=variant.name,
-        shift=variant.shift,
+        shift=variant.defaults.shift,
         empty_prompt=prompt_key(""),
-        negative_prompt=prompt_key(variant.negative_prompt),
+        negative_prompt=prompt_key(variant.defaults.negative_prompt),
         validation_prompts=tuple(ViewPrompt(text, prompt_key(text)) for text in validation_prompts),
         clips=tuple(
             ViewClip(

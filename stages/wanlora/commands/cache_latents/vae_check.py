@@ -16,7 +16,6 @@ from wanlora.media.quality import psnr
 from wanlora.wan import encoders as wan_encoders
 from wanlora.wan.device import TOY
 from wanlora.wan.encoders import Vae
-from wanlora.wan.model_folder import MICRO
 from wanlora.wan.variants import Variant
 
 log = logging.getLogger(__name__)
@@ -41,18 +40,18 @@ def check_vae(
     """
     problems = []
     quality = psnr(wan_encoders.decode_latents(vae, latents)[0].cpu().numpy(), frames)
-    if variant.name == MICRO and quality < DRAWN_PSNR_DB:
+    if variant.is_micro and quality < DRAWN_PSNR_DB:
         log.warning(
             "the first clip decodes back at %.1f dB PSNR; drawn videos have more than %g dB. %s",
             quality, DRAWN_PSNR_DB, TOY,
         )  # fmt: skip
-    if variant.min_psnr_db is not None and quality < variant.min_psnr_db:
+    if variant.vae.min_psnr_db is not None and quality < variant.vae.min_psnr_db:
         problems.append(
             f"decoding it back gives {quality:.1f} dB PSNR, expected at least "
-            f"{variant.min_psnr_db:g} dB"
+            f"{variant.vae.min_psnr_db:g} dB"
         )
-    if variant.channel_std_range is not None:
-        low, high = variant.channel_std_range
+    if variant.vae.channel_std_range is not None:
+        low, high = variant.vae.channel_std_range
         spread = latents[0].flatten(1).std(dim=1)
         outside = [f"{c}: {s:.2f}" for c, s in enumerate(spread.tolist()) if not low <= s <= high]
         if outside:

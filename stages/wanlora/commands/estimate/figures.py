@@ -121,7 +121,7 @@ def _mode(case: Case, name: Recompute) -> Mode:
 
 def _encode_hours(case: Case) -> float | None:
     gpu = case.card.gpu
-    if gpu is None or case.variant.name == "micro":  # its encoders are not Wan's
+    if gpu is None or case.variant.is_micro:  # its encoders are not Wan's
         return None
     seconds = (encode_seconds(*bucket, gpu) * number for bucket, number in case.to_encode.items())
     return sum(seconds) / 3600
@@ -134,8 +134,8 @@ def _cache_bytes(case: Case) -> float:
     return cache_bytes(
         case.to_encode,
         TOKENS_PER_CAPTION * case.to_encode.total(),
-        z_dim=case.variant.z_dim,
-        text_dim=case.variant.text_dim,
+        z_dim=case.variant.vae.z_dim,
+        text_dim=case.variant.shape.text_dim,
     )
 
 

@@ -111,7 +111,7 @@ def preview_passes(
         times=1 + num_due(end_step, every=every) if every else 0,
         once_more=False,
         groups=((usual(buckets),) * num_prompts,),
-        per_clip=denoising_steps * (2 if variant.guidance_scale > 1 else 1),
+        per_clip=denoising_steps * (2 if variant.transformers[0].guidance_scale > 1 else 1),
     )
 
 

@@ -18,7 +18,7 @@ from wanlora.training.batch_sizes import BatchSize, batch_sizes
 from wanlora.training.cached_clips import weighted
 from wanlora.training.order import Order
 from wanlora.training.workload import is_compiled, workload
-from wanlora.wan.model_folder import TRANSFORMER, resolve
+from wanlora.wan.model_folder import resolve_configs
 from wanlora.wan.variants import VARIANTS, Variant, variant_of
 
 
@@ -42,9 +42,10 @@ def open_case(config: EstimateConfig) -> Case:
         raise ConfigError(f"view {config.view!r} of {config.cache} has no clips to train on")
     card = _card(config, model=config.model or (view.model if view else variant.name))
     rank = config.lora.rank
-    adapted = targets.match_targets(targets.linear_names(variant.num_layers), config.lora.targets)
+    linear_names = targets.linear_names(variant.shape.num_layers)
+    adapted = targets.match_targets(linear_names, config.lora.targets)
     sizes = batch_sizes(
-        sorted(buckets), variant.transformer_shape, by=config.batch_by,
+        sorted(buckets), variant.shape, by=config.batch_by,
         batch_size=config.batch_size, accumulation=config.gradient_accumulation_steps,
         rank=rank, adapted=adapted,
     )  # fmt: skip
@@ -66,7 +67,7 @@ def open_case(config: EstimateConfig) -> Case:
 
 def _variant(model: str | None, name: str) -> Variant:
     """Variant of a model's folder; without a model, the variant of that name."""
-    return variant_of(resolve(model, TRANSFORMER)) if model else VARIANTS[name]
+    return variant_of(resolve_configs(model)) if model else VARIANTS[name]
 
 
 def _card(config: EstimateConfig, *, model: str) -> Card:

@@ -126,6 +126,6 @@ def open_setup(config: EvaluateConfig, view: View) -> Setup:
             width=config.width,
         ),
         fps=config.fps or frame_rate(held_out),
-        steps=config.steps or variant.steps,
-        guidance_scale=variant.guidance_scale if guidance is None else guidance,
+        steps=config.steps or variant.defaults.steps,
+        guidance_scale=variant.part(None).guidance_scale if guidance is None else guidance,
     )

@@ -158,7 +158,7 @@ def video_flops(setup: Setup, subject: Subject | None) -> float:
     tensors = subject.scaled.adapter.tensors if subject else {}
     ranks = [len(tensor) for name, tensor in tensors.items() if name.endswith("lora_A.weight")]
     counted = step_flops(
-        setup.variant.transformer_shape,
+        setup.variant.shape,
         num_tokens(setup.bucket),
         rank=max(ranks, default=0),
         adapted={name.partition(".lora_")[0] for name in tensors},

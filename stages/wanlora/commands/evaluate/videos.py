@@ -91,7 +91,7 @@ def generate(
         transformer,
         prompt_embeds=setup.source.padded_prompt(video.prompt_key),
         negative_embeds=setup.source.padded_prompt(setup.view.negative_prompt),
-        shape=latent_shape(setup.bucket, setup.variant.z_dim),
+        shape=latent_shape(setup.bucket, setup.variant.vae.z_dim),
         steps=setup.steps,
         guidance_scale=setup.guidance_scale,
         shift=setup.source.shift,
@@ -110,8 +110,8 @@ def generate(
 
 def _log_duration(setup: Setup, transformer: Any, number: int) -> None:
     """Time the second of two forward passes at the size of the videos, and log the hours of all."""
-    shape = (1, *latent_shape(setup.bucket, setup.variant.z_dim))
-    text = (1, setup.variant.max_sequence_length, setup.variant.text_dim)
+    shape = (1, *latent_shape(setup.bucket, setup.variant.vae.z_dim))
+    text = (1, setup.variant.shape.num_text_tokens, setup.variant.shape.text_dim)
     inputs = {
         "hidden_states": torch.zeros(shape, device=setup.device, dtype=setup.dtype),
         "timestep": torch.full((1,), 500.0, device=setup.device),

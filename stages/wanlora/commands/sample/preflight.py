@@ -140,7 +140,7 @@ def video_size(
     Raises:
         ConfigError: Wan cannot take the size; diffusers would round it in silence.
     """
-    size = Bucket(variant.num_frames, variant.height, variant.width)
+    size = Bucket(variant.defaults.num_frames, variant.defaults.height, variant.defaults.width)
     trained = [trained_on(adapters, name) for name in Bucket._fields]
     if all(trained) and trained[0] != 1:  # clips of one frame are images
         size = Bucket(*(int(value) for value in trained if value))

@@ -81,8 +81,7 @@ def _video_of(item: SavedLatents, folder: Path) -> Video:
 def _check_same_latents(item: SavedLatents, model: str, variant: Variant) -> None:
     """Refuse latents that this VAE would decode to nonsense."""
     made_by = VARIANTS.get(item.facts["variant"])
-    wanted = (variant.z_dim, variant.latents_mean, variant.latents_std)
-    if made_by is None or (made_by.z_dim, made_by.latents_mean, made_by.latents_std) != wanted:
+    if made_by is None or made_by.vae != variant.vae:
         raise ModelError(
             f"{item.path} holds latents of {item.facts['variant']} ({item.facts['model']}), which "
             f"the VAE of {model} ({variant.name}) cannot decode: pass their model with --model"

@@ -104,7 +104,7 @@ def open_setup(config: SampleConfig) -> Setup:
         device=device,
         dtype=base_dtype(config.dtype, device),
         settings=settings,
-        fps=fps or _fps_of_clips(config.cache, config.view) or variant.fps,
+        fps=fps or _fps_of_clips(config.cache, config.view) or variant.defaults.fps,
         shift=config.shift,
         offload=config.offload,
         vae_tiling=config.vae_tiling,
@@ -129,13 +129,14 @@ def video_settings(
         guidance_scale: Classifier-free guidance, if set.
         negative_prompt: Description of what to avoid, if set.
     """
+    usual, guidance = variant.defaults, variant.part(None).guidance_scale
     return wan.VideoSettings(
         num_frames=size.num_frames,
         height=size.height,
         width=size.width,
-        steps=variant.steps if steps is None else steps,
-        guidance_scale=variant.guidance_scale if guidance_scale is None else guidance_scale,
-        negative_prompt=variant.negative_prompt if negative_prompt is None else negative_prompt,
+        steps=usual.steps if steps is None else steps,
+        guidance_scale=guidance if guidance_scale is None else guidance_scale,
+        negative_prompt=usual.negative_prompt if negative_prompt is None else negative_prompt,
     )
 
 

@@ -68,7 +68,7 @@ def card_facts(
         "height": bucket.height,
         "width": bucket.width,
         "fps": frame_rate(clips),
-        "guidance_scale": model.variant.guidance_scale,
+        "guidance_scale": model.variant.part(None).guidance_scale,
         "prompts": _prompts(data),
         "previews": [
             file.relative_to(run.folder).as_posix()

@@ -253,7 +253,7 @@ def _require_same_run(
 
 def _check_base(model: TrainedModel, data: Data, ranks: Ranks) -> None:
     """Check that the base predicts better than chance; the micro model has no limit."""
-    limit = model.variant.max_base_loss
+    limit = model.variant.part(None).max_base_loss
     if limit is not None:
         with waiting("measuring the base model on a few clips", shown=ranks.is_main):
             check_base(model, data, limit)

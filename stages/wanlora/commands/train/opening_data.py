@@ -54,10 +54,10 @@ def open_data(config: TrainConfig, variant: Variant, selection: Selection) -> Da
 def _batch_sizes(
     config: TrainConfig, variant: Variant, clips: tuple[ViewClip, ...]
 ) -> dict[Bucket, BatchSize]:
-    linear_names = targets.linear_names(variant.num_layers)
+    linear_names = targets.linear_names(variant.shape.num_layers)
     return batch_sizes(
         sorted({clip.bucket for clip in clips}),
-        variant.transformer_shape,
+        variant.shape,
         by=config.batch_by,
         batch_size=config.batch_size,
         accumulation=config.gradient_accumulation_steps,

@@ -40,7 +40,7 @@ def check(config: TrainConfig) -> Selection:
     if folder := resolve_here(config.model or selection.view.model, TRANSFORMER):
         variant = variant_of(folder)
         check_cached_for(config, variant, selection)
-        targets.match_targets(targets.linear_names(variant.num_layers), config.lora.targets)
+        targets.match_targets(targets.linear_names(variant.shape.num_layers), config.lora.targets)
     return selection
 
 

@@ -176,7 +176,7 @@ class Reporter:
         model = self._session.model
         if bucket not in self._flops_of:
             self._flops_of[bucket] = step_flops(
-                model.variant.transformer_shape,
+                model.variant.shape,
                 num_tokens(bucket),
                 rank=model.shape.rank,
                 adapted=model.masters.modules,
