@@ -1,4 +1,4 @@
-"""The Pythons and dependencies that pyproject.toml, constraints.txt and the documents name agree."""
+"""Pythons and dependencies in pyproject.toml, constraints.txt and the documents agree."""
 
 import re
 import tomllib
