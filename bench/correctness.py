@@ -10,6 +10,14 @@ from pathlib import Path
 import figures
 
 ROOT = Path(__file__).parents[1]
+LAST = ("test_step.py", "test_commands.py")
+"""Files that take the longest; the others run before them."""
+
+
+def files() -> list[str]:
+    folder = ROOT / "tests" / "gpu"
+    first = sorted(path.name for path in folder.glob("test_*.py") if path.name not in LAST)
+    return [str(folder / name) for name in (*first, *LAST)]
 
 
 class Recorder:
@@ -50,12 +58,14 @@ def main() -> int:
     import pytest  # noqa: PLC0415  (after the clock started)
     import torch  # noqa: PLC0415
 
+    # Warnings are no errors here: another machine has other releases of the libraries.
     cuda = torch.cuda.is_available()
     results.note(tiny=not cuda)
     marks = "gpu" if cuda else "not gpu and not slow"
     code = pytest.main(
-        [str(ROOT / "tests" / "gpu"), "--rootdir", str(ROOT), "-c", str(ROOT / "pyproject.toml"),
-         "-q", "-p", "no:cacheprovider", "-m", marks, "-k", options.only],
+        [*files(), "--rootdir", str(ROOT),
+         "-c", str(ROOT / "pyproject.toml"), "-q", "-p", "no:cacheprovider", "-W", "default",
+         "-m", marks, "-k", options.only],
         plugins=[Recorder(results, clock)],
     )  # fmt: skip
     results.note(exit_code=int(code), seconds=time.perf_counter() - started)

@@ -63,10 +63,10 @@ class Phase:
 
 
 PHASES = {
-    "rates": Phase("rates.py", 30),
-    "correctness": Phase("correctness.py", 115, (), ("--only", "upload or kernel")),
+    "rates": Phase("rates.py", 25),
+    "correctness": Phase("correctness.py", 140, (), ("--only", "upload or kernel")),
     "step": Phase(
-        "step.py", 280,
+        "step.py", 265,
         (
             "--geometry", goals.LARGE, "--geometry", goals.SMALL, "--baseline-steps", "3",
             "--rates", "{rates}", "--variants",
@@ -77,7 +77,7 @@ PHASES = {
             "none", "fullckpt_cudnn", "auto",
         ),
     ),
-    "encoders": Phase("encoders.py", 70),
+    "encoders": Phase("encoders.py", 65),
     "large": Phase("large_model.py", 45),
 }  # fmt: skip
 
@@ -120,7 +120,6 @@ class Proof:
             tiny: Run it with tiny models.
         """
         phase, output = PHASES[name], self.folder / f"{name}.json"
-        output.unlink(missing_ok=True)
         given = phase.tiny_arguments if tiny and phase.tiny_arguments else phase.arguments
         command = [
             sys.executable, str(BENCH / phase.script), "--output", str(output),
@@ -286,7 +285,7 @@ def step_shown(results: dict) -> str:
         floor = f"{case['floor_s']:.3g} s" if case["floor_s"] else "unknown"
         parts.append(
             f"{case['geometry']}, {case['tokens']:,} tokens, LoRA on {case['targets']}: "
-            f"{case['tflop']:.4g} TFLOP, floor {floor}"
+            f"{case['tflop']:.4g} TFLOP, floor {floor}; our attention: {case['kernel']}"
         )
         lines = [
             "| variant | blocks | s/step | range | first step, s | peak, GB | MFU, % | of floor | "
@@ -404,7 +403,10 @@ def parse() -> argparse.Namespace:
 def main() -> int:
     options = parse()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    options.output = options.output.resolve()  # phases have another working folder
     options.output.mkdir(parents=True, exist_ok=True)
+    for name in PHASES:  # an earlier run's rates may be of another machine
+        (options.output / f"{name}.json").unlink(missing_ok=True)
     facts = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"), "limit_s": options.seconds,
         "tiny": options.tiny,

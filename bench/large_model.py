@@ -20,7 +20,6 @@ from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.cost.seconds import model_flops
 from wanlora.wan import attention
 from wanlora.wan.denoise import denoise
-from wanlora.wan.variants import VARIANTS
 
 GEOMETRY = "81x480x832"
 DEPTHS = (2, 6)
@@ -36,6 +35,7 @@ def scaled_step(device: torch.device, clock: figures.Clock, *, tiny: bool) -> di
         case = step.make_case(
             GEOMETRY, "attention", device, tiny=tiny, variant=LARGE, num_layers=depth
         )
+        case, kernel = step.choose_kernel(case)
         steps = (2, 1) if tiny else (3, 5)
         row = step.measure("selective", case, warmup=steps[0], steps=steps[1], clock=clock)
         if "error" in row:
@@ -43,13 +43,13 @@ def scaled_step(device: torch.device, clock: figures.Clock, *, tiny: bool) -> di
         rows.append({k: v for k, v in row.items() if k != "gradients"} | {"blocks": depth})
     shallow, deep = (row["seconds"] for row in rows)
     block = (deep - shallow) / (depths[1] - depths[0])
-    layers = VARIANTS[LARGE].num_layers
+    layers = models.shape_of(LARGE).num_layers
     seconds = shallow + (layers - depths[0]) * block
     whole = step.make_case(GEOMETRY, "attention", device, tiny=tiny, variant=LARGE)
     tflop = model_flops(whole.work(compiled=True)) / 1e12
     return {
         "seconds_per_block": block, "blocks": layers, "seconds": seconds, "tflop": tflop,
-        "tflops": tflop / seconds, "rows": rows,
+        "tflops": tflop / seconds, "kernel": kernel, "rows": rows,
     }  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from wanlora.core.fingerprint import fingerprint, sha256_text
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import ViewClip
 from wanlora.store.writer import SegmentWriter
+from wanlora.training import flow
 from wanlora.training.batches import BatchSource, read_ahead
 from wanlora.training.order import Order
 
@@ -65,6 +66,7 @@ def open_source(cache: Path, num_clips: int, fingerprints: dict[str, str]) -> Ba
         seed=0,
         sampler="logit_normal",
         shift=3.0,
+        sigmas=flow.ALL_SIGMAS,
         weighting="none",
         caption_dropout=0.0,
         empty_prompt=clips[0].prompts[0],

@@ -44,6 +44,7 @@ from wanlora.cost.memory import plan, step_bytes
 from wanlora.cost.seconds import model_flops
 from wanlora.training import fitting, flow
 from wanlora.training.batches import MicroBatch
+from wanlora.training.kernel_probe import AttentionShape, kernel_for
 from wanlora.training.masters import Masters
 from wanlora.training.predict import predict
 from wanlora.training.workload import describe, workload
@@ -69,6 +70,7 @@ class Case:
     dtype: torch.dtype
     batch: MicroBatch
     tiny: bool
+    kernel: str = "auto"
 
     @property
     def fused(self) -> bool:
@@ -187,6 +189,20 @@ def autocast_step(case: Case, model: torch.nn.Module, encode: Callable[[], Micro
     return Step(backward, update, parameters, "default", "full")
 
 
+def choose_kernel(case: Case) -> tuple[Case, str]:
+    """Let our variants use the kernel that `train` would choose; return the choice in words."""
+    shape = AttentionShape(
+        num_tokens=num_tokens(case.bucket), other_tokens=frozenset(), batch_size=1,
+        num_heads=case.shape.num_attention_heads, head_dim=case.shape.attention_head_dim,
+        num_text_tokens=512, dtype=case.dtype, device=case.device,
+    )  # fmt: skip
+    try:
+        choice = kernel_for("auto", shape)
+    except Exception as error:  # noqa: BLE001  (no kernel is right: the steps show what follows)
+        return case, figures.reason_of(error)
+    return replace(case, kernel=choice.name), choice.describe()
+
+
 def modes_of(name: str, case: Case) -> tuple[str, ...]:
     """What each block recomputes in one of our variants."""
     if name == "auto":
@@ -208,7 +224,7 @@ def build(name: str, case: Case) -> Step:
     compiled = name != "eager" and case.fused
     modes = modes_of(name, case)
     set_activations(model, modes, compiled=compiled)
-    return masters_step(case, model, "auto", describe(modes))
+    return masters_step(case, model, case.kernel, describe(modes))
 
 
 def one_stage(case: Case) -> Callable[[], MicroBatch]:
@@ -335,6 +351,7 @@ def run_case(
 ) -> None:
     """Measure the variants of a case; `note` gets its figures after each of them."""
     work = case.work(compiled=True)
+    case, kernel_choice = choose_kernel(case)
     try:
         micro = micro_of(case, measured)
         floor = rates.floor_seconds(case.shape, work.num_tokens, work.adapted, micro)
@@ -347,7 +364,7 @@ def run_case(
             way: step_bytes(work, (way,) * case.shape.num_layers).total / 1e9
             for way in ("none", "selective", "full")
         },
-        "micro": micro, "rows": [],
+        "kernel": kernel_choice, "micro": micro, "rows": [],
     }  # fmt: skip
     rows, gradients = result["rows"], {}
     for name in options.variants:

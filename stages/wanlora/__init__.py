@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     """Import the dataset API on first use, so that `import wanlora` stays free of torch."""
     if name in {"ClipDataset", "collate_fn"}:
-        from wanlora.data import clip_frames  # noqa: PLC0415  (lazy: it imports torch and PyAV)
+        from wanlora.data import clip_frames  # noqa: PLC0415  (lazy: it imports torch)
 
         return getattr(clip_frames, name)
     raise AttributeError(f"module 'wanlora' has no attribute {name!r}")

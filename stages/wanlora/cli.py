@@ -124,6 +124,7 @@ EXAMPLES = {
         "wanlora export --adapter outputs/run --checkpoint best --format peft --output peft/",
         "wanlora export --adapter outputs/run --format merged --output outputs/merged",
         "wanlora export --adapter theirs.safetensors --format diffusers --output ours.safetensors",
+        "wanlora export --adapter outputs/high --adapter outputs/low --output person.safetensors",
     ],
     "config": [
         "wanlora config train > train.toml",

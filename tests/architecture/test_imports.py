@@ -48,6 +48,7 @@ def test_a_library_belongs_to_the_folders_that_a_contract_leaves_out_and_to_no_o
 COMPOSING = {
     "commands/cache_latents/encode_settings.py", "commands/cache_latents/preflight.py",
     "commands/estimate/setup.py", "commands/evaluate/preflight.py", "commands/evaluate/setup.py",
+    "commands/export/preflight.py",
     "commands/sample/preflight.py", "commands/sample/setup.py", "commands/train/opening.py",
     "commands/train/preflight.py",
 }  # fmt: skip

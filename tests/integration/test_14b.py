@@ -94,6 +94,16 @@ def test_one_cache_trains_both_variants_and_each_adapter_draws_with_its_own(
     assert header(micro_run)["wanlora.variant"] == "micro"
 
 
+def test_the_14b_model_trains_on_single_frames(small_14b, cache, tmp_path):
+    run_dir = tmp_path / "run"
+    succeeds(
+        "train", "--cache", cache, "--model", small_14b, "--device", "cpu", "--output-dir", run_dir,
+        "--set", "train_frames=1", *SMALL,
+    )  # fmt: skip
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["bucket"] for row in rows] == ["1x32x48"] * 2
+
+
 def test_estimate_answers_for_the_14b_model_in_words_and_in_figures():
     arguments = ("estimate", "--variant", "t2v-14b", "--device", "h100")
     found = json.loads(cli.invoke(*arguments, "--json").stdout)

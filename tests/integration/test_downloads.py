@@ -10,6 +10,7 @@ import sys
 import pytest
 from huggingface_hub.errors import HfHubHTTPError
 
+from tests.support.experts import pair_folder
 from tests.support.hub import serving
 from wanlora.errors import ModelError
 from wanlora.wan import hub, model_folder
@@ -22,6 +23,47 @@ def hub_home(monkeypatch, tmp_path):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
+
+
+def first_run(code, address, home):
+    """Run code in a process that has downloaded nothing yet."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"HF_ENDPOINT": address, "HF_HOME": str(home), "PATH": "", "HOME": "/nowhere",
+             "HF_HUB_DISABLE_XET": "1", "no_proxy": "127.0.0.1"},
+        capture_output=True, text=True, timeout=180,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+ONE_EXPERT = """
+import logging
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+from wanlora.commands.train.base import find_base
+from wanlora.errors import ModelError
+for expert in (None, "low"):
+    try:
+        print(find_base("org/model", expert).part.subfolder)
+    except ModelError as error:
+        print(error)
+"""
+
+
+def test_of_a_model_with_two_transformers_only_the_experts_is_downloaded(tmp_path):
+    pair = pair_folder(tmp_path / "model")
+    with serving(pair) as (address, downloaded):
+        done = first_run(ONE_EXPERT, address, tmp_path)
+    refused, subfolder = done.stdout.splitlines()
+    assert "--expert low" in refused
+    assert subfolder == "transformer_2"
+    assert len(re.findall(r"downloading .*\(transformer_2 [^,]*\)", done.stderr)) == 1
+    weights = [name for name in downloaded if name.endswith(".safetensors")]
+    assert {name.partition("/")[0] for name in weights} == {"transformer_2"}
+    # A file with the content of another one is not sent again.
+    assert {name for name in downloaded if name not in weights} <= {
+        "model_index.json", "transformer/config.json", "transformer_2/config.json",
+    }  # fmt: skip
 
 
 SCRIPT = """
@@ -38,13 +80,7 @@ def test_only_the_needed_parts_are_downloaded_once_and_their_size_is_said(
     micro_folder, tmp_path
 ):  # fmt: skip
     with serving(micro_folder) as (address, downloaded):
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            env={"HF_ENDPOINT": address, "HF_HOME": str(tmp_path), "PATH": "", "HOME": "/nowhere",
-                 "HF_HUB_DISABLE_XET": "1", "no_proxy": "127.0.0.1"},
-            capture_output=True, text=True, timeout=180,
-        )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+        done = first_run(SCRIPT, address, tmp_path)
     first, second, third = done.stdout.splitlines()
     assert "vae" not in first
     assert "text_encoder" not in first

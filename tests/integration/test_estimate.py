@@ -6,6 +6,7 @@ import re
 import pytest
 
 from tests.support import cli
+from tests.support.experts import pair_folder
 from tests.support.stores import build_store
 from wanlora.core.buckets import Bucket
 from wanlora.training import fitting
@@ -146,6 +147,47 @@ def test_the_14b_model():
     found = estimate("--variant", "t2v-14b", "--device", "h100")
     assert found["fits"]
     assert not found["modes"]["none"]["fits"]
+
+
+def test_two_experts_are_two_runs_and_the_figures_are_those_of_one():
+    job = ("--clips", 1000, "--device", "h200")
+    one = estimate("--variant", "t2v-14b", *job)
+    either = estimate("--variant", "t2v-a14b", *job)
+    assert (either["variant"], either["expert"], either["num_experts"]) == ("t2v-a14b", None, 2)
+    same = ("tflop_per_step", "peak_gb", "modes", "hours", "trained_parameters", "checkpoints_gb")
+    assert {name: either[name] for name in same} == {name: one[name] for name in same}
+    assert one["num_experts"] == 1
+    assert one["hours_of_experts"] == one["hours"]
+    assert either["hours_of_experts"] == 2 * either["hours"]
+    for expert in ("high", "low"):
+        found = estimate("--variant", "t2v-a14b", "--expert", expert, *job)
+        assert found == either | {"expert": expert}
+    table = cli.invoke("estimate", "--variant", "t2v-a14b", "--expert", "low", *job).stdout
+    assert re.search(r"^t2v-a14b, .*low.* on H200", table)
+    hours = {name: re.search(rf"^{name} .*", table, re.MULTILINE) for name in ("the run", "both")}
+    assert all(hours.values()), table
+    assert "--expert low" in cli.refuses("estimate", "--variant", "t2v-14b", "--expert", "low")
+
+
+@pytest.mark.parametrize("variant", ["t2v-14b", "t2v-a14b"])
+def test_720p_of_a_14b_transformer_needs_more_than_80_gb(variant):
+    size = ("--height", 720, "--width", 1280)
+    found = estimate("--variant", variant, *size, "--device", "h100")
+    assert found["tflop_per_step"] == pytest.approx(20_161, abs=0.5)
+    assert not any(mode["fits"] for mode in found["modes"].values())
+    assert found["modes"]["full"]["peak_gb"] == pytest.approx(88.8, abs=0.06)
+    assert found["modes"]["full"]["longest"] < 81
+    assert estimate("--variant", variant, *size, "--device", "h200")["fits"]
+
+
+def test_a_probe_of_a_model_with_two_experts_needs_the_name_of_one(tmp_path):
+    pair = pair_folder(tmp_path / "pair")
+    job = ("--model", pair, "--probe", "--device", "cpu", "--frames", 5, "--height", 64,
+           "--width", 64)  # fmt: skip
+    assert "--expert high" in cli.refuses("estimate", *job)
+    found = estimate(*job, "--expert", "low")
+    assert (found["variant"], found["expert"]) == ("micro-a14b", "low")
+    assert found["measured"]
 
 
 def test_a_cache_says_its_clips_and_what_it_takes_on_disk(cache_fp16):

@@ -56,13 +56,18 @@ def document(folder: Path) -> dict:
 def test_a_phase_that_ends_badly_is_recorded_and_the_others_run(tmp_path):
     folder = tmp_path / "proof"
     scripts = {"one": GOOD, "two": BAD, "three": SEGMENTATION_FAULT, "four": GOOD}
-    done = subprocess.run(command(folder, **scripts), capture_output=True, text=True)
+    words = command(folder, **scripts)
+    words[words.index("--output") + 1] = "proof/out"
+    (folder / "out").mkdir()
+    (folder / "out" / "two.json").write_text('{"found": "by an earlier run"}')
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
     phases = document(folder)["phases"]
     assert {name: phase["state"] for name, phase in phases.items()} == {
         "one": "finished", "two": "failed", "three": "failed", "four": "finished",
     }  # fmt: skip
     assert "CUDA error" in phases["two"]["error"]
+    assert phases["two"]["results"] == {}
     assert "SIGSEGV" in phases["three"]["error"]
     assert phases["four"]["results"]["found"] == 1.5
     page = (folder / "out" / "gpu_proof.md").read_text()

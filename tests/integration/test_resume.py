@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import time
 import tomllib
@@ -105,6 +106,44 @@ def test_a_finished_run_is_neither_overwritten_nor_trained_again(cache_fp16, tmp
     recorded = tomllib.loads((run_dir / "config.toml").read_text())
     assert recorded["cache"] == str(tmp_path / "moved")
     assert (recorded["max_steps"], recorded["lora"]["rank"]) == (3, 2)
+
+
+def test_a_run_keeps_its_attention_kernel(cache_fp16, tmp_path, caplog):
+    run_dir = tmp_path / "run"
+    first = (
+        "train", "--cache", cache_fp16, "--output-dir", run_dir, "--set", "lora.rank=2",
+        "--set", "validation.every=0", "--set", "trackers=[]", "--set", "attention=math",
+    )  # fmt: skip
+    assert cli.invoke(*first, "--max-steps", 1).exit_code == 0
+    head = (run_dir / "config.toml").read_text().split("\n\n")[0]
+    chosen = re.search(r"# attention: (math,.* [0-9.]+ ms)", head)
+    assert chosen
+    assert chosen[1] in (run_dir / "README.md").read_text()
+
+    def go_on(steps, kernel):
+        caplog.clear()
+        done = cli.invoke(
+            "train", "--output-dir", run_dir, "--resume", "--max-steps", steps, "--set",
+            f"attention={kernel}",
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        names = ("wanlora.training.kernel_probe", "wanlora.commands.train.kernel")
+        return [record.message for record in caplog.records if record.name in names]
+
+    def kernels_in(message):
+        return re.findall(r"\b(?:math|flash|cudnn)\b", message)
+
+    [choice] = go_on(2, "auto")
+    assert "math" in kernels_in(choice)
+    assert kernels_in(go_on(3, "flash")[1]) == ["flash", "math"]  # not bit for bit
+    state = run_dir / "checkpoints" / "step-000003" / "state.json"
+    moved = json.loads(state.read_text()) | {"attention": "cudnn"}  # from a machine with a GPU
+    state.write_text(json.dumps(moved))
+    refusal, _, change = go_on(4, "auto")
+    assert "attention=cudnn" in refusal
+    assert kernels_in(change) == ["flash", "cudnn"]
+    kernels = [row["attention"] for row in _metrics(run_dir)]
+    assert kernels == ["math", "math", "flash", "flash"]
 
 
 def test_a_checkpoint_with_a_missing_tensor_is_refused_by_name(cache_fp16, tmp_path):

@@ -22,6 +22,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from transformers import AutoTokenizer, UMT5EncoderModel
 
 from tests.support import cli
+from tests.support.experts import pair_folder
 from wanlora.adapters.file import LoraShape
 from wanlora.adapters.lora import add_adapter, initial_values
 
@@ -55,12 +56,14 @@ def _draws(stream: int, step: int, slot: int):
     return np.random.Generator(np.random.Philox(key=[SEED, stream], counter=[0, 0, step, slot]))
 
 
-def one_stage(folder: Path, manifest: Path, dtype: torch.dtype):
+def one_stage(
+    folder: Path, manifest: Path, dtype: torch.dtype, subfolder="transformer", quantiles=(0.0, 1.0)
+):
     """Train as the usual loop does: VAE and text encoder again for every clip at every step."""
     vae = AutoencoderKLWan.from_pretrained(folder, subfolder="vae").eval()
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     encoder = UMT5EncoderModel.from_pretrained(folder, subfolder="text_encoder").eval()
-    dit = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", dtype=dtype)
+    dit = WanTransformer3DModel.from_pretrained(folder, subfolder=subfolder, dtype=dtype)
     dit.eval().requires_grad_(requires_grad=False)
     shape = LoraShape(rank=4, alpha=8)
     adapted = add_adapter(dit, shape, seed=SEED)
@@ -83,7 +86,8 @@ def one_stage(folder: Path, manifest: Path, dtype: torch.dtype):
             x0 = _encode_frames(vae, manifest.parent / line["npz"])
             embeds = _encode_prompt(tokenizer, encoder, line["prompt"])
 
-            u = _draws(1, step, slot).random()
+            first_u, last_u = quantiles
+            u = first_u + (last_u - first_u) * _draws(1, step, slot).random()
             t = 1 / (1 + math.exp(-NormalDist().inv_cdf(u)))
             s = torch.tensor(3 * t / (1 + 2 * t), dtype=torch.float32)
             noise = torch.from_numpy(
@@ -113,12 +117,12 @@ def one_stage(folder: Path, manifest: Path, dtype: torch.dtype):
     return losses, {name: master.detach() for name, master in masters.items()}
 
 
-def two_stage(cache: Path, run_dir: Path, dtype: str):
+def two_stage(cache: Path, run_dir: Path, dtype: str, *more: object):
     cli.run(
         "train", "--cache", cache, "--output-dir", run_dir, "--max-steps", STEPS, "--seed", SEED,
         "--gradient-accumulation-steps", ACCUMULATION, "--learning-rate", RATE,
         "--set", f"optimizer.warmup_steps={WARMUP}", "--set", "lora.rank=4",
-        "--set", "lora.alpha=8", "--set", f"dtype={dtype}",
+        "--set", "lora.alpha=8", "--set", f"dtype={dtype}", *more,
     )  # fmt: skip
     rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     tensors = safetensors.torch.load_file(run_dir / "pytorch_lora_weights.safetensors")
@@ -143,6 +147,26 @@ def test_cached_training_equals_one_stage_training_bit_for_bit(
     losses, tensors = two_stage(cache_fp32, tmp_path / "run", dtype)
     assert losses == expected
     assert tensors.keys() == masters.keys()
+    for name, master in masters.items():
+        assert torch.equal(tensors[name], master), name
+
+
+# P(sigma < 0.875): the shift of 3 moves 0.7 to 0.875, and logit-normal is Phi(logit(0.7)) there.
+SHARE_BELOW = NormalDist().cdf(math.log(0.7 / 0.3))
+
+
+@pytest.mark.parametrize(
+    ("expert", "subfolder", "quantiles"),
+    [("high", "transformer", (SHARE_BELOW, 1.0)), ("low", "transformer_2", (0.0, SHARE_BELOW))],
+)
+def test_each_expert_trains_on_its_range_as_a_plain_loop_does(
+    cache_fp32, npz_manifest, tmp_path, expert, subfolder, quantiles
+):
+    pair = pair_folder(tmp_path / "pair")
+    expected, masters = one_stage(pair, npz_manifest, torch.float32, subfolder, quantiles)
+    options = ("--model", pair, "--expert", expert, "--device", "cpu")
+    losses, tensors = two_stage(cache_fp32, tmp_path / "run", "float32", *options)
+    assert losses == expected
     for name, master in masters.items():
         assert torch.equal(tensors[name], master), name
 

@@ -88,7 +88,7 @@ FLAGS = {
     ),
     "train": (
         "--activations --alpha --batch-by --batch-size --cache --deterministic --device --eager "
-        "--gradient-accumulation-steps --init-adapter --keep-checkpoints --learning-rate "
+        "--expert --gradient-accumulation-steps --init-adapter --keep-checkpoints --learning-rate "
         "--local-copy --lr --manifest --max-steps --model --num-epochs --output-dir "
         "--preview-every --preview-prompt --rank --resume --save-every-epoch --save-minutes "
         "--save-steps --seed --targets --view"

@@ -46,7 +46,7 @@ def optimizer_state(path):
     def write(folder):
         checkpoints.write_state(
             folder, progress=checkpoints.Progress(step=7), identity={}, facts={},
-            masters=masters, optimizer=optimizer,
+            masters=masters, optimizer=optimizer, attention="flash",
         )  # fmt: skip
 
     publish.publish_checkpoint(path.parent, 7, write, keep=0)

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 
 from wanlora.core.rng import Stream, uniform
 from wanlora.training import flow
@@ -48,6 +48,86 @@ def test_shifted_densities_have_their_tabulated_quantiles(sampler, shift, quanti
     assert found == pytest.approx(quantiles, abs=1.5e-3)
     grid = [flow.sigma_of((i + 0.5) / 2000, sampler=sampler, shift=shift) for i in range(2000)]
     assert np.mean(np.array(grid) < 0.25) == pytest.approx(below, abs=5e-3)
+
+
+BOUNDARY = 0.875
+EXPERTS = {"high": (BOUNDARY, 1.0), "low": (0.0, BOUNDARY)}
+EDGES = [*np.linspace(1e-12, 1 - 1e-12, 501), 1e-300, 1 - 2**-53]
+
+
+def distribution(sampler: str, shift: float):
+    """The unrestricted distribution function of sigma, written from the densities' definitions."""
+    grid = np.linspace(0, 1, 200_001)
+    curve = 1 - grid - 1.29 * (np.cos(np.pi * grid / 2) ** 2 - 1 + grid)
+
+    def below(sigma):
+        t = np.asarray(sigma) / (shift - (shift - 1) * np.asarray(sigma))
+        if sampler == "logit_normal":
+            return stats.norm.cdf(special.logit(t))
+        if sampler == "uniform":
+            return t
+        return 1 - np.interp(t, curve[::-1], grid[::-1])
+
+    return below
+
+
+@pytest.mark.parametrize("expert", EXPERTS)
+@pytest.mark.parametrize("shift", [1.0, 3.0, 12.0])
+@pytest.mark.parametrize("sampler", flow.SAMPLERS)
+def test_a_range_keeps_the_shape_of_the_density_in_it(sampler, shift, expert):
+    low, high = EXPERTS[expert]
+    draws = [
+        flow.sigma_of(
+            uniform(5, Stream.SIGMA, step), sampler=sampler, shift=shift, sigmas=EXPERTS[expert]
+        )
+        for step in range(3000)
+    ]
+    assert all(low <= sigma < high for sigma in draws)
+    below = distribution(sampler, shift)
+    share = below(high) - below(low)
+    assert stats.kstest(draws, lambda s: (below(s) - below(low)) / share).pvalue > 1e-3
+    found = flow.share_of(EXPERTS[expert], sampler=sampler, shift=shift)
+    assert found == pytest.approx(float(share), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "shift", "share"),
+    [("logit_normal", 3, 0.198), ("uniform", 3, 0.30), ("logit_normal", 12, 0.705),
+     ("uniform", 12, 0.632)],
+)  # fmt: skip
+def test_the_high_noise_expert_has_its_published_share_of_the_draws(sampler, shift, share):
+    found = flow.share_of(EXPERTS["high"], sampler=sampler, shift=shift)
+    assert found == pytest.approx(share, abs=5e-4)
+
+
+@pytest.mark.parametrize("sampler", flow.SAMPLERS)
+def test_all_sigmas_are_bit_for_bit_the_unrestricted_ones(sampler):
+    for u in EDGES[1:-2]:
+        plain = flow.shift_sigma(flow.SAMPLERS[sampler](u), 3.0)
+        assert flow.sigma_of(u, sampler=sampler, shift=3.0, sigmas=(0.0, 1.0)) == plain
+    assert flow.share_of((0.0, 1.0), sampler=sampler, shift=3.0) == 1.0
+
+
+@pytest.mark.parametrize("boundary", [0.875, 0.9])  # the first is a float32, the second is not
+@pytest.mark.parametrize("sampler", flow.SAMPLERS)
+def test_no_rounding_moves_a_draw_over_the_boundary(sampler, boundary):
+    for u in EDGES:
+        low, high = (
+            float(torch.tensor(flow.sigma_of(u, sampler=sampler, shift=3.0, sigmas=sigmas)))
+            for sigmas in ((0.0, boundary), (boundary, 1.0))
+        )
+        assert low < boundary <= high <= 1.0
+
+
+@pytest.mark.parametrize("sampler", flow.SAMPLERS)
+def test_the_grids_of_two_experts_joined_by_their_shares_give_the_expectation(sampler):
+    whole = np.mean(np.square(flow.sigma_grid(2000, sampler=sampler, shift=3.0)))
+    joined = sum(
+        flow.share_of(sigmas, sampler=sampler, shift=3.0)
+        * np.mean(np.square(flow.sigma_grid(1000, sampler=sampler, shift=3.0, sigmas=sigmas)))
+        for sigmas in EXPERTS.values()
+    )
+    assert joined == pytest.approx(whole, abs=1e-6)
 
 
 def test_mode_density_stays_inside_the_interval_and_has_its_median_at_half():

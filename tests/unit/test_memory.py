@@ -10,6 +10,7 @@ from wanlora.adapters.targets import linear_names, match_targets
 from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.cost.gpus import GPUS
 from wanlora.cost.memory import Workload, longest_clip, num_trained, plan, step_bytes, weight_bytes
+from wanlora.cost.seconds import model_flops
 from wanlora.training.workload import budget_of_gpu
 from wanlora.wan.variants import VARIANTS
 
@@ -47,6 +48,24 @@ def test_parameters_are_those_of_the_recipe():
 )
 def test_a_full_size_clip_on_cards_people_have(gpu, targets, modes):
     assert plan(work_of(targets), budget_of_gpu(GPUS[gpu].memory_bytes)) == modes
+
+
+@pytest.mark.parametrize("variant", ["t2v-14b", "t2v-a14b"])
+@pytest.mark.parametrize(
+    ("bucket", "tflop", "gigabytes"),
+    [
+        (FULL_SIZE, 4714, (312, 83.8, 56.5)),
+        (Bucket(49, 480, 832), 2193, (206, 64.0, 47.1)),
+        (Bucket(81, 720, 1280), 20_161, (677, 151.8, 88.8)),
+    ],
+)
+def test_a_transformer_of_14b_takes_what_was_counted(variant, bucket, tflop, gigabytes):
+    """Rank 32 on attention and FFN, compiled, bf16; an expert of A14B is one such transformer."""
+    work = work_of("attention+ffn", variant, num_tokens=num_tokens(bucket))
+    assert model_flops(work) == pytest.approx(1e12 * tflop, abs=0.5e12)
+    for mode, size in zip(("none", "selective", "full"), gigabytes, strict=True):
+        rounding = 0.5e9 if size > 200 else 0.06e9
+        assert step_bytes(work, (mode,) * 40).total == pytest.approx(1e9 * size, abs=rounding)
 
 
 def test_the_14b_model_trains_at_full_size_on_one_80_gb_card():

@@ -21,7 +21,7 @@ FACTS = {
     "settings": {"lora.rank": 32, "learning_rate": 1e-4}, "loss": 0.12345,
     "best": {"step": 400, "mean": 0.1, "base_mean": 0.125, "difference": -0.025,
              "ci95": [-0.03, -0.02], "num_clips": 16, "num_groups": 4},
-    "prompts": ["A person's \"hands\" clapping", "two"], "guidance_scale": 5.0,
+    "prompts": ["A person's \"hands\" clapping", "two"], "guidance_scales": [5.0],
     "fps": 16.0, "num_frames": 81, "height": 480,
     "provenance": {"wanlora": "0.1.0", "torch": "2.13.0", "git_commit": None},
 }  # fmt: skip
@@ -46,6 +46,20 @@ def test_a_folder_is_no_base_model_on_the_hub(model):
     card = model_card({"name": "a", "model": model})
     assert ModelCard(card).data.base_model is None
     assert f"`{model}`" in card
+
+
+def test_an_experts_card_loads_it_into_its_transformer_and_names_its_range():
+    expert = {"variant": "t2v-a14b", "guidance_scales": [4.0, 3.0]}
+    high = model_card(FACTS | expert | {"expert": "high", "sigmas": (0.875, 1.0)})
+    low = model_card(FACTS | expert | {"expert": "low", "sigmas": (0.0, 0.875)})
+    assert "load_into_transformer_2=True" in code(low, "python")
+    assert "load_into_transformer_2" not in code(high, "python")
+    for card, names in ((high, ("high", "transformer", "0.875 to 1")),
+                        (low, ("low", "transformer_2", "0 to 0.875"))):  # fmt: skip
+        ast.parse(code(card, "python"))
+        assert "guidance_scale=4.0, guidance_scale_2=3.0" in card
+        assert all(name in card for name in names)
+        assert f"| expert | {names[0]} |" in card
 
 
 def test_its_snippets_survive_any_prompt():

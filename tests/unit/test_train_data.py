@@ -31,7 +31,7 @@ def data_of(folder, clips, view, **order):
         sampler="uniform", shift=None,
         batch_size={bucket: size.global_batch for bucket, size in sizes.items()}, **order,
     )  # fmt: skip
-    return Data(folder, view, clips, (), sizes, source, ())
+    return Data(folder, view, clips, (), sizes, source, (), usual_shift=3.0)
 
 
 def test_weights_of_clips_and_activities_multiply_and_are_drawn(tmp_path):
@@ -45,6 +45,24 @@ def test_weights_of_clips_and_activities_multiply_and_are_drawn(tmp_path):
     assert order.steps_per_epoch == 10
     drawn = [order.batch(step).indices[0] for step in range(10)]
     assert [drawn.count(index) for index in range(4)] == [6, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("variant", "shift"), [("t2v-14b", 5.0), ("t2v-a14b", 12.0), ("micro", 3.0)]
+)
+def test_the_shift_is_the_variants_for_the_size_of_most_clips(tmp_path, variant, shift):
+    view = build_store(tmp_path, num_clips=3, buckets=(Bucket(1, 720, 1280), Bucket(1, 64, 64)))
+    reader = StoreReader.of_view(tmp_path, view)
+
+    def source(clips, chosen=None):
+        return make_source(
+            view, reader, clips, VARIANTS[variant], seed=0, sampler="uniform", shift=chosen
+        )
+
+    assert [clip.bucket.height for clip in view.clips] == [720, 64, 720]
+    assert source(view.clips).shift == shift
+    assert source(view.clips[1:2]).shift == VARIANTS[variant].defaults.shift
+    assert source(view.clips, chosen=2.5).shift == 2.5
 
 
 @pytest.mark.parametrize(("name", "fact"), [("dancing", "running, walking"), ("walking", "1000")])

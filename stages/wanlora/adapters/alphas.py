@@ -18,9 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from wanlora.adapters.header import AdapterHeader
-from wanlora.adapters.names import Expert
 from wanlora.adapters.updates import PREFIX, alpha_of, folded, pattern_of, rank_of, scale_of
 from wanlora.errors import AdapterError
+from wanlora.wan.variants import Expert
 
 PEFT_CONFIG = "adapter_config.json"
 LORA_HEADER = "lora_adapter_metadata"

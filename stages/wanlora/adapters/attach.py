@@ -5,7 +5,7 @@ or the text encoder.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,21 +14,28 @@ from wanlora.adapters.file import AdapterFile, read_adapter
 from wanlora.adapters.header import split_scale
 from wanlora.adapters.lora import check_adapter_fits
 from wanlora.adapters.updates import PREFIX
+from wanlora.wan.variants import Expert
 from wanlora.wan.weights import file_sha256
 
 
 @dataclass(frozen=True, slots=True)
 class ScaledAdapter:
-    """An adapter and its strength: 1 = as trained, 0 = the base model."""
+    """An adapter and its strength: 1 = as trained, 0 = the base model.
+
+    Attributes:
+        expert: Transformer that it is for, in a model with two.
+    """
 
     adapter: AdapterFile
     scale: float
     sha256: str
+    expert: Expert | None = None
 
     @property
     def record(self) -> dict[str, Any]:
         """Return the values that identify the adapter in the record of a video."""
-        return {"path": str(self.adapter.path), "sha256": self.sha256, "scale": self.scale}
+        record = {"path": str(self.adapter.path), "sha256": self.sha256, "scale": self.scale}
+        return record | ({"expert": self.expert} if self.expert else {})
 
 
 def read_scaled(text: str) -> ScaledAdapter:
@@ -40,10 +47,27 @@ def read_scaled(text: str) -> ScaledAdapter:
     return scaled(*split_scale(text))
 
 
-def scaled(path: Path, scale: float) -> ScaledAdapter:
+def scaled(path: Path, scale: float, *, expert: Expert | None = None) -> ScaledAdapter:
     """Read the adapter at a path, to be used at a scale. Raises as `read_adapter`."""
     adapter = read_adapter(path)
-    return ScaledAdapter(adapter, scale, file_sha256(adapter.path))
+    return ScaledAdapter(adapter, scale, file_sha256(adapter.path), expert)
+
+
+def attach_by_expert(
+    transformers: Mapping[Expert | None, Any], adapters: Sequence[ScaledAdapter]
+) -> None:
+    """Put each adapter into the transformer of its expert; one without adapters stays as it is.
+
+    Args:
+        transformers: Transformers by expert; the only one of a model has the key None.
+        adapters: Adapters, each with its expert.
+
+    Raises:
+        AdapterError: An adapter was made for another model.
+    """
+    for expert, transformer in transformers.items():
+        if own := [item for item in adapters if item.expert == expert]:
+            attach(transformer, own)
 
 
 def attach(transformer: Any, adapters: Sequence[ScaledAdapter]) -> None:

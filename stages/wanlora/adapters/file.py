@@ -34,12 +34,13 @@ from wanlora.adapters.header import (
     provenance_of,
     read_header,
 )
-from wanlora.adapters.names import Expert, Key, layout_of, names_in_file
+from wanlora.adapters.names import Key, layout_of, names_in_file
 from wanlora.adapters.targets import preset_pattern
 from wanlora.adapters.updates import PREFIX, Update, updates_of
 from wanlora.core import units
 from wanlora.errors import AdapterError, NonFiniteError
 from wanlora.files import write_atomic
+from wanlora.wan.variants import Expert
 
 _ALIGNMENT_BYTES = 64
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from wanlora.adapters.alphas import PEFT_CONFIG, plain_number
 from wanlora.adapters.file import AdapterFile, diffusers_header, to_bytes
-from wanlora.adapters.header import PROVENANCE_PREFIX
+from wanlora.adapters.header import PROVENANCE_PREFIX, RANGE_KEY, sigmas_of, timestep_range
 from wanlora.adapters.names import BLOCK_LINEARS, LAYOUTS, template
 from wanlora.adapters.updates import PREFIX, Update, folded
 from wanlora.core import units
@@ -201,6 +201,8 @@ def _ecosystem_header(adapter: AdapterFile, updates: Updates, title: str) -> dic
     ranks = {update.rank for update in updates.values()}
     if len(ranks) == 1:
         header["ss_network_dim"] = str(ranks.pop())
+    if sigmas := sigmas_of(adapter.expert, provenance.get("variant")):
+        header[RANGE_KEY] = timestep_range(sigmas)
     known = {"ss_sd_model_name": "model", "ss_steps": "step", "ss_seed": "seed"}
     return header | {field: provenance[name] for field, name in known.items() if name in provenance}
 

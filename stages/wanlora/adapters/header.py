@@ -5,6 +5,8 @@ keys that cannot be used. Must not import torch: a command reads headers before 
 """
 
 import math
+import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,16 +15,32 @@ from typing import Any, cast, get_args
 
 import safetensors
 
-from wanlora.adapters.names import Expert, Key, read_key
+from wanlora.adapters.names import Key, read_key
 from wanlora.core import units
 from wanlora.core.location import parse_path
 from wanlora.core.text import LFS_REMEDY
 from wanlora.errors import AdapterError
 from wanlora.files import is_lfs_pointer
+from wanlora.wan.variants import VARIANTS, Expert
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 PROVENANCE_PREFIX = "wanlora."
-_EXPERT_KEY = f"{PROVENANCE_PREFIX}expert"
+EXPERT_KEY = f"{PROVENANCE_PREFIX}expert"
+_NAMED_EXPERT = re.compile(r"(?<![a-z])(high|low)[-_. ]?noise(?![a-z])", re.IGNORECASE)
+RANGE_KEY = "modelspec.timestep_range"
+"""Field of other tools' headers: range of timesteps (1000 sigma) of the training, `875,1000`."""
+
+
+def timestep_range(sigmas: tuple[float, float]) -> str:
+    """Format a range of sigma as `RANGE_KEY` has it."""
+    return f"{1000 * sigmas[0]:g},{1000 * sigmas[1]:g}"
+
+
+_RANGES = {
+    timestep_range(part.sigmas): part.expert
+    for row in VARIANTS.values()
+    for part in row.transformers
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +92,11 @@ def read_header(path: Path) -> AdapterHeader:
             f"{next(iter(part.keys))}"
             for part in (header, *others)
         )
+        command = ["wanlora", "export", "--adapter", str(header.path)]
+        command += ["--output", "NAME.safetensors"]
         raise AdapterError(
             f"{header.path} holds weights for two transformers: {parts}. An adapter is for one of "
-            f"them: split the file with\n  wanlora export --adapter {header.path} "
-            "--output NAME.safetensors"
+            f"them: split the file with\n  {shlex.join(command)}"
         )
     return header
 
@@ -108,7 +127,7 @@ def read_headers(path: Path) -> list[AdapterHeader]:
     found = [AdapterHeader(file, own, header, expert) for expert, own in parts.items() if own]
     if recorded and [part.expert for part in found] != [recorded]:
         raise AdapterError(
-            f"{file} records the {recorded}-noise expert in {_EXPERT_KEY}, and its keys are of the "
+            f"{file} records the {recorded}-noise expert in {EXPERT_KEY}, and its keys are of the "
             f"{' and the '.join(f'{part.expert}-noise' for part in found)} expert, such as "
             f"{next(iter(found[-1].keys))}; its header or its keys were changed"
         )
@@ -121,10 +140,10 @@ def _recorded_expert(file: Path, header: Mapping[str, str]) -> Expert | None:
     Raises:
         AdapterError: It is neither high nor low.
     """
-    recorded = header.get(_EXPERT_KEY)
+    recorded = header.get(EXPERT_KEY)
     if recorded is None or recorded in get_args(Expert):
         return cast("Expert | None", recorded)
-    raise AdapterError(f"{file}: {_EXPERT_KEY} in its header is {recorded!r}; expected high or low")
+    raise AdapterError(f"{file}: {EXPERT_KEY} in its header is {recorded!r}; expected high or low")
 
 
 @contextmanager
@@ -146,10 +165,14 @@ def opened(file: Path, *, framework: str) -> Iterator[Any]:
         raise AdapterError(f"{file} {problem}") from None
 
 
-def split_scale(text: str) -> tuple[Path, float]:
+def split_scale(text: str, *, flag: str = "--adapter") -> tuple[Path, float]:
     """Split the value of `--adapter`: PATH or PATH=SCALE; without a scale it is 1.
 
     A path that exists is taken whole, `=` and all.
+
+    Args:
+        text: The value.
+        flag: Its flag, for messages.
 
     Raises:
         AdapterError: The scale is not a finite number.
@@ -158,7 +181,7 @@ def split_scale(text: str) -> tuple[Path, float]:
     try:
         whole, path_before = parse_path(text), parse_path(path or text)
     except ValueError as error:
-        raise AdapterError(f"--adapter {error}") from None
+        raise AdapterError(f"{flag} {error}") from None
     if not equals or whole.exists():
         return whole, 1.0
     try:
@@ -167,10 +190,45 @@ def split_scale(text: str) -> tuple[Path, float]:
         scale = math.nan
     if not math.isfinite(scale):
         raise AdapterError(
-            f"--adapter {text}: expected PATH or PATH=SCALE with a number such as 0.8, and found "
+            f"{flag} {text}: expected PATH or PATH=SCALE with a number such as 0.8, and found "
             f"neither a file {text} nor a number {tail!r}"
         )
     return path_before, scale
+
+
+def expert_and_place(header: AdapterHeader) -> tuple[Expert | None, str]:
+    """Find the expert of an adapter, also in a file of another tool that only shows it.
+
+    musubi-tuner records the range of timesteps; ai-toolkit, DiffSynth-Studio and lightx2v name
+    their files `..._high_noise.safetensors`. Files of wanlora record the expert, and nothing else
+    in them counts.
+
+    Returns:
+        The expert and its source: header, keys, name or `RANGE_KEY`. None and
+        an empty text if the file does not show it, or shows two different ones.
+    """
+    if header.expert:
+        return header.expert, "header" if EXPERT_KEY in header.header else "keys"
+    if "model" in header.provenance:
+        return None, ""
+    by_range = _RANGES.get(header.header.get(RANGE_KEY, ""))
+    by_name = expert_in_name(header.path.name)
+    if by_range and by_name in (None, by_range):
+        return by_range, RANGE_KEY
+    return (by_name, "name") if by_name and not by_range else (None, "")
+
+
+def sigmas_of(expert: Expert | None, variant: str | None) -> tuple[float, float] | None:
+    """Range of sigma of an expert; None without one, or if the variant is not known."""
+    row = VARIANTS.get(variant or "")
+    parts = row.transformers if row else ()
+    return next((part.sigmas for part in parts if expert and part.expert == expert), None)
+
+
+def expert_in_name(name: str) -> Expert | None:
+    """Find the one expert in a file's name, for example `person_high_noise.safetensors`."""
+    experts = {found.lower() for found in _NAMED_EXPERT.findall(name)}
+    return cast("Expert", experts.pop()) if len(experts) == 1 else None
 
 
 def _find(path: Path) -> Path:

@@ -1,6 +1,6 @@
-"""Merge an adapter into its base: a whole model folder that needs no LoRA loader.
+"""Merge adapters into their base: a whole model folder that needs no LoRA loader.
 
-Owns: the merged transformer, written shard by shard with the base's names and types, and the check
+Owns: the merged transformers, written shard by shard with the base's names and types, and the check
 of the weights that diffusers loads from it. The other parts of the model are the base's own files.
 
 Legend: W is `out in`; plain LoRA W' = W + dW, DoRA W' = m (W + dW) / |W + dW| row by row.
@@ -23,59 +23,81 @@ from wanlora.adapters.file import AdapterFile
 from wanlora.adapters.lora import check_adapter_fits
 from wanlora.adapters.updates import Update, dense
 from wanlora.errors import AdapterError
-from wanlora.wan.model_folder import PIPELINE
+from wanlora.wan.model_folder import INDEX, SECOND, TRANSFORMER, pipeline_of
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.weights import read_json, weight_files
 
-_PART = "transformer"
+Updates = Mapping[str, Update]
+"""Update of each module."""
+
+_FIRST_LINEAR = "blocks.0.attn1.to_q.weight"
 
 
-def check_base(model_dir: Path, adapter: AdapterFile) -> None:
+def check_base(part: Path, adapter: AdapterFile) -> None:
     """Refuse an adapter made for another model, from the configuration alone.
+
+    Args:
+        part: Sub-folder with the transformer.
+        adapter: The adapter.
 
     Raises:
         AdapterError: See `check_adapter_fits`.
     """
     with torch.device("meta"):
-        model = WanTransformer3DModel.from_config(read_json(model_dir / _PART / "config.json"))
+        model = WanTransformer3DModel.from_config(read_json(part / "config.json"))
     check_adapter_fits(adapter, model)
 
 
 def write_merged(
-    model_dir: Path, updates: Mapping[str, Update], target: Path, *, dtype: torch.dtype | None
+    model_dir: Path, updates: Mapping[str, Updates], target: Path, *, dtype: torch.dtype | None
 ) -> None:
-    """Fill an empty folder with the merged model.
+    """Fill an empty folder with the merged model, one shard in memory at a time.
 
-    Files of the VAE, the text encoder, the tokenizer and the scheduler are hard links if the
-    disk supports them, because they are gigabytes that do not change; otherwise copies.
+    Files that do not change (the VAE, the text encoder, the tokenizer, the scheduler, and a
+    transformer without an adapter) are hard links if the disk supports them, because they are
+    gigabytes; otherwise copies.
 
     Args:
         model_dir: The complete folder of the base.
-        updates: From `AdapterFile.updates`.
+        updates: From `AdapterFile.updates`, by the sub-folder of their transformer.
         target: Empty folder.
-        dtype: Type of the weights; None = the base's. Modules that diffusers keeps in fp32 are
-            never narrowed.
+        dtype: Type of the weights of all transformers; None = the base's. Modules that diffusers
+            keeps in fp32 are never narrowed.
     """
-    for name in PIPELINE:
+    for name in pipeline_of(model_dir):
         (target / name).mkdir()
+        is_written = name in updates or (dtype is not None and name in (*TRANSFORMER, SECOND))
         for file in (model_dir / name).iterdir():
-            if file.is_file() and not (name == _PART and ".safetensors" in file.name):
+            if file.is_file() and not (is_written and ".safetensors" in file.name):
                 _link(file, target / name / file.name)
-    _link(model_dir / "model_index.json", target / "model_index.json")
+        if is_written:
+            _write_transformer(model_dir / name, updates.get(name, {}), target / name, dtype)
+    _link(model_dir / INDEX, target / INDEX)
+
+
+def _write_transformer(
+    base: Path, updates: Updates, target: Path, dtype: torch.dtype | None
+) -> None:
     num_bytes = 0
-    for shard in weight_files(model_dir / _PART):
+    for shard in weight_files(base):
         tensors = {name: _merged(name, w, updates, dtype) for name, w in _tensors(shard)}
         num_bytes += sum(tensor.nbytes for tensor in tensors.values())
-        merged = target / _PART / shard.name
+        merged = target / shard.name
         safetensors.torch.save_file(tensors, merged, {"format": "pt"})
         shutil.copymode(shard, merged)  # safetensors writes files that only their owner can read
-    for index in (model_dir / _PART).glob("*.safetensors.index.json"):
+    for index in base.glob("*.safetensors.index.json"):
         value = read_json(index) | {"metadata": {"total_size": num_bytes}}
-        (target / _PART / index.name).write_text(json.dumps(value, indent=2) + "\n")
+        (target / index.name).write_text(json.dumps(value, indent=2) + "\n")
 
 
-def check_merged(model_dir: Path, merged_dir: Path, updates: Mapping[str, Update]) -> float:
-    """Load the merged transformer with diffusers and compare every weight with the base's.
+def check_merged(model_dir: Path, merged_dir: Path, part: str, updates: Updates) -> float:
+    """Load a merged transformer with diffusers and compare every weight with the base's.
+
+    Args:
+        model_dir: Folder of the base.
+        merged_dir: Folder that `write_merged` filled.
+        part: Sub-folder of the transformer.
+        updates: Updates that were merged into it.
 
     Returns:
         The largest |W' - W - dW| / |dW| of a module, Frobenius norms: the share of an
@@ -86,12 +108,13 @@ def check_merged(model_dir: Path, merged_dir: Path, updates: Mapping[str, Update
             it has no update.
         ModelError: diffusers does not load it.
     """
-    types = {n: w.dtype for f in weight_files(merged_dir / _PART) for n, w in _tensors(f)}
-    dtype = types[f"{next(iter(updates))}.weight"]
-    merged = load_transformer(merged_dir, dtype=dtype, device=torch.device("cpu"))
+    types = {n: w.dtype for f in weight_files(merged_dir / part) for n, w in _tensors(f)}
+    merged = load_transformer(
+        merged_dir, dtype=types[_FIRST_LINEAR], device=torch.device("cpu"), subfolder=part
+    )
     loaded = merged.state_dict()
     largest = 0.0
-    for shard in weight_files(model_dir / _PART):
+    for shard in weight_files(model_dir / part):
         for name, base in _tensors(shard):
             update = updates.get(name.removesuffix(".weight"))
             exact = base.double() if update is None else merged_weight(base, update)
@@ -99,8 +122,8 @@ def check_merged(model_dir: Path, merged_dir: Path, updates: Mapping[str, Update
             bound = torch.finfo(types[name]).eps * exact.abs() + torch.finfo(types[name]).tiny
             if not bool(((found - exact).abs() <= bound).all()):
                 raise AdapterError(
-                    f"the merged weight {name} that diffusers loads is not the base's with its "
-                    "update: nothing was kept; is the base's folder being changed?"
+                    f"the merged weight {name} of {part} that diffusers loads is not the base's "
+                    "with its update: nothing was kept; is the base's folder being changed?"
                 )
             if update is not None and bool(update.b.any()):
                 change = (exact - base.double()).norm()
@@ -117,9 +140,7 @@ def merged_weight(w: Float[Tensor, "out in"], update: Update) -> Float64[Tensor,
     return update.magnitude.double()[:, None] * total / rows
 
 
-def _merged(
-    name: str, w: Tensor, updates: Mapping[str, Update], dtype: torch.dtype | None
-) -> Tensor:
+def _merged(name: str, w: Tensor, updates: Updates, dtype: torch.dtype | None) -> Tensor:
     kept = set(name.split(".")) & set(WanTransformer3DModel._keep_in_fp32_modules)  # noqa: SLF001
     update = updates.get(name.removesuffix(".weight"))
     result: Tensor = w if update is None else merged_weight(w, update)

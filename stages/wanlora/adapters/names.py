@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wanlora.adapters.targets import PRESETS
+from wanlora.wan.variants import Expert
 
 Matrix = Literal["A", "B"]
-Expert = Literal["high", "low"]
-"""Transformer of a model that has two: for high noise (`transformer`) or low (`transformer_2`)."""
 
 # diffusers' name and the original Wan code's, as scripts/convert_wan_to_diffusers.py maps them.
 # The image rows exist in I2V models only.
@@ -82,7 +81,12 @@ _NOT_LORA = (
     (r"\.hada_\w+$", "LoHa factors, a Hadamard product"),
     (r"\.(?:oft|boft)_\w+$|\.oft_R\.", "an orthogonal transform (OFT)"),
     (r"\.dora_scale$", "DoRA magnitudes in LyCORIS' form, which readers divide by different norms"),
-    (r"\.diff(?:_b)?$|\.(?:bias|set_weight)$", "trained biases, norms or whole weights"),
+    (
+        r"\.diff(?:_[bm])?$",
+        "a full-rank change of whole weights, norms, biases or modulation, as in "
+        "lightx2v's distilled models; their plain LoRA files have no such keys",
+    ),
+    (r"\.(?:bias|set_weight)$", "trained biases, norms or whole weights"),
     (r"\.lora_mid\.|\.lora_[AB]\.(?:[\w-]+\.)?weight_scale$", "more than two matrices"),
     (r"\.(?:lora_embedding|modules_to_save)", "whole trained modules"),
 )

@@ -5,7 +5,7 @@ module, from the file alone, without wanlora's own reading code. Imports a pipel
 training must never import this.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +48,15 @@ def model_for(adapter: AdapterFile) -> WanTransformer3DModel:
     """
     recorded = adapter.provenance.get("variant")
     rows = sorted(VARIANTS.values(), key=lambda row: row.name != recorded)
-    candidates: list[tuple[Variant, dict[str, int]]] = [(row, {}) for row in rows]
+    shapes = {row.shape: row for row in reversed(rows)}  # one row of each shape
+    candidates: list[tuple[Variant, dict[str, int]]] = [
+        (row, {}) for row in rows if shapes[row.shape] is row
+    ]
     candidates.append((VARIANTS["t2v-14b"], _IMAGE))
+    widths = _widths(adapter)
     for row, more in candidates:
+        if widths - {row.shape.width}:
+            continue  # before a second is spent on building it
         model = _without_weights(row, more)
         try:
             check_adapter_fits(adapter, model)
@@ -58,11 +64,20 @@ def model_for(adapter: AdapterFile) -> WanTransformer3DModel:
             continue
         return model
     name, tensor = next(iter(adapter.tensors.items()))
-    widths = ", ".join(f"{row.name} {row.shape.width}" for row in VARIANTS.values())
+    known = ", ".join(f"{row.name} {row.shape.width}" for row in VARIANTS.values())
     raise AdapterError(
-        f"{adapter.path} fits no known variant of Wan (their widths: {widths}): found {name} of "
+        f"{adapter.path} fits no known variant of Wan (their widths: {known}): found {name} of "
         f"shape {tuple(tensor.shape)}, and {len(adapter.tensors) - 1} tensors more"
     )
+
+
+def _widths(adapter: AdapterFile) -> set[int]:
+    """Widths of the model that the adapter's attention layers show; empty without any."""
+    return {
+        int(tensor.shape[1])
+        for name, tensor in adapter.tensors.items()
+        if ".attn" in name and name.endswith(".lora_A.weight")
+    }
 
 
 def _without_weights(row: Variant, more: Mapping[str, int]) -> WanTransformer3DModel:
@@ -104,16 +119,12 @@ def check_export(
             missing or left over.
     """
     reader = READERS[form]
-    model: Any = model_for(adapter)
+    model = model_for(adapter)
     try:
         if reader == "peft":
-            keys = load_peft_weights(str(folder), device="cpu").keys()
-            PeftModel.from_pretrained(model, str(folder), adapter_name=_NAME)
+            keys = _load_with_peft(folder, model)
         else:
-            place = {"weight_name": file, "local_files_only": True}
-            keys = WanPipeline.lora_state_dict(str(folder), **place).keys()
-            pipeline = WanPipeline(None, None, vae=None, scheduler=None, transformer=model)
-            pipeline.load_lora_weights(str(folder), adapter_name=_NAME, **place)
+            keys = _load_with_diffusers(folder, file, model, adapter)
     except Exception as error:  # a loader may raise anything
         if is_out_of_memory(error):
             raise
@@ -129,6 +140,33 @@ def check_export(
             f"differs in {units.names(strange)}"
         )
     return max(relative_error(found[module], expected[module]) for module in expected)
+
+
+def _load_with_peft(folder: Path, model: Any) -> Iterable[str]:
+    """Load an export into a model, and return its keys."""
+    PeftModel.from_pretrained(model, str(folder), adapter_name=_NAME)
+    keys: Mapping[str, Any] = load_peft_weights(str(folder), device="cpu")
+    return keys
+
+
+def _load_with_diffusers(
+    folder: Path, file: str, model: WanTransformer3DModel, adapter: AdapterFile
+) -> Iterable[str]:
+    """Load an export into a model as a user does, and return its keys.
+
+    The adapter of a low-noise expert is loaded into the second of two transformers.
+    """
+    place = {"weight_name": file, "local_files_only": True}
+    keys: Mapping[str, Any] = WanPipeline.lora_state_dict(str(folder), **place)
+    if adapter.expert == "low":
+        first = _without_weights(VARIANTS["micro"], {})  # only its configuration is read
+        parts = {"transformer": first, "transformer_2": model}
+        place["load_into_transformer_2"] = True
+    else:
+        parts = {"transformer": model}
+    pipeline = WanPipeline(None, None, vae=None, scheduler=None, **parts)
+    pipeline.load_lora_weights(str(folder), adapter_name=_NAME, **place)
+    return keys
 
 
 def _loaded(model: torch.nn.Module) -> dict[str, Update]:

@@ -22,6 +22,7 @@ from wanlora.config.train import (
     refuse_compiled_dora,
 )
 from wanlora.core.buckets import Bucket, problem_with
+from wanlora.wan.variants import Expert
 
 
 class EstimateConfig(Settings):
@@ -44,11 +45,18 @@ class EstimateConfig(Settings):
     )
     height: int = setting(480, "Clip height in pixels, without a cache.", flag="Clips")
     width: int = setting(832, "Clip width in pixels, without a cache.", flag="Clips")
-    variant: Literal["t2v-1.3b", "t2v-14b", "micro"] | None = setting(
+    variant: Literal["t2v-1.3b", "t2v-14b", "t2v-a14b", "micro", "micro-a14b"] | None = setting(
         None,
-        "Variant of the model.",
+        "Variant of the model; nothing is downloaded.",
         flag="Model and machine",
         unset="the model of the cache, or t2v-1.3b",
+    )
+    expert: Expert | None = setting(
+        None,
+        "Transformer to train, of a model with two such as t2v-a14b. The estimate is for the run "
+        "of one; both take the same time and memory. Required with --probe.",
+        flag="Model and machine",
+        unset="either",
     )
     device: str = setting(
         "auto",

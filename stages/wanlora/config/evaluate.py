@@ -58,7 +58,10 @@ class EvaluateConfig(Settings):
         "logit_normal", "Distribution whose quantiles are the noise levels; as in training."
     )
     shift: float | None = setting(
-        None, "Shift of sigma, for the loss and the videos.", gt=0, unset="the shift of the view"
+        None,
+        "Shift of sigma, for the loss and the videos.",
+        gt=0,
+        unset="the shift of the variant for the size of most clips",
     )
     seed: int = seed_setting("Videos")
     num_frames: int | None = setting(

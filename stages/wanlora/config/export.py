@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import model_validator
+from pydantic import BeforeValidator, model_validator
 
 from wanlora.config.settings import Settings, described, model_setting, setting
 
@@ -14,9 +14,14 @@ class ExportConfig(Settings):
     """Export an adapter for another tool, or merge it into the base model; verify the result."""
 
     adapter: Annotated[
-        Path,
+        tuple[Path, ...],
+        BeforeValidator(lambda value: (value,) if isinstance(value, Path) else value),
         described(
-            "Run folder, PEFT folder or adapter file, in any format.", flag="Input and output"
+            "Run folder, PEFT folder or adapter file, in any format. For a model with two "
+            "transformers, repeat it to export the adapters of both experts.",
+            flag="Input and output",
+            min_length=1,
+            max_length=2,
         ),
     ]
     format: ExportFormat = setting(
@@ -24,7 +29,8 @@ class ExportConfig(Settings):
     )
     output: Path | None = setting(
         None,
-        "A .safetensors file; a folder for peft and merged. Required without --push.",
+        "A .safetensors file; a folder for peft and merged. Required without --push. For an expert "
+        "of a model with two transformers, _high_noise or _low_noise is added to the name.",
         flag="Input and output",
     )
     push: str | None = setting(
@@ -42,6 +48,12 @@ class ExportConfig(Settings):
         "Adapter of a run to export: latest, best, ema, or the step of a checkpoint.",
         flag="Input and output",
         pattern=r"^(latest|best|ema|\d+)$",
+    )
+    expert: Literal["high", "low"] | None = setting(
+        None,
+        "For a model with two transformers: the one that an adapter of another tool is for, if "
+        "neither its header nor its name shows it.",
+        flag="Options",
     )
     dtype: Literal["float32", "float16", "bfloat16"] | None = setting(
         None,
@@ -73,6 +85,8 @@ class ExportConfig(Settings):
     def _push_alone(self) -> Self:
         if self.format != "diffusers":
             raise ValueError(f"--push uploads --format diffusers, not {self.format}")
+        if len(self.adapter) > 1:
+            raise ValueError("--push uploads one run: push each expert to a repository of its own")
         if unused := {"output", "model", "overwrite"} & self.model_fields_set:
             raise ValueError(f"--push writes no local files: leave out --{min(unused)}")
         return self

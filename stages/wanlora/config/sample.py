@@ -6,10 +6,13 @@ from typing import Literal, Self
 from pydantic import model_validator
 
 from wanlora.config.settings import (
+    AdapterHigh,
+    AdapterLow,
     BaseDtype,
     CacheLocation,
     Device,
     Guidance,
+    GuidanceLow,
     Height,
     Settings,
     Steps,
@@ -30,9 +33,12 @@ class SampleConfig(Settings):
     adapter: tuple[str, ...] = setting(
         (),
         "Run folder or adapter file, as PATH or PATH=SCALE (1 = as trained); repeat to add "
-        "several together. Without it, the base model is sampled.",
+        "several together. In a model with two transformers, the header of each file names its "
+        "expert. Without it, the base model is sampled.",
         flag="Input and output",
     )
+    adapter_high: AdapterHigh = ()
+    adapter_low: AdapterLow = ()
     prompt: tuple[str, ...] = setting(
         (),
         "Prompt; repeat for several. With --cache, {activity} in the prompt is replaced by each "
@@ -99,12 +105,13 @@ class SampleConfig(Settings):
     width: Width = None
     steps: Steps = None
     guidance_scale: Guidance = None
+    guidance_scale_low: GuidanceLow = None
     shift: float | None = setting(
         None,
         "Shift of sigma.",
         gt=0,
         flag="Videos",
-        unset="that of the model (3 at 480p; use 5 at 720p)",
+        unset="that of the model (3 at 480p; use 5 at 720p); 12 for Wan2.2's T2V-A14B",
     )
     negative_prompt: str | None = setting(
         None, "Content to avoid.", flag="Videos", unset="that of the variant"
@@ -119,10 +126,10 @@ class SampleConfig(Settings):
     )
     device: Device = "auto"
     dtype: BaseDtype = "auto"
-    offload: Literal["none", "model", "sequential"] = setting(
-        "none",
+    offload: Literal["auto", "none", "model", "sequential"] = setting(
+        "auto",
         "For GPUs with little memory: keep one part of the pipeline on the GPU at a time (model), "
-        "or one layer (sequential; slow).",
+        "or one layer (sequential; slow). auto: none if all parts fit, otherwise model.",
         flag="Model and machine",
     )
     vae_tiling: bool = setting(
@@ -152,8 +159,14 @@ class SampleConfig(Settings):
             )
         if self.cache is not None and self.prompt and not templates:
             raise ValueError(f"with --cache, a --prompt needs {ACTIVITY} in it; leave out one")
-        if self.compare and not self.adapter:
+        if self.compare and not (self.adapter or self.adapter_high or self.adapter_low):
             raise ValueError("--compare shows base model and adapter: pass --adapter too")
+        high, low = self.guidance_scale, self.guidance_scale_low
+        if high is not None and low is not None and high <= 1 < low:
+            raise ValueError(
+                "--guidance-scale of 1 or less means no guidance for either expert: leave out "
+                "--guidance-scale-low, or raise --guidance-scale"
+            )
         if self.overwrite and self.skip_existing:
             raise ValueError("--overwrite replaces videos and --skip-existing keeps them: pass one")
         return self

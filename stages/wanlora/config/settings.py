@@ -207,6 +207,28 @@ Guidance = Annotated[
         "Scale of classifier-free guidance.", ge=0, flag="Videos", unset="the scale of the variant"
     ),
 ]
+GuidanceLow = Annotated[
+    float | None,
+    described(
+        "Scale of classifier-free guidance of the low-noise expert, for models with two "
+        "transformers.",
+        ge=0,
+        flag="Videos",
+        unset="--guidance-scale if it is set, otherwise the scale of the variant",
+    ),
+]
+AdapterHigh = Annotated[
+    tuple[str, ...],
+    described(
+        "Adapter for the high-noise expert of a model with two transformers, as PATH or "
+        "PATH=SCALE: for files of other tools, whose header does not name the expert.",
+        flag="Input and output",
+    ),
+]
+AdapterLow = Annotated[
+    tuple[str, ...],
+    described("The same for the low-noise expert.", flag="Input and output"),
+]
 Height = Annotated[
     int | None, described("Height in pixels.", flag="Videos", unset="chosen like --num-frames")
 ]

@@ -22,6 +22,7 @@ from wanlora.config.settings import (
 )
 from wanlora.cost import flops
 from wanlora.training import batch_sizes
+from wanlora.wan.variants import Expert
 
 SAVE_STEPS = "Steps between checkpoints; 0 = only at the end."
 KEEP_CHECKPOINTS = "Number of newest checkpoints to keep; 0 = all."
@@ -74,9 +75,10 @@ Eager = Annotated[
 Attention = Annotated[
     Literal["auto", "cudnn", "flash", "efficient", "math", "fa3", "fa4"],
     described(
-        "Attention kernel. auto: cudnn before flash on Hopper and newer GPUs, flash before cudnn "
-        "on older GPUs, and never math on CUDA. fa3 and fa4 need FlashAttention 3 or 4. If you "
-        "select a kernel, it is used, or the command fails."
+        "Attention kernel. auto: the fastest kernel in a short measurement at the size of the "
+        "largest bucket, of those whose gradients are right; never math on CUDA. A resumed run "
+        "keeps its kernel. fa3 and fa4 need FlashAttention 3 or 4. If you select a kernel, it is "
+        "used, or the command fails."
     ),
 ]
 ClipWeights = Annotated[
@@ -110,7 +112,11 @@ class FlowSettings(Settings):
 
     sampler: Sampler = setting("logit_normal", "Distribution of sigma.")
     shift: float | None = setting(
-        None, "Shift of sigma.", gt=0, unset="the shift of the variant (3 at 480p; use 5 at 720p)"
+        None,
+        "Shift of sigma.",
+        gt=0,
+        unset="the shift of the variant for the size of most clips: 3 at 480p and 5 at 720p for "
+        "Wan2.1, 12 for Wan2.2",
     )
     weighting: Literal["none", "bsmntw", "sigma_sqrt"] = setting(
         "none", "Weight of the loss as a function of sigma."
@@ -201,6 +207,14 @@ class TrainConfig(Settings):
         (), "Train only on the clips in this manifest; repeat for several.", flag="Input and output"
     )
     model: str | None = model_setting(unset="the model of the view")
+    expert: Expert | None = setting(
+        None,
+        "Transformer to train, of a model with two such as Wan2.2-T2V-A14B; required for such a "
+        "model. high: transformer/, for sigma 0.875 to 1. low: transformer_2/, for sigma 0 to "
+        "0.875. Train each in a run of its own.",
+        flag="Model and machine",
+        unset="the only transformer of the model",
+    )
     device: Device = "auto"
     dtype: BaseDtype = "auto"
     max_steps: int | None = setting(

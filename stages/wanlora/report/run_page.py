@@ -105,6 +105,7 @@ def _summary(
         else None,
         "peak memory": _gigabytes(last.get("peak_memory_gb")),
         "model": settings.get("model"),
+        "expert": settings.get("expert"),
     }
     if held_out:
         best = min(held_out, key=lambda row: float(row["mean"]))

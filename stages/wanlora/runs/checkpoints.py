@@ -70,6 +70,7 @@ def write_state(
     facts: Mapping[str, Any],
     masters: Masters,
     optimizer: torch.optim.Optimizer,
+    attention: str,
 ) -> None:
     """Write the optimizer's tensors and the state beside an adapter file already in the folder.
 
@@ -80,6 +81,7 @@ def write_state(
         facts: Origin of the run; recorded, not compared.
         masters: The master weights.
         optimizer: Their optimizer.
+        attention: Attention kernel of the run; a run that continues keeps it.
     """
     # Opened by Python: torch does not report why it cannot write.
     with (folder / OPTIMIZER_NAME).open("wb") as file:
@@ -89,11 +91,23 @@ def write_state(
         "progress": asdict(progress),
         "identity": dict(identity),
         "facts": dict(facts),
+        "attention": attention,
         # Normal draws may differ between numpy versions (NEP 19).
         "numpy": np.__version__,
         "torch": torch.__version__,
     }
     (folder / STATE_NAME).write_text(json.dumps(state, indent=2) + "\n")
+
+
+def recorded_attention(folder: Path) -> str | None:
+    """Attention kernel of a checkpoint's run; None in checkpoints of release 0.1.0.
+
+    Raises:
+        CheckpointError: The state is missing or damaged.
+    """
+    with _damage_named(folder):
+        kernel = json.loads((folder / STATE_NAME).read_text()).get("attention")
+        return None if kernel is None else str(kernel)
 
 
 def replace_progress(folder: Path, progress: Progress) -> None:

@@ -11,13 +11,13 @@ import secrets
 import socket
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float64
 
+from wanlora import __version__
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
 from wanlora.core.location import Location
@@ -75,9 +75,7 @@ class SegmentWriter:
         self._dtype = np.dtype(dtype)
         self._limits = rows, max_bytes, max_seconds
         self._mantissa_bits = mantissa_bits
-        self._writer = {"wanlora": version("wanlora"), "host": socket.gethostname()} | dict(
-            writer or {}
-        )
+        self._writer = {"wanlora": __version__, "host": socket.gethostname()} | dict(writer or {})
         self._groups_written = False
         self._seen: set[str] = set()
         self._since = time.monotonic()

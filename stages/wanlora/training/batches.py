@@ -75,6 +75,7 @@ class BatchSource:
         seed: The run's seed.
         sampler: A key of `flow.SAMPLERS`.
         shift: Shift of sigma.
+        sigmas: Range of sigma.
         weighting: A key of `flow.WEIGHTINGS`.
         caption_dropout: Probability of the empty prompt.
         empty_prompt: Key of the empty prompt.
@@ -87,6 +88,7 @@ class BatchSource:
     seed: int
     sampler: str
     shift: float
+    sigmas: flow.Range
     weighting: str
     caption_dropout: float
     empty_prompt: str
@@ -129,7 +131,7 @@ class BatchSource:
     def sigma(self, step: int, slot: int) -> float:
         """Noise level of a slot."""
         u = uniform(self.seed, Stream.SIGMA, step, slot)
-        return flow.sigma_of(u, sampler=self.sampler, shift=self.shift)
+        return flow.sigma_of(u, sampler=self.sampler, shift=self.shift, sigmas=self.sigmas)
 
     def describe(self, step: int, slot: int) -> str:
         """Name a slot's clip and sigma, for messages."""

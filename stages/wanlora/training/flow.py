@@ -1,19 +1,29 @@
 """Flow matching: interpolation between data and noise, and the velocity target.
 
-Owns: sigma densities, the shift, the mixture, the velocity target and the loss.
+Owns: sigma densities and their restriction to a range, the shift, the mixture, the velocity target
+and the loss.
 Legend: B batch, C channels, F latent frames, H W latent size. sigma in [0, 1], 1 = pure noise.
 Source: Esser et al. 2024 (SD3), sections 2 and 3.1; diffusers FlowMatchEulerDiscreteScheduler.
 """
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from statistics import NormalDist
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 NUM_TRAIN_TIMESTEPS = 1000.0
+
+Range = tuple[float, float]
+"""Range of sigma. A lower bound above 0 is included, an upper bound below 1 is not."""
+
+ALL_SIGMAS: Range = (0.0, 1.0)
+
+_BELOW_ONE = math.nextafter(1.0, 0.0)
 
 
 def logit_normal(u: float) -> float:
@@ -33,27 +43,89 @@ SAMPLERS: dict[str, Callable[[float], float]] = {
 }
 
 
+_INVERSES: dict[str, Callable[[float], float]] = {
+    "logit_normal": lambda sigma: NormalDist().cdf(math.log(sigma / (1.0 - sigma))),
+    "uniform": lambda sigma: sigma,
+}
+"""Inverses of `SAMPLERS` in (0, 1) that have a closed form; the others are found by bisection."""
+
+
 def shift_sigma(sigma: float, shift: float) -> float:
     """Move sigma towards noise, once: shift s / (1 + (shift - 1) s). SD3 eq. 23."""
     return shift * sigma / (1.0 + (shift - 1.0) * sigma)
 
 
-def sigma_of(u: float, *, sampler: str, shift: float) -> float:
+def sigma_of(u: float, *, sampler: str, shift: float, sigmas: Range = ALL_SIGMAS) -> float:
     """Sigma of a uniform draw: its quantile in the sampler's density, then the shift.
+
+    In a range, u is first mapped to the draws that give a sigma of the range. The density in the
+    range is then the unrestricted one divided by its share there: its shape is kept.
 
     Args:
         u: In (0, 1).
         sampler: A key of `SAMPLERS`.
         shift: Above 0; 1 does not change sigma, 3 is Wan's at 480p.
+        sigmas: Range of the result.
     """
-    return shift_sigma(SAMPLERS[sampler](u), shift)
+    low, high = _draws(sampler, shift, sigmas)
+    draw = min(low + (high - low) * u, _BELOW_ONE)  # the sum may round to 1, which has no quantile
+    return _inside(shift_sigma(SAMPLERS[sampler](draw), shift), sigmas)
 
 
-def sigma_grid(num_sigmas: int, *, sampler: str, shift: float) -> list[float]:
+def share_of(sigmas: Range, *, sampler: str, shift: float) -> float:
+    """Share of the unrestricted draws whose sigma is in a range."""
+    low, high = _draws(sampler, shift, sigmas)
+    return high - low
+
+
+def sigma_grid(
+    num_sigmas: int, *, sampler: str, shift: float, sigmas: Range = ALL_SIGMAS
+) -> list[float]:
     """Midpoints of equal shares of the training density, so that their mean is its expectation."""
     return sorted(
-        sigma_of((q + 0.5) / num_sigmas, sampler=sampler, shift=shift) for q in range(num_sigmas)
+        sigma_of((q + 0.5) / num_sigmas, sampler=sampler, shift=shift, sigmas=sigmas)
+        for q in range(num_sigmas)
     )
+
+
+@lru_cache
+def _draws(sampler: str, shift: float, sigmas: Range) -> Range:
+    """Range of the uniform draw that gives a range of sigma; exactly (0, 1) for all sigmas."""
+    first, last = (_draw_of(sigma, sampler, shift) for sigma in sigmas)
+    return min(first, last), max(first, last)
+
+
+def _draw_of(sigma: float, sampler: str, shift: float) -> float:
+    """Uniform draw that gives a sigma: the inverse of `sigma_of`."""
+    quantile = SAMPLERS[sampler]
+    if sigma in ALL_SIGMAS:  # the ends, without rounding; mode falls from 1 to 0
+        return 1.0 - sigma if sampler == "mode" else sigma
+    unshifted = shift_sigma(sigma, 1.0 / shift)
+    if sampler in _INVERSES:
+        return _INVERSES[sampler](unshifted)
+    low, high = 0.0, 1.0
+    is_rising = quantile(0.75) > quantile(0.25)
+    while low < (middle := (low + high) / 2) < high:
+        is_below = quantile(middle) < unshifted
+        low, high = (middle, high) if is_below == is_rising else (low, middle)
+    return middle
+
+
+def _inside(sigma: float, sigmas: Range) -> float:
+    """Keep rounding, also that to float32, from moving a sigma over an inner bound of its range."""
+    low, high = sigmas
+    if low > 0.0:
+        sigma = max(sigma, _float32_from(low))
+    if high < 1.0:
+        sigma = min(sigma, float(np.nextafter(np.float32(_float32_from(high)), np.float32(0))))
+    return sigma
+
+
+def _float32_from(bound: float) -> float:
+    """Smallest float32 that is not below a bound."""
+    nearest = np.float32(bound)
+    is_from = float(nearest) >= bound  # numpy would compare in float32
+    return float(nearest if is_from else np.nextafter(nearest, np.float32(1)))
 
 
 def _bsmntw(sigma: float) -> float:
@@ -74,6 +146,7 @@ WEIGHTINGS: dict[str, Callable[[float], float]] = {
     "bsmntw": _bsmntw,
     "sigma_sqrt": lambda sigma: sigma**-2.0,  # diffusers compute_loss_weighting_for_sd3
 }
+"""Functions of sigma alone: the runs of two experts have the weights that one run would have."""
 
 
 def mix(

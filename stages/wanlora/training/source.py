@@ -5,10 +5,11 @@ Owns: how a BatchSource is made. `training.cached_clips` checks the clips before
 
 from collections.abc import Mapping, Sequence
 
-from wanlora.core.buckets import Bucket
+from wanlora.core.buckets import Bucket, usual
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip
 from wanlora.training.batches import BatchSource
+from wanlora.training.flow import ALL_SIGMAS, Range
 from wanlora.training.order import Order
 from wanlora.wan.variants import Variant
 
@@ -22,6 +23,7 @@ def make_source(
     seed: int,
     sampler: str,
     shift: float | None,
+    sigmas: Range = ALL_SIGMAS,
     batch_size: int | Mapping[Bucket, int] = 1,
     weighting: str = "none",
     caption_dropout: float = 0.0,
@@ -36,7 +38,8 @@ def make_source(
         variant: Variant of the transformer.
         seed: Seed of every draw.
         sampler: A key of `flow.SAMPLERS`.
-        shift: Shift of sigma; None = the view's.
+        shift: Shift of sigma; None = the variant's for the size of most clips.
+        sigmas: Range of sigma that the transformer is for.
         batch_size: Clips per global batch; one number for all buckets, or one per bucket.
         weighting: A key of `flow.WEIGHTINGS`.
         caption_dropout: Probability of the empty prompt.
@@ -61,7 +64,8 @@ def make_source(
         order=order,
         seed=seed,
         sampler=sampler,
-        shift=shift or view.shift,
+        shift=shift or variant.shift_of(usual(clip.bucket for clip in clips)),
+        sigmas=sigmas,
         weighting=weighting,
         caption_dropout=caption_dropout,
         empty_prompt=view.empty_prompt,

@@ -111,7 +111,7 @@ def _try(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         with attention.watched() as operators:
-            seconds = sorted(_timed(once, device) for _ in range(passes))
+            seconds = sorted(timed(once, device) for _ in range(passes))
         return Trial(
             modes=modes,
             seconds=seconds[passes // 2],
@@ -156,7 +156,8 @@ def _non_finite(transformer: Any) -> tuple[str, ...]:
     )
 
 
-def _timed(action: Callable[[], None], device: torch.device) -> float:
+def timed(action: Callable[[], object], device: torch.device) -> float:
+    """Seconds that an action takes on a device, its queue empty before and after."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     started = time.perf_counter()

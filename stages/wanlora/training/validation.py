@@ -101,7 +101,7 @@ def make_panel(
         return None
     activities, groups = zip(*((clip.activity, clip.source_group) for clip in clips), strict=True)
     chosen = choose(activities, groups, num_clips, seed=source.seed)
-    grid = sigma_grid(num_sigmas, sampler=source.sampler, shift=source.shift)
+    grid = sigma_grid(num_sigmas, sampler=source.sampler, shift=source.shift, sigmas=source.sigmas)
     return Panel(name, tuple(clips[index] for index in chosen), tuple(grid))
 
 

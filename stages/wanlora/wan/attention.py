@@ -34,11 +34,28 @@ _HOPPER = 9
 backward, in huggingface/transformers PR 48163)."""
 
 
+def candidates(device: torch.device) -> tuple[str, ...]:
+    """Kernels that `auto` chooses from on a device, the preferred one first.
+
+    Those of other packages come last: a run that must not depend on timing takes torch's own.
+
+    Args:
+        device: Device to compute on.
+    """
+    if device.type == "cpu":
+        return ("flash", "math")
+    if device.type != "cuda":
+        return ("auto",)  # torch has one kernel there
+    is_new = torch.cuda.get_device_capability(device)[0] >= _HOPPER
+    first = ("cudnn", "flash") if is_new else ("flash", "cudnn")
+    return (*first, "efficient", *_IMPLEMENTATIONS)
+
+
 def kernel_order(kernel: str, device: torch.device) -> tuple[SDPBackend, ...]:
     """Kernels allowed on a device, the preferred one first.
 
-    `auto` on CUDA never takes the unfused `math` kernel, whose memory is quadratic in the tokens;
-    on other devices torch chooses.
+    `auto` is for passes without gradients, whose kernel is not probed. On CUDA it never takes the
+    unfused `math` kernel, whose memory is quadratic in the tokens; on other devices torch chooses.
 
     Args:
         kernel: A key of `KERNELS`, or auto.
@@ -103,16 +120,21 @@ def require_native_dispatch() -> None:
         )
 
 
+def is_missing(error: BaseException) -> bool:
+    """Return True if torch raised this error because no allowed kernel runs on its input."""
+    return any(text in str(error) for text in ("No viable backend", "No available kernel"))
+
+
 def is_other(kernel: str, operators: Collection[str]) -> bool:
     """Return True if attention ran on a kernel other than the named one.
 
     A compiled math kernel is split into other operators, so it may be invisible here.
 
     Args:
-        kernel: As given to `pinned`.
+        kernel: As given to `pinned`; any kernel is accepted for a name not in `KERNELS`.
         operators: As seen by `watched`.
     """
-    if kernel == "auto":
+    if kernel not in KERNELS:
         return False
     name = "flash" if kernel in _IMPLEMENTATIONS else kernel
     return any(f"_{name}" not in operator for operator in operators)
@@ -140,13 +162,11 @@ def _activate(implementation: str) -> None:
     activate = getattr(torch.nn.attention, "activate_flash_attention_impl", None)
     if activate is None:
         raise DeviceError(
-            f"attention={implementation.lower()} needs a newer torch than {torch.__version__}: "
-            "use attention=auto"
+            f"FlashAttention {implementation} needs torch newer than {torch.__version__}"
         )
     try:
         activate(implementation)
     except (ImportError, RuntimeError, ValueError) as error:
         raise DeviceError(
-            f"attention={implementation.lower()} does not work here: {error}. Install that "
-            "FlashAttention for this torch and CUDA, or use attention=auto"
+            f"FlashAttention {implementation} for this torch and CUDA is not installed: {error}"
         ) from error

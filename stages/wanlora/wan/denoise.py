@@ -5,11 +5,30 @@ Must not import a pipeline. Legend: l tokens (512), d text width, c f h w latent
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import UniPCMultistepScheduler
 from jaxtyping import Float, Float32
+
+
+@dataclass(frozen=True, slots=True)
+class LowNoiseExpert:
+    """The second transformer of a model with two, for `denoise`.
+
+    Attributes:
+        transformer: Transformer of the low-noise expert, with its adapter if it has one.
+        guidance_scale: Its guidance; without effect if that of the high-noise expert is 1 or less,
+            as in diffusers.
+        boundary: Sigma below which it replaces the high-noise expert (`boundary_ratio`).
+        in_turn: True to keep only the expert in use on the device, and the other in main memory.
+    """
+
+    transformer: Any
+    guidance_scale: float
+    boundary: float
+    in_turn: bool = False
 
 
 @torch.no_grad()
@@ -25,6 +44,7 @@ def denoise(
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
+    low: LowNoiseExpert | None = None,
     on_step: Callable[[], object] = lambda: None,
 ) -> Float32[torch.Tensor, "c f h w"]:
     """Make the latents of one video, bit for bit those of `WanPipeline(output_type="latent")`.
@@ -34,7 +54,7 @@ def denoise(
     read or changed.
 
     Args:
-        transformer: Transformer, with its adapter if it has one.
+        transformer: Transformer, with its adapter if it has one; the high-noise expert of a pair.
         prompt_embeds: Padded to 512 rows.
         negative_embeds: Padded to 512 rows; not read without guidance.
         shape: `c f h w` of the latents.
@@ -44,6 +64,7 @@ def denoise(
         seed: Seed of this video's noise.
         device: Device of the computation.
         dtype: The transformer's type.
+        low: The low-noise expert, in a model with two transformers.
         on_step: Called after each denoising step.
 
     Returns:
@@ -55,8 +76,8 @@ def denoise(
     prompt = prompt_embeds[None].to(device, dtype)
     negative = negative_embeds[None].to(device, dtype)
 
-    def velocity(timestep: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
-        prediction: torch.Tensor = transformer(
+    def velocity(expert: Any, timestep: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
+        prediction: torch.Tensor = expert(
             hidden_states=latents.to(dtype),
             timestep=timestep,
             encoder_hidden_states=embeds,
@@ -65,13 +86,28 @@ def denoise(
         return prediction
 
     for t in scheduler.timesteps:
-        guided = velocity(t.expand(1), prompt)
+        expert, scale = transformer, guidance_scale
+        if low:
+            is_low = bool(t < low.boundary * scheduler.config.num_train_timesteps)
+            expert, scale = _expert_in_use(transformer, guidance_scale, low, is_low, device)
+        guided = velocity(expert, t.expand(1), prompt)
         if guidance_scale > 1:
-            unguided = velocity(t.expand(1), negative)
-            guided = unguided + guidance_scale * (guided - unguided)
+            unguided = velocity(expert, t.expand(1), negative)
+            guided = unguided + scale * (guided - unguided)
         latents = scheduler.step(guided, t, latents, return_dict=False)[0]
         on_step()
     return latents[0].cpu()
+
+
+def _expert_in_use(
+    high: Any, guidance_scale: float, low: LowNoiseExpert, is_low: bool, device: torch.device
+) -> tuple[Any, float]:
+    """Select an expert and its guidance; with `in_turn`, move it to the device first."""
+    used, waiting = (low.transformer, high) if is_low else (high, low.transformer)
+    if low.in_turn and used.device.type != device.type:
+        waiting.to("cpu")
+        used.to(device)
+    return used, low.guidance_scale if is_low else guidance_scale
 
 
 def _scheduler(shift: float, steps: int, device: torch.device) -> Any:

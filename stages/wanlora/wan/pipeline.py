@@ -4,11 +4,12 @@ Owns: loading the pipeline in the right types, and one video's worth of settings
 training. Legend: t frames, h w height and width.
 """
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -22,9 +23,12 @@ from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.core.text import shorten
 from wanlora.errors import ModelError
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_text_encoder, load_vae
+from wanlora.wan.host_memory import HostBytes, loading_bytes, require_host_memory
+from wanlora.wan.offload import Offload
 from wanlora.wan.transformer import load_transformer
+from wanlora.wan.variants import Expert, variant_of
 
-Offload = Literal["none", "model", "sequential"]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class VideoSettings:
         steps: Denoising steps.
         guidance_scale: Classifier-free guidance; 1 or less means none.
         negative_prompt: Content to avoid.
+        guidance_scale_low: Guidance of the low-noise expert, in a model with two transformers.
+            Without effect if `guidance_scale` is 1 or less: diffusers then has no guidance.
     """
 
     num_frames: int
@@ -46,6 +52,7 @@ class VideoSettings:
     steps: int
     guidance_scale: float
     negative_prompt: str
+    guidance_scale_low: float | None = None
 
 
 def load_pipeline(
@@ -53,28 +60,36 @@ def load_pipeline(
 ) -> WanPipeline:
     """Load every part of a WanPipeline with all its weights checked; `prepare` finishes it.
 
-    The VAE is fp32, as everywhere; the transformer has `dtype`; the text encoder is bf16 on an
+    The VAE is fp32, as everywhere; the transformers have `dtype`; the text encoder is bf16 on an
     accelerator and fp32 on the CPU, so that there `WanPipeline.from_pretrained(folder)` without
     further settings gives the same video, bit for bit.
 
     Args:
         folder: A complete model folder.
-        dtype: Type of the transformer.
+        dtype: Type of the transformers.
         device: Device that computes.
         offload: Other than `none`: the parts stay in main memory until `prepare`.
 
     Raises:
         ModelError: A part cannot be loaded.
+        DeviceError: This machine has too little memory.
     """
     text_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     home = device if offload == "none" else torch.device("cpu")
-    transformer = load_transformer(folder, dtype=dtype, device=home)
+    types = {"vae": torch.float32, "text_encoder": text_dtype}
+    types |= {part.subfolder: dtype for part in variant_of(folder).transformers}
+    if offload == "none":  # otherwise `select_offload` has checked it
+        _require_memory(folder, types, device)
+    transformers = {
+        part.subfolder: load_transformer(folder, dtype=dtype, device=home, subfolder=part.subfolder)
+        for part in variant_of(folder).transformers
+    }
     vae: AutoencoderKLWan = load_vae(folder, dtype=torch.float32, device=home, tf32=True)
     encoder = load_text_encoder(folder, dtype=text_dtype, device=home)
     try:
         pipeline = WanPipeline.from_pretrained(
             folder,
-            transformer=transformer,
+            **transformers,
             vae=vae,
             text_encoder=encoder.model,
             tokenizer=encoder.tokenizer,
@@ -88,11 +103,25 @@ def load_pipeline(
     return pipeline
 
 
+def _require_memory(folder: Path, types: Mapping[str, torch.dtype], device: torch.device) -> None:
+    """Refuse a model that this machine's memory cannot hold.
+
+    Args:
+        folder: A complete model folder.
+        types: Type of each part in memory, by sub-folder.
+        device: Device that the parts are loaded to.
+    """
+    needed = HostBytes()
+    for part, dtype in types.items():
+        needed += loading_bytes(folder / part, dtype=dtype, device=device)
+    require_host_memory(needed, "loading the model")
+
+
 def prepare(
     pipeline: WanPipeline,
     *,
     device: torch.device,
-    shift: float | None,
+    shift: float,
     offload: Offload,
     vae_tiling: bool,
 ) -> None:
@@ -101,13 +130,15 @@ def prepare(
     Args:
         pipeline: From `load_pipeline`, with the same `offload`.
         device: Device that computes.
-        shift: The scheduler's flow_shift; None = the value of the model.
+        shift: The scheduler's flow_shift.
         offload: `model` keeps one part at a time on the device, `sequential` one layer.
         vae_tiling: Decode in overlapping tiles: less memory, other pixels at their seams.
     """
-    if shift is not None:
-        config = pipeline.scheduler.config
-        pipeline.scheduler = type(pipeline.scheduler).from_config(config, flow_shift=shift)
+    config = pipeline.scheduler.config
+    logger.info(
+        "shift of sigma: %g (the model's scheduler/ has %g)", shift, config.get("flow_shift", 1.0)
+    )
+    pipeline.scheduler = type(pipeline.scheduler).from_config(config, flow_shift=shift)
     if vae_tiling:
         pipeline.vae.enable_tiling()
     if offload == "model":
@@ -116,14 +147,28 @@ def prepare(
         pipeline.enable_sequential_cpu_offload(device=device)
 
 
+def transformers_of(pipeline: WanPipeline) -> dict[Expert | None, Any]:
+    """Transformers of a pipeline by their expert; the only transformer has the key None."""
+    if pipeline.transformer_2 is None:
+        return {None: pipeline.transformer}
+    return {"high": pipeline.transformer, "low": pipeline.transformer_2}
+
+
 @contextmanager
 def base_alone(pipeline: WanPipeline) -> Iterator[None]:
     """Disable the adapters inside the block; the output is then the base's, bit for bit."""
-    pipeline.transformer.disable_adapters()
+    adapted = [
+        transformer
+        for transformer in transformers_of(pipeline).values()
+        if getattr(transformer, "peft_config", None)
+    ]
+    for transformer in adapted:
+        transformer.disable_adapters()
     try:
         yield
     finally:
-        pipeline.transformer.enable_adapters()
+        for transformer in adapted:
+            transformer.enable_adapters()
 
 
 def generate(
@@ -159,6 +204,7 @@ def generate(
         width=settings.width,
         num_inference_steps=settings.steps,
         guidance_scale=settings.guidance_scale,
+        guidance_scale_2=settings.guidance_scale_low,
         generator=torch.Generator("cpu").manual_seed(seed),
         max_sequence_length=MAX_SEQUENCE_LENGTH,
         callback_on_step_end=after_step,

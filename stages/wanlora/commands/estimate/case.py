@@ -24,7 +24,7 @@ from wanlora.store.views import View
 from wanlora.training.batch_sizes import BatchSize
 from wanlora.training.order import Order, num_steps
 from wanlora.training.workload import Modes, Trial, largest
-from wanlora.wan.variants import Variant
+from wanlora.wan.variants import Expert, Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +43,7 @@ class Case:
         order: The run's order, with the default seed.
         num_epochs: Epochs of the run.
         num_processes: Processes that share the global batch.
+        expert: Transformer of a model with two; None = either.
         trial: Result of the probe, if there was one.
     """
 
@@ -57,6 +58,7 @@ class Case:
     order: Order
     num_epochs: float
     num_processes: int
+    expert: Expert | None = None
     trial: Trial | None = None
 
     @property

@@ -57,26 +57,27 @@ def estimate_result(
     seconds, flops = case.seconds(modes), case.mean(model_flops)
     epoch, steps = case.steps_per_epoch, case.steps
     pauses = [_pause(case, validation), _pause(case, previews)]
+    num_experts, hours = len(case.variant.transformers), _hours(seconds, steps, *pauses)
     trained, peak = num_trained(work.shape, work.adapted, work.rank), step_bytes(work, modes).total
     return EstimateResult(
-        variant=case.variant.name, gpu=card.name, measured=case.trial is not None,
+        variant=case.variant.name, expert=case.expert, num_experts=num_experts, gpu=card.name,
+        measured=case.trial is not None,
         buckets={str(bucket): number for bucket, number in sorted(case.buckets.items())},
         lora=adapter, trained_parameters=trained,
         batches={str(bucket): _batch(case, bucket, modes) for bucket in case.sizes},
-        clips_per_step=float(case.order.draws_per_epoch / epoch),
-        num_processes=case.num_processes,
+        clips_per_step=float(case.order.draws_per_epoch / epoch), num_processes=case.num_processes,
         sent_bytes_per_step=all_reduce_bytes(trained, case.num_processes),
         tflop_per_step=case.num_processes * flops / 1e12,
         floor_s=case.mean(lambda item: floor_seconds(item, gpu)) if gpu else None,
         seconds_per_step=seconds.total if seconds else None,
         parts=asdict(seconds) if seconds and gpu else {},
         mfu=flops / seconds.total / gpu.peak_flops if seconds and gpu else None,
-        activations=describe(modes),
+        activations=describe(modes), steps=steps,
         peak_gb=peak / 1e9, fits=peak <= card.limit_bytes, memory_gb=card.limit_bytes / 1e9,
         modes={name: _mode(case, name) for name in _RECOMPUTE_MODES},
-        steps=steps,
         hours_per_epoch=seconds.total * float(epoch) / 3600 if seconds else None,
-        hours=_hours(seconds, steps, *pauses), validation=pauses[0], previews=pauses[1],
+        hours=hours, hours_of_experts=hours * num_experts if hours is not None else None,
+        validation=pauses[0], previews=pauses[1],
         stage_one_hours=_encode_hours(case), cache_gb=_cache_bytes(case) / 1e9,
         checkpoints_gb=checkpoint_bytes(trained, num_checkpoints) / 1e9,
         untrained=_untrained(case), too_short=_too_short(case, accumulation),

@@ -15,9 +15,10 @@ from wanlora.cost.memory import uploaded_bytes
 from wanlora.errors import ConfigError
 from wanlora.progress import waiting
 from wanlora.training import fitting
+from wanlora.training.kernel_probe import AttentionShape, kernel_for
 from wanlora.training.workload import Trial
 from wanlora.wan import device as devices
-from wanlora.wan.model_folder import TRANSFORMER, resolve
+from wanlora.wan.model_folder import resolve
 from wanlora.wan.transformer import load_transformer
 
 _PROBE_PASSES = 3
@@ -52,23 +53,33 @@ def probe(
         model: The model to load.
         shape: Rank, alpha and targets of the adapter.
         activations: Activation mode of all blocks; auto = the fastest modes that fit.
-        kernel: Attention kernel; see `wan.attention.pinned`.
+        kernel: Setting of the attention kernel.
 
     Raises:
         ConfigError: There is no model.
-        DeviceError: Nothing fits into the memory of the device.
+        DeviceError: Nothing fits into the memory of the device, or no attention kernel works.
     """
     device = torch.device(case.card.device)
     if not model:
         raise ConfigError("--probe runs a model: pass --model, or a --cache that names one")
     dtype = devices.base_dtype("auto", device)
-    folder = resolve(model, TRANSFORMER)
+    subfolder = case.variant.part(case.expert).subfolder
+    folder = resolve(model, (subfolder,))
     with waiting(f"loading the transformer in {folder}"):
-        transformer = load_transformer(folder, dtype=dtype, device=device)
+        transformer = load_transformer(folder, dtype=dtype, device=device, subfolder=subfolder)
     parameters = add_adapter(transformer, shape, seed=0)
+    choice = kernel_for(
+        kernel,
+        AttentionShape(
+            num_tokens=case.work.num_tokens, other_tokens=frozenset(),
+            batch_size=case.work.batch_size, num_heads=case.variant.shape.num_attention_heads,
+            head_dim=case.variant.shape.attention_head_dim,
+            num_text_tokens=case.variant.shape.num_text_tokens, dtype=dtype, device=device,
+        ),
+    )  # fmt: skip
     trained = sum(parameter.numel() for parameter in parameters.values())
     return fitting.fit(
         transformer, case.work, case.largest, case.variant, activations=activations,
-        kernel=kernel, device=device, dtype=dtype, passes=_PROBE_PASSES,
+        kernel=choice.name, device=device, dtype=dtype, passes=_PROBE_PASSES,
         reserved_bytes=int(_PROBE_LACKS * trained + uploaded_bytes(case.work)),
     )  # fmt: skip

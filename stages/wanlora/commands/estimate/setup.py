@@ -18,7 +18,7 @@ from wanlora.training.batch_sizes import BatchSize, batch_sizes
 from wanlora.training.cached_clips import weighted
 from wanlora.training.order import Order
 from wanlora.training.workload import is_compiled, workload
-from wanlora.wan.model_folder import resolve_configs
+from wanlora.wan.model_folder import SECOND, TRANSFORMER, resolve_configs
 from wanlora.wan.variants import VARIANTS, Variant, variant_of
 
 
@@ -27,11 +27,12 @@ def open_case(config: EstimateConfig) -> Case:
 
     Raises:
         ConfigError: No GPU of that name is known, or the view has no clips to train on.
+        ModelError: The model has no such expert, or the probe needs one.
         StoreError: There is no such cache or view.
         DeviceError: The device to probe does not work.
     """
     view = read_view(config.cache, config.view) if config.cache else None
-    variant = _variant(config.model, config.variant or (view.variant if view else "t2v-1.3b"))
+    variant = _variant(config, view)
     if view is None:
         given = (Bucket(frames, config.height, config.width) for frames in config.frames)
         buckets = to_encode = Counter(dict.fromkeys(given, config.clips))
@@ -61,13 +62,20 @@ def open_case(config: EstimateConfig) -> Case:
         cache=config.cache, view=view, variant=variant, buckets=buckets, to_encode=to_encode,
         card=card, sizes=sizes, works=works,
         order=_order(view, buckets, sizes, config.clip_weights),
-        num_epochs=config.num_epochs, num_processes=config.num_processes,
+        num_epochs=config.num_epochs, num_processes=config.num_processes, expert=config.expert,
     )  # fmt: skip
 
 
-def _variant(model: str | None, name: str) -> Variant:
+def _variant(config: EstimateConfig, view: View | None) -> Variant:
     """Variant of a model's folder; without a model, the variant of that name."""
-    return variant_of(resolve_configs(model)) if model else VARIANTS[name]
+    if config.model:
+        parts = (SECOND,) if config.expert == "low" else TRANSFORMER
+        variant = variant_of(resolve_configs(config.model, parts), config.expert)
+    else:
+        variant = VARIANTS[config.variant or (view.variant if view else "t2v-1.3b")]
+    if config.expert or config.probe:
+        variant.part(config.expert)  # refused if there is no such transformer
+    return variant
 
 
 def _card(config: EstimateConfig, *, model: str) -> Card:

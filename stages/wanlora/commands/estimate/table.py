@@ -74,6 +74,8 @@ class EstimateResult:
 
     Attributes:
         variant: Variant of the model.
+        expert: Transformer that the run trains, of a model with two; None = either.
+        num_experts: Transformers of the model; each is trained in a run of its own.
         gpu: Name of the card, or of the device that was probed.
         measured: True if a probe scales the seconds; otherwise they are predictions.
         buckets: Number of clips to train on, by bucket.
@@ -97,6 +99,7 @@ class EstimateResult:
         steps: Steps of the run.
         hours_per_epoch: Hours of the steps of an epoch.
         hours: Hours of the whole run: steps, validation and previews.
+        hours_of_experts: Hours of a run for each transformer of the model, one after the other.
         validation: Pauses for validation.
         previews: Pauses for previews.
         stage_one_hours: Hours to encode every clip.
@@ -109,6 +112,8 @@ class EstimateResult:
     """
 
     variant: str
+    expert: str | None
+    num_experts: int
     gpu: str
     measured: bool
     buckets: dict[str, int]
@@ -131,6 +136,7 @@ class EstimateResult:
     steps: int
     hours_per_epoch: float | None
     hours: float | None
+    hours_of_experts: float | None
     validation: Pause
     previews: Pause
     stage_one_hours: float | None
@@ -153,7 +159,7 @@ class EstimateResult:
         how = "measured by a probe" if self.measured else predicted
         sizes = ", ".join(f"{number:,} of {bucket}" for bucket, number in self.buckets.items())
         return [
-            f"{self.variant} on {self.gpu} ({_size(self.memory_gb)} for a step), {how}",
+            f"{self._model()} on {self.gpu} ({_size(self.memory_gb)} for a step), {how}",
             f"clips to train on: {sizes}",
             f"adapter: {self.lora}, {units.number(self.trained_parameters)} parameters",
             *self._modes_table(),
@@ -165,6 +171,11 @@ class EstimateResult:
             *(f"assumed: {name}: {what}" for name, what in self.assumed.items()),
         ]
 
+    def _model(self) -> str:
+        if self.num_experts == 1:
+            return self.variant
+        return f"{self.variant}, {f'{self.expert}-noise' if self.expert else 'one'} expert,"
+
     def _modes_table(self) -> list[str]:
         rows = [
             (
@@ -172,7 +183,7 @@ class EstimateResult:
                 _size(mode.peak_gb),
                 "yes" if mode.fits else "no",
                 _time(mode.seconds_per_step),
-                f"{mode.longest} frames" if mode.longest else "none",
+                units.count(mode.longest, "frame") if mode.longest else "none",
             )
             for name, mode in self.modes.items()
         ]
@@ -211,11 +222,21 @@ class EstimateResult:
             f"an epoch     {_hours(self.hours_per_epoch)}",
             *self._pauses(),
             f"the run      {units.count(self.steps, 'step')}, {_hours(self.hours)} in all",
+            *self._both_experts(),
             f"stage one    {encode}",
             f"disk         {_size(self.cache_gb)} of cache, {_size(self.checkpoints_gb)} of "
             "checkpoints",
         ]
         return lines if self.fits else [*lines, self._does_not_fit()]
+
+    def _both_experts(self) -> list[str]:
+        """Line of the hours of all runs of a model with several transformers."""
+        if self.num_experts == 1:
+            return []
+        return [
+            f"both experts {_hours(self.hours_of_experts)}: a run for each, with this memory and "
+            "time; two GPUs can train both at once"
+        ]
 
     def _pace(self) -> str:
         floor = f", floor {_time(self.floor_s)}" if self.floor_s is not None else ""

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wanlora.adapters.file import AdapterFile, read_adapter
+from wanlora.adapters.file import AdapterFile, load_adapter
+from wanlora.adapters.header import expert_and_place, read_header, sigmas_of
 from wanlora.adapters.names import preset_of, template
 from wanlora.adapters.updates import PREFIX, norm
 from wanlora.core import units
 from wanlora.report.text_table import text_table
+from wanlora.wan.variants import Expert, describe_range
 from wanlora.wan.weights import file_sha256
 
 _BARS = 20
@@ -29,6 +31,13 @@ class AdapterReport:
         adapter: Path of the file.
         format: Layout, or the closest one: diffusers, peft, comfyui or kohya.
         prefix: Start of its keys, before the names of modules.
+        variant: Model that it was trained on; None if the file does not record it.
+        expert: Transformer that it is for, in a model with two; None for a model with one, or if
+            the file neither records nor shows it.
+        expert_from: Source of the expert: header, keys, name, or a field of another tool's header;
+            empty without an expert.
+        sigmas: Range of sigma of its training; None without an expert, or if the file does not
+            record the variant.
         sha256: Hash of the file.
         bytes: Size of the file.
         ranks: Number of modules by rank.
@@ -52,6 +61,10 @@ class AdapterReport:
     adapter: str
     format: str
     prefix: str
+    variant: str | None
+    expert: Expert | None
+    expert_from: str
+    sigmas: tuple[float, float] | None
     sha256: str
     bytes: int
     ranks: dict[int, int]
@@ -83,6 +96,8 @@ class AdapterReport:
             f"{self.adapter}: {kind} in the layout of {self.format} (keys start with "
             f"{self.prefix or 'the names of modules'}), "
             f"{units.number(self.parameters)} parameters, {units.size(self.bytes)}",
+            *([f"  variant  {self.variant}"] if self.variant else []),
+            *([f"  expert   {self._expert_line()}"] if self.expert else []),
             f"  sha256   {self.sha256}",
             f"  rank     {_counts(self.ranks)}",
             f"  alpha    {self.alpha:g}",
@@ -95,6 +110,12 @@ class AdapterReport:
             *self._recorded(),
             *self._verdict(),
         ]
+
+    def _expert_line(self) -> str:
+        found = f"{self.expert}-noise"
+        if self.sigmas:
+            found += f", {describe_range(self.sigmas)}"
+        return found if self.expert_from == "header" else f"{found} (from its {self.expert_from})"
 
     def _recorded(self) -> list[str]:
         rows = [[name, value] for name, value in sorted((self.provenance | self.header).items())]
@@ -120,7 +141,10 @@ def run(path: Path) -> AdapterReport:
     Raises:
         AdapterError: There is no adapter, or its layout is unknown.
     """
-    adapter = read_adapter(path)
+    known = read_header(path)
+    adapter = load_adapter(known)
+    expert, expert_from = expert_and_place(known)
+    variant = adapter.provenance.get("variant")
     updates = adapter.updates()
     norms = {module: norm(update) for module, update in updates.items()}
     own = {f"wanlora.{name}" for name in adapter.provenance} | {"format", "lora_adapter_metadata"}
@@ -128,6 +152,10 @@ def run(path: Path) -> AdapterReport:
         adapter=str(adapter.path),
         format=adapter.format,
         prefix=adapter.prefix,
+        variant=variant,
+        expert=expert,
+        expert_from=expert_from,
+        sigmas=sigmas_of(expert, variant),
         sha256=file_sha256(adapter.path),
         bytes=adapter.path.stat().st_size,
         ranks=dict(Counter(update.rank for update in updates.values())),

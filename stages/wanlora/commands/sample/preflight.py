@@ -8,16 +8,17 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from wanlora.adapters.header import read_header, split_scale
+from wanlora.adapters.routing import GivenAdapter, read_given, route
 from wanlora.commands.sample import prompts, videos
 from wanlora.commands.sample.videos import Video
 from wanlora.config import DEFAULT_MODEL, SampleConfig
+from wanlora.core import units
 from wanlora.core.buckets import Bucket, problem_with
 from wanlora.core.prompts import PromptAssignment
 from wanlora.errors import ConfigError, RunError
 from wanlora.files import require_folder
 from wanlora.store.views import read_view
-from wanlora.wan.model_folder import PIPELINE, resolve_here
+from wanlora.wan.model_folder import resolve_pipeline_here
 from wanlora.wan.variants import Variant, variant_of
 
 Provenance = Mapping[str, str]
@@ -40,13 +41,26 @@ def check(config: SampleConfig) -> list[Video]:
         require_folder(config.output_dir, flag="--output-dir")
         return []
     to_make = plan(config)
-    recorded = [read_header(split_scale(text)[0]).provenance for text in config.adapter]
-    if folder := resolve_here(model_of(config.model, recorded), PIPELINE):
+    given = given_adapters(config)
+    model = model_of(config.model, given)
+    if folder := resolve_pipeline_here(model):
+        variant = variant_of(folder)
+        route(given, variant, model=model)
         video_size(
-            variant_of(folder), recorded,
+            variant, recorded_in(given),
             num_frames=config.num_frames, height=config.height, width=config.width,
         )  # fmt: skip
     return to_make
+
+
+def given_adapters(config: SampleConfig) -> list[GivenAdapter]:
+    """Read the headers of the adapters. Raises as `read_given`."""
+    return read_given(config.adapter, high=config.adapter_high, low=config.adapter_low)
+
+
+def recorded_in(given: Sequence[GivenAdapter]) -> list[Provenance]:
+    """Values that the header of each adapter records."""
+    return [item.header.provenance for item in given]
 
 
 def plan(config: SampleConfig) -> list[Video]:
@@ -87,21 +101,27 @@ def _assign_prompts(config: SampleConfig) -> list[PromptAssignment]:
     return wanted
 
 
-def model_of(model: str | None, adapters: Sequence[Provenance]) -> str:
+def model_of(model: str | None, given: Sequence[GivenAdapter]) -> str:
     """Select the model: as set, else the one that the adapters' headers name, else the default.
 
     Args:
         model: The `--model` value.
-        adapters: Values recorded in the header of each adapter.
+        given: The adapters.
 
     Raises:
-        ConfigError: The headers name several.
+        ConfigError: The headers name several, or none and a flag names an expert, which the default
+            model does not have.
     """
-    models = {item["model"] for item in adapters if "model" in item}
+    models = {item["model"] for item in recorded_in(given) if "model" in item}
     if model is None and len(models) > 1:
         raise ConfigError(
             f"the adapters were trained on several models ({', '.join(sorted(models))}): pass the "
             "--model to use them with"
+        )
+    if model is None and not models and any(item.expert for item in given):
+        raise ConfigError(
+            f"no header names the model of {units.names([item.text for item in given])}: pass a "
+            "--model with two transformers, such as Wan-AI/Wan2.2-T2V-A14B-Diffusers"
         )
     return model or (models.pop() if models else DEFAULT_MODEL)
 

@@ -7,6 +7,7 @@ files, bit for bit.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,19 @@ import numpy as np
 from jaxtyping import UInt8
 
 from wanlora import progress
-from wanlora.adapters.attach import ScaledAdapter, attach
+from wanlora.adapters.attach import ScaledAdapter, attach_by_expert
+from wanlora.adapters.routing import EXPERTS
 from wanlora.commands.sample.saved_previews import decode
 from wanlora.commands.sample.setup import Setup, check_lengths, open_setup
 from wanlora.commands.sample.videos import Video, missing, record_of
 from wanlora.config import SampleConfig
+from wanlora.core.out_of_memory import explained_out_of_memory
 from wanlora.core.units import count
 from wanlora.media import recorded
 from wanlora.media.side_by_side import side_by_side
 from wanlora.progress import waiting
 from wanlora.wan import pipeline as wan
+from wanlora.wan.offload import Offload
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +41,14 @@ class SampleResult:
         kept: Number of videos that existed before.
         model: The model.
         adapters: Scale of each adapter, by file.
+        experts: Files of the adapters of each expert, in a model with two transformers.
     """
 
     videos: list[str]
     kept: int
     model: str
     adapters: dict[str, float]
+    experts: dict[str, list[str]]
 
     @property
     def exit_code(self) -> int:
@@ -86,7 +92,8 @@ def run(config: SampleConfig, videos: list[Video]) -> SampleResult:
     )  # fmt: skip
     to_make = missing(videos, setup.record) if config.skip_existing else videos
     if to_make:
-        _make(setup, _load(setup), to_make, label=_label(config.adapter))
+        with explained_out_of_memory(partial(_save_memory, setup.offload)):
+            _make(setup, _load(setup), to_make, label=_label(config))
     return _result(setup.model, videos, to_make, setup.adapters)
 
 
@@ -98,12 +105,35 @@ def _result(
         kept=len(videos) - len(made),
         model=model,
         adapters={str(item.adapter.path): item.scale for item in adapters},
+        experts={
+            expert: [str(item.adapter.path) for item in adapters if item.expert == expert]
+            for expert in EXPERTS
+            if any(item.expert for item in adapters)
+        },
     )
 
 
-def _label(adapters: Sequence[str]) -> str:
-    """Name of the adapters in a comparison, from the values of `--adapter`."""
-    return " + ".join(Path(text).name for text in adapters)
+def _save_memory(offload: Offload, reason: str) -> str:
+    """Name the options of a command that ran out of memory."""
+    slower = {
+        "none": "--offload model (one part of the pipeline on the GPU at a time)",
+        "model": "--offload sequential (one layer at a time, slow)",
+    }
+    options = [
+        *([slower[offload]] if offload in slower else []),
+        "--set vae_tiling=true, if it happens after the last step", "fewer --num-frames",
+        "a smaller --height and --width",
+    ]  # fmt: skip
+    return (
+        f"out of memory ({reason}). Finished videos are kept, and --skip-existing continues after "
+        f"them. Options: {'; '.join(options)}"
+    )
+
+
+def _label(config: SampleConfig) -> str:
+    """Name of the adapters in a comparison, from the values of their flags."""
+    texts = (*config.adapter, *config.adapter_high, *config.adapter_low)
+    return " + ".join(Path(text).name for text in texts)
 
 
 def _load(setup: Setup) -> Any:
@@ -117,8 +147,7 @@ def _load(setup: Setup) -> Any:
         pipeline = wan.load_pipeline(
             setup.folder, dtype=setup.dtype, device=setup.device, offload=setup.offload
         )
-    if setup.adapters:
-        attach(pipeline.transformer, setup.adapters)
+    attach_by_expert(wan.transformers_of(pipeline), setup.adapters)
     wan.prepare(
         pipeline,
         device=setup.device,

@@ -4,6 +4,7 @@ Owns: the defaults of settings that depend on the model or on the adapters, and 
 torch but no loaded model.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 
 from wanlora import __version__
-from wanlora.adapters.attach import ScaledAdapter, read_scaled
+from wanlora.adapters.attach import ScaledAdapter, scaled
+from wanlora.adapters.routing import describe, route
 from wanlora.commands.sample import preflight
 from wanlora.config import SampleConfig
 from wanlora.core.buckets import Bucket
@@ -23,8 +25,11 @@ from wanlora.store.views import frame_rate, read_view
 from wanlora.wan import pipeline as wan
 from wanlora.wan.device import base_dtype, select_device, warn_of_toy
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_tokenizer, num_prompt_tokens
-from wanlora.wan.model_folder import PIPELINE, resolve
+from wanlora.wan.model_folder import PIPELINE, resolve_configs, resolve_pipeline
+from wanlora.wan.offload import Offload, select_offload
 from wanlora.wan.variants import Variant, variant_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +44,7 @@ class Setup:
         dtype: Type of the transformer.
         settings: Size, steps and guidance.
         fps: Frames per second of the videos.
-        shift: The scheduler's shift of sigma; None = the model's own.
+        shift: The scheduler's shift of sigma.
         offload: Parts of the pipeline that wait in main memory.
         vae_tiling: True to decode frames in overlapping tiles.
         compare: True to show the base model beside the adapters in each video.
@@ -52,19 +57,22 @@ class Setup:
     dtype: torch.dtype
     settings: wan.VideoSettings
     fps: float
-    shift: float | None
-    offload: wan.Offload
+    shift: float
+    offload: Offload
     vae_tiling: bool
     compare: bool
 
     @property
     def record(self) -> dict[str, Any]:
         """Fields that the records of all videos share: enough to make the videos again."""
+        settings = asdict(self.settings)
+        if self.settings.guidance_scale_low is None:  # a model with one transformer
+            del settings["guidance_scale_low"]
         return {
             "model": self.model,
             "adapters": [item.record for item in self.adapters],
             "compare": self.compare,
-            **asdict(self.settings),
+            **settings,
             "shift": self.shift,
             "vae_tiling": self.vae_tiling,
             "fps": self.fps,
@@ -80,33 +88,40 @@ def open_setup(config: SampleConfig) -> Setup:
     Raises:
         WanloraError: A setting, the device, the model or an adapter cannot be used.
     """
-    adapters = tuple(read_scaled(text) for text in config.adapter)
-    recorded = [item.adapter.provenance for item in adapters]
-    model = preflight.model_of(config.model, recorded)
+    given = preflight.given_adapters(config)
+    recorded = preflight.recorded_in(given)
+    model = preflight.model_of(config.model, given)
     device = select_device(config.device, model)
     _check_offload(config.offload, device)
     warn_of_toy(model)
-    folder = resolve(model, PIPELINE)
-    variant = variant_of(folder)
+    variant = variant_of(resolve_configs(model, PIPELINE))  # checked before a download of weights
+    experts = route(given, variant, model=model)
+    if variant.boundary is not None:
+        logger.info("%s", describe(given, experts))
+    adapters = tuple(
+        scaled(item.header.path, item.scale, expert=expert)
+        for item, expert in zip(given, experts, strict=True)
+    )
     size = preflight.video_size(
         variant, recorded,
         num_frames=config.num_frames, height=config.height, width=config.width,
     )  # fmt: skip
     settings = video_settings(
         variant, size, steps=config.steps, guidance_scale=config.guidance_scale,
-        negative_prompt=config.negative_prompt,
+        guidance_scale_low=config.guidance_scale_low, negative_prompt=config.negative_prompt,
     )  # fmt: skip
+    folder, dtype = resolve_pipeline(model), base_dtype(config.dtype, device)
     fps = config.fps or preflight.trained_on(recorded, "fps")
     return Setup(
         model=model,
         folder=folder,
         adapters=adapters,
         device=device,
-        dtype=base_dtype(config.dtype, device),
+        dtype=dtype,
         settings=settings,
         fps=fps or _fps_of_clips(config.cache, config.view) or variant.defaults.fps,
-        shift=config.shift,
-        offload=config.offload,
+        shift=variant.shift_of(size) if config.shift is None else config.shift,
+        offload=select_offload(config.offload, folder, variant, size, device=device, dtype=dtype),
         vae_tiling=config.vae_tiling,
         compare=config.compare,
     )
@@ -118,6 +133,7 @@ def video_settings(
     *,
     steps: int | None = None,
     guidance_scale: float | None = None,
+    guidance_scale_low: float | None = None,
     negative_prompt: str | None = None,
 ) -> wan.VideoSettings:
     """Complete the settings of the videos with the variant's defaults.
@@ -126,17 +142,29 @@ def video_settings(
         variant: Variant of the model.
         size: Size of the videos.
         steps: Denoising steps, if set.
-        guidance_scale: Classifier-free guidance, if set.
+        guidance_scale: Classifier-free guidance, if set; also of a low-noise expert.
+        guidance_scale_low: Guidance of the low-noise expert, if set.
         negative_prompt: Description of what to avoid, if set.
+
+    Raises:
+        ConfigError: The model has no low-noise expert.
     """
-    usual, guidance = variant.defaults, variant.part(None).guidance_scale
+    first, *second = [part.guidance_scale for part in variant.transformers]
+    if guidance_scale_low is not None and not second:
+        raise ConfigError(
+            f"{variant.name} has one transformer: leave out --guidance-scale-low, which is for "
+            "models with two"
+        )
+    defaults = variant.defaults
+    low = guidance_scale if guidance_scale_low is None else guidance_scale_low
     return wan.VideoSettings(
         num_frames=size.num_frames,
         height=size.height,
         width=size.width,
-        steps=usual.steps if steps is None else steps,
-        guidance_scale=guidance if guidance_scale is None else guidance_scale,
-        negative_prompt=usual.negative_prompt if negative_prompt is None else negative_prompt,
+        steps=defaults.steps if steps is None else steps,
+        guidance_scale=first if guidance_scale is None else guidance_scale,
+        negative_prompt=defaults.negative_prompt if negative_prompt is None else negative_prompt,
+        guidance_scale_low=(second[0] if low is None else low) if second else None,
     )
 
 
@@ -159,8 +187,8 @@ def check_lengths(folder: Path, prompts: Sequence[str]) -> None:
             )
 
 
-def _check_offload(offload: wan.Offload, device: torch.device) -> None:
-    if offload != "none" and device.type == "cpu":
+def _check_offload(offload: str, device: torch.device) -> None:
+    if offload not in ("auto", "none") and device.type == "cpu":
         raise DeviceError(
             f"--offload {offload} moves parts of the model between a GPU and main memory, and "
             "everything is computed on the CPU here: leave it out"

@@ -13,6 +13,7 @@ from wanlora.core.buckets import usual
 from wanlora.runs import run_folder
 from wanlora.store.views import frame_rate
 from wanlora.wan.model_folder import public_name
+from wanlora.wan.variants import TransformerPart
 
 NUM_PROMPTS = 3
 
@@ -41,6 +42,8 @@ def card_facts(
         "name": run.folder.resolve().name,
         "model": name,
         "variant": model.variant.name,
+        "expert": model.part.expert,
+        "sigmas": model.part.sigmas,
         "step": run.progress.step,
         "end_step": run.end_step,
         "epochs": float(run.progress.step / data.source.order.steps_per_epoch),
@@ -59,7 +62,8 @@ def card_facts(
             "learning rate": model.peak_rate,
             "optimizer": model.optimizer_name,
             "global batch": _global_batch(data),
-            "sigma": f"{data.source.sampler}, shift {data.source.shift:g}",
+            "attention kernel": model.kernel.describe(),
+            "sigma": f"{data.source.sampler}, shift {data.source.shift:g}{_range(model.part)}",
         },
         "loss": loss,
         "best": best,
@@ -68,7 +72,7 @@ def card_facts(
         "height": bucket.height,
         "width": bucket.width,
         "fps": frame_rate(clips),
-        "guidance_scale": model.variant.part(None).guidance_scale,
+        "guidance_scales": [part.guidance_scale for part in model.variant.transformers],
         "prompts": _prompts(data),
         "previews": [
             file.relative_to(run.folder).as_posix()
@@ -76,6 +80,11 @@ def card_facts(
         ],
         "provenance": {**run.facts, "model": name},
     }
+
+
+def _range(part: TransformerPart) -> str:
+    """Range of an expert, after a comma; empty for all noise levels."""
+    return f", range {part.sigmas[0]:g} to {part.sigmas[1]:g}" if part.expert else ""
 
 
 def _prompts(data: Data) -> list[str]:

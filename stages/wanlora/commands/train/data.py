@@ -28,6 +28,7 @@ class Data:
         held_out: Clips of the validation split.
         sizes: Clips per step, by bucket.
         panels: Clips and noise levels to validate on; empty without validation.
+        usual_shift: Shift of sigma without `flow.shift`.
     """
 
     cache: Location
@@ -37,6 +38,7 @@ class Data:
     sizes: dict[Bucket, BatchSize]
     source: BatchSource
     panels: tuple[Panel, ...]
+    usual_shift: float
 
     def bucket(self, step: int) -> Bucket:
         """Bucket of a step's clips, the same on every rank."""

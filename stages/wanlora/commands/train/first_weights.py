@@ -3,6 +3,7 @@
 Owns: the check that the base model predicts better than chance, and that an adapter fits the run.
 """
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +16,39 @@ from wanlora.errors import AdapterError, CheckpointError, ModelError
 from wanlora.training.masters import Masters
 from wanlora.training.validation import losses, make_panel
 from wanlora.wan import attention
+from wanlora.wan.variants import Expert, describe_range
+
+logger = logging.getLogger(__name__)
 
 NUM_CLIPS, NUM_SIGMAS = 2, 4
 """Fixed pairs on which the base is measured."""
 
 
-def load_other_adapter(path: Path, shape: LoraShape, transformer: Any, masters: Masters) -> None:
+def load_other_adapter(
+    path: Path, shape: LoraShape, transformer: Any, masters: Masters, expert: Expert | None
+) -> None:
     """Start from the weights of another adapter of the same shape.
+
+    An adapter of the other expert is used, with a warning: it may be meant.
+
+    Args:
+        path: The adapter.
+        shape: Shape of the run's adapter.
+        transformer: The transformer with the run's adapter.
+        masters: Receives the weights.
+        expert: The transformer that the run trains, of a model with two.
 
     Raises:
         AdapterError: The file cannot be read, or the adapter has another shape.
     """
     adapter = read_adapter(path)
     check_adapter_fits(adapter, transformer)
+    if adapter.expert and adapter.expert != expert:
+        logger.warning(
+            "--init-adapter %s was trained for the %s-noise expert, and this run trains %s",
+            adapter.path, adapter.expert,
+            f"the {expert}-noise expert" if expert else "a model with one transformer",
+        )  # fmt: skip
     wanted = lora_metadata(shape, (name.partition(".lora_")[0] for name in masters.parameters))
     differing = [
         f"{key}: found {adapter.metadata[key]}, wanted {value}"
@@ -65,7 +86,7 @@ def check_base(model: TrainedModel, data: Data, max_loss: float) -> None:
     """
     panel = make_panel("train", data.clips, data.source, num_clips=NUM_CLIPS, num_sigmas=NUM_SIGMAS)
     assert panel
-    with attention.pinned(model.kernel, model.device):
+    with attention.pinned(model.kernel.name, model.device):
         table = losses(
             panel, model.transformer, data.source, device=model.device, dtype=model.dtype
         )
@@ -76,7 +97,7 @@ def check_base(model: TrainedModel, data: Data, max_loss: float) -> None:
     if not share < max_loss:
         raise ModelError(
             f"the base model predicts no better than chance: its loss on {NUM_CLIPS * NUM_SIGMAS} "
-            f"fixed pairs is {share:.2f} of the target's power, expected under {max_loss}. "
-            "Its weights are probably incomplete or of another model; to train it all the same: "
-            "--set allow_untrained_base=true"
+            f"fixed pairs of {describe_range(model.part.sigmas)} is {share:.2f} of the target's "
+            f"power, expected under {max_loss}. Its weights are probably incomplete or of another "
+            "model; to train it all the same: --set allow_untrained_base=true"
         )

@@ -74,7 +74,7 @@ def train(session: Session, warnings: list[str]) -> TrainResult:
         ranks.explained(),
         _begin(session, warnings) as page,
         explained_out_of_memory(partial(explain_memory, run.folder, done, session.step_plan.trial)),
-        attention.pinned(model.kernel, model.device),
+        attention.pinned(model.kernel.name, model.device),
         closing(
             read_ahead(data.source, order, depth=session.step_plan.prefetch, device=model.device)
         ) as batches,
@@ -182,7 +182,8 @@ def _begin(session: Session, warnings: list[str]) -> Iterator[LivePage | None]:
     if not session.ranks.is_main:
         yield None
         return
-    with claim.begin_run(run.folder, run.settings, run.facts, checkpoint=run.checkpoint):
+    facts = {**run.facts, "attention": session.model.kernel.describe()}
+    with claim.begin_run(run.folder, run.settings, facts, checkpoint=run.checkpoint):
         validated = not validating.is_due(run)
         publish.remove_after(run.folder, run.progress.step, validated=validated)
         if run.checkpoint:
@@ -230,7 +231,7 @@ def _record(
     for outcome in outcomes.arrived(all_of_them=all_of_them):
         if not outcome.is_finite:
             model, operators = session.model, session.step_plan.trial.attention
-            advice = suspect_kernel(session.run.folder, model.kernel, operators, model.device)
+            advice = suspect_kernel(session.run.folder, model.kernel.name, operators, model.device)
             raise non_finite(outcome, session.data, advice)
         reporter.step(outcome)
         stopping = outcome.stop.name if outcome.stop else stopping

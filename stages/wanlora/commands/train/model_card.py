@@ -37,6 +37,9 @@ _GENERATED = re.compile(
 
 logger = logging.getLogger(__name__)
 
+_GUIDANCE = ("guidance_scale", "guidance_scale_2")
+_SUBFOLDERS = {"high": "transformer", "low": "transformer_2"}
+
 FOLDER = "FOLDER"
 """Placeholder of the adapter's folder in the commands; a push replaces it in diffusers' code."""
 
@@ -48,13 +51,14 @@ def model_card(facts: Mapping[str, Any]) -> str:
         facts: Facts of the run; all except `name` and `model` may be absent.
 
             - name, model, variant: the run's name, the base's id or folder, its row;
+            - expert, sigmas: the transformer that it is for, of a model with two, and its range;
             - step, end_step, epochs, seed, trainable_parameters, precision;
             - num_clips, activities (names to numbers of clips), buckets (names to numbers),
               view, view_sha256;
             - settings: names and values to list;
             - loss: last smoothed training loss; best, final: lines of validation.jsonl;
             - prompts: real ones, from the view or its captions; num_frames, height, width, fps,
-              guidance_scale;
+              guidance_scales: one per transformer;
             - previews: paths of pictures, relative to the card;
             - provenance: versions, fingerprints, store_digest, git_commit, ...
     """
@@ -141,15 +145,30 @@ def _what(facts: Mapping[str, Any]) -> str:
     shown = f"[{model}](https://huggingface.co/{model})" if _is_hub_id(model) else f"`{model}`"
     return (
         f"A LoRA adapter{size} for the video model {shown}, trained with wanlora on cached "
-        "latents. The file is in diffusers' own layout."
+        "latents. The file is in diffusers' own layout." + _which_expert(facts)
+    )
+
+
+def _which_expert(facts: Mapping[str, Any]) -> str:
+    """Name the transformer that the adapter is for, and its noise levels; empty for one of one."""
+    if not (expert := facts.get("expert")):
+        return ""
+    other = "low" if expert == "high" else "high"
+    low, high = facts["sigmas"]
+    return (
+        f"\n\nThe model has two transformers. This adapter is for the **{expert}-noise expert** "
+        f"(`{_SUBFOLDERS[expert]}`, sigma {low:g} to {high:g}) and has no effect on the "
+        f"{other}-noise expert, which can have an adapter of its own."
     )
 
 
 def _usage(facts: Mapping[str, Any]) -> str:
     prompts = facts.get("prompts") or ["A person walking"]
-    names = ("num_frames", "height", "width", "guidance_scale")
-    size = [f"{key}={facts[key]}" for key in names if key in facts]
+    size = [f"{key}={facts[key]}" for key in ("num_frames", "height", "width") if key in facts]
+    for name, value in zip(_GUIDANCE, facts.get("guidance_scales", ()), strict=False):
+        size.append(f"{name}={value}")
     call = ", ".join([_quoted(prompts[0]), *size])
+    place = ", load_into_transformer_2=True" if facts.get("expert") == "low" else ""
     with_diffusers = [
         "```python",
         "import torch",
@@ -159,7 +178,7 @@ def _usage(facts: Mapping[str, Any]) -> str:
         f"model = {_quoted(facts['model'])}",
         'vae = AutoencoderKLWan.from_pretrained(model, subfolder="vae", dtype=torch.float32)',
         "pipeline = WanPipeline.from_pretrained(model, vae=vae, dtype=torch.bfloat16)",
-        f'pipeline.load_lora_weights("{FOLDER}", weight_name="{ADAPTER_NAME}")',
+        f'pipeline.load_lora_weights("{FOLDER}", weight_name="{ADAPTER_NAME}"{place})',
         'pipeline.to("cuda")',
         f"video = pipeline({call}).frames[0]",
         f'export_to_video(video, "video.mp4", fps={facts.get("fps", DEFAULT_FPS):g})',
@@ -228,6 +247,7 @@ def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
         "steps": f"{step:,} of {end:,}" if step is not None and end and step != end else step,
         "epochs": facts.get("epochs"),
         "variant": facts.get("variant"),
+        "expert": facts.get("expert"),
         "precision": facts.get("precision"),
         "seed": facts.get("seed"),
         "training loss (smoothed)": facts.get("loss"),

@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
-from wanlora.commands.train import start_log
+from wanlora.commands.train import preflight, start_log
+from wanlora.commands.train.base import Base, find_base
 from wanlora.commands.train.data import Data, read_fixed_rows
 from wanlora.commands.train.first_weights import check_base
 from wanlora.commands.train.identity import identity_of, provenance, shared_facts
+from wanlora.commands.train.kernel import attention_shape, select_kernel
 from wanlora.commands.train.opening_data import open_data
 from wanlora.commands.train.opening_model import load_model, plan_step
 from wanlora.commands.train.prompts import PreviewPrompt, preview_prompts
@@ -34,16 +36,15 @@ from wanlora.progress import waiting
 from wanlora.runs import checkpoints, claim, run_folder
 from wanlora.runs.checkpoints import Progress
 from wanlora.runs.record import check_trackers
-from wanlora.store.views import View
 from wanlora.training.distributed import Ranks, prepare_process
+from wanlora.training.kernel_probe import KernelChoice
 from wanlora.training.optimizers import rate_of
 from wanlora.training.order import num_steps
 from wanlora.training.schedule import default_warmup
 from wanlora.training.validation import panel_facts
 from wanlora.wan import attention
 from wanlora.wan import device as devices
-from wanlora.wan.model_folder import resolve
-from wanlora.wan.variants import variant_of
+from wanlora.wan.variants import Variant
 
 logger = logging.getLogger(__name__)
 
@@ -63,8 +64,9 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     prepare_process()
     model_name = config.model or selection.view.model
     device = devices.select_device(config.device, model_name)
-    folder = resolve(model_name, ["transformer"])
-    data = open_data(config, variant_of(folder), selection)
+    base = find_base(model_name, config.expert)
+    preflight.refuse_previews(config, base)
+    data = open_data(config, base.variant, selection)
     if config.deterministic:
         devices.use_deterministic_algorithms()
     ranks = Ranks(device, timeout_s=config.process_timeout_s)
@@ -74,15 +76,18 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     )
     if ranks.is_main:
         devices.warn_of_toy(model_name)
-        _log_start(config, data, end_step, ranks.count)
-    checkpoint = _open_folder(config, data.view, ranks)
+        _log_start(config, base, data, end_step, ranks.count)
+    checkpoint = _open_folder(config, data, ranks)
     warmup_steps = ranks.from_main(lambda: _warmup_steps(config, checkpoint, end_step))
     previews = _plan_previews(config, data, ranks, end_step)
 
-    model = load_model(config, folder, ranks, from_checkpoint=checkpoint is not None)
-    identity = identity_of(data.view, variant=model.variant.name, base=model.base)
+    kernel = ranks.from_main(lambda: _select_kernel(config, base.variant, data, ranks, checkpoint))
+    model = load_model(config, base, ranks, kernel=kernel, from_checkpoint=checkpoint is not None)
+    identity = identity_of(
+        data.view, variant=model.variant.name, base=model.base, expert=model.part.expert
+    )
     progress = _load_checkpoint(config, checkpoint, identity, model)
-    _require_same_run(config, data.view, ranks, identity, end_step, model)
+    _require_same_run(config, data, ranks, identity, end_step, model)
     step_plan = plan_step(config, model, data, ranks)
     if checkpoint is None and not config.allow_untrained_base:
         _check_base(model, data, ranks)
@@ -104,6 +109,14 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     return Session(model, data, step_plan, run, ranks)
 
 
+def _select_kernel(
+    config: TrainConfig, variant: Variant, data: Data, ranks: Ranks, checkpoint: Path | None
+) -> KernelChoice:
+    dtype = devices.base_dtype(config.dtype, ranks.device)
+    shape = attention_shape(variant, data, dtype=dtype, device=ranks.device)
+    return select_kernel(config.attention, shape, checkpoint, deterministic=config.deterministic)
+
+
 def require_even_shares(batch_size: int, accumulation: int, world: int) -> None:
     """Check that some processes can share a step's micro-batches evenly.
 
@@ -123,7 +136,10 @@ def require_even_shares(batch_size: int, accumulation: int, world: int) -> None:
         )
 
 
-def _log_start(config: TrainConfig, data: Data, end_step: int, num_processes: int) -> None:
+def _log_start(
+    config: TrainConfig, base: Base, data: Data, end_step: int, num_processes: int
+) -> None:
+    start_log.log_sigmas(data.source, base, is_default=config.flow.shift is None)
     start_log.log_steps(
         data, end_step=end_step, batch_size=config.batch_size,
         accumulation=config.gradient_accumulation_steps, num_processes=num_processes,
@@ -138,11 +154,11 @@ def _log_start(config: TrainConfig, data: Data, end_step: int, num_processes: in
         start_log.warn_of_few_groups(data, split=config.validation.split)
 
 
-def _open_folder(config: TrainConfig, view: View, ranks: Ranks) -> Path | None:
+def _open_folder(config: TrainConfig, data: Data, ranks: Ranks) -> Path | None:
     """Check the run's folder on the main process; all ranks continue from the same checkpoint."""
 
     def resolve(recorded: dict[str, Any]) -> dict[str, Any]:
-        return _resolved(from_recorded(config.output_dir, recorded), view, ranks.device)
+        return _resolved(from_recorded(config.output_dir, recorded), data, ranks.device)
 
     def check() -> Path | None:
         settings = _settings_to_record(config, _recorded_warmup(config))
@@ -166,15 +182,15 @@ def _settings_to_record(config: TrainConfig, warmup_steps: int | None) -> dict[s
     return settings
 
 
-def _resolved(config: TrainConfig, view: View, device: torch.device) -> dict[str, Any]:
+def _resolved(config: TrainConfig, data: Data, device: torch.device) -> dict[str, Any]:
     """Settings with the values of those that are None or auto, so equal runs have equal ones."""
     settings = recorded_settings(config)
-    settings["model"] = config.model or view.model
+    settings["model"] = config.model or data.view.model
     dtype = devices.base_dtype(config.dtype, device)
     settings["dtype"] = str(dtype).removeprefix("torch.")
     settings["learning_rate"] = rate_of(config.optimizer.name, config.learning_rate)
     settings["lora"]["alpha"] = config.lora.alpha or float(config.lora.rank)
-    settings["flow"]["shift"] = config.flow.shift or view.shift
+    settings["flow"]["shift"] = config.flow.shift or data.usual_shift
     return settings
 
 
@@ -238,7 +254,7 @@ def _load_checkpoint(
 
 def _require_same_run(
     config: TrainConfig,
-    view: View,
+    data: Data,
     ranks: Ranks,
     identity: dict[str, Any],
     end_step: int,
@@ -246,14 +262,14 @@ def _require_same_run(
 ) -> None:
     """Check that all processes train the same run, with the same data and weights."""
     if ranks.count > 1:
-        settings = _resolved(config, view, ranks.device)
+        settings = _resolved(config, data, ranks.device)
         facts = shared_facts(settings, identity, end_step=end_step, masters=model.masters)
         ranks.require_same(facts)
 
 
 def _check_base(model: TrainedModel, data: Data, ranks: Ranks) -> None:
-    """Check that the base predicts better than chance; the micro model has no limit."""
-    limit = model.variant.part(None).max_base_loss
+    """Check that the base predicts better than chance; the micro models have no limit."""
+    limit = model.part.max_base_loss
     if limit is not None:
         with waiting("measuring the base model on a few clips", shown=ranks.is_main):
             check_base(model, data, limit)

@@ -10,7 +10,7 @@ from wanlora.commands.train.data import Data
 from wanlora.commands.train.preflight import check_cached_for
 from wanlora.commands.train.selection import Selection
 from wanlora.config import TrainConfig
-from wanlora.core.buckets import Bucket
+from wanlora.core.buckets import Bucket, usual
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import ViewClip
 from wanlora.training.batch_sizes import BatchSize, batch_sizes
@@ -39,6 +39,7 @@ def open_data(config: TrainConfig, variant: Variant, selection: Selection) -> Da
         seed=config.seed,
         sampler=config.flow.sampler,
         shift=config.flow.shift,
+        sigmas=variant.part(config.expert).sigmas,
         batch_size={bucket: size.global_batch for bucket, size in sizes.items()},
         weighting=config.flow.weighting,
         caption_dropout=config.caption_dropout,
@@ -47,7 +48,7 @@ def open_data(config: TrainConfig, variant: Variant, selection: Selection) -> Da
     panels = _panels(config, source, clips, held_out)
     return Data(
         config.cache, view, clips=clips, held_out=held_out, sizes=sizes, source=source,
-        panels=panels,
+        panels=panels, usual_shift=variant.shift_of(usual(clip.bucket for clip in clips)),
     )  # fmt: skip
 
 

@@ -4,11 +4,11 @@ Owns: which setting decides what of the model, its optimizer and its blocks.
 """
 
 import logging
-from pathlib import Path
 
 from wanlora.adapters.file import LoraShape
 from wanlora.adapters.lora import add_adapter, initial_values
 from wanlora.commands.train import start_log
+from wanlora.commands.train.base import Base
 from wanlora.commands.train.data import Data
 from wanlora.commands.train.first_weights import load_other_adapter
 from wanlora.commands.train.session import StepPlan, TrainedModel
@@ -17,25 +17,31 @@ from wanlora.cost.memory import uploaded_bytes
 from wanlora.progress import waiting
 from wanlora.training import fitting
 from wanlora.training.distributed import Ranks
+from wanlora.training.kernel_probe import KernelChoice
 from wanlora.training.masters import Masters, MovingAverage
 from wanlora.training.optimizers import make_optimizer, missing_bytes, rate_of
 from wanlora.training.workload import is_compiled, largest, workload
 from wanlora.wan import device as devices
 from wanlora.wan.transformer import base_fingerprint, load_transformer
-from wanlora.wan.variants import variant_of
 
 logger = logging.getLogger(__name__)
 
 
 def load_model(
-    config: TrainConfig, folder: Path, ranks: Ranks, *, from_checkpoint: bool
+    config: TrainConfig,
+    base: Base,
+    ranks: Ranks,
+    *,
+    kernel: KernelChoice,
+    from_checkpoint: bool,
 ) -> TrainedModel:
     """Load the transformer, and add the adapter with its first weights and its optimizer.
 
     Args:
         config: The settings.
-        folder: Folder with the transformer's weights.
+        base: The model, and the transformer to train.
         ranks: Processes of the run.
+        kernel: Attention kernel.
         from_checkpoint: The first weights will be those of a checkpoint.
 
     Raises:
@@ -43,9 +49,12 @@ def load_model(
     """
     device = ranks.device
     dtype = devices.base_dtype(config.dtype, device)
-    with waiting(f"loading the transformer in {folder}", shown=ranks.is_main):
-        transformer = load_transformer(folder, dtype=dtype, device=device)
-    base = base_fingerprint(transformer)
+    weights = base.folder / base.part.subfolder
+    with waiting(f"loading the transformer in {weights}", shown=ranks.is_main):
+        transformer = load_transformer(
+            base.folder, dtype=dtype, device=device, subfolder=base.part.subfolder
+        )
+    fingerprint = base_fingerprint(transformer)
     lora, settings = config.lora, config.optimizer
     shape = LoraShape(
         rank=lora.rank,
@@ -58,13 +67,14 @@ def load_model(
     masters = Masters(adapter)
     masters.load(initial_values(adapter, config.seed))
     if config.init_adapter and not from_checkpoint:
-        load_other_adapter(config.init_adapter, shape, transformer, masters)
+        load_other_adapter(config.init_adapter, shape, transformer, masters, base.part.expert)
     if ranks.is_main:
         start_log.log_adapter(shape, transformer, masters, dtype=dtype, device=device)
     return TrainedModel(
-        variant=variant_of(folder),
+        variant=base.variant,
+        part=base.part,
         transformer=transformer,
-        base=base,
+        base=fingerprint,
         shape=shape,
         masters=masters,
         average=MovingAverage(masters, config.ema_decay) if config.ema_decay else None,
@@ -78,7 +88,7 @@ def load_model(
         ),
         optimizer_name=settings.name,
         max_grad_norm=settings.max_grad_norm,
-        kernel=config.attention,
+        kernel=kernel,
         device=device,
         dtype=dtype,
     )
@@ -114,7 +124,7 @@ def plan_step(config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks
         logger.info("compiling the blocks; their kernels are kept for the next run")
     trial = fitting.fit(
         model.transformer, work, bucket, model.variant, activations=config.activations,
-        kernel=model.kernel, device=model.device, dtype=model.dtype,
+        kernel=model.kernel.name, device=model.device, dtype=model.dtype,
         whole_card=config.deterministic,
         reserved_bytes=int(
             missing_bytes(model.optimizer, model.optimizer_name, num_parameters)

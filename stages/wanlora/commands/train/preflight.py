@@ -7,15 +7,16 @@ import os
 
 from wanlora.adapters import targets
 from wanlora.adapters.header import read_header
+from wanlora.commands.train.base import Base, find_base_here
 from wanlora.commands.train.selection import Selection, encode_command, select_clips
 from wanlora.config import TrainConfig
+from wanlora.errors import ConfigError
 from wanlora.processes.ranks import rank_of
 from wanlora.runs import claim, run_folder
 from wanlora.store import index
 from wanlora.store.views import read_view
 from wanlora.training.cached_clips import check_encodings
-from wanlora.wan.model_folder import TRANSFORMER, resolve_here
-from wanlora.wan.variants import Variant, variant_of
+from wanlora.wan.variants import Variant
 
 
 def check(config: TrainConfig) -> Selection:
@@ -37,10 +38,12 @@ def check(config: TrainConfig) -> Selection:
     continues = config.resume and run_folder.newest_checkpoint(config.output_dir) is not None
     if config.init_adapter and not continues:  # a checkpoint has the weights; the file may be gone
         read_header(config.init_adapter)
-    if folder := resolve_here(config.model or selection.view.model, TRANSFORMER):
-        variant = variant_of(folder)
-        check_cached_for(config, variant, selection)
-        targets.match_targets(targets.linear_names(variant.shape.num_layers), config.lora.targets)
+    base = find_base_here(config.model or selection.view.model, config.expert)
+    if base:
+        refuse_previews(config, base)
+        check_cached_for(config, base.variant, selection)
+        linear_names = targets.linear_names(base.variant.shape.num_layers)
+        targets.match_targets(linear_names, config.lora.targets)
     return selection
 
 
@@ -60,6 +63,21 @@ def select(config: TrainConfig) -> Selection:
         train_frames=config.train_frames,
         clip_weights=config.clip_weights,
     )
+
+
+def refuse_previews(config: TrainConfig, base: Base) -> None:
+    """Refuse previews of an expert: a video needs both transformers, and a run loads one.
+
+    Raises:
+        ConfigError: Previews are set; names the command that makes videos.
+    """
+    if base.part.expert and config.previews.period(1):
+        raise ConfigError(
+            f"previews of the {base.part.expert}-noise expert: a video needs both transformers of "
+            f"{base.variant.name}, and a run loads one. Leave out --preview-prompt and "
+            "--preview-every, and make videos from the run's adapter with: wanlora sample "
+            f"--adapter {config.output_dir}"
+        )
 
 
 def check_cached_for(config: TrainConfig, variant: Variant, selection: Selection) -> None:

@@ -67,7 +67,7 @@ def _denoise_and_save(
         bucket=usual(clip.bucket for clip in session.data.clips),
         num_channels=variant.vae.z_dim,
         steps=run.previews.num_steps,
-        guidance_scale=variant.part(None).guidance_scale,
+        guidance_scale=model.part.guidance_scale,
         shift=source.shift,
         seed=source.seed,
         device=model.device,

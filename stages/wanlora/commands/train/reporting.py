@@ -85,6 +85,7 @@ class Reporter:
             "loss": self.last_loss,
             "lr": outcome.learning_rate,
             "grad_norm": outcome.grad_norm,
+            "attention": session.model.kernel.name,
             "clips_per_s": num_clips / seconds,
             "data_wait_s": outcome.waited_s,
         }

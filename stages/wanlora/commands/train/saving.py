@@ -42,6 +42,7 @@ def save(model: TrainedModel, run: Run) -> None:
             facts=run.facts,
             masters=model.masters,
             optimizer=model.optimizer,
+            attention=model.kernel.name,
         )
 
     checkpoint = publish_checkpoint(run.folder, run.progress.step, write, keep=run.saving.keep)

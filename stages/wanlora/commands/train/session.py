@@ -17,9 +17,10 @@ from wanlora.core.buckets import Bucket
 from wanlora.cost.memory import Workload
 from wanlora.runs.checkpoints import Progress
 from wanlora.training.distributed import Ranks
+from wanlora.training.kernel_probe import KernelChoice
 from wanlora.training.masters import Masters, MovingAverage
 from wanlora.training.workload import Trial
-from wanlora.wan.variants import Variant
+from wanlora.wan.variants import TransformerPart, Variant
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,15 @@ class TrainedModel:
     """The transformer with its adapter, and the optimizer of the adapter's master weights.
 
     Attributes:
+        part: The transformer of the variant that is trained.
         base: Fingerprint of the transformer's weights without the adapter.
         average: Moving average of the masters; None without one.
         max_grad_norm: Limit of the global gradient norm; 0 = no limit.
-        kernel: Setting of the attention kernel, see `attention.pinned`.
+        kernel: Attention kernel of all passes, with its measurements.
     """
 
     variant: Variant
+    part: TransformerPart
     transformer: Any
     base: str
     shape: LoraShape
@@ -42,7 +45,7 @@ class TrainedModel:
     optimizer: torch.optim.Optimizer
     optimizer_name: str
     max_grad_norm: float
-    kernel: str
+    kernel: KernelChoice
     device: torch.device
     dtype: torch.dtype
 

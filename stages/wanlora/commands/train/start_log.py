@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from wanlora.adapters.file import LoraShape
+from wanlora.commands.train.base import Base
 from wanlora.commands.train.data import Data
 from wanlora.commands.train.session import Session
 from wanlora.core import units
@@ -20,10 +21,13 @@ from wanlora.core.shares import balanced_shares, describe_shares, shares
 from wanlora.cost.memory import Workload
 from wanlora.cost.seconds import model_flops
 from wanlora.runs import run_folder
+from wanlora.training.batches import BatchSource
+from wanlora.training.flow import share_of
 from wanlora.training.masters import Masters
 from wanlora.training.order import Order, describe_untrained
 from wanlora.training.pace import expected_seconds
 from wanlora.training.schedule import describe_short_run
+from wanlora.wan.variants import describe_range
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +58,28 @@ def log_steps(
         " to ".join(str(number) for number in dict.fromkeys((batches[0], batches[-1]))),
         batch_size, accumulation, units.count(num_processes, "process", "processes"),
     )  # fmt: skip
+
+
+def log_sigmas(source: BatchSource, base: Base, *, is_default: bool) -> None:
+    """Log the distribution of sigma; of an expert also its range and its share of all draws.
+
+    Args:
+        source: Source of the steps.
+        base: The model and the transformer that is trained.
+        is_default: True if the shift is the variant's.
+    """
+    name, part = base.variant.name, base.part
+    logger.info(
+        "sigma: %s, shift %g (%s)", source.sampler, source.shift,
+        f"of {name} for clips of this size" if is_default else "flow.shift",
+    )  # fmt: skip
+    if part.expert:
+        share = share_of(part.sigmas, sampler=source.sampler, shift=source.shift)
+        logger.info(
+            "training the %s-noise expert of %s (%s/) on %s: %.1f %% of the draws of that "
+            "distribution, with its shape", part.expert, name, part.subfolder,
+            describe_range(part.sigmas), 100 * share,
+        )  # fmt: skip
 
 
 def log_draws(data: Data, *, balance_activities: bool, end_step: int) -> None:

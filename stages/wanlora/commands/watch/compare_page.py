@@ -53,6 +53,7 @@ def _numbers(runs: Sequence[RunData]) -> Raw:
         ("training loss, smoothed", [figure(loss) for loss in losses]),
         ("best held-out loss", [best_loss(run.best) for run in shown]),
         ("after step", [f"{run.best.step:,}" if run.best else "" for run in shown]),
+        ("expert", [run.expert or "" for run in shown]),
         ("rank", ["" if run.rank is None else str(run.rank) for run in shown]),
         ("learning rate", [rate(run.learning_rate) for run in shown]),
         ("seconds per step", [figure(run.metrics.median("s_per_step"), 3) for run in runs]),

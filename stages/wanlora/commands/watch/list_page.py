@@ -76,6 +76,11 @@ def link_to(name: str) -> Raw:
     return Raw(f'<a href="{address}">{escape(name)}</a>')
 
 
+def _expert(run: Summary) -> str:
+    """Name of the trained expert, after the name of the run; empty for a model with one."""
+    return f" <small>{escape(run.expert)}-noise expert</small>" if run.expert else ""
+
+
 def badge(summary: Summary) -> Raw:
     """State of a run, with the reason below it."""
     shown = f'<span class="badge {COLOURS[summary.state]}">{escape(summary.state)}</span>'
@@ -162,7 +167,7 @@ def _row(run: Summary) -> str:
     loss = run.loss if run.loss_smoothed is None else run.loss_smoothed
     cells = [
         ("", "pick", "", Raw(pick)),
-        ("run", "name", run.name, link_to(run.name)),
+        ("run", "name", run.name, Raw(f"{link_to(run.name)}{_expert(run)}")),
         ("state", "", run.state, badge(run)),
         ("steps", "number", run.steps_done, steps(run)),
         ("time left", "number", run.eta_s, left),

@@ -73,6 +73,7 @@ class Summary:
         loss_smoothed: Moving average of the training loss.
         best: Best held-out result, if any.
         rank: Rank of the adapter.
+        expert: Transformer that is trained, of a model with two.
         learning_rate: Learning rate of the last step.
         seconds_per_step: Seconds of the last step.
         started_at: Start of the process that trained last.
@@ -89,6 +90,7 @@ class Summary:
     loss_smoothed: float | None
     best: Best | None
     rank: int | None
+    expert: str | None
     learning_rate: float | None
     seconds_per_step: float | None
     started_at: float | None
@@ -229,6 +231,7 @@ def _summary(
     eta_s = last.get("eta_s") if state == "running" else None
     lora = read.settings.get("lora")
     rank = lora.get("rank") if isinstance(lora, dict) else None
+    expert = read.settings.get("expert")
     return Summary(
         name=name,
         state=state,
@@ -240,6 +243,7 @@ def _summary(
         loss_smoothed=last.get("loss_smoothed"),
         best=read.best,
         rank=rank if isinstance(rank, int) else None,
+        expert=expert if isinstance(expert, str) else None,
         learning_rate=last.get("lr"),
         seconds_per_step=last.get("s_per_step"),
         started_at=status["started_at"] if status else None,
