@@ -92,8 +92,9 @@ def test_a_validation_table_is_float64_on_the_host_alone(monkeypatch):
             device=CPU, dtype=torch.float32,
         )  # fmt: skip
     assert table.dtype == np.float64
-    # The copy to the host, after the table has left the device; numpy only looks at it.
-    assert made.names == ["aten::_to_copy", "aten::detach"]
+    # The copy to the host, after the table has left the device; numpy only looks at it, through a
+    # detached tensor since torch 2.10.
+    assert [name for name in made.names if name != "aten::detach"] == ["aten::_to_copy"]
 
 
 def test_a_step_and_a_preview_make_no_float64_on_the_device():

@@ -92,7 +92,7 @@ def use_deterministic_algorithms() -> None:
     torch.backends.cudnn.benchmark = False
     from torch._inductor import config as inductor  # noqa: PLC0415  (slow, and rarely needed)
 
-    if hasattr(inductor, "deterministic"):  # since torch 2.9: kernels are not selected by timing
+    if hasattr(inductor, "deterministic"):  # torch 2.9.0 has none: it selects kernels by timing
         inductor.deterministic = True
 
 
