@@ -168,7 +168,7 @@ def test_one_expert_alone_needs_only_its_own_weights_and_the_other_can_be_added(
         "evaluate", "--cache", held_out_cache, "--model", half, "--output-dir", folder,
         "--set", "num_sigmas=4", "--steps", 3, "--videos-per-activity", 0, "--adapter",
     )  # fmt: skip
-    assert "1 of its 1 adapters" in cli.refuses(*arguments, project / "high")
+    assert "1 adapters" in cli.refuses(*arguments, project / "high")
     assert read(folder) == found
     evaluate(config(project, held_out_cache, folder, "high", "low", model=str(half)))
     low = next(item for item in read(folder)["adapters"] if item["expert"] == "low")
@@ -215,7 +215,8 @@ def test_adapters_that_do_not_fit_the_experts_are_refused_by_name(
     pair = (*flags, "--model", project / "model")
     high, low, micro = (project / name for name in ("high", "low", "micro"))
     doubled = cli.refuses(*pair, "--adapter", high, "--adapter-high", f"{high}=0.5")
-    assert "2 adapters are for the high-noise expert" in doubled
+    assert "high-noise" in doubled
+    assert str(high) in doubled
     swapped = cli.refuses(*pair, "--adapter-high", low)
     assert str(low) in swapped
     assert "--adapter-low" in swapped
