@@ -1,6 +1,8 @@
 """Shapes and types in signatures are checked in every test: jaxtyping with beartype."""
 
 import functools
+import platform
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -27,7 +29,18 @@ install_import_hook(
 settings.register_profile("tests", deadline=None)
 settings.load_profile("tests")
 
+REPORTED = (
+    "torch", "diffusers", "transformers", "peft", "zarr", "numcodecs", "av", "numpy",
+)  # fmt: skip
+"""The packages of the table of tested versions in docs/faq.md."""
+
 pytest_plugins = ("tests.support.models", "tests.support.caches", "tests.support.s3")
+
+
+def pytest_report_header() -> str:
+    """The row of the table that this run is."""
+    versions = (f"{name} {version(name)}" for name in REPORTED)
+    return f"tested with: Python {platform.python_version()}, {', '.join(versions)}"
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -118,6 +118,8 @@ EXAMPLES = {
         "wanlora evaluate --adapter outputs/run --checkpoints --videos-per-activity 0 "
         "--output-dir outputs/checkpoints",
         "wanlora evaluate --adapter outputs/a --adapter outputs/b=0.8 --output-dir outputs/a-and-b",
+        "wanlora evaluate --model Wan-AI/Wan2.2-T2V-A14B-Diffusers --adapter outputs/high "
+        "--adapter outputs/low --videos-per-activity 0",
     ],
     "export": [
         "wanlora export --adapter outputs/run --format comfyui --output person.safetensors",

@@ -129,7 +129,9 @@ def values_of(config_type: type[Settings], given: Mapping[str, Any]) -> dict[str
         value = given.get(_python_name(setting))
         if value in (None, [], (), False):
             continue
-        one = isinstance(value, list) and len(value) == 1 and str in _parts(setting.field)
+        # typer 0.26.0 gives a tuple, later releases a list.
+        many = isinstance(value, list | tuple)
+        one = many and len(value) == 1 and str in _parts(setting.field)
         values[setting.name] = value[0] if one else value
     return values
 

@@ -70,10 +70,14 @@ class _Console:
 class _Lines:
     """Turn tqdm's carriage returns into whole lines, for logs and pipes."""
 
+    def __init__(self) -> None:
+        self.written_at = time.monotonic()
+
     def write(self, text: str) -> int:
         text = text.strip("\r\n ")
         if text:
             sys.stderr.write(text + "\n")
+            self.written_at = time.monotonic()
         return len(text)
 
     def flush(self) -> None:
@@ -119,10 +123,11 @@ def bar(
         "smoothing": 0.1, "disable": not shown,
     }  # fmt: skip
     if stream is None or not shown:
+        lines = _Lines()
         with tqdm(
-            file=_Lines(), mininterval=LINE_EVERY_S, maxinterval=2 * LINE_EVERY_S,
+            file=lines, mininterval=LINE_EVERY_S, maxinterval=2 * LINE_EVERY_S,
             delay=LINE_EVERY_S, bar_format=_IN_A_LOG, ascii=True, **options,
-        ) as opened:  # fmt: skip
+        ) as opened, _repeated(opened, lines):  # fmt: skip
             yield opened
         return
     # The delay skips a first display, which would have another width.
@@ -141,6 +146,28 @@ def bar(
                 # By identity: tqdm's == compares positions.
                 _bars[:] = [each for each in _bars if each is not opened]
                 opened.close()
+
+
+@contextmanager
+def _repeated(opened: "tqdm[Any]", lines: _Lines) -> Iterator[None]:
+    """Write the line of a bar again while one unit takes long; tqdm writes it after a unit only."""
+    if opened.disable:
+        yield
+        return
+    over = threading.Event()
+
+    def repeat() -> None:
+        while not over.wait(max(0.01, LINE_EVERY_S / 4)):
+            if time.monotonic() - lines.written_at >= 2 * LINE_EVERY_S:
+                opened.refresh()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

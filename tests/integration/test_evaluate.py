@@ -2,9 +2,7 @@
 
 import json
 import re
-import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 
 from tests.support import cli
+from tests.support.browser import CHROMIUM, title_in_a_browser
 from tests.support.diffusers_video import plain_diffusers
 from tests.support.models import random_tensors
 from wanlora.adapters.attach import attach
@@ -27,7 +26,6 @@ from wanlora.config import EvaluateConfig
 from wanlora.wan.encoders import load_vae
 from wanlora.wan.transformer import load_transformer
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome")
 CPU = torch.device("cpu")
 QUICK = {"num_sigmas": 4, "steps": 2, "videos_per_activity": 1}
 
@@ -127,16 +125,16 @@ def test_nothing_learned_is_no_difference(held_out_cache, micro_folder, tmp_path
 def test_its_videos_are_those_of_plain_diffusers(held_out_cache, micro_folder, tmp_path):
     adapter = write_adapter(micro_folder, tmp_path / "adapter", scale=1.0)
     settings = config(held_out_cache, tmp_path / "out", adapter, seed=3)
-    setup = open_setup(settings, preflight.check(settings))
-    compared = subjects(settings.adapter, checkpoints=False)
+    setup, experts = open_setup(settings, preflight.check(settings))
+    compared = subjects(settings.adapter, experts, checkpoints=False)
     models = plan(setup, compared, base_dir=tmp_path, output_dir=tmp_path)
     transformer = load_transformer(micro_folder, dtype=torch.float32, device=CPU)
     vae = load_vae(micro_folder, dtype=torch.float32, device=CPU, tf32=False)
     for model, file in zip(models, (None, adapter.parent), strict=True):
-        if model.subject:
-            attach(transformer, [model.subject.scaled])
+        if model.subjects:
+            attach(transformer, [item.scaled for item in model.subjects])
         video = model.videos[0]
-        frames = videos.generate(setup, transformer, vae, video)
+        frames = videos.generate(setup, {None: transformer}, vae, video)
         theirs = plain_diffusers(
             micro_folder, video.prompt, file, seed=3, num_frames=5, height=32, width=32,
             num_inference_steps=2, guidance_scale=3.0,
@@ -227,28 +225,6 @@ def test_what_cannot_be_evaluated_is_refused_with_the_way_out(trained, held_out_
     message = cli.refuses(*flags, "--width", 33, exit_code=2)
     assert "use 32 or 48" in message
     assert not (tmp_path / "out").exists()
-
-
-def title_in_a_browser(page, folder):
-    """JSON that a page's script leaves as its title.
-
-    The browser's clock does not wait for videos to be decoded, so a busy machine needs more of it.
-    """
-    for budget_ms in (8_000, 32_000, 128_000, 512_000):
-        done = subprocess.run(
-            [
-                CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic",
-                "--no-first-run", "--disable-background-networking", "--disable-component-update",
-                "--disable-sync", f"--user-data-dir={folder / str(budget_ms)}",
-                "--window-size=1300,900", f"--virtual-time-budget={budget_ms}", "--dump-dom",
-                page.as_uri(),
-            ],
-            capture_output=True, text=True, timeout=120,
-        )  # fmt: skip
-        title = re.search(r"<title>(.*?)</title>", done.stdout)[1]
-        if title.startswith("{"):
-            return json.loads(title)
-    pytest.fail(f"the script did not end; the title is {title!r}")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

@@ -133,7 +133,8 @@ def test_the_command_routes_adapters_by_their_headers_and_records_them(project, 
     pipeline = plain(project, ("high", "low"))
     pipeline.transformer.set_adapters("x", 0.5)
     adapted = call(pipeline, negative_prompt="blue", guidance_scale=3.0, guidance_scale_2=2.0)
-    assert np.array_equal(pixels[:, 16:, 36:], np.rint(adapted * 255).astype(np.uint8))
+    # Another process: the last bit depends on the alignment of small matrices in memory.
+    assert np.abs(pixels[:, 16:, 36:] - adapted * 255).max() < 2
 
 
 def test_files_of_other_tools_are_given_with_the_flag_of_their_expert(project, tmp_path):
@@ -187,5 +188,5 @@ def test_adapters_that_do_not_fit_the_experts_are_refused_by_name(project, tmp_p
 def test_guidance_that_would_have_no_effect_is_refused(project):
     message = refused(project, "--guidance-scale", 1, "--guidance-scale-low", 3, exit_code=2)
     assert "--guidance-scale-low" in message
-    message = refused(project, "--model", "micro", "--guidance-scale-low", 3)
+    message = refused(project, "--model", "micro", "--guidance-scale-low", 3, exit_code=2)
     assert "one transformer" in message

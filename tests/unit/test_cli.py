@@ -95,9 +95,10 @@ FLAGS = {
     ),
     "watch": "--once --open --port folder",
     "sample": (
-        "--adapter --cache --compare --device --fps --guidance-scale --height --latents --model "
-        "--negative-prompt --num-frames --num-videos --offload --output --output-dir "
-        "--overwrite --prompt --prompts --seed --shift --skip-existing --steps --view --width"
+        "--adapter --adapter-high --adapter-low --cache --compare --device --fps --guidance-scale "
+        "--guidance-scale-low --height --latents --model --negative-prompt --num-frames "
+        "--num-videos --offload --output --output-dir --overwrite --prompt --prompts --seed "
+        "--shift --skip-existing --steps --view --width"
     ),
     "evaluate": (
         "--adapter --cache --checkpoints --device --fps --guidance-scale --height --model "

@@ -4,6 +4,7 @@ import errno
 import resource
 import signal
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +25,17 @@ LIMIT = 5_000
 NOISE = np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), dtype=np.uint8)
 
 
-@pytest.fixture
+@contextmanager
 def small_files():
-    """Let no file grow over LIMIT bytes."""
+    """Let no file grow over LIMIT bytes; pytest's own log may be one, so only within a test."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 def optimizer_state(path):
@@ -83,11 +86,9 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_every_writer_names_the_file_and_the_reason(
-    name, tmp_path, small_files, monkeypatch, capfd
-):
+def test_every_writer_names_the_file_and_the_reason(name, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(threading, "excepthook", cli._report_thread)  # TensorBoard's writer
-    with pytest.raises(OutputError) as refused:
+    with small_files(), pytest.raises(OutputError) as refused:
         WRITERS[name](tmp_path / name)
     assert f"{name}: File too large" in str(refused.value)
     assert "Traceback" not in capfd.readouterr().err

@@ -14,7 +14,9 @@ from wanlora.commands.cache_latents.find_encoders import Encoders
 from wanlora.config import CacheLatentsConfig
 from wanlora.errors import DeviceError
 from wanlora.processes.turns import turn
-from wanlora.wan import device, encoders
+from wanlora.training import fitting
+from wanlora.wan import encoders, host_memory, pipeline
+from wanlora.wan.host_memory import HostBytes, loading_bytes
 from wanlora.wan.variants import VARIANTS
 
 CPU = torch.device("cpu")
@@ -25,8 +27,9 @@ def local_encoders(folder: Path) -> Encoders:
 
 
 def test_a_host_with_too_little_memory_is_refused_with_both_numbers(micro_folder, monkeypatch):
-    monkeypatch.setattr(device, "free_host_memory", lambda: 7_000_000_000)
-    monkeypatch.setattr(encoders, "text_encoder_host_bytes", lambda *_, **__: 11_400_000_000)
+    monkeypatch.setattr(host_memory, "free_host_memory", lambda: 7_000_000_000)
+    needed = HostBytes(kept=11_400_000_000)
+    monkeypatch.setattr(encode_prompts, "loading_bytes", lambda *_, **__: needed)
     monkeypatch.setattr(encoders, "load_text_encoder", lambda *_, **__: pytest.fail("loaded"))
     config = CacheLatentsConfig(model="micro", text_dtype="float32")
     settings = encode_settings.of_config(config)
@@ -38,26 +41,82 @@ def test_a_cpu_holds_the_whole_model_and_the_host_of_a_gpu_a_few_tensors(micro_f
     model = UMT5EncoderModel.from_pretrained(micro_folder / "text_encoder")
     sizes = sorted((p.numel() for p in model.parameters()), reverse=True)
 
-    def host_bytes(where: str, dtype: torch.dtype) -> int:
-        return encoders.text_encoder_host_bytes(
-            micro_folder, dtype=dtype, device=torch.device(where)
-        )
+    def found(where: str, dtype: torch.dtype) -> HostBytes:
+        return loading_bytes(micro_folder / "text_encoder", dtype=dtype, device=torch.device(where))
 
-    assert host_bytes("cpu", torch.bfloat16) == 2 * sum(sizes)
-    assert host_bytes("cpu", torch.float32) == 4 * sum(sizes)
-    assert host_bytes("cuda", torch.bfloat16) == 2 * sum(sizes[:4])
+    assert found("cpu", torch.bfloat16) == HostBytes(kept=2 * sum(sizes))
+    assert found("cpu", torch.float32) == HostBytes(mapped=4 * sum(sizes))  # as in the file
+    assert found("cuda", torch.bfloat16) == HostBytes(kept=2 * sum(sizes[:4]))
 
 
-def test_a_control_groups_limit_is_what_is_free(tmp_path):
-    unlimited = device.free_host_memory(tmp_path)
+def test_weights_in_the_type_of_the_file_stay_in_the_file(micro_folder, tmp_path):
+    config = UMT5Config(vocab_size=20_000, d_model=512, d_ff=512, d_kv=64, num_heads=8)
+    model = UMT5EncoderModel(config)
+    num_bytes = sum(p.numel() * 4 for p in model.parameters())
+    model.save_pretrained(tmp_path / "text_encoder")
+    shutil.copytree(micro_folder / "tokenizer", tmp_path / "tokenizer")
+    before = host_memory.own_bytes()
+    encoder = encoders.load_text_encoder(tmp_path, dtype=torch.float32, device=CPU)
+    assert host_memory.own_bytes() - before < num_bytes / 4
+    assert torch.equal(encoder.model.shared.weight, model.shared.weight)
+
+
+def test_files_that_do_not_fit_are_a_warning_with_the_numbers(monkeypatch, caplog):
+    monkeypatch.setattr(host_memory, "free_host_memory", lambda: 7_000_000_000)
+    host_memory.require_host_memory(HostBytes(1_000_000_000, 5_000_000_000), "work")
+    assert not caplog.records
+    host_memory.require_host_memory(HostBytes(1_000_000_000, 22_700_000_000), "work", "less")
+    [text] = caplog.messages
+    for part in ("work", "22.7 GB", "6 GB", "less"):
+        assert part in text
+
+
+def test_a_pipeline_that_the_machine_cannot_hold_is_refused(micro_folder, monkeypatch):
+    monkeypatch.setattr(host_memory, "free_host_memory", lambda: 1_000)
+    monkeypatch.setattr(pipeline, "load_transformer", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(DeviceError, match=r"needs 6\.02 MB .* 1 kB are free"):
+        pipeline.load_pipeline(micro_folder, dtype=torch.bfloat16, device=CPU)
+
+
+def test_pages_of_files_do_not_raise_what_a_step_may_take(tmp_path, monkeypatch):
+    monkeypatch.setattr(fitting, "free_host_memory", lambda: 0)
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(100_000_000))
+    before = fitting.budget(CPU)
+    mapped = torch.from_file(str(file), shared=True, size=100_000_000, dtype=torch.uint8)
+    assert int(mapped.sum()) == 0  # every page is read
+    assert fitting.budget(CPU) - before < 20_000_000
+
+
+@pytest.mark.parametrize(
+    ("listed", "folder", "names"),
+    [
+        ("0::/a\n", "a", ("memory.max", "memory.current", "")),
+        (
+            "9:cpu:/a\n4:memory:/a\n0::/\n", "memory/a",
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
+        ),
+    ],
+    ids=["version 2", "version 1"],
+)  # fmt: skip
+def test_a_control_groups_limit_is_what_is_free(tmp_path, listed, folder, names):
+    groups, group = tmp_path / "cgroup", tmp_path / "root" / folder
+    group.mkdir(parents=True)
+    groups.write_text(listed)
+
+    def free() -> int:
+        return host_memory.free_host_memory(tmp_path / "root", groups)
+
+    unlimited = free()
+    limit, used, prefix = names
     for name, text in {
-        "memory.max": "3000000", "memory.current": "2500000",
-        "memory.stat": "anon 1\nactive_file 200000\ninactive_file 100000\n",
+        limit: "3000000", used: "2500000",
+        "memory.stat": f"anon 1\n{prefix}active_file 200000\n{prefix}inactive_file 100000\n",
     }.items():  # fmt: skip
-        (tmp_path / name).write_text(text)
-    assert device.free_host_memory(tmp_path) == 800_000
-    (tmp_path / "memory.max").write_text("max\n")
-    assert device.free_host_memory(tmp_path) == pytest.approx(unlimited, rel=0.5)
+        (group / name).write_text(text)
+    assert free() == 800_000
+    (group / limit).write_text("max\n")
+    assert free() == pytest.approx(unlimited, rel=0.5)
 
 
 def test_processes_of_a_machine_take_turns():

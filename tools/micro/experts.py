@@ -6,6 +6,7 @@ interruption, the same command continues: `python -m tools.micro.experts --work-
 
 import argparse
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -47,7 +48,7 @@ QUANTILES: dict[Expert, tuple[float, float]] = {
 }
 """Part of the density of pretraining (uniform, shift 3) of each expert: 30 % and 70 %."""
 
-STAGE = dit.Stage(192, 240, 16, 4e-3, 1e-3, 0.3, 0.97)
+STAGE = dit.Stage(192, 160, 24, 5e-4, 2e-4, 0.2, 0.97)
 FIRST_CLIP = max(stage.clips_per_concept for stage in dit.STAGES)
 """Seed of the first clip: pretraining has not seen it or any later one."""
 
@@ -64,6 +65,7 @@ def run(work_dir: Path, output: Path) -> None:
         checkpoint = work_dir / f"{expert}.pt"
         trained = dit.train(transformer, clips, STAGE, checkpoint, seed, QUANTILES[expert])
         models.save_rounded(trained, output / SUBFOLDERS[expert])
+        shutil.copy(folder / "transformer" / "config.json", output / SUBFOLDERS[expert])
     write_atomic(output / "README.md", card(output, measure(folder, output, work_dir)).encode())
 
 
@@ -135,6 +137,7 @@ def card(output: Path, tables: Mapping[str, Mapping[str, Table]]) -> str:
             found = mean_interval((own - base).mean(axis=1), [str(n) for n in range(len(own))])
             change = describe_change(found.mean, base.mean(), found.ci95)
             rows.append(f"| {expert} | {part} | {base.mean():.4f} | {own.mean():.4f} | {change} |")
+    num_clips = MEASURED_PER_CONCEPT * len(world.KNOWN)
     return "\n".join([
         "# micro-a14b: two experts for tests",
         "",
@@ -143,18 +146,19 @@ def card(output: Path, tables: Mapping[str, Mapping[str, Table]]) -> str:
         "Wan2.2's T2V-A14B has two. `tests.support.experts.pair_folder` adds micro's encoders.",
         "",
         "- **Made by** `make micro-experts`: on micro's own classes of clips, from seeds that its",
-        f"  pretraining has not seen; {STAGE.steps} steps of {STAGE.batch} out of",
-        f"  {STAGE.clips_per_concept} clips per class,",
-        f"  Muon {STAGE.muon_rate:g} for matrices, AdamW {STAGE.adamw_rate:g} for the rest, mean",
-        f"  of weights with decay {STAGE.ema_decay:g}; uniform sigma with shift 3, of which each",
-        "  expert gets its part. Saved as fp16.",
+        f"  pretraining has not seen; {STAGE.steps} steps of {STAGE.batch} out of "
+        f"{STAGE.clips_per_concept} clips per class, Muon",
+        f"  {STAGE.muon_rate:g} for matrices, AdamW {STAGE.adamw_rate:g} for the rest, mean of "
+        f"weights with decay {STAGE.ema_decay:g};",
+        "  uniform sigma with shift 3, of which each expert gets its part. Saved as fp16.",
         "- Licence Apache-2.0, as the code.",
         "",
         "## Measured",
         "",
-        f"Loss on {MEASURED_PER_CONCEPT * len(world.KNOWN)} clips of seeds that nothing was",
-        f"trained with, at {NUM_SIGMAS} noise levels of each range, against micro on the same",
-        "clips, noise levels and noise; with 95 % intervals over the clips.",
+        f"Loss on {num_clips} clips of seeds that nothing was trained with, at {NUM_SIGMAS} noise "
+        "levels of each",
+        "range, against micro on the same clips, noise levels and noise; with 95 % intervals over",
+        "the clips.",
         "",
         "| expert | range | loss of micro | loss of the expert | paired change |",
         "|---|---|---|---|---|",

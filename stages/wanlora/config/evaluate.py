@@ -1,20 +1,24 @@
 """Settings of `wanlora evaluate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Self
+
+from pydantic import model_validator
 
 from wanlora.config.settings import (
+    AdapterHigh,
+    AdapterLow,
     BaseDtype,
     CacheDir,
     Device,
     Guidance,
+    GuidanceLow,
     Height,
     Sampler,
     Settings,
     Steps,
     ViewName,
     Width,
-    described,
     model_setting,
     seed_setting,
     setting,
@@ -24,14 +28,14 @@ from wanlora.config.settings import (
 class EvaluateConfig(Settings):
     """Compare adapters with the base model: held-out loss, videos per activity, and a report."""
 
-    adapter: Annotated[
-        tuple[str, ...],
-        described(
-            "Run folder or adapter file, as PATH or PATH=SCALE; repeat to compare several.",
-            flag="Input and output",
-            min_length=1,
-        ),
-    ]
+    adapter: tuple[str, ...] = setting(
+        (),
+        "Run folder or adapter file, as PATH or PATH=SCALE; repeat to compare several. In a model "
+        "with two transformers, one for each expert: the header of each file names its expert.",
+        flag="Input and output",
+    )
+    adapter_high: AdapterHigh = ()
+    adapter_low: AdapterLow = ()
     checkpoints: bool = setting(
         False, "Also compare the checkpoints of each run, and its best.", flag="Input and output"
     )
@@ -75,6 +79,7 @@ class EvaluateConfig(Settings):
     width: Width = None
     steps: Steps = None
     guidance_scale: Guidance = None
+    guidance_scale_low: GuidanceLow = None
     fps: float | None = setting(
         None,
         "Frames per second of the videos.",
@@ -89,3 +94,9 @@ class EvaluateConfig(Settings):
     shown_height: int = setting(320, "Maximum height in pixels of videos in report.html.", ge=16)
     device: Device = "auto"
     dtype: BaseDtype = "auto"
+
+    @model_validator(mode="after")
+    def _has_an_adapter(self) -> Self:
+        if not (self.adapter or self.adapter_high or self.adapter_low):
+            raise ValueError("--adapter is required: the run folder or file to compare")
+        return self

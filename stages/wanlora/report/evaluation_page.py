@@ -11,6 +11,7 @@ from typing import Any
 
 from wanlora.core import units
 from wanlora.core.intervals import conclusion, describe_interval, describe_sample
+from wanlora.report import evaluation_experts as experts
 from wanlora.report.chart import COLOURS, Line, charts, line_chart
 from wanlora.report.intervals import Interval, interval_chart
 from wanlora.report.page import Raw, escape, facts, page, section, table
@@ -49,19 +50,26 @@ def evaluation_page(evaluation: Mapping[str, Any], shown: Sequence[Shown]) -> st
         shown: Videos to put into the page, by activity.
     """
     adapters = evaluation["adapters"]
-    best = next(item for item in adapters if item["name"] == evaluation["best"])
-    in_detail = adapters if len(adapters) <= FEW else [best]
-    sections = [
-        STYLE,
-        *(_verdict(item, evaluation) for item in in_detail),
-        _loss(adapters, in_detail),
-        _numbers(adapters, best["name"]),
-    ]
+    panels = experts.panels(evaluation)
+    in_detail = [item for panel in panels for item in _in_detail(panel)]
+    sections = [STYLE, *(_verdict(item, evaluation) for item in in_detail)]
+    if "answer" in evaluation:
+        sections += experts.verdicts(evaluation)
+    for panel in panels:
+        sections += [_loss(panel), _numbers(panel.adapters, panel.best)]
+    if evaluation.get("joined"):
+        sections.append(experts.joined_section(evaluation))
     if evaluation["videos"]:
         sections += [_videos(evaluation, shown), _measures(evaluation["videos"]["measures"])]
     sections += [_meaning(), _made_with(evaluation)]
     names = units.names((item["name"] for item in adapters), separator=" · ")
     return page(f"{names} against the base", sections, script=SCRIPT)
+
+
+def _in_detail(panel: experts.Panel) -> Sequence[Mapping[str, Any]]:
+    """Adapters with a verdict and intervals by activity."""
+    few = len(panel.adapters) <= FEW
+    return [item for item in panel.adapters if few or item["name"] == panel.best]
 
 
 def _verdict(item: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Raw:
@@ -78,15 +86,17 @@ def _verdict(item: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Raw:
             "higher": ("bad", f"raises the held-out loss by {change:.2f} % {reach}"),
         }.get(verdict, ("soft", f"changes the held-out loss by {change:+.2f} % {reach}: {verdict}"))
     sample = describe_sample(found["clips"], found["source_groups"])
-    sampled = f"{sample}; {len(evaluation['sigmas'])} noise levels"
+    sampled = f"{sample}; {len(found['per_sigma'])} noise levels"
+    expert = f"({experts.title(evaluation, item['expert'])}) " if "expert" in item else ""
     return Raw(
-        f'<p class="verdict {kind}"><b>{escape(item["name"])}</b> {escape(text)} '
+        f'<p class="verdict {kind}"><b>{escape(item["name"])}</b> {escape(expert + text)} '
         f'<span class="soft">{sampled}; paired with the base</span></p>'
     )
 
 
-def _loss(adapters: Sequence[Mapping[str, Any]], in_detail: Sequence[Mapping[str, Any]]) -> Raw:
+def _loss(panel: experts.Panel) -> Raw:
     """Draw intervals of every adapter, by activity for those in detail, and the curves."""
+    adapters, in_detail = panel.adapters, _in_detail(panel)
     rows = []
     for number, item in enumerate(adapters):
         found = item["validation"]
@@ -102,7 +112,7 @@ def _loss(adapters: Sequence[Mapping[str, Any]], in_detail: Sequence[Mapping[str
     title = "Loss against the base, with 95 % intervals"
     intervals = interval_chart(title, rows, x_label="change in % (left is better)", unit=" %")
     curves = charts(*_by_sigma(adapters), *_by_step(adapters))
-    return section("Held-out loss", Raw(f'<div class="intervals">{intervals}</div>'), curves)
+    return section(panel.title, Raw(f'<div class="intervals">{intervals}</div>'), curves)
 
 
 def _by_sigma(adapters: Sequence[Mapping[str, Any]]) -> list[Raw]:
@@ -192,8 +202,11 @@ def _change(found: Mapping[str, Any], *, of: str = "base") -> str:
 def _videos(evaluation: Mapping[str, Any], shown: Sequence[Shown]) -> Raw:
     total, settings = len(evaluation["videos"]["list"]), evaluation["video_settings"]
     frames, height, width = settings["size"]
+    guidance = f"{settings['guidance_scale']:g}"
+    if "guidance_scale_low" in settings:
+        guidance += f" (low-noise expert {settings['guidance_scale_low']:g})"
     parts: list[str] = [
-        f"From the same noise, {settings['steps']} steps, guidance {settings['guidance_scale']:g}, "
+        f"From the same noise, {settings['steps']} steps, guidance {guidance}, "
         f"{frames} frames of {width}×{height} px. {len(shown)} of {total} are shown here, "
         "compressed; all are files, named in evaluation.json. A real clip is the cached clip whose "
         "caption is the prompt, decoded by the same VAE.",
@@ -273,8 +286,11 @@ def _made_with(evaluation: Mapping[str, Any]) -> Raw:
                 "cache": f"{evaluation['cache']}, view {evaluation['view']}, split "
                 f"{evaluation['split']}",
                 "seed": evaluation["seed"],
-                "transformer": f"{evaluation['dtype']} on {evaluation['device']}, sha256 "
-                f"{evaluation['weights']['transformer'][:16]}",
+                **{
+                    name: f"{evaluation['dtype']} on {evaluation['device']}, sha256 {sha256[:16]}"
+                    for name, sha256 in evaluation["weights"].items()
+                    if name.startswith("transformer")
+                },
                 "clips": ", ".join(evaluation["clips"]),
                 "wanlora": evaluation["wanlora"],
             }

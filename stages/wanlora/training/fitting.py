@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import psutil
 import torch
 
 from wanlora.core import units
@@ -22,6 +21,7 @@ from wanlora.training.trial import random_batch, try_modes
 from wanlora.training.workload import GPU_RESERVE, Modes, Trial, budget_of_gpu, describe
 from wanlora.wan import attention
 from wanlora.wan.blocks import why_it_cannot_compile
+from wanlora.wan.host_memory import free_host_memory, own_bytes
 from wanlora.wan.variants import Variant
 
 CPU_SHARE = 0.5
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 def budget(device: torch.device, *, whole_card: bool = False) -> float:
     """Bytes that a step may take, including memory that this process already uses.
 
+    Mapped weights of a file are part of a machine's free memory, so they are not added to it.
+
     Args:
         device: The device.
         whole_card: All of a GPU's memory, instead of the memory that is free now.
@@ -43,8 +45,7 @@ def budget(device: torch.device, *, whole_card: bool = False) -> float:
             return budget_of_gpu(total)
         held = torch.cuda.memory_reserved(device)
         return free + held - GPU_RESERVE * total
-    held = psutil.Process().memory_info().rss
-    return held + CPU_SHARE * psutil.virtual_memory().available
+    return own_bytes() + CPU_SHARE * free_host_memory()
 
 
 def fit(

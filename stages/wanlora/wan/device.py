@@ -1,7 +1,7 @@
 """Select the device. A real model never falls back to the CPU, which would take days silently.
 
-Owns: the rule for `--device`, the list of models that are small enough for a CPU, and the free
-memory of the host. Must not know: the weights of a model.
+Owns: the rule for `--device`, and the list of models that are small enough for a CPU.
+Must not know: the weights of a model.
 """
 
 import logging
@@ -12,10 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import psutil
 import torch
 
-from wanlora.core import units
 from wanlora.core.out_of_memory import is_out_of_memory, reason_of
 from wanlora.errors import DeviceError
 from wanlora.wan.model_folder import DEMO, MICRO, local_folder
@@ -94,57 +92,8 @@ def use_deterministic_algorithms() -> None:
     torch.backends.cudnn.benchmark = False
     from torch._inductor import config as inductor  # noqa: PLC0415  (slow, and rarely needed)
 
-    if hasattr(inductor, "deterministic"):  # since torch 2.9: kernels are not selected by timing
+    if hasattr(inductor, "deterministic"):  # torch 2.9.0 has none: it selects kernels by timing
         inductor.deterministic = True
-
-
-def require_host_memory(num_bytes: int, what: str, *advice: str) -> None:
-    """Refuse work that needs more memory than this machine has free; Linux would kill it later.
-
-    Args:
-        num_bytes: Memory that the work needs.
-        what: The work, as in "loading the text encoder".
-        advice: Options that need less memory.
-
-    Raises:
-        DeviceError: Both numbers, and the options.
-    """
-    free = free_host_memory()
-    if num_bytes > free:
-        options = "; ".join((*advice, "stop other programs, or use a machine with more memory"))
-        raise DeviceError(
-            f"{what} needs {units.size(num_bytes)} of this machine's memory, and "
-            f"{units.size(free)} are free. Options: {options}"
-        )
-
-
-def free_host_memory(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of memory that this process can still use: the machine's, or its control group's.
-
-    Args:
-        root: Mount point of control groups (version 2), which limit memory in containers and SLURM.
-    """
-    free = int(psutil.virtual_memory().available)
-    try:
-        group = Path("/proc/self/cgroup").read_text().rsplit("0::/", 1)[-1].strip()
-    except OSError:
-        group = ""
-    folder = root / group
-    for each in (folder, *folder.parents):
-        if each.is_relative_to(root):
-            free = min(free, _left_in(each, free))
-    return max(0, free)
-
-
-def _left_in(group: Path, unlimited: int) -> int:
-    """Bytes left under a control group's limit; the file cache in it can be reclaimed."""
-    try:
-        limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
-        lines = (group / "memory.stat").read_text().splitlines()
-        stat = dict(line.split() for line in lines)
-    except (OSError, ValueError):  # no limit ("max"), or no such group
-        return unlimited
-    return limit - used + int(stat.get("active_file", 0)) + int(stat.get("inactive_file", 0))
 
 
 def current_in_thread(device: torch.device) -> Callable[[], None]:

@@ -9,7 +9,6 @@ Legend: b clips, c channels, t frames, f latent frames, h w height and width, l 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,7 +16,6 @@ import torch
 import transformers
 from diffusers import AutoencoderKLWan
 from jaxtyping import Float, Float32, UInt8
-from safetensors import safe_open
 from transformers import AutoTokenizer
 
 from wanlora.core.buckets import MAX_TOKENS
@@ -25,7 +23,7 @@ from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.core.prompts import clean_prompt
 from wanlora.core.text import shorten
 from wanlora.errors import MediaError, ModelError
-from wanlora.wan.weights import check_loading, hide_bars_without_terminal, weight_files
+from wanlora.wan.weights import check_loading, hide_bars_without_terminal
 
 Vae: TypeAlias = AutoencoderKLWan
 """The VAE, for annotations of code that does not import diffusers."""
@@ -37,9 +35,6 @@ CLEANING_REVISION = 1
 """Revision of `clean_prompt`, part of the text provenance; increase it with every change."""
 
 _MIN_TRANSFORMERS = (5, 3)
-
-_LOADED_TOGETHER = 4
-"""Number of tensors that transformers converts at once: its GLOBAL_WORKERS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,20 +202,6 @@ def load_text_encoder(folder: Path, *, dtype: torch.dtype, device: torch.device)
     model = model.eval().requires_grad_(requires_grad=False)
     torch.set_float32_matmul_precision("highest")
     return TextEncoder(tokenizer=load_tokenizer(folder), model=model)
-
-
-def text_encoder_host_bytes(folder: Path, *, dtype: torch.dtype, device: torch.device) -> int:
-    """Bytes of host memory that `load_text_encoder` needs, from the headers of the files.
-
-    On a CPU the whole model, otherwise the largest tensors in transfer to the device.
-    """
-    sizes: dict[str, int] = {}
-    for file in weight_files(folder / "text_encoder"):
-        with safe_open(file, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118  (not a mapping)
-                sizes[name] = prod(tensors.get_slice(name).get_shape()) * dtype.itemsize
-    together = len(sizes) if device.type == "cpu" else _LOADED_TOGETHER
-    return sum(sorted(sizes.values(), reverse=True)[:together])
 
 
 def load_tokenizer(folder: Path) -> Any:

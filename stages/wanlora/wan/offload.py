@@ -15,7 +15,7 @@ from safetensors import safe_open
 from wanlora.core import units
 from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.cost.memory import weight_bytes
-from wanlora.wan.device import require_host_memory
+from wanlora.wan.host_memory import HostBytes, require_host_memory
 from wanlora.wan.variants import Variant
 from wanlora.wan.weights import weight_files
 
@@ -28,7 +28,7 @@ _FORWARD_WIDTHS = 13
 _DECODE_BYTES = 10 * 96 * 4 * 4
 """Bytes per pixel of decoding: about ten fp32 tensors of 96 channels and the 4 frames of a latent
 frame, which the VAE decodes at a time. Not measured on a GPU."""
-_USED_SHARE = 0.95
+USED_SHARE = 0.95
 """Share of the free memory of a GPU that the pipeline may take."""
 
 
@@ -104,11 +104,11 @@ def select_offload(
     if setting != "auto":
         offload = setting
     elif device.type == "cuda":
-        free = _USED_SHARE * torch.cuda.mem_get_info(device)[0]
+        free = USED_SHARE * torch.cuda.mem_get_info(device)[0]
         offload = fitting(parts, working_bytes(variant, size, dtype), free)
     if offload != "none":
         require_host_memory(
-            int(sum(parts.values())),
+            HostBytes(kept=int(sum(parts.values()))),
             f"keeping the parts of the pipeline in main memory (--offload {offload})",
             "--offload none, if the GPU has that much free memory",
         )

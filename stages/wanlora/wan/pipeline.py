@@ -5,7 +5,7 @@ training. Legend: t frames, h w height and width.
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.core.text import shorten
 from wanlora.errors import ModelError
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_text_encoder, load_vae
+from wanlora.wan.host_memory import HostBytes, loading_bytes, require_host_memory
 from wanlora.wan.offload import Offload
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import Expert, variant_of
@@ -71,9 +72,14 @@ def load_pipeline(
 
     Raises:
         ModelError: A part cannot be loaded.
+        DeviceError: This machine has too little memory.
     """
     text_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     home = device if offload == "none" else torch.device("cpu")
+    types = {"vae": torch.float32, "text_encoder": text_dtype}
+    types |= {part.subfolder: dtype for part in variant_of(folder).transformers}
+    if offload == "none":  # otherwise `select_offload` has checked it
+        _require_memory(folder, types, device)
     transformers = {
         part.subfolder: load_transformer(folder, dtype=dtype, device=home, subfolder=part.subfolder)
         for part in variant_of(folder).transformers
@@ -95,6 +101,20 @@ def load_pipeline(
         raise ModelError(f"cannot load a WanPipeline from {folder}: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _require_memory(folder: Path, types: Mapping[str, torch.dtype], device: torch.device) -> None:
+    """Refuse a model that this machine's memory cannot hold.
+
+    Args:
+        folder: A complete model folder.
+        types: Type of each part in memory, by sub-folder.
+        device: Device that the parts are loaded to.
+    """
+    needed = HostBytes()
+    for part, dtype in types.items():
+        needed += loading_bytes(folder / part, dtype=dtype, device=device)
+    require_host_memory(needed, "loading the model")
 
 
 def prepare(

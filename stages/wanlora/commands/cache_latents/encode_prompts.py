@@ -21,7 +21,7 @@ from wanlora.core.buckets import MAX_TOKENS
 from wanlora.processes.turns import turn
 from wanlora.progress import waiting
 from wanlora.wan import encoders as wan_encoders
-from wanlora.wan.device import require_host_memory
+from wanlora.wan.host_memory import loading_bytes, require_host_memory
 
 Progress = Callable[[int, str], None]
 """Called with the number of rows done, and a note about the speed."""
@@ -93,8 +93,8 @@ def _load_text_encoder(settings: EncodeSettings, encoders: Encoders) -> wan_enco
     )  # fmt: skip
     folder, device = encoders.folder, encoders.device
     with waiting(what), turn("load"), explained:
-        num_bytes = wan_encoders.text_encoder_host_bytes(folder, dtype=dtype, device=device)
-        require_host_memory(num_bytes, what, *smaller)
+        needed = loading_bytes(folder / "text_encoder", dtype=dtype, device=device)
+        require_host_memory(needed, what, *smaller)
         loaded = wan_encoders.load_text_encoder(folder, dtype=dtype, device=device)
     encoders.require_unchanged("text_encoder")
     encoders.require_unchanged("tokenizer")

@@ -21,6 +21,7 @@ from wanlora.data.clip import TRANSFORM_REVISION
 from wanlora.errors import DeviceError, ModelError
 from wanlora.media.source import source_sha256
 from wanlora.processes.turns import turn
+from wanlora.progress import waiting
 from wanlora.store import index, storage
 from wanlora.store.schema import Kind
 from wanlora.wan import identity
@@ -104,9 +105,9 @@ def find_encoders(
     with turn("hash"):  # the first process computes the digests, the others read them
         hashes.digests.update(kept_digests())
         stamps = {part: identity.stamp(folder / part) for part in ENCODERS}
-        log.info("hashing the encoders in %s", folder)
-        latents = _hash_vae(settings, folder, device, hashes)
-        text = hash_text_encoder(settings, folder, hashes)
+        with waiting(f"hashing the encoders in {folder}"):
+            latents = _hash_vae(settings, folder, device, hashes)
+            text = hash_text_encoder(settings, folder, hashes)
         latents = as_recorded(settings.cache, "latents", folder, latents, hashes, dry_run=dry_run)
         text = as_recorded(settings.cache, "text", folder, text, hashes, dry_run=dry_run)
         hashes.keep_weights()

@@ -13,7 +13,10 @@ from wanlora.errors import RunError
 
 NOT_COMPARED = frozenset({"wanlora", "cache", "model", "best"})
 """Fields that may differ between the two; weights are compared by content."""
-FOUND = frozenset({"validation", "adapters", "videos", "video_settings"})
+FOUND = frozenset(
+    {"validation", "adapters", "videos", "video_settings", "best_by_expert", "joined", "gains",
+     "answer"}
+)  # fmt: skip
 
 
 def require_replaceable(
@@ -64,4 +67,11 @@ def _differing(old: Mapping[str, Any], question: Mapping[str, Any]) -> list[str]
     known = question.keys() | FOUND | NOT_COMPARED
     wanted = {key: question[key] for key in question.keys() - FOUND - NOT_COMPARED}
     found = {key: value for key, value in old.items() if key in wanted or key not in known}
+    if "experts" in old and "experts" in question:  # one expert may be added to the other
+        for key in ("experts", "weights"):
+            both = wanted[key].keys() & found[key].keys()
+            for fields in (found, wanted):
+                fields[key] = {name: fields[key][name] for name in both}
+        for fields in (found, wanted):
+            del fields["sigmas"]  # those of all experts; each has its own
     return difference(found, json.loads(json.dumps(wanted)))

@@ -4,7 +4,6 @@ Owns: evaluation.json and report.html. After an interruption the same command co
 videos that exist are not made again.
 """
 
-import functools
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,26 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wanlora import __version__
-from wanlora.adapters.lora import check_adapter_fits
-from wanlora.commands.evaluate import losses, videos
+from wanlora.commands.evaluate import findings, losses, videos
 from wanlora.commands.evaluate.earlier import require_replaceable
-from wanlora.commands.evaluate.measures import against_base, frames_of, measured
+from wanlora.commands.evaluate.measures import frames_of
 from wanlora.commands.evaluate.preflight import REPORT_NAME
 from wanlora.commands.evaluate.setup import Setup, open_setup
 from wanlora.commands.evaluate.subjects import BASE, Subject, subjects
+from wanlora.commands.evaluate.transformers import Transformers
 from wanlora.commands.evaluate.video_plan import Model, describe, plan, plan_clips
 from wanlora.config import EvaluateConfig
-from wanlora.core.intervals import conclusion, describe_change, describe_sample
-from wanlora.core.units import count
+from wanlora.core.units import count, names
 from wanlora.files import require_folder, write_text
 from wanlora.media import mp4
-from wanlora.progress import waiting
 from wanlora.report.evaluation_page import Shown, evaluation_page
 from wanlora.report.generated import marked
 from wanlora.store.views import View
 from wanlora.wan.attention import pinned
-from wanlora.wan.transformer import load_transformer
 
 EVALUATION_NAME = "evaluation.json"
 
@@ -51,11 +46,8 @@ class EvaluateResult:
         return 0
 
     def lines(self) -> list[str]:
-        """Format a line for each adapter, and the path of the report."""
-        lines = [
-            loss_line(item["name"], item["validation"]) for item in self.evaluation["adapters"]
-        ]
-        return [*lines, f"report: {self.report}"]
+        """Format the losses, and the path of the report."""
+        return [*findings.lines(self.evaluation), f"report: {self.report}"]
 
 
 def run(config: EvaluateConfig, view: View) -> EvaluateResult:
@@ -68,12 +60,13 @@ def run(config: EvaluateConfig, view: View) -> EvaluateResult:
     Raises:
         WanloraError: A setting, the cache, the device, the model or an adapter cannot be used.
     """
-    compared = subjects(config.adapter, checkpoints=config.checkpoints)
-    setup = open_setup(config, view)
+    setup, experts = open_setup(config, view)
+    words = (*config.adapter, *config.adapter_high, *config.adapter_low)
+    compared = subjects(words, experts, checkpoints=config.checkpoints)
     output_dir = config.output_dir
     has_videos = require_replaceable(
         output_dir / EVALUATION_NAME,
-        _question(setup),
+        findings.question(setup),
         [(item.scaled.sha256, item.scaled.scale) for item in compared],
     )
     base_dir = config.base_videos or output_dir.absolute().parent / "base-videos"
@@ -81,24 +74,23 @@ def run(config: EvaluateConfig, view: View) -> EvaluateResult:
     if setup.num_videos:
         require_folder(base_dir, flag="--set base_videos")
         logger.info("%s", describe(setup, models))
-    logger.info(
-        "to compare: %s with the base model, on %s at %s", count(len(compared), "adapter"),
-        count(len(setup.panel.clips), "held-out clip"),
-        count(len(setup.panel.sigmas), "noise level"),
-    )  # fmt: skip
+    _log_plan(setup, compared)
     output_dir.mkdir(parents=True, exist_ok=True)
-    load = functools.cache(lambda: _load(setup, compared))
+    transformers = Transformers(setup, compared)
     with pinned("auto", setup.device):  # the kernel that training takes: its losses, and its speed
-        found = _evaluation(setup, compared, *losses.tables(setup, compared, output_dir, load))
+        tables = [
+            losses.tables(setup, item, compared, output_dir, transformers) for item in setup.ranges
+        ]
+        found = findings.evaluation(setup, compared, tables)
         if not has_videos:
             _write(output_dir, found, [])  # hours before the videos exist
         if setup.num_videos:
-            for item in found["adapters"]:
-                logger.info("%s", loss_line(item["name"], item["validation"]))
-            videos.make(setup, models, load)
+            for line in findings.lines(found):
+                logger.info("%s", line)
+            videos.make(setup, models, transformers)
     if setup.num_videos:
         compared_videos = _with_clips(setup, models, output_dir)
-        found = _with_videos(found, compared_videos)
+        found = findings.with_videos(found, compared_videos)
         shown = _shown(
             compared_videos, per_activity=config.shown_per_activity, at_most=config.html_clips,
             height=config.shown_height,
@@ -115,101 +107,19 @@ def _with_clips(setup: Setup, models: Sequence[Model], output_dir: Path) -> dict
     return {model.name: model for model in ([clips, *models] if clips else models)}
 
 
-def _load(setup: Setup, compared: Sequence[Subject]) -> Any:
-    """Load the transformer, and check that every adapter fits it before hours of work."""
-    with waiting(f"loading the transformer in {setup.folder}"):
-        transformer = load_transformer(setup.folder, dtype=setup.dtype, device=setup.device)
-    for item in compared:
-        check_adapter_fits(item.scaled.adapter, transformer)
-    return transformer
-
-
-def loss_line(name: str, validation: Mapping[str, Any]) -> str:
-    """Format an adapter's loss and its difference from the base's."""
-    base, interval = validation["base"], validation["ci95"]
-    change = describe_change(validation["paired_difference"], base, interval)
-    sample = describe_sample(validation["clips"], validation["source_groups"])
-    line = f"{name}: held-out loss {validation['adapter']:.4f}, base {base:.4f} ({change}"
-    if interval is None:
-        return f"{line}; {sample})"
-    return f"{line}: {conclusion(interval, validation['source_groups'])}; {sample})"
-
-
-def _evaluation(
-    setup: Setup, compared: Sequence[Subject], base: losses.Table, others: Sequence[losses.Table]
-) -> dict[str, Any]:
-    """Build the content of evaluation.json without videos.
-
-    Args:
-        setup: Values that are the same for all models.
-        compared: The adapters.
-        base: Losses of the base model.
-        others: Losses of each adapter.
-    """
-    found = [losses.compare(setup.panel, table, base, name="base") for table in others]
-    best = min(range(len(others)), key=lambda index: float(found[index]["adapter"]))
-    adapters = [
-        {
-            "name": item.name,
-            "run": item.run,
-            **item.scaled.record,
-            "step": item.step,
-            "validation": validation,
-            "against_best": losses.compare(setup.panel, table, others[best], name="best"),
-        }
-        for item, table, validation in zip(compared, others, found, strict=True)
-    ]
-    return {
-        **_question(setup),
-        "best": compared[best].name,
-        "validation": adapters[0]["validation"],
-        "adapters": adapters,
-        "videos": None,
-    }
-
-
-def _question(setup: Setup) -> dict[str, Any]:
-    """Fields of evaluation.json that are known before anything is measured."""
-    return {
-        "wanlora": __version__,
-        "model": setup.model,
-        "cache": str(setup.cache),
-        "view": setup.view.name,
-        "seed": setup.source.seed,
-        **setup.facts,
-        "split": setup.panel.name,
-        "clips": [clip.clip_id for clip in setup.panel.clips],
-        "sigmas": list(setup.panel.sigmas),
-        "video_settings": {
-            "size": list(setup.bucket),
-            "steps": setup.steps,
-            "guidance_scale": setup.guidance_scale,
-            "shift": setup.source.shift,
-            "fps": setup.fps,
-            "videos_per_activity": setup.num_videos,
-        },
-    }
-
-
-def _with_videos(found: dict[str, Any], models: Mapping[str, Model]) -> dict[str, Any]:
-    """Add the measures of the videos and the path of each video."""
-    base = models[BASE]
-    listed = [
-        {
-            "activity": video.activity,
-            "prompt": video.prompt,
-            "seed": video.seed,
-            "files": {name: str(model.videos[number].path) for name, model in models.items()},
-        }
-        for number, video in enumerate(base.videos)
-    ]
-    measures = {
-        "per_activity": {name: measured(model) for name, model in models.items()},
-        "against_base": {
-            name: against_base(model, base) for name, model in models.items() if model.subject
-        },
-    }
-    return found | {"videos": {"measures": measures, "list": listed}}
+def _log_plan(setup: Setup, compared: Sequence[Subject]) -> None:
+    """Log the number of adapters, clips and noise levels, and the range of each expert."""
+    logger.info(
+        "to compare: %s with the base model, on %s at %s", count(len(compared), "adapter"),
+        count(len(setup.clips), "held-out clip"), count(len(setup.sigmas), "noise level"),
+    )  # fmt: skip
+    if not setup.is_pair:
+        return
+    for item in setup.ranges:
+        own = [subject.name for subject in compared if subject.expert == item.part.expert]
+        logger.info("%s: %s", item.name, names(own))
+    if len(setup.ranges) == 1:
+        logger.info("the other expert has no adapter: it is the base model's")
 
 
 def _shown(

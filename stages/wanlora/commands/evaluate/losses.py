@@ -6,7 +6,7 @@ training's validation.
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from jaxtyping import Float
 
 from wanlora import progress
 from wanlora.adapters.attach import attach, detach
-from wanlora.commands.evaluate.setup import Setup
+from wanlora.commands.evaluate.setup import Range, Setup
 from wanlora.commands.evaluate.subjects import Subject
+from wanlora.commands.evaluate.transformers import Transformers
 from wanlora.core.fingerprint import fingerprint
 from wanlora.errors import RunError
 from wanlora.files import write_json
@@ -29,15 +30,22 @@ Table = Float[np.ndarray, "n q"]
 
 
 def tables(
-    setup: Setup, subjects: Sequence[Subject], folder: Path, load: Callable[[], Any]
+    setup: Setup,
+    item: Range,
+    subjects: Sequence[Subject],
+    folder: Path,
+    transformers: Transformers,
 ) -> tuple[Table, list[Table]]:
-    """Losses of the base and of each subject; those in `losses.json` are not measured again.
+    """Losses of the base and of each adapter of a transformer, on its range.
+
+    Those in `losses.json` are not measured again. Only this transformer is in memory.
 
     Args:
         setup: Values that are the same for all models.
-        subjects: The adapters.
+        item: The transformer with its range.
+        subjects: All adapters; those of other transformers are left out.
         folder: Folder with `losses.json`.
-        load: Returns the transformer without adapters; called only if a table is missing.
+        transformers: Loads the transformer, if a table is missing.
 
     Raises:
         NonFiniteError: A loss is NaN or infinite.
@@ -45,36 +53,28 @@ def tables(
     """
     path = folder / TABLES_NAME
     known = _read(path)
-    models: list[Subject | None] = [None, *subjects]
-    keys = [_key(setup, item) for item in models]
-    todo = {key: item for key, item in zip(keys, models, strict=True) if key not in known}
+    own = [subject for subject in subjects if subject.expert == item.part.expert]
+    models: list[Subject | None] = [None, *own]
+    keys = [_key(setup, item, model) for model in models]
+    todo = {key: model for key, model in zip(keys, models, strict=True) if key not in known}
     if todo:
-        _measure_all(setup, todo, load(), known, path)
+        transformer = transformers.only(item.part)
+        label = f"losses, {item.part.expert}" if item.part.expert else "losses"
+        with progress.bar(total=len(todo), description=label, unit="model") as bar:
+            for key, subject in todo.items():
+                progress.show_figures(bar, subject.name if subject else "base")
+                known[key] = _measure(setup, item, subject, transformer).tolist()
+                write_json(path, known)
+                bar.update()
     base, *others = (np.array(known[key]) for key in keys)
     return base, others
 
 
-def _measure_all(
-    setup: Setup,
-    todo: Mapping[str, Subject | None],
-    transformer: Any,
-    known: dict[str, Any],
-    path: Path,
-) -> None:
-    """Add the missing tables to the known ones, and write each as soon as it is measured."""
-    with progress.bar(total=len(todo), description="losses", unit="model") as bar:
-        for key, item in todo.items():
-            progress.show_figures(bar, item.name if item else "base")
-            known[key] = _measure(setup, item, transformer).tolist()
-            write_json(path, known)
-            bar.update()
-
-
-def _key(setup: Setup, subject: Subject | None) -> str:
+def _key(setup: Setup, item: Range, subject: Subject | None) -> str:
     """Fingerprint of a table: of the clips, the sigmas, the noise and the weights."""
     adapter = [subject.scaled.sha256, subject.scaled.scale] if subject else None
-    facts = {**setup.facts, "weights": setup.weights["transformer"]}
-    return fingerprint([setup.panel.key(setup.source, facts), adapter])
+    facts = {**setup.facts, "weights": setup.weights[item.part.subfolder]}
+    return fingerprint([item.panel.key(item.source, facts), adapter])
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -92,15 +92,15 @@ def _read(path: Path) -> dict[str, Any]:
     return known
 
 
-def _measure(setup: Setup, subject: Subject | None, transformer: Any) -> Table:
-    """Measure the panel with a subject's adapter, or without any."""
+def _measure(setup: Setup, item: Range, subject: Subject | None, transformer: Any) -> Table:
+    """Measure a panel with a subject's adapter, or without any."""
     if subject:
         attach(transformer, [subject.scaled])
-    table = losses(setup.panel, transformer, setup.source, device=setup.device, dtype=setup.dtype)
+    table = losses(item.panel, transformer, item.source, device=setup.device, dtype=setup.dtype)
     if subject:
         detach(transformer)
     model = str(subject.scaled.adapter.path) if subject else setup.model
-    require_finite(setup.panel, table, model)
+    require_finite(item.panel, table, model)
     return table
 
 

@@ -7,17 +7,18 @@ import torch or diffusers.
 import shlex
 from collections.abc import Sequence
 
-from wanlora.adapters.header import read_header, split_scale
+from wanlora.adapters.routing import GivenAdapter, read_given, route
 from wanlora.config import EvaluateConfig
+from wanlora.core import units
 from wanlora.core.buckets import Bucket, problem_with, usual
 from wanlora.core.location import Location
-from wanlora.errors import ConfigError
+from wanlora.errors import AdapterError, ConfigError
 from wanlora.files import require_folder
 from wanlora.report.generated import require_own_page
 from wanlora.store.views import View, ViewClip, no_such_split, read_view
 from wanlora.training.cached_clips import check_encodings
 from wanlora.wan.model_folder import resolve_here
-from wanlora.wan.variants import Variant, variant_of
+from wanlora.wan.variants import Expert, Variant, variant_of
 
 REPORT_NAME = "report.html"
 
@@ -35,17 +36,53 @@ def check(config: EvaluateConfig) -> View:
     """
     require_folder(config.output_dir, flag="--output-dir")
     require_own_page(config.output_dir / REPORT_NAME, "evaluate", flag="--output-dir")
-    for text in config.adapter:
-        read_header(split_scale(text)[0])
+    given = given_adapters(config)
     view = read_view(config.cache, config.view)
     video_size(
         held_out_clips(view, config.split),
         num_frames=config.num_frames, height=config.height, width=config.width,
     )  # fmt: skip
     model = config.model or view.model
-    if folder := resolve_here(model, parts_of_model(videos=config.videos_per_activity > 0)):
-        check_model(view, variant_of(folder), cache=config.cache, model=model)
+    if folder := resolve_here(model, ()):
+        variant = variant_of(folder, any_expert(given))
+        check_model(view, variant, cache=config.cache, model=model)
+        experts = experts_of(given, variant, model=model)
+        resolve_here(model, parts_of_model(variant, experts, videos=config.videos_per_activity > 0))
     return view
+
+
+def given_adapters(config: EvaluateConfig) -> list[GivenAdapter]:
+    """Read the headers of the adapters to compare. Raises as `read_given`."""
+    return read_given(config.adapter, high=config.adapter_high, low=config.adapter_low)
+
+
+def any_expert(given: Sequence[GivenAdapter]) -> Expert | None:
+    """Expert that one of the adapters is for; None if they are for a model with one transformer."""
+    return next((expert for item in given if (expert := item.header.expert or item.expert)), None)
+
+
+def experts_of(
+    given: Sequence[GivenAdapter], variant: Variant, *, model: str
+) -> list[Expert | None]:
+    """Select the expert of each adapter; None for each in a model with one transformer.
+
+    Args:
+        given: Adapters of the command line.
+        variant: Variant of the model.
+        model: The `--model` value, for messages.
+
+    Raises:
+        AdapterError: See `route`; or an expert has two adapters, which `evaluate` does not join.
+    """
+    for part in variant.transformers if variant.boundary is not None else ():
+        same = [item.text for item in given if (item.header.expert or item.expert) == part.expert]
+        if len(same) > 1:
+            raise AdapterError(
+                f"{len(same)} adapters are for the {part.expert}-noise expert of {model}: "
+                f"{units.names(same)}; expected one for each expert. Compare the others in an "
+                "evaluation of their own, with another --output-dir"
+            )
+    return route(given, variant, model=model)
 
 
 def held_out_clips(view: View, split: str) -> tuple[ViewClip, ...]:
@@ -60,9 +97,18 @@ def held_out_clips(view: View, split: str) -> tuple[ViewClip, ...]:
     return held_out
 
 
-def parts_of_model(*, videos: bool) -> list[str]:
-    """Sub-folders of the model that are needed, with or without videos."""
-    return ["transformer", "vae"] if videos else ["transformer"]
+def parts_of_model(
+    variant: Variant, experts: Sequence[Expert | None], *, videos: bool
+) -> list[str]:
+    """Sub-folders of the model that are needed.
+
+    Args:
+        variant: Variant of the model.
+        experts: Experts that are compared. Videos need all transformers.
+        videos: True if videos are made.
+    """
+    parts = [part.subfolder for part in variant.transformers if videos or part.expert in experts]
+    return [*parts, "vae"] if videos else parts
 
 
 def check_model(view: View, variant: Variant, *, cache: Location, model: str) -> None:

@@ -1,6 +1,6 @@
 """Shared values of an evaluation: clips, sigmas, noise, prompts, sizes and base weights.
 
-Owns: the checks before a model is loaded.
+Owns: the checks before a model is loaded, and the range of noise levels of each transformer.
 """
 
 from collections.abc import Mapping
@@ -16,14 +16,37 @@ from wanlora.core.buckets import Bucket
 from wanlora.core.location import Location
 from wanlora.store.captions import captions
 from wanlora.store.reader import StoreReader
-from wanlora.store.views import View, frame_rate
+from wanlora.store.views import View, ViewClip, frame_rate
+from wanlora.training import flow
 from wanlora.training.batches import BatchSource
 from wanlora.training.source import make_source
 from wanlora.training.validation import Panel, make_panel
 from wanlora.wan.device import base_dtype, select_device, warn_of_toy
-from wanlora.wan.model_folder import resolve
-from wanlora.wan.variants import Variant, variant_of
+from wanlora.wan.model_folder import resolve, resolve_configs
+from wanlora.wan.variants import Expert, TransformerPart, Variant, describe_range, variant_of
 from wanlora.wan.weights import weights_sha256
+
+
+@dataclass(frozen=True)
+class Range:
+    """Noise levels that one transformer is for, and what its losses are measured on.
+
+    Attributes:
+        part: The transformer.
+        share: Probability of the range under the training density; 1 with one transformer.
+        source: Latents and prompt embeddings of the held-out clips, and noise levels of the range.
+        panel: Clips and noise levels of the losses; the clips are the same for both experts.
+    """
+
+    part: TransformerPart
+    share: float
+    source: BatchSource
+    panel: Panel
+
+    @property
+    def name(self) -> str:
+        """Expert and range, for messages."""
+        return f"{self.part.expert}-noise expert, {describe_range(self.part.sigmas)}"
 
 
 @dataclass(frozen=True)
@@ -33,26 +56,26 @@ class Setup:
     Attributes:
         cache: The cache.
         view: Its view.
-        source: Latents and prompt embeddings of the held-out clips.
-        panel: Clips and sigmas of the losses.
+        split: Split of the clips and captions.
+        ranges: Range of each transformer that has an adapter, highest noise first.
         prompts: Captions of each activity: text to key.
         model: The `--model` value.
         folder: Folder with the model's weights.
         variant: Variant of the model.
         weights: Hex sha256 of each part of the model that is used.
         device: Device to compute on.
-        dtype: Type of the transformer.
+        dtype: Type of the transformers.
         num_videos: Videos of each activity by each model; 0 = only losses.
         bucket: Size of the videos.
         fps: Frames per second of the videos.
         steps: Denoising steps.
-        guidance_scale: Classifier-free guidance.
+        guidance_scales: Classifier-free guidance of each transformer, in the order of the variant.
     """
 
     cache: Location
     view: View
-    source: BatchSource
-    panel: Panel
+    split: str
+    ranges: tuple[Range, ...]
     prompts: Mapping[str, Mapping[str, str]]
     model: str
     folder: Path
@@ -64,7 +87,27 @@ class Setup:
     bucket: Bucket
     fps: float
     steps: int
-    guidance_scale: float
+    guidance_scales: tuple[float, ...]
+
+    @property
+    def is_pair(self) -> bool:
+        """Return True for a model with two transformers."""
+        return self.variant.boundary is not None
+
+    @property
+    def source(self) -> BatchSource:
+        """Latents and prompt embeddings; its noise levels are those of the first range."""
+        return self.ranges[0].source
+
+    @property
+    def clips(self) -> tuple[ViewClip, ...]:
+        """Held-out clips of the losses."""
+        return self.ranges[0].panel.clips
+
+    @property
+    def sigmas(self) -> list[float]:
+        """Noise levels of all losses, rising."""
+        return sorted(sigma for item in self.ranges for sigma in item.panel.sigmas)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -78,12 +121,15 @@ class Setup:
         }
 
 
-def open_setup(config: EvaluateConfig, view: View) -> Setup:
+def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert | None]]:
     """Run all checks that need no loaded model, and open the cache.
 
     Args:
         config: The settings.
         view: The cache's view, from `preflight.check`.
+
+    Returns:
+        The values, and the expert of each adapter of the command line.
 
     Raises:
         WanloraError: There is no such view, split, device, model or size, or they do not fit.
@@ -92,25 +138,22 @@ def open_setup(config: EvaluateConfig, view: View) -> Setup:
     model = config.model or view.model
     device = select_device(config.device, model)
     warn_of_toy(model)
-    parts = preflight.parts_of_model(videos=config.videos_per_activity > 0)
-    folder = resolve(model, parts)
-    variant = variant_of(folder)
+    given = preflight.given_adapters(config)
+    variant = variant_of(resolve_configs(model), preflight.any_expert(given))
     preflight.check_model(view, variant, cache=config.cache, model=model)
+    experts = preflight.experts_of(given, variant, model=model)
+    parts = preflight.parts_of_model(variant, experts, videos=config.videos_per_activity > 0)
+    folder = resolve(model, parts)
     reader = StoreReader.of_view(config.cache, view)
-    source = make_source(
-        view, reader, held_out, variant,
-        seed=config.seed, sampler=config.sampler, shift=config.shift,
-    )  # fmt: skip
-    panel = make_panel(
-        config.split, held_out, source, num_clips=config.num_clips, num_sigmas=config.num_sigmas
-    )
-    assert panel
-    guidance = config.guidance_scale
-    return Setup(
+    setup = Setup(
         cache=config.cache,
         view=view,
-        source=source,
-        panel=panel,
+        split=config.split,
+        ranges=tuple(
+            _range(config, view, reader, variant, part)
+            for part in variant.transformers
+            if part.expert in experts
+        ),
         prompts=captions(reader, view, config.split),
         model=model,
         folder=folder,
@@ -127,5 +170,33 @@ def open_setup(config: EvaluateConfig, view: View) -> Setup:
         ),
         fps=config.fps or frame_rate(held_out),
         steps=config.steps or variant.defaults.steps,
-        guidance_scale=variant.part(None).guidance_scale if guidance is None else guidance,
+        guidance_scales=_guidance(config, variant),
+    )
+    return setup, experts
+
+
+def _range(
+    config: EvaluateConfig, view: View, reader: StoreReader, variant: Variant, part: TransformerPart
+) -> Range:
+    """Choose the clips and noise levels of a transformer's losses."""
+    held_out = preflight.held_out_clips(view, config.split)
+    source = make_source(
+        view, reader, held_out, variant,
+        seed=config.seed, sampler=config.sampler, shift=config.shift, sigmas=part.sigmas,
+    )  # fmt: skip
+    panel = make_panel(
+        config.split, held_out, source, num_clips=config.num_clips, num_sigmas=config.num_sigmas
+    )
+    assert panel
+    share = flow.share_of(part.sigmas, sampler=source.sampler, shift=source.shift)
+    return Range(part, share, source, panel)
+
+
+def _guidance(config: EvaluateConfig, variant: Variant) -> tuple[float, ...]:
+    """Guidance of each transformer: as set, else the variant's."""
+    high, low = config.guidance_scale, config.guidance_scale_low
+    given = (high, high if low is None else low)
+    return tuple(
+        part.guidance_scale if scale is None else scale
+        for part, scale in zip(variant.transformers, given, strict=False)
     )

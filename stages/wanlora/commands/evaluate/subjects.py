@@ -10,6 +10,7 @@ from pathlib import Path
 from wanlora.adapters.attach import ScaledAdapter, scaled
 from wanlora.adapters.header import split_scale
 from wanlora.runs import run_folder
+from wanlora.wan.variants import Expert
 
 BASE = "base"
 REAL = "real clip"
@@ -24,11 +25,16 @@ class Subject:
         name: Name in the report.
         run: Name that all checkpoints of its run share.
         scaled: Its file and scale.
+        expert: Transformer that it is for; None in a model with one.
+        named: True if the command line names this file or its folder; False for another checkpoint
+            of the same run.
     """
 
     name: str
     run: str
     scaled: ScaledAdapter
+    expert: Expert | None = None
+    named: bool = True
 
     @property
     def step(self) -> int | None:
@@ -37,23 +43,33 @@ class Subject:
         return int(text) if text.isdecimal() else None
 
 
-def subjects(words: Sequence[str], *, checkpoints: bool) -> list[Subject]:
+def subjects(
+    words: Sequence[str], experts: Sequence[Expert | None], *, checkpoints: bool
+) -> list[Subject]:
     """Read every adapter, in the order given; checkpoints by step.
 
     A run's newest checkpoint is the adapter at its root, and its best is often one of the others:
     equal files are compared once. An adapter named twice stays twice.
 
+    Args:
+        words: Values of the flags: PATH or PATH=SCALE.
+        experts: Transformer that each is for, from `routing.route`.
+        checkpoints: Also read the other checkpoints of each run.
+
     Raises:
         AdapterError: One cannot be read.
     """
     found: list[Subject] = []
-    for word in words:
+    for word, expert in zip(words, experts, strict=True):
         path, scale = split_scale(word)
+        items = {
+            place: scaled(place, scale) for place in (_places(path) if checkpoints else [path])
+        }
         seen = set()
-        for place in _places(path) if checkpoints else [path]:
-            item = scaled(place, scale)
+        for place, item in items.items():
             if item.sha256 not in seen:
-                found.append(Subject(_name(place, scale), _name(path, scale), item))
+                named = item.sha256 == items[path].sha256
+                found.append(Subject(_name(place, scale), _name(path, scale), item, expert, named))
                 seen.add(item.sha256)
     return _distinct(found)
 

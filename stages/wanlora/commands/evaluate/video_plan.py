@@ -45,13 +45,13 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """The base, or the base with a subject's adapter, and its videos.
+    """The base, or the base with an adapter in a transformer or in each, and its videos.
 
     The real clips count as one more model: the ideal result.
     """
 
     name: str
-    subject: Subject | None
+    subjects: tuple[Subject, ...]
     videos: tuple[Video, ...]
 
     @property
@@ -66,6 +66,8 @@ def plan(
 ) -> list[Model]:
     """Plan the videos of each activity by each model, the base first.
 
+    In a model with two transformers, the adapters that the command line names are one model.
+
     Args:
         setup: Values that are the same for all models.
         subjects: The adapters.
@@ -74,19 +76,23 @@ def plan(
     """
     assigned = _assigned(setup)
 
-    def of(name: str, subject: Subject | None, folder: Path) -> Model:
+    def of(name: str, own: tuple[Subject, ...], folder: Path) -> Model:
         videos = []
         for item in assigned:
             key = setup.prompts[item.activity][item.prompt]
-            facts = _facts(setup, subject, key, item.seed)
+            facts = _facts(setup, own, key, item.seed)
             place = folder / slug(item.activity or "all")
             file = f"{slug(item.prompt)}-seed{item.seed}-{fingerprint(facts)[:12]}.mp4"
             videos.append(Video(item.activity, item.prompt, key, item.seed, place / file, facts))
-        return Model(name, subject, tuple(videos))
+        return Model(name, own, tuple(videos))
 
+    models: dict[str, tuple[Subject, ...]] = {item.name: (item,) for item in subjects}
+    if setup.is_pair:
+        together = tuple(item for item in subjects if item.named)
+        models = {" and ".join(item.name for item in together): together}
     folder = output_dir / "videos"
-    adapted = [of(item.name, item, folder / slug(item.name)) for item in subjects]
-    return [of(BASE, None, base_dir), *adapted]
+    adapted = [of(name, own, folder / slug(name)) for name, own in models.items()]
+    return [of(BASE, (), base_dir), *adapted]
 
 
 def plan_clips(setup: Setup, *, output_dir: Path) -> Model | None:
@@ -95,7 +101,7 @@ def plan_clips(setup: Setup, *, output_dir: Path) -> Model | None:
     None if a clip has another size than the videos: they could not be compared.
     """
     by_caption: dict[tuple[str, str], ViewClip] = {}
-    for clip in sorted(setup.view.clips, key=lambda clip: clip.split != setup.panel.name):
+    for clip in sorted(setup.view.clips, key=lambda clip: clip.split != setup.split):
         for key in clip.prompts:  # of two clips with one caption, the held-out one
             by_caption.setdefault((clip.activity, key), clip)
     videos = []
@@ -111,7 +117,7 @@ def plan_clips(setup: Setup, *, output_dir: Path) -> Model | None:
         videos.append(
             Video(item.activity, item.prompt, key, item.seed, place / file, facts, clip=clip)
         )
-    return Model(REAL, None, tuple(videos))
+    return Model(REAL, (), tuple(videos))
 
 
 def _assigned(setup: Setup) -> list[PromptAssignment]:
@@ -119,26 +125,30 @@ def _assigned(setup: Setup) -> list[PromptAssignment]:
     return assign_prompts(prompts, setup.num_videos, seed=setup.source.seed)
 
 
-def _facts(setup: Setup, subject: Subject | None, prompt_key: str, seed: int) -> dict[str, Any]:
-    scaled = subject.scaled if subject else None
-    return {
+def _facts(
+    setup: Setup, subjects: tuple[Subject, ...], prompt_key: str, seed: int
+) -> dict[str, Any]:
+    files = {item.expert: [item.scaled.sha256, item.scaled.scale] for item in subjects}
+    guided = passes(setup) > 1
+    facts = {
         **setup.facts,
-        "adapter": [scaled.sha256, scaled.scale] if scaled else None,
+        "adapter": files if setup.is_pair else files.get(None),
         "prompt_key": prompt_key,
-        "negative_prompt_key": setup.view.negative_prompt if setup.guidance_scale > 1 else None,
+        "negative_prompt_key": setup.view.negative_prompt if guided else None,
         "seed": seed,
         "size": list(setup.bucket),
         "steps": setup.steps,
-        "guidance_scale": setup.guidance_scale,
+        "guidance_scale": setup.guidance_scales[0],
         "shift": setup.source.shift,
         "fps": setup.fps,
     }
+    return {**facts, "guidance_scale_low": setup.guidance_scales[1]} if setup.is_pair else facts
 
 
 def describe(setup: Setup, models: Sequence[Model]) -> str:
     """Format the number of videos to make, and their FLOPs."""
     todo = [(model, len(model.missing)) for model in models]
-    flops = sum(number * video_flops(setup, model.subject) for model, number in todo)
+    flops = sum(number * video_flops(setup, model.subjects) for model, number in todo)
     number = sum(number for _, number in todo)
     total = sum(len(model.videos) for model in models)
     return (
@@ -150,12 +160,19 @@ def describe(setup: Setup, models: Sequence[Model]) -> str:
 
 def passes(setup: Setup) -> int:
     """Forward passes of a denoising step: with guidance, two."""
-    return 2 if setup.guidance_scale > 1 else 1
+    return 2 if setup.guidance_scales[0] > 1 else 1
 
 
-def video_flops(setup: Setup, subject: Subject | None) -> float:
-    """FLOPs of one video's forward passes; the VAE is not counted."""
-    tensors = subject.scaled.adapter.tensors if subject else {}
+def video_flops(setup: Setup, subjects: Sequence[Subject]) -> float:
+    """FLOPs of one video's forward passes; the VAE is not counted.
+
+    Args:
+        setup: Values that are the same for all models.
+        subjects: Adapters of the model. With two transformers, every step counts the larger one.
+    """
+    tensors = {
+        name: tensor for item in subjects for name, tensor in item.scaled.adapter.tensors.items()
+    }
     ranks = [len(tensor) for name, tensor in tensors.items() if name.endswith("lora_A.weight")]
     counted = step_flops(
         setup.variant.shape,

@@ -23,6 +23,7 @@ from wanlora.commands.export.preflight import MERGED_RECORD, Source, base_of, ch
 from wanlora.config import ExportConfig
 from wanlora.errors import AdapterError, NonFiniteError, OutputError
 from wanlora.files import publish, publish_folder, staging, write_json
+from wanlora.progress import waiting
 from wanlora.wan.model_folder import public_name, resolve_pipeline
 from wanlora.wan.weights import file_sha256
 
@@ -77,10 +78,11 @@ def run(config: ExportConfig, sources: Sequence[Source]) -> ExportResult | Expor
         WanloraError: An adapter cannot be converted or merged, or the written files do not read
             back as the originals.
     """
-    if config.format == "merged":
-        made = merge(sources, model=base_of(config.model, sources), dtype=config.dtype)
-    else:
-        made = convert(sources, to_format=config.format, dtype=config.dtype)
+    with waiting(f"writing {config.output}, and reading it back"):
+        if config.format == "merged":
+            made = merge(sources, model=base_of(config.model, sources), dtype=config.dtype)
+        else:
+            made = convert(sources, to_format=config.format, dtype=config.dtype)
     return made[0] if len(made) == 1 else ExportPair(made)
 
 

@@ -16,6 +16,7 @@ from wanlora.errors import MediaError, StoreError
 from wanlora.files import free_path
 from wanlora.media import mp4
 from wanlora.media.quality import psnr
+from wanlora.progress import waiting
 from wanlora.store.row_reader import RowReader
 from wanlora.store.schema import Kind
 from wanlora.store.views import View, ViewClip
@@ -84,8 +85,9 @@ def _decode(
     place = device.select_device(device_name, view.model)
     folder = model_folder.resolve(view.model, ["vae"])
     dtype = getattr(torch, view.latents_provenance["compute_dtype"])
-    vae = encoders.load_vae(folder, dtype=dtype, device=place, tf32=False)
-    decoded = encoders.decode_latents(vae, latents)[0].cpu().numpy()
+    with waiting(f"decoding {clip.clip_id} on {place}"):
+        vae = encoders.load_vae(folder, dtype=dtype, device=place, tf32=False)
+        decoded = encoders.decode_latents(vae, latents)[0].cpu().numpy()
     record = reader.source(reader.rows[clip.key])
     source = _source(record)
     quality = None
