@@ -51,20 +51,17 @@ def test_a_job_that_is_done_trains_nothing_again_and_a_longer_one_continues(cach
     assert (continued[0]["result"]["resumed_from"], continued[0]["result"]["steps"]) == (1, 2)
 
 
-def test_a_job_trains_an_expert_and_uses_its_adapter(cache_fp16, home):
+def test_a_job_trains_an_expert(cache_fp16, home):
     (home / "job.toml").write_text(
         f'[train]\ncache = "{cache_fp16}"\nmodel = "{pair_folder(home / "pair")}"\n'
         'expert = "high"\nmax_steps = 1\ndevice = "cpu"\ntrackers = []\n'
         "[train.lora]\nrank = 2\n[train.validation]\nevery = 0\n"
-        '[sample]\nprompt = ["a person clapping"]\nsteps = 2\ndevice = "cpu"\n'
     )
-    first = json.loads(cli.run("run", "job.toml", "--json", cwd=home).stdout)["stages"]
-    assert [stage["state"] for stage in first] == ["done", "done"]
-    assert "--expert high" in first[0]["command"]
+    [stage] = json.loads(cli.run("run", "job.toml", "--json", cwd=home).stdout)["stages"]
+    assert stage["state"] == "done"
+    assert "--expert high" in stage["command"]
     [summary] = json.loads(cli.run("watch", "outputs", "--json", cwd=home).stdout)["runs"]
     assert summary["expert"] == "high"
-    again = json.loads(cli.run("run", "job.toml", "--json", cwd=home).stdout)["stages"]
-    assert again[0]["state"] == "skipped"
 
 
 @pytest.mark.slow
