@@ -35,8 +35,7 @@ Sizes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 def write_tensors(file: Path, sizes: Sizes, tensor_of: Callable[[str], Tensor]) -> int:
     """Write a file; only one tensor is in memory at a time.
 
-    The order is that of safetensors' own writer: by descending size of a value, then by name, so
-    that every tensor is aligned.
+    Tensors are in the order of the size of their values, descending, so that each is aligned.
 
     Args:
         file: File to write.
