@@ -109,16 +109,16 @@ def draw_inputs(
     """Draw normal query, key, value and upstream gradient: `B H N D` views of `B N H D` tensors.
 
     That is diffusers' layout, and the values have about its scale: queries and keys are normalised.
+    They are drawn on the device: a CPU would take seconds for each kernel at the run's size.
     """
-    draws = torch.Generator().manual_seed(0)
+    draws = torch.Generator(shape.device).manual_seed(0)
 
     def draw(number: int) -> Float[Tensor, "b h n d"]:
         size = (batch_size, number, shape.num_heads, shape.head_dim)
-        return torch.randn(size, generator=draws).to(shape.device, shape.dtype).transpose(1, 2)
+        values = torch.randn(size, generator=draws, device=shape.device)
+        return values.to(shape.dtype).transpose(1, 2)
 
-    query, key, value = (
-        draw(number).requires_grad_() for number in (num_tokens, num_keys, num_keys)
-    )
+    query, key, value = (draw(n).requires_grad_() for n in (num_tokens, num_keys, num_keys))
     return (query, key, value), draw(num_tokens)
 
 

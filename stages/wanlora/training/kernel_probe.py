@@ -7,8 +7,8 @@ H heads, D width of a head.
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -60,7 +60,7 @@ class Tried:
         name: The kernel.
         milliseconds: Median of a forward and a backward pass; None if it was not measured.
         problem: Reason why the kernel is not used; None if it may be.
-        is_wrong: True if the reason is a wrong result.
+        is_wrong: True if the kernel runs here and failed: a wrong result, or an error.
     """
 
     name: str
@@ -112,13 +112,14 @@ def kernel_for(setting: str, shape: AttentionShape, *, deterministic: bool = Fal
     Raises:
         DeviceError: The kernel does not run here or its gradients are wrong; or none is right.
     """
-    if setting == "auto":
-        names = attention.candidates(shape.device)
-        return _choose_by_name(names, shape, deterministic=deterministic)
+    names = attention.candidates(shape.device) if setting == "auto" else (setting,)
     try:
-        return recheck_kernel(setting, shape, deterministic=deterministic)
+        return _choose_by_name(names, shape, deterministic=deterministic)
     except DeviceError as error:
-        raise DeviceError(f"{error}: use --set attention=auto") from None
+        if len(names) > 1:  # the message has the advice
+            raise
+        other = "math" if setting == "auto" else "auto"  # on a device with one kernel of torch's
+        raise DeviceError(f"{error}: use --set attention={other}") from None
 
 
 def recheck_kernel(name: str, shape: AttentionShape, *, deterministic: bool) -> KernelChoice:
@@ -174,34 +175,38 @@ def choose_kernel(
             logger.debug("attention kernel %s: %s", result.name, result.problem)
         elif not by_time:
             break
+    known.clear()
     if shape.device.type == "cuda":
         torch.cuda.empty_cache()  # the model has other sizes
     right = [each for each in tried if not each.problem]
-    measured = [each for each in right if each.milliseconds is not None]
     if not right:
         raise _nothing_right(shape, tried)
-    best = min(measured, key=_milliseconds) if by_time and measured else right[0]
-    return KernelChoice(best.name, shape.timed_tokens, tuple(tried))
+    times = {each.name: each.milliseconds for each in right if each.milliseconds is not None}
+    best = min(times, key=times.__getitem__) if by_time and times else right[0].name
+    return KernelChoice(best, shape.timed_tokens, tuple(tried))
 
 
 def _try(
     candidate: Candidate, shape: AttentionShape, cases: Sequence[Case], *, deterministic: bool
 ) -> Tried:
     try:
-        with _without_warnings(), candidate.pinned():
+        # torch warns about each kernel that does not run here; the error has the reason.
+        with warnings.catch_warnings(action="ignore"), candidate.pinned():
             with attention.watched() as operators:
                 candidate.attend(*cases[0].inputs)
             if attention.is_other(candidate.name, operators):
                 ran = ", ".join(sorted(operators))
                 return Tried(candidate.name, problem=f"{ran} ran in its place")
             problem = first_difference(candidate.attend, cases, deterministic=deterministic)
+        if problem:
+            return Tried(candidate.name, problem=problem, is_wrong=True)
+        return Tried(candidate.name, milliseconds=_measure(candidate, shape))
+    except DeviceError as error:
+        return Tried(candidate.name, problem=str(error))
     except Exception as error:  # noqa: BLE001  (other packages' kernels may raise anything)
-        missing = attention.is_missing(error)
-        reason = "torch has none for these values" if missing else reason_of(error)
-        return Tried(candidate.name, problem=reason)
-    if problem:
-        return Tried(candidate.name, problem=problem, is_wrong=True)
-    return Tried(candidate.name, milliseconds=_measure(candidate, shape))
+        if attention.is_missing(error):
+            return Tried(candidate.name, problem="torch has none for these values")
+        return Tried(candidate.name, problem=reason_of(error), is_wrong=True)
 
 
 def _measure(candidate: Candidate, shape: AttentionShape) -> float | None:
@@ -222,19 +227,6 @@ def _measure(candidate: Candidate, shape: AttentionShape) -> float | None:
             raise
         return None
     return 1000 * median(seconds)
-
-
-def _milliseconds(tried: Tried) -> float:
-    assert tried.milliseconds is not None
-    return tried.milliseconds
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Hide torch's warnings about each kernel that does not run here; the error has the reason."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 def _nothing_right(shape: AttentionShape, tried: Sequence[Tried]) -> DeviceError:
