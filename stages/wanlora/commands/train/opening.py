@@ -43,6 +43,7 @@ from wanlora.training.optimizers import rate_of
 from wanlora.training.order import num_steps
 from wanlora.training.schedule import default_warmup
 from wanlora.training.validation import panel_facts
+from wanlora.training.workload import is_compiled
 from wanlora.wan import attention
 from wanlora.wan import device as devices
 from wanlora.wan.variants import Variant
@@ -104,7 +105,8 @@ def _start_processes(config: TrainConfig, device: torch.device) -> Ranks:
         ConfigError: They cannot share a step evenly.
     """
     if config.deterministic:
-        devices.use_deterministic_algorithms()
+        compiled = is_compiled(config.eager, device.type, dora=config.lora.dora)
+        devices.use_deterministic_algorithms(compiled=compiled)
     ranks = Ranks(device, timeout_s=config.process_timeout_s)
     require_even_shares(config.batch_size, config.gradient_accumulation_steps, ranks.count)
     return ranks
