@@ -82,9 +82,9 @@ FLAGS = {
     ),
     "estimate": (
         "--activations --alpha --batch-by --batch-size --cache --clips --device --eager "
-        "--frames --gradient-accumulation-steps --height --memory-gb --model --num-epochs "
-        "--num-processes --preview-every --preview-prompt --probe --rank --targets --variant "
-        "--view --width"
+        "--expert --frames --gradient-accumulation-steps --height --memory-gb --model "
+        "--num-epochs --num-processes --preview-every --preview-prompt --probe --rank --targets "
+        "--variant --view --width"
     ),
     "train": (
         "--activations --alpha --batch-by --batch-size --cache --deterministic --device --eager "
@@ -101,12 +101,13 @@ FLAGS = {
         "--shift --skip-existing --steps --view --width"
     ),
     "evaluate": (
-        "--adapter --cache --checkpoints --device --fps --guidance-scale --height --model "
-        "--num-clips --num-frames --output-dir --seed --steps --videos-per-activity --view "
-        "--width"
+        "--adapter --adapter-high --adapter-low --cache --checkpoints --device --fps "
+        "--guidance-scale --guidance-scale-low --height --model --num-clips --num-frames "
+        "--output-dir --seed --steps --videos-per-activity --view --width"
     ),
     "export": (
-        "--adapter --checkpoint --dtype --format --model --output --overwrite --private --push"
+        "--adapter --checkpoint --dtype --expert --format --model --output --overwrite "
+        "--private --push"
     ),
     "config": "command",
     "run": "--dry-run --json --set job",

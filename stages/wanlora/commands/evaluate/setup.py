@@ -142,6 +142,7 @@ def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert |
     variant = variant_of(resolve_configs(model), preflight.any_expert(given))
     preflight.check_model(view, variant, cache=config.cache, model=model)
     experts = preflight.experts_of(given, variant, model=model)
+    guidance_scales = variant.guidance_scales(config.guidance_scale, config.guidance_scale_low)
     parts = preflight.parts_of_model(variant, experts, videos=config.videos_per_activity > 0)
     folder = resolve(model, parts)
     reader = StoreReader.of_view(config.cache, view)
@@ -170,7 +171,7 @@ def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert |
         ),
         fps=config.fps or frame_rate(held_out),
         steps=config.steps or variant.defaults.steps,
-        guidance_scales=_guidance(config, variant),
+        guidance_scales=guidance_scales,
     )
     return setup, experts
 
@@ -190,13 +191,3 @@ def _range(
     assert panel
     share = flow.share_of(part.sigmas, sampler=source.sampler, shift=source.shift)
     return Range(part, share, source, panel)
-
-
-def _guidance(config: EvaluateConfig, variant: Variant) -> tuple[float, ...]:
-    """Guidance of each transformer: as set, else the variant's."""
-    high, low = config.guidance_scale, config.guidance_scale_low
-    given = (high, high if low is None else low)
-    return tuple(
-        part.guidance_scale if scale is None else scale
-        for part, scale in zip(variant.transformers, given, strict=False)
-    )
