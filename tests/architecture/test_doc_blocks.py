@@ -9,6 +9,7 @@ from tests.support.doc_blocks import LANGUAGES, ROOT, blocks
 REASONS = (
     "needs a GPU", "needs an object store", "needs the hub", "needs several processes",
     "needs two machines", "needs a stopped run", "installs packages", "another tool",
+    "needs files of other tools",
 )  # fmt: skip
 
 

@@ -79,7 +79,9 @@ def test_one_cache_trains_both_variants_and_each_adapter_draws_with_its_own(
     with av.open(str(video)) as opened:
         assert sum(1 for _ in opened.decode(video=0)) == 5
     wrong = ("sample", "--adapter", run_dir, "--model", "micro", "--prompt", "x", *sizes)
-    assert "blocks" in cli.refuses(*wrong, "--output", tmp_path / "b.mp4")
+    refusal = cli.refuses(*wrong, "--output", tmp_path / "b.mp4")
+    assert "small-14b" in refusal
+    assert "--model" in refusal
 
     # The other way round: its encoders find every clip and caption there, and micro trains on them.
     said = succeeds(

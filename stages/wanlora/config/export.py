@@ -54,7 +54,7 @@ class ExportConfig(Settings):
         None,
         "For a model with two transformers: the one that an adapter of another tool is for, if "
         "neither its header nor its name shows it.",
-        flag="Options",
+        flag="Input and output",
     )
     dtype: Literal["float32", "float16", "bfloat16"] | None = setting(
         None,

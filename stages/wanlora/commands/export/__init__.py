@@ -19,6 +19,7 @@ def run(config: ExportConfig) -> "ExportResult | ExportPair":
             does not read back as the original, or the hub refuses the upload.
     """
     if config.push:
+        preflight.run_folder(config)
         from wanlora.commands.export import push  # noqa: PLC0415  (imports torch)
 
         return push.run(config)

@@ -13,7 +13,7 @@ from wanlora.config import DEFAULT_MODEL, ExportConfig
 from wanlora.core import units
 from wanlora.errors import AdapterError, ConfigError, OutputError
 from wanlora.files import foreign_files, require_folder
-from wanlora.runs.run_folder import ADAPTER_NAME, adapter_of
+from wanlora.runs.run_folder import ADAPTER_NAME, CARD_NAME, adapter_of
 from wanlora.wan.model_folder import PIPELINE, SECOND, has_second, resolve_pipeline_here
 from wanlora.wan.variants import Expert
 
@@ -47,6 +47,22 @@ class Source:
     def subfolder(self) -> str:
         """Sub-folder of the model's folder with the weights that it changes."""
         return SECOND if self.expert == "low" else "transformer"
+
+
+def run_folder(config: ExportConfig) -> Path:
+    """Find the folder of the run to upload.
+
+    Raises:
+        OutputError: It has no card.
+    """
+    (adapter,) = config.adapter  # the configuration requires one for an upload
+    folder = adapter if adapter.is_dir() else adapter.parent
+    if not (folder / CARD_NAME).is_file():
+        raise OutputError(
+            f"{folder} has no {CARD_NAME}: --push takes the folder of a run, and a run writes its "
+            "card when it ends"
+        )
+    return folder
 
 
 def check(config: ExportConfig) -> list[Source]:

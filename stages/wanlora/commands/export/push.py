@@ -11,7 +11,6 @@ from pathlib import Path
 from wanlora.commands.export import export, preflight
 from wanlora.commands.export.export_result import ExportResult
 from wanlora.config import ExportConfig
-from wanlora.errors import OutputError
 from wanlora.files import staging, write_text
 from wanlora.runs.run_folder import ADAPTER_NAME, CARD_NAME, newest_pictures
 from wanlora.wan import hub
@@ -22,16 +21,10 @@ def run(config: ExportConfig) -> ExportResult:
     """Upload a run's adapter, card and newest pictures, and nothing else of its folder.
 
     Raises:
-        OutputError: There is no card, or the hub refuses the upload.
+        OutputError: The hub refuses the upload.
     """
     assert config.push is not None
-    (adapter,) = config.adapter  # the configuration requires one
-    run_dir = adapter if adapter.is_dir() else adapter.parent
-    if not (run_dir / CARD_NAME).is_file():
-        raise OutputError(
-            f"{run_dir} has no {CARD_NAME}: --push takes the folder of a run, and a run writes its "
-            "card when it ends"
-        )
+    run_dir = preflight.run_folder(config)
     with staging(run_dir / "push") as folder:
         settings = config.model_copy(update={"output": folder / ADAPTER_NAME, "push": None})
         (source,) = preflight.check(settings)
