@@ -171,9 +171,16 @@ def test_a_kernel_that_fails_at_the_size_of_the_run_is_passed_over_with_a_warnin
     assert "no execution plan" in warning.message
 
 
-def test_the_only_kernel_of_a_device_is_not_offered_in_its_own_place():
+def test_the_only_kernel_of_a_device_is_not_offered_in_its_own_place(monkeypatch):
+    def refuse(_shape, candidates, **_):
+        raise DeviceError(f"attention={candidates[0].name} does not run")
+
+    monkeypatch.setattr(kernel_probe, "choose_kernel", refuse)
+    monkeypatch.setattr(attention, "candidates", lambda _: ("auto",))
     with pytest.raises(DeviceError, match=r"attention=auto does not.*--set attention=math"):
-        choose_kernel(SHAPE, [planted(lambda _: 1.05, "auto")], by_time=False)
+        kernel_for("auto", SHAPE)
+    with pytest.raises(DeviceError, match=r"attention=cudnn does not.*--set attention=auto"):
+        kernel_for("cudnn", SHAPE)
 
 
 def test_a_kernel_without_memory_for_its_measurement_is_used_if_there_is_no_other(monkeypatch):
