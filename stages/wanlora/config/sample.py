@@ -19,6 +19,7 @@ from wanlora.config.settings import (
     ViewName,
     Width,
     model_setting,
+    require_guidance_for_both,
     seed_setting,
     setting,
 )
@@ -161,12 +162,7 @@ class SampleConfig(Settings):
             raise ValueError(f"with --cache, a --prompt needs {ACTIVITY} in it; leave out one")
         if self.compare and not (self.adapter or self.adapter_high or self.adapter_low):
             raise ValueError("--compare shows base model and adapter: pass --adapter too")
-        high, low = self.guidance_scale, self.guidance_scale_low
-        if high is not None and low is not None and high <= 1 < low:
-            raise ValueError(
-                "--guidance-scale of 1 or less means no guidance for either expert: leave out "
-                "--guidance-scale-low, or raise --guidance-scale"
-            )
+        require_guidance_for_both(self.guidance_scale, self.guidance_scale_low)
         if self.overwrite and self.skip_existing:
             raise ValueError("--overwrite replaces videos and --skip-existing keeps them: pass one")
         return self

@@ -247,3 +247,21 @@ def model_setting(unset: str, use: str = "Model") -> str | None:
 def seed_setting(flag: Heading) -> int:
     """Define the seed of a command."""
     return setting(0, "Seed of all random numbers.", ge=0, lt=2**63, flag=flag)
+
+
+def require_guidance_for_both(high: float | None, low: float | None) -> None:
+    """Refuse a guidance of the low-noise expert that would have no effect.
+
+    Args:
+        high: `--guidance-scale`, if set. Without guidance there, neither expert has any, as in
+            diffusers.
+        low: `--guidance-scale-low`, if set.
+
+    Raises:
+        ValueError: It would have none.
+    """
+    if high is not None and low is not None and high <= 1 < low:
+        raise ValueError(
+            "--guidance-scale of 1 or less means no guidance for either expert: leave out "
+            "--guidance-scale-low, or raise --guidance-scale"
+        )

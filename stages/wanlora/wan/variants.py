@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from wanlora.core.buckets import DEFAULT_FPS, Bucket
 from wanlora.cost.flops import TransformerShape
-from wanlora.errors import ModelError
+from wanlora.errors import ConfigError, ModelError
 from wanlora.wan import model_configs
 
 Expert = Literal["high", "low"]
@@ -149,6 +149,28 @@ class Variant:
         raise ModelError(
             f"{self.name} has one transformer, which is for all noise levels: leave out "
             f"--expert {expert} of wanlora train"
+        )
+
+    def guidance_scales(self, high: float | None, low: float | None) -> tuple[float, ...]:
+        """Guidance of each transformer: as set, else the default of the variant.
+
+        Args:
+            high: Guidance of the first transformer, if set; also of a low-noise expert without its
+                own.
+            low: Guidance of the low-noise expert, if set.
+
+        Raises:
+            ConfigError: `low` is set for a model with one transformer.
+        """
+        if low is not None and self.boundary is None:
+            raise ConfigError(
+                f"{self.name} has one transformer: leave out --guidance-scale-low, which is for "
+                "models with two"
+            )
+        given = (high, high if low is None else low)
+        return tuple(
+            part.guidance_scale if scale is None else scale
+            for part, scale in zip(self.transformers, given, strict=False)
         )
 
     def shift_of(self, size: Bucket) -> float:
