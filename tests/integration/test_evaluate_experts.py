@@ -228,10 +228,10 @@ def test_adapters_that_do_not_fit_the_experts_are_refused_by_name(
     assert str(micro) in foreign
     on_one = cli.refuses(*flags, "--model", "micro", "--adapter", high)
     assert str(project / "model") in on_one
-    low_alone = ("--guidance-scale-low", 3)
-    on_one = cli.refuses(*flags, "--model", "micro", "--adapter", micro, *low_alone, exit_code=2)
-    assert "one transformer" in on_one
-    without = cli.refuses(*pair, "--adapter", high, "--guidance-scale", 1, *low_alone, exit_code=2)
+    low_scale = ("--guidance-scale-low", 3)
+    one = cli.refuses(*flags, "--model", "micro", "--adapter", micro, *low_scale, exit_code=2)
+    assert "--guidance-scale-low" in one
+    without = cli.refuses(*pair, "--adapter", high, "--guidance-scale", 1, *low_scale, exit_code=2)
     assert "--guidance-scale-low" in without
     assert not (tmp_path / "out").exists()
 

@@ -159,6 +159,28 @@ def test_a_cpu_and_a_deterministic_run_do_not_choose_by_time(monkeypatch):
     assert asked == [(False, False), (True, False), (False, True)]
 
 
+def test_a_kernel_that_fails_at_the_size_of_the_run_is_passed_over_with_a_warning(caplog):
+    """The check is at no more than 1,152 tokens; an error at the full length must not end a run."""
+
+    def attend(query, key, value):
+        if query.shape[2] > 1152:
+            raise RuntimeError("no execution plan")
+        return scaled_dot_product_attention(query, key, value)
+
+    shape = replace(SHAPE, num_tokens=1280, num_heads=1, head_dim=8, batch_size=1)
+    choice = choose_kernel(shape, [Candidate("planted", nullcontext, attend), FLASH], by_time=True)
+    assert choice.name == "flash"
+    assert choice.tried[0].problem == "no execution plan"
+    [warning] = caplog.records
+    assert "planted" in warning.message
+    assert "no execution plan" in warning.message
+
+
+def test_the_only_kernel_of_a_device_is_not_offered_in_its_own_place():
+    with pytest.raises(DeviceError, match=r"attention=auto does not.*--set attention=math"):
+        choose_kernel(SHAPE, [planted(lambda _: 1.05, "auto")], by_time=False)
+
+
 def test_a_kernel_without_memory_for_its_measurement_is_used_if_there_is_no_other(monkeypatch):
     def full(*_):
         raise RuntimeError("CUDA out of memory")

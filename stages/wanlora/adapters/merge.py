@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 import torch
 from diffusers import WanTransformer3DModel
 from jaxtyping import Float, Float64
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from wanlora.adapters.file import AdapterFile
 from wanlora.adapters.lora import check_adapter_fits
+from wanlora.adapters.tensor_file import write_tensors
 from wanlora.adapters.updates import Update, dense
 from wanlora.errors import AdapterError
 from wanlora.wan.model_folder import INDEX, SECOND, TRANSFORMER, pipeline_of
@@ -51,7 +51,7 @@ def check_base(part: Path, adapter: AdapterFile) -> None:
 def write_merged(
     model_dir: Path, updates: Mapping[str, Updates], target: Path, *, dtype: torch.dtype | None
 ) -> list[str]:
-    """Fill an empty folder with the merged model, one shard in memory at a time.
+    """Fill an empty folder with the merged model, one tensor in memory at a time.
 
     Files that do not change (the VAE, the text encoder, the tokenizer, the scheduler, and a
     transformer without an adapter) are hard links if the disk supports them, because they are
@@ -86,14 +86,24 @@ def _write_transformer(
 ) -> None:
     num_bytes = 0
     for shard in weight_files(base):
-        tensors = {name: _merged(name, w, updates, dtype) for name, w in _tensors(shard)}
-        num_bytes += sum(tensor.nbytes for tensor in tensors.values())
-        merged = target / shard.name
-        safetensors.torch.save_file(tensors, merged, {"format": "pt"})
-        shutil.copymode(shard, merged)  # safetensors writes files that only their owner can read
+        num_bytes += _write_shard(shard, updates, target / shard.name, dtype)
+        shutil.copymode(shard, target / shard.name)
     for index in base.glob("*.safetensors.index.json"):
         value = read_json(index) | {"metadata": {"total_size": num_bytes}}
         (target / index.name).write_text(json.dumps(value, indent=2) + "\n")
+
+
+def _write_shard(shard: Path, updates: Updates, target: Path, dtype: torch.dtype | None) -> int:
+    """Write the merged tensors of a file of the base; returns their bytes."""
+    sizes = {n: (_merged_type(n, w.dtype, dtype), tuple(w.shape)) for n, w in _tensors(shard)}
+    with safetensors.safe_open(shard, framework="pt") as opened:
+
+        def merged(name: str) -> Tensor:
+            w: Tensor = opened.get_tensor(name)
+            update = updates.get(name.removesuffix(".weight"))
+            return (w if update is None else merged_weight(w, update)).to(sizes[name][0])
+
+        return write_tensors(target, sizes, merged)
 
 
 def check_merged(model_dir: Path, merged_dir: Path, part: str, updates: Updates) -> float:
@@ -146,12 +156,12 @@ def merged_weight(w: Float[Tensor, "out in"], update: Update) -> Float64[Tensor,
     return update.magnitude.double()[:, None] * total / rows
 
 
-def _merged(name: str, w: Tensor, updates: Updates, dtype: torch.dtype | None) -> Tensor:
+def _merged_type(name: str, base: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
+    """Type of a merged tensor; see `write_merged`."""
     kept = set(name.split(".")) & set(WanTransformer3DModel._keep_in_fp32_modules)  # noqa: SLF001
-    update = updates.get(name.removesuffix(".weight"))
-    result: Tensor = w if update is None else merged_weight(w, update)
-    wanted = w.dtype if dtype is None else torch.promote_types(w.dtype, dtype) if kept else dtype
-    return result.to(wanted).contiguous()
+    if dtype is None:
+        return base
+    return torch.promote_types(base, dtype) if kept else dtype
 
 
 def _tensors(shard: Path) -> Iterator[tuple[str, Tensor]]:

@@ -238,6 +238,23 @@ Width = Annotated[
 Sampler = Literal["logit_normal", "uniform", "mode"]
 
 
+def refuse_guidance_without_effect(high: float | None, low: float | None) -> None:
+    """Check the guidance of two transformers: without that of the first, diffusers has none.
+
+    Args:
+        high: `guidance_scale`.
+        low: `guidance_scale_low`.
+
+    Raises:
+        ValueError: Only `low` is above 1.
+    """
+    if high is not None and low is not None and high <= 1 < low:
+        raise ValueError(
+            "--guidance-scale of 1 or less means no guidance for either expert: leave out "
+            "--guidance-scale-low, or raise --guidance-scale"
+        )
+
+
 def model_setting(unset: str, use: str = "Model") -> str | None:
     """Define the model of a command that has a default of its own."""
     text = f"{use}: micro (embedded), a local diffusers folder, or a Hugging Face model id."
@@ -247,21 +264,3 @@ def model_setting(unset: str, use: str = "Model") -> str | None:
 def seed_setting(flag: Heading) -> int:
     """Define the seed of a command."""
     return setting(0, "Seed of all random numbers.", ge=0, lt=2**63, flag=flag)
-
-
-def require_guidance_for_both(high: float | None, low: float | None) -> None:
-    """Refuse a guidance of the low-noise expert that would have no effect.
-
-    Args:
-        high: `--guidance-scale`, if set. Without guidance there, neither expert has any, as in
-            diffusers.
-        low: `--guidance-scale-low`, if set.
-
-    Raises:
-        ValueError: It would have none.
-    """
-    if high is not None and low is not None and high <= 1 < low:
-        raise ValueError(
-            "--guidance-scale of 1 or less means no guidance for either expert: leave out "
-            "--guidance-scale-low, or raise --guidance-scale"
-        )

@@ -8,7 +8,7 @@ M keys, H heads, D width of a head.
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from statistics import median
@@ -99,7 +99,7 @@ class Tried:
         name: The kernel.
         milliseconds: Median of a forward and a backward pass; None if it was not measured.
         problem: Reason why the kernel is not used; None if it may be.
-        is_wrong: True if the reason is a wrong result.
+        is_wrong: True if the kernel runs here and failed: a wrong result, or an error.
     """
 
     name: str
@@ -192,14 +192,15 @@ def choose_kernel(
             logger.debug("attention kernel %s: %s", result.name, result.problem)
         elif not by_time:
             break
+    cases.clear()
     if shape.device.type == "cuda":
         torch.cuda.empty_cache()  # the model has other sizes
     right = [each for each in tried if not each.problem]
-    measured = [each for each in right if each.milliseconds is not None]
     if not right:
         raise _nothing_right(shape, tried)
-    best = min(measured, key=_milliseconds) if by_time and measured else right[0]
-    return KernelChoice(best.name, shape.timed_tokens, tuple(tried))
+    times = {each.name: each.milliseconds for each in right if each.milliseconds is not None}
+    best = min(times, key=times.__getitem__) if by_time and times else right[0].name
+    return KernelChoice(best, shape.timed_tokens, tuple(tried))
 
 
 def shorter(tokens: int, limit: int) -> int:
@@ -248,16 +249,16 @@ def _draw(
     """Draw normal query, key, value and upstream gradient: `B H N D` views of `B N H D` tensors.
 
     That is diffusers' layout, and the values have about its scale: queries and keys are normalised.
+    They are drawn on the device: a CPU would take seconds for each kernel at the run's size.
     """
-    draws = torch.Generator().manual_seed(0)
+    draws = torch.Generator(shape.device).manual_seed(0)
 
     def draw(number: int) -> Float[Tensor, "b h n d"]:
         size = (batch_size, number, shape.num_heads, shape.head_dim)
-        return torch.randn(size, generator=draws).to(shape.device, shape.dtype).transpose(1, 2)
+        values = torch.randn(size, generator=draws, device=shape.device)
+        return values.to(shape.dtype).transpose(1, 2)
 
-    query, key, value = (
-        draw(number).requires_grad_() for number in (num_tokens, num_keys, num_keys)
-    )
+    query, key, value = (draw(n).requires_grad_() for n in (num_tokens, num_keys, num_keys))
     return (query, key, value), draw(num_tokens)
 
 
@@ -273,20 +274,23 @@ def _try(
     candidate: Candidate, shape: AttentionShape, cases: Sequence[_Case], *, deterministic: bool
 ) -> Tried:
     try:
-        with _without_warnings(), candidate.pinned():
+        # torch warns about each kernel that does not run here; the error has the reason.
+        with warnings.catch_warnings(action="ignore"), candidate.pinned():
             with attention.watched() as operators:
                 candidate.attend(*cases[0].inputs)
             if attention.is_other(candidate.name, operators):
                 ran = ", ".join(sorted(operators))
                 return Tried(candidate.name, problem=f"{ran} ran in its place")
             problem = _check(candidate.attend, cases, deterministic=deterministic)
+        if problem:
+            return Tried(candidate.name, problem=problem, is_wrong=True)
+        return Tried(candidate.name, milliseconds=_measure(candidate, shape))
+    except DeviceError as error:
+        return Tried(candidate.name, problem=str(error))
     except Exception as error:  # noqa: BLE001  (other packages' kernels may raise anything)
-        missing = attention.is_missing(error)
-        reason = "torch has none for these values" if missing else reason_of(error)
-        return Tried(candidate.name, problem=reason)
-    if problem:
-        return Tried(candidate.name, problem=problem, is_wrong=True)
-    return Tried(candidate.name, milliseconds=_measure(candidate, shape))
+        if attention.is_missing(error):
+            return Tried(candidate.name, problem="torch has none for these values")
+        return Tried(candidate.name, problem=reason_of(error), is_wrong=True)
 
 
 def _check(attend: Attend, cases: Sequence[_Case], *, deterministic: bool) -> str | None:
@@ -327,25 +331,14 @@ def _measure(candidate: Candidate, shape: AttentionShape) -> float | None:
     return 1000 * median(seconds)
 
 
-def _milliseconds(tried: Tried) -> float:
-    assert tried.milliseconds is not None
-    return tried.milliseconds
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Hide torch's warnings about each kernel that does not run here; the error has the reason."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def _nothing_right(shape: AttentionShape, tried: Sequence[Tried]) -> DeviceError:
     where = f"on {shape.device} with {shape.dtype} and {shape.num_tokens:,} tokens"
     if len(tried) == 1:
         name, problem = tried[0].name, tried[0].problem
+        other = "math" if name == "auto" else "auto"  # on a device whose only candidate is torch's
         return DeviceError(
-            f"attention={name} does not run correctly {where} ({problem}): use --set attention=auto"
+            f"attention={name} does not run correctly {where} ({problem}): use --set "
+            f"attention={other}"
         )
     reasons = units.names(
         (f"{each.name}: {each.problem}" for each in tried), most=9, separator="; "

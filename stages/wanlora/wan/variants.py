@@ -151,27 +151,24 @@ class Variant:
             f"--expert {expert} of wanlora train"
         )
 
-    def guidance_scales(self, high: float | None, low: float | None) -> tuple[float, ...]:
-        """Guidance of each transformer: as set, else the default of the variant.
+    def guidance_scales(self, first: float | None, low: float | None) -> tuple[float, ...]:
+        """Guidance of each transformer: as set, otherwise the variant's.
 
         Args:
-            high: Guidance of the first transformer, if set; also of a low-noise expert without its
-                own.
+            first: Guidance, if set; also of a low-noise expert that has none of its own.
             low: Guidance of the low-noise expert, if set.
 
         Raises:
-            ConfigError: `low` is set for a model with one transformer.
+            ConfigError: `low` is set, and the model has no low-noise expert.
         """
         if low is not None and self.boundary is None:
             raise ConfigError(
                 f"{self.name} has one transformer: leave out --guidance-scale-low, which is for "
                 "models with two"
             )
-        given = (high, high if low is None else low)
-        return tuple(
-            part.guidance_scale if scale is None else scale
-            for part, scale in zip(self.transformers, given, strict=False)
-        )
+        given = (first, first if low is None else low)
+        parts = zip(self.transformers, given, strict=False)
+        return tuple(part.guidance_scale if scale is None else scale for part, scale in parts)
 
     def shift_of(self, size: Bucket) -> float:
         """Shift of sigma for a size: that of 480p or of 720p, whose area is nearer as a ratio.

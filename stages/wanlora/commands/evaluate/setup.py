@@ -147,7 +147,7 @@ def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert |
     variant = variant_of(resolve_configs(model), preflight.any_expert(given))
     preflight.check_model(view, variant, cache=config.cache, model=model)
     experts = preflight.experts_of(given, variant, model=model)
-    guidance = variant.guidance_scales(config.guidance_scale, config.guidance_scale_low)
+    guidance_scales = variant.guidance_scales(config.guidance_scale, config.guidance_scale_low)
     parts = preflight.parts_of_model(variant, experts, videos=config.videos_per_activity > 0)
     folder = resolve(model, parts)
     reader = StoreReader.of_view(config.cache, view)
@@ -176,7 +176,7 @@ def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert |
         ),
         fps=config.fps or frame_rate(held_out),
         steps=config.steps or variant.defaults.steps,
-        guidance_scales=guidance,
+        guidance_scales=guidance_scales,
     )
     return setup, experts
 

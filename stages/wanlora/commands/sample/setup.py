@@ -149,7 +149,7 @@ def video_settings(
     Raises:
         ConfigError: The model has no low-noise expert.
     """
-    first, *second = variant.guidance_scales(guidance_scale, guidance_scale_low)
+    first, *low = variant.guidance_scales(guidance_scale, guidance_scale_low)
     defaults = variant.defaults
     return wan.VideoSettings(
         num_frames=size.num_frames,
@@ -158,7 +158,7 @@ def video_settings(
         steps=defaults.steps if steps is None else steps,
         guidance_scale=first,
         negative_prompt=defaults.negative_prompt if negative_prompt is None else negative_prompt,
-        guidance_scale_low=second[0] if second else None,
+        guidance_scale_low=low[0] if low else None,
     )
 
 
