@@ -51,7 +51,7 @@ def title(evaluation: Mapping[str, Any], expert: str) -> str:
     density = evaluation["density"]
     return (
         f"{expert}-noise expert, sigma {low:g} to {high:g}, {percent(own['share'])} of "
-        f"{density['sampler']}, shift {density['shift']}"
+        f"{density['sampler']}, shift {float(density['shift']):g}"
     )
 
 
@@ -90,7 +90,7 @@ def joined_section(evaluation: Mapping[str, Any]) -> Raw:
         "Both experts together",
         "The training loss is a mean over all noise levels, and each expert decides its own range. "
         "So the whole change is the change in each range times the share of the range in the "
-        f"density of the noise levels ({density['sampler']}, shift {density['shift']}). Both "
+        f"density of the noise levels ({density['sampler']}, shift {float(density['shift']):g}). Both "
         "experts are measured on the same clips: the sum is made for each clip, and the interval "
         "is over the source groups of these sums.",
         Raw(f'<div class="intervals">{chart}</div>'),

@@ -142,13 +142,10 @@ class Variant:
                 f"--expert {part.expert} ({describe_range(part.sigmas)})"
                 for part in self.transformers
             )
-            raise ModelError(
-                f"{self.name} has two transformers, and a run of wanlora train trains one of "
-                f"them: pass {choices}"
-            )
+            raise ModelError(f"{self.name} has two transformers: name one of them with {choices}")
         raise ModelError(
             f"{self.name} has one transformer, which is for all noise levels: leave out "
-            f"--expert {expert} of wanlora train"
+            f"--expert {expert}"
         )
 
     def guidance_scales(self, first: float | None, low: float | None) -> tuple[float, ...]:

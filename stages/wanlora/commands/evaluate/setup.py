@@ -112,7 +112,7 @@ class Setup:
     @property
     def density(self) -> dict[str, str]:
         """Density of the noise levels, as the header of an adapter records that of its training."""
-        return {"sampler": self.source.sampler, "shift": f"{self.source.shift:g}"}
+        return {"sampler": self.source.sampler, "shift": str(self.source.shift)}
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -60,7 +60,7 @@ def provenance(data: Data, *, model: str, identity: Mapping[str, Any]) -> dict[s
         "store_digest": data.source.reader.digest,
         "seed": str(data.source.seed),
         "sampler": data.source.sampler,
-        "shift": f"{data.source.shift:g}",
+        "shift": str(data.source.shift),
         "fps": f"{frame_rate(data.clips):g}",
         **{name: str(value) for name, value in size._asdict().items()},
     }
