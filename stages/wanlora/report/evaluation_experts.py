@@ -91,8 +91,8 @@ def joined_section(evaluation: Mapping[str, Any]) -> Raw:
         "The training loss is a mean over all noise levels, and each expert decides its own range. "
         "So the whole change is the change in each range times the share of the range in the "
         f"density of the noise levels ({density['sampler']}, shift {float(density['shift']):g}). "
-        "Both experts are measured on the same clips: the sum is made for each clip, and the interval "
-        "is over the source groups of these sums.",
+        "Both experts are measured on the same clips: the sum is made for each clip, and the "
+        "interval is over the source groups of these sums.",
         Raw(f'<div class="intervals">{chart}</div>'),
     )
 
