@@ -33,7 +33,7 @@ class Range:
 
     Attributes:
         part: The transformer.
-        share: Probability of the range under the training density; 1 with one transformer.
+        share: Probability of the range under the density; 1 with one transformer.
         source: Latents and prompt embeddings of the held-out clips, and noise levels of the range.
         panel: Clips and noise levels of the losses; the clips are the same for both experts.
     """
@@ -108,6 +108,11 @@ class Setup:
     def sigmas(self) -> list[float]:
         """Noise levels of all losses, rising."""
         return sorted(sigma for item in self.ranges for sigma in item.panel.sigmas)
+
+    @property
+    def density(self) -> dict[str, str]:
+        """Density of the noise levels, as the header of an adapter records that of its training."""
+        return {"sampler": self.source.sampler, "shift": str(self.source.shift)}
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -103,6 +103,7 @@ def _start_processes(config: TrainConfig, device: torch.device) -> Ranks:
 
     Raises:
         ConfigError: They cannot share a step evenly.
+        DeviceError: The compiled blocks cannot be deterministic with this torch.
     """
     if config.deterministic:
         compiled = is_compiled(config.eager, device.type, dora=config.lora.dora)
