@@ -85,8 +85,8 @@ def test_videos_of_an_adapter_have_its_frame_rate_and_size(run, tmp_path):
 def test_videos_of_an_evaluation_have_the_frame_rate_of_the_held_out_clips(cache, run, tmp_path):
     def fps_of(**values) -> set[float]:
         config = EvaluateConfig(cache=cache, adapter=(str(run),), videos_per_activity=1, **values)
-        setup = open_setup(config, read_view(cache, "default"))
-        compared = subjects((str(run),), (None,), checkpoints=False)
+        setup, experts = open_setup(config, read_view(cache, "default"))
+        compared = subjects((str(run),), experts, checkpoints=False)
         folders = {"base_dir": tmp_path, "output_dir": tmp_path}
         models = plan(setup, compared, **folders)
         real = plan_clips(setup, output_dir=tmp_path)
