@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One torch thread per process is fastest on shared cores; tests run one process a core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: bench bench-store check check-real clean demo docs fmt gpu-proof micro micro-experts setup site \
+.PHONY: bench bench-store check check-real clean demo docs fmt gpu-proof micro setup site \
 	test test-gpu test-lowest test-newest test-slow
 
 # What the package itself needs: enough for the demo. On Linux without a GPU, PyTorch for CPUs is
@@ -87,11 +87,6 @@ check-real: setup
 DEVICE ?= cpu
 micro: $(VENV)/.package
 	$(BIN)/python -m tools.micro.pretrain --work-dir outputs/micro --device $(DEVICE)
-
-# Two experts for tests, fine-tuned from the embedded model: tests/fixtures/micro-a14b. About five
-# minutes on one core.
-micro-experts: $(VENV)/.package
-	$(BIN)/python -m tools.micro.experts --work-dir outputs/micro-experts
 
 # On a GPU the real sizes; elsewhere a tiny model, which measures nothing.
 bench: setup

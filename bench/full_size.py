@@ -73,7 +73,6 @@ class Case:
         name: Its name in the table.
         words: Arguments after `wanlora`, or of Python.
         predicted: Bytes that the package predicts for it; None = it predicts nothing.
-        refused: True if the command should be refused on a machine with too little memory.
         clear: Removed before it runs.
     """
 

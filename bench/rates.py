@@ -106,7 +106,7 @@ def attention_rate(
         gradient = torch.randn_like(forward())
 
         def both() -> None:
-            forward().backward(gradient)
+            torch.autograd.grad(forward(), (query, key, value), gradient)
 
         with attention.watched() as operators:
             both()

@@ -44,7 +44,8 @@ from wanlora.cost.memory import plan, step_bytes
 from wanlora.cost.seconds import model_flops
 from wanlora.training import fitting, flow
 from wanlora.training.batches import MicroBatch
-from wanlora.training.kernel_probe import AttentionShape, kernel_for
+from wanlora.training.kernel_check import AttentionShape
+from wanlora.training.kernel_probe import kernel_for
 from wanlora.training.masters import Masters
 from wanlora.training.predict import predict
 from wanlora.training.workload import describe, workload

@@ -169,7 +169,8 @@ app = typer.Typer(
         "token_normalize_func": _normalize,
         "help_option_names": ["--help", "-h"],
     },
-    help="LoRA adapters for Wan 2.1. Encode each clip once, then train only the transformer.\n\n"
+    help="LoRA adapters for Wan 2.1 and 2.2. Encode each clip once, then train only the "
+    "transformer.\n\n"
     "videos -> prepare -> manifest -> cache-latents -> store -> train -> adapter -> sample -> mp4, "
     "evaluate -> report",
     epilog="Start with: wanlora demo",

@@ -228,7 +228,8 @@ def _room(stream: TextIO) -> tuple[int, int]:
 
 def _draw(stream: TextIO, line: str) -> None:
     """Replace the last line; the escape code erases to the line's end at any width."""
-    stream.write(f"\r\x1b[K{line}")
+    room, _ = _room(stream)  # tqdm older than 4.70 does not cut a line without a bar
+    stream.write(f"\r\x1b[K{line[:room]}")
     stream.flush()
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from wanlora.training.kernel_probe import AttentionShape, Candidate, choose_kernel, kernel_for
+from wanlora.training.kernel_check import AttentionShape
+from wanlora.training.kernel_probe import Candidate, choose_kernel, kernel_for
 from wanlora.wan import attention
 
 pytestmark = [

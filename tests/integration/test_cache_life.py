@@ -187,7 +187,7 @@ def test_gc_frees_what_no_view_names_and_keeps_what_one_does(tmp_path):
     for key in after.prompt_keys():
         assert np.array_equal(reader.prompt_embeds(key), row_of("text", key))
     again = inspect(now)
-    assert (again.freed["rows"], again.freed["bytes"], again.freed["litter"]) == (0, 0, 0)
+    assert (again.freed["rows"], again.freed["bytes"], again.freed["leftovers"]) == (0, 0, 0)
 
 
 def test_a_run_that_was_stopped_is_listed_and_its_rows_are_kept_until_it_ends(
@@ -231,7 +231,7 @@ def test_a_run_that_was_stopped_is_listed_and_its_rows_are_kept_until_it_ends(
     assert len(contents(cache, "mine")) > 6
 
 
-def test_gc_frees_old_generations_and_litter_but_nothing_fresh(tmp_path):
+def test_gc_frees_old_generations_and_leftovers_but_nothing_fresh(tmp_path):
     build_store(tmp_path, num_clips=2)
     from wanlora.store.writer import SegmentWriter
 
@@ -247,12 +247,12 @@ def test_gc_frees_old_generations_and_litter_but_nothing_fresh(tmp_path):
     partial = tmp_path / ".partial" / "left-by-a-kill"
     partial.write_bytes(b"half")
     fresh = inspect(InspectConfig(path=tmp_path, gc=True))
-    assert (fresh.freed["litter"], len(fresh.fingerprints)) == (0, 3)
+    assert (fresh.freed["leftovers"], len(fresh.fingerprints)) == (0, 3)
     for path in (partial, *(p for p in orphan.rglob("*") if p.is_file())):
         os.utime(path, (1, 1))
     before = num_bytes(tmp_path)
     done = inspect(InspectConfig(path=tmp_path, gc=True))
-    assert done.freed["litter"] == 2
+    assert done.freed["leftovers"] == 2
     assert done.freed["bytes"] == before - num_bytes(tmp_path) > 0
     assert not partial.exists()
     assert not orphan.exists()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -184,10 +185,20 @@ def test_a_probe_of_a_model_with_two_experts_needs_the_name_of_one(tmp_path):
     pair = pair_folder(tmp_path / "pair")
     job = ("--model", pair, "--probe", "--device", "cpu", "--frames", 5, "--height", 64,
            "--width", 64)  # fmt: skip
-    assert "--expert high" in cli.refuses("estimate", *job)
+    refusal = cli.refuses("estimate", *job)
+    assert "--expert high" in refusal
+    assert "wanlora train" not in refusal
+    shutil.rmtree(pair / "transformer")  # only the low-noise expert can be measured now
     found = estimate(*job, "--expert", "low")
     assert (found["variant"], found["expert"]) == ("micro-a14b", "low")
     assert found["measured"]
+
+
+def test_previews_of_an_expert_are_refused_as_train_refuses_them():
+    job = ("estimate", "--variant", "t2v-a14b", "--device", "h100")
+    message = cli.refuses(*job, "--preview-every", 10, exit_code=2)
+    assert "wanlora sample" in message
+    assert "--preview-prompt" in cli.refuses(*job, "--preview-prompt", "a dog", exit_code=2)
 
 
 def test_a_cache_says_its_clips_and_what_it_takes_on_disk(cache_fp16):

@@ -48,6 +48,7 @@ def project(tmp_path_factory) -> Path:
     for seed, name in enumerate(("high", "low", "micro")):
         provenance = {"variant": "micro"} if name == "micro" else {
             "variant": "micro-a14b", "expert": name, "model": str(folder / "model"),
+            "sampler": "logit_normal", "shift": "5.0" if name == "low" else "3.0",
         }  # fmt: skip
         save_adapter(
             folder / name, random_tensors(parameters, seed, scale=0.03), shape,
@@ -90,6 +91,7 @@ def test_each_adapter_is_measured_on_its_own_range_and_both_are_joined_by_the_de
     assert all(row["sigma"] >= BOUNDARY for row in high["validation"]["per_sigma"])
     assert all(row["sigma"] < BOUNDARY for row in low["validation"]["per_sigma"])
     shares = {name: expert["share"] for name, expert in found["experts"].items()}
+    assert found["density"] == {"sampler": "logit_normal", "shift": "3.0"}
     assert shares == pytest.approx({"high": SHARE, "low": 1 - SHARE})
     for kind in ("base", "adapter", "paired_difference"):
         parts = [high["validation"][kind], low["validation"][kind]]
@@ -148,7 +150,7 @@ def test_losses_need_one_transformer_in_memory_at_a_time(
 
 
 def test_one_expert_alone_needs_only_its_own_weights_and_the_other_can_be_added(
-    project, held_out_cache, tmp_path
+    project, held_out_cache, tmp_path, caplog
 ):
     half = tmp_path / "half"
     shutil.copytree(project / "model", half)
@@ -159,6 +161,7 @@ def test_one_expert_alone_needs_only_its_own_weights_and_the_other_can_be_added(
     evaluate(config(project, held_out_cache, folder, "low", model=str(half)))
     found = read(folder)
     assert list(found["experts"]) == ["low"]
+    assert "shift 5.0" in caplog.text
     assert (found["joined"], found["gains"]) == (None, None)
     assert max(found["sigmas"]) < BOUNDARY
     assert found["answer"].count("-noise expert") == 1
@@ -171,6 +174,7 @@ def test_one_expert_alone_needs_only_its_own_weights_and_the_other_can_be_added(
     assert "1 adapters" in cli.refuses(*arguments, project / "high")
     assert read(folder) == found
     evaluate(config(project, held_out_cache, folder, "high", "low", model=str(half)))
+    assert "shift 3.0" not in caplog.text
     low = next(item for item in read(folder)["adapters"] if item["expert"] == "low")
     assert low["validation"] == found["validation"]
 
@@ -224,6 +228,11 @@ def test_adapters_that_do_not_fit_the_experts_are_refused_by_name(
     assert str(micro) in foreign
     on_one = cli.refuses(*flags, "--model", "micro", "--adapter", high)
     assert str(project / "model") in on_one
+    low_scale = ("--guidance-scale-low", 3)
+    one = cli.refuses(*flags, "--model", "micro", "--adapter", micro, *low_scale, exit_code=2)
+    assert "--guidance-scale-low" in one
+    without = cli.refuses(*pair, "--adapter", high, "--guidance-scale", 1, *low_scale, exit_code=2)
+    assert "--guidance-scale-low" in without
     assert not (tmp_path / "out").exists()
 
 

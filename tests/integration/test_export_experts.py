@@ -242,6 +242,9 @@ def test_adapters_that_are_not_one_of_each_expert_are_refused_by_name(runs, tmp_
     assert "--expert low" in refused(high, more=["--expert", "low"], code=2)
     assert "--expert low" in refused(high, low, more=["--expert", "low"], code=2)
     refused(high, low, low, code=2)
+    header = {"wanlora.variant": "t2v-14b", "wanlora.model": "x"}
+    one = _small(tmp_path / "one.safetensors", "transformer.", header)
+    assert "t2v-14b" in refused(one, more=["--expert", "high"], code=2)
     assert not (tmp_path / "out").exists()
 
 

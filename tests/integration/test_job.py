@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.support import cli, videos
+from tests.support.experts import pair_folder
 from wanlora.commands.demo.demo import write_videos
 
 CLIP = "num_frames = 17\nheight = 64\nwidth = 64\nfps = 8\n"
@@ -48,6 +49,19 @@ def test_a_job_that_is_done_trains_nothing_again_and_a_longer_one_continues(cach
     assert first[0]["result"]["steps"] == 1
     assert "--resume" in continued[0]["command"]
     assert (continued[0]["result"]["resumed_from"], continued[0]["result"]["steps"]) == (1, 2)
+
+
+def test_a_job_trains_an_expert(cache_fp16, home):
+    (home / "job.toml").write_text(
+        f'[train]\ncache = "{cache_fp16}"\nmodel = "{pair_folder(home / "pair")}"\n'
+        'expert = "high"\nmax_steps = 1\ndevice = "cpu"\ntrackers = []\n'
+        "[train.lora]\nrank = 2\n[train.validation]\nevery = 0\n"
+    )
+    [stage] = json.loads(cli.run("run", "job.toml", "--json", cwd=home).stdout)["stages"]
+    assert stage["state"] == "done"
+    assert "--expert high" in stage["command"]
+    [summary] = json.loads(cli.run("watch", "outputs", "--json", cwd=home).stdout)["runs"]
+    assert summary["expert"] == "high"
 
 
 @pytest.mark.slow

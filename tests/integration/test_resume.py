@@ -141,9 +141,38 @@ def test_a_run_keeps_its_attention_kernel(cache_fp16, tmp_path, caplog):
     state.write_text(json.dumps(moved))
     refusal, _, change = go_on(4, "auto")
     assert "attention=cudnn" in refusal
+    assert "--set" not in refusal  # auto is set already
     assert kernels_in(change) == ["flash", "cudnn"]
     kernels = [row["attention"] for row in _metrics(run_dir)]
     assert kernels == ["math", "math", "flash", "flash"]
+
+
+def test_a_run_keeps_its_shift(cache_fp16, tmp_path, caplog):
+    """Also if a newer release has another default for the size of the clips."""
+    run_dir = tmp_path / "run"
+    done = cli.invoke(
+        "train", "--cache", cache_fp16, "--output-dir", run_dir, "--set", "lora.rank=2",
+        "--set", "validation.every=0", "--set", "trackers=[]", "--max-steps", 1,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    file = run_dir / "checkpoints" / "step-000001" / "state.json"
+    state = json.loads(file.read_text())
+    assert state["facts"]["shift"] == "3.0"
+
+    def go_on(shift, *more):
+        facts = {key: value for key, value in state["facts"].items() if key != "shift"}
+        facts |= {"shift": shift} if shift else {}
+        file.write_text(json.dumps(state | {"facts": facts}))
+        caplog.clear()
+        done = cli.invoke("train", "--output-dir", run_dir, "--resume", "--max-steps", 1, *more)
+        return done, caplog.text
+
+    done, log = go_on("4.5")
+    assert (done.exit_code, "shift 4.5 " in log) == (0, True)
+    refused, _ = go_on("4.5", "--set", "flow.shift=5")
+    assert (refused.exit_code, "flow.shift: found 4.5, wanted 5.0" in refused.output) == (1, True)
+    done, log = go_on(None)  # a run of 0.1.0
+    assert (done.exit_code, "shift 3 " in log) == (0, True)
 
 
 def test_a_checkpoint_with_a_missing_tensor_is_refused_by_name(cache_fp16, tmp_path):

@@ -232,7 +232,7 @@ def test_a_read_only_store_reads_and_refuses_to_be_written_by_name():
             write_rows(cache, "latents", ["new"])
 
 
-def test_a_disk_error_while_writing_names_the_path_and_leaves_no_litter(tmp_path, monkeypatch):
+def test_a_disk_error_while_writing_names_the_path_and_leaves_no_leftovers(tmp_path, monkeypatch):
     def full(temporary: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 

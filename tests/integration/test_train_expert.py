@@ -56,6 +56,7 @@ def test_a_run_reads_and_records_only_its_expert(runs, expert, sigmas, share):
     assert f"{sigmas[0]:g} to {sigmas[1]:g}" in logs[expert]
     assert f"{share} %" in logs[expert]
     assert f"({SUBFOLDERS[expert]}/)" in logs[expert]
+    assert re.search("previews: none.*wanlora sample", logs[expert])
     metadata, keys = header(run_dir)
     assert (metadata["wanlora.expert"], metadata["wanlora.variant"]) == (expert, "micro-a14b")
     assert all(key.startswith("transformer.") for key in keys)
@@ -94,8 +95,8 @@ def test_an_adapter_of_the_other_expert_is_used_and_named(runs, held_out_cache, 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        (("PAIR",), ("--expert high", "--expert low", "wanlora train", "0.875")),
-        (("micro", "--expert", "low"), ("micro has one", "--expert low", "wanlora train")),
+        (("PAIR",), ("--expert high", "--expert low", "0.875")),
+        (("micro", "--expert", "low"), ("micro has one", "--expert low")),
         (("PAIR", "--expert", "high", "--preview-every", 1), ("wanlora sample", "--preview-every")),
     ],
 )

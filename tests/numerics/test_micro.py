@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tools.micro import dit, experts, measure, models, pretrain, vae
+from tools.micro import dit, measure, models, pretrain, vae
 from tools.micro.checkpoint import resume, save
 from wanlora.micro import world
 
@@ -136,29 +136,3 @@ def test_a_checkpoint_that_is_not_there_is_step_zero(tmp_path):
     assert resume(tmp_path / "none.pt", {"layer": layer}) == 0
     save(tmp_path / "some.pt", {"layer": layer}, 7)
     assert resume(tmp_path / "some.pt", {"layer": torch.nn.Linear(2, 2)}) == 7
-
-
-def test_an_expert_is_trained_on_its_part_of_the_density_only(monkeypatch):
-    """Without weights: each step's sigmas are one in each of its equal shares of the range."""
-    seen = []
-
-    def noted(transformer, latents, prompt_embeds, noise, sigmas):
-        del transformer, latents, prompt_embeds, noise
-        seen.append(sigmas)
-        return sigmas
-
-    monkeypatch.setattr(dit, "loss_at", noted)
-    rows = torch.zeros(2, dit.TEXT_ROWS, models.ROW.shape.text_dim)
-    clips = dit.Clips(torch.zeros(2, models.ROW.vae.z_dim, 1, 1, 1), rows, rows[0])
-    transformer = torch.nn.Linear(1, 1)
-    transformer.device = torch.device("cpu")
-    for expert, (low, high) in experts.RANGES.items():
-        dit.step_loss(transformer, clips, 50, 0, 0, experts.QUANTILES[expert])
-        sigmas = seen[-1].sort().values
-        assert low <= sigmas[0]
-        assert sigmas[-1] < high
-        u = sigmas / (
-            models.ROW.defaults.shift - (models.ROW.defaults.shift - 1) * sigmas
-        )  # the shift undone
-        start, end = experts.QUANTILES[expert]
-        assert ((u - start) / (end - start) * 50).floor().tolist() == list(range(50))

@@ -277,10 +277,10 @@ def vars_of(view: View) -> dict[str, object]:
     return {name: getattr(view, name) for name in View.__slots__}
 
 
-def test_litter_is_collected_when_it_is_old_by_the_clock_that_dates_it(tmp_path, monkeypatch):
+def test_leftovers_is_collected_when_it_is_old_by_the_clock_that_dates_it(tmp_path, monkeypatch):
     """The clock of this machine may differ from that of a file server or an object store."""
     build_store(tmp_path, num_clips=1)
     storage.at(tmp_path).put("store.zarr/latents/x/16x5x8x8/s/latent/zarr.json", b"{}")
     monkeypatch.setattr(time, "time", lambda: 4e9)
     freed = collect_garbage(tmp_path, LIMITS, min_age_h=0)
-    assert freed["litter"] == 0
+    assert freed["leftovers"] == 0

@@ -35,7 +35,7 @@ KEYS = tuple(sha256_text(f"row {i}") for i in range(6))
 
 
 @pytest.fixture(autouse=True, scope="module")
-def no_minimum_age_of_litter():
+def no_minimum_age_of_leftovers():
     """What is half-written may be collected at once: only the protocol protects it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(garbage, "LITTER_AGE_S", 0.0)

@@ -14,7 +14,8 @@ from wanlora.adapters.lora import adapter_parameters
 from wanlora.core.buckets import Bucket
 from wanlora.cost.memory import step_bytes
 from wanlora.training.fitting import fit
-from wanlora.training.kernel_probe import AttentionShape, kernel_for
+from wanlora.training.kernel_check import AttentionShape
+from wanlora.training.kernel_probe import kernel_for
 from wanlora.training.workload import workload
 from wanlora.wan.variants import VARIANTS
 

@@ -1,6 +1,8 @@
 """The miniature of Wan2.2's T2V-A14B: two transformers in one folder, one for each range of sigmas.
 
-Owns: the folder. Its encoders, scheduler and shape are those of the embedded micro model.
+Owns: the folder. Its encoders, scheduler and shape are those of the embedded micro model, and its
+transformers are micro's, each with small changes of its own; fine-tuning each on its range of
+noise levels made no measurable difference to its loss there.
 """
 
 import json

@@ -17,6 +17,8 @@ HEADERS = {
     "one": {"wanlora.variant": "micro"},
     "larger pair": {"wanlora.expert": "high", "wanlora.variant": "t2v-a14b"},
     "other tool": {},
+    "musubi": {"modelspec.timestep_range": "0,875"},
+    "person_low_noise": {},
 }
 
 
@@ -44,6 +46,12 @@ IN_A_PAIR = {
     ("other tool", None): ("--adapter-high other-tool.safetensors", "--adapter-low other-tool"),
     ("other tool", "high"): "high",
     ("other tool", "low"): "low",
+    ("musubi", None): ("record", "--adapter-low musubi.safetensors"),
+    ("musubi", "high"): ("--adapter-high musubi.safetensors", "--adapter-low", "--expert high"),
+    ("musubi", "low"): "low",
+    ("person_low_noise", None): ("record", "--adapter-low person_low_noise.safetensors"),
+    ("person_low_noise", "high"): ("--adapter-low", "swapped", "--expert high"),
+    ("person_low_noise", "low"): "low",
 }
 
 
@@ -65,7 +73,7 @@ def test_an_adapter_of_a_pair_is_routed_by_its_header_or_its_flag(case, expected
 @pytest.mark.parametrize("flag", [None, "high", "low"])
 def test_a_model_with_one_transformer_takes_only_adapters_of_such_a_model(header, flag):
     item = given(header, flag)
-    if header in ("one", "other tool") and flag is None:
+    if header not in ("high", "low", "larger pair") and flag is None:
         assert route([item], ONE, model="micro") == [None]
         return
     with pytest.raises(AdapterError) as refused:

@@ -11,13 +11,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from wanlora.errors import DeviceError
 from wanlora.training import kernel_probe
-from wanlora.training.kernel_probe import (
-    AttentionShape,
-    Candidate,
-    choose_kernel,
-    kernel_for,
-    shorter,
-)
+from wanlora.training.kernel_check import AttentionShape, shorter
+from wanlora.training.kernel_probe import Candidate, choose_kernel, kernel_for
 from wanlora.wan import attention
 
 CPU = torch.device("cpu")
@@ -82,7 +77,7 @@ def test_a_kernel_with_wrong_gradients_is_rejected_and_named(factor, reason, by_
     [warning] = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert "planted" in warning.message
     assert reason in warning.message
-    with pytest.raises(DeviceError, match=rf"attention=planted .*{reason}.*--set attention=auto"):
+    with pytest.raises(DeviceError, match=rf"attention=planted .*{reason}"):
         choose_kernel(SHAPE, [planted(factor)], by_time=by_time)
 
 
@@ -157,6 +152,35 @@ def test_a_cpu_and_a_deterministic_run_do_not_choose_by_time(monkeypatch):
     kernel_for("auto", cuda)
     kernel_for("auto", cuda, deterministic=True)
     assert asked == [(False, False), (True, False), (False, True)]
+
+
+def test_a_kernel_that_fails_at_the_size_of_the_run_is_passed_over_with_a_warning(caplog):
+    """The check is at no more than 1,152 tokens; an error at the full length must not end a run."""
+
+    def attend(query, key, value):
+        if query.shape[2] > 1152:
+            raise RuntimeError("no execution plan")
+        return scaled_dot_product_attention(query, key, value)
+
+    shape = replace(SHAPE, num_tokens=1280, num_heads=1, head_dim=8, batch_size=1)
+    choice = choose_kernel(shape, [Candidate("planted", nullcontext, attend), FLASH], by_time=True)
+    assert choice.name == "flash"
+    assert choice.tried[0].problem == "no execution plan"
+    [warning] = caplog.records
+    assert "planted" in warning.message
+    assert "no execution plan" in warning.message
+
+
+def test_the_only_kernel_of_a_device_is_not_offered_in_its_own_place(monkeypatch):
+    def refuse(_shape, candidates, **_):
+        raise DeviceError(f"attention={candidates[0].name} does not run")
+
+    monkeypatch.setattr(kernel_probe, "choose_kernel", refuse)
+    monkeypatch.setattr(attention, "candidates", lambda _: ("auto",))
+    with pytest.raises(DeviceError, match=r"attention=auto does not.*--set attention=math"):
+        kernel_for("auto", SHAPE)
+    with pytest.raises(DeviceError, match=r"attention=cudnn does not.*--set attention=auto"):
+        kernel_for("cudnn", SHAPE)
 
 
 def test_a_kernel_without_memory_for_its_measurement_is_used_if_there_is_no_other(monkeypatch):

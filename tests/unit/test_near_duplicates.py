@@ -40,5 +40,5 @@ def test_captions_made_from_a_template_stop_the_search_instead_of_filling_the_me
 
 def test_captions_that_share_words_without_being_alike_stop_the_search_too():
     texts = [f"a person in the light of {number}" for number in range(2000)]  # 6 words of 8
-    assert similar_pairs(texts, most_comparisons=10_000) == ([], False)
-    assert similar_pairs(texts[:100], most_comparisons=10_000) == ([], True)
+    assert similar_pairs(texts, max_comparisons=10_000) == ([], False)
+    assert similar_pairs(texts[:100], max_comparisons=10_000) == ([], True)

@@ -2,7 +2,9 @@
 
 import logging
 import re
+import sys
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from wanlora import progress
 from wanlora.commands.train.step_errors import suspect_kernel
 from wanlora.core.buckets import Bucket
 from wanlora.cost.flops import TransformerShape
-from wanlora.errors import ConfigError, NonFiniteError
+from wanlora.errors import ConfigError, DeviceError, NonFiniteError
 from wanlora.training import fitting, trial
 from wanlora.training.trial import random_batch
 from wanlora.training.workload import Trial, workload
@@ -149,10 +151,24 @@ def test_segments_of_the_allocator_grow_unless_the_user_configured_it(
 def test_deterministic_includes_the_compiler(monkeypatch):
     from torch._inductor import config as inductor
 
+    if not hasattr(inductor, "deterministic"):
+        pytest.skip("torch 2.9 has no such mode")
     monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda mode: None)
     monkeypatch.setattr(inductor, "deterministic", False)
-    devices.use_deterministic_algorithms()
+    devices.use_deterministic_algorithms(compiled=True)
     assert inductor.deterministic
+
+
+def test_a_compiler_without_a_deterministic_mode_is_refused_and_eager_blocks_are_not(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda *, mode: asked.append(mode))
+    monkeypatch.setitem(sys.modules, "torch._inductor.config", ModuleType("config"))
+    monkeypatch.setattr(torch._inductor, "config", ModuleType("config"), raising=False)
+    with pytest.raises(DeviceError, match=r"--eager.*pip install"):
+        devices.use_deterministic_algorithms(compiled=True)
+    assert asked == []
+    devices.use_deterministic_algorithms(compiled=False)
+    assert asked == [True]
 
 
 def test_a_long_call_is_announced_and_reminded_of(monkeypatch, caplog):

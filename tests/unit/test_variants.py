@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKLWan
 
 from wanlora.core.buckets import Bucket
-from wanlora.errors import DeviceError, ModelError
+from wanlora.errors import ConfigError, DeviceError, ModelError
 from wanlora.wan import device, model_folder, variants
 from wanlora.wan.weights import file_sha256, weights_sha256
 
@@ -105,6 +105,17 @@ def test_a_part_is_asked_for_by_its_expert_exactly_if_there_are_two():
     with pytest.raises(ModelError, match=r"t2v-14b.*--expert low") as caught:
         one.part("low")
     assert "wanlora train" in str(caught.value)
+
+
+def test_the_guidance_of_an_expert_is_its_own_then_the_common_one_then_the_variants():
+    pair, one = variants.VARIANTS["t2v-a14b"], variants.VARIANTS["t2v-14b"]
+    assert pair.guidance_scales(None, None) == (4.0, 3.0)
+    assert pair.guidance_scales(6.0, None) == (6.0, 6.0)
+    assert pair.guidance_scales(None, 2.0) == (4.0, 2.0)
+    assert pair.guidance_scales(0.0, 0.0) == (0.0, 0.0)
+    assert one.guidance_scales(None, None) == (5.0,)
+    with pytest.raises(ConfigError, match=r"t2v-14b.*--guidance-scale-low"):
+        one.guidance_scales(5.0, 3.0)
 
 
 @pytest.mark.parametrize("name", list(variants.VARIANTS))

@@ -141,9 +141,8 @@ def loss_at(
 
 
 def train(
-    transformer: WanTransformer3DModel, clips: Clips, stage: Stage, checkpoint: Path, seed: int,
-    quantiles: tuple[float, float] = (0.0, 1.0),
-) -> WanTransformer3DModel:  # fmt: skip
+    transformer: WanTransformer3DModel, clips: Clips, stage: Stage, checkpoint: Path, seed: int
+) -> WanTransformer3DModel:
     """Train on the device it is on, from the checkpoint if there is one.
 
     Args:
@@ -152,7 +151,6 @@ def train(
         stage: How long and how fast.
         checkpoint: File to continue from and to save to.
         seed: Seed of the order of clips, noise and sigmas.
-        quantiles: Part of the density of sigmas to train on; the default is all of it.
 
     Returns:
         The averaged weights.
@@ -170,7 +168,7 @@ def train(
     start = resume(checkpoint, parts)
     with progress.bar(total=stage.steps, description="dit", unit="step", done=start) as bar:
         for step in range(start, stage.steps):
-            value = step_loss(transformer, clips, stage.batch, seed, step, quantiles)
+            value = step_loss(transformer, clips, stage.batch, seed, step)
             transformer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(transformer.parameters(), 1.0)
@@ -188,17 +186,15 @@ def train(
 
 
 def step_loss(
-    transformer: WanTransformer3DModel, clips: Clips, batch: int, seed: int, step: int,
-    quantiles: tuple[float, float] = (0.0, 1.0),
-) -> Tensor:  # fmt: skip
-    """Mean loss of a step's clips; a function of (seed, step). Arguments as `train`."""
+    transformer: WanTransformer3DModel, clips: Clips, batch: int, seed: int, step: int
+) -> Tensor:
+    """Mean loss of a step's clips; a function of (seed, step)."""
     draws = generator(seed, Stream.ORDER, step)
     chosen = torch.from_numpy(draws.integers(len(clips.latents), size=batch))
     embeds = clips.prompt_embeds[chosen]
     embeds[torch.from_numpy(draws.random(batch) < EMPTY_PROMPT_SHARE)] = clips.empty
-    # Stratified: a u in each of `batch` equal parts of the quantiles.
-    low, high = quantiles
-    strata = low + (high - low) * (draws.permutation(batch) + draws.random(batch)) / batch
+    # Stratified: a u in each of `batch` equal parts of (0, 1).
+    strata = (draws.permutation(batch) + draws.random(batch)) / batch
     sigmas = torch.tensor([flow.shift_sigma(float(u), ROW.defaults.shift) for u in strata])
     latents = clips.latents[chosen]
     noise = torch.from_numpy(draws.standard_normal(latents.shape, dtype="float32"))

@@ -50,7 +50,7 @@ def check_base(part: Path, adapter: AdapterFile) -> None:
 
 def write_merged(
     model_dir: Path, updates: Mapping[str, Updates], target: Path, *, dtype: torch.dtype | None
-) -> None:
+) -> list[str]:
     """Fill an empty folder with the merged model, one tensor in memory at a time.
 
     Files that do not change (the VAE, the text encoder, the tokenizer, the scheduler, and a
@@ -63,7 +63,11 @@ def write_merged(
         target: Empty folder.
         dtype: Type of the weights of all transformers; None = the base's. Modules that diffusers
             keeps in fp32 are never narrowed.
+
+    Returns:
+        Sub-folders of the transformers that were written, to be checked; the others are links.
     """
+    written = []
     for name in pipeline_of(model_dir):
         (target / name).mkdir()
         is_written = name in updates or (dtype is not None and name in (*TRANSFORMER, SECOND))
@@ -72,7 +76,9 @@ def write_merged(
                 _link(file, target / name / file.name)
         if is_written:
             _write_transformer(model_dir / name, updates.get(name, {}), target / name, dtype)
+            written.append(name)
     _link(model_dir / INDEX, target / INDEX)
+    return written
 
 
 def _write_transformer(

@@ -4,11 +4,12 @@ Owns: the choice by an adapter's header or by its flag, and refusing adapters th
 experts of the model. Must not import torch: a command checks this before it loads anything.
 """
 
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from wanlora.adapters.header import AdapterHeader, read_header, split_scale
+from wanlora.adapters.header import AdapterHeader, expert_and_place, read_header, split_scale
 from wanlora.core import units
 from wanlora.errors import AdapterError
 from wanlora.wan.variants import VARIANTS, Expert, Variant
@@ -80,8 +81,9 @@ def route(given: Sequence[GivenAdapter], variant: Variant, *, model: str) -> lis
         model: The `--model` value, for messages.
 
     Raises:
-        AdapterError: An adapter is for another model, or for the other expert than its flag names;
-            its expert has an adapter already; or neither its file nor its flag names an expert.
+        AdapterError: An adapter is for another model, or for the other expert than its flag names
+            (by its header, its keys, or another tool's header field or file name); its expert has
+            an adapter already; or neither its header nor its flag names an expert.
     """
     if variant.boundary is None:
         for item in given:
@@ -122,7 +124,7 @@ def _require_one_transformer(item: GivenAdapter, variant: Variant, model: str) -
 
 
 def _expert_of(item: GivenAdapter, variant: Variant, model: str) -> Expert:
-    """Select the expert of an adapter in a model with two transformers."""
+    """Select the expert of an adapter in a model with two transformers. Raises as `route`."""
     trained_variant = item.header.provenance.get("variant")
     if trained_variant is not None and trained_variant != variant.name:
         raise AdapterError(
@@ -130,12 +132,8 @@ def _expert_of(item: GivenAdapter, variant: Variant, model: str) -> Expert:
             "the --model that it was trained on"
         )
     trained = item.header.expert
-    if trained is None and item.expert is None:
-        flags = " or ".join(f"{flag_of(expert)} {item.header.path}" for expert in EXPERTS)
-        raise AdapterError(
-            f"{item.text}: {model} has two transformers, and the file does not name the one it is "
-            f"for: pass {flags}"
-        )
+    if trained is None:
+        _check_flag(item, model)
     if trained and item.expert and trained != item.expert:
         raise AdapterError(
             f"{item.text} was trained for the {trained}-noise expert: pass it with "
@@ -144,6 +142,26 @@ def _expert_of(item: GivenAdapter, variant: Variant, model: str) -> Expert:
     expert = trained or item.expert
     assert expert
     return expert
+
+
+def _check_flag(item: GivenAdapter, model: str) -> None:
+    """Check the flag of a file of another tool: it is needed, and must not contradict the file."""
+    path = item.header.path
+    shown, place = expert_and_place(item.header)
+    if item.expert is None:
+        experts = (shown,) if shown else EXPERTS
+        flags = " or ".join(f"{flag_of(expert)} {path}" for expert in experts)
+        raise AdapterError(
+            f"{item.text}: {model} has two transformers, and the file does not record the one it "
+            f"is for: pass {flags}"
+        )
+    if shown and shown != item.expert:
+        command = f"wanlora export --adapter {shlex.quote(str(path))} --expert {item.expert}"
+        raise AdapterError(
+            f"{item.text} is for the {shown}-noise expert, by its {place}: pass it with "
+            f"{flag_of(shown)}. Are the two files swapped? If its {place} is wrong, record the "
+            f"expert with\n  {command} --output NAME.safetensors"
+        )
 
 
 def _trained_on(item: GivenAdapter) -> str:

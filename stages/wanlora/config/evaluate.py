@@ -20,6 +20,7 @@ from wanlora.config.settings import (
     ViewName,
     Width,
     model_setting,
+    refuse_guidance_without_effect,
     seed_setting,
     setting,
 )
@@ -96,7 +97,8 @@ class EvaluateConfig(Settings):
     dtype: BaseDtype = "auto"
 
     @model_validator(mode="after")
-    def _has_an_adapter(self) -> Self:
+    def _has_an_adapter_and_guidance_with_an_effect(self) -> Self:
         if not (self.adapter or self.adapter_high or self.adapter_low):
             raise ValueError("--adapter is required: the run folder or file to compare")
+        refuse_guidance_without_effect(self.guidance_scale, self.guidance_scale_low)
         return self

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BeforeValidator, model_validator
 
 from wanlora.config.settings import Settings, described, model_setting, setting
+from wanlora.wan.variants import Expert
 
 ExportFormat = Literal["diffusers", "peft", "comfyui", "kohya", "merged"]
 
@@ -49,7 +50,7 @@ class ExportConfig(Settings):
         flag="Input and output",
         pattern=r"^(latest|best|ema|\d+)$",
     )
-    expert: Literal["high", "low"] | None = setting(
+    expert: Expert | None = setting(
         None,
         "For a model with two transformers: the one that an adapter of another tool is for, if "
         "neither its header nor its name shows it.",

@@ -19,6 +19,7 @@ from wanlora.config.settings import (
     ViewName,
     Width,
     model_setting,
+    refuse_guidance_without_effect,
     seed_setting,
     setting,
 )
@@ -111,7 +112,7 @@ class SampleConfig(Settings):
         "Shift of sigma.",
         gt=0,
         flag="Videos",
-        unset="that of the model (3 at 480p; use 5 at 720p); 12 for Wan2.2's T2V-A14B",
+        unset="that of the variant for the size: 3 at 480p and 5 at 720p for Wan2.1, 12 for Wan2.2",
     )
     negative_prompt: str | None = setting(
         None, "Content to avoid.", flag="Videos", unset="that of the variant"
@@ -161,12 +162,7 @@ class SampleConfig(Settings):
             raise ValueError(f"with --cache, a --prompt needs {ACTIVITY} in it; leave out one")
         if self.compare and not (self.adapter or self.adapter_high or self.adapter_low):
             raise ValueError("--compare shows base model and adapter: pass --adapter too")
-        high, low = self.guidance_scale, self.guidance_scale_low
-        if high is not None and low is not None and high <= 1 < low:
-            raise ValueError(
-                "--guidance-scale of 1 or less means no guidance for either expert: leave out "
-                "--guidance-scale-low, or raise --guidance-scale"
-            )
+        refuse_guidance_without_effect(self.guidance_scale, self.guidance_scale_low)
         if self.overwrite and self.skip_existing:
             raise ValueError("--overwrite replaces videos and --skip-existing keeps them: pass one")
         return self

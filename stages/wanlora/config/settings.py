@@ -238,6 +238,23 @@ Width = Annotated[
 Sampler = Literal["logit_normal", "uniform", "mode"]
 
 
+def refuse_guidance_without_effect(high: float | None, low: float | None) -> None:
+    """Check the guidance of two transformers: without that of the first, diffusers has none.
+
+    Args:
+        high: `guidance_scale`.
+        low: `guidance_scale_low`.
+
+    Raises:
+        ValueError: Only `low` is above 1.
+    """
+    if high is not None and low is not None and high <= 1 < low:
+        raise ValueError(
+            "--guidance-scale of 1 or less means no guidance for either expert: leave out "
+            "--guidance-scale-low, or raise --guidance-scale"
+        )
+
+
 def model_setting(unset: str, use: str = "Model") -> str | None:
     """Define the model of a command that has a default of its own."""
     text = f"{use}: micro (embedded), a local diffusers folder, or a Hugging Face model id."

@@ -21,8 +21,9 @@ from wanlora.config.settings import (
     setting,
 )
 from wanlora.cost import flops
+from wanlora.errors import ConfigError
 from wanlora.training import batch_sizes
-from wanlora.wan.variants import Expert
+from wanlora.wan.variants import Expert, Variant
 
 SAVE_STEPS = "Steps between checkpoints; 0 = only at the end."
 KEEP_CHECKPOINTS = "Number of newest checkpoints to keep; 0 = all."
@@ -168,7 +169,8 @@ class PreviewSettings(Settings):
     prompts: tuple[str, ...] = setting(
         (),
         "Prompt of a preview; repeat for several. A prompt that is not in the cache is encoded "
-        "before training starts, with the text encoder of the cache.",
+        "before training starts, with the text encoder of the cache. Rejected for an expert of a "
+        "model with two transformers, whose videos need both.",
         flag="Previews",
         names=("--preview-prompt",),
     )
@@ -194,6 +196,23 @@ class PreviewSettings(Settings):
         if self.every is not None:
             return self.every
         return min(500, -(-end_step // 4)) if self.prompts else 0
+
+    def check_model(self, variant: Variant, *, adapter: Path | str) -> None:
+        """Refuse previews of an expert: a video needs both transformers, and a run loads one.
+
+        Args:
+            variant: Variant of the model.
+            adapter: Folder of the run, for the command that makes videos.
+
+        Raises:
+            ConfigError: Previews are set.
+        """
+        if variant.boundary is not None and self.period(1):
+            raise ConfigError(
+                f"previews are set, but a video needs both transformers of {variant.name}, and a "
+                "run loads one. Leave out --preview-prompt and --preview-every, and make videos "
+                f"from the run's adapter with: wanlora sample --adapter {adapter}"
+            )
 
 
 class TrainConfig(Settings):

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 THRESHOLD = 0.8
 
-MOST_PAIRS = 1_000
-MOST_COMPARISONS = 2_000_000
+MAX_PAIRS = 1_000
+MAX_COMPARISONS = 2_000_000
 """Limits of a search, reached after one or two seconds. Captions made from a template are all
 similar, and the number of their pairs grows with the square of their number."""
 
@@ -54,8 +54,8 @@ def similar_pairs(
     texts: Sequence[str],
     *,
     threshold: float = THRESHOLD,
-    most_pairs: int = MOST_PAIRS,
-    most_comparisons: int = MOST_COMPARISONS,
+    max_pairs: int = MAX_PAIRS,
+    max_comparisons: int = MAX_COMPARISONS,
 ) -> Similar:
     """Find the pairs with a Jaccard similarity |a and b| / |a or b| of words >= threshold, exactly.
 
@@ -65,8 +65,8 @@ def similar_pairs(
     Args:
         texts: Texts without repeats.
         threshold: Minimum similarity, in (0, 1].
-        most_pairs: Maximum number of pairs.
-        most_comparisons: Approximate maximum number of comparisons.
+        max_pairs: Maximum number of pairs.
+        max_comparisons: Approximate maximum number of comparisons.
     """
     sets = [words(text) for text in texts]
     frequency = Counter(word for found in sets for word in found)
@@ -88,6 +88,6 @@ def similar_pairs(
         for word in prefix:
             holders[word].append(index)
         num_comparisons += len(others)
-        if len(pairs) > most_pairs or num_comparisons > most_comparisons:
-            return Similar(sorted(pairs)[:most_pairs], complete=False)
+        if len(pairs) > max_pairs or num_comparisons > max_comparisons:
+            return Similar(sorted(pairs)[:max_pairs], complete=False)
     return Similar(sorted(pairs), complete=True)

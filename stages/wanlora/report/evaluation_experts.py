@@ -45,12 +45,13 @@ def panels(evaluation: Mapping[str, Any]) -> list[Panel]:
 
 
 def title(evaluation: Mapping[str, Any], expert: str) -> str:
-    """Name an expert with its range and its share of the training density."""
+    """Name an expert with its range and its share of the density of the noise levels."""
     own = evaluation["experts"][expert]
     low, high = own["sigma_range"]
+    density = evaluation["density"]
     return (
-        f"{expert}-noise expert, sigma {low:g} to {high:g}, {percent(own['share'])} of the "
-        "training density"
+        f"{expert}-noise expert, sigma {low:g} to {high:g}, {percent(own['share'])} of "
+        f"{density['sampler']}, shift {float(density['shift']):g}"
     )
 
 
@@ -75,7 +76,7 @@ def verdicts(evaluation: Mapping[str, Any]) -> list[Raw]:
 
 def joined_section(evaluation: Mapping[str, Any]) -> Raw:
     """Draw the change of the whole loss, and the part of it that each expert contributes."""
-    found = evaluation["joined"]
+    found, density = evaluation["joined"], evaluation["density"]
     rows = [_interval("all noise levels", found, 1.0, found["base"], 2, bold=True)]
     named = {item["expert"]: item for item in evaluation["adapters"] if item["named"]}
     for number, (expert, own) in enumerate(evaluation["experts"].items()):
@@ -89,8 +90,9 @@ def joined_section(evaluation: Mapping[str, Any]) -> Raw:
         "Both experts together",
         "The training loss is a mean over all noise levels, and each expert decides its own range. "
         "So the whole change is the change in each range times the share of the range in the "
-        "training density. Both experts are measured on the same clips: the sum is made for each "
-        "clip, and the interval is over the source groups of these sums.",
+        f"density of the noise levels ({density['sampler']}, shift {float(density['shift']):g}). "
+        "Both experts are measured on the same clips: the sum is made for each clip, and the "
+        "interval is over the source groups of these sums.",
         Raw(f'<div class="intervals">{chart}</div>'),
     )
 

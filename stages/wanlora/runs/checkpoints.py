@@ -110,6 +110,17 @@ def recorded_attention(folder: Path) -> str | None:
         return None if kernel is None else str(kernel)
 
 
+def recorded_shift(folder: Path) -> float | None:
+    """Shift of sigma of a checkpoint's run; None in checkpoints of release 0.1.0.
+
+    Raises:
+        CheckpointError: The state is missing or damaged.
+    """
+    with _damage_named(folder):
+        shift = json.loads((folder / STATE_NAME).read_text())["facts"].get("shift")
+        return None if shift is None else float(shift)
+
+
 def replace_progress(folder: Path, progress: Progress) -> None:
     """Record a later validation in a published checkpoint."""
     state = json.loads((folder / STATE_NAME).read_text())

@@ -157,7 +157,7 @@ def _digest(tables: Iterable[Rows]) -> str:
     digest = hashlib.sha256()
     for rows in tables:
         digest.update("\n".join(rows.segments).encode())
-        for column in (rows.row_keys, rows.homes, rows.places, rows.crc32c):
+        for column in (rows.row_keys, rows.segment_indices, rows.places, rows.crc32c):
             digest.update(column.tobytes())
     return digest.hexdigest()
 

@@ -16,7 +16,14 @@ import numpy as np
 from jaxtyping import Int64, Shaped, UInt32
 
 VERSION = 1
-COLUMNS = ("record_bytes", "row_keys", "homes", "places", "crc32c")
+COLUMNS = {
+    "record_bytes": "record_bytes",
+    "row_keys": "row_keys",
+    "segment_indices": "homes",
+    "places": "places",
+    "crc32c": "crc32c",
+}
+"""Name of each column in the file, by attribute of `Rows`."""
 DAMAGE = (
     zipfile.BadZipFile, zlib.error, ValueError, KeyError, EOFError, OSError, RuntimeError,
 )  # fmt: skip
@@ -40,7 +47,7 @@ class Rows(Mapping[str, Row]):
         segments: Keys of the S segments' groups, in the order of their ids.
         record_bytes: Size of each segment's commit record, to notice a damaged one.
         row_keys: Key of each row, as bytes; repeated if two segments have the row.
-        homes: Segment of each row, an index into `segments`.
+        segment_indices: Segment of each row, an index into `segments`.
         places: Index of each row within its segment.
         crc32c: Checksum of each row.
     """
@@ -48,7 +55,7 @@ class Rows(Mapping[str, Row]):
     segments: tuple[str, ...]
     record_bytes: UInt32[np.ndarray, " s"]
     row_keys: Shaped[np.ndarray, " n"]
-    homes: UInt32[np.ndarray, " n"]
+    segment_indices: UInt32[np.ndarray, " n"]
     places: UInt32[np.ndarray, " n"]
     crc32c: UInt32[np.ndarray, " n"]
 
@@ -88,7 +95,7 @@ class Rows(Mapping[str, Row]):
 
     def at(self, index: int) -> Row:
         """Place of the row at an index of the columns."""
-        segment = self.segments[self.homes[index]]
+        segment = self.segments[self.segment_indices[index]]
         return Row(segment, int(self.places[index]), int(self.crc32c[index]))
 
     def by_segment(self, keys: Iterable[str]) -> dict[str, dict[str, int]]:
@@ -100,7 +107,7 @@ class Rows(Mapping[str, Row]):
         found: dict[str, dict[str, int]] = {}
         for key, at in zip(listed, self._find(listed).tolist(), strict=True):
             if at >= 0:
-                segment = self.segments[self.homes[at]]
+                segment = self.segments[self.segment_indices[at]]
                 found.setdefault(segment, {})[key] = int(self.places[at])
         return found
 
@@ -109,12 +116,12 @@ class Rows(Mapping[str, Row]):
         kept = np.array([segment in segments for segment in self.segments], bool)
         if kept.all():
             return self
-        stay = kept[self.homes]
+        stay = kept[self.segment_indices]
         return Rows(
             tuple(s for s in self.segments if s in segments),
             self.record_bytes[kept],
             self.row_keys[stay],
-            (np.cumsum(kept) - 1).astype(np.uint32)[self.homes[stay]],
+            (np.cumsum(kept) - 1).astype(np.uint32)[self.segment_indices[stay]],
             self.places[stay],
             self.crc32c[stay],
         )
@@ -161,16 +168,17 @@ def join(tables: Sequence[Rows]) -> Rows:
         ((segment, size) for rows in tables for segment, size in _sizes(rows)), key=_by_name
     )
     position = {segment: index for index, (segment, _) in enumerate(named)}
-    homes = _concatenate(
-        [np.array([position[s] for s in t.segments], np.uint32)[t.homes] for t in tables], np.uint32
+    segment_indices = _concatenate(
+        [np.array([position[s] for s in t.segments], np.uint32)[t.segment_indices] for t in tables],
+        np.uint32,
     )
     keys = _concatenate([t.row_keys for t in tables], np.dtype("S1"))
-    order = np.lexsort((homes, keys))
+    order = np.lexsort((segment_indices, keys))
     return Rows(
         tuple(segment for segment, _ in named),
         np.array([size for _, size in named], np.uint32),
         keys[order],
-        homes[order],
+        segment_indices[order],
         _concatenate([t.places for t in tables], np.uint32)[order],
         _concatenate([t.crc32c for t in tables], np.uint32)[order],
     )
@@ -179,7 +187,7 @@ def join(tables: Sequence[Rows]) -> Rows:
 def to_bytes(rows: Rows, owner: str) -> bytes:
     """Serialise as an ordinary .npz that includes the owner's name."""
     buffer = io.BytesIO()
-    columns = {name: getattr(rows, name) for name in COLUMNS}
+    columns = {column: getattr(rows, name) for name, column in COLUMNS.items()}
     np.savez(
         buffer,
         owner=np.array(f"{VERSION} {owner}"),
@@ -196,7 +204,7 @@ def from_bytes(data: bytes, owner: str) -> Rows | None:
             if str(found["owner"]) != f"{VERSION} {owner}":
                 return None
             segments = tuple(segment.decode() for segment in found["segments"].tolist())
-            return Rows(segments, **{name: found[name] for name in COLUMNS})
+            return Rows(segments, **{name: found[column] for name, column in COLUMNS.items()})
     except DAMAGE:
         return None
 

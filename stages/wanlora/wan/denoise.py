@@ -76,27 +76,30 @@ def denoise(
     prompt = prompt_embeds[None].to(device, dtype)
     negative = negative_embeds[None].to(device, dtype)
 
-    def velocity(expert: Any, timestep: torch.Tensor, embeds: torch.Tensor) -> torch.Tensor:
-        prediction: torch.Tensor = expert(
-            hidden_states=latents.to(dtype),
-            timestep=timestep,
-            encoder_hidden_states=embeds,
-            return_dict=False,
-        )[0]
-        return prediction
-
     for t in scheduler.timesteps:
         expert, scale = transformer, guidance_scale
         if low:
             is_low = bool(t < low.boundary * scheduler.config.num_train_timesteps)
             expert, scale = _expert_in_use(transformer, guidance_scale, low, is_low, device)
-        guided = velocity(expert, t.expand(1), prompt)
+        guided = _velocity(expert, latents.to(dtype), t, prompt)
         if guidance_scale > 1:
-            unguided = velocity(expert, t.expand(1), negative)
+            unguided = _velocity(expert, latents.to(dtype), t, negative)
             guided = unguided + scale * (guided - unguided)
         latents = scheduler.step(guided, t, latents, return_dict=False)[0]
         on_step()
     return latents[0].cpu()
+
+
+def _velocity(
+    expert: Any, latents: torch.Tensor, timestep: torch.Tensor, prompt_embeds: torch.Tensor
+) -> torch.Tensor:
+    prediction: torch.Tensor = expert(
+        hidden_states=latents,
+        timestep=timestep.expand(1),
+        encoder_hidden_states=prompt_embeds,
+        return_dict=False,
+    )[0]
+    return prediction
 
 
 def _expert_in_use(

@@ -84,16 +84,28 @@ def use_expandable_segments() -> None:
     os.environ[newer if version >= (2, 9) else older] = "expandable_segments:True"
 
 
-def use_deterministic_algorithms() -> None:
-    """Let torch compute the same bits in every run, with slower kernels; before the first one."""
+def use_deterministic_algorithms(*, compiled: bool = False) -> None:
+    """Let torch compute the same bits in every run, with slower kernels; before the first one.
+
+    Args:
+        compiled: The blocks are compiled.
+
+    Raises:
+        DeviceError: This torch has no deterministic mode for compiled blocks.
+    """
+    from torch._inductor import config as inductor  # noqa: PLC0415  (slow, and rarely needed)
+
+    if hasattr(inductor, "deterministic"):
+        inductor.deterministic = True
+    elif compiled:  # its compiler selects kernels by their time
+        raise DeviceError(
+            f"torch {torch.__version__} compiles no deterministic kernels; add --eager, or install "
+            "a newer torch: pip install --constraint constraints.txt torch"
+        )
     # Read when cuBLAS starts; without it deterministic matrix products are refused on a GPU.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(mode=True)
     torch.backends.cudnn.benchmark = False
-    from torch._inductor import config as inductor  # noqa: PLC0415  (slow, and rarely needed)
-
-    if hasattr(inductor, "deterministic"):  # torch 2.9.0 has none: it selects kernels by timing
-        inductor.deterministic = True
 
 
 def current_in_thread(device: torch.device) -> Callable[[], None]:

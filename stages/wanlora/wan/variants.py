@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from wanlora.core.buckets import DEFAULT_FPS, Bucket
 from wanlora.cost.flops import TransformerShape
-from wanlora.errors import ModelError
+from wanlora.errors import ConfigError, ModelError
 from wanlora.wan import model_configs
 
 Expert = Literal["high", "low"]
@@ -142,14 +142,30 @@ class Variant:
                 f"--expert {part.expert} ({describe_range(part.sigmas)})"
                 for part in self.transformers
             )
-            raise ModelError(
-                f"{self.name} has two transformers, and a run of wanlora train trains one of "
-                f"them: pass {choices}"
-            )
+            raise ModelError(f"{self.name} has two transformers: name one of them with {choices}")
         raise ModelError(
             f"{self.name} has one transformer, which is for all noise levels: leave out "
-            f"--expert {expert} of wanlora train"
+            f"--expert {expert}"
         )
+
+    def guidance_scales(self, first: float | None, low: float | None) -> tuple[float, ...]:
+        """Guidance of each transformer: as set, otherwise the variant's.
+
+        Args:
+            first: Guidance, if set; also of a low-noise expert that has none of its own.
+            low: Guidance of the low-noise expert, if set.
+
+        Raises:
+            ConfigError: `low` is set, and the model has no low-noise expert.
+        """
+        if low is not None and self.boundary is None:
+            raise ConfigError(
+                f"{self.name} has one transformer: leave out --guidance-scale-low, which is for "
+                "models with two"
+            )
+        given = (first, first if low is None else low)
+        parts = zip(self.transformers, given, strict=False)
+        return tuple(part.guidance_scale if scale is None else scale for part, scale in parts)
 
     def shift_of(self, size: Bucket) -> float:
         """Shift of sigma for a size: that of 480p or of 720p, whose area is nearer as a ratio.

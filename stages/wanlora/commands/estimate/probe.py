@@ -15,7 +15,8 @@ from wanlora.cost.memory import uploaded_bytes
 from wanlora.errors import ConfigError
 from wanlora.progress import waiting
 from wanlora.training import fitting
-from wanlora.training.kernel_probe import AttentionShape, kernel_for
+from wanlora.training.kernel_check import AttentionShape
+from wanlora.training.kernel_probe import kernel_for
 from wanlora.training.workload import Trial
 from wanlora.wan import device as devices
 from wanlora.wan.model_folder import resolve
@@ -65,7 +66,7 @@ def probe(
     dtype = devices.base_dtype("auto", device)
     subfolder = case.variant.part(case.expert).subfolder
     folder = resolve(model, (subfolder,))
-    with waiting(f"loading the transformer in {folder}"):
+    with waiting(f"loading the transformer in {folder / subfolder}"):
         transformer = load_transformer(folder, dtype=dtype, device=device, subfolder=subfolder)
     parameters = add_adapter(transformer, shape, seed=0)
     choice = kernel_for(

@@ -26,13 +26,15 @@ def open_case(config: EstimateConfig) -> Case:
     """Select the clips, the model, the card and the batch sizes.
 
     Raises:
-        ConfigError: No GPU of that name is known, or the view has no clips to train on.
+        ConfigError: No GPU of that name is known, the view has no clips to train on, or previews
+            are set for a model with two transformers.
         ModelError: The model has no such expert, or the probe needs one.
         StoreError: There is no such cache or view.
         DeviceError: The device to probe does not work.
     """
     view = read_view(config.cache, config.view) if config.cache else None
     variant = _variant(config, view)
+    config.previews.check_model(variant, adapter="RUN")
     if view is None:
         given = (Bucket(frames, config.height, config.width) for frames in config.frames)
         buckets = to_encode = Counter(dict.fromkeys(given, config.clips))

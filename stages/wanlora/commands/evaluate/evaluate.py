@@ -113,6 +113,8 @@ def _log_plan(setup: Setup, compared: Sequence[Subject]) -> None:
         "to compare: %s with the base model, on %s at %s", count(len(compared), "adapter"),
         count(len(setup.clips), "held-out clip"), count(len(setup.sigmas), "noise level"),
     )  # fmt: skip
+    for subject in compared:
+        _warn_of_density(setup, subject)
     if not setup.is_pair:
         return
     for item in setup.ranges:
@@ -120,6 +122,18 @@ def _log_plan(setup: Setup, compared: Sequence[Subject]) -> None:
         logger.info("%s: %s", item.name, names(own))
     if len(setup.ranges) == 1:
         logger.info("the other expert has no adapter: it is the base model's")
+
+
+def _warn_of_density(setup: Setup, subject: Subject) -> None:
+    """Log that an adapter was trained with another density than that of the losses."""
+    trained = subject.scaled.adapter.provenance
+    different = [
+        f"{name} {trained[name]}, and the losses here have {value} (--set {name}=...)"
+        for name, value in setup.density.items()
+        if trained.get(name, value) != value
+    ]
+    if different:
+        logger.warning("%s was trained with %s", subject.name, "; ".join(different))
 
 
 def _shown(

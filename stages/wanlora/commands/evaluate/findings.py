@@ -43,6 +43,7 @@ def question(setup: Setup) -> dict[str, Any]:
     }
     if setup.is_pair:
         fields["video_settings"]["guidance_scale_low"] = setup.guidance_scales[1]
+        fields["density"] = setup.density
         fields["experts"] = {
             item.part.expert: {
                 "sigma_range": list(item.part.sigmas),

@@ -47,6 +47,7 @@ def check(config: EvaluateConfig) -> View:
         variant = variant_of(folder, any_expert(given))
         check_model(view, variant, cache=config.cache, model=model)
         experts = experts_of(given, variant, model=model)
+        variant.guidance_scales(config.guidance_scale, config.guidance_scale_low)
         resolve_here(model, parts_of_model(variant, experts, videos=config.videos_per_activity > 0))
     return view
 

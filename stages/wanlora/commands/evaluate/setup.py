@@ -33,7 +33,7 @@ class Range:
 
     Attributes:
         part: The transformer.
-        share: Probability of the range under the training density; 1 with one transformer.
+        share: Probability of the range under the density; 1 with one transformer.
         source: Latents and prompt embeddings of the held-out clips, and noise levels of the range.
         panel: Clips and noise levels of the losses; the clips are the same for both experts.
     """
@@ -110,6 +110,11 @@ class Setup:
         return sorted(sigma for item in self.ranges for sigma in item.panel.sigmas)
 
     @property
+    def density(self) -> dict[str, str]:
+        """Density of the noise levels, as the header of an adapter records that of its training."""
+        return {"sampler": self.source.sampler, "shift": str(self.source.shift)}
+
+    @property
     def facts(self) -> dict[str, Any]:
         """Everything except the adapter that a model's results depend on."""
         return {
@@ -142,6 +147,7 @@ def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert |
     variant = variant_of(resolve_configs(model), preflight.any_expert(given))
     preflight.check_model(view, variant, cache=config.cache, model=model)
     experts = preflight.experts_of(given, variant, model=model)
+    guidance_scales = variant.guidance_scales(config.guidance_scale, config.guidance_scale_low)
     parts = preflight.parts_of_model(variant, experts, videos=config.videos_per_activity > 0)
     folder = resolve(model, parts)
     reader = StoreReader.of_view(config.cache, view)
@@ -170,7 +176,7 @@ def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert |
         ),
         fps=config.fps or frame_rate(held_out),
         steps=config.steps or variant.defaults.steps,
-        guidance_scales=_guidance(config, variant),
+        guidance_scales=guidance_scales,
     )
     return setup, experts
 
@@ -190,13 +196,3 @@ def _range(
     assert panel
     share = flow.share_of(part.sigmas, sampler=source.sampler, shift=source.shift)
     return Range(part, share, source, panel)
-
-
-def _guidance(config: EvaluateConfig, variant: Variant) -> tuple[float, ...]:
-    """Guidance of each transformer: as set, else the variant's."""
-    high, low = config.guidance_scale, config.guidance_scale_low
-    given = (high, high if low is None else low)
-    return tuple(
-        part.guidance_scale if scale is None else scale
-        for part, scale in zip(variant.transformers, given, strict=False)
-    )

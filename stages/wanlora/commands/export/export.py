@@ -163,17 +163,20 @@ def merge(sources: Sequence[Source], *, model: str, dtype: str | None) -> list[E
         check_base(model_dir / part, loaded.adapter)
     results = []
     with staging(output) as folder:
-        write_merged(
+        written = write_merged(
             model_dir,
             {part: loaded.updates for part, loaded in adapters.items()},
             folder,
             dtype=DTYPES[dtype] if dtype else None,
         )
-        for part, loaded in adapters.items():
-            error = check_merged(model_dir, folder, part, loaded.updates)
+        for part in written:
+            merged = adapters.get(part)
+            error = check_merged(model_dir, folder, part, merged.updates if merged else {})
+            if merged is None:  # only its type was changed
+                continue
             num_bytes = sum(file.stat().st_size for file in (folder / part).iterdir())
             results.append(
-                loaded.result("merged", dtype=dtype, num_bytes=num_bytes, error=error, model=model)
+                merged.result("merged", dtype=dtype, num_bytes=num_bytes, error=error, model=model)
             )
         write_json(folder / MERGED_RECORD, _record(model, list(adapters.values())))
         publish_folder(folder, output)

@@ -15,7 +15,7 @@ from wanlora.errors import AdapterError, ConfigError, OutputError
 from wanlora.files import foreign_files, require_folder
 from wanlora.runs.run_folder import ADAPTER_NAME, adapter_of
 from wanlora.wan.model_folder import PIPELINE, SECOND, has_second, resolve_pipeline_here
-from wanlora.wan.variants import Expert
+from wanlora.wan.variants import VARIANTS, Expert
 
 MERGED_RECORD = "wanlora.json"
 
@@ -130,7 +130,8 @@ def _experts(headers: Sequence[AdapterHeader], given: Expert | None) -> list[Exp
     """Find the expert of each adapter: recorded, given by `--expert`, or shown by the file.
 
     Raises:
-        ConfigError: `--expert` contradicts the file, or is given for two adapters.
+        ConfigError: `--expert` contradicts the file, or is given for two adapters or for one of a
+            model with one transformer.
         AdapterError: Two adapters are not those of two experts.
     """
     if len(headers) == 1:
@@ -150,6 +151,12 @@ def _expert_of(header: AdapterHeader, given: Expert | None) -> Expert | None:
         raise ConfigError(
             f"--expert {given}: {header.path} is for the {header.expert}-noise expert; leave out "
             "--expert"
+        )
+    row = VARIANTS.get(header.provenance.get("variant", ""))
+    if given and row and row.boundary is None:
+        raise ConfigError(
+            f"--expert {given}: {header.path} was trained on {row.name}, which has one "
+            "transformer; leave out --expert"
         )
     expert, place = expert_and_place(header)
     if given or place in ("", "header", "keys"):

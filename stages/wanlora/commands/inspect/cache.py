@@ -199,7 +199,7 @@ def _by_shape(rows: Rows) -> dict[Shape, Int64[np.ndarray, " n"]]:
     number = {shape: i for i, shape in enumerate(dict.fromkeys(shapes))}
     of_segment = np.array([number[shape] for shape in shapes], np.int64)
     firsts = rows.firsts()
-    of_row = of_segment[rows.homes[firsts]]
+    of_row = of_segment[rows.segment_indices[firsts]]
     return {shape: firsts[of_row == i] for shape, i in number.items()}
 
 

@@ -65,7 +65,7 @@ def collect_garbage(
         "young": garbage.young,
         "dropped": len(garbage.dropped),
         "rewritten": len(garbage.rewritten),
-        "litter": len(garbage.litter) + len(garbage.emptied),
+        "leftovers": len(garbage.leftovers) + len(garbage.emptied),
         "bytes": garbage.num_bytes,
         "wants": kept,
     }

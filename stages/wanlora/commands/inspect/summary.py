@@ -31,7 +31,7 @@ class InspectResult:
         verified: Rows that were checked.
         level: Level of the check: fast or full; empty without a check.
         repaired: Result of --repair: dropped, encoded, failures.
-        freed: Result of --gc: rows, repeats, young, dropped, rewritten, litter, bytes, wants,
+        freed: Result of --gc: rows, repeats, young, dropped, rewritten, leftovers, bytes, wants,
             dry_run.
         page: The page that --html wrote.
         decoded: One dict per clip: clip_id, key, video, psnr_db.
@@ -170,7 +170,7 @@ def _freed(freed: dict[str, Any]) -> list[str]:
     verb = "would free" if freed["dry_run"] else "freed"
     lines = [
         f"gc {verb} about {size(freed['bytes'])}: {freed['rows']} unreferenced rows, "
-        f"{freed['repeats']} repeated rows, {freed['litter']} leftovers of killed processes; "
+        f"{freed['repeats']} repeated rows, {freed['leftovers']} leftovers of killed processes; "
         f"{freed['dropped']} segments removed, {freed['rewritten']} rewritten"
     ]
     if freed["young"]:

@@ -149,22 +149,16 @@ def video_settings(
     Raises:
         ConfigError: The model has no low-noise expert.
     """
-    first, *second = [part.guidance_scale for part in variant.transformers]
-    if guidance_scale_low is not None and not second:
-        raise ConfigError(
-            f"{variant.name} has one transformer: leave out --guidance-scale-low, which is for "
-            "models with two"
-        )
+    first, *low = variant.guidance_scales(guidance_scale, guidance_scale_low)
     defaults = variant.defaults
-    low = guidance_scale if guidance_scale_low is None else guidance_scale_low
     return wan.VideoSettings(
         num_frames=size.num_frames,
         height=size.height,
         width=size.width,
         steps=defaults.steps if steps is None else steps,
-        guidance_scale=first if guidance_scale is None else guidance_scale,
+        guidance_scale=first,
         negative_prompt=defaults.negative_prompt if negative_prompt is None else negative_prompt,
-        guidance_scale_low=(second[0] if low is None else low) if second else None,
+        guidance_scale_low=low[0] if low else None,
     )
 
 

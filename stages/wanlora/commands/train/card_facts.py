@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wanlora.commands.train.data import Data
-from wanlora.commands.train.session import Session
+from wanlora.commands.train.session import Session, TrainedModel
 from wanlora.core.buckets import usual
 from wanlora.runs import run_folder
 from wanlora.store.views import frame_rate
@@ -55,16 +55,7 @@ def card_facts(
         "buckets": {str(size): count for size, count in sorted(buckets.items())},
         "view": view.name,
         "view_sha256": view.sha256,
-        "settings": {
-            "rank": model.shape.rank,
-            "alpha": model.shape.alpha,
-            "targets": model.shape.targets,
-            "learning rate": model.peak_rate,
-            "optimizer": model.optimizer_name,
-            "global batch": _global_batch(data),
-            "attention kernel": model.kernel.describe(),
-            "sigma": f"{data.source.sampler}, shift {data.source.shift:g}{_range(model.part)}",
-        },
+        "settings": _settings(model, data),
         "loss": loss,
         "best": best,
         "final": final,
@@ -79,6 +70,19 @@ def card_facts(
             for file in run_folder.newest_pictures(run.folder)
         ],
         "provenance": {**run.facts, "model": name},
+    }
+
+
+def _settings(model: TrainedModel, data: Data) -> dict[str, Any]:
+    return {
+        "rank": model.shape.rank,
+        "alpha": model.shape.alpha,
+        "targets": model.shape.targets,
+        "learning rate": model.peak_rate,
+        "optimizer": model.optimizer_name,
+        "global batch": _global_batch(data),
+        "attention kernel": model.kernel.describe(),
+        "sigma": f"{data.source.sampler}, shift {data.source.shift:g}{_range(model.part)}",
     }
 
 

@@ -28,7 +28,7 @@ class Data:
         held_out: Clips of the validation split.
         sizes: Clips per step, by bucket.
         panels: Clips and noise levels to validate on; empty without validation.
-        usual_shift: Shift of sigma without `flow.shift`.
+        usual_shift: Shift of sigma without `flow.shift`; a run that continues keeps its own.
     """
 
     cache: Location

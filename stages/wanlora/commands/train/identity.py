@@ -59,6 +59,8 @@ def provenance(data: Data, *, model: str, identity: Mapping[str, Any]) -> dict[s
         **{key: str(value) for key, value in identity.items()},
         "store_digest": data.source.reader.digest,
         "seed": str(data.source.seed),
+        "sampler": data.source.sampler,
+        "shift": str(data.source.shift),
         "fps": f"{frame_rate(data.clips):g}",
         **{name: str(value) for name, value in size._asdict().items()},
     }

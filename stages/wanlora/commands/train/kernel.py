@@ -13,7 +13,8 @@ from wanlora.commands.train.data import Data
 from wanlora.core.buckets import num_tokens
 from wanlora.errors import DeviceError
 from wanlora.runs import checkpoints
-from wanlora.training.kernel_probe import AttentionShape, KernelChoice, kernel_for
+from wanlora.training.kernel_check import AttentionShape
+from wanlora.training.kernel_probe import KernelChoice, kernel_for, recheck_kernel
 from wanlora.wan.variants import Variant
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def select_kernel(
     before = checkpoints.recorded_attention(checkpoint) if checkpoint else None
     if setting == "auto" and before:
         try:
-            return kernel_for(before, shape, deterministic=deterministic)
+            return recheck_kernel(before, shape, deterministic=deterministic)
         except DeviceError as error:
             logger.warning("the attention kernel of the run so far cannot be used: %s", error)
     choice = kernel_for(setting, shape, deterministic=deterministic)

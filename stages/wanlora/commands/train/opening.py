@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from wanlora.commands.train import preflight, start_log
+from wanlora.commands.train import start_log
 from wanlora.commands.train.base import Base, find_base
 from wanlora.commands.train.data import Data, read_fixed_rows
 from wanlora.commands.train.first_weights import check_base
@@ -31,6 +31,7 @@ from wanlora.commands.train.session import (
 )
 from wanlora.config import TrainConfig
 from wanlora.config.run_settings import from_recorded, recorded_settings
+from wanlora.core.buckets import usual
 from wanlora.errors import ConfigError, RunError
 from wanlora.progress import waiting
 from wanlora.runs import checkpoints, claim, run_folder
@@ -42,6 +43,7 @@ from wanlora.training.optimizers import rate_of
 from wanlora.training.order import num_steps
 from wanlora.training.schedule import default_warmup
 from wanlora.training.validation import panel_facts
+from wanlora.training.workload import is_compiled
 from wanlora.wan import attention
 from wanlora.wan import device as devices
 from wanlora.wan.variants import Variant
@@ -65,22 +67,16 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     model_name = config.model or selection.view.model
     device = devices.select_device(config.device, model_name)
     base = find_base(model_name, config.expert)
-    preflight.refuse_previews(config, base)
+    config.previews.check_model(base.variant, adapter=config.output_dir)
     data = open_data(config, base.variant, selection)
-    if config.deterministic:
-        devices.use_deterministic_algorithms()
-    ranks = Ranks(device, timeout_s=config.process_timeout_s)
-    require_even_shares(config.batch_size, config.gradient_accumulation_steps, ranks.count)
-    end_step = config.max_steps or num_steps(
-        data.source.order.steps_per_epoch, num_epochs=config.num_epochs
-    )
+    ranks = _start_processes(config, device)
+    end_step = _num_steps(config, data)
     if ranks.is_main:
         devices.warn_of_toy(model_name)
         _log_start(config, base, data, end_step, ranks.count)
     checkpoint = _open_folder(config, data, ranks)
     warmup_steps = ranks.from_main(lambda: _warmup_steps(config, checkpoint, end_step))
-    previews = _plan_previews(config, data, ranks, end_step)
-
+    previews = _plan_previews(config, data, ranks, end_step)  # may encode prompts: before the load
     kernel = ranks.from_main(lambda: _select_kernel(config, base.variant, data, ranks, checkpoint))
     model = load_model(config, base, ranks, kernel=kernel, from_checkpoint=checkpoint is not None)
     identity = identity_of(
@@ -92,21 +88,35 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     if checkpoint is None and not config.allow_untrained_base:
         _check_base(model, data, ranks)
     run = Run(
-        folder=config.output_dir,
-        settings=_settings_to_record(config, warmup_steps),
-        facts=provenance(data, model=model_name, identity=identity),
-        identity=identity,
-        checkpoint=checkpoint,
-        progress=progress,
-        end_step=end_step,
-        schedule=config.optimizer.schedule,
-        warmup_steps=warmup_steps,
-        trackers=config.trackers,
-        saving=_plan_saving(config),
+        folder=config.output_dir, settings=_settings_to_record(config, warmup_steps),
+        facts=provenance(data, model=model_name, identity=identity), identity=identity,
+        checkpoint=checkpoint, progress=progress, end_step=end_step,
+        schedule=config.optimizer.schedule, warmup_steps=warmup_steps, trackers=config.trackers,
+        saving=_plan_saving(config), previews=previews,
         validation=_plan_validation(config, model, data, ranks, checkpoint),
-        previews=previews,
-    )
+    )  # fmt: skip
     return Session(model, data, step_plan, run, ranks)
+
+
+def _start_processes(config: TrainConfig, device: torch.device) -> Ranks:
+    """Join the processes of the run.
+
+    Raises:
+        ConfigError: They cannot share a step evenly.
+        DeviceError: The compiled blocks cannot be deterministic with this torch.
+    """
+    if config.deterministic:
+        compiled = is_compiled(config.eager, device.type, dora=config.lora.dora)
+        devices.use_deterministic_algorithms(compiled=compiled)
+    ranks = Ranks(device, timeout_s=config.process_timeout_s)
+    require_even_shares(config.batch_size, config.gradient_accumulation_steps, ranks.count)
+    return ranks
+
+
+def _num_steps(config: TrainConfig, data: Data) -> int:
+    """Steps of the whole run."""
+    steps_per_epoch = data.source.order.steps_per_epoch
+    return config.max_steps or num_steps(steps_per_epoch, num_epochs=config.num_epochs)
 
 
 def _select_kernel(
@@ -139,7 +149,7 @@ def require_even_shares(batch_size: int, accumulation: int, world: int) -> None:
 def _log_start(
     config: TrainConfig, base: Base, data: Data, end_step: int, num_processes: int
 ) -> None:
-    start_log.log_sigmas(data.source, base, is_default=config.flow.shift is None)
+    start_log.log_sigmas(data.source, base, origin=_origin_of_shift(config, base.variant, data))
     start_log.log_steps(
         data, end_step=end_step, batch_size=config.batch_size,
         accumulation=config.gradient_accumulation_steps, num_processes=num_processes,
@@ -152,6 +162,14 @@ def _log_start(
     )  # fmt: skip
     if config.validation.every:
         start_log.warn_of_few_groups(data, split=config.validation.split)
+
+
+def _origin_of_shift(config: TrainConfig, variant: Variant, data: Data) -> str:
+    if config.flow.shift is not None:
+        return "flow.shift"
+    if data.usual_shift == variant.shift_of(usual(clip.bucket for clip in data.clips)):
+        return f"of {variant.name} for clips of this size"
+    return "of the run so far"
 
 
 def _open_folder(config: TrainConfig, data: Data, ranks: Ranks) -> Path | None:

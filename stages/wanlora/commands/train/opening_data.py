@@ -11,6 +11,7 @@ from wanlora.commands.train.preflight import check_cached_for
 from wanlora.commands.train.selection import Selection
 from wanlora.config import TrainConfig
 from wanlora.core.buckets import Bucket, usual
+from wanlora.runs import checkpoints, run_folder
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import ViewClip
 from wanlora.training.batch_sizes import BatchSize, batch_sizes
@@ -31,6 +32,7 @@ def open_data(config: TrainConfig, variant: Variant, selection: Selection) -> Da
     held_out = tuple(clip for clip in view.clips if clip.split == config.validation.split)
     needed = replace(view, clips=(*clips, *held_out))
     sizes = _batch_sizes(config, variant, clips)
+    usual_shift = _usual_shift(config, variant, clips)
     source = make_source(
         view,
         StoreReader.of_view(config.cache, needed, local_copy=config.local_copy),
@@ -38,7 +40,7 @@ def open_data(config: TrainConfig, variant: Variant, selection: Selection) -> Da
         variant,
         seed=config.seed,
         sampler=config.flow.sampler,
-        shift=config.flow.shift,
+        shift=config.flow.shift or usual_shift,
         sigmas=variant.part(config.expert).sigmas,
         batch_size={bucket: size.global_batch for bucket, size in sizes.items()},
         weighting=config.flow.weighting,
@@ -48,8 +50,19 @@ def open_data(config: TrainConfig, variant: Variant, selection: Selection) -> Da
     panels = _panels(config, source, clips, held_out)
     return Data(
         config.cache, view, clips=clips, held_out=held_out, sizes=sizes, source=source,
-        panels=panels, usual_shift=variant.shift_of(usual(clip.bucket for clip in clips)),
+        panels=panels, usual_shift=usual_shift,
     )  # fmt: skip
+
+
+def _usual_shift(config: TrainConfig, variant: Variant, clips: tuple[ViewClip, ...]) -> float:
+    """Shift of sigma without `flow.shift`: that of the run so far, or the variant's.
+
+    Release 0.1.0 did not record it, and used the shift of 480p for every size.
+    """
+    checkpoint = run_folder.newest_checkpoint(config.output_dir) if config.resume else None
+    if checkpoint:
+        return checkpoints.recorded_shift(checkpoint) or variant.defaults.shift
+    return variant.shift_of(usual(clip.bucket for clip in clips))
 
 
 def _batch_sizes(

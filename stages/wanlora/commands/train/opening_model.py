@@ -56,13 +56,7 @@ def load_model(
         )
     fingerprint = base_fingerprint(transformer)
     lora, settings = config.lora, config.optimizer
-    shape = LoraShape(
-        rank=lora.rank,
-        alpha=lora.alpha or lora.rank,
-        targets=lora.targets,
-        rslora=lora.rslora,
-        dora=lora.dora,
-    )
+    shape = LoraShape(lora.rank, lora.alpha or lora.rank, lora.targets, lora.rslora, lora.dora)
     adapter = add_adapter(transformer, shape, seed=config.seed)
     masters = Masters(adapter)
     masters.load(initial_values(adapter, config.seed))
@@ -79,11 +73,9 @@ def load_model(
         masters=masters,
         average=MovingAverage(masters, config.ema_decay) if config.ema_decay else None,
         optimizer=make_optimizer(
-            masters.parameters,
-            name=settings.name,
+            masters.parameters, name=settings.name,
             learning_rate=rate_of(settings.name, config.learning_rate),
-            betas=(settings.beta1, settings.beta2),
-            eps=settings.eps,
+            betas=(settings.beta1, settings.beta2), eps=settings.eps,
             weight_decay=settings.weight_decay,
         ),
         optimizer_name=settings.name,
@@ -91,7 +83,7 @@ def load_model(
         kernel=kernel,
         device=device,
         dtype=dtype,
-    )
+    )  # fmt: skip
 
 
 def plan_step(config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks) -> StepPlan:

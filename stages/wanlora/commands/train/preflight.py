@@ -7,10 +7,9 @@ import os
 
 from wanlora.adapters import targets
 from wanlora.adapters.header import read_header
-from wanlora.commands.train.base import Base, find_base_here
+from wanlora.commands.train.base import find_base_here
 from wanlora.commands.train.selection import Selection, encode_command, select_clips
 from wanlora.config import TrainConfig
-from wanlora.errors import ConfigError
 from wanlora.processes.ranks import rank_of
 from wanlora.runs import claim, run_folder
 from wanlora.store import index
@@ -40,7 +39,7 @@ def check(config: TrainConfig) -> Selection:
         read_header(config.init_adapter)
     base = find_base_here(config.model or selection.view.model, config.expert)
     if base:
-        refuse_previews(config, base)
+        config.previews.check_model(base.variant, adapter=config.output_dir)
         check_cached_for(config, base.variant, selection)
         linear_names = targets.linear_names(base.variant.shape.num_layers)
         targets.match_targets(linear_names, config.lora.targets)
@@ -63,21 +62,6 @@ def select(config: TrainConfig) -> Selection:
         train_frames=config.train_frames,
         clip_weights=config.clip_weights,
     )
-
-
-def refuse_previews(config: TrainConfig, base: Base) -> None:
-    """Refuse previews of an expert: a video needs both transformers, and a run loads one.
-
-    Raises:
-        ConfigError: Previews are set; names the command that makes videos.
-    """
-    if base.part.expert and config.previews.period(1):
-        raise ConfigError(
-            f"previews of the {base.part.expert}-noise expert: a video needs both transformers of "
-            f"{base.variant.name}, and a run loads one. Leave out --preview-prompt and "
-            "--preview-every, and make videos from the run's adapter with: wanlora sample "
-            f"--adapter {config.output_dir}"
-        )
 
 
 def check_cached_for(config: TrainConfig, variant: Variant, selection: Selection) -> None:

@@ -60,18 +60,17 @@ def log_steps(
     )  # fmt: skip
 
 
-def log_sigmas(source: BatchSource, base: Base, *, is_default: bool) -> None:
+def log_sigmas(source: BatchSource, base: Base, *, origin: str) -> None:
     """Log the distribution of sigma; of an expert also its range and its share of all draws.
 
     Args:
         source: Source of the steps.
         base: The model and the transformer that is trained.
-        is_default: True if the shift is the variant's.
+        origin: Origin of the shift, in words.
     """
     name, part = base.variant.name, base.part
     logger.info(
-        "sigma: %s, shift %g (%s)", source.sampler, source.shift,
-        f"of {name} for clips of this size" if is_default else "flow.shift",
+        "sigma: %s, shift %g (%s)", source.sampler, source.shift, origin,
     )  # fmt: skip
     if part.expert:
         share = share_of(part.sigmas, sampler=source.sampler, shift=source.shift)
@@ -210,7 +209,7 @@ def log_expectation(session: Session) -> None:
         "watch: %s, wanlora watch %s%s",
         run.folder / run_folder.PAGE_NAME, run.folder.parent, board,
     )  # fmt: skip
-    saving = run.saving
+    saving, expert = run.saving, session.model.part.expert
     times = [
         *([_every(saving.every)] if saving.every else []),
         *([f"every {saving.every_minutes:g} min"] if saving.every_minutes else []),
@@ -219,8 +218,15 @@ def log_expectation(session: Session) -> None:
     logger.info(
         "checkpoints: %s, in %s; previews: %s", " and ".join(times),
         run.folder / run_folder.CHECKPOINTS_NAME,
-        _every(run.previews.every) if run.previews.every else "none",
+        _every(run.previews.every) if run.previews.every else _NO_PREVIEWS[bool(expert)],
     )  # fmt: skip
+
+
+_NO_PREVIEWS = {
+    False: "none",
+    True: "none, because a video needs both experts: use wanlora sample",
+}
+"""Reason by whether the model has two transformers."""
 
 
 def _every(num_steps: int) -> str:

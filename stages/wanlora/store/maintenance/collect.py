@@ -48,7 +48,7 @@ def collect(
         named = named_now()
         return {segment for one in found for segment in _named_since(one, named)} & going
 
-    remove(cache, going, garbage.litter, spare=newly_named, stale=garbage.stale)
+    remove(cache, going, garbage.leftovers, spare=newly_named, stale=garbage.stale)
     named = named_now() if garbage.emptied else {}
     for generation in found:
         if (
@@ -65,7 +65,7 @@ def _named_since(generation: Generation, named: Named) -> list[str]:
         return []
     keys, rows = generation.rows.row_keys, generation.rows
     new = among(keys, now) & ~among(keys, generation.wanted)
-    return [rows.segments[home] for home in np.unique(rows.homes[new]).tolist()]
+    return [rows.segments[index] for index in np.unique(rows.segment_indices[new]).tolist()]
 
 
 def _remove_groups(cache: Location, generation: Generation) -> None:

@@ -31,7 +31,7 @@ class Garbage:
     Attributes:
         rewritten: Keys of the rows to keep, by segment that also holds other rows.
         dropped: Segments without a row to keep.
-        litter: Keys of half-written files and of segments without a commit record.
+        leftovers: Keys of half-written files and of segments without a commit record.
         emptied: Keys of generations that will be empty.
         stale: Names of lists of condemned segments that existed before.
         rows: Number of unreferenced rows.
@@ -42,7 +42,7 @@ class Garbage:
 
     rewritten: Mapping[str, frozenset[str]] = field(default_factory=dict)
     dropped: tuple[str, ...] = ()
-    litter: tuple[str, ...] = ()
+    leftovers: tuple[str, ...] = ()
     emptied: tuple[str, ...] = ()
     stale: tuple[str, ...] = ()
     rows: int = 0
@@ -81,7 +81,7 @@ def find_garbage(
     partial = storage.at(cache).listing(storage.PARTIAL)
     old = [key for key, entry in partial.items() if now - entry.written >= LITTER_AGE_S]
     half_written = Garbage(
-        litter=tuple(old),
+        leftovers=tuple(old),
         stale=tuple(stale),
         num_bytes=sum(partial[key].num_bytes for key in old),
     )
@@ -127,7 +127,7 @@ def _garbage_in(
     return Garbage(
         rewritten=rewritten,
         dropped=tuple(dropped),
-        litter=tuple(open_segments),
+        leftovers=tuple(open_segments),
         emptied=(generation.key,) if is_emptied else (),
         num_bytes=freed,
         **counts._asdict(),
@@ -138,7 +138,7 @@ def _merged(parts: Sequence[Garbage]) -> Garbage:
     return Garbage(
         rewritten={key: rows for part in parts for key, rows in part.rewritten.items()},
         dropped=tuple(key for part in parts for key in part.dropped),
-        litter=tuple(key for part in parts for key in part.litter),
+        leftovers=tuple(key for part in parts for key in part.leftovers),
         emptied=tuple(key for part in parts for key in part.emptied),
         stale=tuple(name for part in parts for name in part.stale),
         rows=sum(part.rows for part in parts),
@@ -167,12 +167,12 @@ def _kept(
     fresh = np.array([ages.get(record, 0.0) < min_age_s for record in records], bool)
     condemned_too = np.array([segment in doubtful for segment in rows.segments], bool)
     named = among(rows.row_keys, generation.wanted)
-    order = np.lexsort((rows.homes, condemned_too[rows.homes], rows.row_keys))
+    order = np.lexsort((rows.segment_indices, condemned_too[rows.segment_indices], rows.row_keys))
     starts = _starts(rows.row_keys[order])
     ends = np.append(starts[1:], len(order))
     keep = np.zeros(len(order), bool)
     reader = RowReader(cache, generation.kind, rows)
-    alive = named | fresh[rows.homes]
+    alive = named | fresh[rows.segment_indices]
     lives = np.logical_or.reduceat(alive[order], starts)
     keep[order[starts[lives]]] = True
     for group in np.flatnonzero(lives & (ends - starts > 1)).tolist():
@@ -217,18 +217,18 @@ def _divide(
         Both, and the number of bytes freed.
     """
     num_segments = len(rows.segments)
-    total = np.bincount(rows.homes, minlength=num_segments)
-    kept = np.bincount(rows.homes[keep], minlength=num_segments)
+    total = np.bincount(rows.segment_indices, minlength=num_segments)
+    kept = np.bincount(rows.segment_indices[keep], minlength=num_segments)
     condemned_too = np.array([segment in doubtful for segment in rows.segments], bool)
     mixed = (kept > 0) & ((kept < total) | condemned_too)
-    homes = {int(home): rows.segments[home] for home in np.flatnonzero(mixed).tolist()}
-    staying: dict[str, set[str]] = {segment: set() for segment in homes.values()}
-    for place in np.flatnonzero(keep & mixed[rows.homes]).tolist():
-        staying[homes[int(rows.homes[place])]].add(rows.row_keys[place].decode())
-    dropped = [rows.segments[home] for home in np.flatnonzero(kept == 0).tolist()]
+    names = {index: rows.segments[index] for index in np.flatnonzero(mixed).tolist()}
+    staying: dict[str, set[str]] = {segment: set() for segment in names.values()}
+    for place in np.flatnonzero(keep & mixed[rows.segment_indices]).tolist():
+        staying[names[int(rows.segment_indices[place])]].add(rows.row_keys[place].decode())
+    dropped = [rows.segments[index] for index in np.flatnonzero(kept == 0).tolist()]
     freed = sum(sizes.get(segment, 0) for segment in dropped)
-    for home, segment in homes.items():
-        freed += int((1 - kept[home] / total[home]) * sizes.get(segment, 0))
+    for index, segment in names.items():
+        freed += int((1 - kept[index] / total[index]) * sizes.get(segment, 0))
     return {segment: frozenset(keys) for segment, keys in staying.items()}, dropped, freed
 
 

@@ -22,7 +22,7 @@ def drop_segments(cache: Location, segments: Collection[str]) -> None:
 def remove(
     cache: Location,
     segments: Collection[str],
-    litter: Collection[str],
+    leftovers: Collection[str],
     *,
     spare: Callable[[], Collection[str]],
     stale: Sequence[str],
@@ -32,21 +32,21 @@ def remove(
     Args:
         cache: Cache folder or URL.
         segments: Keys of segments; their rows to keep are committed elsewhere.
-        litter: Keys of segments without a commit record, and of half-written files.
+        leftovers: Keys of segments without a commit record, and of half-written files.
         spare: Returns the segments that must stay.
         stale: Lists that existed when the rows to keep were chosen; no kept row depends on them.
 
     Raises:
         StoreError: The disk refuses, or another collection has begun since.
     """
-    if not segments and not litter and not stale:
+    if not segments and not leftovers and not stale:
         return
-    own = condemned.publish(cache, {*segments, *litter})
+    own = condemned.publish(cache, {*segments, *leftovers})
     if set(condemned.names(cache)) - {own, *stale}:
         condemned.withdraw(cache, [own])
         raise condemned.collision(cache)
     going = sorted(set(segments) - set(spare()))
-    open_parts = [key for key in litter if not commit_records.is_committed(cache, key)]
+    open_parts = [key for key in leftovers if not commit_records.is_committed(cache, key)]
     records = [f"{key}/{schema.GROUP}" for key in going]
     storage.at(cache).remove_many(records)
     _remove_trees(cache, [*going, *open_parts])
