@@ -215,6 +215,14 @@ def test_an_expert_can_be_given_for_a_file_that_does_not_show_it(tmp_path):
         assert opened.metadata()["wanlora.expert"] == "low"
 
 
+def test_a_given_expert_that_contradicts_the_name_of_the_file_is_warned_of(tmp_path, caplog):
+    file = _small(tmp_path / "theirs_high_noise.safetensors", "pipe.dit.")
+    marked = _export("--adapter", file, "--output", tmp_path / "out.safetensors", "--expert", "low")
+    assert read_adapter(Path(marked["output"])).expert == "low"
+    (warning,) = [each for each in caplog.records if each.levelname == "WARNING"]
+    assert str(file) in warning.getMessage()
+
+
 # --- refusals ---
 
 

@@ -175,6 +175,11 @@ def _expert_of(header: AdapterHeader, given: Expert | None) -> Expert | None:
             "transformer; leave out --expert"
         )
     expert, place = expert_and_place(header)
+    if given and expert and given != expert:
+        logger.warning(
+            "--expert %s: %s is for the %s-noise expert by its %s; it is exported for the "
+            "%s-noise expert", given, header.path, expert, place, given,
+        )  # fmt: skip
     if given or place in ("", "header", "keys"):
         return given or expert
     logger.info(
