@@ -58,7 +58,7 @@ def main() -> int:
     import pytest  # noqa: PLC0415  (after the clock started)
     import torch  # noqa: PLC0415
 
-    # Warnings are no errors here: another machine has other releases of the libraries.
+    # Warnings do not fail these tests: the machine may have other releases of the libraries.
     cuda = torch.cuda.is_available()
     results.note(tiny=not cuda)
     marks = "gpu" if cuda else "not gpu and not slow"

@@ -126,7 +126,8 @@ def parts(row: Variant, *, tiny: bool) -> list[Part]:
         )
         encoder = UMT5EncoderModel(text)
     shard_bytes = TINY_SHARD_BYTES if tiny else SHARD_BYTES
-    # The released file has the embedding under one of its two names, and says that it is not tied.
+    # The released weights have one of the embedding's two names, and their configuration has
+    # tie_word_embeddings false.
     text_config = {**text.to_dict(), "architectures": ["UMT5EncoderModel"], "dtype": "float32",
                    "tie_word_embeddings": False}  # fmt: skip
     in_text = {name: size for name, size in _sizes(encoder).items() if "embed_tokens" not in name}

@@ -1,4 +1,4 @@
-"""What this GPU shows of wanlora's claims, within minutes: `python bench/gpu_proof.py`.
+"""Check wanlora's claims of speed and correctness on this GPU: `python bench/gpu_proof.py`.
 
     make gpu-proof
     python bench/gpu_proof.py --wheels wheels/ --output proof/ --seconds 540

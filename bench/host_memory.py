@@ -17,7 +17,7 @@ FIELDS = {"RssAnon": "anonymous", "RssFile": "file_backed", "RssShmem": "shared"
 
 @dataclass(frozen=True)
 class Measured:
-    """What a command took.
+    """Time and memory of a command.
 
     Attributes:
         peak_anonymous: Greatest sum of the processes' own memory: what has no file behind it.

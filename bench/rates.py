@@ -67,7 +67,7 @@ def timed(
 
 
 def machine() -> dict:
-    """What figures depend on."""
+    """Machine and library versions that the figures depend on."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for name in ("diffusers", "transformers", "peft", "accelerate", "triton", "zarr", "av"):
         with contextlib.suppress(ImportError):

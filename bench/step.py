@@ -75,7 +75,7 @@ class Case:
 
     @property
     def fused(self) -> bool:
-        """Whether there are fused kernels, a compiler and bf16 worth having: on a GPU."""
+        """True on a GPU, which has fused kernels, a compiler and fast bf16."""
         return self.device.type == "cuda"
 
     def transformer(self) -> torch.nn.Module:
@@ -205,7 +205,7 @@ def choose_kernel(case: Case) -> tuple[Case, str]:
 
 
 def modes_of(name: str, case: Case) -> tuple[str, ...]:
-    """What each block recomputes in one of our variants."""
+    """Recompute mode of each block, for one of our variants."""
     if name == "auto":
         return plan(case.work(compiled=case.fused), fitting.budget(case.device))
     return ({"eager": "selective"}.get(name, name),) * case.shape.num_layers

@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, TextIO, cast
@@ -154,12 +154,23 @@ def _repeated(opened: "tqdm[Any]", lines: _Lines) -> Iterator[None]:
     if opened.disable:
         yield
         return
+
+    def refresh() -> None:
+        if time.monotonic() - lines.written_at >= 2 * LINE_EVERY_S:
+            opened.refresh()
+
+    with _repeating(refresh, every_s=max(0.01, LINE_EVERY_S / 4)):
+        yield
+
+
+@contextmanager
+def _repeating(work: Callable[[], None], *, every_s: float) -> Iterator[None]:
+    """Call a function periodically in a thread, until the block ends."""
     over = threading.Event()
 
     def repeat() -> None:
-        while not over.wait(max(0.01, LINE_EVERY_S / 4)):
-            if time.monotonic() - lines.written_at >= 2 * LINE_EVERY_S:
-                opened.refresh()
+        while not over.wait(every_s):
+            work()
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
@@ -245,16 +256,10 @@ def waiting(what: str, *, shown: bool = True) -> Iterator[None]:
         yield
         return
     logger.info("%s", what)
-    over, started = threading.Event(), time.monotonic()
+    started = time.monotonic()
 
     def remind() -> None:
-        while not over.wait(LINE_EVERY_S):
-            logger.info("%s: %.0f s so far", what, time.monotonic() - started)
+        logger.info("%s: %.0f s so far", what, time.monotonic() - started)
 
-    thread = threading.Thread(target=remind, daemon=True)
-    thread.start()
-    try:
+    with _repeating(remind, every_s=LINE_EVERY_S):
         yield
-    finally:
-        over.set()
-        thread.join()

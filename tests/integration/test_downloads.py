@@ -40,7 +40,7 @@ def first_run(code, address, home):
 ONE_EXPERT = """
 import logging
 logging.basicConfig(level=logging.INFO, format="%(message)s")
-from wanlora.commands.train.base import find_base
+from wanlora.commands.train.base_model import find_base
 from wanlora.errors import ModelError
 for expert in (None, "low"):
     try:

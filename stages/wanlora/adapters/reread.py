@@ -60,7 +60,7 @@ def model_for(adapter: AdapterFile) -> WanTransformer3DModel:
         model = _without_weights(row, more)
         try:
             check_adapter_fits(adapter, model)
-        except AdapterError:
+        except AdapterError:  # the next variant may fit; if none does, an error is raised below
             continue
         return model
     name, tensor = next(iter(adapter.tensors.items()))

@@ -76,7 +76,7 @@ def _variant(config: EstimateConfig, view: View | None) -> Variant:
     else:
         variant = VARIANTS[config.variant or (view.variant if view else "t2v-1.3b")]
     if config.expert or config.probe:
-        variant.part(config.expert)  # refused if there is no such transformer
+        variant.part(config.expert)  # raises an error for an unknown expert
     return variant
 
 

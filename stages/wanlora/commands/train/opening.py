@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from wanlora.commands.train import start_log
-from wanlora.commands.train.base import Base, find_base
+from wanlora.commands.train.base_model import Base, find_base
 from wanlora.commands.train.data import Data, read_fixed_rows
 from wanlora.commands.train.first_weights import check_base
 from wanlora.commands.train.identity import identity_of, provenance, shared_facts

@@ -8,7 +8,7 @@ import logging
 from wanlora.adapters.file import LoraShape
 from wanlora.adapters.lora import add_adapter, initial_values
 from wanlora.commands.train import start_log
-from wanlora.commands.train.base import Base
+from wanlora.commands.train.base_model import Base
 from wanlora.commands.train.data import Data
 from wanlora.commands.train.first_weights import load_other_adapter
 from wanlora.commands.train.session import StepPlan, TrainedModel

@@ -7,7 +7,7 @@ import os
 
 from wanlora.adapters import targets
 from wanlora.adapters.header import read_header
-from wanlora.commands.train.base import find_base_here
+from wanlora.commands.train.base_model import find_base_here
 from wanlora.commands.train.selection import Selection, encode_command, select_clips
 from wanlora.config import TrainConfig
 from wanlora.processes.ranks import rank_of

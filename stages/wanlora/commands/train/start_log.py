@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from wanlora.adapters.file import LoraShape
-from wanlora.commands.train.base import Base
+from wanlora.commands.train.base_model import Base
 from wanlora.commands.train.data import Data
 from wanlora.commands.train.session import Session
 from wanlora.core import units

@@ -197,7 +197,7 @@ def _choose(
         try:
             reader.read_at(rows.row_keys[place].decode(), row)
             list(records_of(cache, generation.kind, generation.fingerprint, [row.segment]))
-        except CorruptRowError:
+        except CorruptRowError:  # another copy may be intact
             continue
         except StoreError:
             return [True] * len(copies)  # the disk or the network failed: every copy may be intact
