@@ -1,13 +1,12 @@
 """The choice of the attention kernel on a GPU: every kernel's gradients, and the time of each."""
 
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
+from tests.support.planted_kernels import planted
 from wanlora.training.kernel_check import AttentionShape
 from wanlora.training.kernel_probe import Candidate, choose_kernel, kernel_for
 from wanlora.wan import attention
@@ -62,25 +61,12 @@ def test_a_deterministic_run_gets_a_kernel_that_repeats_itself(deterministic):
 
 
 def test_a_kernel_with_a_fault_in_its_last_tile_is_rejected():
-    class Faulty(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, query, key, value):
-            ctx.save_for_backward(query, key, value)
-            return scaled_dot_product_attention(query, key, value)
+    def without_last_tile(query, key, value):
+        query[:, :, query.shape[2] // 128 * 128 :] = 0
+        return query, key, value
 
-        @staticmethod
-        def backward(ctx, upstream):
-            inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-            with torch.enable_grad():
-                output = scaled_dot_product_attention(*inputs)
-            query, key, value = torch.autograd.grad(output, inputs, upstream)
-            query[:, :, query.shape[2] // 128 * 128 :] = 0
-            return query, key, value
-
-    candidates = [
-        Candidate("planted", nullcontext, Faulty.apply),
-        Candidate("flash", partial(attention.pinned, "flash", CUDA)),
-    ]
+    flash = Candidate("flash", partial(attention.pinned, "flash", CUDA))
+    candidates = [planted(without_last_tile), flash]
     choice = choose_kernel(replace(SHAPE, num_tokens=3960), candidates, by_time=True)
     assert choice.name == "flash"
     assert choice.tried[0].is_wrong

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from tests.support import planted_kernels
 from wanlora.errors import DeviceError
 from wanlora.training import kernel_probe
 from wanlora.training.kernel_check import AttentionShape, shorter
@@ -23,28 +24,10 @@ SHAPE = AttentionShape(
 FLASH, MATH = (Candidate(name, partial(attention.pinned, name, CPU)) for name in ("flash", "math"))
 
 
-class WithGradient(torch.autograd.Function):
-    """Attention whose gradient of the value is multiplied by a factor."""
-
-    @staticmethod
-    def forward(ctx, query, key, value, factor):
-        ctx.factor = factor
-        ctx.save_for_backward(query, key, value)
-        return scaled_dot_product_attention(query, key, value)
-
-    @staticmethod
-    def backward(ctx, upstream):
-        inputs = [tensor.detach().requires_grad_() for tensor in ctx.saved_tensors]
-        with torch.enable_grad():
-            output = scaled_dot_product_attention(*inputs)
-        query, key, value = torch.autograd.grad(output, inputs, upstream)
-        return query, key, value * ctx.factor(query), None
-
-
 def planted(factor, name="planted"):
-    """A kernel that is right forward and has gradients that are not."""
-    return Candidate(
-        name, nullcontext, lambda query, key, value: WithGradient.apply(query, key, value, factor)
+    """A kernel whose gradient of the value is multiplied by a factor."""
+    return planted_kernels.planted(
+        lambda query, key, value: (query, key, value * factor(query)), name
     )
 
 
