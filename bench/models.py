@@ -9,6 +9,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from wanlora.adapters.targets import PRESETS
 from wanlora.cost.flops import TransformerShape
+from wanlora.cost.memory import Quantize
+from wanlora.wan.quantize import quantize_blocks
 from wanlora.wan.variants import VARIANTS
 
 TINY = TransformerShape(
@@ -30,6 +32,7 @@ def transformer(
     device: str | torch.device = "meta",
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
+    quantize: Quantize = "none",
 ) -> WanTransformer3DModel:
     """Build it frozen, with an adapter whose B is not zero.
 
@@ -43,12 +46,14 @@ def transformer(
             text_dim=shape.text_dim, freq_dim=shape.freq_dim, cross_attn_norm=True,
             qk_norm="rms_norm_across_heads",
         ).requires_grad_(False).eval()  # fmt: skip
-        pattern = PRESETS.get(targets, targets)
-        model.add_adapter(LoraConfig(r=rank, target_modules=pattern, init_lora_weights=False))
     kept = WanTransformer3DModel._keep_in_fp32_modules
     for name, parameter in model.named_parameters():
         if not any(part in name.split(".") for part in kept):
             parameter.data = parameter.data.to(dtype)
+    quantize_blocks(model, quantize)
+    pattern = PRESETS.get(targets, targets)
+    with torch.device(device):
+        model.add_adapter(LoraConfig(r=rank, target_modules=pattern, init_lora_weights=False))
     return model.to(device)
 
 

@@ -13,6 +13,7 @@ from wanlora.adapters.targets import PRESETS, linear_names, match_targets
 from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.cost.flops import step_flops
 from wanlora.cost.memory import num_trained, weight_bytes
+from wanlora.wan.quantize import quantize_blocks
 from wanlora.wan.variants import VARIANTS
 
 SHAPE = VARIANTS["t2v-14b"].shape
@@ -47,6 +48,21 @@ def test_weights_and_linear_modules_are_those_of_the_built_model():
     assert weight_bytes(SHAPE) == 2 * narrow + 4 * wide
     assert weight_bytes(SHAPE, 4) == 4 * (narrow + wide)
     assert target_names(bare, ".*") == match_targets(linear_names(SHAPE.num_layers), ".*")
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_quantized_weights_are_those_of_the_quantized_model(kind, dtype):
+    model = built()
+    for name, parameter in model.named_parameters():
+        if not set(name.split(".")) & set(WanTransformer3DModel._keep_in_fp32_modules):
+            parameter.data = parameter.data.to(dtype)
+    quantize_blocks(model, kind)
+    taken = sum(p.numel() * p.element_size() for p in model.parameters())
+    assert weight_bytes(SHAPE, dtype.itemsize, kind) == taken
+    assert taken < 0.53 * weight_bytes(SHAPE, dtype.itemsize) or dtype == torch.float32
+    adapter = add_adapter(model, LoraShape(2, 2.0, "attention+ffn"), seed=0)
+    assert {parameter.dtype for parameter in adapter.values()} == {dtype}
 
 
 @pytest.mark.parametrize(("preset", "modules"), {"attention": 320, "attention+ffn": 400,

@@ -14,6 +14,7 @@ from wanlora.config.settings import (
     Guidance,
     GuidanceLow,
     Height,
+    QuantizeAsTrained,
     Settings,
     Steps,
     ViewName,
@@ -127,6 +128,7 @@ class SampleConfig(Settings):
     )
     device: Device = "auto"
     dtype: BaseDtype = "auto"
+    quantize: QuantizeAsTrained = None
     offload: Literal["auto", "none", "model", "sequential"] = setting(
         "auto",
         "For GPUs with little memory: keep one part of the pipeline on the GPU at a time (model), "

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Literal
 
 from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket, num_tokens
 from wanlora.cost.flops import Recompute, TransformerShape
@@ -24,6 +25,9 @@ _STATISTICS = 11
 """fp32 values per token that norms keep, compiled or not."""
 _TRANSIENT_WIDTHS = 13
 """Values of width W per token that exist at once besides kept ones: gradients in flight."""
+Quantize = Literal["none", "int8", "fp8"]
+"""Format of the frozen weights in the blocks; both others have 8 bits per value."""
+
 _BYTES_PER_TRAINED = 2 + 2 + 4 + 4 + 8
 """Bytes per trained parameter: it and its gradient in bf16; master, gradient, 2 moments in fp32."""
 
@@ -63,6 +67,7 @@ class Workload:
         compiled: True if blocks are compiled.
         element_bytes: Bytes per value of the transformer's dtype: 2 for bf16.
         num_uploaded: Micro-batches on the device ahead of the step.
+        quantize: Format of the frozen weights in the blocks.
     """
 
     shape: TransformerShape
@@ -73,6 +78,7 @@ class Workload:
     compiled: bool
     element_bytes: int = 2
     num_uploaded: int = 5
+    quantize: Quantize = "none"
 
     @property
     def all_tokens(self) -> int:
@@ -115,8 +121,10 @@ def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
         before = sum(block_bytes(work, mode) for mode in modes[: recomputed[-1] + 1])
         moments.append((before, transient + block_bytes(work, "none")))
     kept, working = max(moments, key=sum)
+    if work.quantize != "none":
+        working += work.shape.width * work.shape.ffn_dim * work.element_bytes  # one at a time
     return StepBytes(
-        weights=weight_bytes(work.shape, work.element_bytes),
+        weights=weight_bytes(work.shape, work.element_bytes, work.quantize),
         adapter=float(_BYTES_PER_TRAINED * num_trained(work.shape, work.adapted, work.rank)),
         kept=kept,
         working=working + uploaded_bytes(work),
@@ -151,8 +159,16 @@ def plan(work: Workload, budget_bytes: float) -> tuple[Recompute, ...]:
     return (full,) * layers
 
 
-def weight_bytes(shape: TransformerShape, element_bytes: int = 2) -> float:
-    """Bytes of the frozen transformer; diffusers keeps norms, tables and time embedder in fp32."""
+def weight_bytes(
+    shape: TransformerShape, element_bytes: int = 2, quantize: Quantize = "none"
+) -> float:
+    """Bytes of the frozen transformer; diffusers keeps norms, tables and time embedder in fp32.
+
+    Args:
+        shape: The transformer.
+        element_bytes: Bytes per value of its type.
+        quantize: Format of the blocks' linear weights; 8 bits have one scale per row beside them.
+    """
     width, ffn, patch = shape.width, shape.ffn_dim, 4 * shape.in_channels
     attention = 4 * (width * width + width) + 2 * width
     in_type = shape.num_layers * (2 * attention + 2 * width * ffn + ffn + width)
@@ -161,7 +177,14 @@ def weight_bytes(shape: TransformerShape, element_bytes: int = 2) -> float:
     in_type += 6 * (width * width + width)  # time projection
     in_fp32 = shape.num_layers * (6 + 2) * width + 2 * width
     in_fp32 += shape.freq_dim * width + width * width + 2 * width  # time embedder
-    return float(in_type * element_bytes + in_fp32 * 4)
+    in_8_bits = num_block_weights(shape) if quantize != "none" else 0
+    scales = shape.num_layers * (9 * width + ffn) if quantize != "none" else 0
+    return float((in_type - in_8_bits + scales) * element_bytes + in_8_bits + in_fp32 * 4)
+
+
+def num_block_weights(shape: TransformerShape) -> int:
+    """Values of the linear weights of all blocks, without biases."""
+    return shape.num_layers * 2 * shape.width * (4 * shape.width + shape.ffn_dim)
 
 
 @lru_cache(maxsize=256)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from wanlora.core.fingerprint import fingerprint
 from wanlora.core.intervals import describe_change, describe_sample
 from wanlora.core.rng import Stream, normal
+from wanlora.cost.memory import Quantize
 from wanlora.errors import NonFiniteError
 from wanlora.progress import waiting
 from wanlora.store.views import View, ViewClip
@@ -71,7 +72,12 @@ class Panel:
 
 
 def panel_facts(
-    view: View, base: str, *, dtype: torch.dtype, device: torch.device
+    view: View,
+    base: str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantize: Quantize,
 ) -> dict[str, str]:
     """Facts for `Panel.key`.
 
@@ -80,6 +86,7 @@ def panel_facts(
         base: Fingerprint of the transformer's weights.
         dtype: The transformer's type.
         device: Device that computes the losses; rounding differs between kinds of devices.
+        quantize: Format of the weights in the transformer's blocks.
     """
     return {
         "base": base,
@@ -87,6 +94,7 @@ def panel_facts(
         "text": view.text,
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
+        **({"quantize": quantize} if quantize != "none" else {}),
     }
 
 

@@ -21,6 +21,7 @@ from jaxtyping import UInt8
 
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.core.text import shorten
+from wanlora.cost.memory import Quantize, weight_bytes
 from wanlora.errors import ModelError
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_text_encoder, load_vae
 from wanlora.wan.host_memory import HostBytes, loading_bytes, require_host_memory
@@ -56,7 +57,12 @@ class VideoSettings:
 
 
 def load_pipeline(
-    folder: Path, *, dtype: torch.dtype, device: torch.device, offload: Offload = "none"
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    offload: Offload = "none",
+    quantize: Quantize = "none",
 ) -> WanPipeline:
     """Load every part of a WanPipeline with all its weights checked; `prepare` finishes it.
 
@@ -69,6 +75,7 @@ def load_pipeline(
         dtype: Type of the transformers.
         device: Device that computes.
         offload: Other than `none`: the parts stay in main memory until `prepare`.
+        quantize: Format of the weights in the transformers' blocks.
 
     Raises:
         ModelError: A part cannot be loaded.
@@ -79,9 +86,11 @@ def load_pipeline(
     types = {"vae": torch.float32, "text_encoder": text_dtype}
     types |= {part.subfolder: dtype for part in variant_of(folder).transformers}
     if offload == "none":  # otherwise `select_offload` has checked it
-        _require_memory(folder, types, device)
+        _require_memory(folder, types, device, quantize)
     transformers = {
-        part.subfolder: load_transformer(folder, dtype=dtype, device=home, subfolder=part.subfolder)
+        part.subfolder: load_transformer(
+            folder, dtype=dtype, device=home, subfolder=part.subfolder, quantize=quantize
+        )
         for part in variant_of(folder).transformers
     }
     vae: AutoencoderKLWan = load_vae(folder, dtype=torch.float32, device=home, tf32=True)
@@ -103,17 +112,24 @@ def load_pipeline(
     return pipeline
 
 
-def _require_memory(folder: Path, types: Mapping[str, torch.dtype], device: torch.device) -> None:
+def _require_memory(
+    folder: Path, types: Mapping[str, torch.dtype], device: torch.device, quantize: Quantize
+) -> None:
     """Refuse a model that this machine's memory cannot hold.
 
     Args:
         folder: A complete model folder.
         types: Type of each part in memory, by sub-folder.
         device: Device that the parts are loaded to.
+        quantize: Format of the weights in the transformers' blocks.
     """
-    needed = HostBytes()
+    needed, variant = HostBytes(), variant_of(folder)
+    transformers = {part.subfolder for part in variant.transformers}
     for part, dtype in types.items():
-        needed += loading_bytes(folder / part, dtype=dtype, device=device)
+        if quantize != "none" and device.type == "cpu" and part in transformers:
+            needed += HostBytes(kept=int(weight_bytes(variant.shape, dtype.itemsize, quantize)))
+        else:
+            needed += loading_bytes(folder / part, dtype=dtype, device=device)
     require_host_memory(needed, "loading the model")
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 
+from wanlora.adapters.base_format import format_of_base
 from wanlora.commands.evaluate import preflight
 from wanlora.config import EvaluateConfig
 from wanlora.core.buckets import Bucket
 from wanlora.core.location import Location
+from wanlora.cost.memory import Quantize
 from wanlora.store.captions import captions
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, frame_rate
@@ -65,6 +67,7 @@ class Setup:
         weights: Hex sha256 of each part of the model that is used.
         device: Device to compute on.
         dtype: Type of the transformers.
+        quantize: Format of the weights in their blocks, of the base and of every adapter.
         num_videos: Videos of each activity by each model; 0 = only losses.
         bucket: Size of the videos.
         fps: Frames per second of the videos.
@@ -83,6 +86,7 @@ class Setup:
     weights: dict[str, str]
     device: torch.device
     dtype: torch.dtype
+    quantize: Quantize
     num_videos: int
     bucket: Bucket
     fps: float
@@ -123,6 +127,7 @@ class Setup:
             "text": self.view.text,
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
+            **({"quantize": self.quantize} if self.quantize != "none" else {}),
         }
 
 
@@ -167,6 +172,7 @@ def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert |
         weights={part: weights_sha256(folder / part) for part in parts},
         device=device,
         dtype=base_dtype(config.dtype, device),
+        quantize=format_of_base(config.quantize, [item.header for item in given]),
         num_videos=config.videos_per_activity,
         bucket=preflight.video_size(
             held_out,

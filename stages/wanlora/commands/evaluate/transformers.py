@@ -64,7 +64,7 @@ class Transformers:
         device, dtype = self._setup.device, self._setup.dtype
         if device.type != "cuda":
             return False
-        each = weight_bytes(self._setup.variant.shape, dtype.itemsize)
+        each = weight_bytes(self._setup.variant.shape, dtype.itemsize, self._setup.quantize)
         working = working_bytes(self._setup.variant, self._setup.bucket, dtype)
         if num_missing * each + working <= USED_SHARE * torch.cuda.mem_get_info(device)[0]:
             return False
@@ -79,8 +79,9 @@ class Transformers:
             folder = self._setup.folder
             with waiting(f"loading the transformer in {folder / part.subfolder}"):
                 transformer = load_transformer(
-                    folder, dtype=self._setup.dtype, device=device, subfolder=part.subfolder
-                )
+                    folder, dtype=self._setup.dtype, device=device, subfolder=part.subfolder,
+                    quantize=self._setup.quantize,
+                )  # fmt: skip
             for item in self._compared:  # of every expert: they have one shape
                 check_adapter_fits(item.scaled.adapter, transformer)
             self._loaded[part.expert] = transformer

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from wanlora.adapters.base_format import format_of_base
 from wanlora.adapters.routing import GivenAdapter, read_given, route
 from wanlora.commands.sample import prompts, videos
 from wanlora.commands.sample.videos import Video
@@ -42,6 +43,7 @@ def check(config: SampleConfig) -> list[Video]:
         return []
     to_make = plan(config)
     given = given_adapters(config)
+    format_of_base(config.quantize, [item.header for item in given], log=False)
     model = model_of(config.model, given)
     if folder := resolve_pipeline_here(model):
         variant = variant_of(folder)

@@ -145,8 +145,9 @@ def _load(setup: Setup) -> Any:
         )
     with waiting(f"loading the model in {setup.folder}"):
         pipeline = wan.load_pipeline(
-            setup.folder, dtype=setup.dtype, device=setup.device, offload=setup.offload
-        )
+            setup.folder, dtype=setup.dtype, device=setup.device, offload=setup.offload,
+            quantize=setup.quantize,
+        )  # fmt: skip
     attach_by_expert(wan.transformers_of(pipeline), setup.adapters)
     wan.prepare(
         pipeline,

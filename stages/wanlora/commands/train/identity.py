@@ -12,6 +12,7 @@ from typing import Any
 from wanlora import __version__
 from wanlora.commands.train.data import Data
 from wanlora.core.buckets import usual
+from wanlora.cost.memory import Quantize
 from wanlora.runs.git import git_commit
 from wanlora.store.views import View, frame_rate
 from wanlora.training.masters import Masters
@@ -21,7 +22,9 @@ PLACES = ("cache", "output_dir", "model", "manifest", "init_adapter", "local_cop
 """Settings that name places. They may differ between nodes; what is stored there may not."""
 
 
-def identity_of(view: View, *, variant: str, base: str, expert: Expert | None) -> dict[str, Any]:
+def identity_of(
+    view: View, *, variant: str, base: str, expert: Expert | None, quantize: Quantize
+) -> dict[str, Any]:
     """Data and base model of a run: a checkpoint is continued only with the same ones.
 
     Args:
@@ -29,6 +32,7 @@ def identity_of(view: View, *, variant: str, base: str, expert: Expert | None) -
         variant: Name of the transformer's variant.
         base: Fingerprint of its weights.
         expert: The transformer of the variant that is trained; None if it has one.
+        quantize: Format of the weights in its blocks.
     """
     return {
         "base": base,
@@ -37,6 +41,7 @@ def identity_of(view: View, *, variant: str, base: str, expert: Expert | None) -
         "text": view.text,
         "variant": variant,
         **({"expert": expert} if expert else {}),
+        **({"quantize": quantize} if quantize != "none" else {}),
     }
 
 

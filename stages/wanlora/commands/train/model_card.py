@@ -52,7 +52,8 @@ def model_card(facts: Mapping[str, Any]) -> str:
 
             - name, model, variant: the run's name, the base's id or folder, its row;
             - expert, sigmas: the transformer that it is for, of a model with two, and its range;
-            - step, end_step, epochs, seed, trainable_parameters, precision;
+            - step, end_step, epochs, seed, trainable_parameters, precision; quantize: format of
+              the weights in the base's blocks, if it was not their own;
             - num_clips, activities (names to numbers of clips), buckets (names to numbers),
               view, view_sha256;
             - settings: names and values to list;
@@ -249,6 +250,7 @@ def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
         "variant": facts.get("variant"),
         "expert": facts.get("expert"),
         "precision": facts.get("precision"),
+        "frozen weights": facts.get("quantize"),
         "seed": facts.get("seed"),
         "training loss (smoothed)": facts.get("loss"),
         **facts.get("settings", {}),

@@ -22,7 +22,8 @@ from wanlora.training.masters import Masters, MovingAverage
 from wanlora.training.optimizers import make_optimizer, missing_bytes, rate_of
 from wanlora.training.workload import is_compiled, largest, workload
 from wanlora.wan import device as devices
-from wanlora.wan.transformer import base_fingerprint, load_transformer
+from wanlora.wan.base_fingerprint import base_fingerprint
+from wanlora.wan.transformer import load_transformer
 
 logger = logging.getLogger(__name__)
 
@@ -52,8 +53,9 @@ def load_model(
     weights = base.folder / base.part.subfolder
     with waiting(f"loading the transformer in {weights}", shown=ranks.is_main):
         transformer = load_transformer(
-            base.folder, dtype=dtype, device=device, subfolder=base.part.subfolder
-        )
+            base.folder, dtype=dtype, device=device, subfolder=base.part.subfolder,
+            quantize=config.quantize,
+        )  # fmt: skip
     fingerprint = base_fingerprint(transformer)
     lora, settings = config.lora, config.optimizer
     shape = LoraShape(lora.rank, lora.alpha or lora.rank, lora.targets, lora.rslora, lora.dora)
@@ -63,12 +65,15 @@ def load_model(
     if config.init_adapter and not from_checkpoint:
         load_other_adapter(config.init_adapter, shape, transformer, masters, base.part.expert)
     if ranks.is_main:
-        start_log.log_adapter(shape, transformer, masters, dtype=dtype, device=device)
+        start_log.log_adapter(
+            shape, transformer, masters, dtype=dtype, device=device, quantize=config.quantize
+        )
     return TrainedModel(
         variant=base.variant,
         part=base.part,
         transformer=transformer,
         base=fingerprint,
+        quantize=config.quantize,
         shape=shape,
         masters=masters,
         average=MovingAverage(masters, config.ema_decay) if config.ema_decay else None,
@@ -106,6 +111,7 @@ def plan_step(config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks
             compiled=compiled,
             element_bytes=model.dtype.itemsize,
             num_uploaded=config.prefetch_batches + 1,
+            quantize=model.quantize,
         )
         for bucket, size in data.sizes.items()
     }
