@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import WanTransformer3DModel
 
-from tests.support import host_peak
+from tests.numerics.test_memory import Operators
 from tests.support.models import random_tensors
 from wanlora.adapters.file import LoraShape
 from wanlora.adapters.lora import adapter_parameters, add_adapter
@@ -125,21 +125,19 @@ def test_files_that_do_not_fit_are_refused_with_the_name(micro_folder, tmp_path)
         load_transformer(tmp_path, dtype=torch.float32, device=CPU, quantize="int8")
 
 
-@pytest.mark.skipif(not host_peak.AVAILABLE, reason="needs Linux's counters")
-def test_loading_holds_the_result_and_no_copy_of_the_whole_model(tmp_path):
-    """Proportions of the 14B; 0.2 GB in fp32, in shards."""
+def test_loading_holds_the_result_and_at_most_one_shard_more(tmp_path):
+    """Proportions of the 14B; 0.1 GB in fp32, in shards. Counts storages between operators."""
     model = WanTransformer3DModel(
-        num_layers=4, num_attention_heads=8, attention_head_dim=128, ffn_dim=2752, text_dim=64,
+        num_layers=2, num_attention_heads=8, attention_head_dim=128, ffn_dim=2752, text_dim=64,
         cross_attn_norm=True, qk_norm="rms_norm_across_heads",
     )  # fmt: skip
-    model.save_pretrained(tmp_path / "transformer", max_shard_size="50MB")
-    del model
-    with host_peak.measured() as measured:
+    model.save_pretrained(tmp_path / "transformer", max_shard_size="30MB")
+    with Operators() as operators:
         model = load_transformer(tmp_path, dtype=torch.bfloat16, device=CPU, quantize="int8")
     taken = sum(p.numel() * p.element_size() for p in model.parameters())
-    of_files = sum(f.stat().st_size for f in tmp_path.rglob("*.safetensors"))
-    assert taken < 0.35 * of_files
-    assert measured.peak < taken + 50e6 < 0.6 * of_files
+    shards = [file.stat().st_size for file in tmp_path.rglob("*.safetensors")]
+    assert len(shards) > 3
+    assert operators.peak < taken + max(shards) < sum(shards) / 2  # sum / 2: the model in bf16
 
 
 def gradient_of(transformer, device=CPU) -> tuple[float, torch.Tensor]:

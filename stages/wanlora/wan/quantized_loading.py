@@ -51,7 +51,7 @@ def load_quantized(
             elif tensor.shape != expected[name]:
                 info["mismatched_keys"].append(name)
             else:
-                _set(model, name, tensor.to(_type_of(name, dtype)), kind)
+                _set(model, name, tensor, _type_of(name, dtype), kind)
         info["missing_keys"] = list(missing)
     except (OSError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         if is_out_of_memory(error):
@@ -75,11 +75,11 @@ def _type_of(name: str, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if set(name.split(".")) & set(kept) else dtype
 
 
-def _set(model: nn.Module, name: str, tensor: Tensor, kind: Quantize) -> None:
+def _set(model: nn.Module, name: str, tensor: Tensor, dtype: torch.dtype, kind: Quantize) -> None:
     """Put a tensor into the model; a weight that is quantized brings its layer with it."""
     module_name, _, own = name.rpartition(".")
     module = model.get_submodule(module_name)
     if own == "weight" and is_quantized(module, module_name):
-        put(model, module_name, QuantizedLinear(tensor, module.bias, kind))
-    else:
-        setattr(module, own, nn.Parameter(tensor, requires_grad=False))
+        put(model, module_name, QuantizedLinear(tensor.to(dtype), module.bias, kind))
+    else:  # a copy: a tensor of a file keeps the whole file mapped
+        setattr(module, own, nn.Parameter(tensor.to(dtype, copy=True), requires_grad=False))
