@@ -1,7 +1,7 @@
 """Denoise latents with the transformer alone, for previews while training.
 
-Owns: the sampling loop of diffusers' WanPipeline and WanImageToVideoPipeline, step for step, without
-their encoders and VAE. Must not import a pipeline.
+Owns: the sampling loop of diffusers' WanPipeline and WanImageToVideoPipeline, step for step, but
+without their encoders and VAE. Must not import a pipeline.
 Legend: l tokens (512), d text width, m image tokens, e image width, c f h w latents.
 """
 
