@@ -16,10 +16,17 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from PIL import Image
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 
+from wanlora.errors import ModelError
 from wanlora.wan.denoise import LowNoiseExpert, denoise
 from wanlora.wan.image_condition import model_input
+from wanlora.wan.image_encoders import encode_image, load_image_encoder
 
 CPU = torch.device("cpu")
 SIZE = {"num_frames": 9, "height": 32, "width": 48}
@@ -129,3 +136,31 @@ def test_the_input_is_the_pipelines_and_a_dropped_condition_is_zero():
         for index, gone in enumerate(dropped):
             assert torch.equal(found[index, CHANNELS:], theirs[0] * (0 if gone else 1))
             assert torch.equal(found[index, :CHANNELS], noisy[index])
+
+
+def save_encoder(folder, model) -> None:
+    model.save_pretrained(folder / "image_encoder")
+    pipeline(clip=True, experts=False).image_processor.save_pretrained(folder / "image_processor")
+
+
+def test_an_image_encoder_gives_the_pipelines_embeddings(tmp_path):
+    pipe = pipeline(clip=True, experts=False)
+    save_encoder(tmp_path, pipe.image_encoder)
+    encoder = load_image_encoder(tmp_path, dtype=torch.float32, device=CPU)
+    first_frame = torch.from_numpy(np.array(picture())).permute(2, 0, 1)
+    with torch.no_grad():
+        theirs = pipe.encode_image(picture(), CPU)
+    assert torch.equal(encode_image(encoder, first_frame), theirs[0])
+
+
+def test_a_projection_is_left_out_and_other_weights_are_refused(tmp_path):
+    config = pipeline(clip=True, experts=False).image_encoder.config
+    projected = CLIPVisionModelWithProjection(config)
+    save_encoder(tmp_path, projected)
+    loaded = load_image_encoder(tmp_path, dtype=torch.float32, device=CPU).model
+    own = dict(projected.vision_model.named_parameters())
+    assert all(torch.equal(own[name], value) for name, value in loaded.named_parameters())
+    config.num_hidden_layers += 1
+    config.save_pretrained(tmp_path / "image_encoder")
+    with pytest.raises(ModelError, match=r"missing_keys.*layers\.3\."):
+        load_image_encoder(tmp_path, dtype=torch.float32, device=CPU)
