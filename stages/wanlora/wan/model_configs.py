@@ -89,7 +89,7 @@ def unsupported_model(folder: Path) -> str | None:
             name = _NAMES_BY_CHANNELS[channels]
             return f"{name} ({file}: in_channels={channels[0]}, out_channels={channels[1]})"
         if (tokens := config.get("pos_embed_seq_len")) is not None:
-            return f"Wan2.1-FLF2V, for a first and a last frame ({file}: pos_embed_seq_len={tokens})"
+            return f"Wan2.1-FLF2V (first and last frame; {file}: pos_embed_seq_len={tokens})"
         if all(config.get(field) == value for field, value in _FUN.items()):
             return f"Wan-Fun-InP 1.3B ({file}: in_channels=36, num_layers=30)"
     return None
