@@ -68,7 +68,9 @@ def _usual_shift(config: TrainConfig, variant: Variant, clips: tuple[ViewClip, .
 def _batch_sizes(
     config: TrainConfig, variant: Variant, clips: tuple[ViewClip, ...]
 ) -> dict[Bucket, BatchSize]:
-    linear_names = targets.linear_names(variant.shape.num_layers)
+    linear_names = targets.linear_names(
+        variant.shape.num_layers, reads_image=variant.shape.image_dim is not None
+    )
     return batch_sizes(
         sorted({clip.bucket for clip in clips}),
         variant.shape,

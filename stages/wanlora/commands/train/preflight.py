@@ -41,7 +41,9 @@ def check(config: TrainConfig) -> Selection:
     if base:
         config.previews.check_model(base.variant, adapter=config.output_dir)
         check_cached_for(config, base.variant, selection)
-        linear_names = targets.linear_names(base.variant.shape.num_layers)
+        linear_names = targets.linear_names(
+            base.variant.shape.num_layers, reads_image=base.variant.shape.image_dim is not None
+        )
         targets.match_targets(linear_names, config.lora.targets)
     return selection
 
