@@ -48,8 +48,8 @@ def test_weights_and_linear_modules_are_those_of_the_built_model(name, billions)
     bare, shape = built(name), VARIANTS[name].shape
     kept = WanTransformer3DModel._keep_in_fp32_modules
     narrow, wide = 0, 0
-    for name, parameter in bare.named_parameters():
-        if set(name.split(".")) & set(kept):
+    for parameter_name, parameter in bare.named_parameters():
+        if set(parameter_name.split(".")) & set(kept):
             wide += parameter.numel()
         else:
             narrow += parameter.numel()

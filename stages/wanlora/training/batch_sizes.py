@@ -60,7 +60,8 @@ def batch_sizes(
     clips whose FLOPs are closest to those of `batch_size` x `accumulation` clips of the largest
     bucket. Attention is quadratic, so FLOPs grow faster than tokens, and many short clips of equal
     FLOPs would need more memory. Therefore no micro-batch has more tokens, including those of its
-    prompts and images, than `batch_size` clips of the largest bucket; a step has more micro-batches instead.
+    prompts and images, than `batch_size` clips of the largest bucket; a step has more micro-batches
+    instead.
 
     Args:
         buckets: At least one.
