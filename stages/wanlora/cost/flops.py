@@ -27,6 +27,11 @@ class TransformerShape:
     """Fields of a WanTransformer3DModel's configuration that determine its FLOPs.
 
     The default values are those of every Wan 2.1 text-to-video model.
+
+    Attributes:
+        in_channels: Channels of the input: of the latents, and of the image condition and its mask
+            in an image-to-video model.
+        image_dim: Features of a token of the image encoder, if the transformer reads its output.
     """
 
     num_layers: int
@@ -35,6 +40,8 @@ class TransformerShape:
     ffn_dim: int
     text_dim: int
     in_channels: int = 16
+    out_channels: int = 16
+    image_dim: int | None = None
     freq_dim: int = 256
     num_text_tokens: int = 512
 
@@ -42,6 +49,11 @@ class TransformerShape:
     def width(self) -> int:
         """Features of a token."""
         return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens of the image encoder's output: 16 x 16 patches and the class; 0 if not read."""
+        return 257 if self.image_dim else 0
 
 
 @dataclass(slots=True)

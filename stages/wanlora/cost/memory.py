@@ -10,9 +10,16 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Literal
 
 from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket, num_tokens
 from wanlora.cost.flops import Recompute, TransformerShape
+
+Quantize = Literal["none", "int8", "fp8"]
+"""Format of the blocks' frozen linear weights: the transformer's own type, or 8 bits per value."""
+
+NUM_SLOTS = 2
+"""Blocks that streaming keeps on the device at a time: one that computes and the next one."""
 
 # Values of width W that a block keeps for each token when nothing is recomputed, its own input
 # among them: 20 eagerly (the fp32 inputs of three norms count twice), 14 compiled, because
@@ -63,6 +70,8 @@ class Workload:
         compiled: True if blocks are compiled.
         element_bytes: Bytes per value of the transformer's dtype: 2 for bf16.
         num_uploaded: Micro-batches on the device ahead of the step.
+        quantize: Format of the frozen linear weights of the blocks.
+        num_streamed: Blocks whose linear weights are in host memory, see `streamed_blocks`.
     """
 
     shape: TransformerShape
@@ -73,6 +82,8 @@ class Workload:
     compiled: bool
     element_bytes: int = 2
     num_uploaded: int = 5
+    quantize: Quantize = "none"
+    num_streamed: int = 0
 
     @property
     def all_tokens(self) -> int:
@@ -116,7 +127,7 @@ def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
         moments.append((before, transient + block_bytes(work, "none")))
     kept, working = max(moments, key=sum)
     return StepBytes(
-        weights=weight_bytes(work.shape, work.element_bytes),
+        weights=resident_bytes(work),
         adapter=float(_BYTES_PER_TRAINED * num_trained(work.shape, work.adapted, work.rank)),
         kept=kept,
         working=working + uploaded_bytes(work),
@@ -151,17 +162,60 @@ def plan(work: Workload, budget_bytes: float) -> tuple[Recompute, ...]:
     return (full,) * layers
 
 
-def weight_bytes(shape: TransformerShape, element_bytes: int = 2) -> float:
-    """Bytes of the frozen transformer; diffusers keeps norms, tables and time embedder in fp32."""
+def resident_bytes(work: Workload) -> float:
+    """Bytes of the frozen transformer on the device: resident blocks, and the slots of others."""
+    block = block_linear_bytes(work.shape, work.element_bytes, work.quantize)
+    in_host_memory = work.num_streamed - min(work.num_streamed, NUM_SLOTS)
+    return weight_bytes(work.shape, work.element_bytes, work.quantize) - in_host_memory * block
+
+
+def host_bytes(work: Workload) -> float:
+    """Bytes of host memory that the streamed blocks take, in each process."""
+    return work.num_streamed * block_linear_bytes(work.shape, work.element_bytes, work.quantize)
+
+
+def streamed_blocks(num_layers: int, num_streamed: int) -> tuple[int, ...]:
+    """Indices of the blocks that are streamed, rising and evenly spaced.
+
+    Between two of them resident blocks compute, so that a copy has more time than one block.
+
+    Args:
+        num_layers: Blocks of the transformer.
+        num_streamed: Number of streamed blocks, at most `num_layers`.
+    """
+    return tuple((2 * k + 1) * num_layers // (2 * num_streamed) for k in range(num_streamed))
+
+
+def block_linear_bytes(
+    shape: TransformerShape, element_bytes: int = 2, quantize: Quantize = "none"
+) -> float:
+    """Bytes of the weight matrices of one block: what a copy of a streamed block moves."""
+    per_value = element_bytes if quantize == "none" else 1
+    return float(_block_linear_values(shape) * per_value)
+
+
+def _block_linear_values(shape: TransformerShape) -> int:
+    return 8 * shape.width**2 + 2 * shape.width * shape.ffn_dim
+
+
+def weight_bytes(
+    shape: TransformerShape, element_bytes: int = 2, quantize: Quantize = "none"
+) -> float:
+    """Bytes of the frozen transformer; diffusers keeps norms, tables and time embedder in fp32.
+
+    Weights of 8 bits have one scale of the transformer's type for each output feature.
+    """
     width, ffn, patch = shape.width, shape.ffn_dim, 4 * shape.in_channels
-    attention = 4 * (width * width + width) + 2 * width
-    in_type = shape.num_layers * (2 * attention + 2 * width * ffn + ffn + width)
-    in_type += 2 * width * patch + width + patch  # patch embedding and head
+    small = shape.num_layers * (2 * (4 * width + 2 * width) + ffn + width)  # biases, norms of q, k
+    if quantize != "none":
+        small += shape.num_layers * (9 * width + ffn)
+    in_type = small + 2 * width * patch + width + patch  # patch embedding and head
     in_type += shape.text_dim * width + width * width + 2 * width  # text embedder
     in_type += 6 * (width * width + width)  # time projection
     in_fp32 = shape.num_layers * (6 + 2) * width + 2 * width
     in_fp32 += shape.freq_dim * width + width * width + 2 * width  # time embedder
-    return float(in_type * element_bytes + in_fp32 * 4)
+    linears = shape.num_layers * block_linear_bytes(shape, element_bytes, quantize)
+    return linears + float(in_type * element_bytes + in_fp32 * 4)
 
 
 @lru_cache(maxsize=256)

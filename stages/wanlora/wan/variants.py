@@ -6,11 +6,12 @@ training reads the table before it loads anything.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from wanlora.core.buckets import DEFAULT_FPS, Bucket
+from wanlora.core.buckets import DEFAULT_FPS, TEMPORAL_FACTOR, Bucket
+from wanlora.core.kinds import Kind
 from wanlora.cost.flops import TransformerShape
 from wanlora.errors import ConfigError, ModelError
 from wanlora.wan import model_configs
@@ -24,6 +25,9 @@ _NEGATIVE_PROMPT = (
     "低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，"
     "毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
+
+# i2v_14B.sample_neg_prompt of the same code adds "camera shake".
+_NEGATIVE_PROMPT_I2V = f"镜头晃动，{_NEGATIVE_PROMPT}"
 
 # diffusers' AutoencoderKLWan defaults, equal to the constants of Wan2.1's wan/modules/vae.py.
 _WAN_MEAN = (
@@ -128,6 +132,22 @@ class Variant:
         """Sigma at which the low-noise expert takes over; None with one transformer."""
         return self.transformers[0].sigmas[0] if len(self.transformers) > 1 else None
 
+    @property
+    def is_i2v(self) -> bool:
+        """True for a model that animates an image: its input has the image's latents and a mask.
+
+        The mask has a channel per frame of a latent frame.
+        """
+        return self.shape.in_channels == 2 * self.vae.z_dim + TEMPORAL_FACTOR
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of encodings that a training of this model reads."""
+        kinds: tuple[Kind, ...] = ("latents", "text")
+        if self.is_i2v:
+            kinds += ("cond_latents",)
+        return (*kinds, "clip_vision") if self.shape.image_dim else kinds
+
     def part(self, expert: Expert | None) -> TransformerPart:
         """Transformer of an expert, or the only one.
 
@@ -171,7 +191,7 @@ class Variant:
         """Shift of sigma for a size: that of 480p or of 720p, whose area is nearer as a ratio.
 
         Source: Wan2.1 samples with a shift of 3 at 832x480 and 5 at 1280x720; Wan2.2's T2V-A14B
-        has 12 for both.
+        has 12 for both and its I2V-A14B has 5.
         """
         between = math.sqrt(math.prod(_480P) * math.prod(_720P))  # 607,000 pixels
         larger = size.height * size.width > between
@@ -201,9 +221,11 @@ _SHAPE_1_3B = TransformerShape(
 _SHAPE_14B = TransformerShape(
     num_layers=40, num_attention_heads=40, attention_head_dim=128, ffn_dim=13824, text_dim=4096
 )
+_SHAPE_I2V = replace(_SHAPE_14B, in_channels=36)
 _SHAPE_MICRO = TransformerShape(
     num_layers=5, num_attention_heads=4, attention_head_dim=32, ffn_dim=384, text_dim=64
 )
+_SHAPE_MICRO_I2V = replace(_SHAPE_MICRO, in_channels=36)
 
 _WAN_2_1 = Defaults(
     num_frames=81, height=480, width=832, steps=50, shift=3.0, shift_720p=5.0,
@@ -213,6 +235,8 @@ _WAN_2_2 = Defaults(
     num_frames=81, height=480, width=832, steps=40, shift=12.0, shift_720p=12.0,
     negative_prompt=_NEGATIVE_PROMPT,
 )  # fmt: skip
+_WAN_2_1_I2V = replace(_WAN_2_1, steps=40, negative_prompt=_NEGATIVE_PROMPT_I2V)
+_WAN_2_2_I2V = replace(_WAN_2_2, shift=5.0, shift_720p=5.0)
 _MICRO = Defaults(
     num_frames=17, height=64, width=64, steps=20, shift=3.0, shift_720p=3.0, negative_prompt=""
 )
@@ -259,6 +283,14 @@ VARIANTS: dict[str, Variant] = {
         "t2v-a14b", _two(0.875, guidance_scale=(4.0, 3.0), max_base_loss=(0.9, 0.5)),
         _SHAPE_14B, _WAN_VAE, _WAN_2_2,
     ),
+    "i2v-14b": Variant(
+        "i2v-14b", _one(guidance_scale=5.0, max_base_loss=0.5),
+        replace(_SHAPE_I2V, image_dim=1280), _WAN_VAE, _WAN_2_1_I2V,
+    ),
+    "i2v-a14b": Variant(
+        "i2v-a14b", _two(0.9, guidance_scale=(3.5, 3.5), max_base_loss=(0.9, 0.5)),
+        _SHAPE_I2V, _WAN_VAE, _WAN_2_2_I2V,
+    ),
     "micro": Variant(
         "micro", _one(guidance_scale=3.0, max_base_loss=None), _SHAPE_MICRO, _MICRO_VAE, _MICRO,
         is_micro=True,
@@ -266,6 +298,18 @@ VARIANTS: dict[str, Variant] = {
     "micro-a14b": Variant(
         "micro-a14b", _two(0.875, guidance_scale=(3.0, 3.0), max_base_loss=(None, None)),
         _SHAPE_MICRO, _MICRO_VAE, _MICRO, is_micro=True,
+    ),
+    "micro-i2v": Variant(
+        "micro-i2v", _one(guidance_scale=3.0, max_base_loss=None), _SHAPE_MICRO_I2V, _MICRO_VAE,
+        _MICRO, is_micro=True,
+    ),
+    "micro-i2v-clip": Variant(
+        "micro-i2v-clip", _one(guidance_scale=3.0, max_base_loss=None),
+        replace(_SHAPE_MICRO_I2V, image_dim=32), _MICRO_VAE, _MICRO, is_micro=True,
+    ),
+    "micro-i2v-a14b": Variant(
+        "micro-i2v-a14b", _two(0.9, guidance_scale=(3.0, 3.0), max_base_loss=(None, None)),
+        _SHAPE_MICRO_I2V, _MICRO_VAE, _MICRO, is_micro=True,
     ),
 }  # fmt: skip
 
@@ -321,17 +365,21 @@ def _expected(row: Variant) -> dict[str, Any]:
     return model_configs.CONSTANTS | {
         "model_index.transformer_2": row.boundary is not None,
         "model_index.boundary_ratio": row.boundary,
+        "model_index._class_name": "WanImageToVideoPipeline" if row.is_i2v else "WanPipeline",
         "transformer.num_layers": shape.num_layers,
         "transformer.num_attention_heads": shape.num_attention_heads,
         "transformer.attention_head_dim": shape.attention_head_dim,
         "transformer.ffn_dim": shape.ffn_dim,
         "transformer.text_dim": shape.text_dim,
-        "transformer.in_channels": vae.z_dim,
-        "transformer.out_channels": vae.z_dim,
+        "transformer.in_channels": shape.in_channels,
+        "transformer.out_channels": shape.out_channels,
+        "transformer.image_dim": shape.image_dim,
+        "transformer.added_kv_proj_dim": shape.width if shape.image_dim else None,
         "vae.z_dim": vae.z_dim,
         "vae.latents_mean": vae.latents_mean,
         "vae.latents_std": vae.latents_std,
         "text_encoder.d_model": shape.text_dim,
+        "image_encoder.hidden_size": shape.image_dim,
     }
 
 
