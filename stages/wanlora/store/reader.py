@@ -83,8 +83,8 @@ class StoreReader:
         if lacking := [kind for kind in kinds or () if kind not in view.kinds]:
             raise StaleStoreError(
                 f"view {view.name!r} of {cache} has no {', '.join(lacking)}: it was made for "
-                f"{view.variant}; encode what is missing with: wanlora cache-latents --cache "
-                f"{cache} --view {view.name} --model MODEL, where MODEL is the model to train"
+                f"{view.variant}; to add it, run wanlora cache-latents --cache {cache} "
+                f"--view {view.name} with --model set to the model that needs it"
             )
         read = [kind for kind in view.kinds if kinds is None or kind in kinds]
         encodings = {kind: view.encodings[kind] for kind in read}
