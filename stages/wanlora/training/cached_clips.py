@@ -38,7 +38,7 @@ def check_encodings(view: View, variant: Variant, *, encode_again: str) -> None:
             "max_sequence_length": variant.shape.num_text_tokens,
         },
     }
-    recorded = {"latents": view.latents_provenance, "text": view.text_provenance}
+    recorded = {str(kind): view.provenance(kind) for kind in view.kinds}
     found = {
         kind: {name: recorded[kind].get(name) for name in fields} for kind, fields in wanted.items()
     }

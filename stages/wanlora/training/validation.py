@@ -83,8 +83,8 @@ def panel_facts(
     """
     return {
         "base": base,
-        "latents": view.latents,
-        "text": view.text,
+        "latents": view.fingerprint("latents"),
+        "text": view.fingerprint("text"),
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
     }

@@ -33,8 +33,8 @@ def identity_of(view: View, *, variant: str, base: str, expert: Expert | None) -
     return {
         "base": base,
         "view_sha256": view.sha256,
-        "latents": view.latents,
-        "text": view.text,
+        "latents": view.fingerprint("latents"),
+        "text": view.fingerprint("text"),
         "variant": variant,
         **({"expert": expert} if expert else {}),
     }
