@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from wanlora.adapters.targets import PRESETS
+from wanlora.adapters.targets import IMAGE_PRESETS, PRESETS
 from wanlora.wan.variants import Expert
 
 Matrix = Literal["A", "B"]
@@ -244,7 +244,7 @@ def preset_of(modules: Iterable[str]) -> str | None:
     numbers = {template(module)[1] for module in found} - {""}
     if not numbers or numbers != {str(number) for number in range(len(numbers))}:
         return None
-    for name, pattern in PRESETS.items():
+    for name, pattern in (*PRESETS.items(), *IMAGE_PRESETS.items()):
         linears = {_numbered(linear, n) for linear in ORIGINAL_NAMES for n in numbers}
         if found == {linear for linear in linears if re.fullmatch(pattern, linear)}:
             return name

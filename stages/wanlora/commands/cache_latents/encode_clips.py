@@ -118,7 +118,7 @@ def encode_clips(
         started = time.monotonic()
         for (_, bucket), group in groupby(decoded, key=lambda item: item[0].group):
             there = committed()
-            shape = latent_shape(bucket, int(encoders.latents_provenance["z_dim"]))
+            shape = latent_shape(bucket, int(encoders.provenance("latents")["z_dim"]))
             with (
                 open_writer(settings, encoders, "latents", shape) as writer,
                 WriteBehind() as behind,

@@ -16,6 +16,7 @@ import torch
 from wanlora.commands.cache_latents.encode_settings import EncodeSettings
 from wanlora.commands.cache_latents.hashes import Hashes, kept_digests
 from wanlora.core.fingerprint import difference, fingerprint
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.data.clip import TRANSFORM_REVISION
 from wanlora.errors import DeviceError, ModelError
@@ -23,7 +24,6 @@ from wanlora.media.source import source_sha256
 from wanlora.processes.turns import turn
 from wanlora.progress import waiting
 from wanlora.store import index, storage
-from wanlora.store.schema import Kind
 from wanlora.wan import identity
 from wanlora.wan.device import select_device
 from wanlora.wan.model_folder import ENCODERS, find_downloaded, resolve
@@ -48,21 +48,20 @@ class Encoders:
         folder: Folder with the model's weights.
         variant: Variant of the model.
         device: Device to compute on.
-        latents_provenance: Everything that decides the value of latents.
-        text_provenance: Everything that decides the value of prompt embeddings.
+        provenances: Everything that decides the value of a row, for each kind that the variant
+            needs.
         stamps: Sizes and times of the files when they were hashed, by sub-folder.
     """
 
     folder: Path
     variant: Variant
     device: torch.device
-    latents_provenance: Mapping[str, Any]
-    text_provenance: Mapping[str, Any]
+    provenances: Mapping[Kind, Mapping[str, Any]]
     stamps: Mapping[str, str] = field(default_factory=dict)
 
     def provenance(self, kind: Kind) -> Mapping[str, Any]:
         """Everything that decides the value of a kind's rows."""
-        return self.latents_provenance if kind == "latents" else self.text_provenance
+        return self.provenances[kind]
 
     def require_unchanged(self, part: str) -> None:
         """Refuse weights that were loaded from other files than those that were hashed.
@@ -106,12 +105,16 @@ def find_encoders(
         hashes.digests.update(kept_digests())
         stamps = {part: identity.stamp(folder / part) for part in ENCODERS}
         with waiting(f"hashing the encoders in {folder}"):
-            latents = _hash_vae(settings, folder, device, hashes)
-            text = hash_text_encoder(settings, folder, hashes)
-        latents = as_recorded(settings.cache, "latents", folder, latents, hashes, dry_run=dry_run)
-        text = as_recorded(settings.cache, "text", folder, text, hashes, dry_run=dry_run)
+            own: dict[Kind, Mapping[str, Any]] = {
+                "latents": _hash_vae(settings, folder, device, hashes),
+                "text": hash_text_encoder(settings, folder, hashes),
+            }
+        provenances = {
+            kind: as_recorded(settings.cache, kind, folder, each, hashes, dry_run=dry_run)
+            for kind, each in own.items()
+        }
         hashes.keep_weights()
-    return Encoders(folder, variant, device, latents, text, stamps)
+    return Encoders(folder, variant, device, provenances, stamps)
 
 
 def _device(settings: EncodeSettings, local_rank: int, *, dry_run: bool) -> torch.device:
@@ -137,7 +140,8 @@ def _not_downloaded(settings: EncodeSettings, device: torch.device) -> Encoders:
         "z_dim": variant.vae.z_dim,
     }
     text = {"model": settings.model, "text_dim": variant.shape.text_dim}
-    return Encoders(Path(settings.model), variant, device, latents, text)
+    provenances: dict[Kind, Mapping[str, Any]] = {"latents": latents, "text": text}
+    return Encoders(Path(settings.model), variant, device, provenances)
 
 
 def _hash_vae(
@@ -221,8 +225,7 @@ def log_other_generations(cache: Location, encoders: Encoders) -> None:
     """Log how the rows of other weights or settings in a cache differ from this run's."""
     if not encoders.stamps:  # not downloaded
         return
-    for kind in ("latents", "text"):
-        wanted = encoders.provenance(kind)
+    for kind, wanted in encoders.provenances.items():
         for other, provenance in index.provenances(cache, kind).items():
             if other != fingerprint(wanted):
                 fields = "; ".join(difference(provenance, wanted))

@@ -4,7 +4,7 @@ Owns: the choice of these rows, and the refusal of manifests or a model that giv
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +18,7 @@ from wanlora.commands.cache_latents.launch import encode_missing
 from wanlora.commands.cache_latents.plan import Plan
 from wanlora.commands.cache_latents.sources import find_moved_sources
 from wanlora.commands.cache_latents.worker import encode_share
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
 from wanlora.store.views import View
@@ -31,8 +32,7 @@ def encode_rows(
     *,
     manifests: Sequence[Path],
     source_root: Sequence[Path],
-    clips: Collection[str],
-    prompts: Collection[str],
+    missing: Mapping[Kind, Collection[str]],
 ) -> tuple[int, list[Failure]]:
     """Encode rows of a view again that the store has lost; the view stays as it is.
 
@@ -43,8 +43,7 @@ def encode_rows(
         settings: Settings that give the view's fingerprints, from `encode_settings.of_view`.
         manifests: Paths of the manifests that the view was made from.
         source_root: Folders to search for sources that were moved.
-        clips: Keys of its clips to encode.
-        prompts: Keys of its prompts to encode.
+        missing: Keys of the rows to encode, by kind.
 
     Returns:
         Number of rows encoded, and the clips that could not be encoded. Rows that the manifests do
@@ -65,7 +64,14 @@ def encode_rows(
         more_prompts=[prompt.prompt for prompt in view.validation_prompts],
         threads=settings.decode_threads,
     )
-    plan = _only(planning.find_missing(cache, plan), view, cache, manifests, clips, prompts)
+    plan = _only(
+        planning.find_missing(cache, plan),
+        view,
+        cache,
+        manifests,
+        missing["latents"],
+        missing["text"],
+    )
     encoded = encode_missing(cache, plan, hashes, partial(encode_share, settings))
     failures = failures_of(plan.missing_clips, encoded.clips.failures)
     return len(plan.missing_clips) + len(plan.missing_prompts) - len(failures), failures
@@ -90,8 +96,8 @@ def _only(
         f"of the {len(clips)} clips and {len(prompts)} prompts that it lacks, "
         f"{', '.join(map(str, manifests))} names {len(missing_clips)} and {len(missing_prompts)}"
     )
-    other_encoder = (clips and plan.fingerprint("latents") != view.latents) or (
-        prompts and plan.fingerprint("text") != view.text
+    other_encoder = (clips and plan.fingerprint("latents") != view.fingerprint("latents")) or (
+        prompts and plan.fingerprint("text") != view.fingerprint("text")
     )
     num_rows = len(missing_clips) + len(missing_prompts)
     if other_encoder or not num_rows:

@@ -18,13 +18,13 @@ from wanlora.commands.cache_latents.hashes import Hashes
 from wanlora.core import units
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.fingerprint import fingerprint
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location, Url
 from wanlora.core.prompts import prompt_key
 from wanlora.cost.sizes import cache_bytes
 from wanlora.data.clip import Clip
 from wanlora.errors import StoreError
 from wanlora.store import index
-from wanlora.store.schema import Kind
 from wanlora.wan.tokens import estimate
 
 
@@ -64,12 +64,12 @@ class Plan:
     @property
     def num_bytes(self) -> int:
         """Estimated size of the missing rows."""
-        latents = self.encoders.latents_provenance
+        latents = self.encoders.provenance("latents")
         return cache_bytes(
             Counter(keyed.clip.bucket for keyed in self.missing_clips),
             sum(min(MAX_TOKENS, estimate(text)) for text in self.missing_prompts.values()),
             z_dim=int(latents["z_dim"]),
-            text_dim=int(self.encoders.text_provenance["text_dim"]),
+            text_dim=int(self.encoders.provenance("text")["text_dim"]),
             item_bytes=np.dtype(latents["store_dtype"]).itemsize,
         )
 

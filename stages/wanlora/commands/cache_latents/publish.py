@@ -11,13 +11,22 @@ from pathlib import Path
 from wanlora.commands.cache_latents.clip_keys import Failure, KeyedClip
 from wanlora.commands.cache_latents.plan import Plan
 from wanlora.commands.cache_latents.segments import write_missing_groups
+from wanlora.core.fingerprint import fingerprint
 from wanlora.core.location import Location
 from wanlora.core.prompts import prompt_key
 from wanlora.data.clip import Clip
 from wanlora.errors import StoreError
 from wanlora.store import index
 from wanlora.store.reader import StoreReader
-from wanlora.store.views import View, ViewClip, ViewPrompt, read_view, view_names, write_view
+from wanlora.store.views import (
+    Encoding,
+    View,
+    ViewClip,
+    ViewPrompt,
+    read_view,
+    view_names,
+    write_view,
+)
 from wanlora.wan.model_folder import MICRO
 
 log = logging.getLogger(__name__)
@@ -42,10 +51,9 @@ def make_view(
     """
     encoders, variant = plan.encoders, plan.encoders.variant
     return View(
-        latents=plan.fingerprint("latents"),
-        text=plan.fingerprint("text"),
-        latents_provenance=encoders.latents_provenance,
-        text_provenance=encoders.text_provenance,
+        encodings={
+            kind: Encoding.of(provenance) for kind, provenance in encoders.provenances.items()
+        },
         model=_portable(model, encoders.folder),
         variant=variant.name,
         shift=variant.defaults.shift,
@@ -99,13 +107,13 @@ def unchanged_clips(
     except StoreError as error:
         log.warning("the view that is replaced cannot be read: %s", error)
         return []
-    latents, text = plan.fingerprint("latents"), plan.fingerprint("text")
-    if (replaced.latents, replaced.text) != (latents, text):
-        return []
-    candidates = [old for old in replaced.clips if old.clip_id in failed]
-    gone = set(index.missing_keys(cache, "latents", latents, [old.key for old in candidates]))
-    prompts = {key for old in candidates for key in old.prompts}
-    gone |= set(index.missing_keys(cache, "text", text, prompts))
+    candidates = tuple(old for old in replaced.clips if old.clip_id in failed)
+    few = replace(replaced, clips=candidates)
+    gone = {
+        key
+        for kind, provenance in plan.encoders.provenances.items()
+        for key in index.missing_keys(cache, kind, fingerprint(provenance), few.keys(kind))
+    }
     return [
         replace(
             old, activity=now.activity, split=now.split, source_group=now.source_group,

@@ -25,11 +25,11 @@ from wanlora.commands.cache_latents.frames import decode
 from wanlora.commands.cache_latents.hashes import Hashes
 from wanlora.commands.cache_latents.plan import Plan
 from wanlora.core.fingerprint import difference
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.errors import ModelError
 from wanlora.processes.ranks import ALONE, Rank
 from wanlora.progress import bar, show_figures
-from wanlora.store.schema import Kind
 
 T = TypeVar("T")
 OnRows = Callable[[int], None] | None
@@ -137,8 +137,9 @@ def require_same_encoders(
     """
     here = find_encoders(settings, Hashes.read(settings.cache), local_rank=local_rank)
     different = [
-        *difference(wanted.latents_provenance, here.latents_provenance),
-        *difference(wanted.text_provenance, here.text_provenance),
+        line
+        for kind, provenance in wanted.provenances.items()
+        for line in difference(provenance, here.provenances.get(kind, {}))
     ]
     if different:
         raise ModelError(

@@ -119,8 +119,8 @@ class Setup:
         """Everything except the adapter that a model's results depend on."""
         return {
             "weights": self.weights,
-            "latents": self.view.latents,
-            "text": self.view.text,
+            "latents": self.view.fingerprint("latents"),
+            "text": self.view.fingerprint("text"),
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
         }

@@ -110,8 +110,9 @@ def plan_clips(setup: Setup, *, output_dir: Path) -> Model | None:
         clip = by_caption[item.activity, key]
         if clip.bucket != setup.bucket:
             return None
-        facts = {"clip": clip.key, "latents": setup.view.latents, "vae": setup.weights["vae"],
-                 "size": list(setup.bucket), "fps": setup.fps}  # fmt: skip
+        facts = {"clip": clip.key, "latents": setup.view.fingerprint("latents"),
+                 "vae": setup.weights["vae"], "size": list(setup.bucket),
+                 "fps": setup.fps}  # fmt: skip
         place = output_dir / "videos" / slug(REAL) / slug(item.activity or "all")
         file = f"{slug(clip.clip_id)}-{fingerprint(facts)[:12]}.mp4"
         videos.append(

@@ -39,9 +39,11 @@ def check(config: TrainConfig) -> Selection:
         read_header(config.init_adapter)
     base = find_base_here(config.model or selection.view.model, config.expert)
     if base:
-        config.previews.check_model(base.variant, adapter=config.output_dir)
+        config.check_model(base.variant)
         check_cached_for(config, base.variant, selection)
-        linear_names = targets.linear_names(base.variant.shape.num_layers)
+        linear_names = targets.linear_names(
+            base.variant.shape.num_layers, reads_image=base.variant.shape.image_dim is not None
+        )
         targets.match_targets(linear_names, config.lora.targets)
     return selection
 

@@ -98,8 +98,8 @@ def _prompts_of_view(data: Data, num: int) -> dict[str, str]:
 
 def _missing(data: Data, texts: Mapping[str, str]) -> list[str]:
     """Prompts that neither the cache nor the user's cache folder has."""
-    _, left = data.source.reader.missing([], texts)
-    left = index.missing_keys(prompt_home(), "text", data.view.text, left)
+    left = data.source.reader.missing("text", texts)
+    left = index.missing_keys(prompt_home(), "text", data.view.fingerprint("text"), left)
     return [texts[key] for key in left]
 
 
@@ -107,8 +107,8 @@ def _read(data: Data, keys: Collection[str]) -> dict[str, Float[np.ndarray, "l d
     """Read rows from the cache, with those that the child process added, or the user's folder."""
     embeds: dict[str, Float[np.ndarray, "l d"]] = {}
     for place in (data.cache, prompt_home()):
-        rows = index.committed(place, "text", data.view.text)
-        reader = RowReader.of_generation(place, "text", data.view.text, rows)
+        rows = index.committed(place, "text", data.view.fingerprint("text"))
+        reader = RowReader.of_generation(place, "text", data.view.fingerprint("text"), rows)
         left = [key for key in keys if key not in embeds]
         embeds |= {key: reader.read(key) for key in rows.present(left)}
     assert embeds.keys() == set(keys)
