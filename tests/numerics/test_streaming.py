@@ -14,9 +14,13 @@ import torch
 from tests.support import real_size
 from tests.support.cli import ENVIRONMENT
 from tests.support.compiled_blocks import clip, furthest
-from tests.support.streamed_blocks import CPU, LAYERS, WAYS, gradients, streamed, tiny
+from tests.support.streamed_blocks import CPU, LAYERS, SHAPE, WAYS, gradients, streamed, tiny
 from wanlora.adapters.file import LoraShape
 from wanlora.adapters.lora import add_adapter
+from wanlora.cost.gpus import GPUS
+from wanlora.cost.memory import Workload, block_linear_bytes
+from wanlora.cost.streaming import predict_streaming
+from wanlora.wan import streaming
 from wanlora.wan.blocks import set_activations
 from wanlora.wan.streaming import stream_blocks
 
@@ -42,6 +46,35 @@ def test_neither_do_gradients_that_leave_the_chain_of_blocks(targets):
     set_activations(model, WAYS["none"], compiled=False)
     for _ in range(2):
         assert furthest(gradients(model), expected) == 0
+
+
+@pytest.mark.parametrize("num_streamed", [1, 2, 3, LAYERS])
+def test_the_bytes_that_are_copied_are_those_that_were_counted(monkeypatch, num_streamed):
+    copied = []
+    finish = streaming._CpuCopies.finish
+
+    def counted(copies, slot):
+        if slot in copies._started:
+            copied.extend(weight.nbytes for weight in copies._started[slot][1].weights)
+        finish(copies, slot)
+
+    monkeypatch.setattr(streaming._CpuCopies, "finish", counted)
+    model = streamed(num_streamed)
+    set_activations(model, WAYS["full"], compiled=False)
+    work = Workload(
+        SHAPE, 18, 1, 4, frozenset(), compiled=False, element_bytes=4, num_streamed=num_streamed
+    )
+    expected = predict_streaming(work, WAYS["full"], GPUS["H100"]).copied_bytes
+    for step in range(3):
+        copied.clear()
+        real_size.loss(model, clip(model)).backward()
+        first = min(num_streamed, 2) * block_linear_bytes(SHAPE, 4) * (step == 0)
+        assert sum(copied) == expected + first
+    with torch.no_grad():  # passes that are not followed by a backward pass
+        for _ in range(2):
+            copied.clear()
+            real_size.loss(model, clip(model))
+    assert sum(copied) == (num_streamed > 2) * num_streamed * block_linear_bytes(SHAPE, 4)
 
 
 def test_two_forward_passes_before_their_backward_passes_fetch_what_they_need():
