@@ -11,7 +11,7 @@ block at a time. The rules, in forward order and in reverse:
 - when it has run, its slot is refilled with the next block of that slot (`leave`), on a separate
   stream, while other blocks run.
 
-Why gradients are right: autograd keeps references to frozen weights, that is to the slot, in every
+Gradients are right: autograd keeps references to frozen weights, that is to the slot, in every
 recompute mode. `enter` runs before the first operator of the block's backward pass, because it is a
 hook of the block's output, and restores the bytes that the forward pass read. `leave` is a hook of
 the block's input. Autograd runs the ready node that was created last first, so all nodes of the
