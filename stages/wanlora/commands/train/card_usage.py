@@ -1,6 +1,6 @@
-"""How the adapter of a model card is used: code for diffusers, commands of wanlora.
+"""Section "Use" of a model card: code for diffusers, and commands of wanlora.
 
-Owns: the section "Use" of the card, except the license.
+Owns: this section, except the license.
 """
 
 import re
