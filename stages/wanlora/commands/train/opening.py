@@ -155,6 +155,7 @@ def _log_start(
         accumulation=config.gradient_accumulation_steps, num_processes=num_processes,
     )  # fmt: skip
     start_log.log_draws(data, balance_activities=config.balance_activities, end_step=end_step)
+    start_log.warn_of_images(data, base.variant)
     start_log.warn_of_short_run(
         data.source.order, end_step=end_step,
         num_epochs=None if config.max_steps else config.num_epochs,
