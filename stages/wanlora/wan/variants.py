@@ -148,6 +148,12 @@ class Variant:
             kinds += ("cond_latents",)
         return (*kinds, "clip_vision") if self.shape.image_dim else kinds
 
+    @property
+    def image_shape(self) -> tuple[int, int] | None:
+        """Tokens of an image's embeddings and their width; None if the transformer reads none."""
+        shape = self.shape
+        return (shape.num_image_tokens, shape.image_dim) if shape.image_dim else None
+
     def part(self, expert: Expert | None) -> TransformerPart:
         """Transformer of an expert, or the only one.
 

@@ -39,7 +39,7 @@ def check(config: TrainConfig) -> Selection:
         read_header(config.init_adapter)
     base = find_base_here(config.model or selection.view.model, config.expert)
     if base:
-        config.previews.check_model(base.variant, adapter=config.output_dir)
+        config.check_model(base.variant)
         check_cached_for(config, base.variant, selection)
         linear_names = targets.linear_names(
             base.variant.shape.num_layers, reads_image=base.variant.shape.image_dim is not None
