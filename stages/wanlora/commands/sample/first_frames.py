@@ -1,6 +1,6 @@
 """First frames of the videos of an image-to-video model: image files, or frames of cached clips.
 
-Owns: where a first frame is from, and its fields in the record of a video. Must not import torch:
+Owns: the source of a first frame, and its fields in the record of a video. Must not import torch:
 `pixels` reads them.
 """
 

@@ -20,7 +20,7 @@ from wanlora.store.views import View
 
 
 class Request(NamedTuple):
-    """A video that the command line asks for.
+    """A video to make, as the command line describes it.
 
     Attributes:
         activity: Its activity; empty without a cache.
