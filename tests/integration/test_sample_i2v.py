@@ -137,7 +137,7 @@ def test_base_and_adapter_start_from_the_upright_middle_of_the_image(
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     assert record_of(video)["image"] == {"path": str(file), "sha256": sha256}
     assert result["images"] == {str(file): sha256}
-    assert f"{file}: 32x48 px, cropped to 32x32" in caplog.text
+    assert f"{file}: 32x48 px, cropped" in caplog.text
 
     again = ("--adapter", run_folder, "--compare", *out, "--skip-existing")
     assert sample("--image", file, *again)["kept"] == 1
@@ -151,8 +151,8 @@ def test_a_picture_of_other_proportions_is_named_with_a_size_that_keeps_it(caplo
     item = ImageFile(Path("wide.png"), "0", "--image")
     frame = _fitted(item, picture(180, 320), height=480, width=480)
     assert frame.shape == (480, 480, 3)
-    assert "320x180 px, scaled to 853x480, cropped to 480x480" in caplog.text
-    assert "44 %" in caplog.text
+    for fact in ("320x180", "853x480", "480x480", "44 %"):
+        assert fact in caplog.text
     assert "--height 352 --width 640" in caplog.text
     with pytest.raises(ConfigError, match=r"wide\.png.*10000x1 px"):
         _fitted(item, picture(1, 10_000), height=480, width=480)
@@ -226,7 +226,7 @@ def test_files_that_are_not_still_images_are_refused_by_name(model, tmp_path):
     def message(name: str) -> str:
         return refused("--prompt", PROMPT, *SMALL, "--model", model, "--image", tmp_path / name)
 
-    assert "there is no such file" in message("none.png")
+    assert str(tmp_path / "none.png") in message("none.png")
     (tmp_path / "clip.mp4").write_bytes(b"video")
     assert f"ffmpeg -i {tmp_path / 'clip.mp4'}" in message("clip.mp4")
     save(tmp_path / "cut.png", np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8))
