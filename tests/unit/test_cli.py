@@ -96,7 +96,7 @@ FLAGS = {
     "watch": "--once --open --port folder",
     "sample": (
         "--adapter --adapter-high --adapter-low --cache --compare --device --fps --guidance-scale "
-        "--guidance-scale-low --height --latents --model --negative-prompt --num-frames "
+        "--guidance-scale-low --height --image --latents --model --negative-prompt --num-frames "
         "--num-videos --offload --output --output-dir --overwrite --prompt --prompts --seed "
         "--shift --skip-existing --steps --view --width"
     ),
