@@ -39,7 +39,9 @@ ORIGINAL_NAMES: dict[str, str] = {
     "proj_out": "head.head",
 }
 BLOCK_LINEARS = tuple(ORIGINAL_NAMES)[:10]
-"""The linear modules of a T2V block."""
+"""The linear modules of a block."""
+IMAGE_LINEARS = tuple(ORIGINAL_NAMES)[10:12]
+"""More of them in a model that reads the embeddings of an image (Wan2.1's I2V)."""
 
 _BLOCK = re.compile(r"^blocks([._])(\d+)(?=[._])")
 _MATRIX = re.compile(

@@ -62,16 +62,15 @@ def stream_blocks(
     indices = streamed_blocks(len(blocks), num_streamed)
     if not indices:
         return
+    first = [linear.weight for linear in _frozen_linears(blocks[indices[0]])]
     copies = _GpuCopies(device) if device.type == "cuda" else _CpuCopies()
-    sources = [_HostWeights(blocks[index], device) for index in indices]
-    ring = _Ring(sources, copies, device, slots)
+    ring = _Ring(first, copies, device, min(slots, len(indices)))
     for order, index in enumerate(indices):
         block = blocks[index]
-        ring.give_slot(block, order)
+        ring.take(block)  # frees its own weights before the next block is copied
         for tensor in (*block.parameters(), *block.buffers()):
             tensor.data = tensor.data.to(device)
-        entry = _Entry(ring, order)
-        setattr(block, _ENTRY, entry)
+        setattr(block, _ENTRY, _Entry(ring, order))
         surround(block)
 
 
@@ -138,26 +137,26 @@ class _Ring:
     """Slots on the device, and the block that each holds or is being filled with."""
 
     def __init__(
-        self, sources: "Sequence[_HostWeights]", copies: "_Copies", device: torch.device, slots: int
+        self, weights: Sequence[Tensor], copies: "_Copies", device: torch.device, slots: int
     ) -> None:
-        self._sources = sources
         self._copies = copies
+        self._device = device
         self._slots = [
-            [torch.empty_like(weight, device=device) for weight in sources[0].weights]
-            for _ in range(min(slots, len(sources)))
+            [torch.empty_like(weight, device=device) for weight in weights] for _ in range(slots)
         ]
-        self._holds: list[int | None] = [None] * len(self._slots)
+        self._holds: list[int | None] = [None] * slots
+        self._sources: list[_HostWeights] = []
         self._parameters: list[list[nn.Parameter]] = []
 
-    def give_slot(self, block: nn.Module, order: int) -> None:
-        """Replace the weights of a block by those of its slot."""
-        slot = self._slots[order % len(self._slots)]
-        parameters = []
-        for linear, weight in zip(_frozen_linears(block), slot, strict=True):
+    def take(self, block: nn.Module) -> None:
+        """Copy the weights of the next block to host memory, and replace them by its slot's."""
+        slot = self._slots[len(self._sources) % len(self._slots)]
+        linears = list(_frozen_linears(block))
+        self._sources.append(_HostWeights([linear.weight.data for linear in linears], self._device))
+        for linear, weight in zip(linears, slot, strict=True):
             # `data` has its own version counter, so autograd does not count copies as changes.
             linear.weight = nn.Parameter(weight.data, requires_grad=False)
-            parameters.append(linear.weight)
-        self._parameters.append(parameters)
+        self._parameters.append([linear.weight for linear in linears])
 
     def enter(self, order: int) -> None:
         """Have the weights of a block in its slot for what is queued on the device from now on."""
@@ -196,8 +195,7 @@ class _HostWeights:
         weights: Views of the buffer.
     """
 
-    def __init__(self, block: nn.Module, device: torch.device) -> None:
-        originals = [linear.weight.data for linear in _frozen_linears(block)]
+    def __init__(self, originals: Sequence[Tensor], device: torch.device) -> None:
         ends = [0]
         for weight in originals:
             ends.append(ends[-1] + -(-weight.nbytes // _ALIGNMENT) * _ALIGNMENT)

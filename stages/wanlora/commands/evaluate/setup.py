@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from wanlora.adapters.trained_on import log_unknown_kind
 from wanlora.commands.evaluate import preflight
 from wanlora.config import EvaluateConfig
 from wanlora.core.buckets import Bucket
@@ -148,6 +149,8 @@ def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert |
     variant = variant_of(resolve_configs(model), preflight.any_expert(given))
     preflight.check_model(view, variant, cache=config.cache, model=model)
     experts = preflight.experts_of(given, variant, model=model)
+    for item in given:
+        log_unknown_kind(item.header, variant, model=model)
     guidance_scales = variant.guidance_scales(config.guidance_scale, config.guidance_scale_low)
     parts = preflight.parts_of_model(variant, experts, videos=config.videos_per_activity > 0)
     folder = resolve(model, parts)

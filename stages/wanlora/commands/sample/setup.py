@@ -15,6 +15,7 @@ import torch
 from wanlora import __version__
 from wanlora.adapters.attach import ScaledAdapter, scaled
 from wanlora.adapters.routing import describe, route
+from wanlora.adapters.trained_on import log_unknown_kind
 from wanlora.commands.sample import preflight
 from wanlora.commands.sample.videos import Video
 from wanlora.config import SampleConfig
@@ -106,6 +107,8 @@ def open_setup(config: SampleConfig, videos: Sequence[Video]) -> tuple[Setup, li
     warn_of_toy(model)
     variant = variant_of(resolve_configs(model, PIPELINE))  # checked before a download of weights
     experts = route(given, variant, model=model)
+    for item in given:
+        log_unknown_kind(item.header, variant, model=model)
     to_make = preflight.for_model(videos, variant, model=model)
     if variant.boundary is not None:
         logger.info("%s", describe(given, experts))

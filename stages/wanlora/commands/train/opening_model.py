@@ -61,7 +61,7 @@ def load_model(
     masters = Masters(adapter)
     masters.load(initial_values(adapter, config.seed))
     if config.init_adapter and not from_checkpoint:
-        load_other_adapter(config.init_adapter, shape, transformer, masters, base.part.expert)
+        load_other_adapter(config.init_adapter, shape, transformer, masters, base)
     if ranks.is_main:
         start_log.log_adapter(shape, transformer, masters, dtype=dtype, device=device)
     return TrainedModel(
