@@ -66,6 +66,13 @@ def test_of_longer_copies_the_blocks_between_hide_their_share():
     assert exposed_seconds([1.0] * 8, [1.0] * 8, range(1, 8, 2), copy_s=2.0) == 0
 
 
+def test_with_one_slot_every_block_waits_for_its_copy():
+    """Block swapping as trainers usually do it: copy, wait, compute."""
+    waits = exposed_seconds([1.0] * 6, [3.0] * 6, range(6), copy_s=0.5, slots=1)
+    assert waits == (5 + 5) * 0.5
+    assert exposed_seconds([1.0] * 6, [3.0] * 6, range(6), copy_s=0.5, slots=2) == 0
+
+
 def test_two_or_fewer_streamed_blocks_are_copied_once_and_never_again():
     for num_streamed in (0, 1, 2):
         found = predict_streaming(

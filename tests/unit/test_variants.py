@@ -6,12 +6,14 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
 from tests.support.i2v import i2v_folder
+from wanlora.config.estimate import VariantName
 from wanlora.core.buckets import Bucket
 from wanlora.errors import ConfigError, DeviceError, ModelError
 from wanlora.wan import device, model_folder, variants
@@ -54,6 +56,10 @@ def test_a_folder_is_recognised_by_its_shape_and_its_number_of_transformers(tmp_
     index = PAIR | {"boundary_ratio": boundary} if boundary else SINGLE
     write_model(tmp_path, name, BOTH if boundary else BOTH[:1], **index)
     assert variants.variant_of(tmp_path).name == name
+
+
+def test_every_row_can_be_named_to_estimate():
+    assert set(get_args(VariantName)) == set(variants.VARIANTS)
 
 
 @pytest.mark.parametrize("part", BOTH)

@@ -113,9 +113,16 @@ def all_reduce_bytes(num_values: int, num_processes: int) -> int:
     return 8 * num_values * (num_processes - 1) // num_processes
 
 
-def encode_seconds(num_frames: int, height: int, width: int, gpu: Gpu) -> float:
-    """Predict stage one for a clip: the VAE's encoder, and UMT5 on its caption."""
-    vae = VAE_FLOPS_PER_PIXEL * num_frames * height * width / VAE_SHARE_OF_PEAK
+def encode_seconds(
+    num_frames: int, height: int, width: int, gpu: Gpu, *, has_condition: bool = False
+) -> float:
+    """Predict stage one for a clip: the VAE's encoder, and UMT5 on its caption.
+
+    With a condition, for image to video, the VAE encodes the clip's first frame and grey frames
+    too. CLIP's 0.3 TFLOP for one frame are not counted.
+    """
+    pixels = (1 + has_condition) * num_frames * height * width
+    vae = VAE_FLOPS_PER_PIXEL * pixels / VAE_SHARE_OF_PEAK
     return (vae + TEXT_FLOPS_PER_CLIP / gpu.matmul) / gpu.peak_flops
 
 

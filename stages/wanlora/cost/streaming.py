@@ -38,6 +38,8 @@ def predict_streaming(
     modes: Sequence[Recompute],
     gpu: Gpu,
     bytes_per_s: float = PCIE_BYTES_PER_S,
+    *,
+    slots: int = NUM_SLOTS,
 ) -> Streaming:
     """Predict the copies of a micro-batch, and the part of their time that is not hidden.
 
@@ -46,23 +48,30 @@ def predict_streaming(
         modes: Recompute mode of each block.
         gpu: The card.
         bytes_per_s: Rate of copies to the card.
+        slots: Blocks whose weights are on the device at a time. With one, each block waits for its
+            copy: the usual block swapping.
     """
     layers = work.shape.num_layers
     forward = predict_forward_seconds(work, gpu).times(work.batch_size).total / layers
     both = {mode: predict_seconds(work, (mode,) * layers, gpu).total / layers for mode in modes}
     backward = [both[mode] - forward for mode in modes]
     block_bytes = block_linear_bytes(work.shape, work.element_bytes, work.quantize)
-    num_copies = 2 * max(0, work.num_streamed - NUM_SLOTS)
+    num_copies = 2 * max(0, work.num_streamed - slots)
     waits = exposed_seconds(
         [forward] * layers, backward, streamed_blocks(layers, work.num_streamed),
-        copy_s=block_bytes / bytes_per_s,
+        copy_s=block_bytes / bytes_per_s, slots=slots,
     )  # fmt: skip
     copied = num_copies * block_bytes
     return Streaming(copied, copied / bytes_per_s, waits)
 
 
 def exposed_seconds(
-    forward: Sequence[float], backward: Sequence[float], streamed: Sequence[int], *, copy_s: float
+    forward: Sequence[float],
+    backward: Sequence[float],
+    streamed: Sequence[int],
+    *,
+    copy_s: float,
+    slots: int = NUM_SLOTS,
 ) -> float:
     """Seconds that the device waits for copies in a forward and a backward pass.
 
@@ -71,12 +80,13 @@ def exposed_seconds(
         backward: Seconds of each block backward, recomputation included.
         streamed: Indices of the streamed blocks, rising.
         copy_s: Seconds of copying one of them.
+        slots: Blocks whose weights are on the device at a time.
     """
     order_of = {block: order for order, block in enumerate(streamed)}
     layers, last = range(len(forward)), len(streamed) - 1
-    visits = [(block, forward[block], NUM_SLOTS) for block in layers]
-    visits += [(block, backward[block], -NUM_SLOTS) for block in reversed(layers)]
-    ready = dict.fromkeys(range(min(NUM_SLOTS, len(streamed))), 0.0)  # left by the last step
+    visits = [(block, forward[block], slots) for block in layers]
+    visits += [(block, backward[block], -slots) for block in reversed(layers)]
+    ready = dict.fromkeys(range(min(slots, len(streamed))), 0.0)  # left by the last step
     now = copy_end = waited = 0.0
     for block, seconds, stride in visits:
         order = order_of.get(block)
