@@ -12,6 +12,7 @@ after it:
     step         a training step in our modes, beside four baselines  (step.py)
     encoders     VAE and UMT5 of stage one, and their wait for clips  (encoders.py)
     large        a step of 14B from some of its blocks; a denoising step  (large_model.py)
+    streaming    blocks of 14B in host memory, beside resident ones  (streaming.py)
 
 Nothing is downloaded: the models have the real sizes and random weights. `gpu_proof.json` and
 `gpu_proof.md` in the output folder are written after each figure, so a run that is cut off leaves
@@ -63,10 +64,10 @@ class Phase:
 
 
 PHASES = {
-    "rates": Phase("rates.py", 25),
-    "correctness": Phase("correctness.py", 140, (), ("--only", "upload or kernel")),
+    "rates": Phase("rates.py", 20),
+    "correctness": Phase("correctness.py", 120, (), ("--only", "upload or kernel")),
     "step": Phase(
-        "step.py", 265,
+        "step.py", 230,
         (
             "--geometry", goals.LARGE, "--geometry", goals.SMALL, "--baseline-steps", "3",
             "--rates", "{rates}", "--variants",
@@ -77,8 +78,9 @@ PHASES = {
             "none", "fullckpt_cudnn", "auto",
         ),
     ),
-    "encoders": Phase("encoders.py", 65),
-    "large": Phase("large_model.py", 45),
+    "encoders": Phase("encoders.py", 50),
+    "large": Phase("large_model.py", 40),
+    "streaming": Phase("streaming.py", 80),
 }  # fmt: skip
 
 
@@ -310,12 +312,27 @@ def step_shown(results: dict) -> str:
     return "\n\n".join(parts)
 
 
+def streaming_shown(results: dict) -> str:
+    parts = [rows_of({name: results.get(name) for name in ("copy_gb_s",)})]
+    if isinstance(results.get("counted"), list):
+        parts += ["Predicted for all blocks:", figures.table(results["counted"])]
+    for name, found in results.items():
+        if name.startswith("step "):
+            parts.append(f"{name}: {cell(found.get('error') or found['kernel'])}")
+            rows = [row for row in found.get("rows", []) if "seconds" in row]
+            shown = ("variant", "seconds", "peak_gb", "same_loss", "gradient_cosine")
+            if rows:
+                parts.append(figures.table([{key: row[key] for key in shown} for row in rows]))
+    return "\n\n".join(parts)
+
+
 SHOWN = {
     "rates": rates_shown,
     "correctness": correctness_shown,
     "step": step_shown,
     "encoders": rows_of,
     "large": rows_of,
+    "streaming": streaming_shown,
 }
 
 

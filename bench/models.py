@@ -7,7 +7,7 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from peft import LoraConfig
 from transformers import UMT5Config, UMT5EncoderModel
 
-from wanlora.adapters.targets import PRESETS
+from wanlora.adapters.targets import IMAGE_PRESETS, PRESETS
 from wanlora.cost.flops import TransformerShape
 from wanlora.cost.memory import Quantize
 from wanlora.wan.quantize import quantize_blocks
@@ -44,14 +44,16 @@ def transformer(
             num_layers=shape.num_layers, num_attention_heads=shape.num_attention_heads,
             attention_head_dim=shape.attention_head_dim, ffn_dim=shape.ffn_dim,
             text_dim=shape.text_dim, freq_dim=shape.freq_dim, cross_attn_norm=True,
-            qk_norm="rms_norm_across_heads",
+            qk_norm="rms_norm_across_heads", in_channels=shape.in_channels,
+            out_channels=shape.out_channels, image_dim=shape.image_dim,
+            added_kv_proj_dim=shape.width if shape.image_dim else None,
         ).requires_grad_(False).eval()  # fmt: skip
     kept = WanTransformer3DModel._keep_in_fp32_modules
     for name, parameter in model.named_parameters():
         if not any(part in name.split(".") for part in kept):
             parameter.data = parameter.data.to(dtype)
     quantize_blocks(model, quantize)
-    pattern = PRESETS.get(targets, targets)
+    pattern = (IMAGE_PRESETS if shape.image_dim else PRESETS).get(targets, targets)
     with torch.device(device):
         model.add_adapter(LoraConfig(r=rank, target_modules=pattern, init_lora_weights=False))
     return model.to(device)

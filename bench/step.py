@@ -256,7 +256,15 @@ def kernel(asked: str, device: torch.device) -> Iterator[None]:
         yield
 
 
-def measure(name: str, case: Case, *, warmup: int, steps: int, clock: figures.Clock) -> dict:
+def measure(
+    name: str,
+    case: Case,
+    *,
+    warmup: int,
+    steps: int,
+    clock: figures.Clock,
+    make: Callable[[], Step] | None = None,
+) -> dict:
     """Build a variant, run it, and forget it; running out of memory is a result.
 
     Args:
@@ -266,10 +274,11 @@ def measure(name: str, case: Case, *, warmup: int, steps: int, clock: figures.Cl
             attention kernels.
         steps: Timed steps; fewer, but `MIN_STEPS`, if the clock runs out.
         clock: The time left.
+        make: Builds it; by default `build`.
     """
     rates.free(case.device)
     try:
-        step = build(name, case)
+        step = make() if make else build(name, case)
         with kernel(step.asked, case.device):
             started = time.perf_counter()
             loss = float(step.backward())

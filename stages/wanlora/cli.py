@@ -110,6 +110,7 @@ EXAMPLES = {
         'wanlora sample --adapter outputs/run --prompt "A person sitting" --num-videos 10 '
         "--output-dir outputs/sitting",
         "wanlora sample --adapter outputs/run=0.8 --adapter outputs/style --prompts prompts.txt",
+        'wanlora sample --adapter outputs/i2v --image photo.jpg --prompt "The person waves"',
         'wanlora sample --adapter outputs/run --cache cache/ --prompt "A person {activity}" '
         "--num-videos 10 --skip-existing",
     ],

@@ -62,7 +62,13 @@ def _sections(command: Any, context: Any) -> dict[str, list[tuple[str, str, str]
 def _print_row(console: Console, row: tuple[str, str, str], width: int) -> None:
     names, value, text = row
     column = min(WIDEST_NAME, width // 3) + 4
-    line = Text("  ").append(names, style="bold cyan").append(f" {value}" if value else "")
+    line = Text("  ").append(names, style="bold cyan")
+    if value:
+        indent = len(line) + 1
+        first, *others = _broken_at_bars(value, width - indent)
+        line.append(f" {first}")
+        for more in others:
+            line.append(f"\n{' ' * indent}{more}")
     lines = textwrap.wrap(
         " ".join(text.split()), width - column, break_long_words=False, break_on_hyphens=False
     )
@@ -71,6 +77,12 @@ def _print_row(console: Console, row: tuple[str, str, str], width: int) -> None:
     console.print(line)
     for rest in lines:
         console.print(Text(" " * column + rest))
+
+
+def _broken_at_bars(value: str, width: int) -> list[str]:
+    """Break a list of choices into lines, each but the last with its bar at the end."""
+    words = value.replace("|", "| ")
+    return [line.replace(" ", "") for line in textwrap.wrap(words, width, break_long_words=False)]
 
 
 def _print_wrapped(console: Console, text: str, width: int) -> None:

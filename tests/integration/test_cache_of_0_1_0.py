@@ -32,7 +32,7 @@ def test_its_rows_are_recognised_and_new_ones_join_them(config, old):
     assert (result.clips_encoded, result.prompts_encoded, result.clips) == (0, 0, 6)
     after = read_view(config.cache, "default")
     assert (after.latents, after.text) == (before.latents, before.text)
-    assert after.latents_provenance == before.latents_provenance
+    assert after.provenance("latents") == before.provenance("latents")
     path = old / "data" / "train.jsonl"
     path.write_text(path.read_text().replace("a still square number 1", "a new caption"))
     again = cache_latents.run(config)

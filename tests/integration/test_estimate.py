@@ -170,6 +170,26 @@ def test_two_experts_are_two_runs_and_the_figures_are_those_of_one():
     assert "--expert low" in cli.refuses("estimate", "--variant", "t2v-14b", "--expert", "low")
 
 
+def test_image_to_video_models_are_estimated_with_their_conditions():
+    job = ("--clips", 1000, "--device", "h200")
+    t2v, pair, clip = (
+        estimate("--variant", name, *job) for name in ("t2v-14b", "i2v-a14b", "i2v-14b")
+    )
+    # 20 more input channels in the patch convolution, which has no backward pass.
+    patch = 2 * 32_760 * 20 * 4 * 5120 / 1e12
+    assert pair["tflop_per_step"] - t2v["tflop_per_step"] == pytest.approx(patch, rel=1e-3)
+    assert (pair["num_experts"], clip["num_experts"]) == (2, 1)
+    weights = 1e9 * (16.395 - 14.288) * 2 / 1e9
+    grown = clip["modes"]["full"]["peak_gb"] - t2v["modes"]["full"]["peak_gb"]
+    assert grown == pytest.approx(weights, abs=1.6)  # and the adapter of 80 more modules
+    condition = 1000 * 16 * 21 * 60 * 104 * 2 / 1e9
+    assert pair["cache_gb"] - t2v["cache_gb"] == pytest.approx(condition)
+    assert clip["cache_gb"] - pair["cache_gb"] == pytest.approx(1000 * 257 * 1280 * 2 / 1e9)
+    assert pair["stage_one_hours"] == pytest.approx(2 * t2v["stage_one_hours"], rel=0.01)
+    low = estimate("--variant", "i2v-a14b", "--expert", "low", *job)
+    assert low == pair | {"expert": "low"}
+
+
 @pytest.mark.parametrize("variant", ["t2v-14b", "t2v-a14b"])
 def test_720p_of_a_14b_transformer_needs_more_than_80_gb(variant):
     size = ("--height", 720, "--width", 1280)

@@ -386,5 +386,5 @@ def test_a_base_of_another_size_or_the_base_itself_is_refused(run_dir, micro_fol
     assert "earlier merged export" in refused(base, "--model", base, "--overwrite")
     config = base / "transformer" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"num_layers": 3}))
-    assert "for another model" in refused(tmp_path / "merged", "--model", base)
+    assert "num_layers=3" in refused(tmp_path / "merged", "--model", base)
     assert not (tmp_path / "merged").exists()

@@ -31,7 +31,7 @@ def rows(cache: Path) -> dict[str, bytes]:
 def test_records_without_a_checksum_are_read_verified_and_not_repaired(cache):
     before = rows(cache)
     view = read_view(cache, "default")
-    (segment,) = segments_of(cache, "latents", view.latents)
+    (segment,) = segments_of(cache, "latents", view.fingerprint("latents"))
     document = storage.at(cache).get(f"{segment.key}/{schema.GROUP}")
     assert schema.has_checksum(document) is None
     found = inspect(InspectConfig(path=cache, verify="full"))

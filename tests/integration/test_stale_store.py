@@ -10,6 +10,7 @@ from tests.support.stores import (
     FINGERPRINT,
     PROVENANCE,
     build_store,
+    encodings,
     open_rows,
     open_store,
     segment_folders,
@@ -20,6 +21,7 @@ from wanlora.errors import MissingRowsError, StaleStoreError, StoreError, StoreV
 from wanlora.store import schema
 from wanlora.store.index import committed, provenances
 from wanlora.store.reader import StoreReader
+from wanlora.store.views import Encoding
 from wanlora.store.writer import SegmentWriter
 
 
@@ -27,12 +29,7 @@ def test_a_cache_made_with_other_weights_is_refused_with_the_diff_and_the_comman
     build_store(tmp_path, num_clips=2)
     wanted = PROVENANCE["latents"] | {"vae_sha256": "ef" * 32, "tf32": True}
     with pytest.raises(StaleStoreError) as caught:
-        StoreReader(
-            tmp_path,
-            latents=fingerprint(wanted),
-            text=FINGERPRINT["text"],
-            latents_provenance=wanted,
-        )
+        StoreReader(tmp_path, encodings=encodings("text") | {"latents": Encoding.of(wanted)})
     message = str(caught.value)
     assert "tf32: found False, wanted True" in message
     assert "vae_sha256: found abab" in message
@@ -62,7 +59,8 @@ def test_missing_rows_are_refused_by_number_with_the_first_names(tmp_path):
     assert "1 prompt (gone)" in message
     assert "wanlora cache-latents" in message
     reader = open_store(tmp_path)
-    assert reader.missing(["3", view.clips[0].key, "1"], ["gone"]) == (["3", "1"], ["gone"])
+    assert reader.missing("latents", ["3", view.clips[0].key, "1"]) == ["3", "1"]
+    assert reader.missing("text", ["gone"]) == ["gone"]
     with pytest.raises(MissingRowsError, match=r"row 3\b"):
         reader.latents("3")
 

@@ -31,10 +31,10 @@ from tests.support.stores import (
     users_folder,
     write_rows,
 )
+from wanlora.core.kinds import Kind
 from wanlora.errors import CorruptRowError, StoreError
 from wanlora.store import folder
 from wanlora.store.reader import StoreReader
-from wanlora.store.schema import Kind
 
 MODES = ("half-written", "before-rename", "after-rename")
 NUM_PUTS: dict[Kind, int] = {"latents": 10, "text": 13}

@@ -106,10 +106,17 @@ def save(folder, spelling, modules, alpha=ALPHA):
 
 A, B = torch.ones(RANK, IN), torch.ones(OUT, RANK)
 QUERY = "blocks.0.self_attn.q"
+IMAGE = {m: original(m) for m in block_modules(BLOCK_LINEARS)} | {
+    "blocks.0.attn2.add_k_proj": "blocks.0.cross_attn.k_img",
+    "blocks.0.attn2.add_v_proj": "blocks.0.cross_attn.v_img",
+    "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
+    "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3",
+}
 TARGETS = {
     "attention": {m: original(m) for m in block_modules(ATTENTION)},
     "attention+ffn": {m: original(m) for m in block_modules(BLOCK_LINEARS)},
     "all-linear": ALL_LINEAR,
+    "image to video": IMAGE,
     "one module of block 11": {"blocks.11.ffn.net.0.proj": "blocks.11.ffn.0"},
 }
 

@@ -31,7 +31,8 @@ def _fused(monkeypatch):
 
 
 def work_of(shape, targets: str = "attention", quantize: str = "none") -> Workload:
-    names = frozenset(match_targets(linear_names(shape.num_layers), targets))
+    linears = linear_names(shape.num_layers, reads_image=shape.image_dim is not None)
+    names = frozenset(match_targets(linears, targets))
     return Workload(shape, TOKENS, 1, 32, names, compiled=False, num_uploaded=0, quantize=quantize)
 
 
@@ -120,7 +121,7 @@ def _peak(variant: str, targets: str, modes, quantize: str) -> float:
     ("variant", "targets", "quantize"),
     [("t2v-1.3b", "attention", "none"), ("t2v-1.3b", "attention+ffn", "none"),
      ("t2v-14b", "attention", "none"), ("t2v-14b", "attention+ffn", "int8"),
-     ("t2v-14b", "attention+ffn", "fp8")],
+     ("i2v-14b", "attention", "none"), ("i2v-14b", "attention", "fp8")],
 )  # fmt: skip
 @pytest.mark.parametrize(
     "modes", [("none",) * 2, ("selective",) * 3, ("full",) * 3, ("selective", "none", "none")]
@@ -134,14 +135,15 @@ def test_the_peak_of_a_step_is_what_was_counted(variant, targets, quantize, mode
     assert 0.90 * expected < peak < 1.005 * expected
 
 
-def test_a_block_keeps_what_was_counted():
-    shape = real_size.shape_of("t2v-1.3b", num_layers=2)
-    unit = TOKENS * 3072
+@pytest.mark.parametrize(("variant", "most"), [("t2v-1.3b", 3.1), ("i2v-14b", 4.1)])
+def test_a_block_keeps_what_was_counted(variant, most):
+    shape = real_size.shape_of(variant, num_layers=2)
+    unit = TOKENS * 2 * shape.width
     work = work_of(shape)
     assert block_bytes(work, "full") == unit
-    assert block_bytes(work, "selective") / unit <= 3.1
+    assert block_bytes(work, "selective") / unit <= most
     for num_layers, expected in ((2, 2), (3, 3)):
-        small = real_size.shape_of("t2v-1.3b", num_layers=num_layers)
+        small = real_size.shape_of(variant, num_layers=num_layers)
         model = real_size.transformer(small)
         set_activations(model, ("none",) * num_layers, compiled=False)
         kept: dict[int, torch.UntypedStorage] = {}

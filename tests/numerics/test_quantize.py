@@ -125,19 +125,29 @@ def test_files_that_do_not_fit_are_refused_with_the_name(micro_folder, tmp_path)
         load_transformer(tmp_path, dtype=torch.float32, device=CPU, quantize="int8")
 
 
+class RealOperators(Operators):
+    """Counts no storages of the meta device, which take no memory."""
+
+    def _note(self, storage) -> None:
+        if storage.device.type != "meta":
+            super()._note(storage)
+
+
 def test_loading_holds_the_result_and_at_most_one_shard_more(tmp_path):
-    """Proportions of the 14B; 0.1 GB in fp32, in shards. Counts storages between operators."""
+    """Proportions of the 14B; 0.26 GB in fp32, in shards. Counts storages between operators."""
     model = WanTransformer3DModel(
-        num_layers=2, num_attention_heads=8, attention_head_dim=128, ffn_dim=2752, text_dim=64,
+        num_layers=4, num_attention_heads=8, attention_head_dim=128, ffn_dim=2752, text_dim=64,
         cross_attn_norm=True, qk_norm="rms_norm_across_heads",
     )  # fmt: skip
     model.save_pretrained(tmp_path / "transformer", max_shard_size="30MB")
-    with Operators() as operators:
+    with RealOperators() as operators:
         model = load_transformer(tmp_path, dtype=torch.bfloat16, device=CPU, quantize="int8")
     taken = sum(p.numel() * p.element_size() for p in model.parameters())
     shards = [file.stat().st_size for file in tmp_path.rglob("*.safetensors")]
     assert len(shards) > 3
-    assert operators.peak < taken + max(shards) < sum(shards) / 2  # sum / 2: the model in bf16
+    one_weight = 4 * 1024 * 2752
+    in_bf16 = sum(shards) / 2
+    assert operators.peak < taken + max(shards) + one_weight < in_bf16
 
 
 def gradient_of(transformer, device=CPU) -> tuple[float, torch.Tensor]:

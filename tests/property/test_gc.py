@@ -64,7 +64,7 @@ def stage_one(cache: Path, view: View) -> Callable[[], None]:
         earlier = wants.names(cache, view.name)
         wanted = wants.publish(cache, view)
         keys = [clip.key for clip in view.clips]
-        missing = index.missing_keys(cache, "latents", view.latents, keys)
+        missing = index.missing_keys(cache, "latents", view.fingerprint("latents"), keys)
         with segment_writer(cache, "latents", rows=2) as writer:
             for key in missing:
                 writer.add(key, row_of("latents", key))

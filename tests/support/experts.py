@@ -31,7 +31,7 @@ def pair_folder(folder: Path) -> Path:
     shutil.copytree(micro, folder, ignore=shutil.ignore_patterns("README.md"))
     shutil.copytree(folder / "transformer", folder / "transformer_2")
     for seed, name in enumerate(("transformer", "transformer_2"), start=1):
-        _perturb(folder / name / WEIGHTS_NAME, seed)
+        perturb(folder / name / WEIGHTS_NAME, seed)
     index = folder / "model_index.json"
     values = json.loads(index.read_text(encoding="utf-8"))
     values |= {"boundary_ratio": BOUNDARY, "transformer_2": values["transformer"]}
@@ -39,7 +39,7 @@ def pair_folder(folder: Path) -> Path:
     return folder
 
 
-def _perturb(file: Path, seed: int) -> None:
+def perturb(file: Path, seed: int) -> None:
     """Change each weight by 1 % of its tensor's spread; a function of the seed."""
     tensors = load_file(file)
     for number, name in enumerate(sorted(tensors)):

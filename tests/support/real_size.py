@@ -14,13 +14,17 @@ def inputs(
     """One clip of a bucket, as the transformer takes it."""
     parameter = model.proj_out.weight
     as_it = {"device": parameter.device, "dtype": parameter.dtype}
-    return {
+    config = model.config
+    values = {
         "hidden_states": torch.ones(
-            1, 16, 1 + (num_frames - 1) // 4, height // 8, width // 8, **as_it
+            1, config.in_channels, 1 + (num_frames - 1) // 4, height // 8, width // 8, **as_it
         ),
         "timestep": torch.full((1,), 500.0, device=parameter.device),
-        "encoder_hidden_states": torch.ones(1, 512, model.config.text_dim, **as_it),
+        "encoder_hidden_states": torch.ones(1, 512, config.text_dim, **as_it),
     }
+    if config.image_dim:
+        values["encoder_hidden_states_image"] = torch.ones(1, 257, config.image_dim, **as_it)
+    return values
 
 
 def loss(model: WanTransformer3DModel, values: dict[str, torch.Tensor]) -> torch.Tensor:

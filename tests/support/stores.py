@@ -4,7 +4,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,14 +13,14 @@ import numpy as np
 from wanlora.commands.inspect.repair import repair
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.core.fingerprint import fingerprint, sha256_text
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.store.commit_records import Segment, read_records
 from wanlora.store.index import committed
 from wanlora.store.maintenance import Limits
 from wanlora.store.reader import StoreReader
 from wanlora.store.row_reader import RowReader
-from wanlora.store.schema import Kind
-from wanlora.store.views import View, ViewClip, ViewPrompt, write_view
+from wanlora.store.views import Encoding, View, ViewClip, ViewPrompt, write_view
 from wanlora.store.writer import SegmentWriter
 
 BUCKET = Bucket(17, 64, 64)
@@ -35,6 +35,8 @@ PROVENANCE = {
         "tf32": False,
     },
     "text": {"kind": "text", "text_encoder_sha256": "cd" * 32, "text_dim": 32},
+    "cond_latents": {"kind": "cond_latents", "vae_tensors_sha256": "ef" * 32},
+    "clip_vision": {"kind": "clip_vision", "image_encoder_tensors_sha256": "01" * 32},
 }
 FINGERPRINT = {kind: fingerprint(value) for kind, value in PROVENANCE.items()}
 
@@ -42,8 +44,20 @@ FINGERPRINT = {kind: fingerprint(value) for kind, value in PROVENANCE.items()}
 def row_of(kind: Kind, key: str, *, bucket: Bucket = BUCKET, dtype: str = "float16") -> np.ndarray:
     """The one right row of a key: latents [16, F, H, W], or prompt_embeds [L, D]."""
     rng = np.random.default_rng(list(hashlib.sha256(key.encode()).digest()))
-    shape = latent_shape(bucket) if kind == "latents" else (int(rng.integers(1, 513)), TEXT_DIM)
-    return rng.standard_normal(shape).astype(dtype)
+    shape = shape_of(kind, bucket)
+    length = int(rng.integers(1, 513)) if kind == "text" else shape[0]
+    return rng.standard_normal((length, *shape[1:])).astype(dtype)
+
+
+def shape_of(kind: Kind, bucket: Bucket = BUCKET) -> tuple[int, ...]:
+    """Shape of the rows of a kind."""
+    others = {"text": (512, TEXT_DIM), "clip_vision": (257, 16)}
+    return others.get(kind) or latent_shape(bucket)
+
+
+def encodings(*kinds: Kind) -> dict[Kind, Encoding]:
+    """Encoders of the rows."""
+    return {kind: Encoding(FINGERPRINT[kind], PROVENANCE[kind]) for kind in kinds}
 
 
 def segment_writer(
@@ -54,7 +68,7 @@ def segment_writer(
         cache,
         kind=kind,
         provenance=PROVENANCE[kind],
-        shape=latent_shape(bucket) if kind == "latents" else (512, TEXT_DIM),
+        shape=shape_of(kind, bucket),
         dtype=dtype,
         rows=rows,
         max_bytes=2**27,
@@ -82,12 +96,17 @@ def open_rows(cache: Path, kind: Kind) -> RowReader:
 
 
 def open_store(cache: Path) -> StoreReader:
-    """A reader of both kinds."""
-    return StoreReader(cache, latents=FINGERPRINT["latents"], text=FINGERPRINT["text"])
+    """A reader of latents and prompts."""
+    return StoreReader(cache, encodings=encodings("latents", "text"))
 
 
 def build_store(
-    cache: Path, *, num_clips: int = 6, buckets: tuple[Bucket, ...] = (BUCKET,), rows: int = 4
+    cache: Path,
+    *,
+    num_clips: int = 6,
+    buckets: tuple[Bucket, ...] = (BUCKET,),
+    rows: int = 4,
+    kinds: tuple[Kind, ...] = ("latents", "text"),
 ) -> View:
     """Write a store and its view `default`; clip i is of bucket i mod len(buckets)."""
     clips = [
@@ -103,10 +122,7 @@ def build_store(
         for i in range(num_clips)
     ]
     view = View(
-        latents=FINGERPRINT["latents"],
-        text=FINGERPRINT["text"],
-        latents_provenance=PROVENANCE["latents"],
-        text_provenance=PROVENANCE["text"],
+        encodings=encodings(*kinds),
         model="micro",
         variant="micro",
         shift=3.0,
@@ -118,7 +134,9 @@ def build_store(
     write_rows(cache, "text", view.prompt_keys(), rows=rows)
     for bucket in buckets:
         keys = [clip.key for clip in clips if clip.bucket == bucket]
-        write_rows(cache, "latents", keys, bucket=bucket, rows=rows)
+        for kind in kinds:
+            if kind != "text":
+                write_rows(cache, kind, keys, bucket=bucket, rows=rows)
     return write_view(cache, "default", view)
 
 
@@ -163,10 +181,9 @@ def segments_of(cache: Location, kind: Kind, fingerprint: str) -> list[Segment]:
 def repair_store(cache: Path) -> dict[str, object]:
     """Repair a store; rows that a view lacks are written as they were."""
 
-    def write_again(_view: View, clips: Iterable[str], prompts: Iterable[str]) -> int:
-        keys = {"latents": sorted(clips), "text": sorted(prompts)}
-        for kind, lacking in keys.items():
-            write_rows(cache, kind, lacking)
-        return sum(map(len, keys.values()))
+    def write_again(_view: View, missing: Mapping[Kind, Collection[str]]) -> int:
+        for kind, lacking in missing.items():
+            write_rows(cache, kind, sorted(lacking))
+        return sum(map(len, missing.values()))
 
     return repair(cache, LIMITS, write_again)

@@ -91,12 +91,12 @@ FLAGS = {
         "--expert --gradient-accumulation-steps --init-adapter --keep-checkpoints --learning-rate "
         "--local-copy --lr --manifest --max-steps --model --num-epochs --output-dir "
         "--preview-every --preview-prompt --rank --resume --save-every-epoch --save-minutes "
-        "--save-steps --seed --targets --view"
+        "--save-steps --seed --stream-blocks --targets --view"
     ),
     "watch": "--once --open --port folder",
     "sample": (
         "--adapter --adapter-high --adapter-low --cache --compare --device --fps --guidance-scale "
-        "--guidance-scale-low --height --latents --model --negative-prompt --num-frames "
+        "--guidance-scale-low --height --image --latents --model --negative-prompt --num-frames "
         "--num-videos --offload --output --output-dir --overwrite --prompt --prompts --seed "
         "--shift --skip-existing --steps --view --width"
     ),

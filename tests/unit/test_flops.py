@@ -1,6 +1,7 @@
 """Counted by hand against torch's counter on the real model, on the meta device."""
 
 import re
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -8,11 +9,13 @@ import torch
 from diffusers import WanTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from tests.support import real_size
 from tests.support.real_size import fused_attention as fused_attention_op
 from tests.support.real_size import shape_of, transformer
-from wanlora.adapters.targets import PRESETS
+from wanlora.adapters.targets import IMAGE_PRESETS, PRESETS
 from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.cost.flops import TransformerShape, step_flops
+from wanlora.wan.variants import VARIANTS
 
 FULL_SIZE = Bucket(81, 480, 832)
 
@@ -34,17 +37,9 @@ def fused_attention(monkeypatch):
 
 def counted(model: WanTransformer3DModel, bucket: Bucket) -> tuple[float, float]:
     """FLOPs of forward, and of forward and backward, by torch's counter."""
-    frames, height, width = bucket
-    text_dim = model.config.text_dim
+    values = {name: value.float() for name, value in real_size.inputs(model, *bucket).items()}
     with FlopCounterMode(display=False) as counter:
-        output = model(
-            hidden_states=torch.empty(
-                1, 16, 1 + (frames - 1) // 4, height // 8, width // 8, device="meta"
-            ),
-            timestep=torch.empty(1, device="meta"),
-            encoder_hidden_states=torch.empty(1, 512, text_dim, device="meta"),
-            return_dict=False,
-        )[0]
+        output = model(**values, return_dict=False)[0]
         forward = counter.get_total_flops()
         output.sum().backward()
     return forward, counter.get_total_flops()
@@ -66,6 +61,26 @@ def test_every_choice_of_targets_is_counted_exactly(fused_attention, targets):
     flops = step_flops(shape, num_tokens(bucket), rank=8, adapted=adapted)
     assert (flops.forward.total, flops.model) == counted(model, bucket)
     assert flops.recompute == 0
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        *IMAGE_PRESETS.values(),
+        r"blocks\.1\.attn2\.add_k_proj",  # the keys of the text need no gradient
+        r"blocks\.0\.attn2\.add_v_proj|blocks\.1\.ffn\.net\.2",
+        r"condition_embedder\.image_embedder\.ff\.net\.2",
+    ],
+)
+def test_every_choice_of_targets_of_a_model_that_reads_an_image_is_counted_exactly(
+    fused_attention, targets
+):
+    whole, bucket = VARIANTS["micro-i2v-clip"].shape, Bucket(17, 64, 96)
+    shape = replace(whole, num_layers=2)
+    model = on_meta(shape, targets, rank=8)
+    adapted = adapted_by(model, targets)
+    flops = step_flops(shape, num_tokens(bucket), rank=8, adapted=adapted)
+    assert (flops.forward.total, flops.model) == counted(model, bucket)
 
 
 def test_checkpointing_counts_the_blocks_twice(fused_attention):

@@ -116,7 +116,26 @@ def test_no_rounding_moves_a_draw_over_the_boundary(sampler, boundary):
             float(torch.tensor(flow.sigma_of(u, sampler=sampler, shift=3.0, sigmas=sigmas)))
             for sigmas in ((0.0, boundary), (boundary, 1.0))
         )
-        assert low < boundary <= high <= 1.0
+        timesteps = flow.timesteps(torch.tensor([low, high]))
+        # diffusers' choice of a transformer, in WanPipeline.__call__
+        assert [bool(t >= boundary * 1000) for t in timesteps] == [False, True]
+        assert high <= 1.0
+
+
+@pytest.mark.parametrize("boundary", [0.875, 0.9, 0.947])
+def test_the_experts_meet_at_the_float32_at_which_diffusers_changes_them(boundary):
+    """float32(0.9) is below 0.9, and 1000 times it is the timestep 900: the high expert's."""
+    sigmas = [np.float32(boundary)]
+    for _ in range(100):
+        sigmas.append(np.nextafter(sigmas[-1], np.float32(1)))
+        sigmas.insert(0, np.nextafter(sigmas[0], np.float32(0)))
+    timesteps = flow.timesteps(torch.tensor(np.array(sigmas)))
+    is_high = [bool(t >= boundary * 1000) for t in timesteps]
+    assert sorted(is_high) == is_high
+    assert {True, False} == set(is_high)
+    for sigma, expected in zip(map(float, sigmas), is_high, strict=True):
+        assert (flow._inside(sigma, (boundary, 1.0)) == sigma) == expected
+        assert (flow._inside(sigma, (0.0, boundary)) == sigma) == (not expected)
 
 
 @pytest.mark.parametrize("sampler", flow.SAMPLERS)

@@ -41,6 +41,20 @@ def test_the_fastest_kernel_with_right_gradients_is_chosen():
     assert all(f"{name} {time:.3g} ms" in choice.describe() for name, time in times.items())
 
 
+def test_a_kernel_that_is_wrong_for_the_tokens_of_an_image_only_is_rejected():
+    wrong = planted_kernels.planted(
+        lambda query, key, value: (
+            query, key, value * (1.05 if key.shape[2] == 257 else 1.0)
+        ),
+        "planted",
+    )  # fmt: skip
+    assert choose_kernel(SHAPE, [wrong, FLASH], by_time=False).name == "planted"
+    reads_image = replace(SHAPE, num_image_tokens=257)
+    choice = choose_kernel(reads_image, [wrong, FLASH], by_time=False)
+    assert choice.name == "flash"
+    assert "257 keys" in choice.tried[0].problem
+
+
 @pytest.mark.parametrize(
     ("factor", "reason"),
     [

@@ -62,6 +62,25 @@ def test_an_experts_card_loads_it_into_its_transformer_and_names_its_range():
         assert f"| expert | {names[0]} |" in card
 
 
+@pytest.mark.parametrize("reads_image", [False, True])
+def test_the_card_of_an_image_to_video_adapter_starts_from_an_image(reads_image):
+    card = model_card(FACTS | {"is_i2v": True, "reads_image": reads_image, "width": 832})
+    assert ModelCard(card).data.pipeline_tag == "image-to-video"
+    assert "image-to-video" in ModelCard(card).data.tags
+    python = code(card, "python")
+    calls = [node for node in ast.walk(ast.parse(python)) if isinstance(node, ast.Call)]
+    [call] = [node for node in calls if ast.unparse(node.func) == "pipeline"]
+    assert ast.unparse(call.args[0]) == "image"
+    assert {"prompt", "num_frames", "height", "width"} <= {word.arg for word in call.keywords}
+    assert "image.png" in python
+    assert ".resize((832, 480))" in python
+    assert "WanImageToVideoPipeline.from_pretrained" in python
+    assert ("image_encoder=image_encoder" in python) == reads_image
+    words = shlex.split(code(card, "sh"))
+    assert words[words.index("--image") + 1] == "image.png"
+    assert "--image" not in code(model_card(FACTS), "sh")
+
+
 def test_its_snippets_survive_any_prompt():
     card = model_card(FACTS)
     calls = [

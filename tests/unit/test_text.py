@@ -130,7 +130,7 @@ def test_a_pointer_in_place_of_weights_or_an_adapter_is_refused(tmp_path):
 
 def prompts_in(path: Path, text: str) -> list[tuple[str, int | None]]:
     path.write_text(text, encoding="utf-8")
-    return read_prompts(path)
+    return [(line.prompt, line.seed) for line in read_prompts(path)]
 
 
 def test_comments_and_blank_lines_are_skipped(tmp_path):

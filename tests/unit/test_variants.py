@@ -6,11 +6,14 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
 
+from tests.support.i2v import i2v_folder
+from wanlora.config.estimate import VariantName
 from wanlora.core.buckets import Bucket
 from wanlora.errors import ConfigError, DeviceError, ModelError
 from wanlora.wan import device, model_folder, variants
@@ -26,7 +29,9 @@ def transformer_config(row: variants.Variant) -> dict:
     return {
         "num_layers": row.shape.num_layers, "num_attention_heads": row.shape.num_attention_heads,
         "attention_head_dim": row.shape.attention_head_dim, "ffn_dim": row.shape.ffn_dim,
-        "text_dim": row.shape.text_dim, "in_channels": row.vae.z_dim, "out_channels": row.vae.z_dim,
+        "text_dim": row.shape.text_dim, "in_channels": row.shape.in_channels,
+        "out_channels": row.shape.out_channels, "image_dim": row.shape.image_dim,
+        "added_kv_proj_dim": row.shape.width if row.shape.image_dim else None,
     }  # fmt: skip
 
 
@@ -35,7 +40,8 @@ def write_model(folder: Path, name: str, parts=("transformer",), **index) -> Pat
     for part in parts:
         write_config(folder, part, **transformer_config(variants.VARIANTS[name]))
     if index:
-        (folder / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"} | index))
+        pipeline = "WanImageToVideoPipeline" if variants.VARIANTS[name].is_i2v else "WanPipeline"
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline} | index))
     return folder
 
 
@@ -46,9 +52,14 @@ SINGLE = {"transformer_2": [None, None], "boundary_ratio": None}  # as diffusers
 
 @pytest.mark.parametrize("name", list(variants.VARIANTS))
 def test_a_folder_is_recognised_by_its_shape_and_its_number_of_transformers(tmp_path, name):
-    pair = variants.VARIANTS[name].boundary is not None
-    write_model(tmp_path, name, BOTH if pair else BOTH[:1], **(PAIR if pair else SINGLE))
+    boundary = variants.VARIANTS[name].boundary
+    index = PAIR | {"boundary_ratio": boundary} if boundary else SINGLE
+    write_model(tmp_path, name, BOTH if boundary else BOTH[:1], **index)
     assert variants.variant_of(tmp_path).name == name
+
+
+def test_every_row_can_be_named_to_estimate():
+    assert set(get_args(VariantName)) == set(variants.VARIANTS)
 
 
 @pytest.mark.parametrize("part", BOTH)
@@ -131,7 +142,9 @@ def test_the_ranges_of_a_models_transformers_meet_and_cover_all_noise_levels(nam
 )  # fmt: skip
 def test_the_shift_is_that_of_the_nearer_released_size(size, shift):
     assert variants.VARIANTS["t2v-14b"].shift_of(Bucket(*size)) == shift
+    assert variants.VARIANTS["i2v-14b"].shift_of(Bucket(*size)) == shift
     assert variants.VARIANTS["t2v-a14b"].shift_of(Bucket(*size)) == 12
+    assert variants.VARIANTS["i2v-a14b"].shift_of(Bucket(*size)) == 5
 
 
 def test_a_folder_with_only_encoders_is_the_first_variant_that_shares_them(tmp_path):
@@ -148,8 +161,8 @@ def test_a_folder_with_only_encoders_is_the_first_variant_that_shares_them(tmp_p
 @pytest.mark.parametrize(
     ("changed", "index", "named"),
     [
-        ({"in_channels": 36}, {}, r"image-to-video \(I2V\).*in_channels=36"),
-        ({"in_channels": 36}, PAIR | {"boundary_ratio": 0.9}, "I2V-A14B"),
+        ({"in_channels": 36, "num_layers": 30}, {}, "Wan-Fun-InP.*in_channels=36"),
+        ({"in_channels": 36, "pos_embed_seq_len": 514}, {}, "FLF2V.*pos_embed_seq_len=514"),
         ({"in_channels": 48}, {}, "Fun-Control"),
         ({"in_channels": 48, "out_channels": 48}, {}, "TI2V-5B"),
         ({"_class_name": "WanVACETransformer3DModel"}, {}, "VACE.*transformer/config.json"),
@@ -166,6 +179,74 @@ def test_a_model_that_is_not_supported_is_refused_by_name(tmp_path, changed, ind
         variants.variant_of(tmp_path)
     assert "not support" in str(caught.value)
     assert "t2v-a14b" in str(caught.value)
+
+
+I2V = {"_class_name": "WanImageToVideoPipeline"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("t2v-14b", ("latents", "text")),
+        ("i2v-a14b", ("latents", "text", "cond_latents")),
+        ("i2v-14b", ("latents", "text", "cond_latents", "clip_vision")),
+        ("micro-i2v", ("latents", "text", "cond_latents")),
+    ],
+)
+def test_a_variant_names_the_kinds_of_encodings_that_it_is_trained_on(name, kinds):
+    row = variants.VARIANTS[name]
+    assert row.kinds == kinds
+    assert row.is_i2v == ("cond_latents" in kinds)
+    assert row.shape.num_image_tokens == (257 if "clip_vision" in kinds else 0)
+
+
+def test_an_image_to_video_transformer_without_an_index_is_known_by_its_image_embedder(tmp_path):
+    with_clip, without = (write_model(tmp_path / name, name) for name in ("i2v-14b", "i2v-a14b"))
+    assert variants.variant_of(with_clip).name == "i2v-14b"
+    assert variants.variant_of(without).name == "i2v-a14b"
+    assert variants.variant_of(without, "high").name == "i2v-a14b"
+
+
+@pytest.mark.parametrize(
+    ("name", "index"), [("i2v-14b", {"_class_name": "WanPipeline"}), ("t2v-14b", I2V)]
+)
+def test_a_transformer_beside_the_index_of_another_task_is_refused(tmp_path, name, index):
+    write_model(tmp_path, name, **SINGLE, **index)
+    with pytest.raises(ModelError) as caught:
+        variants.variant_of(tmp_path)
+    assert f"model_index._class_name={index['_class_name']}" in str(caught.value)
+
+
+def test_encoders_with_the_index_of_an_image_to_video_model_are_of_such_a_model(tmp_path):
+    write_config(tmp_path, "text_encoder", d_model=4096)
+    write_model(tmp_path, "i2v-14b", (), **SINGLE)
+    write_config(tmp_path, "image_encoder", hidden_size=1280, hidden_act="gelu")
+    assert variants.variant_of(tmp_path).name == "i2v-14b"
+    write_config(tmp_path, "image_encoder", hidden_size=1280, hidden_act="quick_gelu")
+    with pytest.raises(ModelError, match=r"image_encoder\.hidden_act=quick_gelu"):
+        variants.variant_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("micro-i2v", {"clip": False}),
+        ("micro-i2v-clip", {"clip": True}),
+        ("micro-i2v-a14b", {"clip": False, "experts": True}),
+    ],
+)
+def test_a_whole_image_to_video_folder_has_the_parts_that_its_row_says(tmp_path, name, options):
+    folder = i2v_folder(tmp_path / "model", **options)
+    row = variants.variant_of(folder)
+    assert row.name == name
+    parts = model_folder.pipeline_of(folder)
+    assert ("image_encoder" in parts, "image_processor" in parts) == (options["clip"],) * 2
+    assert ("transformer_2" in parts) == (row.boundary is not None)
+    assert model_folder.resolve(str(folder), parts) == folder.resolve()
+    if options["clip"]:
+        (folder / "image_processor" / "preprocessor_config.json").unlink()
+        with pytest.raises(ModelError, match=r"image_processor/preprocessor_config\.json"):
+            model_folder.resolve(str(folder), parts)
 
 
 def test_a_transformer_beside_the_wrong_vae_is_refused(tmp_path):

@@ -109,10 +109,11 @@ def lora_metadata(shape: LoraShape, modules: Iterable[str]) -> dict[str, Any]:
     Minimal on purpose: other versions of peft raise an error for an unknown key. Without rank,
     alpha and the rsLoRA and DoRA flags, an adapter loads and is silently wrong.
     """
+    names = sorted(set(modules))
     metadata = {
         "r": shape.rank,
         "lora_alpha": plain_number(shape.alpha),
-        "target_modules": preset_pattern(shape.targets) or sorted(set(modules)),
+        "target_modules": preset_pattern(shape.targets, names) or names,
     }
     metadata |= {"use_rslora": True} if shape.rslora else {}
     metadata |= {"use_dora": True} if shape.dora else {}

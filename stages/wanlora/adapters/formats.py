@@ -14,7 +14,7 @@ from torch import Tensor
 from wanlora.adapters.alphas import PEFT_CONFIG, plain_number
 from wanlora.adapters.file import AdapterFile, diffusers_header, to_bytes
 from wanlora.adapters.header import PROVENANCE_PREFIX, RANGE_KEY, sigmas_of, timestep_range
-from wanlora.adapters.names import BLOCK_LINEARS, LAYOUTS, template
+from wanlora.adapters.names import BLOCK_LINEARS, IMAGE_LINEARS, LAYOUTS, template
 from wanlora.adapters.updates import PREFIX, Update, folded
 from wanlora.core import units
 from wanlora.errors import AdapterError
@@ -158,11 +158,13 @@ def _no_kohya(updates: Updates) -> str | None:
             f"{units.names(outside)}; {_COMFYUI}"
         )
     blocks = range(len({number for _, number in parts}))
-    wanted = [name.replace("N", str(block), 1) for block in blocks for name in BLOCK_LINEARS]
+    reads_image = any(name in IMAGE_LINEARS for name, _ in parts)
+    linears = (*BLOCK_LINEARS, *(IMAGE_LINEARS if reads_image else ()))
+    wanted = [name.replace("N", str(block), 1) for block in blocks for name in linears]
     if missing := [module for module in wanted if module not in updates]:
         return (
-            "diffusers reads kohya's files only if all ten linear modules of every block are "
-            f"adapted, and {units.names(missing)} are not; {_COMFYUI}"
+            f"diffusers reads kohya's files only if all {len(linears)} linear modules of every "
+            f"block are adapted, and {units.names(missing)} are not; {_COMFYUI}"
         )
     return None
 

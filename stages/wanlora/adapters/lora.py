@@ -57,7 +57,7 @@ def add_adapter(
     config = LoraConfig(
         r=shape.rank,
         lora_alpha=plain_number(shape.alpha),
-        target_modules=preset_pattern(shape.targets) or names,
+        target_modules=preset_pattern(shape.targets, names) or names,
         lora_dropout=0.0,
         use_rslora=shape.rslora,
         use_dora=shape.dora,

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from wanlora.adapters.targets import PRESETS
+from wanlora.adapters.targets import IMAGE_PRESETS, PRESETS
 from wanlora.wan.variants import Expert
 
 Matrix = Literal["A", "B"]
@@ -39,7 +39,9 @@ ORIGINAL_NAMES: dict[str, str] = {
     "proj_out": "head.head",
 }
 BLOCK_LINEARS = tuple(ORIGINAL_NAMES)[:10]
-"""The linear modules of a T2V block."""
+"""The linear modules of a block."""
+IMAGE_LINEARS = tuple(ORIGINAL_NAMES)[10:12]
+"""More of them in a model that reads the embeddings of an image (Wan2.1's I2V)."""
 
 _BLOCK = re.compile(r"^blocks([._])(\d+)(?=[._])")
 _MATRIX = re.compile(
@@ -244,7 +246,7 @@ def preset_of(modules: Iterable[str]) -> str | None:
     numbers = {template(module)[1] for module in found} - {""}
     if not numbers or numbers != {str(number) for number in range(len(numbers))}:
         return None
-    for name, pattern in PRESETS.items():
+    for name, pattern in (*PRESETS.items(), *IMAGE_PRESETS.items()):
         linears = {_numbered(linear, n) for linear in ORIGINAL_NAMES for n in numbers}
         if found == {linear for linear in linears if re.fullmatch(pattern, linear)}:
             return name

@@ -5,6 +5,7 @@ module, from the file alone, without wanlora's own reading code. Imports a pipel
 training must never import this.
 """
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from peft.utils import load_peft_weights
 
 from wanlora.adapters.file import AdapterFile
 from wanlora.adapters.lora import check_adapter_fits
-from wanlora.adapters.names import LAYOUTS
+from wanlora.adapters.names import IMAGE_LINEARS, LAYOUTS, template
 from wanlora.adapters.updates import Update, relative_error
 from wanlora.core import units
 from wanlora.core.out_of_memory import is_out_of_memory
@@ -33,15 +34,11 @@ READERS = {
 _NAME = "default"
 
 
-# transformer/config.json of Wan2.1-I2V-14B-480P-Diffusers: adapters of it can be converted too.
-_IMAGE = {"image_dim": 1280, "added_kv_proj_dim": 5120}
-
-
 def model_for(adapter: AdapterFile) -> WanTransformer3DModel:
     """Build the model an adapter is for, without its weights: enough for a loader.
 
-    Its modules are those of a row of the table of variants (and of I2V-14B), never the adapter's:
-    a loader must refuse a name that the model does not have.
+    Its modules are those of a row of the table of variants, never the adapter's: a loader must
+    refuse a name that the model does not have.
 
     Raises:
         AdapterError: The adapter fits no known variant.
@@ -49,15 +46,11 @@ def model_for(adapter: AdapterFile) -> WanTransformer3DModel:
     recorded = adapter.provenance.get("variant")
     rows = sorted(VARIANTS.values(), key=lambda row: row.name != recorded)
     shapes = {row.shape: row for row in reversed(rows)}  # one row of each shape
-    candidates: list[tuple[Variant, dict[str, int]]] = [
-        (row, {}) for row in rows if shapes[row.shape] is row
-    ]
-    candidates.append((VARIANTS["t2v-14b"], _IMAGE))
     widths = _widths(adapter)
-    for row, more in candidates:
+    for row in (row for row in rows if shapes[row.shape] is row):
         if widths - {row.shape.width}:
             continue  # before a second is spent on building it
-        model = _without_weights(row, more)
+        model = _without_weights(row)
         try:
             check_adapter_fits(adapter, model)
         except AdapterError:  # the next variant may fit; if none does, an error is raised below
@@ -80,16 +73,16 @@ def _widths(adapter: AdapterFile) -> set[int]:
     }
 
 
-def _without_weights(row: Variant, more: Mapping[str, int]) -> WanTransformer3DModel:
+def _without_weights(row: Variant) -> WanTransformer3DModel:
     """Build a variant whose linear weights are one shared zero each, and the rest has no data."""
     shape = row.shape
     config = {
         "num_layers": shape.num_layers, "num_attention_heads": shape.num_attention_heads,
         "attention_head_dim": shape.attention_head_dim, "ffn_dim": shape.ffn_dim,
-        "text_dim": shape.text_dim, "in_channels": row.vae.z_dim, "out_channels": row.vae.z_dim,
+        "text_dim": shape.text_dim, "in_channels": shape.in_channels,
+        "out_channels": shape.out_channels, "image_dim": shape.image_dim,
+        "added_kv_proj_dim": shape.width if shape.image_dim else None,
     }  # fmt: skip
-    if more:
-        config |= {**more, "in_channels": 2 * row.vae.z_dim + 4}
     with torch.device("meta"):
         model = WanTransformer3DModel(**config)
     for module in model.modules():
@@ -132,7 +125,7 @@ def check_export(
         raise AdapterError(f"{reader} does not read the {form} export: {reason}") from error
     prefix = LAYOUTS[reader].prefix
     written = {key.removeprefix(prefix).partition(".lora_")[0] for key in keys}
-    found = _loaded(model)
+    found = _without_added(_loaded(model), expected)
     if not written == found.keys() == expected.keys():
         strange = sorted((written ^ expected.keys()) | (found.keys() ^ expected.keys()))
         raise AdapterError(
@@ -159,14 +152,34 @@ def _load_with_diffusers(
     place = {"weight_name": file, "local_files_only": True}
     keys: Mapping[str, Any] = WanPipeline.lora_state_dict(str(folder), **place)
     if adapter.expert == "low":
-        first = _without_weights(VARIANTS["micro"], {})  # only its configuration is read
+        first = _without_weights(VARIANTS["micro"])  # only its configuration is read
         parts = {"transformer": first, "transformer_2": model}
         place["load_into_transformer_2"] = True
     else:
         parts = {"transformer": model}
     pipeline = WanPipeline(None, None, vae=None, scheduler=None, **parts)
-    pipeline.load_lora_weights(str(folder), adapter_name=_NAME, **place)
+    with warnings.catch_warnings():  # peft warns of the modules in `_without_added`
+        warnings.filterwarnings("ignore", message="While injecting the PEFT adapters")
+        pipeline.load_lora_weights(str(folder), adapter_name=_NAME, **place)
     return keys
+
+
+def _without_added(
+    found: Mapping[str, Update], expected: Mapping[str, Update]
+) -> dict[str, Update]:
+    """Drop the zeros that diffusers adds for modules that read an image, if a file has none.
+
+    It makes them on the device of the model, which is meta here.
+    """
+
+    def is_added(module: str, b: torch.Tensor) -> bool:
+        return template(module)[0] in IMAGE_LINEARS and (b.is_meta or not b.any())
+
+    return {
+        module: update
+        for module, update in found.items()
+        if module in expected or not is_added(module, update.b)
+    }
 
 
 def _loaded(model: torch.nn.Module) -> dict[str, Update]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from wanlora.adapters.header import AdapterHeader, expert_and_place, read_header, split_scale
+from wanlora.adapters.trained_on import check_kind, trained_on
 from wanlora.core import units
 from wanlora.errors import AdapterError
 from wanlora.wan.variants import VARIANTS, Expert, Variant
@@ -81,10 +82,13 @@ def route(given: Sequence[GivenAdapter], variant: Variant, *, model: str) -> lis
         model: The `--model` value, for messages.
 
     Raises:
-        AdapterError: An adapter is for another model, or for the other expert than its flag names
+        AdapterError: An adapter is for another model, such as one of the other kind (text or image
+            to video), or for the other expert than its flag names
             (by its header, its keys, or another tool's header field or file name); its expert has
             an adapter already; or neither its header nor its flag names an expert.
     """
+    for item in given:
+        check_kind(item.header, variant, text=item.text, model=model)
     if variant.boundary is None:
         for item in given:
             _require_one_transformer(item, variant, model)
@@ -108,7 +112,7 @@ def _require_one_transformer(item: GivenAdapter, variant: Variant, model: str) -
     if item.header.expert:
         raise AdapterError(
             f"{item.text} was trained for the {item.header.expert}-noise expert of "
-            f"{_trained_on(item)}, and {here}: pass the --model that it was trained on"
+            f"{trained_on(item.header)}, and {here}: pass the --model that it was trained on"
         )
     if item.expert:
         raise AdapterError(
@@ -118,8 +122,8 @@ def _require_one_transformer(item: GivenAdapter, variant: Variant, model: str) -
     trained = VARIANTS.get(item.header.provenance.get("variant", ""))
     if trained and trained.shape != variant.shape:
         raise AdapterError(
-            f"{item.text} was trained on {_trained_on(item)}, and {model} is {variant.name}, whose "
-            "transformer has another shape: pass the --model that it was trained on"
+            f"{item.text} was trained on {trained_on(item.header)}, and {model} is {variant.name}, "
+            "whose transformer has another shape: pass the --model that it was trained on"
         )
 
 
@@ -128,8 +132,8 @@ def _expert_of(item: GivenAdapter, variant: Variant, model: str) -> Expert:
     trained_variant = item.header.provenance.get("variant")
     if trained_variant is not None and trained_variant != variant.name:
         raise AdapterError(
-            f"{item.text} was trained on {_trained_on(item)}, and {model} is {variant.name}: pass "
-            "the --model that it was trained on"
+            f"{item.text} was trained on {trained_on(item.header)}, and {model} is {variant.name}: "
+            "pass the --model that it was trained on"
         )
     trained = item.header.expert
     if trained is None:
@@ -162,15 +166,6 @@ def _check_flag(item: GivenAdapter, model: str) -> None:
             f"{flag_of(shown)}. Are the two files swapped? If its {place} is wrong, record the "
             f"expert with\n  {command} --output NAME.safetensors"
         )
-
-
-def _trained_on(item: GivenAdapter) -> str:
-    """Name the model that an adapter's header records."""
-    recorded = item.header.provenance
-    variant, model = recorded.get("variant"), recorded.get("model")
-    if model and variant:
-        return f"{model} ({variant})"
-    return model or variant or "another model"
 
 
 def describe(given: Sequence[GivenAdapter], experts: Sequence[Expert | None]) -> str:

@@ -14,25 +14,43 @@ _CONDITION = (
     r"condition_embedder\.(time_embedder\.linear_[12]|time_proj|text_embedder\.linear_[12])"
 )
 
+_IMAGE_ATTENTION = r"blocks\.\d+\.attn2\.add_[kv]_proj"
+_IMAGE_EMBEDDER = r"condition_embedder\.image_embedder\.ff\.net\.(0\.proj|2)"
+
 # proj_out, the head, is left out: ComfyUI's loader refuses it.
 PRESETS: dict[str, str] = {
     "attention": _ATTENTION,
     "attention+ffn": f"{_ATTENTION}|{_FFN}",
     "all-linear": f"{_ATTENTION}|{_FFN}|{_CONDITION}",
 }
+IMAGE_PRESETS: dict[str, str] = {
+    "attention": f"{PRESETS['attention']}|{_IMAGE_ATTENTION}",
+    "attention+ffn": f"{PRESETS['attention+ffn']}|{_IMAGE_ATTENTION}",
+    "all-linear": f"{PRESETS['all-linear']}|{_IMAGE_ATTENTION}|{_IMAGE_EMBEDDER}",
+}
+"""The presets for a transformer that reads embeddings of an image: its keys and values too."""
 
 
-def linear_names(num_layers: int) -> list[str]:
-    """Name the linear modules of a WanTransformer3DModel without building one."""
+def linear_names(num_layers: int, *, reads_image: bool = False) -> list[str]:
+    """Name the linear modules of a WanTransformer3DModel without building one.
+
+    Args:
+        num_layers: Number of blocks.
+        reads_image: True if the transformer reads embeddings of an image (`image_dim`).
+    """
     condition = "condition_embedder"
     names = [f"{condition}.time_embedder.linear_{i}" for i in (1, 2)] + [f"{condition}.time_proj"]
     names += [f"{condition}.text_embedder.linear_{i}" for i in (1, 2)]
+    if reads_image:
+        names += [f"{condition}.image_embedder.ff.net.{part}" for part in ("0.proj", "2")]
     for index in range(num_layers):
         names += [
             f"blocks.{index}.{attention}.{part}"
             for attention in ("attn1", "attn2")
             for part in ("to_q", "to_k", "to_v", "to_out.0")
         ]
+        if reads_image:
+            names += [f"blocks.{index}.attn2.{part}" for part in ("add_k_proj", "add_v_proj")]
         names += [f"blocks.{index}.ffn.net.{part}" for part in ("0.proj", "2")]
     return [*names, "proj_out"]
 
@@ -50,7 +68,7 @@ def match_targets(linears: Sequence[str], targets: str | Sequence[str]) -> list[
     """
     if isinstance(targets, str):
         try:
-            pattern = re.compile(PRESETS.get(targets, targets))
+            pattern = re.compile(IMAGE_PRESETS.get(targets, targets))
         except re.error as error:
             raise AdapterError(f"targets {targets!r} is not a regex: {error}") from None
         found = [name for name in linears if pattern.fullmatch(name)]
@@ -69,9 +87,17 @@ def match_targets(linears: Sequence[str], targets: str | Sequence[str]) -> list[
     return [name for name in linears if name in wanted]
 
 
-def preset_pattern(targets: str | Sequence[str]) -> str | None:
-    """Return the regex of a preset; None if `targets` is not the name of a preset."""
-    return PRESETS.get(targets) if isinstance(targets, str) else None
+def preset_pattern(targets: str | Sequence[str], modules: Iterable[str]) -> str | None:
+    """Return the regex of a preset; None if `targets` is not the name of a preset.
+
+    Args:
+        targets: See `match_targets`.
+        modules: Names of the modules that it matches.
+    """
+    if not isinstance(targets, str):
+        return None
+    reads_image = any(re.fullmatch(_IMAGE_ATTENTION, name) for name in modules)
+    return (IMAGE_PRESETS if reads_image else PRESETS).get(targets)
 
 
 def _no_match(what: str, names: Iterable[str]) -> str:

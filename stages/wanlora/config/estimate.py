@@ -25,6 +25,12 @@ from wanlora.config.train import (
 from wanlora.core.buckets import Bucket, problem_with
 from wanlora.wan.variants import Expert
 
+VariantName = Literal[
+    "t2v-1.3b", "t2v-14b", "t2v-a14b", "i2v-14b", "i2v-a14b",
+    "micro", "micro-a14b", "micro-i2v", "micro-i2v-clip", "micro-i2v-a14b",
+]  # fmt: skip
+"""Names of all rows of the table of variants."""
+
 
 class EstimateConfig(Settings):
     """Estimate the time, memory and disk space of a training run before it starts."""
@@ -46,7 +52,7 @@ class EstimateConfig(Settings):
     )
     height: int = setting(480, "Clip height in pixels, without a cache.", flag="Clips")
     width: int = setting(832, "Clip width in pixels, without a cache.", flag="Clips")
-    variant: Literal["t2v-1.3b", "t2v-14b", "t2v-a14b", "micro", "micro-a14b"] | None = setting(
+    variant: VariantName | None = setting(
         None,
         "Variant of the model; nothing is downloaded.",
         flag="Model and machine",

@@ -50,14 +50,21 @@ class SampleConfig(Settings):
     prompts: Path | None = setting(
         None,
         "File of prompts: one per line (lines that start with # are skipped), or JSONL with "
-        "`prompt` and optionally `seed`, such as a manifest.",
+        "`prompt` and optionally `seed` and `image`, such as a manifest.",
+        flag="Input and output",
+    )
+    image: Path | None = setting(
+        None,
+        "Image that the videos start from, for an image-to-video model. It is scaled to cover the "
+        "size of the videos and cropped around its centre.",
         flag="Input and output",
     )
     cache: CacheLocation | None = setting(
         None,
         "Cache whose activities are sampled, with one folder per activity: num_videos videos of "
         "each, with prompts from the captions of its held-out clips or from --prompt with "
-        "{activity}.",
+        "{activity}. An image-to-video model starts from the first frames of these clips, unless "
+        "--image is given.",
         flag="Input and output",
     )
     view: ViewName = "default"

@@ -14,6 +14,7 @@ from wanlora.config.settings import (
     Device,
     Sampler,
     Settings,
+    StreamBlocks,
     ViewName,
     described,
     model_setting,
@@ -126,7 +127,7 @@ class FlowSettings(Settings):
         "Shift of sigma.",
         gt=0,
         unset="the shift of the variant for the size of most clips: 3 at 480p and 5 at 720p for "
-        "Wan2.1, 12 for Wan2.2",
+        "Wan2.1, 12 for Wan2.2 (image to video: 5)",
     )
     weighting: Literal["none", "bsmntw", "sigma_sqrt"] = setting(
         "none", "Weight of the loss as a function of sigma."
@@ -238,14 +239,15 @@ class TrainConfig(Settings):
     expert: Expert | None = setting(
         None,
         "Transformer to train, of a model with two such as Wan2.2-T2V-A14B; required for such a "
-        "model. high: transformer/, for sigma 0.875 to 1. low: transformer_2/, for sigma 0 to "
-        "0.875. Train each in a run of its own.",
+        "model. high: transformer/, for sigma 0.875 to 1 (image to video: 0.9 to 1). low: "
+        "transformer_2/, for the sigmas below. Train each in a run of its own.",
         flag="Model and machine",
         unset="the only transformer of the model",
     )
     device: Device = "auto"
     dtype: BaseDtype = "auto"
     quantize: QuantizeBase = "none"
+    stream_blocks: StreamBlocks = "auto"
     max_steps: int | None = setting(
         None, "Number of optimizer steps; overrides num_epochs.", ge=1, flag="Training"
     )
@@ -292,6 +294,13 @@ class TrainConfig(Settings):
     caption_dropout: float = setting(
         0.0, "Probability that a clip is trained with the empty prompt.", ge=0, le=1
     )
+    condition_dropout: float = setting(
+        0.0,
+        "Probability that a clip is trained without its first frame (image-to-video models only): "
+        "mask, condition and embeddings of the image are zeros. Validation always has the frame.",
+        ge=0,
+        le=1,
+    )
     activations: Activations = "auto"
     eager: Eager = "auto"
     attention: Attention = "auto"
@@ -331,6 +340,19 @@ class TrainConfig(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
     validation: ValidationSettings = ValidationSettings()
     previews: PreviewSettings = PreviewSettings()
+
+    def check_model(self, variant: Variant) -> None:
+        """Refuse settings that a model does not have.
+
+        Raises:
+            ConfigError: Names the setting.
+        """
+        self.previews.check_model(variant, adapter=self.output_dir)
+        if self.condition_dropout and not variant.is_i2v:
+            raise ConfigError(
+                f"condition_dropout {self.condition_dropout:g} is for image-to-video models, and "
+                f"{variant.name} has no condition: leave it out"
+            )
 
     @model_validator(mode="after")
     def _frames_fit_the_vae(self) -> Self:

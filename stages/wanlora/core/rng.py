@@ -21,6 +21,7 @@ class Stream(IntEnum):
     ORDER = 4
     INIT = 5
     WORLD = 6
+    CONDITION = 7
 
 
 def generator(seed: int, stream: Stream, step: int, slot: int = 0) -> np.random.Generator:

@@ -27,6 +27,11 @@ class TransformerShape:
     """Fields of a WanTransformer3DModel's configuration that determine its FLOPs.
 
     The default values are those of every Wan 2.1 text-to-video model.
+
+    Attributes:
+        in_channels: Channels of the input: of the latents, and of the image condition and its mask
+            in an image-to-video model.
+        image_dim: Features of a token of the image encoder, if the transformer reads its output.
     """
 
     num_layers: int
@@ -35,6 +40,8 @@ class TransformerShape:
     ffn_dim: int
     text_dim: int
     in_channels: int = 16
+    out_channels: int = 16
+    image_dim: int | None = None
     freq_dim: int = 256
     num_text_tokens: int = 512
 
@@ -42,6 +49,11 @@ class TransformerShape:
     def width(self) -> int:
         """Features of a token."""
         return self.num_attention_heads * self.attention_head_dim
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Tokens of the image encoder's output: 16 x 16 patches and the class; 0 if not read."""
+        return 257 if self.image_dim else 0
 
 
 @dataclass(slots=True)
@@ -144,9 +156,11 @@ class _Counter:
 
     def model(self) -> None:
         shape, width = self.shape, self.shape.width
-        patch = shape.in_channels * math.prod(PATCH)
+        patch = math.prod(PATCH)
         # The patch convolution and its input need no gradient.
-        self.step.forward.frozen_linears += 2.0 * self.num_tokens * patch * width
+        self.step.forward.frozen_linears += (
+            2.0 * self.num_tokens * shape.in_channels * patch * width
+        )
 
         condition = "condition_embedder"
         time = self.linear(f"{condition}.time_embedder.linear_1", 1, shape.freq_dim, width, False)
@@ -157,34 +171,48 @@ class _Counter:
             f"{condition}.text_embedder.linear_1", tokens, shape.text_dim, width, False
         )
         text = self.linear(f"{condition}.text_embedder.linear_2", tokens, width, width, text)
+        image = False
+        if shape.image_dim:
+            embedder, size = f"{condition}.image_embedder.ff.net", shape.image_dim
+            tokens = shape.num_image_tokens
+            image = self.linear(f"{embedder}.0.proj", tokens, size, size, False)
+            image = self.linear(f"{embedder}.2", tokens, size, width, image)
 
         hidden = False
         for index in range(shape.num_layers):
             before = replace(self.step.forward)
-            hidden = self.block(f"blocks.{index}", hidden, modulation, text)
+            hidden = self.block(f"blocks.{index}", hidden, modulation, text, image)
             self.blocks.append(self.step.forward.since(before))
-        self.linear("proj_out", self.num_tokens, width, patch, hidden or time)
+        self.linear("proj_out", self.num_tokens, width, shape.out_channels * patch, hidden or time)
 
-    def block(self, name: str, hidden: bool, modulation: bool, text: bool) -> bool:
+    def block(self, name: str, hidden: bool, modulation: bool, text: bool, image: bool) -> bool:
+        # The concatenation of the two needs a gradient if either does.
+        context = text or image
         tokens, width = self.num_tokens, self.shape.width
         hidden |= modulation  # scale and shift before, gate after
         hidden |= self.attention(f"{name}.attn1", hidden, hidden, tokens)
-        hidden |= self.attention(f"{name}.attn2", hidden, text, self.shape.num_text_tokens)
+        hidden |= self.attention(f"{name}.attn2", hidden, context, self.shape.num_text_tokens)
         inner = self.linear(f"{name}.ffn.net.0.proj", tokens, width, self.shape.ffn_dim, hidden)
         return hidden | self.linear(f"{name}.ffn.net.2", tokens, self.shape.ffn_dim, width, inner)
 
     def attention(self, name: str, hidden: bool, context: bool, num_keys: int) -> bool:
-        """Projections and attention; `attn1` attends to the clip, `attn2` to the text."""
+        """Projections and attention; `attn1` attends to the clip, `attn2` to text and image."""
         tokens, width = self.num_tokens, self.shape.width
         query = self.linear(f"{name}.to_q", tokens, width, width, hidden)
-        key = self.linear(f"{name}.to_k", num_keys, width, width, context)
-        value = self.linear(f"{name}.to_v", num_keys, width, width, context)
         kind = "self_attention" if name.endswith("attn1") else "cross_attention"
-        product = 2.0 * tokens * num_keys * width
-        _add(self.step.forward, kind, 2 * product)
-        needed = query or key or value
-        _add(self.step.backward, kind, 5 * product if needed else 0.0)
-        return self.linear(f"{name}.to_out.0", tokens, width, width, needed)
+        sources = [(num_keys, "to_k", "to_v")]
+        if kind == "cross_attention" and self.shape.image_dim:
+            sources.append((self.shape.num_image_tokens, "add_k_proj", "add_v_proj"))
+        any_needed = False
+        for number, to_key, to_value in sources:
+            key = self.linear(f"{name}.{to_key}", number, width, width, context)
+            value = self.linear(f"{name}.{to_value}", number, width, width, context)
+            product = 2.0 * tokens * number * width
+            _add(self.step.forward, kind, 2 * product)
+            needed = query or key or value
+            _add(self.step.backward, kind, 5 * product if needed else 0.0)
+            any_needed |= needed
+        return self.linear(f"{name}.to_out.0", tokens, width, width, any_needed)
 
     def linear(self, name: str, tokens: int, inputs: int, outputs: int, needed: bool) -> bool:
         """Count a linear module, and return whether its output needs a gradient."""

@@ -15,19 +15,26 @@ from typing import Literal
 from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket, num_tokens
 from wanlora.cost.flops import Recompute, TransformerShape
 
+Quantize = Literal["none", "int8", "fp8"]
+"""Format of the blocks' frozen linear weights: the transformer's own type, or 8 bits per value."""
+
+NUM_SLOTS = 2
+"""Blocks that streaming keeps on the device at a time: one that computes and the next one."""
+
 # Values of width W that a block keeps for each token when nothing is recomputed, its own input
 # among them: 20 eagerly (the fp32 inputs of three norms count twice), 14 compiled, because
 # the partitioner recomputes cheap values. Selective: its input and two attention outputs. Full: its
 # input. The GELU's input of width F and the rank-r values of each adapted linear come on top of
 # "none".
 _WIDTHS = {"none": (20, 14), "selective": (3, 3), "full": (1, 1)}
+_IMAGE_WIDTHS = {"none": (2, 1), "selective": (1, 1), "full": (0, 0)}
+"""Those of attention to the embeddings of an image: its output, and eagerly the sum of both."""
+_OF_KEYS = {f"attn2.{name}" for name in ("to_k", "to_v", "add_k_proj", "add_v_proj")}
+"""Modules whose input is the prompt or the image, not the clip."""
 _STATISTICS = 11
 """fp32 values per token that norms keep, compiled or not."""
 _TRANSIENT_WIDTHS = 13
 """Values of width W per token that exist at once besides kept ones: gradients in flight."""
-Quantize = Literal["none", "int8", "fp8"]
-"""Format of the frozen weights in the blocks; both others have 8 bits per value."""
-
 _BYTES_PER_TRAINED = 2 + 2 + 4 + 4 + 8
 """Bytes per trained parameter: it and its gradient in bf16; master, gradient, 2 moments in fp32."""
 
@@ -67,7 +74,8 @@ class Workload:
         compiled: True if blocks are compiled.
         element_bytes: Bytes per value of the transformer's dtype: 2 for bf16.
         num_uploaded: Micro-batches on the device ahead of the step.
-        quantize: Format of the frozen weights in the blocks.
+        quantize: Format of the frozen linear weights of the blocks.
+        num_streamed: Blocks whose linear weights are in host memory, see `streamed_blocks`.
     """
 
     shape: TransformerShape
@@ -79,6 +87,7 @@ class Workload:
     element_bytes: int = 2
     num_uploaded: int = 5
     quantize: Quantize = "none"
+    num_streamed: int = 0
 
     @property
     def all_tokens(self) -> int:
@@ -91,17 +100,20 @@ def block_bytes(work: Workload, mode: Recompute) -> float:
     """Bytes that one block keeps from its forward to its backward pass."""
     shape, element = work.shape, work.element_bytes
     width = shape.width
+    reads_image = shape.image_dim is not None
     values = float(_WIDTHS[mode][work.compiled] * width)
+    values += reads_image * _IMAGE_WIDTHS[mode][work.compiled] * width
     statistics = 0.0
-    if mode != "full":
-        statistics += 2 * shape.num_attention_heads  # logsumexp of both attentions
+    if mode != "full":  # logsumexp of all attentions
+        statistics += (2 + reads_image) * shape.num_attention_heads
     if mode == "none":
         adapted = {re.sub(r"^blocks\.\d+\.", "", name) for name in work.adapted}
-        values += shape.ffn_dim + work.rank * len(adapted - {"attn2.to_k", "attn2.to_v"})
+        values += shape.ffn_dim + work.rank * len(adapted - _OF_KEYS)
         values += shape.ffn_dim * ("ffn.net.2" in adapted) + width * ("ffn.net.0.proj" in adapted)
         statistics += _STATISTICS
-    of_text = 4.0 * width * element * shape.num_text_tokens if mode == "none" else 0.0
-    return work.all_tokens * (values * element + 4 * statistics) + work.batch_size * of_text
+    num_keys = shape.num_text_tokens + shape.num_image_tokens
+    of_keys = 4.0 * width * element * num_keys if mode == "none" else 0.0
+    return work.all_tokens * (values * element + 4 * statistics) + work.batch_size * of_keys
 
 
 def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
@@ -124,7 +136,7 @@ def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
     if work.quantize != "none":
         working += work.shape.width * work.shape.ffn_dim * work.element_bytes  # one at a time
     return StepBytes(
-        weights=weight_bytes(work.shape, work.element_bytes, work.quantize),
+        weights=resident_bytes(work),
         adapter=float(_BYTES_PER_TRAINED * num_trained(work.shape, work.adapted, work.rank)),
         kept=kept,
         working=working + uploaded_bytes(work),
@@ -133,9 +145,13 @@ def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
 
 def uploaded_bytes(work: Workload) -> float:
     """Bytes of the micro-batches on the device ahead of the step, in fp32."""
-    patches = work.all_tokens * 4 * work.shape.in_channels  # latents, and noise of that size
-    prompts = work.batch_size * work.shape.num_text_tokens * work.shape.text_dim
-    return 4.0 * work.num_uploaded * (2 * patches + prompts)
+    shape = work.shape
+    # Latents, noise and, of an image-to-video model, the image's latents.
+    num_latents = 3 if shape.in_channels > shape.out_channels else 2
+    latents = num_latents * work.all_tokens * 4 * shape.out_channels
+    embeds = shape.num_text_tokens * shape.text_dim
+    embeds += shape.num_image_tokens * (shape.image_dim or 0)
+    return 4.0 * work.num_uploaded * (latents + work.batch_size * embeds)
 
 
 def plan(work: Workload, budget_bytes: float) -> tuple[Recompute, ...]:
@@ -159,32 +175,68 @@ def plan(work: Workload, budget_bytes: float) -> tuple[Recompute, ...]:
     return (full,) * layers
 
 
+def resident_bytes(work: Workload) -> float:
+    """Bytes of the frozen transformer on the device: resident blocks, and the slots of others."""
+    block = block_linear_bytes(work.shape, work.element_bytes, work.quantize)
+    in_host_memory = work.num_streamed - min(work.num_streamed, NUM_SLOTS)
+    return weight_bytes(work.shape, work.element_bytes, work.quantize) - in_host_memory * block
+
+
+def host_bytes(work: Workload) -> float:
+    """Bytes of host memory that the streamed blocks take, in each process."""
+    return work.num_streamed * block_linear_bytes(work.shape, work.element_bytes, work.quantize)
+
+
+def streamed_blocks(num_layers: int, num_streamed: int) -> tuple[int, ...]:
+    """Indices of the blocks that are streamed, rising and evenly spaced.
+
+    Between two of them resident blocks compute, so that a copy has more time than one block.
+
+    Args:
+        num_layers: Blocks of the transformer.
+        num_streamed: Number of streamed blocks, at most `num_layers`.
+    """
+    return tuple((2 * k + 1) * num_layers // (2 * num_streamed) for k in range(num_streamed))
+
+
+def block_linear_bytes(
+    shape: TransformerShape, element_bytes: int = 2, quantize: Quantize = "none"
+) -> float:
+    """Bytes of the weight matrices of one block: what a copy of a streamed block moves."""
+    per_value = element_bytes if quantize == "none" else 1
+    return float(_block_linear_values(shape) * per_value)
+
+
+def _block_linear_values(shape: TransformerShape) -> int:
+    of_image = 2 * shape.width**2 if shape.image_dim else 0
+    return 8 * shape.width**2 + 2 * shape.width * shape.ffn_dim + of_image
+
+
 def weight_bytes(
     shape: TransformerShape, element_bytes: int = 2, quantize: Quantize = "none"
 ) -> float:
     """Bytes of the frozen transformer; diffusers keeps norms, tables and time embedder in fp32.
 
-    Args:
-        shape: The transformer.
-        element_bytes: Bytes per value of its type.
-        quantize: Format of the blocks' linear weights; 8 bits have one scale per row beside them.
+    Weights of 8 bits have one scale of the transformer's type for each output feature.
     """
-    width, ffn, patch = shape.width, shape.ffn_dim, 4 * shape.in_channels
-    attention = 4 * (width * width + width) + 2 * width
-    in_type = shape.num_layers * (2 * attention + 2 * width * ffn + ffn + width)
-    in_type += 2 * width * patch + width + patch  # patch embedding and head
+    width, ffn = shape.width, shape.ffn_dim
+    patch, head = 4 * shape.in_channels, 4 * shape.out_channels
+    of_image = 2 * width if shape.image_dim else 0  # output features of the keys and values
+    outputs = 9 * width + ffn + of_image
+    norms = (5 if shape.image_dim else 4) * width
+    in_type = shape.num_layers * (outputs + norms)  # biases, norms of q and k
+    if quantize != "none":
+        in_type += shape.num_layers * outputs
+    in_type += width * patch + width + width * head + head  # patch embedding and head
     in_type += shape.text_dim * width + width * width + 2 * width  # text embedder
     in_type += 6 * (width * width + width)  # time projection
     in_fp32 = shape.num_layers * (6 + 2) * width + 2 * width
     in_fp32 += shape.freq_dim * width + width * width + 2 * width  # time embedder
-    in_8_bits = num_block_weights(shape) if quantize != "none" else 0
-    scales = shape.num_layers * (9 * width + ffn) if quantize != "none" else 0
-    return float((in_type - in_8_bits + scales) * element_bytes + in_8_bits + in_fp32 * 4)
-
-
-def num_block_weights(shape: TransformerShape) -> int:
-    """Values of the linear weights of all blocks, without biases."""
-    return shape.num_layers * 2 * shape.width * (4 * shape.width + shape.ffn_dim)
+    if image := shape.image_dim:
+        in_type += image * image + image + image * width + width  # image embedder
+        in_fp32 += 2 * image + 2 * width  # its norms
+    linears = shape.num_layers * block_linear_bytes(shape, element_bytes, quantize)
+    return linears + float(in_type * element_bytes + in_fp32 * 4)
 
 
 @lru_cache(maxsize=256)
@@ -201,8 +253,11 @@ def _sizes(shape: TransformerShape, name: str) -> tuple[int, int]:
         "time_embedder.linear_1": (shape.freq_dim, width),
         "text_embedder.linear_1": (shape.text_dim, width),
         "time_proj": (width, 6 * width),
-        "proj_out": (width, 4 * shape.in_channels),
+        "proj_out": (width, 4 * shape.out_channels),
     }
+    if image := shape.image_dim:
+        special["image_embedder.ff.net.0.proj"] = (image, image)
+        special["image_embedder.ff.net.2"] = (image, width)
     return next((sizes for end, sizes in special.items() if name.endswith(end)), (width, width))
 
 

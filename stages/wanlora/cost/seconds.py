@@ -11,7 +11,7 @@ from math import prod
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.cost.flops import Parts, Recompute, StepFlops, step_flops
 from wanlora.cost.gpus import Gpu
-from wanlora.cost.memory import Workload, num_block_weights
+from wanlora.cost.memory import Workload, block_linear_bytes
 
 # Traffic of everything but matrix products and attention, in passes over the T x W values of a
 # block: counted on the real block at 32,760 tokens with Inductor's scheduler (compiled) and a
@@ -103,7 +103,8 @@ def _dequantize_seconds(work: Workload, gpu: Gpu) -> float:
     """Seconds to read the 8-bit weights of all blocks and write them in the computing type."""
     if work.quantize == "none":
         return 0.0
-    traffic = num_block_weights(work.shape) * (1 + work.element_bytes)
+    values = work.shape.num_layers * block_linear_bytes(work.shape, 1)
+    traffic = values * (1 + work.element_bytes)
     return traffic / (gpu.stream * gpu.bandwidth)
 
 
@@ -124,9 +125,16 @@ def all_reduce_bytes(num_values: int, num_processes: int) -> int:
     return 8 * num_values * (num_processes - 1) // num_processes
 
 
-def encode_seconds(num_frames: int, height: int, width: int, gpu: Gpu) -> float:
-    """Predict stage one for a clip: the VAE's encoder, and UMT5 on its caption."""
-    vae = VAE_FLOPS_PER_PIXEL * num_frames * height * width / VAE_SHARE_OF_PEAK
+def encode_seconds(
+    num_frames: int, height: int, width: int, gpu: Gpu, *, has_condition: bool = False
+) -> float:
+    """Predict stage one for a clip: the VAE's encoder, and UMT5 on its caption.
+
+    With a condition, for image to video, the VAE encodes the clip's first frame and grey frames
+    too. CLIP's 0.3 TFLOP for one frame are not counted.
+    """
+    pixels = (1 + has_condition) * num_frames * height * width
+    vae = VAE_FLOPS_PER_PIXEL * pixels / VAE_SHARE_OF_PEAK
     return (vae + TEXT_FLOPS_PER_CLIP / gpu.matmul) / gpu.peak_flops
 
 

@@ -24,6 +24,8 @@ def cache_bytes(
     z_dim: int = 16,
     text_dim: int = 4096,
     item_bytes: int = 2,
+    has_condition: bool = False,
+    image_values: int = 0,
 ) -> int:
     """Estimate the size of a store: raw latents, and compressed prompt embeddings.
 
@@ -33,9 +35,13 @@ def cache_bytes(
         z_dim: Channels of the latents.
         text_dim: Features of a token.
         item_bytes: Bytes of a value: 2 for float16, 4 for float32.
+        has_condition: True for image to video: the latents of each clip's first frame followed by
+            grey frames, which have the size of the clip's own.
+        image_values: Values of each clip's embeddings by an image encoder.
     """
     latents = sum(number * prod(latent_shape(bucket, z_dim)) for bucket, number in clips.items())
-    return round(item_bytes * (latents + STORED_SHARE_OF_TEXT * num_tokens * text_dim))
+    values = (1 + has_condition) * latents + image_values * sum(clips.values())
+    return round(item_bytes * (values + STORED_SHARE_OF_TEXT * num_tokens * text_dim))
 
 
 def checkpoint_bytes(num_trained: int, num_checkpoints: int) -> int:

@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
+
 from wanlora.core import units
 from wanlora.core.intervals import conclusion, describe_interval, describe_sample
 from wanlora.report import evaluation_experts as experts
 from wanlora.report.chart import COLOURS, Line, charts, line_chart
 from wanlora.report.intervals import Interval, interval_chart
-from wanlora.report.page import Raw, escape, facts, page, section, table
+from wanlora.report.page import Raw, escape, facts, image, page, section, table
 from wanlora.report.players import SCRIPT, STYLE, player, players
 
 MEASURES = {
@@ -34,12 +37,17 @@ FEW = 3
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A prompt and seed, and each model's video of it as a small mp4."""
+    """A prompt and seed, and each model's video of it as a small mp4.
+
+    Attributes:
+        first_frame: First frame that all videos start from, with an image-to-video model.
+    """
 
     activity: str
     prompt: str
     seed: int
     videos: Mapping[str, bytes]
+    first_frame: UInt8[np.ndarray, "h w 3"] | None = None
 
 
 def evaluation_page(evaluation: Mapping[str, Any], shown: Sequence[Shown]) -> str:
@@ -211,14 +219,26 @@ def _videos(evaluation: Mapping[str, Any], shown: Sequence[Shown]) -> Raw:
         "compressed; all are files, named in evaluation.json. A real clip is the cached clip whose "
         "caption is the prompt, decoded by the same VAE.",
     ]
+    if any(item.first_frame is not None for item in shown):
+        parts.append(
+            "All videos of a row start from the first frame of the real clip, whose encoding is "
+            "cached. So their first frames should be the same, and the rest is the model's."
+        )
     if shown:
         parts.append(
             Raw('<p><button type="button" id="play-all">play or pause videos in view</button></p>')
         )
     for activity, members in groupby(shown, key=lambda item: item.activity):
-        rows = [player(item.prompt, f"seed {item.seed}", item.videos) for item in members]
+        rows = [_row(item) for item in members]
         parts += [Raw(f"<h3>{escape(activity or 'no activity')}</h3>"), players(*rows)]
     return section("Videos", *parts)
+
+
+def _row(item: Shown) -> Raw:
+    pictures = {}
+    if item.first_frame is not None:
+        pictures["first frame"] = image(item.first_frame, alt="first frame of the videos")
+    return player(item.prompt, f"seed {item.seed}", item.videos, pictures=pictures)
 
 
 def _measures(measures: Mapping[str, Any]) -> Raw:

@@ -13,21 +13,28 @@ STYLE = Raw(style("players.css"))
 SCRIPT = asset("players.js")
 
 
-def player(title: str, note: str, videos: Mapping[str, bytes]) -> Raw:
+def player(
+    title: str, note: str, videos: Mapping[str, bytes], *, pictures: Mapping[str, Raw] | None = None
+) -> Raw:
     """A row of videos under one slider.
 
     Args:
         title: The prompt, shown above the videos.
         note: Shown beside it in a softer colour.
         videos: Name to a small mp4.
+        pictures: Name to a picture, left of the videos.
     """
-    cells = "".join(
+    stills = "".join(
+        f"<figure>{picture}<figcaption>{escape(name)}</figcaption></figure>"
+        for name, picture in (pictures or {}).items()
+    )
+    cells = stills + "".join(
         f'<figure><video muted loop playsinline preload="auto" '
         f'src="data:video/mp4;base64,{base64.b64encode(data).decode()}"></video>'
         f"<figcaption>{escape(name)}</figcaption></figure>"
         for name, data in videos.items()
     )
-    kind = "player many" if len(videos) > 3 else "player"
+    kind = "player many" if len(videos) + len(pictures or {}) > 3 else "player"
     return Raw(
         f'<div class="{kind}"><p><q>{escape(title)}</q> <span class="soft">{escape(note)}</span>'
         f'</p><div class="together">{cells}</div><div class="controls">'

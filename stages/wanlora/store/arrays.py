@@ -16,8 +16,8 @@ from jaxtyping import Float, Shaped
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
 from zarr.storage import MemoryStore
 
+from wanlora.core.kinds import Kind
 from wanlora.store import schema
-from wanlora.store.schema import Kind
 from wanlora.store.storage import Storage
 
 TOKEN_CHUNK = 64

@@ -4,9 +4,11 @@ Owns: the choice of the clips whose captions are used.
 """
 
 import logging
+from collections import Counter
+from collections.abc import Iterable
 
 from wanlora.store.reader import StoreReader
-from wanlora.store.views import View, no_such_split
+from wanlora.store.views import View, ViewClip, no_such_split
 
 logger = logging.getLogger(__name__)
 
@@ -39,4 +41,28 @@ def captions(reader: StoreReader, view: View, split: str) -> dict[str, dict[str,
             "no clips of split %r show %s: prompts for it are captions of clips that may have been "
             "trained on", split, ", ".join(lacking),
         )  # fmt: skip
+    return found
+
+
+def clips_of(view: View, split: str, prompts: Iterable[tuple[str, str | None]]) -> list[ViewClip]:
+    """Select a clip for each prompt: one that has it as a caption, of the split if possible.
+
+    Several prompts with one caption get its clips in turn, in the view's order.
+
+    Args:
+        view: View with the clips.
+        split: Split of the captions.
+        prompts: Activity, and key of a caption of the activity, of each; None = any caption.
+    """
+    known: dict[tuple[str, str | None], list[ViewClip]] = {}
+    for clip in sorted(view.clips, key=lambda clip: clip.split != split):
+        for key in (*clip.prompts, None):
+            known.setdefault((clip.activity, key), []).append(clip)
+    used: Counter[tuple[str, str | None]] = Counter()
+    found = []
+    for prompt in prompts:
+        clips = known[prompt]
+        held_out = [clip for clip in clips if clip.split == split] or clips
+        found.append(held_out[used[prompt] % len(held_out)])
+        used[prompt] += 1
     return found

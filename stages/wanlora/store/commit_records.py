@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from wanlora.core import units
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.errors import StoreError, StoreVersionError
 from wanlora.store import schema, storage
-from wanlora.store.schema import DAMAGE, Kind
+from wanlora.store.schema import DAMAGE
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
 from wanlora.store import commit_records, index, schema, storage
-from wanlora.store.schema import Kind
 
 ROOT = f"{schema.STORE}/{schema.GROUP}"
 

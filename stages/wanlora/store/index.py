@@ -10,13 +10,14 @@ from typing import Any
 
 from wanlora.core.fingerprint import difference
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.errors import StaleStoreError, StoreError
 from wanlora.store import condemned, schema, storage
 from wanlora.store import rows as row_tables
 from wanlora.store.commit_records import Damaged, Segment, read_records, refusal, segment_keys
 from wanlora.store.rows import Rows
-from wanlora.store.schema import DAMAGE, Kind
+from wanlora.store.schema import DAMAGE
 
 
 def has_store(cache: Location) -> bool:

@@ -16,13 +16,13 @@ import numpy as np
 import zarr
 from jaxtyping import Float, UInt16
 
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, MissingRowsError, StoreError
 from wanlora.store import arrays, bucket, commit_records, index, schema, storage
 from wanlora.store.commit_records import Segment
 from wanlora.store.local_copy import LocalCopy
 from wanlora.store.rows import Row, Rows
-from wanlora.store.schema import Kind
 from wanlora.store.writer import NormalEquations
 
 OPEN_ARRAYS = 1024

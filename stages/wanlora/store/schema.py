@@ -8,12 +8,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from google_crc32c import value as crc32c_of
 
 from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.fingerprint import SHORT
+from wanlora.core.kinds import Kind
 from wanlora.errors import StoreError, StoreVersionError
 
 FORMAT = "wanlora-cache"
@@ -29,8 +30,6 @@ CONDEMNED = "condemned"
 SNAPSHOTS = "index"
 GROUP = "zarr.json"
 """Document of a group; for a segment, it is the commit record, written last."""
-
-Kind = Literal["latents", "text"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +50,24 @@ class RowLayout:
     origins: str
     max_length: int | None = None
 
+    @property
+    def per_clip(self) -> bool:
+        """Return True if the keys of rows are those of clips, False if those of prompts."""
+        return self.dimensions[0] == "clip"
+
     def shape(self, row: tuple[int, ...]) -> tuple[int, ...]:
         """Shape in which a segment stores a row of this shape."""
         return row if self.max_length is None else (self.max_length, *row[1:])
 
 
+_FRAMES = ("clip", "channel", "frame", "height", "width")
+
+
 KINDS: dict[Kind, RowLayout] = {
-    "latents": RowLayout("latent", ("clip", "channel", "frame", "height", "width"), "sources"),
+    "latents": RowLayout("latent", _FRAMES, "sources"),
     "text": RowLayout("embedding", ("prompt", "token", "channel"), "prompts", MAX_TOKENS),
+    "cond_latents": RowLayout("cond_latent", _FRAMES, "sources"),
+    "clip_vision": RowLayout("image_embedding", ("clip", "token", "channel"), "sources"),
 }
 LENGTHS = "length"
 """Array with the number of items of each row, for kinds with a `max_length`."""
@@ -88,7 +97,8 @@ def segments_key(kind: Kind, fingerprint: str, shape: tuple[int, ...]) -> str:
     Args:
         kind: Kind of the rows.
         fingerprint: Fingerprint of the encoder.
-        shape: Shape of a row: (C, F, H, W), or (512, D), which has no level in the path.
+        shape: Shape of a row, for example (C, F, H, W); (512, D) of prompts has no level in the
+            path.
     """
     key = fingerprint_key(kind, fingerprint)
     return f"{key}/{'x'.join(map(str, shape))}" if KINDS[kind].max_length is None else key

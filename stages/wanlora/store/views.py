@@ -9,12 +9,13 @@ import io
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from wanlora.core.buckets import DEFAULT_FPS, Bucket
 from wanlora.core.fingerprint import canonical_json, fingerprint
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.core.shares import weight_problem
 from wanlora.errors import StoreError
@@ -53,18 +54,33 @@ class ViewPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Encoding:
+    """Encoder of the rows of one kind.
+
+    Attributes:
+        fingerprint: Whole fingerprint of the provenance.
+        provenance: Everything that determines the value of a row.
+    """
+
+    fingerprint: str
+    provenance: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, provenance: Mapping[str, Any]) -> "Encoding":
+        """Return the encoding of a provenance."""
+        return cls(fingerprint(provenance), provenance)
+
+
+@dataclass(frozen=True, slots=True)
 class View:
-    """Header and clips. `latents` and `text` are whole fingerprints of the provenances.
+    """Header and clips. `encodings` names the encoder of each kind of row that the view has.
 
     `name` and `sha256` come from the file and are not written into it. `sha256` is the identity of
     what is trained on: of the file without the clips' frame rates, which change no trained value.
     A view that only gained frame rates therefore continues the runs of the earlier one.
     """
 
-    latents: str
-    text: str
-    latents_provenance: Mapping[str, Any]
-    text_provenance: Mapping[str, Any]
+    encodings: Mapping[Kind, Encoding]
     model: str
     variant: str
     shift: float
@@ -74,6 +90,25 @@ class View:
     clips: tuple[ViewClip, ...]
     name: str = field(default="", compare=False)
     sha256: str = field(default="", compare=False)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of rows of the view, in the order of `schema.KINDS`."""
+        return tuple(kind for kind in schema.KINDS if kind in self.encodings)
+
+    def fingerprint(self, kind: Kind) -> str:
+        """Whole fingerprint of the encoder of a kind."""
+        return self.encodings[kind].fingerprint
+
+    def provenance(self, kind: Kind) -> Mapping[str, Any]:
+        """Everything that determines the value of a row of a kind."""
+        return self.encodings[kind].provenance
+
+    def keys(self, kind: Kind) -> list[str]:
+        """Keys of the view's rows of a kind: of its clips in order, or sorted ones of prompts."""
+        return (
+            [clip.key for clip in self.clips] if schema.KINDS[kind].per_clip else self.prompt_keys()
+        )
 
     def prompt_keys(self) -> list[str]:
         """Sorted keys of all prompts of the view, without repeats."""
@@ -98,10 +133,8 @@ def document(view: View) -> bytes:
     header = {
         "format": FORMAT,
         "version": schema.VERSION,
-        "latents": view.latents,
-        "text": view.text,
-        "latents_provenance": dict(view.latents_provenance),
-        "text_provenance": dict(view.text_provenance),
+        **{str(kind): view.fingerprint(kind) for kind in view.kinds},
+        **{f"{kind}_provenance": dict(view.provenance(kind)) for kind in view.kinds},
         "model": view.model,
         "variant": view.variant,
         "shift": view.shift,
@@ -157,13 +190,24 @@ def read_view(cache: Location, name: str) -> View:
     return replace(view, name=name, sha256=_identity(data))
 
 
+def kinds_in(header: Mapping[str, Any]) -> Sequence[Kind]:
+    """Kinds of rows that the header of a view names.
+
+    Raises:
+        KeyError: It names no latents or no prompts, without which a view is damaged.
+    """
+    kinds: list[Kind] = [kind for kind in schema.KINDS if kind in header]
+    for kind in ("latents", "text"):
+        if kind not in kinds:
+            raise KeyError(kind)
+    return kinds
+
+
 def _check(view: View) -> None:
-    for wanted, provenance in (
-        (view.latents, view.latents_provenance),
-        (view.text, view.text_provenance),
-    ):
-        if fingerprint(provenance) != wanted:
-            raise ValueError(f"its provenance does not have the fingerprint {wanted}")
+    for kind, encoding in view.encodings.items():
+        if fingerprint(encoding.provenance) != encoding.fingerprint:
+            wanted = f"the fingerprint {encoding.fingerprint}"
+            raise ValueError(f"its provenance of {kind} does not have {wanted}")
     for bucket in {clip.bucket for clip in view.clips}:
         if not all(type(size) is int and size > 0 for size in bucket):
             raise ValueError(f"a clip has the size {bucket}")
@@ -206,10 +250,9 @@ def _parse(header: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> Vie
         return seen.setdefault(value, value)
 
     return View(
-        latents=header["latents"],
-        text=header["text"],
-        latents_provenance=header["latents_provenance"],
-        text_provenance=header["text_provenance"],
+        encodings={
+            kind: Encoding(header[kind], header[f"{kind}_provenance"]) for kind in kinds_in(header)
+        },
         model=header["model"],
         variant=header["variant"],
         shift=float(header["shift"]),

@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Shaped
 
 from wanlora.core.fingerprint import SHORT
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
 from wanlora.store import schema, storage
-from wanlora.store.schema import Kind
-from wanlora.store.views import FORMAT, View, document, view_names
+from wanlora.store.views import FORMAT, View, document, kinds_in, view_names
 
 SUFFIX = ".jsonl"
 
@@ -118,8 +118,11 @@ def _rows_in(data: bytes, cache: Location, key: str) -> Named:
             clip: dict[str, Any] = json.loads(line)
             clips.append(clip["key"].encode())
             prompts += [prompt.encode() for prompt in clip["prompts"]]
-        where: tuple[Kind, str] = ("latents", str(header["latents"]))
-        return {where: _column(clips), ("text", str(header["text"])): _column(prompts)}
+        columns = {True: _column(clips), False: _column(prompts)}
+        return {
+            (kind, str(header[kind])): columns[schema.KINDS[kind].per_clip]
+            for kind in kinds_in(header)
+        }
     except schema.DAMAGE as error:
         raise StoreError(
             f"{cache / key} is damaged ({type(error).__name__}: {error}), so the rows to keep are "

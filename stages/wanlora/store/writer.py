@@ -19,11 +19,11 @@ from jaxtyping import Float, Float64
 
 from wanlora import __version__
 from wanlora.core.fingerprint import fingerprint as fingerprint_of
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
 from wanlora.store import arrays, condemned, schema, storage
 from wanlora.store.groups import write_groups
-from wanlora.store.schema import Kind
 
 ATTEMPTS = 3
 """Maximum number of attempts to write a segment; a second attempt is rare."""

@@ -60,7 +60,8 @@ def batch_sizes(
     clips whose FLOPs are closest to those of `batch_size` x `accumulation` clips of the largest
     bucket. Attention is quadratic, so FLOPs grow faster than tokens, and many short clips of equal
     FLOPs would need more memory. Therefore no micro-batch has more tokens, including those of its
-    prompts, than `batch_size` clips of the largest bucket; a step has more micro-batches instead.
+    prompts and images, than `batch_size` clips of the largest bucket; a step has more micro-batches
+    instead.
 
     Args:
         buckets: At least one.
@@ -77,7 +78,8 @@ def batch_sizes(
         bucket: step_flops(shape, num_tokens(bucket), rank=rank, adapted=adapted).model
         for bucket in buckets
     }
-    rows = {bucket: num_tokens(bucket) + shape.num_text_tokens for bucket in buckets}
+    of_condition = shape.num_text_tokens + shape.num_image_tokens
+    rows = {bucket: num_tokens(bucket) + of_condition for bucket in buckets}
     largest = max(buckets, key=num_tokens)
     sizes = {}
     for bucket in buckets:

@@ -1,8 +1,8 @@
 """Micro-batches from a view and a store, read ahead of the step.
 
-Owns: which clip, sigma, noise and prompt a slot of a step gets. All are functions of
+Owns: which clip, sigma, noise, prompt and condition a slot of a step gets. All are functions of
 (seed, step, slot); each rank has its slice of the slots. Legend: B micro-batch, C F H W latents,
-L tokens (512), D text width.
+L tokens (512), D text width, M image tokens (257), E image width.
 """
 
 from collections import deque
@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from wanlora.core.buckets import TEMPORAL_FACTOR, Bucket
+from wanlora.core.kinds import Kind
 from wanlora.core.rng import Stream, generator, normal, uniform
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import ViewClip
@@ -30,7 +31,12 @@ READ_THREADS = 2
 class MicroBatch(NamedTuple):
     """Inputs of one forward pass, in fp32.
 
-    `uploaded` is None on the CPU; on a GPU, call `wait` before the tensors are used.
+    Attributes:
+        condition: Latents of each clip's first frame followed by grey frames; None for text to
+            video.
+        image_embeds: Embeddings of each clip's first frame; None if the transformer reads none.
+        dropped: True for each clip that is trained without its condition; None if no clip is.
+        uploaded: None on the CPU; on a GPU, call `wait` before the tensors are used.
     """
 
     clip_ids: tuple[str, ...]
@@ -39,6 +45,9 @@ class MicroBatch(NamedTuple):
     sigmas: Float[Tensor, " b"]
     weights: Float[Tensor, " b"]
     prompt_embeds: Float[Tensor, "b l d"]
+    condition: Float[Tensor, "b c f h w"] | None = None
+    image_embeds: Float[Tensor, "b m e"] | None = None
+    dropped: Bool[Tensor, " b"] | None = None
     uploaded: torch.cuda.Event | None = None
 
     def upload(self, stream: torch.cuda.Stream) -> "MicroBatch":
@@ -80,6 +89,8 @@ class BatchSource:
         caption_dropout: Probability of the empty prompt.
         empty_prompt: Key of the empty prompt.
         sequence_length: Rows the prompt embeddings are padded to (512: part of the model).
+        kinds: Kinds of rows that the transformer reads.
+        condition_dropout: Probability that a clip is trained without its condition.
     """
 
     reader: StoreReader
@@ -93,6 +104,8 @@ class BatchSource:
     caption_dropout: float
     empty_prompt: str
     sequence_length: int
+    kinds: tuple[Kind, ...] = ("latents", "text")
+    condition_dropout: float = 0.0
 
     def read(self, step: int, slots: Sequence[int]) -> MicroBatch:
         """Assemble the micro-batch of some slots of a step's global batch."""
@@ -121,12 +134,40 @@ class BatchSource:
                     for clip, slot in zip(clips, slots, strict=True)
                 ]
             ),
+            **self.conditions(clips),
+            dropped=self._dropped(step, slots),
         )
 
     def latents(self, clip: ViewClip) -> Float[Tensor, "c f h w"]:
         """Latents of a clip in fp32; only its first frames if its bucket has fewer than cached."""
-        frames = 1 + (clip.bucket.num_frames - 1) // TEMPORAL_FACTOR
-        return torch.from_numpy(self.reader.latents(clip.key)[:, :frames].astype(np.float32))
+        return _first_frames(self.reader.latents(clip.key), clip)
+
+    def condition(self, clip: ViewClip) -> Float[Tensor, "c f h w"]:
+        """Latents of a clip's first frame followed by grey frames, in fp32; shortened the same.
+
+        The VAE is causal, so those of fewer frames are the first ones of those of more.
+        """
+        return _first_frames(self.reader.cond_latents(clip.key), clip)
+
+    def image_embeds(self, clip: ViewClip) -> Float[Tensor, "m e"]:
+        """Embeddings of a clip's first frame in fp32."""
+        return torch.from_numpy(self.reader.clip_vision(clip.key).astype(np.float32))
+
+    def conditions(self, clips: Sequence[ViewClip]) -> dict[str, Any]:
+        """Tensors of a micro-batch of image to video, by its field; empty for text to video."""
+        fields = {}
+        if "cond_latents" in self.kinds:
+            fields["condition"] = torch.stack([self.condition(clip) for clip in clips])
+        if "clip_vision" in self.kinds:
+            fields["image_embeds"] = torch.stack([self.image_embeds(clip) for clip in clips])
+        return fields
+
+    def _dropped(self, step: int, slots: Sequence[int]) -> Bool[Tensor, " b"] | None:
+        """Draw the clips without their condition, from a stream that nothing else uses."""
+        if not self.condition_dropout:
+            return None
+        draws = [uniform(self.seed, Stream.CONDITION, step, slot) for slot in slots]
+        return torch.tensor([draw < self.condition_dropout for draw in draws])
 
     def sigma(self, step: int, slot: int) -> float:
         """Noise level of a slot."""
@@ -154,6 +195,11 @@ class BatchSource:
         if draws.random() < self.caption_dropout:
             return self.empty_prompt
         return clip.prompts[int(draws.integers(len(clip.prompts)))]
+
+
+def _first_frames(rows: Float[np.ndarray, "c f h w"], clip: ViewClip) -> Float[Tensor, "c n h w"]:
+    frames = 1 + (clip.bucket.num_frames - 1) // TEMPORAL_FACTOR
+    return torch.from_numpy(rows[:, :frames].astype(np.float32))
 
 
 def read_ahead(

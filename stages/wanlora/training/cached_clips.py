@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from wanlora.core.fingerprint import difference
+from wanlora.core.kinds import Kind
 from wanlora.core.shares import weight_problem
 from wanlora.errors import ConfigError, StaleStoreError
 from wanlora.store.views import View, ViewClip
@@ -16,7 +17,7 @@ from wanlora.wan.variants import Variant
 
 
 def check_encodings(view: View, variant: Variant, *, encode_again: str) -> None:
-    """Compare the encodings of latents and embeddings with those that the transformer reads.
+    """Compare the encodings of a view with those that the transformer reads.
 
     Args:
         view: View of the cached clips.
@@ -24,23 +25,17 @@ def check_encodings(view: View, variant: Variant, *, encode_again: str) -> None:
         encode_again: Command that encodes for it.
 
     Raises:
-        StaleStoreError: Names every field that differs.
+        StaleStoreError: Names the kinds that the view lacks, or every field that differs.
     """
-    wanted: dict[str, dict[str, Any]] = {
-        "latents": {
-            "z_dim": variant.vae.z_dim,
-            "latents_mean": list(variant.vae.latents_mean),
-            "latents_std": list(variant.vae.latents_std),
-            "normalized": True,
-        },
-        "text": {
-            "text_dim": variant.shape.text_dim,
-            "max_sequence_length": variant.shape.num_text_tokens,
-        },
-    }
-    recorded = {"latents": view.latents_provenance, "text": view.text_provenance}
-    found = {
-        kind: {name: recorded[kind].get(name) for name in fields} for kind, fields in wanted.items()
+    if lacking := [kind for kind in variant.kinds if kind not in view.kinds]:
+        raise StaleStoreError(
+            f"view {view.name!r} was encoded for {view.variant} and lacks {' and '.join(lacking)}, "
+            f"which {variant.name} reads; what is encoded already is kept. Add it: {encode_again}"
+        )
+    wanted: dict[str, dict[str, Any]] = {k: _wanted(k, variant) for k in variant.kinds}
+    found: dict[str, dict[str, Any]] = {
+        kind: {name: view.provenance(kind).get(name) for name in wanted[kind]}
+        for kind in variant.kinds
     }
     if differing := difference(found, wanted):
         raise StaleStoreError(
@@ -49,6 +44,23 @@ def check_encodings(view: View, variant: Variant, *, encode_again: str) -> None:
             + "\n  ".join(differing)
             + f"\nencode it for {variant.name}: {encode_again}"
         )
+
+
+def _wanted(kind: Kind, variant: Variant) -> dict[str, Any]:
+    """Fields of the provenance of a kind that a transformer depends on."""
+    if kind == "text":
+        return {
+            "text_dim": variant.shape.text_dim,
+            "max_sequence_length": variant.shape.num_text_tokens,
+        }
+    if kind == "clip_vision":
+        return {"image_dim": variant.shape.image_dim}
+    return {
+        "z_dim": variant.vae.z_dim,
+        "latents_mean": list(variant.vae.latents_mean),
+        "latents_std": list(variant.vae.latents_std),
+        "normalized": True,
+    }
 
 
 def weighted(

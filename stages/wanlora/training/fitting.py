@@ -86,6 +86,7 @@ def fit(
     batch = random_batch(
         bucket, work.batch_size, num_channels=variant.vae.z_dim,
         text_shape=(variant.shape.num_text_tokens, variant.shape.text_dim),
+        has_condition=variant.is_i2v, image_shape=variant.image_shape,
     )  # fmt: skip
     limit = budget(device, whole_card=whole_card)
     errors = _TrialErrors(activations, work, bucket, kernel, device, dtype, limit)

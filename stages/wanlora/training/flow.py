@@ -115,17 +115,23 @@ def _inside(sigma: float, sigmas: Range) -> float:
     """Keep rounding, also that to float32, from moving a sigma over an inner bound of its range."""
     low, high = sigmas
     if low > 0.0:
-        sigma = max(sigma, _float32_from(low))
+        sigma = max(sigma, float(_first_from(low)))
     if high < 1.0:
-        sigma = min(sigma, float(np.nextafter(np.float32(_float32_from(high)), np.float32(0))))
+        sigma = min(sigma, float(np.nextafter(_first_from(high), np.float32(0))))
     return sigma
 
 
-def _float32_from(bound: float) -> float:
-    """Smallest float32 that is not below a bound."""
-    nearest = np.float32(bound)
-    is_from = float(nearest) >= bound  # numpy would compare in float32
-    return float(nearest if is_from else np.nextafter(nearest, np.float32(1)))
+@lru_cache
+def _first_from(bound: float) -> np.float32:
+    """Smallest float32 sigma for which diffusers runs the transformer above a bound.
+
+    It compares timesteps, t >= 1000 bound: float32(0.9) is below 0.9, and its timestep is 900.
+    """
+    timestep, scale = np.float32(NUM_TRAIN_TIMESTEPS * bound), np.float32(NUM_TRAIN_TIMESTEPS)
+    sigma = np.float32(bound) + np.float32(4e-7)
+    while scale * (below := np.nextafter(sigma, np.float32(0))) >= timestep:
+        sigma = below
+    return sigma
 
 
 def _bsmntw(sigma: float) -> float:

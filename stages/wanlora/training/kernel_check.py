@@ -35,9 +35,10 @@ class AttentionShape:
         batch_size: Clips per micro-batch of the largest bucket.
         num_heads: Heads.
         head_dim: Width of a head.
-        num_text_tokens: Keys of cross-attention.
+        num_text_tokens: Keys of cross-attention to a prompt.
         dtype: The transformer's type.
         device: Device to compute on.
+        num_image_tokens: Keys of cross-attention to an image; 0 without one.
     """
 
     num_tokens: int
@@ -48,6 +49,7 @@ class AttentionShape:
     num_text_tokens: int
     dtype: torch.dtype
     device: torch.device
+    num_image_tokens: int = 0
 
     @property
     def timed_tokens(self) -> int:
@@ -90,7 +92,7 @@ def make_cases(shape: AttentionShape) -> Iterator[Case]:
     attend = torch.nn.functional.scaled_dot_product_attention
     lengths = {shape.num_tokens, *shape.other_tokens}
     for tokens in sorted({shorter(number, CHECKED_TOKENS) for number in lengths}):
-        for num_keys in (tokens, shape.num_text_tokens):
+        for num_keys in filter(None, (tokens, shape.num_text_tokens, shape.num_image_tokens)):
             inputs, upstream = draw_inputs(
                 shape, tokens, num_keys, batch_size=min(shape.batch_size, _CHECKED_CLIPS)
             )

@@ -27,6 +27,7 @@ def make_source(
     batch_size: int | Mapping[Bucket, int] = 1,
     weighting: str = "none",
     caption_dropout: float = 0.0,
+    condition_dropout: float = 0.0,
     balance_activities: bool = False,
 ) -> BatchSource:
     """Make the source of some clips of a view.
@@ -43,6 +44,7 @@ def make_source(
         batch_size: Clips per global batch; one number for all buckets, or one per bucket.
         weighting: A key of `flow.WEIGHTINGS`.
         caption_dropout: Probability of the empty prompt.
+        condition_dropout: Probability that a clip is trained without its condition.
         balance_activities: See `Order`.
     """
     buckets: dict[Bucket, list[ViewClip]] = {}
@@ -70,4 +72,6 @@ def make_source(
         caption_dropout=caption_dropout,
         empty_prompt=view.empty_prompt,
         sequence_length=variant.shape.num_text_tokens,
+        kinds=variant.kinds,
+        condition_dropout=condition_dropout,
     )

@@ -32,20 +32,38 @@ FACTOR_MAX = 1e-2
 
 
 def random_batch(
-    bucket: Bucket, batch_size: int, *, num_channels: int, text_shape: tuple[int, int]
+    bucket: Bucket,
+    batch_size: int,
+    *,
+    num_channels: int,
+    text_shape: tuple[int, int],
+    has_condition: bool = False,
+    image_shape: tuple[int, int] | None = None,
 ) -> MicroBatch:
     """Make a micro-batch of a bucket: normal latents and noise, prompts of PROMPT_TOKENS tokens.
 
     Zeros would not do: a kernel may return NaN only for real values, and a GPU is faster on zeros.
+
+    Args:
+        bucket: Size of the clips.
+        batch_size: Number of clips.
+        num_channels: Channels of the latents.
+        text_shape: Tokens of a prompt, and their width.
+        has_condition: True for an image-to-video transformer.
+        image_shape: Tokens of an image, and their width, if the transformer reads them.
     """
     draws = torch.Generator().manual_seed(0)
     shape = (batch_size, *latent_shape(bucket, num_channels))
     prompts = torch.zeros(batch_size, *text_shape)
     prompts[:, :PROMPT_TOKENS].normal_(std=PROMPT_STD, generator=draws)
+    latents, noise = (torch.randn(shape, generator=draws) for _ in range(2))
     return MicroBatch(
-        ("",) * batch_size, torch.randn(shape, generator=draws),
-        torch.randn(shape, generator=draws), torch.full((batch_size,), 0.5),
+        ("",) * batch_size, latents, noise, torch.full((batch_size,), 0.5),
         torch.ones(batch_size), prompts,
+        condition=torch.randn(shape, generator=draws) if has_condition else None,
+        image_embeds=(
+            torch.randn(batch_size, *image_shape, generator=draws) if image_shape else None
+        ),
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from wanlora.core.fingerprint import fingerprint
 from wanlora.core.intervals import describe_change, describe_sample
+from wanlora.core.kinds import Kind
 from wanlora.core.rng import Stream, normal
 from wanlora.cost.memory import Quantize
 from wanlora.errors import NonFiniteError
@@ -75,23 +76,24 @@ def panel_facts(
     view: View,
     base: str,
     *,
+    kinds: Sequence[Kind],
     dtype: torch.dtype,
     device: torch.device,
-    quantize: Quantize,
+    quantize: Quantize = "none",
 ) -> dict[str, str]:
     """Facts for `Panel.key`.
 
     Args:
-        view: View whose fingerprints identify the encoders of latents and prompts.
+        view: View whose fingerprints identify the encoders.
         base: Fingerprint of the transformer's weights.
+        kinds: Kinds of rows that the transformer reads.
         dtype: The transformer's type.
         device: Device that computes the losses; rounding differs between kinds of devices.
         quantize: Format of the weights in the transformer's blocks.
     """
     return {
         "base": base,
-        "latents": view.latents,
-        "text": view.text,
+        **{kind: view.fingerprint(kind) for kind in kinds},
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
         **({"quantize": quantize} if quantize != "none" else {}),
@@ -203,13 +205,14 @@ def losses(
         clip = panel.clips[row]
         latents = source.latents(clip)[None]
         prompt = source.padded_prompt(clip.prompts[0])[None]
+        conditions = source.conditions([clip])
         for column, sigma in enumerate(panel.sigmas):
             if stop():
                 break
             noise = normal(source.seed, Stream.VALIDATION, row, column, tuple(latents.shape[1:]))
             batch = MicroBatch(
                 (clip.clip_id,), latents, torch.from_numpy(noise)[None], torch.tensor([sigma]),
-                torch.ones(1), prompt,
+                torch.ones(1), prompt, **conditions,
             )  # fmt: skip
             prediction, target = predict(transformer, batch, device, dtype)
             table[row, column] = flow.loss_per_clip(prediction, target)[0]

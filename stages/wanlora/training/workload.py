@@ -70,6 +70,7 @@ def workload(
     element_bytes: int,
     num_uploaded: int = 5,
     quantize: Quantize = "none",
+    num_streamed: int = 0,
 ) -> Workload:
     """Describe a run's micro-batch of a bucket to `cost.memory` and `cost.seconds`."""
     return Workload(
@@ -82,6 +83,7 @@ def workload(
         element_bytes=element_bytes,
         num_uploaded=num_uploaded,
         quantize=quantize,
+        num_streamed=num_streamed,
     )
 
 

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import (
 
 from wanlora.core.location import cache_home
 from wanlora.cost.flops import Recompute
+from wanlora.wan.streaming import run_with_weights, surround
 
 RECOMPILE_LIMIT = 1024
 """Maximum number of compiled versions of a block: up to four per bucket, two in training (the first
@@ -52,15 +53,15 @@ def _keep_attention(_context: object, operator: object, *_args: Any, **_kwargs: 
 _contexts = partial(create_selective_checkpoint_contexts, _keep_attention)
 
 
-def _keep_all(block: torch.nn.Module, *inputs: Any) -> Any:
+def _keep_all(block: Callable[..., Any], *inputs: Any) -> Any:
     return block(*inputs)
 
 
-def _recompute_but_attention(block: torch.nn.Module, *inputs: Any) -> Any:
+def _recompute_but_attention(block: Callable[..., Any], *inputs: Any) -> Any:
     return _checkpoint(block, *inputs, context_fn=_contexts)
 
 
-def _recompute_all(block: torch.nn.Module, *inputs: Any) -> Any:
+def _recompute_all(block: Callable[..., Any], *inputs: Any) -> Any:
     return _checkpoint(block, *inputs)
 
 
@@ -91,16 +92,16 @@ def set_activations(
         dynamo.recompile_limit = dynamo.accumulated_recompile_limit = RECOMPILE_LIMIT
         for block in transformer.blocks:
             block.compile(fullgraph=True, dynamic=False)
+            surround(block)
         # "none" runs the block itself, which is compiled. A checkpoint has to be inside the graph:
         # only there can the partitioner decide what to keep.
         for mode in ("selective", "full"):
             runners[mode] = torch.compile(RUNNERS[mode], fullgraph=True, dynamic=False)
-    runner_of = {
-        block: runners[mode] for block, mode in zip(transformer.blocks, modes, strict=True)
+    run_of = {
+        block: run_with_weights(block, runners[mode], compiled=compiled and mode != "none")
+        for block, mode in zip(transformer.blocks, modes, strict=True)
     }
-    transformer.enable_gradient_checkpointing(
-        lambda block, *inputs: runner_of[block](block, *inputs)
-    )
+    transformer.enable_gradient_checkpointing(lambda block, *inputs: run_of[block](*inputs))
 
 
 def why_it_cannot_compile(error: RuntimeError) -> str | None:

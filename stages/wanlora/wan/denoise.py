@@ -1,7 +1,8 @@
 """Denoise latents with the transformer alone, for previews while training.
 
-Owns: the sampling loop of diffusers' WanPipeline, step for step, without its VAE and text encoder.
-Must not import a pipeline. Legend: l tokens (512), d text width, c f h w latents.
+Owns: the sampling loop of diffusers' WanPipeline and WanImageToVideoPipeline, step for step, but
+without their encoders and VAE. Must not import a pipeline.
+Legend: l tokens (512), d text width, m image tokens, e image width, c f h w latents.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 import torch
 from diffusers import UniPCMultistepScheduler
 from jaxtyping import Float, Float32
+
+from wanlora.wan.image_condition import model_input
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +48,13 @@ def denoise(
     device: torch.device,
     dtype: torch.dtype,
     low: LowNoiseExpert | None = None,
+    condition: Float[torch.Tensor, "c f h w"] | None = None,
+    image_embeds: Float[torch.Tensor, "m e"] | None = None,
     on_step: Callable[[], object] = lambda: None,
 ) -> Float32[torch.Tensor, "c f h w"]:
-    """Make the latents of one video, bit for bit those of `WanPipeline(output_type="latent")`.
+    """Make the latents of one video, bit for bit those of diffusers with `output_type="latent"`.
+
+    Those of WanPipeline, or with a condition those of WanImageToVideoPipeline.
 
     Guided velocity: v = v_negative + guidance_scale (v_prompt - v_negative); noise from
     `torch.Generator("cpu").manual_seed(seed)`, the same on every device. No global random state is
@@ -65,6 +72,8 @@ def denoise(
         device: Device of the computation.
         dtype: The transformer's type.
         low: The low-noise expert, in a model with two transformers.
+        condition: Condition latents of the first frame, for an image-to-video model.
+        image_embeds: CLIP embeddings of the first frame, for a transformer that reads them.
         on_step: Called after each denoising step.
 
     Returns:
@@ -75,15 +84,18 @@ def denoise(
     latents = noise.to(device)
     prompt = prompt_embeds[None].to(device, dtype)
     negative = negative_embeds[None].to(device, dtype)
+    first_frame = None if condition is None else condition[None].to(device, torch.float32)
+    image = None if image_embeds is None else image_embeds[None].to(device, dtype)
 
     for t in scheduler.timesteps:
         expert, scale = transformer, guidance_scale
         if low:
             is_low = bool(t < low.boundary * scheduler.config.num_train_timesteps)
             expert, scale = _expert_in_use(transformer, guidance_scale, low, is_low, device)
-        guided = _velocity(expert, latents.to(dtype), t, prompt)
+        inputs = latents if first_frame is None else model_input(latents, first_frame)
+        guided = _velocity(expert, inputs.to(dtype), t, prompt, image)
         if guidance_scale > 1:
-            unguided = _velocity(expert, latents.to(dtype), t, negative)
+            unguided = _velocity(expert, inputs.to(dtype), t, negative, image)
             guided = unguided + scale * (guided - unguided)
         latents = scheduler.step(guided, t, latents, return_dict=False)[0]
         on_step()
@@ -91,12 +103,17 @@ def denoise(
 
 
 def _velocity(
-    expert: Any, latents: torch.Tensor, timestep: torch.Tensor, prompt_embeds: torch.Tensor
+    expert: Any,
+    inputs: torch.Tensor,
+    timestep: torch.Tensor,
+    prompt_embeds: torch.Tensor,
+    image_embeds: torch.Tensor | None,
 ) -> torch.Tensor:
     prediction: torch.Tensor = expert(
-        hidden_states=latents,
+        hidden_states=inputs,
         timestep=timestep.expand(1),
         encoder_hidden_states=prompt_embeds,
+        encoder_hidden_states_image=image_embeds,
         return_dict=False,
     )[0]
     return prediction

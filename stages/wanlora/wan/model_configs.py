@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wanlora.errors import ModelError
-from wanlora.wan.model_folder import INDEX, PIPELINE, SECOND, has_second
+from wanlora.wan.model_folder import IMAGE_ENCODER, INDEX, PIPELINE, SECOND, has_second
 from wanlora.wan.weights import read_json
 
 # Fields that change the output of the encoders but not the shape of any weight. Source:
@@ -23,30 +23,41 @@ _TEXT_ENCODER: dict[str, Any] = {
     "dense_act_fn": "gelu_new", "is_gated_act": True, "layer_norm_epsilon": 1e-6,
     "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
 }  # fmt: skip
+_IMAGE_ENCODER: dict[str, Any] = {
+    "model_type": "clip_vision_model", "hidden_act": "gelu", "layer_norm_eps": 1e-5,
+    "num_channels": 3,
+}  # fmt: skip
 _NEVER = ("quantization_config", "transformers_weights", "per_layer_config")
 """Fields that make from_pretrained load other than the folder's unchanged weights."""
 
 CONSTANTS: dict[str, Any] = {
-    **{f"{part}.{name}": None for part in PIPELINE for name in _NEVER},
+    **{f"{part}.{name}": None for part in (*PIPELINE, *IMAGE_ENCODER) for name in _NEVER},
     **{f"vae.{name}": value for name, value in _VAE.items()},
     **{f"text_encoder.{name}": value for name, value in _TEXT_ENCODER.items()},
+    **{f"image_encoder.{name}": value for name, value in _IMAGE_ENCODER.items()},
 }
 """Values of fields that all supported models share, by `part.field`."""
 
 _FIELDS = {
     "transformer": ("num_layers", "num_attention_heads", "attention_head_dim", "ffn_dim",
-                    "text_dim", "in_channels", "out_channels"),
+                    "text_dim", "in_channels", "out_channels", "image_dim", "added_kv_proj_dim"),
     "vae": ("z_dim", "latents_mean", "latents_std", *_VAE),
     "text_encoder": ("d_model", *_TEXT_ENCODER),
+    "image_encoder": ("hidden_size", *_IMAGE_ENCODER),
 }  # fmt: skip
 
-_CLASSES = {"transformer": "WanTransformer3DModel", "model_index": "WanPipeline"}
+_NONE_COUNTS = ("image_dim", "added_kv_proj_dim")
+"""Fields of the transformer that identify a variant also if they are not set."""
+
+_CLASSES = {
+    "transformer": ("WanTransformer3DModel",),
+    "model_index": ("WanPipeline", "WanImageToVideoPipeline"),
+}
 """Class names of the supported models."""
 
 _NAMES = {
     "WanVACE": "Wan-VACE",
     "WanAnimate": "Wan2.2-Animate",
-    "WanImageToVideo": "an image-to-video (I2V) model of Wan",
     "WanSpeechToVideo": "Wan2.2-S2V",
     "SkyReelsV2": "SkyReels-V2",
     "ChronoEdit": "ChronoEdit",
@@ -54,11 +65,14 @@ _NAMES = {
 """Names of unsupported models, by the beginning of their class names in diffusers."""
 
 _NAMES_BY_CHANNELS = {
-    (36, 16): "an image-to-video (I2V) model, such as Wan2.1-I2V, Wan2.2-I2V-A14B or Wan-Fun-InP",
     (48, 16): "a control model, such as Wan-Fun-Control",
     (48, 48): "Wan2.2-TI2V-5B",
 }
-"""Names of unsupported models with the class of Wan's T2V models, by in_channels, out_channels."""
+"""Names of unsupported models with the class of Wan's other models, by in_channels, out_channels.
+"""
+
+_FUN = {"in_channels": 36, "num_layers": 30}
+"""Transformer of the small Wan-Fun-InP: Wan has no image-to-video model of 1.3B."""
 
 
 def unsupported_model(folder: Path) -> str | None:
@@ -67,13 +81,17 @@ def unsupported_model(folder: Path) -> str | None:
         config = _read(folder, part)
         file = _file(folder, part).relative_to(folder)
         found, expected = config.get("_class_name"), _CLASSES[part.removesuffix("_2")]
-        if found not in (None, expected):
+        if found not in (None, *expected):
             names = (name for start, name in _NAMES.items() if str(found).startswith(start))
             return f"{next(names, 'of another kind')} ({file}: _class_name {found})"
         channels = config.get("in_channels"), config.get("out_channels")
         if channels in _NAMES_BY_CHANNELS:
             name = _NAMES_BY_CHANNELS[channels]
             return f"{name} ({file}: in_channels={channels[0]}, out_channels={channels[1]})"
+        if (tokens := config.get("pos_embed_seq_len")) is not None:
+            return f"Wan2.1-FLF2V (first and last frame; {file}: pos_embed_seq_len={tokens})"
+        if all(config.get(field) == value for field, value in _FUN.items()):
+            return f"Wan-Fun-InP 1.3B ({file}: in_channels=36, num_layers=30)"
     return None
 
 
@@ -107,8 +125,13 @@ def _read_index(folder: Path) -> dict[str, Any]:
     second = has_second(folder)
     if not (folder / INDEX).is_file():
         return {"model_index.transformer_2": True} if second else {}
-    boundary = _read(folder, "model_index").get("boundary_ratio")
-    return {"model_index.transformer_2": second, "model_index.boundary_ratio": boundary}
+    index = _read(folder, "model_index")
+    fields = {
+        "model_index.transformer_2": second,
+        "model_index.boundary_ratio": index.get("boundary_ratio"),
+    }
+    found = index.get("_class_name")
+    return fields | ({"model_index._class_name": found} if found else {})
 
 
 def _read_part(folder: Path, part: str, names: tuple[str, ...]) -> list[tuple[str, Any]]:
@@ -121,6 +144,8 @@ def _read_part(folder: Path, part: str, names: tuple[str, ...]) -> list[tuple[st
     ]
     if config and not fields:
         raise ModelError(f"{_file(folder, part)} is not the configuration of a Wan {part}")
+    if fields:
+        fields += [(name, None) for name in _NONE_COUNTS if name in names and not config.get(name)]
     return fields
 
 

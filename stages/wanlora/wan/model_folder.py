@@ -7,9 +7,10 @@ Must not know: variants, torch or diffusers.
 import difflib
 import importlib.resources
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from wanlora.core.kinds import Kind
 from wanlora.core.out_of_memory import reason_of
 from wanlora.core.text import LFS_REMEDY
 from wanlora.errors import ModelError
@@ -24,11 +25,26 @@ TEXT_ENCODER = ("text_encoder", "tokenizer")
 ENCODERS = ("vae", *TEXT_ENCODER)
 PIPELINE = (*ENCODERS, "transformer", "scheduler")
 """Parts of a model with one transformer; `pipeline_of` gives those of any model."""
+IMAGE_ENCODER = ("image_encoder", "image_processor")
+"""Parts that a model has which reads embeddings of the first frame (Wan2.1 image to video)."""
+ENCODER_PARTS: dict[Kind, tuple[str, ...]] = {
+    "latents": ("vae",),
+    "text": TEXT_ENCODER,
+    "cond_latents": ("vae",),
+    "clip_vision": IMAGE_ENCODER,
+}
+"""Parts of a model that encode each kind of row."""
 SECOND = "transformer_2"
 """The second transformer of a model with two."""
 
 INDEX = "model_index.json"
 _CONFIGS = (INDEX, "transformer/config.json", f"{SECOND}/config.json")
+
+_CONFIG_NAMES = {
+    "scheduler": "scheduler_config.json",
+    "image_processor": "preprocessor_config.json",
+}
+"""Names of the configurations of parts without weights; the others have `config.json`."""
 
 DEMO = "WANLORA_DEMO"
 """Environment variable that `wanlora demo` sets for its commands: its videos are drawn ones."""
@@ -47,6 +63,11 @@ def resolve(model: str, subfolders: Sequence[str]) -> Path:
     return resolve_here(model, subfolders) or _download(model, subfolders, _patterns(subfolders))
 
 
+def encoders_of(kinds: Iterable[Kind]) -> tuple[str, ...]:
+    """Parts of a model that encode these kinds of rows, without repeats."""
+    return tuple(dict.fromkeys(part for kind in kinds for part in ENCODER_PARTS[kind]))
+
+
 def resolve_configs(model: str, subfolders: Sequence[str] = TRANSFORMER) -> Path:
     """Find the folder of a model, with what identifies its variant; downloads no weights.
 
@@ -61,16 +82,26 @@ def resolve_configs(model: str, subfolders: Sequence[str] = TRANSFORMER) -> Path
 
 
 def pipeline_of(folder: Path) -> tuple[str, ...]:
-    """Parts that sampling needs: `PIPELINE`, and the second transformer of a model with two."""
-    return (*PIPELINE, SECOND) if has_second(folder) else PIPELINE
+    """Parts that sampling needs: `PIPELINE`, a second transformer, and the image encoder's."""
+    second = (SECOND,) if has_second(folder) else ()
+    return (*PIPELINE, *second, *(IMAGE_ENCODER if has_image_encoder(folder) else ()))
 
 
 def has_second(folder: Path) -> bool:
     """Return whether a model has two transformers, from model_index.json or its sub-folders."""
+    return _has(folder, SECOND)
+
+
+def has_image_encoder(folder: Path) -> bool:
+    """Return whether a model has an image encoder, from model_index.json or its sub-folders."""
+    return _has(folder, IMAGE_ENCODER[0])
+
+
+def _has(folder: Path, part: str) -> bool:
     index = folder / INDEX
     if index.is_file():
-        return read_json(index).get(SECOND) not in (None, [None, None])
-    return (folder / SECOND).is_dir()
+        return read_json(index).get(part) not in (None, [None, None])
+    return (folder / part).is_dir()
 
 
 def resolve_pipeline(model: str) -> Path:
@@ -242,9 +273,9 @@ def _missing_in(part: Path) -> list[str]:
     if name == "tokenizer":
         known = ("tokenizer.json", "spiece.model")
         return [] if any((part / file).is_file() for file in known) else [f"{name}/{known[0]}"]
-    config = "scheduler_config.json" if name == "scheduler" else "config.json"
+    config = _CONFIG_NAMES.get(name, "config.json")
     missing = [] if (part / config).is_file() else [f"{name}/{config}"]
-    if name == "scheduler":
+    if name in _CONFIG_NAMES:
         return missing
     if not any((part / file).is_file() for file in WEIGHT_NAMES):
         return [*missing, f"{name}/*.safetensors"]

@@ -51,10 +51,11 @@ def part_bytes(
     """
     text_bytes = 4 if device.type == "cpu" else 2
     transformer = weight_bytes(variant.shape, dtype.itemsize, quantize)
+    with_image = ("image_encoder",) if variant.shape.image_dim else ()
     return {
         **{part.subfolder: transformer for part in variant.transformers},
         "text_encoder": num_values(folder / "text_encoder") * text_bytes,
-        "vae": num_values(folder / "vae") * 4,
+        **{part: num_values(folder / part) * 4 for part in ("vae", *with_image)},
     }
 
 

@@ -1,4 +1,4 @@
-"""Generate frames from prompts with diffusers' own WanPipeline.
+"""Generate frames from prompts, and images, with diffusers' own pipelines.
 
 Owns: loading the pipeline in the right types, and one video's worth of settings. Never imported by
 training. Legend: t frames, h w height and width.
@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import diffusers
 import numpy as np
 import peft
 import torch
 import transformers
-from diffusers import AutoencoderKLWan, WanPipeline
+from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline
 from jaxtyping import UInt8
+from PIL import Image
 
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.core.text import shorten
@@ -25,9 +26,13 @@ from wanlora.cost.memory import Quantize, weight_bytes
 from wanlora.errors import ModelError
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_text_encoder, load_vae
 from wanlora.wan.host_memory import HostBytes, loading_bytes, require_host_memory
+from wanlora.wan.image_encoders import load_image_encoder
 from wanlora.wan.offload import Offload
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import Expert, variant_of
+
+Pipeline: TypeAlias = WanPipeline | WanImageToVideoPipeline
+"""The pipeline of a text-to-video or of an image-to-video model."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,12 +68,12 @@ def load_pipeline(
     device: torch.device,
     offload: Offload = "none",
     quantize: Quantize = "none",
-) -> WanPipeline:
-    """Load every part of a WanPipeline with all its weights checked; `prepare` finishes it.
+) -> Pipeline:
+    """Load every part of a pipeline with all its weights checked; `prepare` finishes it.
 
-    The VAE is fp32, as everywhere; the transformers have `dtype`; the text encoder is bf16 on an
-    accelerator and fp32 on the CPU, so that there `WanPipeline.from_pretrained(folder)` without
-    further settings gives the same video, bit for bit.
+    The VAE and the image encoder are fp32; the transformers have `dtype`; the text encoder is bf16
+    on an accelerator and fp32 on the CPU, so that there `from_pretrained(folder)` of the same
+    class without further settings gives the same video, bit for bit.
 
     Args:
         folder: A complete model folder.
@@ -84,21 +89,28 @@ def load_pipeline(
     text_dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     home = device if offload == "none" else torch.device("cpu")
     types = {"vae": torch.float32, "text_encoder": text_dtype}
-    types |= {part.subfolder: dtype for part in variant_of(folder).transformers}
+    variant = variant_of(folder)
+    types |= {part.subfolder: dtype for part in variant.transformers}
+    if variant.shape.image_dim:
+        types["image_encoder"] = torch.float32
     if offload == "none":  # otherwise `select_offload` has checked it
         _require_memory(folder, types, device, quantize)
-    transformers = {
+    parts: dict[str, Any] = {
         part.subfolder: load_transformer(
             folder, dtype=dtype, device=home, subfolder=part.subfolder, quantize=quantize
         )
-        for part in variant_of(folder).transformers
+        for part in variant.transformers
     }
     vae: AutoencoderKLWan = load_vae(folder, dtype=torch.float32, device=home, tf32=True)
     encoder = load_text_encoder(folder, dtype=text_dtype, device=home)
+    if "image_encoder" in types:
+        image = load_image_encoder(folder, dtype=types["image_encoder"], device=home)
+        parts |= {"image_encoder": image.model, "image_processor": image.processor}
+    pipeline_class = WanImageToVideoPipeline if variant.is_i2v else WanPipeline
     try:
-        pipeline = WanPipeline.from_pretrained(
+        pipeline: Pipeline = pipeline_class.from_pretrained(
             folder,
-            **transformers,
+            **parts,
             vae=vae,
             text_encoder=encoder.model,
             tokenizer=encoder.tokenizer,
@@ -107,7 +119,8 @@ def load_pipeline(
     except (OSError, ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
-        raise ModelError(f"cannot load a WanPipeline from {folder}: {error}") from error
+        name = pipeline_class.__name__
+        raise ModelError(f"cannot load a {name} from {folder}: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -134,7 +147,7 @@ def _require_memory(
 
 
 def prepare(
-    pipeline: WanPipeline,
+    pipeline: Pipeline,
     *,
     device: torch.device,
     shift: float,
@@ -163,7 +176,7 @@ def prepare(
         pipeline.enable_sequential_cpu_offload(device=device)
 
 
-def transformers_of(pipeline: WanPipeline) -> dict[Expert | None, Any]:
+def transformers_of(pipeline: Pipeline) -> dict[Expert | None, Any]:
     """Transformers of a pipeline by their expert; the only transformer has the key None."""
     if pipeline.transformer_2 is None:
         return {None: pipeline.transformer}
@@ -171,7 +184,7 @@ def transformers_of(pipeline: WanPipeline) -> dict[Expert | None, Any]:
 
 
 @contextmanager
-def base_alone(pipeline: WanPipeline) -> Iterator[None]:
+def base_alone(pipeline: Pipeline) -> Iterator[None]:
     """Disable the adapters inside the block; the output is then the base's, bit for bit."""
     adapted = [
         transformer
@@ -188,14 +201,15 @@ def base_alone(pipeline: WanPipeline) -> Iterator[None]:
 
 
 def generate(
-    pipeline: WanPipeline,
+    pipeline: Pipeline,
     prompt: str,
     settings: VideoSettings,
     *,
     seed: int,
+    image: UInt8[np.ndarray, "h w 3"] | None = None,
     on_step: Callable[[], object] = lambda: None,
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """Make one video, equal to what `WanPipeline` gives for this prompt and seed.
+    """Make one video, equal to what diffusers' pipeline gives for this prompt and seed.
 
     The noise comes from `torch.Generator("cpu").manual_seed(seed)`: the same on every device.
     Frames are rounded to 8 bits as diffusers' image processor does.
@@ -205,14 +219,19 @@ def generate(
         prompt: Prompt of the video.
         settings: Size, steps and guidance.
         seed: Seed of this video's noise.
+        image: First frame, of the size of the video; for an image-to-video model.
         on_step: Called after each denoising step.
     """
+    assert isinstance(pipeline, WanImageToVideoPipeline) == (image is not None)
+    assert image is None or image.shape[:2] == (settings.height, settings.width)
+    first = {} if image is None else {"image": Image.fromarray(image)}
 
     def after_step(_pipeline: object, _step: int, _t: object, values: dict[str, object]) -> object:
         on_step()
         return values
 
     frames: np.ndarray = pipeline(
+        **first,
         prompt=prompt,
         negative_prompt=settings.negative_prompt,
         num_frames=settings.num_frames,

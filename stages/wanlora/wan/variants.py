@@ -4,19 +4,24 @@ Owns: one row per variant, and the row of a model's folder. Must not know: torch
 training reads the table before it loads anything.
 """
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from wanlora.core.buckets import DEFAULT_FPS, Bucket
 from wanlora.cost.flops import TransformerShape
-from wanlora.errors import ConfigError, ModelError
+from wanlora.errors import ModelError
 from wanlora.wan import model_configs
+from wanlora.wan.variant import (
+    Defaults,
+    Expert,
+    TransformerPart,
+    VaePart,
+    Variant,
+    describe_range,
+)
 
-Expert = Literal["high", "low"]
-"""The transformer for high noise levels, or the one for low noise levels, of a model with two."""
+__all__ = ["VARIANTS", "Expert", "TransformerPart", "Variant", "describe_range", "variant_of"]
 
 # wan_shared_cfg.sample_neg_prompt of the original Wan2.1 code.
 _NEGATIVE_PROMPT = (
@@ -24,6 +29,9 @@ _NEGATIVE_PROMPT = (
     "低质量，JPEG压缩残留，丑陋的，残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，"
     "毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，三条腿，背景人很多，倒着走"
 )
+
+# i2v_14B.sample_neg_prompt of the same code adds "camera shake".
+_NEGATIVE_PROMPT_I2V = f"镜头晃动，{_NEGATIVE_PROMPT}"
 
 # diffusers' AutoencoderKLWan defaults, equal to the constants of Wan2.1's wan/modules/vae.py.
 _WAN_MEAN = (
@@ -46,146 +54,6 @@ _MICRO_STD = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True)
-class TransformerPart:
-    """One transformer of a model, and the noise levels that it is for.
-
-    Attributes:
-        expert: None if the model has one transformer.
-        subfolder: Sub-folder of the model's folder with its weights.
-        sigmas: Range of sigma, in [0, 1]. A lower bound above 0 is included, an upper bound below
-            1 is not: at the boundary of two experts, diffusers runs the high-noise expert.
-        guidance_scale: Default of sampling in this range.
-        max_base_loss: Maximum loss of the base on real pairs of this range, as a fraction of the
-            velocity target's power; None = not checked.
-    """
-
-    expert: Expert | None
-    subfolder: str
-    sigmas: tuple[float, float]
-    guidance_scale: float
-    max_base_loss: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class VaePart:
-    """The VAE of a model, and limits for plausible weights.
-
-    Attributes:
-        latents_mean: Per-channel mean of the raw latents; latents = (raw - mean) / std.
-        min_psnr_db: Minimum PSNR of decode(encode(frames)); None = not checked.
-        channel_std_range: Allowed range of each latent channel's standard deviation; None = not
-            checked.
-    """
-
-    z_dim: int
-    latents_mean: tuple[float, ...]
-    latents_std: tuple[float, ...]
-    min_psnr_db: float | None
-    channel_std_range: tuple[float, float] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """Size of the videos that a model was trained on, and its sampling settings.
-
-    Attributes:
-        fps: Frames per second of the videos.
-        shift: Shift of sigma at 480p, in training and sampling.
-        shift_720p: Shift of sigma at 720p; see `Variant.shift_of`.
-    """
-
-    num_frames: int
-    height: int
-    width: int
-    steps: int
-    shift: float
-    shift_720p: float
-    negative_prompt: str
-    fps: float = DEFAULT_FPS
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One row of the table.
-
-    Attributes:
-        transformers: The transformers with their noise levels, highest noise first.
-        shape: Shape of each of them; includes the width and the number of tokens of
-            the text encoder's output.
-        is_micro: Trained on drawn videos only, and small enough for a CPU.
-    """
-
-    name: str
-    transformers: tuple[TransformerPart, ...]
-    shape: TransformerShape
-    vae: VaePart
-    defaults: Defaults
-    is_micro: bool = False
-
-    @property
-    def boundary(self) -> float | None:
-        """Sigma at which the low-noise expert takes over; None with one transformer."""
-        return self.transformers[0].sigmas[0] if len(self.transformers) > 1 else None
-
-    def part(self, expert: Expert | None) -> TransformerPart:
-        """Transformer of an expert, or the only one.
-
-        Raises:
-            ModelError: The model has two and `expert` is None, or it has one and `expert` is not.
-        """
-        for part in self.transformers:
-            if part.expert == expert:
-                return part
-        if expert is None:
-            choices = " or ".join(
-                f"--expert {part.expert} ({describe_range(part.sigmas)})"
-                for part in self.transformers
-            )
-            raise ModelError(f"{self.name} has two transformers: name one of them with {choices}")
-        raise ModelError(
-            f"{self.name} has one transformer, which is for all noise levels: leave out "
-            f"--expert {expert}"
-        )
-
-    def guidance_scales(self, first: float | None, low: float | None) -> tuple[float, ...]:
-        """Guidance of each transformer: as set, otherwise the variant's.
-
-        Args:
-            first: Guidance, if set; also of a low-noise expert that has none of its own.
-            low: Guidance of the low-noise expert, if set.
-
-        Raises:
-            ConfigError: `low` is set, and the model has no low-noise expert.
-        """
-        if low is not None and self.boundary is None:
-            raise ConfigError(
-                f"{self.name} has one transformer: leave out --guidance-scale-low, which is for "
-                "models with two"
-            )
-        given = (first, first if low is None else low)
-        parts = zip(self.transformers, given, strict=False)
-        return tuple(part.guidance_scale if scale is None else scale for part, scale in parts)
-
-    def shift_of(self, size: Bucket) -> float:
-        """Shift of sigma for a size: that of 480p or of 720p, whose area is nearer as a ratio.
-
-        Source: Wan2.1 samples with a shift of 3 at 832x480 and 5 at 1280x720; Wan2.2's T2V-A14B
-        has 12 for both.
-        """
-        between = math.sqrt(math.prod(_480P) * math.prod(_720P))  # 607,000 pixels
-        larger = size.height * size.width > between
-        return self.defaults.shift_720p if larger else self.defaults.shift
-
-
-_480P, _720P = (480, 832), (720, 1280)
-
-
-def describe_range(sigmas: tuple[float, float]) -> str:
-    """Format a range of sigma, for example `sigma 0.875 to 1`."""
-    return f"sigma {sigmas[0]:g} to {sigmas[1]:g}"
-
-
 _WAN_VAE = VaePart(
     z_dim=16, latents_mean=_WAN_MEAN, latents_std=_WAN_STD, min_psnr_db=25.0,
     channel_std_range=(0.3, 3.0),
@@ -201,9 +69,11 @@ _SHAPE_1_3B = TransformerShape(
 _SHAPE_14B = TransformerShape(
     num_layers=40, num_attention_heads=40, attention_head_dim=128, ffn_dim=13824, text_dim=4096
 )
+_SHAPE_I2V = replace(_SHAPE_14B, in_channels=36)
 _SHAPE_MICRO = TransformerShape(
     num_layers=5, num_attention_heads=4, attention_head_dim=32, ffn_dim=384, text_dim=64
 )
+_SHAPE_MICRO_I2V = replace(_SHAPE_MICRO, in_channels=36)
 
 _WAN_2_1 = Defaults(
     num_frames=81, height=480, width=832, steps=50, shift=3.0, shift_720p=5.0,
@@ -213,6 +83,8 @@ _WAN_2_2 = Defaults(
     num_frames=81, height=480, width=832, steps=40, shift=12.0, shift_720p=12.0,
     negative_prompt=_NEGATIVE_PROMPT,
 )  # fmt: skip
+_WAN_2_1_I2V = replace(_WAN_2_1, steps=40, negative_prompt=_NEGATIVE_PROMPT_I2V)
+_WAN_2_2_I2V = replace(_WAN_2_2, shift=5.0, shift_720p=5.0)
 _MICRO = Defaults(
     num_frames=17, height=64, width=64, steps=20, shift=3.0, shift_720p=3.0, negative_prompt=""
 )
@@ -259,6 +131,14 @@ VARIANTS: dict[str, Variant] = {
         "t2v-a14b", _two(0.875, guidance_scale=(4.0, 3.0), max_base_loss=(0.9, 0.5)),
         _SHAPE_14B, _WAN_VAE, _WAN_2_2,
     ),
+    "i2v-14b": Variant(
+        "i2v-14b", _one(guidance_scale=5.0, max_base_loss=0.5),
+        replace(_SHAPE_I2V, image_dim=1280), _WAN_VAE, _WAN_2_1_I2V,
+    ),
+    "i2v-a14b": Variant(
+        "i2v-a14b", _two(0.9, guidance_scale=(3.5, 3.5), max_base_loss=(0.9, 0.5)),
+        _SHAPE_I2V, _WAN_VAE, _WAN_2_2_I2V,
+    ),
     "micro": Variant(
         "micro", _one(guidance_scale=3.0, max_base_loss=None), _SHAPE_MICRO, _MICRO_VAE, _MICRO,
         is_micro=True,
@@ -266,6 +146,18 @@ VARIANTS: dict[str, Variant] = {
     "micro-a14b": Variant(
         "micro-a14b", _two(0.875, guidance_scale=(3.0, 3.0), max_base_loss=(None, None)),
         _SHAPE_MICRO, _MICRO_VAE, _MICRO, is_micro=True,
+    ),
+    "micro-i2v": Variant(
+        "micro-i2v", _one(guidance_scale=3.0, max_base_loss=None), _SHAPE_MICRO_I2V, _MICRO_VAE,
+        _MICRO, is_micro=True,
+    ),
+    "micro-i2v-clip": Variant(
+        "micro-i2v-clip", _one(guidance_scale=3.0, max_base_loss=None),
+        replace(_SHAPE_MICRO_I2V, image_dim=32), _MICRO_VAE, _MICRO, is_micro=True,
+    ),
+    "micro-i2v-a14b": Variant(
+        "micro-i2v-a14b", _two(0.9, guidance_scale=(3.0, 3.0), max_base_loss=(None, None)),
+        _SHAPE_MICRO_I2V, _MICRO_VAE, _MICRO, is_micro=True,
     ),
 }  # fmt: skip
 
@@ -321,17 +213,21 @@ def _expected(row: Variant) -> dict[str, Any]:
     return model_configs.CONSTANTS | {
         "model_index.transformer_2": row.boundary is not None,
         "model_index.boundary_ratio": row.boundary,
+        "model_index._class_name": "WanImageToVideoPipeline" if row.is_i2v else "WanPipeline",
         "transformer.num_layers": shape.num_layers,
         "transformer.num_attention_heads": shape.num_attention_heads,
         "transformer.attention_head_dim": shape.attention_head_dim,
         "transformer.ffn_dim": shape.ffn_dim,
         "transformer.text_dim": shape.text_dim,
-        "transformer.in_channels": vae.z_dim,
-        "transformer.out_channels": vae.z_dim,
+        "transformer.in_channels": shape.in_channels,
+        "transformer.out_channels": shape.out_channels,
+        "transformer.image_dim": shape.image_dim,
+        "transformer.added_kv_proj_dim": shape.width if shape.image_dim else None,
         "vae.z_dim": vae.z_dim,
         "vae.latents_mean": vae.latents_mean,
         "vae.latents_std": vae.latents_std,
         "text_encoder.d_model": shape.text_dim,
+        "image_encoder.hidden_size": shape.image_dim,
     }
 
 

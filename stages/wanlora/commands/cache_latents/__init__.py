@@ -1,12 +1,13 @@
 """Stage one: encode every clip and caption once, into the store."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanlora.commands.cache_latents import encode_settings, preflight
 from wanlora.config import CacheLatentsConfig
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ def run(config: CacheLatentsConfig) -> "CacheResult | PromptsResult":
 def encode_rows(
     view: "View",
     *,
-    clips: Collection[str],
-    prompts: Collection[str],
+    missing: Mapping[Kind, Collection[str]],
     cache: Location,
     manifests: Sequence[Path],
     source_root: Sequence[Path],
@@ -57,8 +57,7 @@ def encode_rows(
 
     Args:
         view: The view; it stays as it is.
-        clips: Keys of its clips to encode.
-        prompts: Keys of its prompts to encode.
+        missing: Keys of the rows to encode, by kind.
         cache: Cache folder or URL.
         manifests: Paths of the manifests that the view was made from.
         source_root: Folders to search for sources that were moved.
@@ -83,5 +82,5 @@ def encode_rows(
         segment_bytes=segment_bytes,
     )
     return lost_rows.encode_rows(
-        view, settings, manifests=manifests, source_root=source_root, clips=clips, prompts=prompts
+        view, settings, manifests=manifests, source_root=source_root, missing=missing
     )

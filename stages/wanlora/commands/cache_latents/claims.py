@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import takewhile
 from typing import Any, TypeVar
 
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.processes.ranks import Rank, share
 from wanlora.store import index
 from wanlora.store.rows import Rows
-from wanlora.store.schema import Kind
 
 T = TypeVar("T")
 

@@ -81,7 +81,7 @@ def of_view(
         rows_per_segment: Maximum number of rows in a segment.
         segment_bytes: Maximum raw bytes in a segment.
     """
-    latents, text = view.latents_provenance, view.text_provenance
+    latents, text = view.provenance("latents"), view.provenance("text")
     return replace(
         of_config(CacheLatentsConfig()),
         cache=cache,

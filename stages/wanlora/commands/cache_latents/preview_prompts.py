@@ -84,10 +84,10 @@ def encode_preview_prompts(
     started = time.monotonic()
     cache = settings.cache
     texts = {prompt_key(text): text for text in prompts}
-    missing = missing_prompts(cache, view.text, texts)
+    missing = missing_prompts(cache, view.fingerprint("text"), texts)
     kept_in, encoded = cache, EncodedPrompts()
     if missing:
-        recorded = view.text_provenance
+        recorded = view.provenance("text")
         settings = replace(
             settings, text_dtype=recorded["compute_dtype"], store_dtype=recorded["store_dtype"]
         )
@@ -141,15 +141,15 @@ def _find_text_encoder(settings: EncodeSettings, view: View) -> Encoders:
         found = hash_text_encoder(settings, folder, hashes)
         found = as_recorded(settings.cache, "text", folder, found, hashes)
         hashes.keep_weights()
-    if fingerprint(found) != view.text:
+    if fingerprint(found) != view.fingerprint("text"):
         raise StaleStoreError(
             f"view {view.name!r} of {settings.cache} was encoded with another text encoder than "
             f"that of {settings.model}:\n  "
-            + "\n  ".join(difference(found, view.text_provenance))
+            + "\n  ".join(difference(found, view.provenance("text")))
             + f"\npass the model that it was encoded with, {view.model}: --model"
         )
     variant = VARIANTS[view.variant]
-    return Encoders(folder, variant, device, view.latents_provenance, found, stamps)
+    return Encoders(folder, variant, device, {"text": found}, stamps)
 
 
 def _is_writable(cache: Location) -> bool:

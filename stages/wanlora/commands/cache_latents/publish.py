@@ -17,7 +17,15 @@ from wanlora.data.clip import Clip
 from wanlora.errors import StoreError
 from wanlora.store import index
 from wanlora.store.reader import StoreReader
-from wanlora.store.views import View, ViewClip, ViewPrompt, read_view, view_names, write_view
+from wanlora.store.views import (
+    Encoding,
+    View,
+    ViewClip,
+    ViewPrompt,
+    read_view,
+    view_names,
+    write_view,
+)
 from wanlora.wan.model_folder import MICRO
 
 log = logging.getLogger(__name__)
@@ -42,10 +50,9 @@ def make_view(
     """
     encoders, variant = plan.encoders, plan.encoders.variant
     return View(
-        latents=plan.fingerprint("latents"),
-        text=plan.fingerprint("text"),
-        latents_provenance=encoders.latents_provenance,
-        text_provenance=encoders.text_provenance,
+        encodings={
+            kind: Encoding.of(provenance) for kind, provenance in encoders.provenances.items()
+        },
         model=_portable(model, encoders.folder),
         variant=variant.name,
         shift=variant.defaults.shift,
@@ -99,13 +106,13 @@ def unchanged_clips(
     except StoreError as error:
         log.warning("the view that is replaced cannot be read: %s", error)
         return []
-    latents, text = plan.fingerprint("latents"), plan.fingerprint("text")
-    if (replaced.latents, replaced.text) != (latents, text):
-        return []
-    candidates = [old for old in replaced.clips if old.clip_id in failed]
-    gone = set(index.missing_keys(cache, "latents", latents, [old.key for old in candidates]))
-    prompts = {key for old in candidates for key in old.prompts}
-    gone |= set(index.missing_keys(cache, "text", text, prompts))
+    candidates = tuple(old for old in replaced.clips if old.clip_id in failed)
+    few = replace(replaced, clips=candidates)
+    gone = {
+        key
+        for kind in plan.encoders.kinds
+        for key in index.missing_keys(cache, kind, plan.encoders.fingerprint(kind), few.keys(kind))
+    }
     return [
         replace(
             old, activity=now.activity, split=now.split, source_group=now.source_group,

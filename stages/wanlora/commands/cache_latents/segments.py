@@ -8,12 +8,13 @@ from collections.abc import Sequence
 import torch
 
 from wanlora.commands.cache_latents.clip_keys import KeyedClip
+from wanlora.commands.cache_latents.clip_kinds import CLIP_KINDS
 from wanlora.commands.cache_latents.encode_settings import EncodeSettings
 from wanlora.commands.cache_latents.find_encoders import Encoders
-from wanlora.core.buckets import MAX_TOKENS, latent_shape
+from wanlora.core.buckets import MAX_TOKENS
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.store.groups import write_groups
-from wanlora.store.schema import Kind
 from wanlora.store.writer import SegmentWriter
 
 
@@ -41,13 +42,14 @@ def open_writer(
 
 def write_missing_groups(cache: Location, encoders: Encoders, clips: Sequence[KeyedClip]) -> None:
     """Write missing groups above the rows of clips; one may have been deleted."""
-    channels = int(encoders.latents_provenance["z_dim"])
     for bucket in {keyed.clip.bucket for keyed in clips}:
-        shape = latent_shape(bucket, channels)
-        write_groups(cache, "latents", encoders.latents_provenance, shape)
-    write_groups(cache, "text", encoders.text_provenance, prompt_shape(encoders))
+        for kind in CLIP_KINDS:
+            if kind in encoders.kinds:
+                provenance = encoders.provenance(kind)
+                write_groups(cache, kind, provenance, CLIP_KINDS[kind].shape(provenance, bucket))
+    write_groups(cache, "text", encoders.provenance("text"), prompt_shape(encoders))
 
 
 def prompt_shape(encoders: Encoders) -> tuple[int, int]:
     """Shape of a row of prompt embeddings: (512, D)."""
-    return MAX_TOKENS, int(encoders.text_provenance["text_dim"])
+    return MAX_TOKENS, int(encoders.provenance("text")["text_dim"])

@@ -124,7 +124,11 @@ def _encode_hours(case: Case) -> float | None:
     gpu = case.card.gpu
     if gpu is None or case.variant.is_micro:  # its encoders are not Wan's
         return None
-    seconds = (encode_seconds(*bucket, gpu) * number for bucket, number in case.to_encode.items())
+    is_i2v = case.variant.is_i2v
+    seconds = (
+        encode_seconds(*bucket, gpu, has_condition=is_i2v) * number
+        for bucket, number in case.to_encode.items()
+    )
     return sum(seconds) / 3600
 
 
@@ -132,11 +136,14 @@ def _cache_bytes(case: Case) -> float:
     """Bytes of the store: measured if it exists, else estimated."""
     if case.cache:
         return storage.num_bytes(case.cache, schema.STORE)
+    variant, shape = case.variant, case.variant.shape
     return cache_bytes(
         case.to_encode,
         TOKENS_PER_CAPTION * case.to_encode.total(),
-        z_dim=case.variant.vae.z_dim,
-        text_dim=case.variant.shape.text_dim,
+        z_dim=variant.vae.z_dim,
+        text_dim=shape.text_dim,
+        has_condition=variant.is_i2v,
+        image_values=shape.num_image_tokens * (shape.image_dim or 0),
     )
 
 

@@ -78,6 +78,7 @@ def probe(
             batch_size=case.work.batch_size, num_heads=case.variant.shape.num_attention_heads,
             head_dim=case.variant.shape.attention_head_dim,
             num_text_tokens=case.variant.shape.num_text_tokens, dtype=dtype, device=device,
+            num_image_tokens=case.variant.shape.num_image_tokens,
         ),
     )  # fmt: skip
     trained = sum(parameter.numel() for parameter in parameters.values())

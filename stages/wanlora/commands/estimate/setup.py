@@ -45,7 +45,9 @@ def open_case(config: EstimateConfig) -> Case:
         raise ConfigError(f"view {config.view!r} of {config.cache} has no clips to train on")
     card = _card(config, model=config.model or (view.model if view else variant.name))
     rank = config.lora.rank
-    linear_names = targets.linear_names(variant.shape.num_layers)
+    linear_names = targets.linear_names(
+        variant.shape.num_layers, reads_image=variant.shape.image_dim is not None
+    )
     adapted = targets.match_targets(linear_names, config.lora.targets)
     sizes = batch_sizes(
         sorted(buckets), variant.shape, by=config.batch_by,

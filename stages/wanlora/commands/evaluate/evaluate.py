@@ -16,7 +16,7 @@ from wanlora.commands.evaluate.earlier import require_replaceable
 from wanlora.commands.evaluate.measures import frames_of
 from wanlora.commands.evaluate.preflight import REPORT_NAME
 from wanlora.commands.evaluate.setup import Setup, open_setup
-from wanlora.commands.evaluate.subjects import BASE, Subject, subjects
+from wanlora.commands.evaluate.subjects import BASE, REAL, Subject, subjects
 from wanlora.commands.evaluate.transformers import Transformers
 from wanlora.commands.evaluate.video_plan import Model, describe, plan, plan_clips
 from wanlora.config import EvaluateConfig
@@ -161,7 +161,8 @@ def _shown(
             )
             for name, model in models.items()
         }
-        shown.append(Shown(video.activity, video.prompt, video.seed, small))
+        first = frames_of(models[REAL].videos[number])[0] if video.start else None
+        shown.append(Shown(video.activity, video.prompt, video.seed, small, first))
     return shown
 
 

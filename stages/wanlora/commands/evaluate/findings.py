@@ -140,6 +140,7 @@ def with_videos(found: dict[str, Any], models: Mapping[str, Model]) -> dict[str,
             "activity": video.activity,
             "prompt": video.prompt,
             "seed": video.seed,
+            **({"first_frame_of": video.start.clip_id} if video.start else {}),
             "files": {name: str(model.videos[number].path) for name, model in models.items()},
         }
         for number, video in enumerate(base.videos)

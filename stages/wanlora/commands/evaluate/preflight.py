@@ -4,8 +4,10 @@ Owns: the order of these checks, the choice of held-out clips and the size of th
 import torch or diffusers.
 """
 
+import logging
 import shlex
 from collections.abc import Sequence
+from dataclasses import replace
 
 from wanlora.adapters.base_format import format_of_base
 from wanlora.adapters.routing import GivenAdapter, read_given, route
@@ -20,6 +22,8 @@ from wanlora.store.views import View, ViewClip, no_such_split, read_view
 from wanlora.training.cached_clips import check_encodings
 from wanlora.wan.model_folder import resolve_here
 from wanlora.wan.variants import Expert, Variant, variant_of
+
+logger = logging.getLogger(__name__)
 
 REPORT_NAME = "report.html"
 
@@ -40,7 +44,7 @@ def check(config: EvaluateConfig) -> View:
     given = given_adapters(config)
     format_of_base(config.quantize, [item.header for item in given], log=False)
     view = read_view(config.cache, config.view)
-    video_size(
+    size = video_size(
         held_out_clips(view, config.split),
         num_frames=config.num_frames, height=config.height, width=config.width,
     )  # fmt: skip
@@ -50,6 +54,8 @@ def check(config: EvaluateConfig) -> View:
         check_model(view, variant, cache=config.cache, model=model)
         experts = experts_of(given, variant, model=model)
         variant.guidance_scales(config.guidance_scale, config.guidance_scale_low)
+        if config.videos_per_activity:
+            clips_to_start_from(view, variant, size, split=config.split)
         resolve_here(model, parts_of_model(variant, experts, videos=config.videos_per_activity > 0))
     return view
 
@@ -154,3 +160,42 @@ def video_size(
     if problem := problem_with(bucket):
         raise ConfigError(f"cannot make videos of {problem}")
     return bucket
+
+
+def clips_to_start_from(view: View, variant: Variant, size: Bucket, *, split: str) -> View:
+    """Leave out the clips whose cached first frame is not of the videos' size.
+
+    Args:
+        view: View of the cache.
+        variant: Variant of the model; a text-to-video model needs no first frames.
+        size: Size of the videos.
+        split: Split of the captions that are the prompts.
+
+    Returns:
+        The view whose captions are the prompts.
+
+    Raises:
+        ConfigError: No clip of the split has the size.
+    """
+    if not variant.is_i2v:
+        return view
+    fitting = tuple(clip for clip in view.clips if contains(clip.bucket, size))
+    if not any(clip.split == split for clip in fitting):
+        common = usual(clip.bucket for clip in held_out_clips(view, split))
+        raise ConfigError(
+            f"no {split} clip gives a first frame for videos of {size}; the most common size is "
+            f"{common}: leave out --num-frames, --height and --width, or pass "
+            "--videos-per-activity 0 for the loss alone"
+        )
+    activities = {clip.activity for clip in view.clips}
+    if lost := sorted(activities - {clip.activity for clip in fitting}):
+        logger.warning(
+            "no videos of %s: all clips have another size than the videos (%s)",
+            units.names(lost), size,
+        )  # fmt: skip
+    return replace(view, clips=fitting)
+
+
+def contains(clip: Bucket, video: Bucket) -> bool:
+    """Return whether the first frames of a clip have the size of a video."""
+    return clip.num_frames >= video.num_frames and clip[1:] == video[1:]

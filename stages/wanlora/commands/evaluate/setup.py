@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from wanlora.adapters.base_format import format_of_base
+from wanlora.adapters.trained_on import log_unknown_kind
 from wanlora.commands.evaluate import preflight
 from wanlora.config import EvaluateConfig
 from wanlora.core.buckets import Bucket
@@ -60,7 +61,8 @@ class Setup:
         view: Its view.
         split: Split of the clips and captions.
         ranges: Range of each transformer that has an adapter, highest noise first.
-        prompts: Captions of each activity: text to key.
+        captioned: The view without clips that no video can start from.
+        prompts: Captions of its clips, by activity: text to key.
         model: The `--model` value.
         folder: Folder with the model's weights.
         variant: Variant of the model.
@@ -79,6 +81,7 @@ class Setup:
     view: View
     split: str
     ranges: tuple[Range, ...]
+    captioned: View
     prompts: Mapping[str, Mapping[str, str]]
     model: str
     folder: Path
@@ -123,8 +126,7 @@ class Setup:
         """Everything except the adapter that a model's results depend on."""
         return {
             "weights": self.weights,
-            "latents": self.view.latents,
-            "text": self.view.text,
+            **{kind: self.view.fingerprint(kind) for kind in self.variant.kinds},
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
             **({"quantize": self.quantize} if self.quantize != "none" else {}),
@@ -152,10 +154,18 @@ def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert |
     variant = variant_of(resolve_configs(model), preflight.any_expert(given))
     preflight.check_model(view, variant, cache=config.cache, model=model)
     experts = preflight.experts_of(given, variant, model=model)
+    for item in given:
+        log_unknown_kind(item.header, variant, model=model)
     guidance_scales = variant.guidance_scales(config.guidance_scale, config.guidance_scale_low)
     parts = preflight.parts_of_model(variant, experts, videos=config.videos_per_activity > 0)
     folder = resolve(model, parts)
-    reader = StoreReader.of_view(config.cache, view)
+    reader = StoreReader.of_view(config.cache, view, variant.kinds)
+    bucket = preflight.video_size(
+        held_out, num_frames=config.num_frames, height=config.height, width=config.width
+    )
+    captioned = view
+    if config.videos_per_activity:
+        captioned = preflight.clips_to_start_from(view, variant, bucket, split=config.split)
     setup = Setup(
         cache=config.cache,
         view=view,
@@ -165,7 +175,8 @@ def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert |
             for part in variant.transformers
             if part.expert in experts
         ),
-        prompts=captions(reader, view, config.split),
+        captioned=captioned,
+        prompts=captions(reader, captioned, config.split),
         model=model,
         folder=folder,
         variant=variant,
@@ -174,12 +185,7 @@ def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert |
         dtype=base_dtype(config.dtype, device),
         quantize=format_of_base(config.quantize, [item.header for item in given]),
         num_videos=config.videos_per_activity,
-        bucket=preflight.video_size(
-            held_out,
-            num_frames=config.num_frames,
-            height=config.height,
-            width=config.width,
-        ),
+        bucket=bucket,
         fps=config.fps or frame_rate(held_out),
         steps=config.steps or variant.defaults.steps,
         guidance_scales=guidance_scales,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wanlora.commands.evaluate.preflight import contains
 from wanlora.commands.evaluate.setup import Setup
 from wanlora.commands.evaluate.subjects import BASE, REAL, Subject
 from wanlora.core import units
@@ -17,6 +18,7 @@ from wanlora.core.fingerprint import fingerprint
 from wanlora.core.prompts import PromptAssignment, assign_prompts, slug
 from wanlora.cost.flops import step_flops
 from wanlora.media import recorded
+from wanlora.store.captions import clips_of
 from wanlora.store.views import ViewClip
 
 
@@ -32,6 +34,7 @@ class Video:
         path: The file.
         facts: Everything that the pixels depend on; the file name ends in its fingerprint.
         clip: The clip to decode; None = made from noise.
+        start: Clip whose first frame the video starts from, with an image-to-video model.
     """
 
     activity: str
@@ -41,6 +44,7 @@ class Video:
     path: Path
     facts: Mapping[str, Any]
     clip: ViewClip | None = None
+    start: ViewClip | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +79,22 @@ def plan(
         output_dir: Folder of the evaluation.
     """
     assigned = _assigned(setup)
+    starts: Sequence[ViewClip | None] = [None] * len(assigned)
+    if setup.variant.is_i2v:
+        starts = _clips_of(setup, assigned)
 
     def of(name: str, own: tuple[Subject, ...], folder: Path) -> Model:
         videos = []
-        for item in assigned:
+        for item, start in zip(assigned, starts, strict=True):
             key = setup.prompts[item.activity][item.prompt]
             facts = _facts(setup, own, key, item.seed)
+            if start:
+                facts["first_frame"] = start.key
             place = folder / slug(item.activity or "all")
             file = f"{slug(item.prompt)}-seed{item.seed}-{fingerprint(facts)[:12]}.mp4"
-            videos.append(Video(item.activity, item.prompt, key, item.seed, place / file, facts))
+            videos.append(
+                Video(item.activity, item.prompt, key, item.seed, place / file, facts, start=start)
+            )
         return Model(name, own, tuple(videos))
 
     models: dict[str, tuple[Subject, ...]] = {item.name: (item,) for item in subjects}
@@ -98,20 +109,18 @@ def plan(
 def plan_clips(setup: Setup, *, output_dir: Path) -> Model | None:
     """Plan the clips whose captions are the prompts, in the same order.
 
-    None if a clip has another size than the videos: they could not be compared.
+    They have as many frames as the videos. None if a clip is shorter, or of another height or width
+    than the videos: they could not be compared.
     """
-    by_caption: dict[tuple[str, str], ViewClip] = {}
-    for clip in sorted(setup.view.clips, key=lambda clip: clip.split != setup.split):
-        for key in clip.prompts:  # of two clips with one caption, the held-out one
-            by_caption.setdefault((clip.activity, key), clip)
     videos = []
-    for item in _assigned(setup):
+    assigned = _assigned(setup)
+    for item, clip in zip(assigned, _clips_of(setup, assigned), strict=True):
         key = setup.prompts[item.activity][item.prompt]
-        clip = by_caption[item.activity, key]
-        if clip.bucket != setup.bucket:
+        if not contains(clip.bucket, setup.bucket):
             return None
-        facts = {"clip": clip.key, "latents": setup.view.latents, "vae": setup.weights["vae"],
-                 "size": list(setup.bucket), "fps": setup.fps}  # fmt: skip
+        facts = {"clip": clip.key, "latents": setup.view.fingerprint("latents"),
+                 "vae": setup.weights["vae"], "size": list(setup.bucket),
+                 "fps": setup.fps}  # fmt: skip
         place = output_dir / "videos" / slug(REAL) / slug(item.activity or "all")
         file = f"{slug(clip.clip_id)}-{fingerprint(facts)[:12]}.mp4"
         videos.append(
@@ -123,6 +132,12 @@ def plan_clips(setup: Setup, *, output_dir: Path) -> Model | None:
 def _assigned(setup: Setup) -> list[PromptAssignment]:
     prompts = {activity: list(texts) for activity, texts in setup.prompts.items()}
     return assign_prompts(prompts, setup.num_videos, seed=setup.source.seed)
+
+
+def _clips_of(setup: Setup, assigned: Sequence[PromptAssignment]) -> list[ViewClip]:
+    """Select the clip of each prompt: a held-out one with this caption, if there is one."""
+    wanted = [(item.activity, setup.prompts[item.activity][item.prompt]) for item in assigned]
+    return clips_of(setup.captioned, setup.split, wanted)
 
 
 def _facts(

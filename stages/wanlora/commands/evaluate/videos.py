@@ -1,6 +1,6 @@
 """Make the videos: every model from the same prompts and the same noise.
 
-Prompts are cached embeddings: no text encoder is loaded. Owns: the order of work, and the record
+Prompts and first frames are cached: no encoder is loaded. Owns: the order of work, and the record
 beside each video.
 """
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from wanlora import __version__, progress
 from wanlora.adapters.attach import attach, detach
@@ -39,8 +39,8 @@ def decode_clips(setup: Setup, clips: Model) -> None:
     with progress.bar(total=len(clips.missing), description="clips", unit="clip") as bar:
         for video in clips.missing:
             assert video.clip
-            latents = setup.source.latents(video.clip)[None]
-            _write(video, clips, decode_latents(vae, latents)[0].cpu().numpy())
+            latents = _first_frames(setup, setup.source.latents(video.clip))
+            _write(video, clips, decode_latents(vae, latents[None])[0].cpu().numpy())
             bar.update()
 
 
@@ -87,7 +87,7 @@ def generate(
     in_turn: bool = False,
     on_step: Callable[[], object] = lambda: None,
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """Make a video, equal to WanPipeline's from the same embeddings and seed.
+    """Make a video, equal to diffusers' from the same embeddings, condition and seed.
 
     Bit for bit, except for differences of the attention kernel.
 
@@ -114,6 +114,7 @@ def generate(
         device=setup.device,
         dtype=setup.dtype,
         low=_low_noise_expert(setup, transformers, in_turn=in_turn),
+        **_first_frame(setup, video),
         on_step=on_step,
     )
     if not torch.isfinite(latents).all():
@@ -122,6 +123,23 @@ def generate(
             f"the adapter's weights are wrong ({video.path.parent})"
         )
     return decode_latents(vae, latents[None])[0].cpu().numpy()
+
+
+def _first_frame(setup: Setup, video: Video) -> dict[str, torch.Tensor]:
+    """Cached condition of the clip that a video starts from, and its embeddings."""
+    if video.start is None:
+        return {}
+    found = {"condition": _first_frames(setup, setup.source.condition(video.start))}
+    if setup.variant.image_shape:
+        found["image_embeds"] = setup.source.image_embeds(video.start)
+    return found
+
+
+def _first_frames(
+    setup: Setup, latents: Float[torch.Tensor, "c n h w"]
+) -> Float[torch.Tensor, "c f h w"]:
+    """Latents of as many frames as the videos have: the VAE is causal."""
+    return latents[:, : latent_shape(setup.bucket)[1]]
 
 
 def _low_noise_expert(
@@ -137,12 +155,15 @@ def _low_noise_expert(
 
 def _log_duration(setup: Setup, transformer: Any, number: int) -> None:
     """Time the second of two forward passes at the size of the videos, and log the hours of all."""
-    shape = (1, *latent_shape(setup.bucket, setup.variant.vae.z_dim))
+    shape = (1, *latent_shape(setup.bucket, setup.variant.shape.in_channels))
     text = (1, setup.variant.shape.num_text_tokens, setup.variant.shape.text_dim)
+    image = setup.variant.image_shape
     inputs = {
         "hidden_states": torch.zeros(shape, device=setup.device, dtype=setup.dtype),
         "timestep": torch.full((1,), 500.0, device=setup.device),
         "encoder_hidden_states": torch.zeros(text, device=setup.device, dtype=setup.dtype),
+        "encoder_hidden_states_image": image
+        and torch.zeros(1, *image, device=setup.device, dtype=setup.dtype),
     }
     seconds = 0.0
     for _ in range(2):
@@ -164,6 +185,7 @@ def _write(video: Video, model: Model, frames: UInt8[np.ndarray, "t h w 3"]) -> 
     record = {
         "prompt": video.prompt,
         "activity": video.activity,
+        **({"first_frame_of": video.start.clip_id} if video.start else {}),
         "model": model.name,
         **_adapter_files(model),
         **video.facts,

@@ -17,6 +17,7 @@ from wanlora.adapters.formats import DTYPES, PEFT_FILE, encode, tolerance
 from wanlora.adapters.header import PROVENANCE_PREFIX, read_header
 from wanlora.adapters.merge import check_base, check_merged, write_merged
 from wanlora.adapters.reread import READERS, check_export
+from wanlora.adapters.trained_on import log_unknown_kind
 from wanlora.adapters.updates import Update
 from wanlora.commands.export.export_result import ExportPair, ExportResult
 from wanlora.commands.export.preflight import MERGED_RECORD, Source, base_of, check_transformers
@@ -157,7 +158,9 @@ def merge(sources: Sequence[Source], *, model: str, dtype: str | None) -> list[E
     model_dir = resolve_pipeline(model)
     if output.resolve() == model_dir.resolve():
         raise OutputError(f"--output {output} is the base itself; choose another folder")
-    check_transformers(model_dir, sources)
+    variant = check_transformers(model_dir, sources, model=model)
+    for source in sources:
+        log_unknown_kind(source.header, variant, model=model)
     adapters = {source.subfolder: _load(source) for source in sources}
     for part, loaded in adapters.items():
         check_base(model_dir / part, loaded.adapter)

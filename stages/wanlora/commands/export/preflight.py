@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wanlora.adapters.header import AdapterHeader, expert_and_place, expert_in_name, read_headers
+from wanlora.adapters.trained_on import check_kind
 from wanlora.config import DEFAULT_MODEL, ExportConfig
 from wanlora.core import units
 from wanlora.errors import AdapterError, ConfigError, OutputError
 from wanlora.files import foreign_files, require_folder
 from wanlora.runs.run_folder import ADAPTER_NAME, CARD_NAME, adapter_of
 from wanlora.wan.model_folder import PIPELINE, SECOND, has_second, resolve_pipeline_here
-from wanlora.wan.variants import VARIANTS, Expert
+from wanlora.wan.variants import VARIANTS, Expert, Variant, variant_of
 
 MERGED_RECORD = "wanlora.json"
 
@@ -91,7 +92,7 @@ def check(config: ExportConfig) -> list[Source]:
     if config.format == "merged":
         model = base_of(config.model, sources)
         if folder := resolve_pipeline_here(model):
-            check_transformers(folder, sources)
+            check_transformers(folder, sources, model=model)
     return sources
 
 
@@ -121,13 +122,25 @@ def base_of(model: str | None, sources: Sequence[Source]) -> str:
     return recorded[0] if recorded else DEFAULT_MODEL
 
 
-def check_transformers(folder: Path, sources: Sequence[Source]) -> None:
+def check_transformers(folder: Path, sources: Sequence[Source], *, model: str) -> Variant:
     """Check that the model has the transformers that the adapters are for.
 
+    Args:
+        folder: Folder of the model.
+        sources: The adapters.
+        model: The `--model` value, or the model that the adapters record.
+
+    Returns:
+        The variant of the model.
+
     Raises:
-        AdapterError: The model has one transformer, and an adapter is for one of two; or the other
-            way round.
+        AdapterError: The model has one transformer, and an adapter is for one of two; or the
+            reverse; or an adapter is for the other kind of model (text or image to video).
+        ModelError: The model does not match any supported variant.
     """
+    variant = variant_of(folder, sources[0].expert)
+    for source in sources:
+        check_kind(source.header, variant, text=f"--adapter {source.header.path}", model=model)
     first = sources[0]
     if first.expert and not has_second(folder):
         raise AdapterError(
@@ -140,6 +153,7 @@ def check_transformers(folder: Path, sources: Sequence[Source]) -> None:
             f"the model in {folder} has two transformers, and {first.header.path} does not record "
             "the one it is for: pass --expert high or --expert low"
         )
+    return variant
 
 
 def _experts(headers: Sequence[AdapterHeader], given: Expert | None) -> list[Expert | None]:

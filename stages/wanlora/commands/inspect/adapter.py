@@ -13,12 +13,14 @@ from typing import Any
 from wanlora.adapters.file import AdapterFile, load_adapter
 from wanlora.adapters.header import expert_and_place, read_header, sigmas_of
 from wanlora.adapters.names import preset_of, template
+from wanlora.adapters.trained_on import kind_of
 from wanlora.adapters.updates import PREFIX, norm
 from wanlora.core import units
 from wanlora.report.text_table import text_table
 from wanlora.wan.variants import Expert, describe_range
 from wanlora.wan.weights import file_sha256
 
+_KINDS = {"T2V": "text to video (T2V)", "I2V": "image to video (I2V)"}
 _BARS = 20
 """Width of the longest bar in a table of norms."""
 
@@ -32,6 +34,7 @@ class AdapterReport:
         format: Layout, or the closest one: diffusers, peft, comfyui or kohya.
         prefix: Start of its keys, before the names of modules.
         variant: Model that it was trained on; None if the file does not record it.
+        kind: Kind of that model: T2V or I2V; None if the file does not show it.
         expert: Transformer that it is for, in a model with two; None for a model with one, or if
             the file neither records nor shows it.
         expert_from: Source of the expert: header, keys, name, or a field of another tool's header;
@@ -62,6 +65,7 @@ class AdapterReport:
     format: str
     prefix: str
     variant: str | None
+    kind: str | None
     expert: Expert | None
     expert_from: str
     sigmas: tuple[float, float] | None
@@ -97,6 +101,7 @@ class AdapterReport:
             f"{self.prefix or 'the names of modules'}), "
             f"{units.number(self.parameters)} parameters, {units.size(self.bytes)}",
             *([f"  variant  {self.variant}"] if self.variant else []),
+            *([f"  kind     {_KINDS[self.kind]}"] if self.kind else []),
             *([f"  expert   {self._expert_line()}"] if self.expert else []),
             f"  sha256   {self.sha256}",
             f"  rank     {_counts(self.ranks)}",
@@ -153,6 +158,7 @@ def run(path: Path) -> AdapterReport:
         format=adapter.format,
         prefix=adapter.prefix,
         variant=variant,
+        kind=kind_of(known),
         expert=expert,
         expert_from=expert_from,
         sigmas=sigmas_of(expert, variant),

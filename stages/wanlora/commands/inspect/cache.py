@@ -18,6 +18,7 @@ from wanlora.commands.inspect.statistics import BucketStatistics, evenly
 from wanlora.commands.inspect.summary import InspectResult
 from wanlora.config import InspectConfig
 from wanlora.core.buckets import SPATIAL_FACTOR, TEMPORAL_FACTOR, Bucket
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, StoreError, StoreVersionError
 from wanlora.report.generated import require_own_page
@@ -25,7 +26,6 @@ from wanlora.store import index, schema, storage, wants
 from wanlora.store.maintenance import Limits
 from wanlora.store.row_reader import RowReader
 from wanlora.store.rows import Rows
-from wanlora.store.schema import Kind
 from wanlora.store.views import View, read_view, view_names
 
 Readers = dict[tuple[Kind, str], RowReader]
@@ -264,7 +264,9 @@ def _bucket_of(shape: Sequence[int]) -> Bucket:
 
 def _view(view: View, readers: Readers) -> dict[str, Any]:
     prompts = view.prompt_keys()
-    lost = set(_missing(readers.get(("latents", view.latents)), [c.key for c in view.clips]))
+    lost = set(
+        _missing(readers.get(("latents", view.fingerprint("latents"))), [c.key for c in view.clips])
+    )
     return {
         "name": view.name,
         "clips": len(view.clips),
@@ -272,7 +274,7 @@ def _view(view: View, readers: Readers) -> dict[str, Any]:
         "prompts": len(prompts),
         "model": view.model,
         "missing_clips": [clip.clip_id for clip in view.clips if clip.key in lost],
-        "missing_prompts": _missing(readers.get(("text", view.text)), prompts),
+        "missing_prompts": _missing(readers.get(("text", view.fingerprint("text"))), prompts),
     }
 
 

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError, StoreError
 from wanlora.progress import bar
 from wanlora.store import commit_records, index, schema, storage
 from wanlora.store.commit_records import Damaged, Segment
 from wanlora.store.row_reader import RowReader
-from wanlora.store.schema import Kind
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.core.text import file_stem
 from wanlora.data.clip import Clip
@@ -18,7 +19,6 @@ from wanlora.media import mp4
 from wanlora.media.quality import psnr
 from wanlora.progress import waiting
 from wanlora.store.row_reader import RowReader
-from wanlora.store.schema import Kind
 from wanlora.store.views import View, ViewClip
 
 Readers = Mapping[tuple[Kind, str], RowReader]
@@ -80,11 +80,11 @@ def _decode(
 
     from wanlora.wan import device, encoders, model_folder  # noqa: PLC0415
 
-    reader = readers["latents", view.latents]
+    reader = readers["latents", view.fingerprint("latents")]
     latents = torch.from_numpy(reader.read(clip.key).astype(np.float32))[None]
     place = device.select_device(device_name, view.model)
     folder = model_folder.resolve(view.model, ["vae"])
-    dtype = getattr(torch, view.latents_provenance["compute_dtype"])
+    dtype = getattr(torch, view.provenance("latents")["compute_dtype"])
     with waiting(f"decoding {clip.clip_id} on {place}"):
         vae = encoders.load_vae(folder, dtype=dtype, device=place, tf32=False)
         decoded = encoders.decode_latents(vae, latents)[0].cpu().numpy()

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float, Float64, UInt8
 
 from wanlora.commands.inspect.statistics import BucketStatistics, ClipStatistics, evenly
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.core.spacing import evenly_spaced
 from wanlora.errors import StoreError
@@ -31,7 +32,6 @@ from wanlora.report.page import Raw
 from wanlora.store import schema
 from wanlora.store.latent_rgb import solve, to_rgb
 from wanlora.store.row_reader import RowReader
-from wanlora.store.schema import Kind
 from wanlora.store.views import View, ViewClip
 
 FRAMES = 6
@@ -75,10 +75,10 @@ def write(
     outliers = {key: text for sums in statistics.values() for key, text in sums.outliers().items()}
     shown = []
     for view in views:
-        latents = readers.get(("latents", view.latents))
+        latents = readers.get(("latents", view.fingerprint("latents")))
         if latents is None:
             continue
-        text = readers.get(("text", view.text))
+        text = readers.get(("text", view.fingerprint("text")))
         source = _Source(latents, text, _projection(latents), clips, outliers)
         chosen = set(evenly((clip.clip_id for clip in view.clips), most))
         rows = [_row(clip, source) for clip in view.clips if clip.clip_id in chosen]

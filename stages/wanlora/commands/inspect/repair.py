@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from wanlora.commands.inspect import checks
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.errors import StoreError, WanloraError
 from wanlora.store import commit_records, groups, index, maintenance, schema, storage
 from wanlora.store.commit_records import Segment
 from wanlora.store.maintenance import Limits
-from wanlora.store.schema import Kind
 from wanlora.store.views import View, read_view, view_names
 
 log = logging.getLogger(__name__)
 
 
-EncodeRows = Callable[[View, Collection[str], Collection[str]], int]
-"""Encodes rows of a view, given keys of clips and of prompts; returns the number of rows."""
+EncodeRows = Callable[[View, Mapping[Kind, Collection[str]]], int]
+"""Encodes rows of a view, given their keys by kind; returns the number of rows."""
 
 
 def repair(cache: Location, limits: Limits, encode_rows: EncodeRows) -> dict[str, Any]:
@@ -65,8 +65,8 @@ def _restore_groups(cache: Location) -> list[str]:
             view = read_view(cache, name)
         except WanloraError:
             continue  # it becomes a failure when its rows would be encoded
-        groups.restore(cache, "latents", view.latents_provenance)
-        groups.restore(cache, "text", view.text_provenance)
+        for kind in view.kinds:
+            groups.restore(cache, kind, view.provenance(kind))
     for kind in schema.KINDS:
         for key in groups.damaged(cache, kind):
             storage.at(cache).remove(key)
@@ -119,16 +119,16 @@ def _drop_bad_rows(
 
 
 def _encode_missing(cache: Location, view: View, encode_rows: EncodeRows) -> int:
-    keys = [clip.key for clip in view.clips]
-    clips = index.missing_keys(cache, "latents", view.latents, keys)
-    prompts = index.missing_keys(cache, "text", view.text, view.prompt_keys())
-    return encode_rows(view, set(clips), set(prompts)) if clips or prompts else 0
+    missing = {
+        kind: set(index.missing_keys(cache, kind, view.fingerprint(kind), view.keys(kind)))
+        for kind in view.kinds
+    }
+    return encode_rows(view, missing) if any(missing.values()) else 0
 
 
 def encode_from_manifests(
     view: View,
-    clips: Collection[str],
-    prompts: Collection[str],
+    missing: Mapping[Kind, Collection[str]],
     *,
     cache: Location,
     limits: Limits,
@@ -140,8 +140,7 @@ def encode_from_manifests(
 
     Args:
         view: The view.
-        clips: Keys of its clips to encode.
-        prompts: Keys of its prompts to encode.
+        missing: Keys of the rows to encode, by kind.
         cache: Cache folder or URL.
         limits: Maximum size of a segment.
         manifests: Paths of the manifests that the view was made from.
@@ -158,8 +157,7 @@ def encode_from_manifests(
 
     encoded, failures = cache_latents.encode_rows(
         view,
-        clips=clips,
-        prompts=prompts,
+        missing=missing,
         cache=cache,
         manifests=manifests,
         source_root=source_root,

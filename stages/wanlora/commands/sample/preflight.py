@@ -1,21 +1,24 @@
 """Checks of `sample` that need no torch: a mistake is refused before seconds of imports.
 
-Owns: the order of these checks; the list of videos to make; the model and the size that the
-adapters' headers name, and the files of saved latents. Must not import torch or diffusers.
+Owns: the order of these checks; the list of videos to make, with their first frames; the model and
+the size that the adapters' headers name; the files of saved latents. Must not import torch or
+diffusers.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from wanlora.adapters.base_format import format_of_base
 from wanlora.adapters.routing import GivenAdapter, read_given, route
 from wanlora.commands.sample import prompts, videos
+from wanlora.commands.sample.first_frames import ImageFile, read_file
+from wanlora.commands.sample.prompts import Request
 from wanlora.commands.sample.videos import Video
 from wanlora.config import DEFAULT_MODEL, SampleConfig
 from wanlora.core import units
 from wanlora.core.buckets import Bucket, problem_with
-from wanlora.core.prompts import PromptAssignment
 from wanlora.errors import ConfigError, RunError
 from wanlora.files import require_folder
 from wanlora.store.views import read_view
@@ -48,6 +51,7 @@ def check(config: SampleConfig) -> list[Video]:
     if folder := resolve_pipeline_here(model):
         variant = variant_of(folder)
         route(given, variant, model=model)
+        to_make = for_model(to_make, variant, model=model)
         video_size(
             variant, recorded_in(given),
             num_frames=config.num_frames, height=config.height, width=config.width,
@@ -84,8 +88,39 @@ def plan(config: SampleConfig) -> list[Video]:
     return planned
 
 
-def _assign_prompts(config: SampleConfig) -> list[PromptAssignment]:
-    """Collect the prompts with their seeds: of the flags or of the cache, then of the file."""
+def for_model(to_make: Sequence[Video], variant: Variant, *, model: str) -> list[Video]:
+    """Refuse a first frame that the model does not take, or a video that lacks one.
+
+    Returns:
+        The videos; without the frames of cached clips, if the model makes videos from text only.
+
+    Raises:
+        ConfigError: Names the flag to pass or to leave out.
+    """
+    if variant.is_i2v:
+        if any(video.image is None for video in to_make):
+            raise ConfigError(
+                f"{model} ({variant.name}) makes videos from a first frame: pass --image FILE; or "
+                '"image" with each prompt of a .jsonl file of --prompts; or --cache CACHE, for the '
+                "first frames of its clips"
+            )
+        return list(to_make)
+    for image in (video.image for video in to_make):
+        if isinstance(image, ImageFile):
+            raise ConfigError(
+                f"{image.where} {image.path}: {model} ({variant.name}) makes videos from text "
+                "only: leave out the image, or pass an image-to-video --model such as "
+                "Wan-AI/Wan2.1-I2V-14B-480P-Diffusers"
+            )
+    return [replace(video, image=None) for video in to_make]
+
+
+def _assign_prompts(config: SampleConfig) -> list[Request]:
+    """Collect the prompts with seeds and first frames: of the flags or the cache, then of the file.
+
+    The image of `--image` is that of every prompt, except of those of the file with their own.
+    """
+    image = read_file(config.image, where="--image") if config.image else None
     number, seed = config.num_videos, config.seed
     if config.cache is None:
         wanted = [
@@ -94,13 +129,19 @@ def _assign_prompts(config: SampleConfig) -> list[PromptAssignment]:
     else:
         view = read_view(config.cache, config.view)
         wanted = (
-            prompts.of_templates(config.prompt, view, number, cache=config.cache, seed=seed)
+            prompts.of_templates(
+                config.prompt, view, config.split, number, cache=config.cache, seed=seed
+            )
             if config.prompt
             else prompts.of_captions(config.cache, view, config.split, number, seed=seed)
         )
-    if config.prompts is not None:
-        wanted += prompts.of_file(config.prompts, number, seed=seed)
-    return wanted
+    of_file = prompts.of_file(config.prompts, number, seed=seed) if config.prompts else []
+    if image is None:
+        return [*wanted, *of_file]
+    return [
+        *(item._replace(image=image) for item in wanted),
+        *(item if item.image else item._replace(image=image) for item in of_file),
+    ]
 
 
 def model_of(model: str | None, given: Sequence[GivenAdapter]) -> str:

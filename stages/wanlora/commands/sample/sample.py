@@ -5,7 +5,7 @@ files, bit for bit.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from jaxtyping import UInt8
 from wanlora import progress
 from wanlora.adapters.attach import ScaledAdapter, attach_by_expert
 from wanlora.adapters.routing import EXPERTS
+from wanlora.commands.sample.pixels import Picture, first_frames
 from wanlora.commands.sample.saved_previews import decode
 from wanlora.commands.sample.setup import Setup, check_lengths, open_setup
 from wanlora.commands.sample.videos import Video, missing, record_of
@@ -42,6 +43,7 @@ class SampleResult:
         model: The model.
         adapters: Scale of each adapter, by file.
         experts: Files of the adapters of each expert, in a model with two transformers.
+        images: First frames of the videos: sha256 of each image file, or key of each cached clip.
     """
 
     videos: list[str]
@@ -49,6 +51,7 @@ class SampleResult:
     model: str
     adapters: dict[str, float]
     experts: dict[str, list[str]]
+    images: dict[str, str]
 
     @property
     def exit_code(self) -> int:
@@ -82,7 +85,7 @@ def run(config: SampleConfig, videos: list[Video]) -> SampleResult:
             overwrite=config.overwrite, fps=config.fps, device=config.device,
         )  # fmt: skip
         return _result(model, videos, videos, ())
-    setup = open_setup(config)
+    setup, videos = open_setup(config, videos)
     settings = setup.settings
     check_lengths(setup.folder, [*(video.prompt for video in videos), settings.negative_prompt])
     logger.info(
@@ -93,7 +96,11 @@ def run(config: SampleConfig, videos: list[Video]) -> SampleResult:
     to_make = missing(videos, setup.record) if config.skip_existing else videos
     if to_make:
         with explained_out_of_memory(partial(_save_memory, setup.offload)):
-            _make(setup, _load(setup), to_make, label=_label(config))
+            images = first_frames(
+                to_make, height=settings.height, width=settings.width, folder=setup.folder,
+                variant=setup.variant, device=setup.device,
+            )  # fmt: skip
+            _make(setup, _load(setup), to_make, images, label=_label(config))
     return _result(setup.model, videos, to_make, setup.adapters)
 
 
@@ -110,6 +117,7 @@ def _result(
             for expert in EXPERTS
             if any(item.expert for item in adapters)
         },
+        images={video.image.name: video.image.key for video in videos if video.image},
     )
 
 
@@ -159,13 +167,21 @@ def _load(setup: Setup) -> Any:
     return pipeline
 
 
-def _make(setup: Setup, pipeline: Any, videos: Sequence[Video], *, label: str) -> None:
+def _make(
+    setup: Setup,
+    pipeline: Any,
+    videos: Sequence[Video],
+    images: Mapping[str, Picture],
+    *,
+    label: str,
+) -> None:
     """Make and write the videos one by one. If the command is stopped, the finished ones remain.
 
     Args:
         setup: Values that are the same for all videos.
         pipeline: Pipeline with the adapters.
         videos: Videos to make; at least one.
+        images: Pixels of their first frames.
         label: Name of the adapters in a comparison.
     """
     settings, made_with = setup.settings, setup.record
@@ -179,7 +195,12 @@ def _make(setup: Setup, pipeline: Any, videos: Sequence[Video], *, label: str) -
 
         def generate(video: Video) -> UInt8[np.ndarray, "t h w 3"]:
             return wan.generate(
-                pipeline, video.prompt, settings, seed=video.seed, on_step=lambda: bar.update(1)
+                pipeline,
+                video.prompt,
+                settings,
+                seed=video.seed,
+                image=images[video.image.key] if video.image else None,
+                on_step=lambda: bar.update(1),
             )
 
         for number, video in enumerate(videos):

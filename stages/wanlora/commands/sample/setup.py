@@ -16,7 +16,9 @@ from wanlora import __version__
 from wanlora.adapters.attach import ScaledAdapter, scaled
 from wanlora.adapters.base_format import format_of_base
 from wanlora.adapters.routing import describe, route
+from wanlora.adapters.trained_on import log_unknown_kind
 from wanlora.commands.sample import preflight
+from wanlora.commands.sample.videos import Video
 from wanlora.config import SampleConfig
 from wanlora.core.buckets import Bucket
 from wanlora.core.location import Location
@@ -41,6 +43,7 @@ class Setup:
     Attributes:
         model: The `--model` value.
         folder: Folder with the model's weights.
+        variant: Variant of the model.
         adapters: Adapters with their scales; empty = the base model.
         device: Device to compute on.
         dtype: Type of the transformer.
@@ -55,6 +58,7 @@ class Setup:
 
     model: str
     folder: Path
+    variant: Variant
     adapters: tuple[ScaledAdapter, ...]
     device: torch.device
     dtype: torch.dtype
@@ -87,8 +91,15 @@ class Setup:
         }
 
 
-def open_setup(config: SampleConfig) -> Setup:
+def open_setup(config: SampleConfig, videos: Sequence[Video]) -> tuple[Setup, list[Video]]:
     """Select the model, the device and the settings; nothing is loaded yet.
+
+    Args:
+        config: The settings.
+        videos: The videos to make, from `preflight.check`.
+
+    Returns:
+        The values, and the videos, without first frames that the model does not take.
 
     Raises:
         WanloraError: A setting, the device, the model or an adapter cannot be used.
@@ -101,6 +112,9 @@ def open_setup(config: SampleConfig) -> Setup:
     warn_of_toy(model)
     variant = variant_of(resolve_configs(model, PIPELINE))  # checked before a download of weights
     experts = route(given, variant, model=model)
+    for item in given:
+        log_unknown_kind(item.header, variant, model=model)
+    to_make = preflight.for_model(videos, variant, model=model)
     if variant.boundary is not None:
         logger.info("%s", describe(given, experts))
     adapters = tuple(
@@ -118,9 +132,10 @@ def open_setup(config: SampleConfig) -> Setup:
     folder, dtype = resolve_pipeline(model), base_dtype(config.dtype, device)
     quantize = format_of_base(config.quantize, [item.header for item in given])
     fps = config.fps or preflight.trained_on(recorded, "fps")
-    return Setup(
+    setup = Setup(
         model=model,
         folder=folder,
+        variant=variant,
         adapters=adapters,
         device=device,
         dtype=dtype,
@@ -134,6 +149,7 @@ def open_setup(config: SampleConfig) -> Setup:
         vae_tiling=config.vae_tiling,
         compare=config.compare,
     )
+    return setup, to_make
 
 
 def video_settings(

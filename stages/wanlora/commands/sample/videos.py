@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wanlora.commands.sample.first_frames import FirstFrame
+from wanlora.commands.sample.prompts import Request
 from wanlora.core import units
 from wanlora.core.fingerprint import difference
-from wanlora.core.prompts import PromptAssignment, slug
+from wanlora.core.prompts import slug
 from wanlora.errors import ConfigError
 from wanlora.files import require_folder
 from wanlora.media.recorded import record_beside, record_path
@@ -22,14 +24,15 @@ NOT_SETTINGS = frozenset({"versions", "device"})
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """One video to make: its prompt, its seed, its file."""
+    """One video to make: its prompt, its seed, its file, and its first frame if it has one."""
 
     prompt: str
     seed: int
     path: Path
+    image: FirstFrame | None = None
 
 
-def in_folder(wanted: Sequence[PromptAssignment], folder: Path, suffix: str) -> list[Video]:
+def in_folder(wanted: Sequence[Request], folder: Path, suffix: str) -> list[Video]:
     """Name a file for each prompt; an activity has its own sub-folder.
 
     Raises:
@@ -39,13 +42,13 @@ def in_folder(wanted: Sequence[PromptAssignment], folder: Path, suffix: str) -> 
     for number, item in enumerate(wanted):
         place = folder / slug(item.activity) if item.activity else folder
         name = f"{number:03d}-{slug(item.prompt)}-seed{item.seed}.{suffix}"
-        videos.append(Video(item.prompt, item.seed, place / name))
+        videos.append(Video(item.prompt, item.seed, place / name, item.image))
     for place in {video.path.parent for video in videos}:
         require_folder(place, flag="--output-dir")
     return videos
 
 
-def as_file(wanted: Sequence[PromptAssignment], path: Path, suffix: str) -> list[Video]:
+def as_file(wanted: Sequence[Request], path: Path, suffix: str) -> list[Video]:
     """Give the only video the name of a file.
 
     Raises:
@@ -59,7 +62,7 @@ def as_file(wanted: Sequence[PromptAssignment], path: Path, suffix: str) -> list
     if path.suffix.lower() != f".{suffix}":
         raise ConfigError(f"--output {path}: expected a name ending in .{suffix}")
     require_folder(path.parent, flag="--output")
-    return [Video(wanted[0].prompt, wanted[0].seed, path)]
+    return [Video(wanted[0].prompt, wanted[0].seed, path, wanted[0].image)]
 
 
 def check_new(videos: Sequence[Video], *, overwrite: bool) -> None:
@@ -107,7 +110,8 @@ def _is_there(video: Video, made_with: Mapping[str, Any]) -> bool:
 
 def record_of(video: Video, made_with: Mapping[str, Any]) -> dict[str, Any]:
     """Record of a video, for the JSON file beside it."""
-    return {**made_with, "prompt": video.prompt, "seed": video.seed}
+    image = {"image": video.image.record} if video.image else {}
+    return {**made_with, "prompt": video.prompt, "seed": video.seed, **image}
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:

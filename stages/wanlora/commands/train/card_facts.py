@@ -42,6 +42,8 @@ def card_facts(
         "name": run.folder.resolve().name,
         "model": name,
         "variant": model.variant.name,
+        "is_i2v": model.variant.is_i2v,
+        "reads_image": model.variant.shape.image_dim is not None,
         "expert": model.part.expert,
         "sigmas": model.part.sigmas,
         "step": run.progress.step,
@@ -84,7 +86,15 @@ def _settings(model: TrainedModel, data: Data) -> dict[str, Any]:
         "global batch": _global_batch(data),
         "attention kernel": model.kernel.describe(),
         "sigma": f"{data.source.sampler}, shift {data.source.shift:g}{_range(model.part)}",
+        **_condition(data),
     }
+
+
+def _condition(data: Data) -> dict[str, str]:
+    """Share of clips that are trained without their first frame; empty for text to video."""
+    if "cond_latents" not in data.source.kinds:
+        return {}
+    return {"condition dropout": f"{data.source.condition_dropout:g}"}
 
 
 def _range(part: TransformerPart) -> str:

@@ -62,6 +62,8 @@ def read_fixed_rows(data: Data) -> None:
             require_finite(data.cache, f"the latents of {name}", data.source.latents(clip))
             prompt = data.source.padded_prompt(clip.prompts[0])
             require_finite(data.cache, f"the caption of {name}", prompt)
+            for field, rows in data.source.conditions([clip]).items():
+                require_finite(data.cache, f"the {field.replace('_', ' ')} of {name}", rows)
 
 
 def require_finite(cache: Location, name: str, row: Tensor) -> None:

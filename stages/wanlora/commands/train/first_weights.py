@@ -7,16 +7,19 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from wanlora.adapters.file import LoraShape, lora_metadata, read_adapter
+from wanlora.adapters.file import LoraShape, load_adapter, lora_metadata
+from wanlora.adapters.header import read_header
 from wanlora.adapters.lora import check_adapter_fits
+from wanlora.adapters.trained_on import check_kind, log_unknown_kind
 from wanlora.adapters.updates import scale_of
+from wanlora.commands.train.base_model import Base
 from wanlora.commands.train.data import Data
 from wanlora.commands.train.session import TrainedModel
 from wanlora.errors import AdapterError, CheckpointError, ModelError
 from wanlora.training.masters import Masters
 from wanlora.training.validation import losses, make_panel
 from wanlora.wan import attention
-from wanlora.wan.variants import Expert, describe_range
+from wanlora.wan.variants import describe_range
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +28,7 @@ NUM_CLIPS, NUM_SIGMAS = 2, 4
 
 
 def load_other_adapter(
-    path: Path, shape: LoraShape, transformer: Any, masters: Masters, expert: Expert | None
+    path: Path, shape: LoraShape, transformer: Any, masters: Masters, base: Base
 ) -> None:
     """Start from the weights of another adapter of the same shape.
 
@@ -36,12 +39,16 @@ def load_other_adapter(
         shape: Shape of the run's adapter.
         transformer: The transformer with the run's adapter.
         masters: Receives the weights.
-        expert: The transformer that the run trains, of a model with two.
+        base: The run's model, and the transformer that it trains.
 
     Raises:
-        AdapterError: The file cannot be read, or the adapter has another shape.
+        AdapterError: The file cannot be read, or the adapter has another shape or is for the other
+            kind of model (text or image to video).
     """
-    adapter = read_adapter(path)
+    header, expert, model = read_header(path), base.part.expert, str(base.folder)
+    check_kind(header, base.variant, text=f"--init-adapter {header.path}", model=model)
+    log_unknown_kind(header, base.variant, model=model)
+    adapter = load_adapter(header)
     check_adapter_fits(adapter, transformer)
     if adapter.expert and adapter.expert != expert:
         logger.warning(

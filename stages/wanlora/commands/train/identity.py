@@ -16,20 +16,20 @@ from wanlora.cost.memory import Quantize
 from wanlora.runs.git import git_commit
 from wanlora.store.views import View, frame_rate
 from wanlora.training.masters import Masters
-from wanlora.wan.variants import Expert
+from wanlora.wan.variants import Expert, Variant
 
 PLACES = ("cache", "output_dir", "model", "manifest", "init_adapter", "local_copy", "device")
 """Settings that name places. They may differ between nodes; what is stored there may not."""
 
 
 def identity_of(
-    view: View, *, variant: str, base: str, expert: Expert | None, quantize: Quantize
+    view: View, *, variant: Variant, base: str, expert: Expert | None, quantize: Quantize = "none"
 ) -> dict[str, Any]:
     """Data and base model of a run: a checkpoint is continued only with the same ones.
 
     Args:
         view: The cache's view.
-        variant: Name of the transformer's variant.
+        variant: The transformer's variant.
         base: Fingerprint of its weights.
         expert: The transformer of the variant that is trained; None if it has one.
         quantize: Format of the weights in its blocks.
@@ -37,9 +37,8 @@ def identity_of(
     return {
         "base": base,
         "view_sha256": view.sha256,
-        "latents": view.latents,
-        "text": view.text,
-        "variant": variant,
+        **{kind: view.fingerprint(kind) for kind in variant.kinds},
+        "variant": variant.name,
         **({"expert": expert} if expert else {}),
         **({"quantize": quantize} if quantize != "none" else {}),
     }

@@ -73,4 +73,5 @@ def attention_shape(
         num_text_tokens=variant.shape.num_text_tokens,
         dtype=dtype,
         device=device,
+        num_image_tokens=variant.shape.num_image_tokens,
     )

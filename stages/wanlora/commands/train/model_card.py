@@ -1,6 +1,7 @@
 """The run's README.md: a Hugging Face model card that describes the adapter and its use.
 
-Owns: the text, and the marks around its generated part. `card_facts` gathers the values.
+Owns: the text, and the marks around its generated part. `card_facts` gathers the values, and
+`card_usage` writes how the adapter is used.
 """
 
 import hashlib
@@ -12,14 +13,12 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from wanlora.commands.train.card_usage import other_tools, plain, usage
 from wanlora.core import units
-from wanlora.core.buckets import DEFAULT_FPS
 from wanlora.core.intervals import describe_sample
 from wanlora.files import write_text
-from wanlora.runs.run_folder import ADAPTER_NAME
 
-PIPELINE_TAG = "text-to-video"
-TAGS = ("lora", "text-to-video", "wan", "wanlora", "diffusers")
+TAGS = ("lora", "wan", "wanlora", "diffusers")
 LICENSES = {"Wan-AI": "apache-2.0"}
 """License of the models of an organization on the hub; from the model cards of Wan-AI."""
 
@@ -37,11 +36,7 @@ _GENERATED = re.compile(
 
 logger = logging.getLogger(__name__)
 
-_GUIDANCE = ("guidance_scale", "guidance_scale_2")
 _SUBFOLDERS = {"high": "transformer", "low": "transformer_2"}
-
-FOLDER = "FOLDER"
-"""Placeholder of the adapter's folder in the commands; a push replaces it in diffusers' code."""
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
@@ -51,6 +46,8 @@ def model_card(facts: Mapping[str, Any]) -> str:
         facts: Facts of the run; all except `name` and `model` may be absent.
 
             - name, model, variant: the run's name, the base's id or folder, its row;
+            - is_i2v, reads_image: True for an image-to-video model, and for one whose transformer
+              reads embeddings of the image;
             - expert, sigmas: the transformer that it is for, of a model with two, and its range;
             - step, end_step, epochs, seed, trainable_parameters, precision; quantize: format of
               the weights in the base's blocks, if it was not their own;
@@ -65,7 +62,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
     """
     parts = [
         _what(facts),
-        _section("Use", _usage(facts), _other_tools(facts), _license(facts)),
+        _section("Use", usage(facts), other_tools(facts), _license(facts)),
         _section("Previews", _pictures(facts)),
         _section("Data", _data(facts)),
         _section("Training", _table(_training(facts)), _validation(facts)),
@@ -129,12 +126,13 @@ def _digest(text: str) -> str:
 def _front_matter(facts: Mapping[str, Any]) -> str:
     """YAML for the hub; it accepts only a repository's id as base model, not a folder."""
     model = str(facts["model"])
+    task = "image-to-video" if facts.get("is_i2v") else "text-to-video"
     data = ModelCardData(
         base_model=model if _is_hub_id(model) else None,
         license=_base_license(model),
         library_name="diffusers",
-        pipeline_tag=PIPELINE_TAG,
-        tags=list(TAGS),
+        pipeline_tag=task,
+        tags=[TAGS[0], task, *TAGS[1:]],
     )
     return str(data.to_yaml())
 
@@ -160,55 +158,6 @@ def _which_expert(facts: Mapping[str, Any]) -> str:
         f"\n\nThe model has two transformers. This adapter is for the **{expert}-noise expert** "
         f"(`{_SUBFOLDERS[expert]}`, sigma {low:g} to {high:g}) and has no effect on the "
         f"{other}-noise expert, which can have an adapter of its own."
-    )
-
-
-def _usage(facts: Mapping[str, Any]) -> str:
-    prompts = facts.get("prompts") or ["A person walking"]
-    size = [f"{key}={facts[key]}" for key in ("num_frames", "height", "width") if key in facts]
-    for name, value in zip(_GUIDANCE, facts.get("guidance_scales", ()), strict=False):
-        size.append(f"{name}={value}")
-    call = ", ".join([_quoted(prompts[0]), *size])
-    place = ", load_into_transformer_2=True" if facts.get("expert") == "low" else ""
-    with_diffusers = [
-        "```python",
-        "import torch",
-        "from diffusers import AutoencoderKLWan, WanPipeline",
-        "from diffusers.utils import export_to_video",
-        "",
-        f"model = {_quoted(facts['model'])}",
-        'vae = AutoencoderKLWan.from_pretrained(model, subfolder="vae", dtype=torch.float32)',
-        "pipeline = WanPipeline.from_pretrained(model, vae=vae, dtype=torch.bfloat16)",
-        f'pipeline.load_lora_weights("{FOLDER}", weight_name="{ADAPTER_NAME}"{place})',
-        'pipeline.to("cuda")',
-        f"video = pipeline({call}).frames[0]",
-        f'export_to_video(video, "video.mp4", fps={facts.get("fps", DEFAULT_FPS):g})',
-        "```",
-        "",
-        "or",
-        "",
-    ]
-    with_wanlora = [
-        "```sh",
-        f"wanlora sample --adapter {FOLDER} --prompt {_shell_quoted(prompts[0])}",
-        "```",
-    ]
-    if len(prompts) > 1:
-        more = [f"- {_plain(prompt)}" for prompt in prompts[1:]]
-        with_wanlora += ["", "More prompts:", "", *more]
-    # Only wanlora can load the embedded model by its name.
-    return "\n".join(with_wanlora if facts["model"] == "micro" else with_diffusers + with_wanlora)
-
-
-def _other_tools(facts: Mapping[str, Any]) -> str:
-    """Command for other tools: ComfyUI ignores diffusers' names, and loads nothing of the file."""
-    if facts["model"] == "micro":
-        return ""
-    return (
-        "`FOLDER` is this folder or repository. ComfyUI and kohya's tools need another file; in "
-        "ComfyUI this one has no effect, or part of it. Convert it:\n\n```sh\n"
-        f"wanlora export --adapter {FOLDER} --format comfyui --output "
-        f"{_shell_quoted(facts['name'] + '.safetensors')}\n```"
     )
 
 
@@ -295,7 +244,7 @@ def _section(heading: str, *parts: str) -> str:
 
 def _table(rows: Mapping[str, Any]) -> str:
     shown = [
-        [str(key), f"`{_plain(value)}`" if len(str(value)) > 30 else _plain(value)]
+        [str(key), f"`{plain(value)}`" if len(str(value)) > 30 else plain(value)]
         for key, value in rows.items()
         if value is not None and value != ""
     ]
@@ -313,19 +262,6 @@ def _counts(counts: Mapping[str, int] | None) -> str | None:
         return None
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     return units.names((f"{name or 'none'} {number}" for name, number in ordered), most=12)
-
-
-def _plain(value: Any) -> str:
-    text = f"{value:.4g}" if isinstance(value, float) else str(value)
-    return re.sub(r"\s+", " ", text).replace("|", "\\|").replace("`", "'")
-
-
-def _quoted(text: Any) -> str:
-    return '"' + str(text).replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ") + '"'
-
-
-def _shell_quoted(text: Any) -> str:
-    return "'" + str(text).replace("'", "'\\''").replace("\n", " ") + "'"
 
 
 def _is_hub_id(model: str) -> bool:

@@ -67,7 +67,7 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     model_name = config.model or selection.view.model
     device = devices.select_device(config.device, model_name)
     base = find_base(model_name, config.expert)
-    config.previews.check_model(base.variant, adapter=config.output_dir)
+    config.check_model(base.variant)
     data = open_data(config, base.variant, selection)
     ranks = _start_processes(config, device)
     end_step = _num_steps(config, data)
@@ -80,7 +80,7 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     kernel = ranks.from_main(lambda: _select_kernel(config, base.variant, data, ranks, checkpoint))
     model = load_model(config, base, ranks, kernel=kernel, from_checkpoint=checkpoint is not None)
     identity = identity_of(
-        data.view, variant=model.variant.name, base=model.base, expert=model.part.expert,
+        data.view, variant=model.variant, base=model.base, expert=model.part.expert,
         quantize=model.quantize,
     )  # fmt: skip
     progress = _load_checkpoint(config, checkpoint, identity, model)
@@ -156,6 +156,7 @@ def _log_start(
         accumulation=config.gradient_accumulation_steps, num_processes=num_processes,
     )  # fmt: skip
     start_log.log_draws(data, balance_activities=config.balance_activities, end_step=end_step)
+    start_log.warn_of_images(data, base.variant)
     start_log.warn_of_short_run(
         data.source.order, end_step=end_step,
         num_epochs=None if config.max_steps else config.num_epochs,
@@ -307,8 +308,9 @@ def _plan_validation(
     config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks, checkpoint: Path | None
 ) -> ValidationPlan:
     facts = panel_facts(
-        data.view, model.base, dtype=model.dtype, device=model.device, quantize=model.quantize
-    )
+        data.view, model.base, kinds=model.variant.kinds, dtype=model.dtype, device=model.device,
+        quantize=model.quantize,
+    )  # fmt: skip
     return ValidationPlan(
         every=config.validation.every,
         patience=config.validation.patience,

@@ -35,7 +35,7 @@ def open_data(config: TrainConfig, variant: Variant, selection: Selection) -> Da
     usual_shift = _usual_shift(config, variant, clips)
     source = make_source(
         view,
-        StoreReader.of_view(config.cache, needed, local_copy=config.local_copy),
+        StoreReader.of_view(config.cache, needed, variant.kinds, local_copy=config.local_copy),
         clips,
         variant,
         seed=config.seed,
@@ -45,6 +45,7 @@ def open_data(config: TrainConfig, variant: Variant, selection: Selection) -> Da
         batch_size={bucket: size.global_batch for bucket, size in sizes.items()},
         weighting=config.flow.weighting,
         caption_dropout=config.caption_dropout,
+        condition_dropout=config.condition_dropout,
         balance_activities=config.balance_activities,
     )
     panels = _panels(config, source, clips, held_out)
@@ -68,7 +69,9 @@ def _usual_shift(config: TrainConfig, variant: Variant, clips: tuple[ViewClip, .
 def _batch_sizes(
     config: TrainConfig, variant: Variant, clips: tuple[ViewClip, ...]
 ) -> dict[Bucket, BatchSize]:
-    linear_names = targets.linear_names(variant.shape.num_layers)
+    linear_names = targets.linear_names(
+        variant.shape.num_layers, reads_image=variant.shape.image_dim is not None
+    )
     return batch_sizes(
         sorted({clip.bucket for clip in clips}),
         variant.shape,

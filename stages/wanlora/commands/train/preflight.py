@@ -7,6 +7,7 @@ import os
 
 from wanlora.adapters import targets
 from wanlora.adapters.header import read_header
+from wanlora.adapters.trained_on import check_kind
 from wanlora.commands.train.base_model import find_base_here
 from wanlora.commands.train.selection import Selection, encode_command, select_clips
 from wanlora.config import TrainConfig
@@ -35,13 +36,19 @@ def check(config: TrainConfig) -> Selection:
     index.open_store(config.cache)
     selection = select(config)
     continues = config.resume and run_folder.newest_checkpoint(config.output_dir) is not None
+    first = None
     if config.init_adapter and not continues:  # a checkpoint has the weights; the file may be gone
-        read_header(config.init_adapter)
-    base = find_base_here(config.model or selection.view.model, config.expert)
+        first = read_header(config.init_adapter)
+    model = config.model or selection.view.model
+    base = find_base_here(model, config.expert)
+    if base and first:
+        check_kind(first, base.variant, text=f"--init-adapter {first.path}", model=model)
     if base:
-        config.previews.check_model(base.variant, adapter=config.output_dir)
+        config.check_model(base.variant)
         check_cached_for(config, base.variant, selection)
-        linear_names = targets.linear_names(base.variant.shape.num_layers)
+        linear_names = targets.linear_names(
+            base.variant.shape.num_layers, reads_image=base.variant.shape.image_dim is not None
+        )
         targets.match_targets(linear_names, config.lora.targets)
     return selection
 

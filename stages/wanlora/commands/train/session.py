@@ -29,6 +29,7 @@ class TrainedModel:
 
     Attributes:
         part: The transformer of the variant that is trained.
+        num_streamed: Blocks whose frozen weights are in host memory.
         base: Fingerprint of the transformer's weights without the adapter, before quantization.
         quantize: Format of the weights in its blocks.
         average: Moving average of the masters; None without one.
@@ -39,6 +40,7 @@ class TrainedModel:
     variant: Variant
     part: TransformerPart
     transformer: Any
+    num_streamed: int
     base: str
     quantize: Quantize
     shape: LoraShape

@@ -27,7 +27,7 @@ from wanlora.training.masters import Masters
 from wanlora.training.order import Order, describe_untrained
 from wanlora.training.pace import expected_seconds
 from wanlora.training.schedule import describe_short_run
-from wanlora.wan.variants import describe_range
+from wanlora.wan.variants import Variant, describe_range
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +100,16 @@ def log_draws(data: Data, *, balance_activities: bool, end_step: int) -> None:
     batch = {bucket: size.global_batch for bucket, size in data.sizes.items()}
     for problem in describe_untrained(data.source.order, number, batch, end_step=end_step):
         logger.warning("%s", problem)
+
+
+def warn_of_images(data: Data, variant: Variant) -> None:
+    """Warn of clips of one frame for an image-to-video model: they are their own condition."""
+    number = sum(clip.bucket.num_frames == 1 for clip in data.clips)
+    if variant.is_i2v and number:
+        logger.warning(
+            "%s of one frame to train on: %s gets the first frame as its condition, so it learns "
+            "nothing from them", units.count(number, "clip"), variant.name,
+        )  # fmt: skip
 
 
 def warn_of_short_run(

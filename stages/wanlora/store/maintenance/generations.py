@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Shaped
 
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.store import index, schema
 from wanlora.store.rows import Rows
-from wanlora.store.schema import Kind
 from wanlora.store.wants import Named
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.errors import CorruptRowError
 from wanlora.store import commit_records, condemned, schema
 from wanlora.store.commit_records import Segment
 from wanlora.store.maintenance.remove import remove
 from wanlora.store.row_reader import RowReader
-from wanlora.store.schema import Kind
 from wanlora.store.writer import NormalEquations, SegmentWriter
 
 
