@@ -13,7 +13,6 @@ from wanlora.adapters.targets import PRESETS, linear_names, match_targets
 from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.cost.flops import step_flops
 from wanlora.cost.memory import num_trained, weight_bytes
-from wanlora.wan.quantize import quantize_blocks
 from wanlora.wan.variants import VARIANTS
 
 SHAPE = VARIANTS["t2v-14b"].shape
@@ -61,20 +60,21 @@ def test_weights_and_linear_modules_are_those_of_the_built_model(name, billions)
     assert target_names(bare, ".*") == match_targets(linears, ".*")
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
-@pytest.mark.parametrize("variant", ["t2v-14b", "i2v-14b"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_quantized_weights_are_those_of_the_quantized_model(kind, variant, dtype):
-    model, shape = built(variant), VARIANTS[variant].shape
-    for name, parameter in model.named_parameters():
-        if not set(name.split(".")) & set(WanTransformer3DModel._keep_in_fp32_modules):
-            parameter.data = parameter.data.to(dtype)
-    quantize_blocks(model, kind)
-    taken = sum(p.numel() * p.element_size() for p in model.parameters())
+@pytest.mark.parametrize(
+    ("variant", "kind", "dtype"),
+    [("t2v-14b", "int8", torch.bfloat16), ("i2v-14b", "fp8", torch.bfloat16),
+     ("t2v-14b", "fp8", torch.float32)],
+)  # fmt: skip
+def test_quantized_weights_are_those_of_the_quantized_model(variant, kind, dtype):
+    """Two of the forty blocks: all of them have the same shapes."""
+    shape = real_size.shape_of(variant, num_layers=2)
+    model = real_size.transformer(shape, quantize=kind, dtype=dtype)
+    parameters = dict(model.named_parameters())
+    frozen = {name: p for name, p in parameters.items() if ".lora_" not in name}
+    taken = sum(p.numel() * p.element_size() for p in frozen.values())
     assert weight_bytes(shape, dtype.itemsize, kind) == taken
-    assert taken < 0.53 * weight_bytes(shape, dtype.itemsize) or dtype == torch.float32
-    adapter = add_adapter(model, LoraShape(2, 2.0, "attention+ffn"), seed=0)
-    assert {parameter.dtype for parameter in adapter.values()} == {dtype}
+    adapter = parameters.keys() - frozen.keys()
+    assert {parameters[name].dtype for name in adapter} == {dtype}
 
 
 @pytest.mark.parametrize(
