@@ -173,7 +173,10 @@ def _parameter_of(setting: Setting) -> inspect.Parameter:
 def _value_kind(annotation: Any) -> str:
     """Name a field's type for the help."""
     if get_origin(annotation) in (Union, types.UnionType):
-        return _value_kind(next(part for part in get_args(annotation) if part is not type(None)))
+        parts = [part for part in get_args(annotation) if part is not type(None)]
+        if get_origin(parts[0]) is Literal:  # a word or a value
+            return "|".join(map(_value_kind, parts))
+        return _value_kind(parts[0])
     if get_origin(annotation) is tuple:
         return _value_kind(get_args(annotation)[0])
     if get_origin(annotation) is Literal:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import av
 import pytest
 import safetensors
+import safetensors.torch
 import torch
 from diffusers import WanTransformer3DModel
 
@@ -126,3 +127,40 @@ def test_the_14b_model_fits_no_card_of_24_gb_and_estimate_says_what_to_do():
     assert "does not fit: " in said
     assert "single frame" in said
     assert "train_frames" not in said  # shorter clips would not help
+
+
+def test_a_streamed_run_is_the_resident_one_and_resumes_with_another_number(
+    small_14b, cache, tmp_path
+):
+    """Bit for bit: the losses and the adapter, over a resume that streams other blocks."""
+
+    def trains(run_dir, *options):
+        succeeds(
+            "train", "--cache", cache, "--model", small_14b, "--device", "cpu", "--eager", "on",
+            "--output-dir", run_dir, *SMALL[2:], "--set", "caption_dropout=0.5", *options,
+        )  # fmt: skip
+
+    resident, streamed = tmp_path / "resident", tmp_path / "streamed"
+    trains(resident, "--max-steps", 4, "--stream-blocks", 0, "--activations", "none")
+    trains(streamed, "--max-steps", 2, "--stream-blocks", LAYERS, "--activations", "full")
+    succeeds("train", "--output-dir", streamed, "--resume", "--max-steps", 4, "--stream-blocks", 3,
+             "--activations", "selective")  # fmt: skip
+    expected, found = (
+        safetensors.torch.load_file(run_dir / NAME) for run_dir in (resident, streamed)
+    )
+    assert any(bool(tensor.any()) for name, tensor in expected.items() if "lora_B" in name)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    metrics = [(run_dir / "metrics.jsonl").read_text() for run_dir in (resident, streamed)]
+    losses = [[json.loads(line).get("loss") for line in text.splitlines()] for text in metrics]
+    assert losses[0] == losses[1]
+
+
+def test_more_streamed_blocks_than_the_model_has_are_refused_with_the_number(
+    small_14b, cache, tmp_path
+):
+    done = cli.invoke(
+        "train", "--cache", cache, "--model", small_14b, "--device", "cpu",
+        "--output-dir", tmp_path / "run", "--stream-blocks", LAYERS + 1, *SMALL,
+    )  # fmt: skip
+    assert done.exit_code == 2
+    assert f"--stream-blocks {LAYERS} " in done.output

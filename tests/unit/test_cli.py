@@ -91,7 +91,7 @@ FLAGS = {
         "--expert --gradient-accumulation-steps --init-adapter --keep-checkpoints --learning-rate "
         "--local-copy --lr --manifest --max-steps --model --num-epochs --output-dir "
         "--preview-every --preview-prompt --rank --resume --save-every-epoch --save-minutes "
-        "--save-steps --seed --targets --view"
+        "--save-steps --seed --stream-blocks --targets --view"
     ),
     "watch": "--once --open --port folder",
     "sample": (

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -196,6 +197,24 @@ Device = Annotated[
 BaseDtype = Annotated[
     Literal["auto", "bfloat16", "float32"],
     described("Data type of the transformer; auto: bfloat16 on a GPU, float32 on a CPU."),
+]
+
+
+def _not_negative(value: Any) -> Any:
+    if value != "auto" and value < 0:
+        raise ValueError("must be auto, or a number of blocks of at least 0")
+    return value
+
+
+StreamBlocks = Annotated[
+    Literal["auto"] | int,
+    AfterValidator(_not_negative),
+    described(
+        "Number of transformer blocks whose frozen weights stay in host memory and are copied to "
+        "the GPU shortly before they are used; 0: none. Results are the same. auto: as few as the "
+        "memory of the GPU requires.",
+        flag="Model and machine",
+    ),
 ]
 Steps = Annotated[
     int | None,

@@ -14,6 +14,7 @@ from wanlora.config.settings import (
     Device,
     Sampler,
     Settings,
+    StreamBlocks,
     ViewName,
     described,
     model_setting,
@@ -236,6 +237,7 @@ class TrainConfig(Settings):
     )
     device: Device = "auto"
     dtype: BaseDtype = "auto"
+    stream_blocks: StreamBlocks = "auto"
     max_steps: int | None = setting(
         None, "Number of optimizer steps; overrides num_epochs.", ge=1, flag="Training"
     )

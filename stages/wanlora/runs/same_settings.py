@@ -14,7 +14,7 @@ MAY_CHANGE = frozenset(
         "max_steps", "num_epochs", "save_steps", "save_minutes", "keep_checkpoints", "resume",
         "device", "activations", "eager", "attention", "prefetch_batches", "output_dir", "cache",
         "allow_untrained_base", "local_copy", "save_every_epoch", "trackers", "previews",
-        "validation", "deterministic", "process_timeout_s", "model",
+        "validation", "deterministic", "process_timeout_s", "model", "stream_blocks",
     }
 )  # fmt: skip
 """Settings that may change when a run continues: they do not change the trained weights, except by

@@ -69,6 +69,7 @@ def workload(
     compiled: bool,
     element_bytes: int,
     num_uploaded: int = 5,
+    num_streamed: int = 0,
 ) -> Workload:
     """Describe a run's micro-batch of a bucket to `cost.memory` and `cost.seconds`."""
     return Workload(
@@ -80,6 +81,7 @@ def workload(
         compiled=compiled,
         element_bytes=element_bytes,
         num_uploaded=num_uploaded,
+        num_streamed=num_streamed,
     )
 
 

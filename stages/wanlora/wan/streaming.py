@@ -18,6 +18,7 @@ the block's input. Autograd runs the ready node that was created last first, so 
 block, which were created after its input, have run by then.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -27,8 +28,10 @@ import torch
 from torch import Tensor, nn
 
 from wanlora.core import units
-from wanlora.cost.memory import NUM_SLOTS, streamed_blocks
-from wanlora.errors import DeviceError
+from wanlora.cost.flops import TransformerShape
+from wanlora.cost.memory import NUM_SLOTS, block_linear_bytes, streamed_blocks
+from wanlora.errors import ConfigError, DeviceError
+from wanlora.wan.host_memory import HostBytes, require_host_memory
 
 _ENTRY = "_wanlora_entry"
 """Attribute of a streamed block: its `_Entry`."""
@@ -38,19 +41,20 @@ _ALIGNMENT = 256
 
 Call = Callable[..., Any]
 
+logger = logging.getLogger(__name__)
+
 
 def stream_blocks(
     transformer: nn.Module, num_streamed: int, *, device: torch.device, slots: int = NUM_SLOTS
 ) -> None:
     """Move the linear weights of some blocks to host memory; from now on they are streamed.
 
-    The blocks' other parameters, adapters among them, are moved to the device. The results of the
+    All other parameters, adapters among them, are moved to the device. The results of the
     transformer and all gradients stay the same, bit for bit. Do not move or cast the transformer
     afterwards.
 
     Args:
-        transformer: Frozen transformer, with or without adapters; these blocks may be on the CPU,
-            everything else is on the device.
+        transformer: Frozen transformer, with or without adapters, on the device or on the CPU.
         num_streamed: Number of streamed blocks; 0 changes nothing.
         device: Device to compute on. On a CPU the weights are copied all the same, for tests.
         slots: Blocks whose weights are on the device at a time.
@@ -66,12 +70,44 @@ def stream_blocks(
     copies = _GpuCopies(device) if device.type == "cuda" else _CpuCopies()
     ring = _Ring(first, copies, device, min(slots, len(indices)))
     for order, index in enumerate(indices):
-        block = blocks[index]
-        ring.take(block)  # frees its own weights before the next block is copied
-        for tensor in (*block.parameters(), *block.buffers()):
-            tensor.data = tensor.data.to(device)
-        setattr(block, _ENTRY, _Entry(ring, order))
-        surround(block)
+        ring.take(blocks[index])  # frees its own weights before the next block is copied
+        setattr(blocks[index], _ENTRY, _Entry(ring, order))
+        surround(blocks[index])
+    for tensor in (*transformer.parameters(), *transformer.buffers()):
+        tensor.data = tensor.data.to(device)
+
+
+def require_streaming(
+    shape: TransformerShape, num_streamed: int, dtype: torch.dtype, num_processes: int = 1
+) -> None:
+    """Check that blocks can be streamed, and log what is kept in host memory.
+
+    Args:
+        shape: The transformer.
+        num_streamed: Number of streamed blocks.
+        dtype: Type of their weights.
+        num_processes: Processes of this machine; each has its own copies.
+
+    Raises:
+        ConfigError: The transformer has fewer blocks.
+        DeviceError: The host memory is too small.
+    """
+    if num_streamed > shape.num_layers:
+        raise ConfigError(
+            f"--stream-blocks {num_streamed}: the transformer has {shape.num_layers} blocks; use "
+            f"--stream-blocks {shape.num_layers} to stream all of them"
+        )
+    if num_streamed:
+        each = num_streamed * block_linear_bytes(shape, dtype.itemsize)
+        require_host_memory(
+            HostBytes(kept=int(num_processes * each)),
+            f"streaming {num_streamed} blocks in {num_processes} process(es) of this machine",
+            "a smaller --stream-blocks", "fewer processes per machine",
+        )  # fmt: skip
+        logger.info(
+            "streaming %d of %d blocks: %s of pinned host memory in each process",
+            num_streamed, shape.num_layers, units.size(each),
+        )  # fmt: skip
 
 
 def surround(block: nn.Module) -> None:
@@ -146,7 +182,7 @@ class _Ring:
         ]
         self._holds: list[int | None] = [None] * slots
         self._sources: list[_HostWeights] = []
-        self._parameters: list[list[nn.Parameter]] = []
+        self._parameters: list[list[Tensor]] = []
 
     def take(self, block: nn.Module) -> None:
         """Copy the weights of the next block to host memory, and replace them by its slot's."""
@@ -156,7 +192,7 @@ class _Ring:
         for linear, weight in zip(linears, slot, strict=True):
             # `data` has its own version counter, so autograd does not count copies as changes.
             linear.weight = nn.Parameter(weight.data, requires_grad=False)
-        self._parameters.append([linear.weight for linear in linears])
+        self._parameters.append([linear.weight.data for linear in linears])
 
     def enter(self, order: int) -> None:
         """Have the weights of a block in its slot for what is queued on the device from now on."""

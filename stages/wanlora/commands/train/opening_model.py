@@ -5,6 +5,8 @@ Owns: which setting decides what of the model, its optimizer and its blocks.
 
 import logging
 
+import torch
+
 from wanlora.adapters.file import LoraShape
 from wanlora.adapters.lora import add_adapter, initial_values
 from wanlora.commands.train import start_log
@@ -22,6 +24,7 @@ from wanlora.training.masters import Masters, MovingAverage
 from wanlora.training.optimizers import make_optimizer, missing_bytes, rate_of
 from wanlora.training.workload import is_compiled, largest, workload
 from wanlora.wan import device as devices
+from wanlora.wan.streaming import require_streaming, stream_blocks
 from wanlora.wan.transformer import base_fingerprint, load_transformer
 
 logger = logging.getLogger(__name__)
@@ -50,14 +53,17 @@ def load_model(
     device = ranks.device
     dtype = devices.base_dtype(config.dtype, device)
     weights = base.folder / base.part.subfolder
+    num_streamed = number_of_streamed(config, base, ranks)
+    home = torch.device("cpu") if num_streamed else device  # never the whole model on the GPU
     with waiting(f"loading the transformer in {weights}", shown=ranks.is_main):
         transformer = load_transformer(
-            base.folder, dtype=dtype, device=device, subfolder=base.part.subfolder
+            base.folder, dtype=dtype, device=home, subfolder=base.part.subfolder
         )
     fingerprint = base_fingerprint(transformer)
     lora, settings = config.lora, config.optimizer
     shape = LoraShape(lora.rank, lora.alpha or lora.rank, lora.targets, lora.rslora, lora.dora)
     adapter = add_adapter(transformer, shape, seed=config.seed)
+    stream_blocks(transformer, num_streamed, device=device)
     masters = Masters(adapter)
     masters.load(initial_values(adapter, config.seed))
     if config.init_adapter and not from_checkpoint:
@@ -68,6 +74,7 @@ def load_model(
         variant=base.variant,
         part=base.part,
         transformer=transformer,
+        num_streamed=num_streamed,
         base=fingerprint,
         shape=shape,
         masters=masters,
@@ -84,6 +91,25 @@ def load_model(
         device=device,
         dtype=dtype,
     )  # fmt: skip
+
+
+def number_of_streamed(config: TrainConfig, base: Base, ranks: Ranks) -> int:
+    """Number of blocks that are streamed, checked against the host memory of all processes.
+
+    Args:
+        config: The settings.
+        base: The model, and the transformer to train.
+        ranks: Processes of the run; those of a machine share its memory.
+
+    Raises:
+        ConfigError: The transformer has fewer blocks.
+        DeviceError: The host memory is too small.
+    """
+    shape, device = base.variant.shape, ranks.device
+    num_streamed = 0 if config.stream_blocks == "auto" else config.stream_blocks
+    num_here = min(ranks.count, torch.cuda.device_count()) if device.type == "cuda" else 1
+    require_streaming(shape, num_streamed, devices.base_dtype(config.dtype, device), num_here)
+    return num_streamed
 
 
 def plan_step(config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks) -> StepPlan:
@@ -106,6 +132,7 @@ def plan_step(config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks
             compiled=compiled,
             element_bytes=model.dtype.itemsize,
             num_uploaded=config.prefetch_batches + 1,
+            num_streamed=model.num_streamed,
         )
         for bucket, size in data.sizes.items()
     }

@@ -29,6 +29,7 @@ class TrainedModel:
 
     Attributes:
         part: The transformer of the variant that is trained.
+        num_streamed: Blocks whose frozen weights are in host memory.
         base: Fingerprint of the transformer's weights without the adapter.
         average: Moving average of the masters; None without one.
         max_grad_norm: Limit of the global gradient norm; 0 = no limit.
@@ -38,6 +39,7 @@ class TrainedModel:
     variant: Variant
     part: TransformerPart
     transformer: Any
+    num_streamed: int
     base: str
     shape: LoraShape
     masters: Masters
