@@ -132,5 +132,5 @@ def test_of_two_clips_with_equal_pixels_the_one_that_can_be_read_is_encoded(old,
     plan = make_plan(found, cache=new.cache, encoders=encoders, hashes=hashes, threads=1)
     plan = find_missing(new.cache, plan)
     assert len(plan.clips) == 2
-    [missing] = plan.missing_clips
+    [missing] = plan.missing_clips["latents"]
     assert missing.clip.path.exists()

@@ -25,8 +25,9 @@ from transformers import (
 
 from wanlora.errors import ModelError
 from wanlora.wan.denoise import LowNoiseExpert, denoise
+from wanlora.wan.encoders import encode_latents
 from wanlora.wan.image_condition import model_input
-from wanlora.wan.image_encoders import encode_image, load_image_encoder
+from wanlora.wan.image_encoders import encode_condition, encode_image, load_image_encoder
 
 CPU = torch.device("cpu")
 SIZE = {"num_frames": 9, "height": 32, "width": 48}
@@ -164,3 +165,14 @@ def test_a_projection_is_left_out_and_other_weights_are_refused(tmp_path):
     config.save_pretrained(tmp_path / "image_encoder")
     with pytest.raises(ModelError, match=r"missing_keys.*layers\.3\."):
         load_image_encoder(tmp_path, dtype=torch.float32, device=CPU)
+
+
+def test_a_condition_is_the_pipelines_and_starts_as_the_clips_latents_do():
+    pipe = pipeline(clip=False, experts=False)
+    first_frame = torch.from_numpy(np.array(picture())).permute(2, 0, 1)
+    found = encode_condition(pipe.vae, first_frame, num_frames=SIZE["num_frames"])
+    assert torch.equal(found, given(pipe)[0, 4:])
+    rest = torch.randint(0, 256, (3, SIZE["num_frames"] - 1, 32, 48), dtype=torch.uint8)
+    clip = encode_latents(pipe.vae, torch.cat([first_frame[:, None], rest], dim=1)[None])[0]
+    torch.testing.assert_close(found[:, 0], clip[:, 0], rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(found[:, 1], clip[:, 1], rtol=1e-6, atol=1e-6)

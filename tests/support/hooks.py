@@ -50,17 +50,18 @@ def record_encodings(
 ) -> None:
     """Append `latents` or `text` to a file before each encoding of a clip or a prompt.
 
-    If `rows` is not 0, the process kills itself before an encoding of `kind`: `more` encodings
-    after the first at which the cache has that number of committed rows of the kind.
+    If `rows` is not 0, the process kills itself before an encoding by the encoder of `kind`: `more`
+    encodings after the first at which the cache has that number of committed rows of the kind.
     """
     from diffusers import AutoencoderKLWan
     from transformers import UMT5EncoderModel
 
     file, due = _appending(path), itertools.count()
+    by = "text" if kind == "text" else "latents"
 
     def recording(encoded: str) -> Callable:
         def hook(original: Callable, *arguments: Any, **keywords: Any) -> Any:
-            seen = rows and encoded == kind and num_committed(cache)[kind] >= rows
+            seen = rows and encoded == by and num_committed(cache)[kind] >= rows
             if seen and next(due) == more:
                 _kill_myself()
             os.write(file, f"{encoded}\n".encode())
@@ -75,7 +76,8 @@ def record_encodings(
 def num_committed(cache: Path) -> Counter[str]:
     """Committed rows by kind, counted by what a plain JSON reader sees."""
     found: Counter[str] = Counter()
-    for kind, pattern in {"text": "*/*/zarr.json", "latents": "*/*/*/zarr.json"}.items():
+    for kind in ("text", "latents", "cond_latents", "clip_vision"):
+        pattern = "*/*/zarr.json" if kind == "text" else "*/*/*/zarr.json"
         for record in (cache / "store.zarr" / kind).glob(pattern):
             found[kind] += json.loads(record.read_text())["attributes"]["wanlora"]["count"]
     return found

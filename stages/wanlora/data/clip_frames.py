@@ -48,18 +48,26 @@ class Batch(TypedDict):
     activities: list[str]
 
 
-def load_clip(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
+def load_clip(clip: Clip, *, num_frames: int | None = None) -> UInt8[torch.Tensor, "t 3 h w"]:
     """Load a clip exactly as the VAE will see it, before `to_signed`.
+
+    Args:
+        clip: The clip.
+        num_frames: Load only this many frames from the start; None loads all.
 
     Raises:
         MediaError: The source cannot be used or does not match the manifest. Replaces every error
             of a library, except out-of-memory errors.
     """
     with reading(clip.path):
-        return _from_npz(npz.read(clip.path), clip) if clip.kind == "npz" else _load(clip)
+        if clip.kind == "npz":
+            return _from_npz(npz.read(clip.path), clip)[:num_frames]
+        return _load(clip, num_frames or clip.num_frames)
 
 
-def load_unchanged(clip: Clip, known: SourceHashes) -> UInt8[torch.Tensor, "t 3 h w"]:
+def load_unchanged(
+    clip: Clip, known: SourceHashes, *, num_frames: int | None = None
+) -> UInt8[torch.Tensor, "t 3 h w"]:
     """Load a clip, and check that its pixels come from the bytes of its `source_sha256`.
 
     For a video, compares the stamp before and after decoding, and the hash if the stamp has
@@ -68,6 +76,7 @@ def load_unchanged(clip: Clip, known: SourceHashes) -> UInt8[torch.Tensor, "t 3 
     Args:
         clip: The clip; if its `source_sha256` is None, only changes during loading are refused.
         known: Hashes of sources; new ones are added.
+        num_frames: As for `load_clip`.
 
     Raises:
         MediaError: As `load_clip`; changed if the source has changed or changes during loading.
@@ -77,9 +86,9 @@ def load_unchanged(clip: Clip, known: SourceHashes) -> UInt8[torch.Tensor, "t 3 
         if clip.kind == "npz" and clip.source_sha256 is not None:
             with reading(clip.path):
                 frames, digest = npz.read_hashed(clip.path)
-                pixels = _from_npz(frames, clip)
+                pixels = _from_npz(frames, clip)[:num_frames]
         else:
-            pixels = load_clip(clip)
+            pixels = load_clip(clip, num_frames=num_frames)
             if clip.source_sha256 is not None:
                 digest = source_sha256(clip.path, known)
     if digest != clip.source_sha256:
@@ -98,11 +107,11 @@ def _from_npz(frames: UInt8[np.ndarray, "t h w 3"], clip: Clip) -> UInt8[torch.T
     return torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous()
 
 
-def _load(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
+def _load(clip: Clip, num_frames: int) -> UInt8[torch.Tensor, "t 3 h w"]:
     if problem := problem_with(clip.bucket):
         raise MediaError("bad_size", f"clip {clip.clip_id}: {problem}")
-    pixels = torch.empty(clip.num_frames, 3, clip.height, clip.width, dtype=torch.uint8)
-    for k, frame in enumerate(_source_frames(clip)):
+    pixels = torch.empty(num_frames, 3, clip.height, clip.width, dtype=torch.uint8)
+    for k, frame in enumerate(_source_frames(clip, num_frames)):
         if problem := cover_problem(
             *frame.shape[:2],
             height=clip.height,
@@ -119,7 +128,7 @@ def _load(clip: Clip) -> UInt8[torch.Tensor, "t 3 h w"]:
     return pixels
 
 
-def _source_frames(clip: Clip) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
+def _source_frames(clip: Clip, num_frames: int) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
     if clip.kind == "images":
         if clip.num_frames != 1:
             raise MediaError("bad_size", f"clip {clip.clip_id}: an image is one frame")
@@ -133,7 +142,7 @@ def _source_frames(clip: Clip) -> Iterator[UInt8[np.ndarray, "h w 3"]]:
         clip.path,
         start_s=clip.start_s,
         fps=clip.fps,
-        num_frames=clip.num_frames,
+        num_frames=num_frames,
         matrix=_known(clip, "matrix", ASSUMABLE),
         coarse=_known(clip, "timestamps", [COARSE]) is not None,
     )

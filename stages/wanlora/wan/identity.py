@@ -41,8 +41,19 @@ _THREADS = min(8, os.cpu_count() or 1)
 _VAE_USED = ("encoder.", "quant_conv.")
 """Prefixes of the tensors that latents depend on: the VAE's decoder is not among them."""
 
+_CLIP_USED = (
+    "embeddings.class_embedding",
+    "embeddings.patch_embedding.",
+    "embeddings.position_embedding.",
+    "pre_layrnorm.",
+)
+"""Prefixes of the tensors before CLIP's layers. Old files also have constant position_ids."""
+
 _TIED = {"encoder.embed_tokens.weight": "shared.weight"}
 """UMT5's embedding has two names. A file has either, or both with equal values."""
+
+_PREFIX = "vision_model."
+"""Prefix of the names of CLIP's tensors in the files of some releases of transformers."""
 
 _CHARACTERS = (*range(0x20, 0xD800), *range(0xE000, 0x10000), *range(0x1F300, 0x1FB00))
 _ORDINARY = (
@@ -83,6 +94,25 @@ def text_encoder_sha256(folder: Path, dtype: torch.dtype, memo: Memo) -> str:
         ModelError: A file is missing or damaged, or the two names of the embedding differ.
     """
     return _tensors_sha256(folder / "text_encoder", dtype, memo, ("",))
+
+
+def image_encoder_sha256(folder: Path, num_layers: int, dtype: torch.dtype, memo: Memo) -> str:
+    """Digest of the tensors of `image_encoder/` that embeddings depend on; see `vae_sha256`.
+
+    The transformer reads the output of the last layer but one, so the last layer, the final norm
+    and the projection are not among them.
+
+    Args:
+        folder: Model folder that holds `image_encoder/`.
+        num_layers: Number of layers of the encoder.
+        dtype: Compute type of the encoder.
+        memo: Digests from before; this one is added.
+
+    Raises:
+        ModelError: A file is missing or damaged.
+    """
+    layers = tuple(f"encoder.layers.{i}." for i in range(num_layers - 1))
+    return _tensors_sha256(folder / "image_encoder", dtype, memo, (*_CLIP_USED, *layers))
 
 
 def tokenizer_sha256(folder: Path, load: Callable[[], Any], tokenize: Tokenize, memo: Memo) -> str:
@@ -152,6 +182,8 @@ def _tensors_sha256(part: Path, dtype: torch.dtype, memo: Memo, used: tuple[str,
     def digest() -> str:
         try:
             pieces = list(_pieces(files, used))
+            if not pieces:
+                raise ModelError(f"{part} has no weights named {used[0]}*: download it again")
             with ThreadPoolExecutor(_THREADS, thread_name_prefix="hash") as pool:
                 digests = list(pool.map(lambda piece: _piece_sha256(piece, dtype), pieces))
         except (OSError, SafetensorError) as error:
@@ -165,10 +197,11 @@ def _pieces(files: Iterable[Path], used: tuple[str, ...]) -> Iterator[_Piece]:
     for file in files:
         with safe_open(file, framework="pt") as tensors:
             for key in tensors.keys():  # noqa: SIM118  (not a mapping)
-                if key.startswith(used):
+                name = _TIED.get(key, key).removeprefix(_PREFIX)
+                if name.startswith(used):
                     shape = tuple(tensors.get_slice(key).get_shape())
                     for rows in _row_ranges(shape):
-                        yield _Piece(_TIED.get(key, key), shape, file, key, rows)
+                        yield _Piece(name, shape, file, key, rows)
 
 
 def _row_ranges(shape: tuple[int, ...]) -> list[slice | None]:

@@ -7,9 +7,10 @@ Must not know: variants, torch or diffusers.
 import difflib
 import importlib.resources
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from wanlora.core.kinds import Kind
 from wanlora.core.out_of_memory import reason_of
 from wanlora.core.text import LFS_REMEDY
 from wanlora.errors import ModelError
@@ -26,6 +27,13 @@ PIPELINE = (*ENCODERS, "transformer", "scheduler")
 """Parts of a model with one transformer; `pipeline_of` gives those of any model."""
 IMAGE_ENCODER = ("image_encoder", "image_processor")
 """Parts that a model has which reads embeddings of the first frame (Wan2.1 image to video)."""
+ENCODER_PARTS: dict[Kind, tuple[str, ...]] = {
+    "latents": ("vae",),
+    "text": TEXT_ENCODER,
+    "cond_latents": ("vae",),
+    "clip_vision": IMAGE_ENCODER,
+}
+"""Parts of a model that encode each kind of row."""
 SECOND = "transformer_2"
 """The second transformer of a model with two."""
 
@@ -53,6 +61,11 @@ def resolve(model: str, subfolders: Sequence[str]) -> Path:
         ModelError: The folder does not exist or is incomplete, or the hub cannot be reached.
     """
     return resolve_here(model, subfolders) or _download(model, subfolders, _patterns(subfolders))
+
+
+def encoders_of(kinds: Iterable[Kind]) -> tuple[str, ...]:
+    """Parts of a model that encode these kinds of rows, without repeats."""
+    return tuple(dict.fromkeys(part for kind in kinds for part in ENCODER_PARTS[kind]))
 
 
 def resolve_configs(model: str, subfolders: Sequence[str] = TRANSFORMER) -> Path:

@@ -1,6 +1,6 @@
 """Everything that decides a stored value, as fields; their fingerprint names the rows of a store.
 
-Owns: the provenance of latents and of prompt embeddings, the one that release 0.1.0 recorded, and
+Owns: the provenance of each kind of row, the one that release 0.1.0 recorded, and
 the refusal of settings from outside that it would miss. Must not be imported by training.
 """
 
@@ -16,6 +16,7 @@ from wanlora.core.fingerprint import canonical_json
 from wanlora.errors import ConfigError, ModelError
 from wanlora.wan import encoders, identity
 from wanlora.wan.identity import RECIPE, Memo
+from wanlora.wan.image_encoders import CONDITION_REVISION, IMAGE_DTYPE, processor_settings
 from wanlora.wan.weights import HashFile, read_json, weights_sha256
 
 _OVERRIDES = {
@@ -90,6 +91,47 @@ def text_provenance(
         "cleaning_revision": encoders.CLEANING_REVISION,
         "compute_dtype": _dtype_name(dtype),
         "store_dtype": store_dtype,
+    }
+
+
+def condition_provenance(vae: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe everything that decides the value of a condition: the VAE, and the recipe.
+
+    Args:
+        vae: From `vae_provenance`.
+    """
+    return {**vae, "kind": "cond_latents", "condition_revision": CONDITION_REVISION}
+
+
+def clip_vision_provenance(
+    folder: Path, *, store_dtype: str, transform_revision: int, memo: Memo
+) -> dict[str, Any]:
+    """Describe everything that decides the value of CLIP's embedding of a first frame.
+
+    Args:
+        folder: Model folder that holds `image_encoder/` and `image_processor/`.
+        store_dtype: Type of the stored embeddings.
+        transform_revision: `clip.TRANSFORM_REVISION`: the pixel rules.
+        memo: Digests from before; new ones are added.
+
+    Raises:
+        ModelError: Files of the image encoder or its preprocessing are missing or damaged.
+    """
+    config = read_json(folder / "image_encoder" / "config.json")
+    digest = identity.image_encoder_sha256(
+        folder, int(config["num_hidden_layers"]), IMAGE_DTYPE, memo
+    )
+    return {
+        "kind": "clip_vision",
+        "recipe": RECIPE,
+        "image_encoder_tensors_sha256": digest,
+        "image_processor": processor_settings(folder),
+        "num_tokens": 1 + (int(config["image_size"]) // int(config["patch_size"])) ** 2,
+        "image_dim": config["hidden_size"],
+        "layer": -2,
+        "compute_dtype": _dtype_name(IMAGE_DTYPE),
+        "store_dtype": store_dtype,
+        "transform_revision": transform_revision,
     }
 
 

@@ -7,7 +7,7 @@ segment, and a second run encodes only missing rows.
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from wanlora.commands.cache_latents.sources import (
 )
 from wanlora.commands.cache_latents.summary import CacheResult, Outcome, summarize
 from wanlora.config import CacheLatentsConfig
+from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.core.units import count, size
 from wanlora.data import manifest
@@ -89,8 +90,8 @@ def run(
         if shown:
             _log_plan(cache, plan)
         encoded = encode_missing(cache, plan, hashes, encode_plan)
-    usable = [keyed for keyed in plan.clips if keyed.key not in encoded.clips.failures]
-    failures = [*plan.failures, *failures_of(plan.clips, encoded.clips.failures)]
+    usable = [keyed for keyed in plan.clips if keyed.key not in encoded.failures]
+    failures = [*plan.failures, *failures_of(plan.clips, encoded.failures)]
     if not usable:
         raise no_usable_clip(failures, manifests)
     unchanged = unchanged_clips(cache, config.view, plan, clips, failures)
@@ -121,10 +122,19 @@ def _find_missing(
 
 
 def _log_plan(cache: Location, plan: Plan) -> None:
+    num_clips = len({keyed.key for keyed in plan.clips})
+    missing = {kind: len(keys) for kind, keys in plan.missing_keys.items()}
     log.info(
-        "to encode: %s and %s, about %s, into %s; already there: %s and %s",
-        count(len(plan.missing_clips), "clip"),
-        count(len(plan.missing_prompts), "prompt"), size(plan.num_bytes), cache,
-        count(len({keyed.key for keyed in plan.clips}) - len(plan.missing_clips), "clip"),
-        count(len(plan.prompts) - len(plan.missing_prompts), "prompt"),
+        "to encode: %s, about %s, into %s; already there: %s",
+        _counts(missing), size(plan.num_bytes), cache,
+        _counts({
+            kind: (len(plan.prompts) if kind == "text" else num_clips) - number
+            for kind, number in missing.items()
+        }),
     )  # fmt: skip
+
+
+def _counts(rows: Mapping[Kind, int]) -> str:
+    """Format the numbers of rows, by kind."""
+    nouns = {kind: "prompt" if kind == "text" else "clip" for kind in rows}
+    return ", ".join(f"{kind} of {count(number, nouns[kind])}" for kind, number in rows.items())

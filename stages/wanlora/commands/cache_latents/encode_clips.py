@@ -1,24 +1,24 @@
-"""Encode clips to rows of latents; each row is written as soon as it is encoded.
+"""Encode clips to rows of one kind; each row is written as soon as it is encoded.
 
-    decode threads -> bounded queue, pinned -> VAE (the caller) -> write thread -> segments
+    decode threads -> bounded queue, pinned -> encoder (the caller) -> write thread -> segments
 
 Owns: the loop over clips. If anything ends the loop early, the encoded rows are published.
 Legend: t frames, h w height and width.
 """
 
-import logging
 import time
 from collections.abc import Callable, Container, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain, groupby
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
 
 from wanlora.commands.cache_latents.clip_keys import Failure
+from wanlora.commands.cache_latents.clip_kinds import CLIP_KINDS
 from wanlora.commands.cache_latents.encode_prompts import Progress
 from wanlora.commands.cache_latents.encode_settings import EncodeSettings
 from wanlora.commands.cache_latents.encoder_memory import (
@@ -29,22 +29,24 @@ from wanlora.commands.cache_latents.encoder_memory import (
 from wanlora.commands.cache_latents.find_encoders import Encoders
 from wanlora.commands.cache_latents.prefetch import Prefetcher, WriteBehind, prefetch_depth
 from wanlora.commands.cache_latents.segments import open_writer
-from wanlora.commands.cache_latents.vae_check import check_vae
-from wanlora.core.buckets import Bucket, latent_shape
+from wanlora.core.buckets import Bucket
+from wanlora.core.kinds import Kind
 from wanlora.data.clip import Clip
 from wanlora.errors import MediaError
-from wanlora.progress import waiting
 from wanlora.store.latent_rgb import normal_equations
 from wanlora.store.writer import SegmentWriter
-from wanlora.wan import encoders as wan_encoders
 from wanlora.wan.device import current_in_thread
-from wanlora.wan.encoders import Vae
-from wanlora.wan.variants import Variant
+from wanlora.wan.model_folder import ENCODER_PARTS
 
-DecodeClip = Callable[[Clip], "torch.Tensor | MediaError"]
-"""Return a clip's frames, uint8 `[T, 3, H, W]`, or the reason for failure; called in threads."""
 
-log = logging.getLogger(__name__)
+class DecodeClip(Protocol):
+    """Return a clip's frames, uint8 `[T, 3, H, W]`, or the reason for failure; called in threads.
+
+    With `num_frames`, only this many frames from the start.
+    """
+
+    def __call__(self, clip: Clip, num_frames: int | None) -> torch.Tensor | MediaError:
+        """Decode the clip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +56,16 @@ class EncodedClips:
     Attributes:
         rows: Number of encoded clips.
         failures: Reason why a clip could not be decoded, by clip key.
-        seconds: Time from the first clip to the last, without loading the VAE.
+        seconds: Time from the first clip to the last, without loading the model.
         stall: Share of it that the encoder waited for decoded clips.
+        twice: Superfluous copies of rows, made by two workers at once.
     """
 
     rows: int = 0
     failures: Mapping[str, Failure] = field(default_factory=dict)
     seconds: float = 0.0
     stall: float = 0.0
+    twice: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class _Row:
 def encode_clips(
     settings: EncodeSettings,
     encoders: Encoders,
+    kind: Kind,
     chunks: Iterable[Mapping[str, Clip]],
     progress: Progress,
     *,
@@ -88,22 +93,23 @@ def encode_clips(
     committed: Callable[[], Container[str]] = frozenset,
     decode_clip: DecodeClip,
 ) -> EncodedClips:
-    """Load the VAE, encode clips, write them, and free it; without any clip it is not loaded.
+    """Load a model, encode clips, write them, and free it; without any clip it is not loaded.
 
-    Decoding starts before the VAE is loaded, and goes on while clips are encoded; so does writing.
+    Decoding starts before the model is loaded. Decoding and writing go on while clips are encoded.
 
     Args:
         settings: The cache, the types and the limits.
         encoders: The model's folder and thresholds, and the device.
+        kind: Kind of the rows, of `CLIP_KINDS`.
         chunks: Clips of one bucket by key, read as decoding gets to them; each chunk is committed
             before the next one is encoded.
         progress: Called for every clip.
-        largest_clip_bytes: Bytes of the largest decoded clip.
+        largest_clip_bytes: Bytes of the decoded frames of the largest clip.
         committed: Returns the rows that others have made; called before each chunk is encoded.
         decode_clip: Decodes a clip.
 
     Raises:
-        ModelError: The VAE cannot decode the first clip back; no latents have been written then.
+        ModelError: The check of the first clip failed; no row has been written then.
         DeviceError: Out of memory; names what to change.
     """
     chunks = iter(chunks)
@@ -112,22 +118,26 @@ def encode_clips(
     numbered = enumerate(chain([first], chunks))
     todo = (_Row(i, key, clip) for i, chunk in numbered for key, clip in chunk.items())
     rows, failures = 0, {}
-    prefetcher = _prefetch(settings, encoders.device, todo, largest_clip_bytes, decode_clip)
+    how = CLIP_KINDS[kind]
+    work = partial(decode_clip, num_frames=how.num_frames)
+    prefetcher = _prefetch(settings, encoders.device, todo, largest_clip_bytes, work)
     with closing(prefetcher) as decoded:
-        encode = _Encode(settings, _load_vae(settings, encoders), encoders.variant)
+        encode = how.open(settings, encoders)
         started = time.monotonic()
         for (_, bucket), group in groupby(decoded, key=lambda item: item[0].group):
             there = committed()
-            shape = latent_shape(bucket, int(encoders.provenance("latents")["z_dim"]))
+            shape = how.shape(encoders.provenance(kind), bucket)
             with (
-                open_writer(settings, encoders, "latents", shape) as writer,
+                open_writer(settings, encoders, kind, shape) as writer,
                 WriteBehind() as behind,
             ):
                 for row, frames in group:
                     if isinstance(frames, MediaError):
                         failures[row.key] = Failure(frames.code, row.clip.clip_id, str(frames))
                     elif row.key not in there:
-                        behind.submit(_write, writer, row, *encode(row.clip, frames))
+                        with explain_out_of_memory(*_encoding(settings, kind, row.clip)):
+                            values = encode(row.clip, row.key, frames)
+                        behind.submit(_write, writer, row, values, frames if how.fits_rgb else None)
                         rows += 1
                     stall = decoded.waited_s / max(time.monotonic() - started, 1e-9)
                     progress(1, f"encoder waits {stall:.0%}")
@@ -138,44 +148,30 @@ def encode_clips(
     return EncodedClips(rows, failures, seconds, stall)
 
 
-class _Encode:
-    """The VAE for one clip after the other; the first is also decoded back and checked.
+def _write(
+    writer: SegmentWriter, row: _Row, values: np.ndarray, frames: torch.Tensor | None
+) -> None:
+    """Add a row; runs in the write thread, with the fit to RGB, compression and fsync.
 
     Args:
-        settings: Type of the VAE, and whether to check it.
-        vae: The VAE.
-        variant: Thresholds of the check.
+        writer: Writer of the row's segment.
+        row: The row.
+        values: Its values.
+        frames: Frames `[T, 3, H, W]` to fit, if the kind of row has the fit to RGB.
     """
-
-    def __init__(self, settings: EncodeSettings, vae: Vae, variant: Variant) -> None:
-        self._vae = vae
-        self._advice = half_memory("vae_dtype", settings.vae_dtype)
-        self._variant = variant
-        self._unchecked = settings.decode_check
-        if not settings.decode_check:
-            log.info("the VAE is not checked (decode_check = false)")
-
-    def __call__(
-        self, clip: Clip, frames: UInt8[torch.Tensor, "t 3 h w"]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Latents `[C, F, H, W]`, and the frames `[T, H, W, 3]`."""
-        pixels = frames.permute(0, 2, 3, 1).numpy()
-        with explain_out_of_memory(
-            f"encoding clip {clip.clip_id} of {clip.bucket}",
-            "stop other programs that use the device", *self._advice,
-            "prepare smaller or shorter clips",
-        ):  # fmt: skip
-            latents = wan_encoders.encode_latents(self._vae, frames.permute(1, 0, 2, 3)[None])
-            if self._unchecked:
-                check_vae(self._vae, latents, pixels, variant=self._variant, clip=clip)
-                self._unchecked = False
-        return latents[0].cpu().numpy(), pixels
+    rgb = None
+    if frames is not None:
+        rgb = normal_equations(values, frames.permute(0, 2, 3, 1).numpy())
+    writer.add(row.key, values, source=_source(row.clip), rgb=rgb)
 
 
-def _write(writer: SegmentWriter, row: _Row, latents: np.ndarray, pixels: np.ndarray) -> None:
-    """Add a row; runs in the write thread, with the fit to RGB, compression and fsync."""
-    rgb = normal_equations(latents, pixels)
-    writer.add(row.key, latents, source=_source(row.clip), rgb=rgb)
+def _encoding(settings: EncodeSettings, kind: Kind, clip: Clip) -> list[str]:
+    """Describe the encoding of a clip, and what to change if memory runs out."""
+    half = half_memory("vae_dtype", settings.vae_dtype) if "vae" in ENCODER_PARTS[kind] else []
+    return [
+        f"encoding clip {clip.clip_id} of {clip.bucket}",
+        "stop other programs that use the device", *half, "prepare smaller or shorter clips",
+    ]  # fmt: skip
 
 
 def _source(clip: Clip) -> dict[str, Any]:
@@ -196,7 +192,7 @@ def _prefetch(
     device: torch.device,
     rows: Iterable[_Row],
     largest_clip_bytes: int,
-    decode_clip: DecodeClip,
+    decode_clip: "Callable[[Clip], torch.Tensor | MediaError]",
 ) -> Prefetcher[_Row, "torch.Tensor | MediaError"]:
     def work(row: _Row) -> torch.Tensor | MediaError:
         with explain_out_of_memory(
@@ -211,18 +207,3 @@ def _prefetch(
     depth = prefetch_depth(largest_clip_bytes, threads=threads, max_bytes=settings.decode_bytes)
     first = current_in_thread(device)  # pinning memory needs a context, on this GPU
     return Prefetcher(work, rows, threads=threads, depth=depth, initializer=first)
-
-
-def _load_vae(settings: EncodeSettings, encoders: Encoders) -> Vae:
-    explained = explain_out_of_memory(
-        "loading the VAE", "free the device", *half_memory("vae_dtype", settings.vae_dtype)
-    )
-    with waiting("loading the VAE"), explained:
-        vae = wan_encoders.load_vae(
-            encoders.folder,
-            dtype=getattr(torch, settings.vae_dtype),
-            device=encoders.device,
-            tf32=settings.tf32,
-        )
-    encoders.require_unchanged("vae")
-    return vae

@@ -26,14 +26,22 @@ from wanlora.progress import waiting
 from wanlora.store import index, storage
 from wanlora.wan import identity
 from wanlora.wan.device import select_device
-from wanlora.wan.model_folder import ENCODERS, find_downloaded, resolve
+from wanlora.wan.model_folder import (
+    ENCODERS,
+    encoders_of,
+    find_downloaded,
+    resolve,
+    resolve_configs,
+)
 from wanlora.wan.provenance import (
+    clip_vision_provenance,
+    condition_provenance,
     recorded_by_0_1_0,
     require_own_arithmetic,
     text_provenance,
     vae_provenance,
 )
-from wanlora.wan.variants import VARIANTS, Variant, variant_of
+from wanlora.wan.variants import Variant, variant_of
 
 ALIASES = "aliases.json"
 
@@ -58,6 +66,15 @@ class Encoders:
     device: torch.device
     provenances: Mapping[Kind, Mapping[str, Any]]
     stamps: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def kinds(self) -> tuple[Kind, ...]:
+        """Kinds of rows that the variant needs."""
+        return tuple(self.provenances)
+
+    def fingerprint(self, kind: Kind) -> str:
+        """Fingerprint that the rows of a kind are stored under."""
+        return fingerprint(self.provenances[kind])
 
     def provenance(self, kind: Kind) -> Mapping[str, Any]:
         """Everything that decides the value of a kind's rows."""
@@ -99,15 +116,18 @@ def find_encoders(
     require_own_arithmetic(device)
     if dry_run and find_downloaded(settings.model, ENCODERS) is None:
         return _not_downloaded(settings, device)
-    folder = resolve(settings.model, ENCODERS)
-    variant = variant_of(folder)
+    variant = variant_of(resolve(settings.model, ENCODERS))
+    parts = encoders_of(variant.kinds)
+    if dry_run and find_downloaded(settings.model, parts) is None:
+        return _not_downloaded(settings, device)
+    folder = resolve(settings.model, parts)
     with turn("hash"):  # the first process computes the digests, the others read them
         hashes.digests.update(kept_digests())
-        stamps = {part: identity.stamp(folder / part) for part in ENCODERS}
+        stamps = {part: identity.stamp(folder / part) for part in parts}
         with waiting(f"hashing the encoders in {folder}"):
-            own: dict[Kind, Mapping[str, Any]] = {
-                "latents": _hash_vae(settings, folder, device, hashes),
-                "text": hash_text_encoder(settings, folder, hashes),
+            vae = _hash_vae(settings, folder, device, hashes)
+            own = {
+                kind: _provenance_of(kind, vae, settings, folder, hashes) for kind in variant.kinds
             }
         provenances = {
             kind: as_recorded(settings.cache, kind, folder, each, hashes, dry_run=dry_run)
@@ -130,17 +150,19 @@ def _device(settings: EncodeSettings, local_rank: int, *, dry_run: bool) -> torc
 def _not_downloaded(settings: EncodeSettings, device: torch.device) -> Encoders:
     """Encoders of a hub model without its files: enough to count clips, prompts and bytes."""
     log.info(
-        "%s is not on this machine, so the cache is not searched for its rows: all clips and "
-        "prompts are counted as missing. The first run downloads the encoders", settings.model,
+        "the encoders of %s are not on this machine, so the cache is not searched for its rows: "
+        "all rows are counted as missing. The first run downloads the encoders", settings.model,
     )  # fmt: skip
-    variant = VARIANTS["t2v-1.3b"]  # all released T2V models have the same encoders
-    latents = {
+    variant = variant_of(resolve_configs(settings.model, ENCODERS))
+    facts = {
         "model": settings.model,
         "store_dtype": settings.store_dtype,
         "z_dim": variant.vae.z_dim,
+        "text_dim": variant.shape.text_dim,
+        "num_tokens": variant.shape.num_image_tokens,
+        "image_dim": variant.shape.image_dim,
     }
-    text = {"model": settings.model, "text_dim": variant.shape.text_dim}
-    provenances: dict[Kind, Mapping[str, Any]] = {"latents": latents, "text": text}
+    provenances = {kind: {"kind": kind, **facts} for kind in variant.kinds}
     return Encoders(Path(settings.model), variant, device, provenances)
 
 
@@ -154,6 +176,28 @@ def _hash_vae(
         store_dtype=settings.store_dtype,
         transform_revision=TRANSFORM_REVISION,
         mantissa_bits=settings.mantissa_bits,
+        memo=hashes.digests,
+    )
+
+
+def _provenance_of(
+    kind: Kind,
+    vae: Mapping[str, Any],
+    settings: EncodeSettings,
+    folder: Path,
+    hashes: Hashes,
+) -> Mapping[str, Any]:
+    """Describe everything that decides the value of a kind's rows; `vae` is that of latents."""
+    if kind == "latents":
+        return vae
+    if kind == "cond_latents":
+        return condition_provenance(vae)
+    if kind == "text":
+        return hash_text_encoder(settings, folder, hashes)
+    return clip_vision_provenance(
+        folder,
+        store_dtype=settings.store_dtype,
+        transform_revision=TRANSFORM_REVISION,
         memo=hashes.digests,
     )
 

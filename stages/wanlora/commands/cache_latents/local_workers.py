@@ -120,7 +120,7 @@ def number_for(plan: Plan, *, num_workers: int | None, device: str) -> int:
     gpus = torch.cuda.device_count() if device == "auto" else 1
     asked = num_workers or max(1, gpus)
     prompts = len(plan.missing_prompts) // PROMPTS_WORTH_LOADING
-    return min(asked, max(1, len(plan.missing_clips), prompts))
+    return min(asked, max(1, *map(len, plan.missing_clips.values()), prompts))
 
 
 def encode(settings: EncodeSettings, plan: Plan, *, num_workers: int, timeout_s: float) -> Encoded:

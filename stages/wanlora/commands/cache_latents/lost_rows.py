@@ -5,7 +5,6 @@ Owns: the choice of these rows, and the refusal of manifests or a model that giv
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from wanlora.commands.cache_latents.worker import encode_share
 from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
+from wanlora.store import index
 from wanlora.store.views import View
 
 log = logging.getLogger(__name__)
@@ -64,17 +64,14 @@ def encode_rows(
         more_prompts=[prompt.prompt for prompt in view.validation_prompts],
         threads=settings.decode_threads,
     )
-    plan = _only(
-        planning.find_missing(cache, plan),
-        view,
-        cache,
-        manifests,
-        missing["latents"],
-        missing["text"],
-    )
+    plan = _only(planning.find_missing(cache, plan), view, cache, manifests, missing)
     encoded = encode_missing(cache, plan, hashes, partial(encode_share, settings))
-    failures = failures_of(plan.missing_clips, encoded.clips.failures)
-    return len(plan.missing_clips) + len(plan.missing_prompts) - len(failures), failures
+    lacking = {keyed.key: keyed for clips in plan.missing_clips.values() for keyed in clips}
+    failures = failures_of(list(lacking.values()), encoded.failures)
+    num_rows = sum(map(len, plan.missing_keys.values()))
+    left = sum(len(index.missing_keys(cache, kind, plan.encoders.fingerprint(kind), keys))
+               for kind, keys in plan.missing_keys.items())  # fmt: skip
+    return num_rows - left, failures
 
 
 def _only(
@@ -82,30 +79,31 @@ def _only(
     view: View,
     cache: Location,
     manifests: Sequence[Path],
-    clips: Collection[str],
-    prompts: Collection[str],
+    missing: Mapping[Kind, Collection[str]],
 ) -> Plan:
     """Reduce a plan to the given rows of a view.
 
     Raises:
         StoreError: It has none of them, or other fingerprints.
     """
-    missing_clips = tuple(keyed for keyed in plan.missing_clips if keyed.key in clips)
-    missing_prompts = {key: text for key, text in plan.missing_prompts.items() if key in prompts}
+    wanted = {kind: set(keys) for kind, keys in missing.items() if keys}
+    other_encoder = any(
+        kind not in plan.encoders.kinds or plan.encoders.fingerprint(kind) != view.fingerprint(kind)
+        for kind in wanted
+    )
+    plan = plan.only(wanted)
+    found = {kind: keys for kind, keys in plan.missing_keys.items() if kind in wanted}
+    num_lacking, num_rows = (sum(map(len, rows.values())) for rows in (wanted, found))
     named = (
-        f"of the {len(clips)} clips and {len(prompts)} prompts that it lacks, "
-        f"{', '.join(map(str, manifests))} names {len(missing_clips)} and {len(missing_prompts)}"
+        f"of the {num_lacking} rows that it lacks ({', '.join(wanted)}), "
+        f"{', '.join(map(str, manifests))} names {num_rows}"
     )
-    other_encoder = (clips and plan.fingerprint("latents") != view.fingerprint("latents")) or (
-        prompts and plan.fingerprint("text") != view.fingerprint("text")
-    )
-    num_rows = len(missing_clips) + len(missing_prompts)
     if other_encoder or not num_rows:
         raise StoreError(
             f"{named}{', for another encoder' if other_encoder else ''}: the manifests, the model "
             "or the device are not the original ones. Set them with --manifest and --device, "
             f"or make the view again: wanlora cache-latents --cache {cache} --view {view.name}"
         )
-    if num_rows < len(clips) + len(prompts):
+    if num_rows < num_lacking:
         log.warning("view %r: %s; these are encoded", view.name, named)
-    return replace(plan, missing_clips=missing_clips, missing_prompts=missing_prompts)
+    return plan

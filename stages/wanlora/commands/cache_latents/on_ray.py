@@ -273,10 +273,12 @@ def _decode_task() -> Any:
     return ray.remote(num_cpus=1, max_retries=1)(decode_remotely)
 
 
-def _decode_elsewhere(clip: Clip, sources: SourceHashes) -> torch.Tensor | MediaError:
+def _decode_elsewhere(
+    clip: Clip, num_frames: int | None, *, sources: SourceHashes
+) -> torch.Tensor | MediaError:
     """Decode a clip on any core of the cluster; a file that kills its process fails alone."""
     try:
-        frames = ray.get(_decode_task().remote(clip, sources.get(str(clip.path))))
+        frames = ray.get(_decode_task().remote(clip, num_frames, sources.get(str(clip.path))))
     except (WorkerCrashedError, OutOfMemoryError, NodeDiedError, ObjectLostError) as error:
         reason = "took too much memory" if isinstance(error, OutOfMemoryError) else "crashed"
         return LostProcessError("unreadable", f"{clip.path}: the process decoding it {reason}")
@@ -288,10 +290,13 @@ def _absolute_clips(plan: Plan) -> Plan:
     """Make the paths of clips absolute: an actor has another working folder."""
     return replace(
         plan,
-        missing_clips=tuple(
-            replace(keyed, clip=replace(keyed.clip, path=keyed.clip.path.absolute()))
-            for keyed in plan.missing_clips
-        ),
+        missing_clips={
+            kind: tuple(
+                replace(keyed, clip=replace(keyed.clip, path=keyed.clip.path.absolute()))
+                for keyed in clips
+            )
+            for kind, clips in plan.missing_clips.items()
+        },
     )
 
 

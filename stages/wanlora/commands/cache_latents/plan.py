@@ -4,8 +4,7 @@ Owns: the search for missing rows of clips and captions. Encodes nothing.
 """
 
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -13,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from wanlora.commands.cache_latents.clip_keys import Failure, KeyedClip, key_clips
+from wanlora.commands.cache_latents.clip_kinds import CLIP_KINDS
 from wanlora.commands.cache_latents.find_encoders import Encoders
 from wanlora.commands.cache_latents.hashes import Hashes
 from wanlora.core import units
 from wanlora.core.buckets import MAX_TOKENS
-from wanlora.core.fingerprint import fingerprint
 from wanlora.core.kinds import Kind
 from wanlora.core.location import Location, Url
 from wanlora.core.prompts import prompt_key
@@ -44,7 +43,8 @@ class Plan:
         prompts: Prompt key to text, of all captions and of the prompts training needs. The text is
             as given: cleaning is not idempotent, and the encoder cleans it once.
         captions: Number of captions of all clips.
-        missing_clips: Clips to encode: one per key, sorted by bucket.
+        missing_clips: Clips to encode, for each kind of row of clips that the model needs: one per
+            key, sorted by bucket.
         missing_prompts: Prompts to encode: prompt key to text.
         encoders: Encoders of the rows, in this process or in its workers.
     """
@@ -57,30 +57,55 @@ class Plan:
     sources: Mapping[str, tuple[int, int, str]]
     prompts: Mapping[str, str]
     captions: int
-    missing_clips: tuple[KeyedClip, ...]
+    missing_clips: Mapping[Kind, tuple[KeyedClip, ...]]
     missing_prompts: Mapping[str, str]
     encoders: Encoders
 
     @property
-    def num_bytes(self) -> int:
-        """Estimated size of the missing rows."""
-        latents = self.encoders.provenance("latents")
-        return cache_bytes(
-            Counter(keyed.clip.bucket for keyed in self.missing_clips),
-            sum(min(MAX_TOKENS, estimate(text)) for text in self.missing_prompts.values()),
-            z_dim=int(latents["z_dim"]),
-            text_dim=int(self.encoders.provenance("text")["text_dim"]),
-            item_bytes=np.dtype(latents["store_dtype"]).itemsize,
-        )
-
-    def fingerprint(self, kind: Kind) -> str:
-        """Fingerprint that the rows of a kind are stored under."""
-        return fingerprint(self.encoders.provenance(kind))
+    def bytes_by_kind(self) -> dict[Kind, int]:
+        """Estimated size of the missing rows of each kind."""
+        of_text = self.encoders.provenance("text")
+        tokens = sum(min(MAX_TOKENS, estimate(text)) for text in self.missing_prompts.values())
+        item_bytes = np.dtype(self.encoders.provenance("latents")["store_dtype"]).itemsize
+        found: dict[Kind, int] = {
+            "text": cache_bytes(
+                {}, tokens, text_dim=int(of_text["text_dim"]), item_bytes=item_bytes
+            )
+        }
+        for kind, clips in self.missing_clips.items():
+            shape, provenance = CLIP_KINDS[kind].shape, self.encoders.provenance(kind)
+            values = (prod(shape(provenance, keyed.clip.bucket)) for keyed in clips)
+            found[kind] = item_bytes * sum(values)
+        return found
 
     @property
-    def largest_clip_bytes(self) -> int:
-        """Bytes of the largest clip to encode, decoded."""
-        return max((3 * prod(keyed.clip.bucket) for keyed in self.missing_clips), default=0)
+    def num_bytes(self) -> int:
+        """Estimated size of the missing rows."""
+        return sum(self.bytes_by_kind.values())
+
+    @property
+    def missing_keys(self) -> dict[Kind, set[str]]:
+        """Keys of the missing rows, by kind."""
+        found: dict[Kind, set[str]] = {"text": set(self.missing_prompts)}
+        found |= {kind: {k.key for k in clips} for kind, clips in self.missing_clips.items()}
+        return {kind: found[kind] for kind in self.encoders.kinds if kind in found}
+
+    def only(self, keys: Mapping[Kind, Container[str]]) -> "Plan":
+        """The plan with only these missing rows."""
+        prompts = keys.get("text", ())
+        return replace(
+            self,
+            missing_prompts={k: text for k, text in self.missing_prompts.items() if k in prompts},
+            missing_clips={
+                kind: tuple(keyed for keyed in clips if keyed.key in keys.get(kind, ()))
+                for kind, clips in self.missing_clips.items()
+            },
+        )
+
+    def largest_clip_bytes(self, kind: Kind) -> int:
+        """Bytes of the decoded frames of the largest clip to encode for a kind of row."""
+        sizes = (CLIP_KINDS[kind].frames_bytes(k.clip.bucket) for k in self.missing_clips[kind])
+        return max(sizes, default=0)
 
 
 def make_plan(
@@ -122,7 +147,7 @@ def make_plan(
         sources={path: hashes.sources[path] for path in sorted(paths)},
         prompts=prompts,
         captions=sum(len(each.clip.prompts) for each in keyed.clips),
-        missing_clips=(),
+        missing_clips={},
         missing_prompts={},
         encoders=encoders,
     )
@@ -143,17 +168,24 @@ def find_missing(cache: Location, plan: Plan) -> Plan:
     clips = {keyed.key: keyed for keyed in last}
 
     def missing(kind: Kind, keys: Iterable[str]) -> list[str]:
-        return index.missing_keys(cache, kind, plan.fingerprint(kind), keys)
+        return index.missing_keys(cache, kind, plan.encoders.fingerprint(kind), keys)
 
-    missing_clips = [clips[key] for key in missing("latents", clips)]
-    keys = {keyed.key for keyed in missing_clips}
+    missing_clips = {
+        kind: tuple(
+            sorted((clips[key] for key in missing(kind, clips)), key=lambda k: k.clip.bucket)
+        )
+        for kind in CLIP_KINDS
+        if kind in plan.encoders.kinds
+    }
+    lacking = [keyed for each in missing_clips.values() for keyed in each]
+    keys = {keyed.key for keyed in lacking}
     missing_ids = {keyed.clip.clip_id for keyed in plan.clips if keyed.key in keys}
-    paths = {str(keyed.clip.path) for keyed in missing_clips}
+    paths = {str(keyed.clip.path) for keyed in lacking}
     return replace(
         plan,
         unread=tuple(each for each in plan.unread if each.clip_id not in missing_ids),
         sources={path: entry for path, entry in plan.sources.items() if path in paths},
-        missing_clips=tuple(sorted(missing_clips, key=lambda keyed: keyed.clip.bucket)),
+        missing_clips=missing_clips,
         missing_prompts={key: plan.prompts[key] for key in missing("text", plan.prompts)},
     )
 

@@ -18,7 +18,7 @@ from wanlora.processes.ranks import rank_of
 from wanlora.store import index, storage
 from wanlora.store.schema import VIEWS
 from wanlora.store.views import View, read_view
-from wanlora.wan.model_folder import ENCODERS, resolve_here
+from wanlora.wan.model_folder import ENCODERS, encoders_of, resolve_here
 from wanlora.wan.variants import variant_of
 
 
@@ -70,7 +70,7 @@ def require_known_model(model: str) -> None:
         ModelError: The folder does not exist, or is incomplete or of an unknown variant.
     """
     if folder := resolve_here(model, ENCODERS):
-        variant_of(folder)
+        resolve_here(model, encoders_of(variant_of(folder).kinds))
 
 
 def check_view(config: CacheLatentsConfig) -> View:

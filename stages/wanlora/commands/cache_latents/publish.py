@@ -11,7 +11,6 @@ from pathlib import Path
 from wanlora.commands.cache_latents.clip_keys import Failure, KeyedClip
 from wanlora.commands.cache_latents.plan import Plan
 from wanlora.commands.cache_latents.segments import write_missing_groups
-from wanlora.core.fingerprint import fingerprint
 from wanlora.core.location import Location
 from wanlora.core.prompts import prompt_key
 from wanlora.data.clip import Clip
@@ -111,8 +110,8 @@ def unchanged_clips(
     few = replace(replaced, clips=candidates)
     gone = {
         key
-        for kind, provenance in plan.encoders.provenances.items()
-        for key in index.missing_keys(cache, kind, fingerprint(provenance), few.keys(kind))
+        for kind in plan.encoders.kinds
+        for key in index.missing_keys(cache, kind, plan.encoders.fingerprint(kind), few.keys(kind))
     }
     return [
         replace(

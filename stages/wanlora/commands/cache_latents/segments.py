@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from wanlora.commands.cache_latents.clip_keys import KeyedClip
+from wanlora.commands.cache_latents.clip_kinds import CLIP_KINDS
 from wanlora.commands.cache_latents.encode_settings import EncodeSettings
 from wanlora.commands.cache_latents.find_encoders import Encoders
-from wanlora.core.buckets import MAX_TOKENS, latent_shape
+from wanlora.core.buckets import MAX_TOKENS
 from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.store.groups import write_groups
@@ -41,10 +42,11 @@ def open_writer(
 
 def write_missing_groups(cache: Location, encoders: Encoders, clips: Sequence[KeyedClip]) -> None:
     """Write missing groups above the rows of clips; one may have been deleted."""
-    channels = int(encoders.provenance("latents")["z_dim"])
     for bucket in {keyed.clip.bucket for keyed in clips}:
-        shape = latent_shape(bucket, channels)
-        write_groups(cache, "latents", encoders.provenance("latents"), shape)
+        for kind in CLIP_KINDS:
+            if kind in encoders.kinds:
+                provenance = encoders.provenance(kind)
+                write_groups(cache, kind, provenance, CLIP_KINDS[kind].shape(provenance, bucket))
     write_groups(cache, "text", encoders.provenance("text"), prompt_shape(encoders))
 
 

@@ -5,7 +5,7 @@ Owns: the counts of a run, and those that a dry run predicts. Encodes nothing.
 
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -35,8 +35,9 @@ class CacheResult:
         prompts_cached: Rows of prompt embeddings that were there before.
         shared_captions: Captions that share a row with another caption.
         workers: Processes or actors that encoded.
-        clips_encoded_twice: Superfluous copies of rows of latents that several workers made.
-        encoder_stall: Share of the time that the VAE waited for decoded clips.
+        clips_encoded_twice: Superfluous copies of rows of clips that several workers made.
+        encoder_stall: Share of the time that the encoder waited for decoded clips.
+        rows: Rows by kind: encoded, cached, and the bytes of the encoded ones (an estimate).
         num_bytes: Bytes added to the store (of a dry run: an estimate).
         failures: Clips that are not in the view, with the reason.
         kept: Clips that cannot be used now and stay in the view unchanged, with the reason.
@@ -60,6 +61,7 @@ class CacheResult:
     prompts_encoded: int
     prompts_cached: int
     shared_captions: int
+    rows: dict[str, dict[str, int]]
     num_bytes: int
     seconds: float
     seconds_per_clip: float
@@ -90,6 +92,11 @@ class CacheResult:
             + _saved(self.duplicate_clips, "copy", "copies"),
             f"prompts: {self.prompts_encoded:,} {verb}, {self.prompts_cached:,} already there"
             + _saved(self.shared_captions, "repeated caption"),
+            *(
+                f"{kind}: {rows['encoded']:,} {verb}, {rows['cached']:,} already there"
+                for kind, rows in self.rows.items()
+                if kind not in ("latents", "text")
+            ),
         ]
         if self.dry_run and len(self.draws) > 1:
             lines.append(f"expected share of draws: {describe_shares(self.draws)}")
@@ -183,8 +190,12 @@ def summarize(
     """
     seconds = time.monotonic() - started
     made, dry_run = outcome.encoded or Encoded(), outcome.encoded is None
-    num_encoded = len(plan.missing_clips) - len(made.clips.failures)
-    rows = len({keyed.key for keyed in outcome.clips})
+    keys = {keyed.key for keyed in outcome.clips}
+    rows = _rows(plan, made, keys)
+    timed = made.clips.values()
+    num_timed = max((each.rows for each in timed), default=0)
+    seconds_encoding = sum(each.seconds for each in timed)
+    waited = sum(each.seconds * each.stall for each in timed)
     unchanged = {clip.clip_id for clip in outcome.unchanged}
     compared, clips = (manifests, plan.clips) if shown else ((), ())
     unused, captions_command = unused_captions(compared, (keyed.clip for keyed in clips))
@@ -195,18 +206,19 @@ def summarize(
         view_sha256=outcome.view_sha256,
         dry_run=dry_run,
         clips=len(outcome.clips) + len(unchanged),
-        clips_encoded=num_encoded,
-        clips_cached=rows - num_encoded,
-        duplicate_clips=len(outcome.clips) - rows,
-        prompts_encoded=len(plan.missing_prompts),
-        prompts_cached=len(plan.prompts) - len(plan.missing_prompts),
+        clips_encoded=rows["latents"]["encoded"],
+        clips_cached=rows["latents"]["cached"],
+        duplicate_clips=len(outcome.clips) - len(keys),
+        prompts_encoded=rows["text"]["encoded"],
+        prompts_cached=rows["text"]["cached"],
         shared_captions=plan.captions - len(captions),
+        rows=rows,
         num_bytes=outcome.num_bytes,
         seconds=round(seconds, 3),
-        seconds_per_clip=round(made.clips.seconds / num_encoded, 4) if num_encoded else 0.0,
-        encoder_stall=round(made.clips.stall, 4),
+        seconds_per_clip=round(seconds_encoding / num_timed, 4) if num_timed else 0.0,
+        encoder_stall=round(waited / seconds_encoding, 4) if seconds_encoding else 0.0,
         workers=made.workers,
-        clips_encoded_twice=made.clips_twice,
+        clips_encoded_twice=sum(each.twice for each in timed),
         bytes_hashed=plan.num_bytes_hashed,
         failures=[failure for failure in outcome.failures if failure.clip_id not in unchanged],
         kept=[failure for failure in outcome.failures if failure.clip_id in unchanged],
@@ -218,6 +230,19 @@ def summarize(
         draws=_draws(outcome.clips),
         next_command="" if dry_run else _next_command(cache, view),
     )
+
+
+def _rows(plan: Plan, made: Encoded, usable: Collection[str]) -> dict[str, dict[str, int]]:
+    """Count rows by kind: encoded by this run (of a dry run: to encode), and there before."""
+    num_bytes = plan.bytes_by_kind
+    rows = {}
+    for kind, missing in plan.missing_keys.items():
+        needed = set(plan.prompts) if kind == "text" else set(usable)
+        encoded = missing if kind == "text" else missing - made.failures.keys()
+        rows[str(kind)] = {
+            "encoded": len(encoded), "cached": len(needed - missing), "bytes": num_bytes[kind],
+        }  # fmt: skip
+    return rows
 
 
 def _draws(clips: Sequence[KeyedClip]) -> dict[str, float]:

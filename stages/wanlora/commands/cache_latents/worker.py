@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any, TypeVar
 
 from wanlora.commands.cache_latents.claims import CommittedRows, all_in_groups, claim_chunks
+from wanlora.commands.cache_latents.clip_keys import Failure
 from wanlora.commands.cache_latents.encode_clips import DecodeClip, EncodedClips, encode_clips
 from wanlora.commands.cache_latents.encode_prompts import (
     EncodedPrompts,
@@ -44,15 +45,18 @@ class Encoded:
 
     Attributes:
         prompts: Result of encoding prompts.
-        clips: Result of encoding clips.
-        clips_twice: Superfluous copies of rows of latents, made by two workers at once.
+        clips: Result of encoding clips, by kind of row.
         workers: Number of workers.
     """
 
     prompts: EncodedPrompts = field(default_factory=EncodedPrompts)
-    clips: EncodedClips = field(default_factory=EncodedClips)
-    clips_twice: int = 0
+    clips: Mapping[Kind, EncodedClips] = field(default_factory=dict)
     workers: int = 1
+
+    @property
+    def failures(self) -> dict[str, Failure]:
+        """Reason why a clip lacks a row of some kind, by clip key."""
+        return {key: why for each in self.clips.values() for key, why in each.failures.items()}
 
 
 def encode_share(
@@ -93,19 +97,27 @@ def encode_share(
 
 def merge(made: Sequence[Encoded], *, workers: int) -> Encoded:
     """Merge the results of several workers."""
-    rows = max(1, sum(each.clips.rows for each in made))
+    kinds = dict.fromkeys(kind for each in made for kind in each.clips)
     return Encoded(
         prompts=EncodedPrompts(
             rows=sum(each.prompts.rows for each in made),
             truncated=sorted({text for each in made for text in each.prompts.truncated}),
         ),
-        clips=EncodedClips(
-            rows=sum(each.clips.rows for each in made),
-            failures={key: why for each in made for key, why in each.clips.failures.items()},
-            seconds=max((each.clips.seconds for each in made), default=0.0),
-            stall=sum(each.clips.stall * each.clips.rows for each in made) / rows,
-        ),
+        clips={
+            kind: _merge_clips([each.clips[kind] for each in made if kind in each.clips])
+            for kind in kinds
+        },
         workers=workers,
+    )
+
+
+def _merge_clips(made: Sequence[EncodedClips]) -> EncodedClips:
+    rows = sum(each.rows for each in made)
+    return EncodedClips(
+        rows=rows,
+        failures={key: why for each in made for key, why in each.failures.items()},
+        seconds=max(each.seconds for each in made),
+        stall=sum(each.stall * each.rows for each in made) / max(1, rows),
     )
 
 
@@ -114,17 +126,17 @@ def reconcile(cache: Location, plan: Plan, made: Encoded) -> Encoded:
 
     Rows are those that the plan lacked and that are committed now; a committed row did not fail.
     """
-    text = CommittedRows(cache, "text", plan.fingerprint("text")).look()
-    wanted = {keyed.key for keyed in plan.missing_clips}
-    rows = CommittedRows(cache, "latents", plan.fingerprint("latents")).look()
-    there = rows.present(wanted)
-    failures = {key: why for key, why in made.clips.failures.items() if key not in there}
-    return replace(
-        made,
-        prompts=replace(made.prompts, rows=len(text.present(plan.missing_prompts))),
-        clips=replace(made.clips, rows=len(there), failures=failures),
-        clips_twice=rows.repeats(wanted),
-    )
+    clips = {}
+    missing = plan.missing_keys
+    for kind in plan.missing_clips:
+        rows = CommittedRows(cache, kind, plan.encoders.fingerprint(kind)).look()
+        there, own = rows.present(missing[kind]), made.clips.get(kind, EncodedClips())
+        failures = {key: why for key, why in own.failures.items() if key not in there}
+        twice = rows.repeats(missing[kind])
+        clips[kind] = replace(own, rows=len(there), failures=failures, twice=twice)
+    text = CommittedRows(cache, "text", plan.encoders.fingerprint("text")).look()
+    num_prompts = len(text.present(plan.missing_prompts))
+    return replace(made, prompts=replace(made.prompts, rows=num_prompts), clips=clips)
 
 
 def require_same_encoders(
@@ -171,23 +183,29 @@ def _clips(
     *,
     shown: bool,
     on_rows: OnRows,
-) -> EncodedClips:
-    missing = {keyed.key: keyed.clip for keyed in plan.missing_clips}
-    if not missing:
-        return EncodedClips()
-    with shown_progress(len(missing), "latents", "clip", shown=shown, on_rows=on_rows) as progress:
-        chunks, there = _chunks(
-            settings, plan, "latents", missing, rank, attrgetter("bucket"), progress
-        )
-        return encode_clips(
-            settings,
-            plan.encoders,
-            chunks,
-            progress,
-            largest_clip_bytes=plan.largest_clip_bytes,
-            committed=there,
-            decode_clip=decode_clip,
-        )
+) -> dict[Kind, EncodedClips]:
+    """Encode the clips of each kind; one that failed is not tried again for the next kind."""
+    made: dict[Kind, EncodedClips] = {}
+    for kind, clips in plan.missing_clips.items():
+        failed = Encoded(clips=made).failures
+        missing = {keyed.key: keyed.clip for keyed in clips if keyed.key not in failed}
+        if not missing:
+            continue
+        with shown_progress(len(missing), kind, "clip", shown=shown, on_rows=on_rows) as progress:
+            chunks, there = _chunks(
+                settings, plan, kind, missing, rank, attrgetter("bucket"), progress
+            )
+            made[kind] = encode_clips(
+                settings,
+                plan.encoders,
+                kind,
+                chunks,
+                progress,
+                largest_clip_bytes=plan.largest_clip_bytes(kind),
+                committed=there,
+                decode_clip=decode_clip,
+            )
+    return made
 
 
 def _chunks(
@@ -202,7 +220,7 @@ def _chunks(
     """Chunks of a rank, and the rows that others have committed; none if the process is alone."""
     if rank.world == 1:
         return all_in_groups(missing, group_of=group_of), frozenset
-    there = CommittedRows(settings.cache, kind, plan.fingerprint(kind))
+    there = CommittedRows(settings.cache, kind, plan.encoders.fingerprint(kind))
     chunks = claim_chunks(
         missing,
         rank,
@@ -227,15 +245,12 @@ class CommittedOfPlan:
     """
 
     def __init__(self, cache: Location, plan: Plan) -> None:
-        wanted: dict[Kind, set[str]] = {
-            "text": set(plan.missing_prompts),
-            "latents": {keyed.key for keyed in plan.missing_clips},
-        }
-        self.total = sum(map(len, wanted.values()))
         self._plan = plan
-        self._wanted = wanted
+        self._wanted = plan.missing_keys
+        self.total = sum(map(len, self._wanted.values()))
         self._committed = {
-            kind: CommittedRows(cache, kind, plan.fingerprint(kind)) for kind in wanted
+            kind: CommittedRows(cache, kind, plan.encoders.fingerprint(kind))
+            for kind in self._wanted
         }
 
     def count(self) -> int:
@@ -246,12 +261,11 @@ class CommittedOfPlan:
 
     def left(self) -> Plan:
         """The plan without the rows that are committed."""
-        text, latents = self._committed["text"].look(), self._committed["latents"].look()
-        prompts = self._plan.missing_prompts.items()
-        return replace(
-            self._plan,
-            missing_prompts={key: prompt for key, prompt in prompts if key not in text},
-            missing_clips=tuple(k for k in self._plan.missing_clips if k.key not in latents),
+        return self._plan.only(
+            {
+                kind: self._wanted[kind] - rows.look().present(self._wanted[kind])
+                for kind, rows in self._committed.items()
+            }
         )
 
 
