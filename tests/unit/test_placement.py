@@ -61,7 +61,7 @@ def test_both_experts_stay_on_a_small_card_beside_one_other_part(select, free_gb
     assert found.offload == "model"
     resident = EXPERT - (found.num_streamed - 2) * block_linear_bytes(SHAPE)
     assert 2 * resident + A14B["text_encoder"] <= 1.001 * free_gb * GB
-    assert found.num_streamed < 40
+    assert 30 < found.num_streamed <= 40
 
 
 def test_a_number_is_used_and_the_other_parts_fit_around_it(select):
