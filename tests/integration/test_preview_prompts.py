@@ -40,7 +40,7 @@ def cache(held_out_cache, tmp_path, monkeypatch):
 
 
 def rows(place, cache):
-    text = read_view(cache, "default").text
+    text = read_view(cache, "default").fingerprint("text")
     reader = RowReader.of_generation(place, "text", text, index.committed(place, "text", text))
     return {key: reader.read(key) for key in map(prompt_key, TEXTS) if key in list(reader.rows)}
 

@@ -9,6 +9,7 @@ import pytest
 from tests.support.stores import build_store
 from wanlora.core.buckets import Bucket
 from wanlora.errors import StoreError, StoreVersionError
+from wanlora.store.captions import clips_of
 from wanlora.store.views import frame_rate, read_view, view_names, write_view
 
 RELEASE_0_1_0 = Path(__file__).parents[1] / "fixtures" / "v0.1.0"
@@ -118,3 +119,25 @@ def test_the_frame_rate_of_a_view_is_that_of_most_clips_and_of_images_only_if_no
     clips = [replace(clip, bucket=bucket, fps=fps) for bucket, fps in rates]
     assert frame_rate(clips) == 24.0
     assert frame_rate(clips[:5]) == 16.0
+
+
+def test_clips_of_one_caption_take_turns_and_held_out_ones_come_first(tmp_path):
+    view = build_store(tmp_path, num_clips=5)
+    splits = ("train", "val", "val", "train", "train")
+    captions = (("a",), ("a",), ("b", "a"), ("c",), ("a",))
+    clips = tuple(
+        replace(clip, clip_id=str(index), split=split, prompts=prompts, activity="walk")
+        for index, (clip, split, prompts) in enumerate(
+            zip(view.clips, splits, captions, strict=True)
+        )
+    )
+
+    def found(*keys: str | None) -> str:
+        wanted = [("walk", key) for key in keys]
+        chosen = clips_of(replace(view, clips=clips), "val", wanted)
+        return "".join(clip.clip_id for clip in chosen)
+
+    assert found("a", "a", "a") == "121"
+    assert found("b", "a", "b") == "212"
+    assert found("c") == "3"  # no held-out clip has it
+    assert found(None, None, None) == "121"

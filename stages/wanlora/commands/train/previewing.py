@@ -8,9 +8,9 @@ import torch
 from jaxtyping import UInt8
 
 from wanlora.commands.train.previews import preview, save_previews
+from wanlora.commands.train.prompts import preview_bucket
 from wanlora.commands.train.reporting import Reporter
 from wanlora.commands.train.session import Run, Session
-from wanlora.core.buckets import usual
 from wanlora.runs import run_folder
 from wanlora.store.latent_rgb import solve
 from wanlora.store.views import frame_rate
@@ -64,7 +64,13 @@ def _denoise_and_save(
         model.transformer,
         prompt_embeds=torch.stack([prompt.embeds for prompt in prompts]),
         negative_embeds=source.padded_prompt(session.data.view.negative_prompt),
-        bucket=usual(clip.bucket for clip in session.data.clips),
+        conditions=[
+            {name: rows[0] for name, rows in source.conditions([prompt.start]).items()}
+            if prompt.start
+            else {}
+            for prompt in prompts
+        ],
+        bucket=preview_bucket(session.data),
         num_channels=variant.vae.z_dim,
         steps=run.previews.num_steps,
         guidance_scale=model.part.guidance_scale,
@@ -84,4 +90,5 @@ def _denoise_and_save(
         seed=source.seed,
         fps=frame_rate(session.data.clips),
         facts={"model": run.facts["model"], "variant": variant.name},
+        first_frames_of=[prompt.start.clip_id for prompt in prompts if prompt.start],
     )

@@ -37,6 +37,7 @@ def preview(
     *,
     prompt_embeds: Float[torch.Tensor, "n l d"],
     negative_embeds: Float[torch.Tensor, "l d"],
+    conditions: Sequence[Mapping[str, torch.Tensor]] = (),
     bucket: Bucket,
     num_channels: int,
     steps: int,
@@ -56,6 +57,8 @@ def preview(
         transformer: Transformer in training.
         prompt_embeds: Padded embeddings of the prompts.
         negative_embeds: Padded embedding of the cached negative prompt.
+        conditions: Arguments of `denoise` for the first frame of each prompt; empty for text to
+            video.
         bucket: Size of the videos.
         num_channels: Latent channels.
         steps: Denoising steps.
@@ -89,7 +92,10 @@ def preview(
         for index, embeds in enumerate(prompt_embeds):
             if not stop():
                 with suppress(_StoppedError):
-                    latents.append(denoise_prompt(prompt_embeds=embeds, seed=seed + index))
+                    first_frame: Any = conditions[index] if conditions else {}
+                    latents.append(
+                        denoise_prompt(prompt_embeds=embeds, seed=seed + index, **first_frame)
+                    )
             after_each()
     return latents
 
@@ -108,6 +114,7 @@ def save_previews(
     seed: int,
     fps: float,
     facts: Mapping[str, object],
+    first_frames_of: Sequence[str] = (),
 ) -> dict[int, UInt8[np.ndarray, "f hh ww 3"]]:
     """Write `previews/step-000500/00.safetensors` and `00.gif` for each prompt.
 
@@ -122,6 +129,8 @@ def save_previews(
         seed: Seed of the first prompt, see `preview`.
         fps: Frames per second of the video whose latents these are.
         facts: More entries of the header: at least `model` and `variant`.
+        first_frames_of: Id of the clip whose first frame each preview starts from; empty for text
+            to video.
 
     Returns:
         The pictures by index of their prompt, one frame per latent frame; empty without a
@@ -137,6 +146,8 @@ def save_previews(
             )
             continue
         about = {"prompt": prompt, "seed": seed + index, "step": step, "fps": fps, **facts}
+        if first_frames_of:
+            about["first_frame_of"] = first_frames_of[index]
         write_latents(folder / f"{index:02d}.safetensors", video, about)
         if projection is not None:
             frames = enlarge(to_rgb(video.numpy(), projection))

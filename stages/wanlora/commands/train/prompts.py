@@ -1,8 +1,8 @@
-"""Prompts of previews, given or from the view, with their embeddings.
+"""Prompts of previews, given or from the view, with their embeddings and first frames.
 
-Owns: the choice of prompts, and the child process that encodes those that are not cached. Only
-that process loads the text encoder, so its memory is free again before the transformer is loaded.
-Must not import: the text encoder.
+Owns: the choice of prompts and of the clips whose first frames are used, and the child process that
+encodes prompts that are not cached. Only that process loads the text encoder, so its memory is free
+again before the transformer is loaded. Must not import: the text encoder.
 """
 
 import logging
@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 
 from wanlora.commands.train.data import Data, require_finite
+from wanlora.core.buckets import Bucket, usual
 from wanlora.core.location import Location, prompt_home
 from wanlora.core.prompts import prompt_key
 from wanlora.errors import ModelError
@@ -26,6 +27,7 @@ from wanlora.processes.ranks import SRUN, TORCHRUN
 from wanlora.processes.signals import interrupted_by_signals
 from wanlora.store import index
 from wanlora.store.row_reader import RowReader
+from wanlora.store.views import ViewClip
 from wanlora.wan.model_folder import TEXT_ENCODER, find_downloaded
 
 LAUNCHER = (*TORCHRUN, *SRUN)
@@ -41,10 +43,12 @@ class PreviewPrompt:
     Attributes:
         text: The prompt.
         embeds: Its embedding, zero past its length.
+        start: Clip whose first frame the preview starts from; None for text to video.
     """
 
     text: str
     embeds: Float[torch.Tensor, "l d"]
+    start: ViewClip | None = None
 
 
 def preview_prompts(
@@ -55,7 +59,7 @@ def preview_prompts(
     model: str | None,
     device: torch.device,
 ) -> list[PreviewPrompt]:
-    """Read the embeddings of the run's preview prompts; encode given ones that are not cached.
+    """Read what the run's previews are made from; encode given prompts that are not cached.
 
     Args:
         data: The run's view and store.
@@ -85,7 +89,38 @@ def preview_prompts(
     for key, text in [*by_key.items(), ("", "the negative prompt")]:
         name = f"preview prompt {text!r}" if key else text
         require_finite(data.cache, name, torch.from_numpy(rows.get(key, negative)))
-    return [PreviewPrompt(text, data.source.padded(rows[key])) for key, text in by_key.items()]
+    starts = _starts(data, list(by_key)) if "cond_latents" in data.source.kinds else {}
+    return [
+        PreviewPrompt(text, data.source.padded(rows[key]), starts.get(key))
+        for key, text in by_key.items()
+    ]
+
+
+def _starts(data: Data, keys: Sequence[str]) -> dict[str, ViewClip]:
+    """Select the clip whose first frame each prompt starts from, by the prompt's key.
+
+    A clip with this caption, otherwise a held-out clip of the previews' size; a training clip only
+    if no held-out clip has this size.
+    """
+    bucket = preview_bucket(data)
+    held_out, trained = (
+        [clip for clip in clips if clip.bucket == bucket] for clips in (data.held_out, data.clips)
+    )
+    others = held_out or trained
+    starts = {}
+    for number, key in enumerate(keys):
+        own = (clip for clip in [*held_out, *trained] if key in clip.prompts)
+        clip = starts[key] = next(own, others[number % len(others)])
+        logger.info("preview %d starts from the first frame of %s clip %s", number, clip.split,
+                    clip.clip_id)  # fmt: skip
+        for field, rows in data.source.conditions([clip]).items():
+            require_finite(data.cache, f"the {field.replace('_', ' ')} of {clip.clip_id}", rows)
+    return starts
+
+
+def preview_bucket(data: Data) -> Bucket:
+    """Size of the previews: that of most training clips."""
+    return usual(clip.bucket for clip in data.clips)
 
 
 def _prompts_of_view(data: Data, num: int) -> dict[str, str]:
