@@ -56,6 +56,9 @@ def transformer(
     pattern = (IMAGE_PRESETS if shape.image_dim else PRESETS).get(targets, targets)
     with torch.device(device):
         model.add_adapter(LoraConfig(r=rank, target_modules=pattern, init_lora_weights=False))
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = parameter.data.to(dtype)
     return model.to(device)
 
 

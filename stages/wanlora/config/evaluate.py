@@ -18,6 +18,7 @@ from wanlora.config.settings import (
     Sampler,
     Settings,
     Steps,
+    StreamBlocks,
     ViewName,
     Width,
     model_setting,
@@ -97,6 +98,7 @@ class EvaluateConfig(Settings):
     device: Device = "auto"
     dtype: BaseDtype = "auto"
     quantize: QuantizeAsTrained = None
+    stream_blocks: StreamBlocks = "auto"
 
     @model_validator(mode="after")
     def _has_an_adapter_and_guidance_with_an_effect(self) -> Self:

@@ -6,7 +6,7 @@ Owns: the checks before a model is loaded, and the range of noise levels of each
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -70,6 +70,7 @@ class Setup:
         device: Device to compute on.
         dtype: Type of the transformers.
         quantize: Format of the weights in their blocks, of the base and of every adapter.
+        stream_blocks: The `--stream-blocks` value.
         num_videos: Videos of each activity by each model; 0 = only losses.
         bucket: Size of the videos.
         fps: Frames per second of the videos.
@@ -90,6 +91,7 @@ class Setup:
     device: torch.device
     dtype: torch.dtype
     quantize: Quantize
+    stream_blocks: int | Literal["auto"]
     num_videos: int
     bucket: Bucket
     fps: float
@@ -184,6 +186,7 @@ def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert |
         device=device,
         dtype=base_dtype(config.dtype, device),
         quantize=format_of_base(config.quantize, [item.header for item in given]),
+        stream_blocks=config.stream_blocks,
         num_videos=config.videos_per_activity,
         bucket=bucket,
         fps=config.fps or frame_rate(held_out),
