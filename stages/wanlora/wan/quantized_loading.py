@@ -70,7 +70,7 @@ def _tensors(part: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
 
 
 def _type_of(name: str, dtype: torch.dtype) -> torch.dtype:
-    """Type of a tensor: fp32 where diffusers keeps fp32."""
+    """Type of a tensor: fp32 for those that diffusers keeps in fp32."""
     kept = WanTransformer3DModel._keep_in_fp32_modules  # noqa: SLF001  (its loader's own list)
     return torch.float32 if set(name.split(".")) & set(kept) else dtype
 
