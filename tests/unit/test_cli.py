@@ -97,13 +97,14 @@ FLAGS = {
     "sample": (
         "--adapter --adapter-high --adapter-low --cache --compare --device --fps --guidance-scale "
         "--guidance-scale-low --height --image --latents --model --negative-prompt --num-frames "
-        "--num-videos --offload --output --output-dir --overwrite --prompt --prompts --quantize --seed "
-        "--shift --skip-existing --steps --stream-blocks --view --width"
+        "--num-videos --offload --output --output-dir --overwrite --prompt --prompts --quantize "
+        "--seed --shift --skip-existing --steps --stream-blocks --view --width"
     ),
     "evaluate": (
         "--adapter --adapter-high --adapter-low --cache --checkpoints --device --fps "
         "--guidance-scale --guidance-scale-low --height --model --num-clips --num-frames "
-        "--output-dir --quantize --seed --steps --stream-blocks --videos-per-activity --view --width"
+        "--output-dir --quantize --seed --steps --stream-blocks --videos-per-activity "
+        "--view --width"
     ),
     "export": (
         "--adapter --checkpoint --dtype --expert --format --model --output --overwrite "
