@@ -86,6 +86,8 @@ def test_a_text_to_video_run_on_the_view_is_that_on_a_view_without_conditions(
         cli.run("train", "--cache", cache, "--model", "micro", "--output-dir", tmp_path / name,
                 "--max-steps", 2, "--set", "validation.every=0", *SMALL)  # fmt: skip
     assert losses(tmp_path / "with") == losses(tmp_path / "without")
-    refusal = cli.refuses("train", "--cache", encoded, "--model", "micro", "--output-dir",
-                          tmp_path / "run", "--set", "condition_dropout=0.1", exit_code=2)  # fmt: skip
+    refusal = cli.refuses(
+        "train", "--cache", encoded, "--model", "micro", "--output-dir", tmp_path / "run",
+        "--set", "condition_dropout=0.1", exit_code=2,
+    )  # fmt: skip
     assert "condition_dropout" in refusal
