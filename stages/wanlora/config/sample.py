@@ -14,8 +14,10 @@ from wanlora.config.settings import (
     Guidance,
     GuidanceLow,
     Height,
+    QuantizeAsTrained,
     Settings,
     Steps,
+    StreamBlocks,
     ViewName,
     Width,
     model_setting,
@@ -134,6 +136,8 @@ class SampleConfig(Settings):
     )
     device: Device = "auto"
     dtype: BaseDtype = "auto"
+    quantize: QuantizeAsTrained = None
+    stream_blocks: StreamBlocks = "auto"
     offload: Literal["auto", "none", "model", "sequential"] = setting(
         "auto",
         "For GPUs with little memory: keep one part of the pipeline on the GPU at a time (model), "

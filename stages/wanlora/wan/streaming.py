@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from wanlora.core import units
 from wanlora.cost.flops import TransformerShape
-from wanlora.cost.memory import NUM_SLOTS, block_linear_bytes, streamed_blocks
+from wanlora.cost.memory import NUM_SLOTS, Quantize, block_linear_bytes, streamed_blocks
 from wanlora.errors import ConfigError, DeviceError
 from wanlora.wan.host_memory import HostBytes, require_host_memory
 
@@ -77,8 +77,19 @@ def stream_blocks(
         tensor.data = tensor.data.to(device)
 
 
+def has_streamed_blocks(transformer: nn.Module) -> bool:
+    """Return whether blocks of a transformer are streamed."""
+    blocks: Any = transformer.blocks
+    return any(hasattr(block, _ENTRY) for block in blocks)
+
+
 def require_streaming(
-    shape: TransformerShape, num_streamed: int, dtype: torch.dtype, num_processes: int = 1
+    shape: TransformerShape,
+    num_streamed: int,
+    dtype: torch.dtype,
+    num_copies: int = 1,
+    *,
+    quantize: Quantize = "none",
 ) -> None:
     """Check that blocks can be streamed, and log what is kept in host memory.
 
@@ -86,7 +97,9 @@ def require_streaming(
         shape: The transformer.
         num_streamed: Number of streamed blocks.
         dtype: Type of their weights.
-        num_processes: Processes of this machine; each has its own copies.
+        num_copies: Transformers with copies of their own: of the processes of this machine, or of
+            a pipeline.
+        quantize: Format of the weights.
 
     Raises:
         ConfigError: The transformer has fewer blocks.
@@ -98,14 +111,14 @@ def require_streaming(
             f"--stream-blocks {shape.num_layers} to stream all of them"
         )
     if num_streamed:
-        each = num_streamed * block_linear_bytes(shape, dtype.itemsize)
+        each = num_streamed * block_linear_bytes(shape, dtype.itemsize, quantize)
         require_host_memory(
-            HostBytes(kept=int(num_processes * each)),
-            f"streaming {num_streamed} blocks in {num_processes} process(es) of this machine",
+            HostBytes(kept=int(num_copies * each)),
+            f"streaming {num_streamed} blocks of {units.count(num_copies, 'transformer')}",
             "a smaller --stream-blocks", "fewer processes per machine",
         )  # fmt: skip
         logger.info(
-            "streaming %d of %d blocks: %s of pinned host memory in each process",
+            "streaming %d of %d blocks: %s of pinned host memory for each transformer",
             num_streamed, shape.num_layers, units.size(each),
         )  # fmt: skip
 
