@@ -23,6 +23,8 @@ def test_generated_pages_are_what_make_docs_writes():
     assert (ROOT / "docs" / "configuration.md").read_text() == made, "run: make docs"
     page = (ROOT / "docs" / "architecture.md").read_text()
     assert page == generate["architecture"](page), "run: make docs"
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert page == generate["performance"](page), "run: make docs"
 
 
 def _commands():

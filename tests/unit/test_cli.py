@@ -81,7 +81,7 @@ FLAGS = {
         "--verify path"
     ),
     "estimate": (
-        "--activations --alpha --batch-by --batch-size --cache --clips --device --eager "
+        "--activations --alpha --batch-by --batch-size --cache --cards --clips --device --eager "
         "--expert --frames --gradient-accumulation-steps --height --memory-gb --model "
         "--num-epochs --num-processes --preview-every --preview-prompt --probe --quantize --rank "
         "--targets --variant --view --width"

@@ -4,7 +4,14 @@ from typing import Literal, Self
 
 from pydantic import model_validator
 
-from wanlora.config.settings import CacheLocation, Settings, ViewName, model_setting, setting
+from wanlora.config.settings import (
+    CacheLocation,
+    Settings,
+    StreamBlocks,
+    ViewName,
+    model_setting,
+    setting,
+)
 from wanlora.config.train import (
     KEEP_CHECKPOINTS,
     SAVE_STEPS,
@@ -74,6 +81,12 @@ class EstimateConfig(Settings):
     memory_gb: float | None = setting(
         None, "Memory of the GPU in GB.", gt=0, flag="Model and machine", unset="its usual size"
     )
+    cards: bool = setting(
+        False,
+        "Also print what fits GPUs of 16, 24, 32, 48 and 80 GB: T2V-1.3B and T2V-14B, clips of 17, "
+        "49 and 81 frames at 480x832 and of 81 at 720x1280, one clip per step.",
+        flag="Model and machine",
+    )
     probe: bool = setting(
         False,
         "Run three real steps on the device, and scale the estimate by the measured times.",
@@ -91,6 +104,7 @@ class EstimateConfig(Settings):
     keep_checkpoints: int = setting(3, KEEP_CHECKPOINTS, ge=0)
     activations: Activations = "auto"
     quantize: QuantizeBase = "none"
+    stream_blocks: StreamBlocks = "auto"
     eager: Eager = "auto"
     attention: Attention = "auto"
     clip_weights: ClipWeights = {}  # noqa: RUF012  (pydantic copies it)
@@ -114,6 +128,8 @@ class EstimateConfig(Settings):
             raise ValueError(
                 "--model is only for --probe; without --probe, choose the model with --variant"
             )
+        if self.probe and self.stream_blocks not in ("auto", 0):
+            raise ValueError("--probe measures resident blocks: leave out --stream-blocks")
         if self.lora.dora and not self.probe:
             raise ValueError("lora.dora: the cost of DoRA cannot be predicted; pass --probe")
         refuse_compiled_dora(self.eager, self.lora)

@@ -124,14 +124,15 @@ def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
         modes: Recompute mode of each block.
     """
     transient = _TRANSIENT_WIDTHS * work.all_tokens * work.shape.width * work.element_bytes
-    everything = sum(block_bytes(work, mode) for mode in modes)
+    size = {mode: block_bytes(work, mode) for mode in {*modes, "none"}}
+    everything = sum(size[mode] for mode in modes)
     moments: list[tuple[float, float]] = [(everything, transient)]  # the backward pass begins
     recomputed = [index for index, mode in enumerate(modes) if mode != "none"]
     if recomputed:
         # The last recomputing block is running: the blocks after it are done and free, and all its
         # activations exist for a moment.
-        before = sum(block_bytes(work, mode) for mode in modes[: recomputed[-1] + 1])
-        moments.append((before, transient + block_bytes(work, "none")))
+        before = sum(size[mode] for mode in modes[: recomputed[-1] + 1])
+        moments.append((before, transient + size["none"]))
     kept, working = max(moments, key=sum)
     if work.quantize != "none":
         working += work.shape.width * work.shape.ffn_dim * work.element_bytes  # one at a time

@@ -5,7 +5,7 @@ are expectations, not measurements. A measurement on the card itself is better.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from math import prod
 
 from wanlora.core.buckets import Bucket, latent_shape
@@ -42,20 +42,22 @@ class Seconds:
         attention: Self- and cross-attention, forward and backward.
         matmul: Linear layers, recomputation included.
         elementwise: Norms, activations, gates, sums of adapters: memory traffic.
+        copies: Waiting for copies of streamed blocks.
     """
 
     attention: float
     matmul: float
     elementwise: float
+    copies: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it."""
-        return self.attention + self.matmul + self.elementwise
+        return self.attention + self.matmul + self.elementwise + self.copies
 
     def times(self, factor: float) -> "Seconds":
         """Multiply every part by a factor."""
-        return Seconds(factor * self.attention, factor * self.matmul, factor * self.elementwise)
+        return Seconds(*(factor * part for part in astuple(self)))
 
 
 def predict_seconds(work: Workload, modes: Sequence[Recompute], gpu: Gpu) -> Seconds:

@@ -15,7 +15,10 @@ import torch
 from wanlora.core import units
 from wanlora.core.buckets import Bucket
 from wanlora.cost.flops import Activations, Recompute
+from wanlora.cost.gpus import gpu_of
 from wanlora.cost.memory import Workload, longest_clip, plan, step_bytes
+from wanlora.cost.planning import fastest_plan
+from wanlora.cost.streaming import PCIE_BYTES_PER_S
 from wanlora.errors import DeviceError, NonFiniteError
 from wanlora.training.trial import random_batch, try_modes
 from wanlora.training.workload import GPU_RESERVE, Modes, Trial, budget_of_gpu, describe
@@ -46,6 +49,38 @@ def budget(device: torch.device, *, whole_card: bool = False) -> float:
         held = torch.cuda.memory_reserved(device)
         return free + held - GPU_RESERVE * total
     return own_bytes() + CPU_SHARE * free_host_memory()
+
+
+def plan_streaming(
+    work: Workload,
+    device: torch.device,
+    *,
+    activations: Activations,
+    whole_card: bool = False,
+) -> int:
+    """Number of blocks to stream on a GPU, by counted memory and predicted seconds; logged if any.
+
+    Args:
+        work: The largest micro-batch.
+        device: The GPU, before the transformer is loaded.
+        activations: Mode of all blocks, or auto.
+        whole_card: Plan for all of its memory, see `fit`.
+    """
+    limit, gpu = budget(device, whole_card=whole_card), gpu_of(torch.cuda.get_device_name(device))
+    modes = None if activations == "auto" else (activations,) * work.shape.num_layers
+    chosen = fastest_plan(work, limit, gpu, modes=modes)
+    if chosen.num_streamed:
+        resident = fastest_plan(work, limit, gpu, modes=modes, num_streamed=0)
+        logger.info(
+            "streaming %d of %d blocks from host memory, activations %s: %s counted of %s, %s "
+            "predicted for the most expensive micro-batch (copies at an assumed %s/s). Without "
+            "streaming: %s counted%s",
+            chosen.num_streamed, work.shape.num_layers, describe(chosen.modes),
+            units.size(chosen.total_bytes), units.size(limit), units.duration(chosen.seconds),
+            units.size(PCIE_BYTES_PER_S), units.size(resident.total_bytes),
+            f", {units.duration(resident.seconds)}" if resident.total_bytes <= limit else "",
+        )  # fmt: skip
+    return chosen.num_streamed
 
 
 def fit(
@@ -175,7 +210,9 @@ class _TrialErrors:
             f"out of memory on {self.device} with the largest bucket ({self.bucket}, "
             f"{work.num_tokens:,} tokens, batch_size {work.batch_size}): "
             f"{str(error).splitlines()[0]} A step may take {units.size(self.limit)} here. "
-            + _advice(self.activations, work, self.bucket, self.limit)
+            + _advice(
+                self.activations, work, self.bucket, self.limit, on_gpu=self.device.type == "cuda"
+            )
         )
 
 
@@ -192,7 +229,9 @@ def _choices(activations: Activations, work: Workload, limit: float) -> list[Mod
     return sorted(each, key=lambda modes: each[modes], reverse=True)
 
 
-def _advice(activations: Activations, work: Workload, bucket: Bucket, limit: float) -> str:
+def _advice(
+    activations: Activations, work: Workload, bucket: Bucket, limit: float, *, on_gpu: bool
+) -> str:
     """List settings that are predicted to fit, those that cost the least first."""
     layers = work.shape.num_layers
 
@@ -207,6 +246,7 @@ def _advice(activations: Activations, work: Workload, bucket: Bucket, limit: flo
             for mode in cheaper[cheaper.index(activations) + 1 :]
             if size(mode, work) < limit
         ]
+    advice += _smaller_weights(work, limit) if on_gpu else []
     if work.batch_size > 1 and size("full", replace(work, batch_size=1)) < limit:
         advice.append("--batch-size 1 with more --gradient-accumulation-steps")
     shorter = longest_clip(work, bucket._replace(num_frames=bucket.num_frames - 4), "full", limit)
@@ -218,6 +258,24 @@ def _advice(activations: Activations, work: Workload, bucket: Bucket, limit: flo
     if not advice:
         return "By the predicted memory, no settings of this model fit; use a larger GPU"
     return "By the predicted memory, these settings would fit: " + "; ".join(advice)
+
+
+def _smaller_weights(work: Workload, limit: float) -> list[str]:
+    """List settings of the weights on a GPU that are predicted to fit, with their memory."""
+    streamed = fastest_plan(work, limit, None)
+    found = [(f"--stream-blocks {streamed.num_streamed}", streamed)]
+    if work.quantize == "none":
+        eight_bits = replace(work, quantize="int8")
+        resident = fastest_plan(eight_bits, limit, None, num_streamed=work.num_streamed)
+        both = fastest_plan(eight_bits, limit, None)
+        found.append(("--quantize int8", resident))
+        if resident.total_bytes > limit:
+            found.append((f"--quantize int8 --stream-blocks {both.num_streamed}", both))
+    return [
+        f"{text} ({units.size(plan.total_bytes)}, activations {describe(plan.modes)})"
+        for text, plan in found
+        if plan.total_bytes <= limit
+    ]
 
 
 def log_trial(trial: Trial, work: Workload, device: torch.device) -> None:

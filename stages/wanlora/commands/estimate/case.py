@@ -20,6 +20,7 @@ from wanlora.cost.seconds import (
     predict_forward_seconds,
     predict_seconds,
 )
+from wanlora.cost.streaming import predict_streaming
 from wanlora.store.views import View
 from wanlora.training.batch_sizes import BatchSize
 from wanlora.training.order import Order, num_steps
@@ -107,7 +108,12 @@ class Case:
                 return None
             seconds_per_flop = trial.seconds / model_flops(self.work)
             return lambda work: Seconds(0.0, seconds_per_flop * model_flops(work), 0.0)
-        return lambda work: predict_seconds(work, modes, gpu).times(self.scale)
+
+        def seconds(work: Workload) -> Seconds:
+            found = predict_seconds(work, modes, gpu).times(self.scale)
+            return replace(found, copies=predict_streaming(work, modes, gpu).exposed_s)
+
+        return seconds
 
     @property
     def scale(self) -> float:
@@ -134,4 +140,5 @@ class Case:
             self.mean(lambda work: pace(work).attention),
             self.mean(lambda work: pace(work).matmul),
             self.mean(lambda work: pace(work).elementwise),
+            self.mean(lambda work: pace(work).copies),
         )

@@ -6,14 +6,14 @@ a probe it must not import torch.
 
 from dataclasses import replace
 
+from wanlora.commands.estimate.cards import fits_of_cards
 from wanlora.commands.estimate.case import Case
 from wanlora.commands.estimate.figures import estimate_result
 from wanlora.commands.estimate.pauses import preview_passes, validation_passes
 from wanlora.commands.estimate.setup import open_case
 from wanlora.commands.estimate.table import EstimateResult
 from wanlora.config import EstimateConfig
-from wanlora.cost.flops import Activations
-from wanlora.cost.memory import plan
+from wanlora.cost.planning import fastest_plan
 from wanlora.training.workload import Modes, Trial
 
 
@@ -28,7 +28,10 @@ def run(config: EstimateConfig) -> EstimateResult:
     case = open_case(config)
     if config.probe:
         case = replace(case, trial=_probe(config, case))
-    modes = case.trial.modes if case.trial else _planned_modes(case, config.activations)
+    if case.trial:
+        modes = case.trial.modes
+    else:
+        case, modes = _planned(case, config)
     validation, previews = config.validation, config.previews
     return estimate_result(
         case,
@@ -50,6 +53,11 @@ def run(config: EstimateConfig) -> EstimateResult:
             case.steps, save_steps=config.save_steps, keep_checkpoints=config.keep_checkpoints
         ),
         accumulation=config.gradient_accumulation_steps,
+        cards=(
+            fits_of_cards(rank=config.lora.rank, adapted=config.lora.targets)
+            if config.cards
+            else None
+        ),
     )  # fmt: skip
 
 
@@ -68,11 +76,19 @@ def _probe(config: EstimateConfig, case: Case) -> Trial:
     )
 
 
-def _planned_modes(case: Case, activations: Activations) -> Modes:
-    """Activation mode of each block: the setting, or the fastest modes that fit."""
-    if activations == "auto":
-        return plan(case.work, case.card.limit_bytes)
-    return (activations,) * case.work.shape.num_layers
+def _planned(case: Case, config: EstimateConfig) -> tuple[Case, Modes]:
+    """Activation modes and streamed blocks: the settings, or the fastest ones that fit."""
+    layers = case.work.shape.num_layers
+    chosen = fastest_plan(
+        case.work, case.card.limit_bytes, case.card.gpu,
+        modes=None if config.activations == "auto" else (config.activations,) * layers,
+        num_streamed=None if config.stream_blocks == "auto" else config.stream_blocks,
+    )  # fmt: skip
+    works = {
+        bucket: replace(work, num_streamed=chosen.num_streamed)
+        for bucket, work in case.works.items()
+    }
+    return replace(case, works=works), chosen.modes
 
 
 def _num_checkpoints(steps: int, *, save_steps: int, keep_checkpoints: int) -> int:

@@ -8,13 +8,14 @@ Must not know: settings, torch.
 from dataclasses import asdict
 from typing import get_args
 
+from wanlora.commands.estimate.cards import CardFit
 from wanlora.commands.estimate.case import Case
 from wanlora.commands.estimate.pauses import Passes
 from wanlora.commands.estimate.table import Batch, EstimateResult, Mode, Pause
 from wanlora.core.buckets import Bucket
 from wanlora.cost.flops import Recompute
 from wanlora.cost.gpus import Gpu
-from wanlora.cost.memory import longest_clip, num_trained, step_bytes
+from wanlora.cost.memory import Workload, host_bytes, longest_clip, num_trained, step_bytes
 from wanlora.cost.seconds import (
     VAE_SHARE_OF_PEAK,
     Seconds,
@@ -24,6 +25,7 @@ from wanlora.cost.seconds import (
     model_flops,
 )
 from wanlora.cost.sizes import TOKENS_PER_CAPTION, cache_bytes, checkpoint_bytes
+from wanlora.cost.streaming import PCIE_BYTES_PER_S
 from wanlora.store import schema, storage
 from wanlora.training.order import describe_untrained
 from wanlora.training.schedule import describe_short_run
@@ -41,6 +43,7 @@ def estimate_result(
     previews: Passes,
     num_checkpoints: int,
     accumulation: int,
+    cards: list[CardFit] | None,
 ) -> EstimateResult:
     """Calculate the fields of the result.
 
@@ -52,6 +55,7 @@ def estimate_result(
         previews: Forward passes of previews.
         num_checkpoints: Checkpoints that the run keeps.
         accumulation: Micro-batches of a step over all processes, for the advice on short runs.
+        cards: What fits other cards, if that was requested.
     """
     card, work, gpu = case.card, case.work, case.card.gpu
     seconds, flops = case.seconds(modes), case.mean(model_flops)
@@ -70,9 +74,10 @@ def estimate_result(
         tflop_per_step=case.num_processes * flops / 1e12,
         floor_s=case.mean(lambda item: floor_seconds(item, gpu)) if gpu else None,
         seconds_per_step=seconds.total if seconds else None,
-        parts=asdict(seconds) if seconds and gpu else {},
+        parts=_parts(seconds) if seconds and gpu else {},
         mfu=flops / seconds.total / gpu.peak_flops if seconds and gpu else None,
-        activations=describe(modes), steps=steps,
+        activations=describe(modes), quantize=work.quantize, num_streamed=work.num_streamed,
+        host_gb=host_bytes(work) / 1e9, steps=steps,
         peak_gb=peak / 1e9, fits=peak <= card.limit_bytes, memory_gb=card.limit_bytes / 1e9,
         modes={name: _mode(case, name) for name in _RECOMPUTE_MODES},
         hours_per_epoch=seconds.total * float(epoch) / 3600 if seconds else None,
@@ -81,9 +86,16 @@ def estimate_result(
         stage_one_hours=_encode_hours(case), cache_gb=_cache_bytes(case) / 1e9,
         checkpoints_gb=checkpoint_bytes(trained, num_checkpoints) / 1e9,
         untrained=_untrained(case), too_short=_too_short(case, accumulation),
-        assumed=_assumed(gpu, measured=case.trial is not None),
+        assumed=_assumed(gpu, work, measured=case.trial is not None),
         probe=asdict(case.trial) if case.trial else None,
+        cards=cards,
     )  # fmt: skip
+
+
+def _parts(seconds: Seconds) -> dict[str, float]:
+    """Seconds by kind of work; copies only if blocks are streamed."""
+    parts = asdict(seconds)
+    return parts if seconds.copies else {k: v for k, v in parts.items() if k != "copies"}
 
 
 def _pause(case: Case, passes: Passes) -> Pause:
@@ -163,12 +175,14 @@ def _too_short(case: Case, accumulation: int) -> str | None:
     )
 
 
-def _assumed(gpu: Gpu | None, *, measured: bool) -> dict[str, str]:
+def _assumed(gpu: Gpu | None, work: Workload, *, measured: bool) -> dict[str, str]:
     if gpu is None:
         return {} if measured else {"time": "not predicted: no rates of this GPU are known"}
     encode = {"VAE": f"{VAE_SHARE_OF_PEAK:.0%} of the bf16 peak in fp32 with TF32"}
     if measured:
         return encode
+    if work.num_streamed:
+        encode = {"copies": f"{PCIE_BYTES_PER_S / 1e9:g} GB/s from host memory", **encode}
     return {
         "attention": f"{gpu.attention_forward:.0%} of {gpu.peak_flops / 1e12:.4g} TFLOP/s forward, "
         f"{gpu.attention_backward:.0%} backward",

@@ -6,6 +6,7 @@ Owns: the fields of `--json` and the lines of the table. Must not know how figur
 from dataclasses import dataclass
 from typing import Any
 
+from wanlora.commands.estimate.cards import CardFit, table
 from wanlora.core import units
 from wanlora.report.text_table import text_table
 
@@ -92,6 +93,9 @@ class EstimateResult:
         parts: Seconds of a step in attention, matmul and elementwise kernels.
         mfu: Share of the card's bf16 peak at that speed.
         activations: The selected mode, one of `modes` or a mixture.
+        quantize: Format of the frozen weights in the blocks.
+        num_streamed: Blocks whose weights wait in host memory, also in `modes` and `batches`.
+        host_gb: Host memory of these blocks, in each process.
         peak_gb: Peak memory in this mode.
         fits: True if the card has this much memory.
         memory_gb: Memory of the card that a step may take.
@@ -109,6 +113,7 @@ class EstimateResult:
         too_short: Warning about a run too short to learn from; None for others.
         assumed: Assumptions behind the seconds.
         probe: Result of the probe.
+        cards: With `--cards`, what fits cards of 16 to 80 GB.
     """
 
     variant: str
@@ -129,6 +134,9 @@ class EstimateResult:
     parts: dict[str, float]
     mfu: float | None
     activations: str
+    quantize: str
+    num_streamed: int
+    host_gb: float
     peak_gb: float
     fits: bool
     memory_gb: float
@@ -146,6 +154,7 @@ class EstimateResult:
     too_short: str | None
     assumed: dict[str, str]
     probe: dict[str, Any] | None
+    cards: list[CardFit] | None
 
     @property
     def exit_code(self) -> int:
@@ -162,6 +171,7 @@ class EstimateResult:
             f"{self._model()} on {self.gpu} ({_size(self.memory_gb)} for a step), {how}",
             f"clips to train on: {sizes}",
             f"adapter: {self.lora}, {units.number(self.trained_parameters)} parameters",
+            *self._weights(),
             *self._modes_table(),
             *self._batches_table(),
             "",
@@ -169,12 +179,32 @@ class EstimateResult:
             *(f"warning: {text}" for text in (*self.untrained, self.too_short) if text),
             "",
             *(f"assumed: {name}: {what}" for name, what in self.assumed.items()),
+            *self._cards(),
         ]
 
     def _model(self) -> str:
         if self.num_experts == 1:
             return self.variant
         return f"{self.variant}, {f'{self.expert}-noise' if self.expert else 'one'} expert,"
+
+    def _weights(self) -> list[str]:
+        """Line of the frozen weights, if they are quantized or streamed."""
+        words = [f"quantized to {self.quantize}"] if self.quantize != "none" else []
+        if self.num_streamed:
+            words.append(
+                f"{units.count(self.num_streamed, 'block')} streamed from {_size(self.host_gb)} of "
+                "host memory in each process"
+            )
+        return [f"frozen weights: {', '.join(words)}"] if words else []
+
+    def _cards(self) -> list[str]:
+        if self.cards is None:
+            return []
+        return [
+            "",
+            f"one clip per step on other cards, {self.lora}: predicted seconds and activations",
+            *table(self.cards),
+        ]
 
     def _modes_table(self) -> list[str]:
         rows = [

@@ -78,7 +78,9 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     warmup_steps = ranks.from_main(lambda: _warmup_steps(config, checkpoint, end_step))
     previews = _plan_previews(config, data, ranks, end_step)  # may encode prompts: before the load
     kernel = ranks.from_main(lambda: _select_kernel(config, base.variant, data, ranks, checkpoint))
-    model = load_model(config, base, ranks, kernel=kernel, from_checkpoint=checkpoint is not None)
+    model = load_model(
+        config, base, ranks, data=data, kernel=kernel, from_checkpoint=checkpoint is not None
+    )
     identity = identity_of(
         data.view, variant=model.variant, base=model.base, expert=model.part.expert,
         quantize=model.quantize,

@@ -4,18 +4,21 @@ Owns: which setting decides what of the model, its optimizer and its blocks.
 """
 
 import logging
+from collections.abc import Collection
 
 import torch
 
 from wanlora.adapters.file import LoraShape
 from wanlora.adapters.lora import add_adapter, initial_values
+from wanlora.adapters.targets import linear_names, match_targets
 from wanlora.commands.train import start_log
 from wanlora.commands.train.base_model import Base
 from wanlora.commands.train.data import Data
 from wanlora.commands.train.first_weights import load_other_adapter
 from wanlora.commands.train.session import StepPlan, TrainedModel
 from wanlora.config import TrainConfig
-from wanlora.cost.memory import uploaded_bytes
+from wanlora.core.buckets import Bucket
+from wanlora.cost.memory import Workload, uploaded_bytes
 from wanlora.progress import waiting
 from wanlora.training import fitting
 from wanlora.training.distributed import Ranks
@@ -27,6 +30,7 @@ from wanlora.wan import device as devices
 from wanlora.wan.base_fingerprint import base_fingerprint
 from wanlora.wan.streaming import require_streaming, stream_blocks
 from wanlora.wan.transformer import load_transformer
+from wanlora.wan.variants import Variant
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,7 @@ def load_model(
     base: Base,
     ranks: Ranks,
     *,
+    data: Data,
     kernel: KernelChoice,
     from_checkpoint: bool,
 ) -> TrainedModel:
@@ -45,6 +50,7 @@ def load_model(
         config: The settings.
         base: The model, and the transformer to train.
         ranks: Processes of the run.
+        data: Clips of the run.
         kernel: Attention kernel.
         from_checkpoint: The first weights will be those of a checkpoint.
 
@@ -54,7 +60,7 @@ def load_model(
     device = ranks.device
     dtype = devices.base_dtype(config.dtype, device)
     weights = base.folder / base.part.subfolder
-    num_streamed = number_of_streamed(config, base, ranks)
+    num_streamed = number_of_streamed(config, base, data, ranks)
     home = torch.device("cpu") if num_streamed else device  # never the whole model on the GPU
     with waiting(f"loading the transformer in {weights}", shown=ranks.is_main):
         transformer = load_transformer(
@@ -98,12 +104,15 @@ def load_model(
     )  # fmt: skip
 
 
-def number_of_streamed(config: TrainConfig, base: Base, ranks: Ranks) -> int:
+def number_of_streamed(config: TrainConfig, base: Base, data: Data, ranks: Ranks) -> int:
     """Number of blocks that are streamed, checked against the host memory of all processes.
+
+    auto: on a GPU those of the fastest plan by counted memory; 0 if the model's own plan fits.
 
     Args:
         config: The settings.
         base: The model, and the transformer to train.
+        data: Clips of the run.
         ranks: Processes of the run; those of a machine share its memory.
 
     Raises:
@@ -111,13 +120,43 @@ def number_of_streamed(config: TrainConfig, base: Base, ranks: Ranks) -> int:
         DeviceError: The host memory is too small.
     """
     shape, device = base.variant.shape, ranks.device
+    dtype = devices.base_dtype(config.dtype, device)
     num_streamed = 0 if config.stream_blocks == "auto" else config.stream_blocks
+    if config.stream_blocks == "auto" and device.type == "cuda":
+        linears = linear_names(shape.num_layers, reads_image=shape.image_dim is not None)
+        adapted = match_targets(linears, config.lora.targets)
+        works = _works(config, base.variant, data, device, adapted, dtype, 0)
+        work = works[largest(works)]
+        num_streamed = ranks.from_main(
+            lambda: fitting.plan_streaming(
+                work, device, activations=config.activations, whole_card=config.deterministic
+            )
+        )
     num_here = min(ranks.count, torch.cuda.device_count()) if device.type == "cuda" else 1
-    require_streaming(
-        shape, num_streamed, devices.base_dtype(config.dtype, device), num_here,
-        quantize=config.quantize,
-    )  # fmt: skip
+    require_streaming(shape, num_streamed, dtype, num_here, quantize=config.quantize)
     return num_streamed
+
+
+def _works(
+    config: TrainConfig,
+    variant: Variant,
+    data: Data,
+    device: torch.device,
+    adapted: Collection[str],
+    dtype: torch.dtype,
+    num_streamed: int,
+) -> dict[Bucket, Workload]:
+    """Describe the micro-batch of each bucket."""
+    compiled = is_compiled(config.eager, device.type, dora=config.lora.dora)
+    return {
+        bucket: workload(
+            variant, bucket, batch_size=size.micro_batch, rank=config.lora.rank, adapted=adapted,
+            compiled=compiled, element_bytes=dtype.itemsize,
+            num_uploaded=config.prefetch_batches + 1, quantize=config.quantize,
+            num_streamed=num_streamed,
+        )
+        for bucket, size in data.sizes.items()
+    }  # fmt: skip
 
 
 def plan_step(config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks) -> StepPlan:
@@ -129,22 +168,10 @@ def plan_step(config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks
         NonFiniteError: A gradient is NaN or infinite.
         DeviceError: The micro-batch does not fit into memory, or cannot be computed here.
     """
-    compiled = is_compiled(config.eager, model.device.type, dora=model.shape.dora)
-    works = {
-        bucket: workload(
-            model.variant,
-            bucket,
-            batch_size=size.micro_batch,
-            rank=model.shape.rank,
-            adapted=model.masters.modules,
-            compiled=compiled,
-            element_bytes=model.dtype.itemsize,
-            num_uploaded=config.prefetch_batches + 1,
-            quantize=model.quantize,
-            num_streamed=model.num_streamed,
-        )
-        for bucket, size in data.sizes.items()
-    }
+    works = _works(
+        config, model.variant, data, model.device, model.masters.modules, model.dtype,
+        model.num_streamed,
+    )  # fmt: skip
     start_log.log_batches(data, works)
     bucket = largest(works)
     work, num_parameters = works[bucket], model.masters.flat_gradient.numel()
