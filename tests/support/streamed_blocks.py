@@ -22,7 +22,8 @@ WAYS = {
     "none": ("none",) * LAYERS,
     "selective": ("selective",) * LAYERS,
     "full": ("full",) * LAYERS,
-    "mixed": ("full", "full", "selective", "none", "none"),
+    "offload": ("offload",) * LAYERS,
+    "mixed": ("offload", "full", "selective", "none", "none"),
 }
 SHAPE = TransformerShape(
     num_layers=LAYERS, num_attention_heads=2, attention_head_dim=16, ffn_dim=64, text_dim=32
