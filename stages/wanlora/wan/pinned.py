@@ -12,8 +12,10 @@ from torch import Tensor
 
 from wanlora.core import units
 from wanlora.errors import DeviceError
+from wanlora.wan.host_memory import HostBytes, require_host_memory
 
 _PAGE_BYTES = 4096
+_ADVICE = "a smaller --stream-blocks, or other --activations than offload"
 
 
 class HostBuffer:
@@ -24,10 +26,11 @@ class HostBuffer:
         device: Device that copies from and to it.
 
     Raises:
-        DeviceError: The driver does not pin so much memory.
+        DeviceError: The machine lacks so much memory, or the driver does not pin it.
     """
 
     def __init__(self, num_bytes: int, device: torch.device) -> None:
+        require_host_memory(HostBytes(kept=num_bytes), "a copy of a block's values", _ADVICE)
         # Whole pages of its own: a page cannot be pinned twice.
         whole = -(-num_bytes // _PAGE_BYTES) * _PAGE_BYTES
         padded = torch.empty(whole + _PAGE_BYTES, dtype=torch.uint8)
@@ -54,8 +57,8 @@ def _pin(buffer: Tensor) -> None:
     error = int(cudart.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
     if error:
         raise DeviceError(
-            f"cannot pin {units.size(buffer.nbytes)} of host memory (CUDA error {error}): use a "
-            "smaller --stream-blocks or another --activations, or free host memory"
+            f"cannot pin {units.size(buffer.nbytes)} of host memory (CUDA error {error}): use "
+            f"{_ADVICE}, or free host memory"
         )
 
 
