@@ -31,9 +31,11 @@ SHAPE = TransformerShape(
 CPU = torch.device("cpu")
 
 
-def tiny(targets="attention+ffn", dtype=torch.float32):
+def tiny(targets="attention+ffn", dtype=torch.float32, quantize="none"):
     torch.manual_seed(0)
-    return real_size.transformer(SHAPE, rank=4, targets=targets, device="cpu", dtype=dtype)
+    return real_size.transformer(
+        SHAPE, rank=4, targets=targets, device="cpu", dtype=dtype, quantize=quantize
+    )
 
 
 def streamed(num_streamed, **settings):

@@ -136,6 +136,8 @@ def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
         before += offloaded
         moments.append((before, transient + block_bytes(work, "none")))
     kept, working = max(moments, key=sum)
+    if work.quantize != "none":
+        working += work.shape.width * work.shape.ffn_dim * work.element_bytes  # one at a time
     return StepBytes(
         weights=resident_bytes(work),
         adapter=float(_BYTES_PER_TRAINED * num_trained(work.shape, work.adapted, work.rank)),

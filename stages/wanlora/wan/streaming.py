@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from wanlora.core import units
 from wanlora.cost.flops import TransformerShape
-from wanlora.cost.memory import NUM_SLOTS, block_linear_bytes, streamed_blocks
+from wanlora.cost.memory import NUM_SLOTS, Quantize, block_linear_bytes, streamed_blocks
 from wanlora.errors import ConfigError
 from wanlora.wan.host_memory import HostBytes, require_host_memory
 from wanlora.wan.pinned import HostBuffer
@@ -83,7 +83,12 @@ def has_streamed_blocks(transformer: nn.Module) -> bool:
 
 
 def require_streaming(
-    shape: TransformerShape, num_streamed: int, dtype: torch.dtype, num_copies: int = 1
+    shape: TransformerShape,
+    num_streamed: int,
+    dtype: torch.dtype,
+    num_copies: int = 1,
+    *,
+    quantize: Quantize = "none",
 ) -> None:
     """Check that blocks can be streamed, and log what is kept in host memory.
 
@@ -93,6 +98,7 @@ def require_streaming(
         dtype: Type of their weights.
         num_copies: Transformers with copies of their own: of the processes of this machine, or of
             a pipeline.
+        quantize: Format of the weights.
 
     Raises:
         ConfigError: The transformer has fewer blocks.
@@ -104,7 +110,7 @@ def require_streaming(
             f"--stream-blocks {shape.num_layers} to stream all of them"
         )
     if num_streamed:
-        each = num_streamed * block_linear_bytes(shape, dtype.itemsize)
+        each = num_streamed * block_linear_bytes(shape, dtype.itemsize, quantize)
         require_host_memory(
             HostBytes(kept=int(num_copies * each)),
             f"streaming {num_streamed} blocks of {units.count(num_copies, 'transformer')}",
