@@ -22,8 +22,10 @@ from wanlora.cost.gpus import GPUS
 from wanlora.cost.memory import Workload, block_bytes, block_linear_bytes, step_bytes
 from wanlora.cost.streaming import predict_streaming
 from wanlora.wan import blocks, streaming
+from wanlora.wan.base_fingerprint import base_fingerprint
 from wanlora.wan.blocks import set_activations
 from wanlora.wan.streaming import stream_blocks
+from wanlora.wan.transformer import load_transformer
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -89,9 +91,27 @@ def test_two_forward_passes_before_their_backward_passes_fetch_what_they_need():
     assert furthest(both(streamed(LAYERS)), both(tiny())) == 0
 
 
-def test_bf16_blocks_stream_too():
-    expected = gradients(tiny(dtype=torch.bfloat16))
-    assert furthest(gradients(streamed(LAYERS, dtype=torch.bfloat16)), expected) == 0
+@pytest.mark.parametrize("way", ["none", "selective", "offload"])
+@pytest.mark.parametrize("quantize", ["none", "int8", "fp8"])
+def test_bf16_and_8_bit_blocks_stream_too(quantize, way):
+    settings = {"dtype": torch.bfloat16, "quantize": quantize}
+    expected = gradients(tiny(**settings))
+    model = streamed(LAYERS, **settings)
+    set_activations(model, WAYS[way], compiled=False)
+    for _ in range(2):
+        assert furthest(gradients(model), expected) == 0
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_loaded_blocks_are_those_of_the_loaded_model(micro_folder, quantize):
+    """Read one tensor at a time; the slots hold the first blocks once they are used."""
+    settings = {"dtype": torch.float32, "device": CPU, "quantize": quantize}
+    expected = load_transformer(micro_folder, **settings)
+    found = load_transformer(micro_folder, **settings, num_streamed=2)
+    assert base_fingerprint(found) == base_fingerprint(expected)
+    assert all(torch.equal(found.state_dict()[name], tensor)
+               for name, tensor in expected.state_dict().items())  # fmt: skip
+    assert not any(parameter.requires_grad or parameter.is_meta for parameter in found.parameters())
 
 
 def test_an_adapter_with_magnitudes_is_added_before_and_computes_the_same():
@@ -189,4 +209,4 @@ def test_streamed_blocks_run_the_compiled_graphs_of_resident_ones(micro_home):
 
 @pytest.mark.slow
 def test_so_do_those_of_the_default_compiler(micro_home):
-    check_compiled(compiled("inductor", *WAYS))
+    check_compiled(compiled("inductor", *WAYS, "none+int8", "full+fp8"))
