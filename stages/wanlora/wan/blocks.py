@@ -71,7 +71,7 @@ RUNNERS: dict[Recompute, Callable[..., Any]] = {
     "selective": _recompute_but_attention,
     "full": _recompute_all,
 }
-"""How each mode runs a block, except offload: that is full, with the input in host memory."""
+"""Functions that run a block in each mode, except offload: full, with the input in host memory."""
 
 
 def set_activations(
