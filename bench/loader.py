@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from wanlora.core.buckets import Bucket, latent_shape
-from wanlora.core.fingerprint import fingerprint, sha256_text
+from wanlora.core.fingerprint import sha256_text
 from wanlora.store.reader import StoreReader
-from wanlora.store.views import ViewClip
+from wanlora.store.views import Encoding, ViewClip
 from wanlora.store.writer import SegmentWriter
 from wanlora.training import flow
 from wanlora.training.batches import BatchSource, read_ahead
@@ -30,14 +30,14 @@ TEXT_DIM = 4096
 NUM_PROMPTS = 64
 
 
-def write_store(cache: Path, num_clips: int) -> dict[str, str]:
+def write_store(cache: Path, num_clips: int) -> dict[str, Encoding]:
     """Fill a store; every clip's latents are different noise, prompts are 60 to 160 rows."""
     random = np.random.default_rng(0)
     shapes = {"latents": latent_shape(BUCKET), "text": (512, TEXT_DIM)}
-    fingerprints = {}
+    encodings = {}
     for kind, shape in shapes.items():
         provenance = {"kind": kind, "made by": "bench/loader.py", "text_dim": TEXT_DIM}
-        fingerprints[kind] = fingerprint(provenance)
+        encodings[kind] = Encoding.of(provenance)
         count = num_clips if kind == "latents" else NUM_PROMPTS
         with SegmentWriter(
             cache, kind=kind, provenance=provenance, shape=shape, dtype="float16", rows=32,
@@ -47,10 +47,10 @@ def write_store(cache: Path, num_clips: int) -> dict[str, str]:
                 rows = shape if kind == "latents" else (int(random.integers(60, 160)), TEXT_DIM)
                 array = random.standard_normal(rows, dtype=np.float32)
                 writer.add(sha256_text(f"{kind} {index}"), array, source=None)
-    return fingerprints
+    return encodings
 
 
-def open_source(cache: Path, num_clips: int, fingerprints: dict[str, str]) -> BatchSource:
+def open_source(cache: Path, num_clips: int, encodings: dict[str, Encoding]) -> BatchSource:
     """The source of a run over all clips, one clip a step."""
     clips = [
         ViewClip(
@@ -60,7 +60,7 @@ def open_source(cache: Path, num_clips: int, fingerprints: dict[str, str]) -> Ba
         for i in range(num_clips)
     ]  # fmt: skip
     return BatchSource(
-        reader=StoreReader(cache, **fingerprints),
+        reader=StoreReader(cache, encodings=encodings),
         clips={BUCKET: clips},
         order=Order({BUCKET: num_clips}, batch_size=1, seed=0),
         seed=0,
@@ -103,8 +103,8 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         cache = Path(folder)
-        fingerprints = write_store(cache, options.clips)
-        source = open_source(cache, options.clips, fingerprints)
+        encodings = write_store(cache, options.clips)
+        source = open_source(cache, options.clips, encodings)
         waited = stalls(source, options.steps, options.step_s, ahead=True)
         direct = stalls(source, min(20, options.steps), options.step_s, ahead=False)
     total = sum(waited[1:]) + (options.steps - 1) * options.step_s

@@ -100,7 +100,7 @@ def records(cache: Path, num_clips: int) -> list[dict]:
 def scanned_into_dicts(cache: Path) -> Measured:
     """As it was: every record parsed and kept, a dict of objects by key."""
     kept = []
-    for kind in schema.KINDS:
+    for kind in PROVENANCE:
         segments = list(read_records(cache, kind, FINGERPRINT[kind]))
         kept.append(segments)
         rows = {}
@@ -115,13 +115,13 @@ def committed(cache: Path, known: dict[str, Rows] | None = None) -> Measured:
     with counted_records() as read:
         rows = {
             kind: index.committed(cache, kind, FINGERPRINT[kind], known=known and known[kind])
-            for kind in schema.KINDS
+            for kind in PROVENANCE
         }
     return rows, {"records_read": read["records"]}
 
 
 def keep(cache: Path, rows: dict[str, Rows]) -> Measured:
-    for kind in schema.KINDS:
+    for kind in PROVENANCE:
         index.keep(cache, kind, FINGERPRINT[kind], rows[kind])
     return None, {"mb": storage.num_bytes(cache, schema.SNAPSHOTS) / 1e6}
 
@@ -254,7 +254,7 @@ def commands(cache: Path, _num_clips: int) -> list[dict]:
     config = InspectConfig(path=cache, statistics_clips=0)
 
     def look() -> Measured:
-        seen = {kind: CommittedRows(cache, kind, FINGERPRINT[kind]) for kind in schema.KINDS}
+        seen = {kind: CommittedRows(cache, kind, FINGERPRINT[kind]) for kind in PROVENANCE}
         for committed_rows in seen.values():
             committed_rows.look()
         return seen, {}
@@ -287,7 +287,7 @@ def requests(_cache: Path, _num_clips: int) -> list[dict]:
             for number in range(4):
                 row = rng.standard_normal(shape if kind == "latents" else (tokens, shape[1]))
                 writer.add(simulated.key_of(kind, number), row.astype(np.float16))
-    reader = StoreReader(root, **FINGERPRINT)
+    reader = StoreReader(root, encodings=simulated.ENCODINGS)
     rows = []
     for what, number in (("first of its segment", 0), ("again", 1)):
         with counted_gets() as gets:
@@ -299,7 +299,7 @@ def requests(_cache: Path, _num_clips: int) -> list[dict]:
     listed = storage.at(root).listing(schema.STORE)
     depth = {"latents": 4, "text": 3}
     for row in rows:
-        for kind in schema.KINDS:
+        for kind in PROVENANCE:
             inside = [k for k in listed if k.count("/") > depth[kind] and f"/{kind}/" in k]
             row[f"objects_{kind}"] = len(inside)
     return rows

@@ -16,7 +16,7 @@ from wanlora.core.fingerprint import fingerprint
 from wanlora.store import schema
 from wanlora.store.commit_records import read_records
 from wanlora.store.groups import write_groups
-from wanlora.store.views import View, ViewClip
+from wanlora.store.views import Encoding, View, ViewClip
 from wanlora.store.writer import SegmentWriter
 from wanlora.wan.variants import VARIANTS
 
@@ -43,6 +43,7 @@ PROVENANCE = {
     },
 }  # fmt: skip
 FINGERPRINT = {kind: fingerprint(value) for kind, value in PROVENANCE.items()}
+ENCODINGS = {kind: Encoding.of(value) for kind, value in PROVENANCE.items()}
 
 
 def key_of(kind: schema.Kind, number: int) -> str:
@@ -66,10 +67,7 @@ def clip_of(number: int) -> ViewClip:
 def view_of(num_clips: int) -> View:
     """The view of all clips."""
     return View(
-        latents=FINGERPRINT["latents"],
-        text=FINGERPRINT["text"],
-        latents_provenance=PROVENANCE["latents"],
-        text_provenance=PROVENANCE["text"],
+        encodings=ENCODINGS,
         model="simulated",
         variant=VARIANT.name,
         shift=3.0,
@@ -83,7 +81,7 @@ def view_of(num_clips: int) -> View:
 
 def write_records(cache: Path, num_clips: int, *, first: int = 0) -> None:
     """Commit records of the clips `first` to `num_clips`, and of as many captions."""
-    for kind in schema.KINDS:
+    for kind, provenance in PROVENANCE.items():
         with tempfile.TemporaryDirectory() as folder:
             template = _record(Path(folder), kind)
         names = [f"{key_of(kind, slot)}" for slot in range(ROWS)]
@@ -92,7 +90,7 @@ def write_records(cache: Path, num_clips: int, *, first: int = 0) -> None:
             shape = latent_shape(bucket) if kind == "latents" else TEXT_SHAPE
             parent = cache / schema.segments_key(kind, FINGERPRINT[kind], shape)
             if not parent.exists():
-                write_groups(cache, kind, PROVENANCE[kind], shape)
+                write_groups(cache, kind, provenance, shape)
             document = template
             for slot, name in enumerate(names):
                 document = document.replace(name, key_of(kind, start + slot))

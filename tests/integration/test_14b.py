@@ -12,7 +12,9 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from tests.support import cli
+from wanlora.adapters.attach import attach_by_expert, read_scaled
 from wanlora.store.views import read_view
+from wanlora.wan.pipeline import VideoSettings, generate, load_pipeline, prepare, transformers_of
 from wanlora.wan.variants import VARIANTS
 
 NAME = "pytorch_lora_weights.safetensors"
@@ -153,6 +155,59 @@ def test_a_streamed_run_is_the_resident_one_and_resumes_with_another_number(
     metrics = [(run_dir / "metrics.jsonl").read_text() for run_dir in (resident, streamed)]
     losses = [[json.loads(line).get("loss") for line in text.splitlines()] for text in metrics]
     assert losses[0] == losses[1]
+
+
+@pytest.fixture
+def trained(small_14b, cache, tmp_path):
+    """A run of the small model."""
+    run_dir = tmp_path / "run"
+    succeeds(
+        "train", "--cache", cache, "--model", small_14b, "--device", "cpu", "--output-dir", run_dir,
+        "--lr", "0.1", *SMALL,
+    )  # fmt: skip
+    return run_dir
+
+
+def test_videos_and_losses_of_streamed_blocks_are_those_of_resident_ones(
+    trained, small_14b, cache, tmp_path
+):
+    videos, losses = [], []
+    for number in (0, 5):
+        folder = tmp_path / f"streamed-{number}"
+        succeeds(
+            "sample", "--adapter", trained, "--device", "cpu", "--prompt", "x", "--num-frames", 5,
+            "--height", 32, "--width", 48, "--steps", 2, "--set", "format=frames",
+            "--output-dir", folder, "--stream-blocks", number,
+        )  # fmt: skip
+        videos.append([file.read_bytes() for file in sorted(folder.rglob("*.png"))])
+        succeeds(
+            "evaluate", "--adapter", trained, "--cache", cache, "--model", small_14b, "--set",
+            "split=train", "--device", "cpu", "--videos-per-activity", 0, "--num-clips", 1,
+            "--set", "num_sigmas=2", "--output-dir", folder / "evaluation",
+            "--stream-blocks", number,
+        )  # fmt: skip
+        losses.append(json.loads((folder / "evaluation" / "evaluation.json").read_text()))
+    assert len(videos[0]) == 5
+    assert videos[0] == videos[1]
+    text = [json.dumps(found).replace("streamed-5", "streamed-0") for found in losses]
+    assert text[0] == text[1]
+
+
+def test_encoders_take_turns_beside_streamed_transformers(trained, small_14b):
+    """They wait in main memory while the transformer runs; the video is the same."""
+    frames = []
+    cpu = torch.device("cpu")
+    settings = VideoSettings(5, 32, 48, steps=1, guidance_scale=5.0, negative_prompt="")
+    for num_streamed, offload in ((0, "none"), (LAYERS, "model")):
+        pipeline = load_pipeline(
+            small_14b, dtype=torch.float32, device=cpu, offload=offload, num_streamed=num_streamed
+        )
+        attach_by_expert(transformers_of(pipeline), [read_scaled(str(trained))])
+        prepare(pipeline, device=cpu, shift=3.0, offload=offload, vae_tiling=False)
+        frames.append(generate(pipeline, "x", settings, seed=0))
+    assert hasattr(pipeline.vae, "_hf_hook")
+    assert not hasattr(pipeline.transformer, "_hf_hook")
+    assert (frames[0] == frames[1]).all()
 
 
 def test_more_streamed_blocks_than_the_model_has_are_refused_with_the_number(

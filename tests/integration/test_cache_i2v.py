@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.integration.test_downloads import first_run
 from tests.support import cli
 from tests.support.caches import CAPTIONS, write_npz_clips
 from tests.support.hooks import num_committed, record_encodings
+from tests.support.hub import serving
 from tests.support.i2v import i2v_folder
 from wanlora.commands import cache_latents
 from wanlora.commands.cache_latents import clip_kinds, encode_settings, worker
@@ -264,3 +266,28 @@ def test_only_the_tensors_and_settings_that_decide_an_embedding_count(model, tmp
     assert found(settings(processor_class="CLIPProcessor")) == own
     assert found(settings(do_center_crop=False)) != own
     assert found(settings(image_mean=[0.5, 0.5, 0.5])) != own
+
+
+HUB_ENCODERS = """
+import os
+os.environ["WANLORA_CACHE_HOME"] = "{home}"
+from pathlib import Path
+from wanlora.commands.cache_latents import encode_settings
+from wanlora.commands.cache_latents.find_encoders import find_encoders
+from wanlora.commands.cache_latents.hashes import Hashes
+from wanlora.config import CacheLatentsConfig
+config = CacheLatentsConfig(model="org/model", cache=Path("{home}/cache"), device="cpu")
+settings = encode_settings.of_config(config)
+for dry_run in (True, False, True):
+    encoders = find_encoders(settings, Hashes.read(settings.cache), dry_run=dry_run)
+    print(len(encoders.stamps), *encoders.kinds)
+"""
+
+
+def test_of_the_hub_only_the_encoders_of_the_variant_are_downloaded(model, tmp_path):
+    with serving(model) as (address, downloaded):
+        done = first_run(HUB_ENCODERS.format(home=tmp_path), address, tmp_path)
+    kinds = "latents text cond_latents clip_vision"
+    assert done.stdout.splitlines() == [f"0 {kinds}", f"5 {kinds}", f"5 {kinds}"]
+    weights = {name.partition("/")[0] for name in downloaded if name.endswith(".safetensors")}
+    assert weights == {"vae", "text_encoder", "image_encoder"}

@@ -16,11 +16,13 @@ from safetensors.torch import load_file, save_file
 from tests.support import cli
 from tests.support.doc_blocks import Block, blocks
 from tests.support.experts import pair_folder
+from tests.support.i2v import i2v_folder
 from tests.support.videos import write_video
 
 ON_CPU = ("--device", "cpu")
 MICRO = ("--model", "micro", *ON_CPU)
 SMALL = ("--height", "32", "--width", "48")
+CLIP_SIZE = ("--num-frames", "17", *SMALL)
 QUICK = ("--num-frames", "5", "--height", "32", "--width", "32", "--steps", "1")
 
 ADDED: dict[str, tuple[str, ...]] = {
@@ -39,8 +41,8 @@ ADDED: dict[str, tuple[str, ...]] = {
 """Options that make a command small."""
 
 STARTED = "outputs/full_training"
-PAIR = "pair"
-"""Folder of the model with two transformers."""
+MODELS = {"docs/wan22.md": "pair", "docs/i2v.md": "image-pair"}
+"""Folders of the models with two transformers, by the page that is about them."""
 ACTIVITIES = ("clapping", "sitting", "walking")
 
 
@@ -50,9 +52,11 @@ def run(command: str, model: str = "micro") -> str:
     assert launcher == "wanlora", f"mark the block as not run: {command}"
     added = ADDED.get(name, ())
     if name == "prepare" and "lengths=" not in command:
-        added = (*added, "--num-frames", "17")
+        added = (*added, *CLIP_SIZE[:2])
     if name == "train" and "--resume" in words:  # the run has its model; steps are done
         added = (*ON_CPU, "--max-steps", "3")
+    if name in ("sample", "evaluate") and model == MODELS["docs/i2v.md"]:
+        added = (*added, *CLIP_SIZE)  # videos start from the first frames of clips
     added = tuple(model if word == "micro" else word for word in added)
     result = cli.invoke(name, *words, *added)
     assert result.exit_code == 0, f"{command}\n{result.output}"
@@ -67,7 +71,8 @@ def run_block(block: Block) -> None:
         run("wanlora run job.toml --dry-run")
     else:
         for command in block.commands():
-            run(command, PAIR if block.page == "docs/wan22.md" else "micro")
+            own = "micro-i2v" if "micro-i2v" in command else "micro"
+            run(command, MODELS.get(block.page, own) if own == "micro" else own)
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +100,12 @@ def prepare_page(page: str) -> None:
         Image.new("RGB", (160, 96), "red").save(photo)
         photo.with_suffix(".txt").write_text("A red wall")
         return
+    if page == "docs/i2v.md":
+        i2v_folder(Path(MODELS[page]), clip=False, experts=True)
+        Image.new("RGB", (160, 96), "red").save("photo.jpg")
+        return
     if page == "docs/wan22.md":
-        pair_folder(Path(PAIR))
+        pair_folder(Path(MODELS[page]))
         for expert in ("high", "low"):  # as another tool writes them, without our header
             tensors = load_file(Path(STARTED, "pytorch_lora_weights.safetensors"))
             save_file(tensors, f"theirs_{expert}.safetensors")

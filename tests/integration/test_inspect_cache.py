@@ -98,7 +98,7 @@ def test_views_that_lack_rows_or_are_damaged_are_listed(tmp_path):
     assert views["more"]["missing_clips"] == ["lost"]
     assert views["default"]["missing_clips"] == []
     assert "broken.jsonl is damaged" in result.invalid[0]
-    assert "MISSING 1 clips, 0 prompts" in "\n".join(result.lines())
+    assert "MISSING 1 latents" in "\n".join(result.lines())
 
 
 def test_a_damaged_commit_record_is_listed_and_the_rest_still_shown(tmp_path):

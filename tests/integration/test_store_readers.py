@@ -24,22 +24,31 @@ from tests.support.stores import (
 )
 from wanlora.core.buckets import Bucket
 from wanlora.store.reader import StoreReader
+from wanlora.store.schema import KINDS
 
 DOC = Path(__file__).parents[2] / "docs" / "store-format.md"
+ARRAYS = {
+    "latents": "latent", "text": "embedding", "cond_latents": "cond_latent",
+    "clip_vision": "image_embedding",
+}  # fmt: skip
 BUCKETS = (Bucket(17, 64, 64), Bucket(9, 32, 48))
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readers") / "cache"
-    build_store(folder, num_clips=7, buckets=BUCKETS, rows=3)
+    build_store(folder, num_clips=7, buckets=BUCKETS, rows=3, kinds=tuple(KINDS))
     return folder
+
+
+NUM_ROWS = 4 * 7
+"""Seven rows of each kind: clips, and prompts."""
 
 
 def segments(cache: Path) -> dict[str, tuple]:
     return {
         segment.key.removeprefix("store.zarr/"): (kind, segment)
-        for kind in ("latents", "text")
+        for kind in KINDS
         for segment in segments_of(cache, kind, FINGERPRINT[kind])
     }
 
@@ -49,7 +58,7 @@ def test_a_plain_client_lists_every_committed_array_from_the_root(cache):
     listed = {path for path, node in found.items() if isinstance(node, zarr.Array)}
     wanted = set()
     for key, (kind, _) in segments(cache).items():
-        names = ["latent"] if kind == "latents" else ["embedding", "length"]
+        names = [ARRAYS[kind], *(["length"] if kind == "text" else [])]
         wanted |= {f"{key}/{name}" for name in names}
     assert listed == wanted
     for path in listed:
@@ -57,13 +66,14 @@ def test_a_plain_client_lists_every_committed_array_from_the_root(cache):
 
 
 def test_groups_above_segments_do_not_depend_on_the_writer(cache, tmp_path):
-    build_store(tmp_path, num_clips=4, buckets=BUCKETS[::-1], rows=1)
+    build_store(tmp_path, num_clips=4, buckets=BUCKETS[::-1], rows=1, kinds=tuple(KINDS))
     above = [
         path.relative_to(cache)
         for path in cache.rglob("zarr.json")
         if b'"count"' not in (data := path.read_bytes()) and b'"array"' not in data
     ]
-    assert len(above) == 3 + 2 + 2
+    kinds, sizes = 4, 2 + 2 + 1  # the store, then per kind a group and an encoder; and the shapes
+    assert len(above) == 1 + 2 * kinds + sizes
     for path in above:
         assert (tmp_path / path).read_bytes() == (cache / path).read_bytes()
 
@@ -79,9 +89,9 @@ def test_every_row_reads_equal_in_another_client(cache, client):
     num_rows = 0
     for key, (kind, segment) in segments(cache).items():
         reader = open_rows(cache, kind)
-        values = read(cache / "store.zarr" / key / ("latent" if kind == "latents" else "embedding"))
+        values = read(cache / "store.zarr" / key / ARRAYS[kind])
         assert values.dtype == np.float16
-        lengths = None if kind == "latents" else read(cache / "store.zarr" / key / "length")
+        lengths = read(cache / "store.zarr" / key / "length") if kind == "text" else None
         for i, row_key in enumerate(segment.row_keys):
             ours = reader.read(row_key)
             if lengths is None:
@@ -90,7 +100,7 @@ def test_every_row_reads_equal_in_another_client(cache, client):
                 assert np.array_equal(values[i, : lengths[i]], ours)
                 assert not values[i, lengths[i] :].any()
             num_rows += 1
-    assert num_rows == 7 + 7
+    assert num_rows == NUM_ROWS
 
 
 ZARRS = """
@@ -121,14 +131,13 @@ def test_zarrs_reads_every_array_bit_for_bit(cache, tmp_path):
     for key, (kind, segment) in segments(cache).items():
         folder = key.replace("/", "+")
         reader = open_rows(cache, kind)
-        name = "latent" if kind == "latents" else "embedding"
-        values = np.load(tmp_path / f"{folder}+{name}.npy")
+        values = np.load(tmp_path / f"{folder}+{ARRAYS[kind]}.npy")
         for i, row_key in enumerate(segment.row_keys):
             ours = reader.read(row_key)
             assert np.array_equal(values[i, : len(ours)], ours)
             assert not values[i, len(ours) :].any()
             num_rows += 1
-    assert num_rows == 7 + 7
+    assert num_rows == NUM_ROWS
 
 
 def test_xarray_opens_a_segment_with_its_dimensions(cache):
@@ -138,6 +147,8 @@ def test_xarray_opens_a_segment_with_its_dimensions(cache):
         name, dimensions = {
             "latents": ("latent", ("clip", "channel", "frame", "height", "width")),
             "text": ("embedding", ("prompt", "token", "channel")),
+            "cond_latents": ("cond_latent", ("clip", "channel", "frame", "height", "width")),
+            "clip_vision": ("image_embedding", ("clip", "token", "channel")),
         }[kind]
         assert data[name].dims == dimensions
         ours = open_rows(cache, kind).read(segment.row_keys[0])

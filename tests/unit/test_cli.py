@@ -98,12 +98,12 @@ FLAGS = {
         "--adapter --adapter-high --adapter-low --cache --compare --device --fps --guidance-scale "
         "--guidance-scale-low --height --image --latents --model --negative-prompt --num-frames "
         "--num-videos --offload --output --output-dir --overwrite --prompt --prompts --seed "
-        "--shift --skip-existing --steps --view --width"
+        "--shift --skip-existing --steps --stream-blocks --view --width"
     ),
     "evaluate": (
         "--adapter --adapter-high --adapter-low --cache --checkpoints --device --fps "
         "--guidance-scale --guidance-scale-low --height --model --num-clips --num-frames "
-        "--output-dir --seed --steps --videos-per-activity --view --width"
+        "--output-dir --seed --steps --stream-blocks --videos-per-activity --view --width"
     ),
     "export": (
         "--adapter --checkpoint --dtype --expert --format --model --output --overwrite "

@@ -17,6 +17,7 @@ from wanlora.config.settings import (
     Sampler,
     Settings,
     Steps,
+    StreamBlocks,
     ViewName,
     Width,
     model_setting,
@@ -95,6 +96,7 @@ class EvaluateConfig(Settings):
     shown_height: int = setting(320, "Maximum height in pixels of videos in report.html.", ge=16)
     device: Device = "auto"
     dtype: BaseDtype = "auto"
+    stream_blocks: StreamBlocks = "auto"
 
     @model_validator(mode="after")
     def _has_an_adapter_and_guidance_with_an_effect(self) -> Self:

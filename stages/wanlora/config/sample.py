@@ -16,6 +16,7 @@ from wanlora.config.settings import (
     Height,
     Settings,
     Steps,
+    StreamBlocks,
     ViewName,
     Width,
     model_setting,
@@ -134,6 +135,7 @@ class SampleConfig(Settings):
     )
     device: Device = "auto"
     dtype: BaseDtype = "auto"
+    stream_blocks: StreamBlocks = "auto"
     offload: Literal["auto", "none", "model", "sequential"] = setting(
         "auto",
         "For GPUs with little memory: keep one part of the pipeline on the GPU at a time (model), "

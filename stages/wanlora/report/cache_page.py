@@ -67,9 +67,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class ViewRows:
-    """The clips of a view that are on the page, of `num_clips`."""
+    """The clips of a view that are on the page, of `num_clips`, and its kinds of rows."""
 
     name: str
+    kinds: Sequence[str]
     num_clips: int
     rows: Sequence[Row]
     has_pictures: bool
@@ -113,7 +114,7 @@ def _view(view: ViewRows) -> Raw:
     )
     return section(
         f"View {view.name}: {len(view.rows)} of {view.num_clips} clips",
-        note,
+        f"Kinds of rows: {', '.join(view.kinds)}. {note}",
         table(HEADERS, map(_cells, view.rows)),
     )
 

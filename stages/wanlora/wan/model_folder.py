@@ -158,7 +158,12 @@ def find_downloaded(model: str, subfolders: Sequence[str]) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError  # noqa: PLC0415
 
     try:
-        folder = Path(huggingface_hub.snapshot_download(model, local_files_only=True))
+        # With the patterns: without them the whole repository has to be there.
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                model, local_files_only=True, allow_patterns=_patterns(subfolders)
+            )
+        )
     except LocalEntryNotFoundError:
         return None
     return None if _missing(folder, subfolders) else folder

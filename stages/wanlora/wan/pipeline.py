@@ -16,6 +16,7 @@ import numpy as np
 import peft
 import torch
 import transformers
+from accelerate import cpu_offload_with_hook
 from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline
 from jaxtyping import UInt8
 from PIL import Image
@@ -27,6 +28,7 @@ from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_text_encoder, load_va
 from wanlora.wan.host_memory import HostBytes, loading_bytes, require_host_memory
 from wanlora.wan.image_encoders import load_image_encoder
 from wanlora.wan.offload import Offload
+from wanlora.wan.streaming import has_streamed_blocks, stream_blocks
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import Expert, variant_of
 
@@ -61,7 +63,12 @@ class VideoSettings:
 
 
 def load_pipeline(
-    folder: Path, *, dtype: torch.dtype, device: torch.device, offload: Offload = "none"
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    offload: Offload = "none",
+    num_streamed: int = 0,
 ) -> Pipeline:
     """Load every part of a pipeline with all its weights checked; `prepare` finishes it.
 
@@ -74,6 +81,7 @@ def load_pipeline(
         dtype: Type of the transformers.
         device: Device that computes.
         offload: Other than `none`: the parts stay in main memory until `prepare`.
+        num_streamed: Blocks of each transformer that are streamed; see `wan.streaming`.
 
     Raises:
         ModelError: A part cannot be loaded.
@@ -88,10 +96,13 @@ def load_pipeline(
         types["image_encoder"] = torch.float32
     if offload == "none":  # otherwise `select_offload` has checked it
         _require_memory(folder, types, device)
-    parts: dict[str, Any] = {
-        part.subfolder: load_transformer(folder, dtype=dtype, device=home, subfolder=part.subfolder)
-        for part in variant.transformers
-    }
+    parts: dict[str, Any] = {}
+    for part in variant.transformers:
+        parts[part.subfolder] = load_transformer(
+            folder, dtype=dtype, device=torch.device("cpu") if num_streamed else home,
+            subfolder=part.subfolder,
+        )  # fmt: skip
+        stream_blocks(parts[part.subfolder], num_streamed, device=device)
     vae: AutoencoderKLWan = load_vae(folder, dtype=torch.float32, device=home, tf32=True)
     encoder = load_text_encoder(folder, dtype=text_dtype, device=home)
     if "image_encoder" in types:
@@ -154,10 +165,31 @@ def prepare(
     pipeline.scheduler = type(pipeline.scheduler).from_config(config, flow_shift=shift)
     if vae_tiling:
         pipeline.vae.enable_tiling()
-    if offload == "model":
+    if offload == "model" and has_streamed_blocks(pipeline.transformer):
+        _take_turns_beside_transformers(pipeline, device)
+    elif offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif offload == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
+
+
+def _take_turns_beside_transformers(pipeline: Pipeline, device: torch.device) -> None:
+    """Keep the encoders and the VAE in main memory except while they run.
+
+    The transformers stay: streamed blocks must not be moved, as diffusers' own offloading does.
+    """
+    hooks: list[Any] = []
+    for name in ("text_encoder", "image_encoder", "vae"):
+        if part := getattr(pipeline, name, None):
+            _, hook = cpu_offload_with_hook(part, device)
+            hooks.append(hook)
+
+    def free_memory(*_: object) -> None:
+        for hook in hooks:
+            hook.offload()
+
+    for transformer in transformers_of(pipeline).values():
+        transformer.register_forward_pre_hook(free_memory)
 
 
 def transformers_of(pipeline: Pipeline) -> dict[Expert | None, Any]:

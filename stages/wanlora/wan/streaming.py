@@ -77,8 +77,14 @@ def stream_blocks(
         tensor.data = tensor.data.to(device)
 
 
+def has_streamed_blocks(transformer: nn.Module) -> bool:
+    """Return whether blocks of a transformer are streamed."""
+    blocks: Any = transformer.blocks
+    return any(hasattr(block, _ENTRY) for block in blocks)
+
+
 def require_streaming(
-    shape: TransformerShape, num_streamed: int, dtype: torch.dtype, num_processes: int = 1
+    shape: TransformerShape, num_streamed: int, dtype: torch.dtype, num_copies: int = 1
 ) -> None:
     """Check that blocks can be streamed, and log what is kept in host memory.
 
@@ -86,7 +92,8 @@ def require_streaming(
         shape: The transformer.
         num_streamed: Number of streamed blocks.
         dtype: Type of their weights.
-        num_processes: Processes of this machine; each has its own copies.
+        num_copies: Transformers with copies of their own: of the processes of this machine, or of
+            a pipeline.
 
     Raises:
         ConfigError: The transformer has fewer blocks.
@@ -100,12 +107,12 @@ def require_streaming(
     if num_streamed:
         each = num_streamed * block_linear_bytes(shape, dtype.itemsize)
         require_host_memory(
-            HostBytes(kept=int(num_processes * each)),
-            f"streaming {num_streamed} blocks in {num_processes} process(es) of this machine",
+            HostBytes(kept=int(num_copies * each)),
+            f"streaming {num_streamed} blocks of {units.count(num_copies, 'transformer')}",
             "a smaller --stream-blocks", "fewer processes per machine",
         )  # fmt: skip
         logger.info(
-            "streaming %d of %d blocks: %s of pinned host memory in each process",
+            "streaming %d of %d blocks: %s of pinned host memory for each transformer",
             num_streamed, shape.num_layers, units.size(each),
         )  # fmt: skip
 

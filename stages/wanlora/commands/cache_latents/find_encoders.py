@@ -41,7 +41,7 @@ from wanlora.wan.provenance import (
     text_provenance,
     vae_provenance,
 )
-from wanlora.wan.variants import Variant, variant_of
+from wanlora.wan.variants import VARIANTS, Variant, variant_of
 
 ALIASES = "aliases.json"
 
@@ -153,7 +153,11 @@ def _not_downloaded(settings: EncodeSettings, device: torch.device) -> Encoders:
         "the encoders of %s are not on this machine, so the cache is not searched for its rows: "
         "all rows are counted as missing. The first run downloads the encoders", settings.model,
     )  # fmt: skip
-    variant = variant_of(resolve_configs(settings.model, ENCODERS))
+    try:
+        variant = variant_of(resolve_configs(settings.model, ENCODERS))
+    except ModelError:
+        log.info("its configuration is not here either: planned as a text-to-video model of Wan")
+        variant = VARIANTS["t2v-1.3b"]  # all released ones have the same encoders
     facts = {
         "model": settings.model,
         "store_dtype": settings.store_dtype,

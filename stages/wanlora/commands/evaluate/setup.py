@@ -6,7 +6,7 @@ Owns: the checks before a model is loaded, and the range of noise levels of each
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -67,6 +67,7 @@ class Setup:
         weights: Hex sha256 of each part of the model that is used.
         device: Device to compute on.
         dtype: Type of the transformers.
+        stream_blocks: The `--stream-blocks` value.
         num_videos: Videos of each activity by each model; 0 = only losses.
         bucket: Size of the videos.
         fps: Frames per second of the videos.
@@ -86,6 +87,7 @@ class Setup:
     weights: dict[str, str]
     device: torch.device
     dtype: torch.dtype
+    stream_blocks: int | Literal["auto"]
     num_videos: int
     bucket: Bucket
     fps: float
@@ -178,6 +180,7 @@ def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert |
         weights={part: weights_sha256(folder / part) for part in parts},
         device=device,
         dtype=base_dtype(config.dtype, device),
+        stream_blocks=config.stream_blocks,
         num_videos=config.videos_per_activity,
         bucket=bucket,
         fps=config.fps or frame_rate(held_out),

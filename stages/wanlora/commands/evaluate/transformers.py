@@ -15,6 +15,8 @@ from wanlora.cost.memory import weight_bytes
 from wanlora.progress import waiting
 from wanlora.wan.host_memory import HostBytes, require_host_memory
 from wanlora.wan.offload import USED_SHARE, working_bytes
+from wanlora.wan.placement import free_bytes, streamed_to_fit
+from wanlora.wan.streaming import require_streaming, stream_blocks
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import Expert, TransformerPart
 
@@ -31,6 +33,7 @@ class Transformers:
         self._setup = setup
         self._compared = compared
         self._loaded: dict[Expert | None, Any] = {}
+        self._num_streamed = num_streamed(setup)
 
     def only(self, part: TransformerPart) -> Any:
         """Return one transformer, and release the others first.
@@ -54,7 +57,7 @@ class Transformers:
         missing = [
             part for part in self._setup.variant.transformers if part.expert not in self._loaded
         ]
-        in_turn = self._setup.is_pair and self._too_large(len(missing))
+        in_turn = self._setup.is_pair and not self._num_streamed and self._too_large(len(missing))
         home = torch.device("cpu") if in_turn else self._setup.device
         parts = self._setup.variant.transformers
         return {part.expert: self._get(part, home) for part in parts}, in_turn
@@ -77,11 +80,29 @@ class Transformers:
     def _get(self, part: TransformerPart, device: torch.device) -> Any:
         if part.expert not in self._loaded:
             folder = self._setup.folder
+            home = torch.device("cpu") if self._num_streamed else device
             with waiting(f"loading the transformer in {folder / part.subfolder}"):
                 transformer = load_transformer(
-                    folder, dtype=self._setup.dtype, device=device, subfolder=part.subfolder
+                    folder, dtype=self._setup.dtype, device=home, subfolder=part.subfolder
                 )
+                stream_blocks(transformer, self._num_streamed, device=device)
             for item in self._compared:  # of every expert: they have one shape
                 check_adapter_fits(item.scaled.adapter, transformer)
             self._loaded[part.expert] = transformer
         return self._loaded[part.expert]
+
+
+def num_streamed(setup: Setup) -> int:
+    """Number of streamed blocks of each transformer.
+
+    Raises:
+        ConfigError: The model has fewer blocks.
+        DeviceError: The host memory is too small.
+    """
+    shape, dtype, number = setup.variant.shape, setup.dtype, setup.stream_blocks
+    if number == "auto":
+        free = free_bytes(setup.device) - working_bytes(setup.variant, setup.bucket, dtype)
+        fits = weight_bytes(shape, dtype.itemsize) <= free  # a pair takes turns
+        number = 0 if fits else streamed_to_fit(shape, dtype, free, 1 + setup.is_pair)
+    require_streaming(shape, number, dtype, 1 + setup.is_pair)
+    return number

@@ -263,18 +263,20 @@ def _bucket_of(shape: Sequence[int]) -> Bucket:
 
 
 def _view(view: View, readers: Readers) -> dict[str, Any]:
-    prompts = view.prompt_keys()
-    lost = set(
-        _missing(readers.get(("latents", view.fingerprint("latents"))), [c.key for c in view.clips])
-    )
+    missing = {
+        str(kind): _missing(readers.get((kind, view.fingerprint(kind))), view.keys(kind))
+        for kind in view.kinds
+    }
+    lost = {key for kind, keys in missing.items() if kind != "text" for key in keys}
     return {
         "name": view.name,
         "clips": len(view.clips),
         "splits": dict(sorted(Counter(clip.split for clip in view.clips).items())),
-        "prompts": len(prompts),
+        "prompts": len(view.prompt_keys()),
         "model": view.model,
+        "missing": {kind: len(keys) for kind, keys in missing.items()},
         "missing_clips": [clip.clip_id for clip in view.clips if clip.key in lost],
-        "missing_prompts": _missing(readers.get(("text", view.fingerprint("text"))), prompts),
+        "missing_prompts": missing["text"],
     }
 
 

@@ -83,7 +83,9 @@ def write(
         chosen = set(evenly((clip.clip_id for clip in view.clips), most))
         rows = [_row(clip, source) for clip in view.clips if clip.clip_id in chosen]
         has_pictures = source.projection is not None
-        shown.append(ViewRows(view.name, len(view.clips), rows, has_pictures=has_pictures))
+        shown.append(
+            ViewRows(view.name, view.kinds, len(view.clips), rows, has_pictures=has_pictures)
+        )
     html = cache_page(str(cache), list(_channels(statistics)), shown)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, marked(html, "inspect"))

@@ -23,7 +23,8 @@ class InspectResult:
         bytes: Size of the whole store on disk.
         bytes_per_clip: Size of the whole store per clip; 0 without clips.
         fingerprints: One dict per encoder: kind, fingerprint, rows, segments, bytes, provenance.
-        views: One dict per view: name, clips, splits, prompts, missing_clips, missing_prompts.
+        views: One dict per view: name, clips, splits, prompts, model, missing (number of rows by
+            kind), missing_clips (those that lack a row of any kind), missing_prompts.
         wants: One dict per run of cache-latents that has not published its view: name, view,
             rows, missing.
         invalid: A line for each row, record or view that cannot be used.
@@ -62,7 +63,7 @@ class InspectResult:
 
     @property
     def _lacking(self) -> bool:
-        return any(view["missing_clips"] or view["missing_prompts"] for view in self.views)
+        return any(number for view in self.views for number in view["missing"].values())
 
     def lines(self) -> list[str]:
         """Format the result as tables."""
@@ -92,12 +93,12 @@ class InspectResult:
                 ],
             ),
             *text_table(
-                ["view", "clips", "splits", "prompts", "rows"],
+                ["view", "clips", "splits", "prompts", "kinds of rows", "rows"],
                 [
                     [
                         row["name"], row["clips"],
                         ", ".join(f"{n} {split}" for split, n in row["splits"].items()),
-                        row["prompts"], _completeness(row),
+                        row["prompts"], ", ".join(row["missing"]), _completeness(row),
                     ]
                     for row in self.views
                 ],
@@ -197,5 +198,5 @@ def _made_with(provenance: dict[str, Any]) -> str:
 
 
 def _completeness(view: dict[str, Any]) -> str:
-    clips, prompts = len(view["missing_clips"]), len(view["missing_prompts"])
-    return f"MISSING {clips} clips, {prompts} prompts" if clips or prompts else "all there"
+    lacking = [f"{number} {kind}" for kind, number in view["missing"].items() if number]
+    return f"MISSING {', '.join(lacking)}" if lacking else "all there"

@@ -28,7 +28,7 @@ from wanlora.media import recorded
 from wanlora.media.side_by_side import side_by_side
 from wanlora.progress import waiting
 from wanlora.wan import pipeline as wan
-from wanlora.wan.offload import Offload
+from wanlora.wan.placement import Placement
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def run(config: SampleConfig, videos: list[Video]) -> SampleResult:
     )  # fmt: skip
     to_make = missing(videos, setup.record) if config.skip_existing else videos
     if to_make:
-        with explained_out_of_memory(partial(_save_memory, setup.offload)):
+        with explained_out_of_memory(partial(_save_memory, setup.placement)):
             images = first_frames(
                 to_make, height=settings.height, width=settings.width, folder=setup.folder,
                 variant=setup.variant, device=setup.device,
@@ -121,14 +121,15 @@ def _result(
     )
 
 
-def _save_memory(offload: Offload, reason: str) -> str:
+def _save_memory(placement: Placement, reason: str) -> str:
     """Name the options of a command that ran out of memory."""
-    slower = {
-        "none": "--offload model (one part of the pipeline on the GPU at a time)",
-        "model": "--offload sequential (one layer at a time, slow)",
-    }
     options = [
-        *([slower[offload]] if offload in slower else []),
+        *(
+            ["--offload model (one part of the pipeline on the GPU at a time)"]
+            if placement.offload == "none"
+            else []
+        ),
+        f"--stream-blocks N with N > {placement.num_streamed}",
         "--set vae_tiling=true, if it happens after the last step", "fewer --num-frames",
         "a smaller --height and --width",
     ]  # fmt: skip
@@ -153,14 +154,18 @@ def _load(setup: Setup) -> Any:
         )
     with waiting(f"loading the model in {setup.folder}"):
         pipeline = wan.load_pipeline(
-            setup.folder, dtype=setup.dtype, device=setup.device, offload=setup.offload
+            setup.folder,
+            dtype=setup.dtype,
+            device=setup.device,
+            offload=setup.placement.offload,
+            num_streamed=setup.placement.num_streamed,
         )
     attach_by_expert(wan.transformers_of(pipeline), setup.adapters)
     wan.prepare(
         pipeline,
         device=setup.device,
         shift=setup.shift,
-        offload=setup.offload,
+        offload=setup.placement.offload,
         vae_tiling=setup.vae_tiling,
     )
     return pipeline

@@ -28,7 +28,7 @@ from wanlora.wan import pipeline as wan
 from wanlora.wan.device import base_dtype, select_device, warn_of_toy
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_tokenizer, num_prompt_tokens
 from wanlora.wan.model_folder import PIPELINE, resolve_configs, resolve_pipeline
-from wanlora.wan.offload import Offload, select_offload
+from wanlora.wan.placement import Placement, select_placement
 from wanlora.wan.variants import Variant, variant_of
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Setup:
         settings: Size, steps and guidance.
         fps: Frames per second of the videos.
         shift: The scheduler's shift of sigma.
-        offload: Parts of the pipeline that wait in main memory.
+        placement: Parts of the pipeline that wait in main memory.
         vae_tiling: True to decode frames in overlapping tiles.
         compare: True to show the base model beside the adapters in each video.
     """
@@ -62,7 +62,7 @@ class Setup:
     settings: wan.VideoSettings
     fps: float
     shift: float
-    offload: Offload
+    placement: Placement
     vae_tiling: bool
     compare: bool
 
@@ -136,7 +136,9 @@ def open_setup(config: SampleConfig, videos: Sequence[Video]) -> tuple[Setup, li
         settings=settings,
         fps=fps or _fps_of_clips(config.cache, config.view) or variant.defaults.fps,
         shift=variant.shift_of(size) if config.shift is None else config.shift,
-        offload=select_offload(config.offload, folder, variant, size, device=device, dtype=dtype),
+        placement=select_placement(
+            config.offload, config.stream_blocks, folder, variant, size, device=device, dtype=dtype
+        ),
         vae_tiling=config.vae_tiling,
         compare=config.compare,
     )
