@@ -9,6 +9,8 @@ from transformers import UMT5Config, UMT5EncoderModel
 
 from wanlora.adapters.targets import IMAGE_PRESETS, PRESETS
 from wanlora.cost.flops import TransformerShape
+from wanlora.cost.memory import Quantize
+from wanlora.wan.quantize import quantize_blocks
 from wanlora.wan.variants import VARIANTS
 
 TINY = TransformerShape(
@@ -30,6 +32,7 @@ def transformer(
     device: str | torch.device = "meta",
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
+    quantize: Quantize = "none",
 ) -> WanTransformer3DModel:
     """Build it frozen, with an adapter whose B is not zero.
 
@@ -45,11 +48,16 @@ def transformer(
             out_channels=shape.out_channels, image_dim=shape.image_dim,
             added_kv_proj_dim=shape.width if shape.image_dim else None,
         ).requires_grad_(False).eval()  # fmt: skip
-        pattern = (IMAGE_PRESETS if shape.image_dim else PRESETS).get(targets, targets)
-        model.add_adapter(LoraConfig(r=rank, target_modules=pattern, init_lora_weights=False))
     kept = WanTransformer3DModel._keep_in_fp32_modules
     for name, parameter in model.named_parameters():
         if not any(part in name.split(".") for part in kept):
+            parameter.data = parameter.data.to(dtype)
+    quantize_blocks(model, quantize)
+    pattern = (IMAGE_PRESETS if shape.image_dim else PRESETS).get(targets, targets)
+    with torch.device(device):
+        model.add_adapter(LoraConfig(r=rank, target_modules=pattern, init_lora_weights=False))
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
             parameter.data = parameter.data.to(dtype)
     return model.to(device)
 

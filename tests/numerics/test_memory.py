@@ -30,10 +30,10 @@ def _fused(monkeypatch):
     )
 
 
-def work_of(shape, targets: str = "attention") -> Workload:
+def work_of(shape, targets: str = "attention", quantize: str = "none") -> Workload:
     linears = linear_names(shape.num_layers, reads_image=shape.image_dim is not None)
     names = frozenset(match_targets(linears, targets))
-    return Workload(shape, TOKENS, 1, 32, names, compiled=False, num_uploaded=0)
+    return Workload(shape, TOKENS, 1, 32, names, compiled=False, num_uploaded=0, quantize=quantize)
 
 
 class Operators(TorchDispatchMode):
@@ -107,9 +107,9 @@ def test_attention_is_computed_forward_once_unless_everything_is_recomputed(mode
     assert calls == forwards * shape.num_layers
 
 
-def _peak(variant: str, targets: str, modes) -> float:
+def _peak(variant: str, targets: str, modes, quantize: str) -> float:
     shape = real_size.shape_of(variant, num_layers=len(modes))
-    model = real_size.transformer(shape, targets=targets)
+    model = real_size.transformer(shape, targets=targets, quantize=quantize)
     set_activations(model, modes, compiled=False)
     values = real_size.inputs(model, *FULL_SIZE)
     with Operators() as operators:
@@ -118,18 +118,21 @@ def _peak(variant: str, targets: str, modes) -> float:
 
 
 @pytest.mark.parametrize(
-    ("variant", "targets"), [("t2v-1.3b", "attention"), ("t2v-1.3b", "attention+ffn"),
-                             ("t2v-14b", "attention"), ("i2v-14b", "attention")],
+    ("variant", "targets", "quantize"),
+    [("t2v-1.3b", "attention", "none"), ("t2v-1.3b", "attention+ffn", "none"),
+     ("t2v-14b", "attention", "none"), ("t2v-14b", "attention+ffn", "int8"),
+     ("i2v-14b", "attention", "none"), ("i2v-14b", "attention", "fp8")],
 )  # fmt: skip
 @pytest.mark.parametrize(
     "modes", [("none",) * 2, ("selective",) * 3, ("full",) * 3, ("selective", "none", "none")]
 )
-def test_the_peak_of_a_step_is_what_was_counted(variant, targets, modes):
+def test_the_peak_of_a_step_is_what_was_counted(variant, targets, quantize, modes):
     shape = real_size.shape_of(variant, num_layers=len(modes))
-    counted = step_bytes(work_of(shape, targets), modes)
+    counted = step_bytes(work_of(shape, targets, quantize), modes)
     # Parameters count once a view of them is made; the optimizer's tensors are not here.
     expected = counted.kept + counted.working + counted.weights
-    assert 0.90 * expected < _peak(variant, targets, modes) < 1.005 * expected
+    peak = _peak(variant, targets, modes, quantize)
+    assert 0.90 * expected < peak < 1.005 * expected
 
 
 @pytest.mark.parametrize(("variant", "most"), [("t2v-1.3b", 3.1), ("i2v-14b", 4.1)])

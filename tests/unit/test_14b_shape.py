@@ -61,6 +61,23 @@ def test_weights_and_linear_modules_are_those_of_the_built_model(name, billions)
 
 
 @pytest.mark.parametrize(
+    ("variant", "kind", "dtype"),
+    [("t2v-14b", "int8", torch.bfloat16), ("i2v-14b", "fp8", torch.bfloat16),
+     ("t2v-14b", "fp8", torch.float32)],
+)  # fmt: skip
+def test_quantized_weights_are_those_of_the_quantized_model(variant, kind, dtype):
+    """Two of the forty blocks: all of them have the same shapes."""
+    shape = real_size.shape_of(variant, num_layers=2)
+    model = real_size.transformer(shape, quantize=kind, dtype=dtype)
+    parameters = dict(model.named_parameters())
+    frozen = {name: p for name, p in parameters.items() if ".lora_" not in name}
+    taken = sum(p.numel() * p.element_size() for p in frozen.values())
+    assert weight_bytes(shape, dtype.itemsize, kind) == taken
+    adapter = parameters.keys() - frozen.keys()
+    assert {parameters[name].dtype for name in adapter} == {dtype}
+
+
+@pytest.mark.parametrize(
     ("name", "preset", "modules"),
     [
         ("t2v-14b", "attention", 320), ("t2v-14b", "attention+ffn", 400),

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from wanlora.wan.transformer import base_fingerprint
+from wanlora.wan.base_fingerprint import base_fingerprint
 
 
 def test_a_base_is_known_by_its_values_in_fp32_and_in_bf16():

@@ -83,27 +83,28 @@ FLAGS = {
     "estimate": (
         "--activations --alpha --batch-by --batch-size --cache --clips --device --eager "
         "--expert --frames --gradient-accumulation-steps --height --memory-gb --model "
-        "--num-epochs --num-processes --preview-every --preview-prompt --probe --rank --targets "
-        "--variant --view --width"
+        "--num-epochs --num-processes --preview-every --preview-prompt --probe --quantize --rank "
+        "--targets --variant --view --width"
     ),
     "train": (
         "--activations --alpha --batch-by --batch-size --cache --deterministic --device --eager "
         "--expert --gradient-accumulation-steps --init-adapter --keep-checkpoints --learning-rate "
         "--local-copy --lr --manifest --max-steps --model --num-epochs --output-dir "
-        "--preview-every --preview-prompt --rank --resume --save-every-epoch --save-minutes "
-        "--save-steps --seed --stream-blocks --targets --view"
+        "--preview-every --preview-prompt --quantize --rank --resume --save-every-epoch "
+        "--save-minutes --save-steps --seed --stream-blocks --targets --view"
     ),
     "watch": "--once --open --port folder",
     "sample": (
         "--adapter --adapter-high --adapter-low --cache --compare --device --fps --guidance-scale "
         "--guidance-scale-low --height --image --latents --model --negative-prompt --num-frames "
-        "--num-videos --offload --output --output-dir --overwrite --prompt --prompts --seed "
-        "--shift --skip-existing --steps --stream-blocks --view --width"
+        "--num-videos --offload --output --output-dir --overwrite --prompt --prompts --quantize "
+        "--seed --shift --skip-existing --steps --stream-blocks --view --width"
     ),
     "evaluate": (
         "--adapter --adapter-high --adapter-low --cache --checkpoints --device --fps "
         "--guidance-scale --guidance-scale-low --height --model --num-clips --num-frames "
-        "--output-dir --seed --steps --stream-blocks --videos-per-activity --view --width"
+        "--output-dir --quantize --seed --steps --stream-blocks --videos-per-activity "
+        "--view --width"
     ),
     "export": (
         "--adapter --checkpoint --dtype --expert --format --model --output --overwrite "
@@ -134,7 +135,7 @@ def test_every_flag_of_a_long_help_page_has_a_heading():
     [
         ("wanlora tr", {"train"}),
         ("wanlora train --ra", {"--rank"}),
-        ("wanlora train --activations ", {"auto", "none", "selective", "full"}),
+        ("wanlora train --activations ", {"auto", "none", "selective", "full", "offload"}),
         ("wanlora train --cache ", set()),  # the shell completes paths
     ],
 )

@@ -90,6 +90,20 @@ def test_a_transformer_gets_what_it_reads_and_no_more(stored, name, has_conditio
         assert torch.equal(seen["hidden_states"][:, 20:], batch.condition)
 
 
+def test_what_the_transformer_reads_has_its_type_except_the_timestep(stored):
+    batch, seen = source_of(stored).read(0, (0,)), {}
+
+    def transformer(**given):
+        seen.update(given)
+        return (given["hidden_states"][:, :16],)
+
+    predict(transformer, batch, CPU, torch.bfloat16)
+    types = {name: value.dtype for name, value in seen.items() if torch.is_tensor(value)}
+    assert types.pop("timestep") == torch.float32
+    assert set(types.values()) == {torch.bfloat16}
+    assert "encoder_hidden_states_image" in types
+
+
 def test_an_image_to_video_run_has_the_draws_of_a_text_to_video_run(stored):
     runs = [source_of(stored, name).read(3, (0, 1)) for name in ("micro", "micro-i2v-clip")]
     for name in ("latents", "noise", "sigmas", "prompt_embeds"):

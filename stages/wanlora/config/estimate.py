@@ -18,6 +18,7 @@ from wanlora.config.train import (
     LoraSettings,
     NumEpochs,
     PreviewSettings,
+    QuantizeBase,
     ValidationSettings,
     refuse_compiled_dora,
 )
@@ -89,6 +90,7 @@ class EstimateConfig(Settings):
     save_steps: int = setting(500, SAVE_STEPS, ge=0)
     keep_checkpoints: int = setting(3, KEEP_CHECKPOINTS, ge=0)
     activations: Activations = "auto"
+    quantize: QuantizeBase = "none"
     eager: Eager = "auto"
     attention: Attention = "auto"
     clip_weights: ClipWeights = {}  # noqa: RUF012  (pydantic copies it)

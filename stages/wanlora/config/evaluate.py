@@ -14,6 +14,7 @@ from wanlora.config.settings import (
     Guidance,
     GuidanceLow,
     Height,
+    QuantizeAsTrained,
     Sampler,
     Settings,
     Steps,
@@ -96,6 +97,7 @@ class EvaluateConfig(Settings):
     shown_height: int = setting(320, "Maximum height in pixels of videos in report.html.", ge=16)
     device: Device = "auto"
     dtype: BaseDtype = "auto"
+    quantize: QuantizeAsTrained = None
     stream_blocks: StreamBlocks = "auto"
 
     @model_validator(mode="after")

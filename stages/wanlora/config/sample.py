@@ -14,6 +14,7 @@ from wanlora.config.settings import (
     Guidance,
     GuidanceLow,
     Height,
+    QuantizeAsTrained,
     Settings,
     Steps,
     StreamBlocks,
@@ -135,6 +136,7 @@ class SampleConfig(Settings):
     )
     device: Device = "auto"
     dtype: BaseDtype = "auto"
+    quantize: QuantizeAsTrained = None
     stream_blocks: StreamBlocks = "auto"
     offload: Literal["auto", "none", "model", "sequential"] = setting(
         "auto",

@@ -22,6 +22,7 @@ from pydantic_core import PydanticUndefined
 
 from wanlora.core import location
 from wanlora.core.location import Url
+from wanlora.cost.memory import Quantize
 
 T = TypeVar("T")
 
@@ -197,6 +198,15 @@ Device = Annotated[
 BaseDtype = Annotated[
     Literal["auto", "bfloat16", "float32"],
     described("Data type of the transformer; auto: bfloat16 on a GPU, float32 on a CPU."),
+]
+QuantizeAsTrained = Annotated[
+    Quantize | None,
+    described(
+        "Format of the weights in the blocks: none, int8 or fp8; both of the latter take half the "
+        "memory of bfloat16.",
+        flag="Model and machine",
+        unset="the format in the training of the adapters",
+    ),
 ]
 
 

@@ -5,20 +5,20 @@ are expectations, not measurements. A measurement on the card itself is better.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from wanlora.core.buckets import Bucket, latent_shape
 from wanlora.cost.flops import Parts, Recompute, StepFlops, step_flops
 from wanlora.cost.gpus import Gpu
-from wanlora.cost.memory import Workload
+from wanlora.cost.memory import Workload, block_linear_bytes
 
 # Traffic of everything but matrix products and attention, in passes over the T x W values of a
 # block: counted on the real block at 32,760 tokens with Inductor's scheduler (compiled) and a
 # dispatch mode (eager). FFN adapters add their own.
 _PASSES: dict[bool, dict[Recompute, float]] = {
-    True: {"none": 117.0, "selective": 139.0, "full": 152.0},
-    False: {"none": 368.0, "selective": 516.0, "full": 516.0},
+    True: {"none": 117.0, "selective": 139.0, "full": 152.0, "offload": 152.0},
+    False: {"none": 368.0, "selective": 516.0, "full": 516.0, "offload": 516.0},
 }
 _FFN_PASSES = 32.0
 
@@ -65,8 +65,9 @@ def predict_seconds(work: Workload, modes: Sequence[Recompute], gpu: Gpu) -> Sec
     rate; parts do not overlap.
     """
     step = _flops(work, modes)
-    # Full blocks compute attention forward a second time, at the forward rate.
-    forward = _attention(step.forward) * (1 + list(modes).count("full") / len(modes))
+    # Full and offloaded blocks compute attention forward a second time, at the forward rate.
+    again = sum(mode in ("full", "offload") for mode in modes)
+    forward = _attention(step.forward) * (1 + again / len(modes))
     backward = _attention(step.backward)
     linear = step.total - forward - backward
     ffn = _FFN_PASSES * any("ffn.net" in name for name in work.adapted)
@@ -77,8 +78,11 @@ def predict_seconds(work: Workload, modes: Sequence[Recompute], gpu: Gpu) -> Sec
         + backward / (gpu.attention_backward * gpu.peak_flops),
         matmul=linear / (gpu.matmul * gpu.peak_flops),
         elementwise=traffic / (gpu.stream * gpu.bandwidth),
+    ).times(work.batch_size)
+    recomputed = sum(mode != "none" for mode in modes) / len(modes)
+    return replace(
+        clip, elementwise=clip.elementwise + (2 + recomputed) * _dequantize_seconds(work, gpu)
     )
-    return clip.times(work.batch_size)
 
 
 def predict_forward_seconds(work: Workload, gpu: Gpu) -> Seconds:
@@ -92,8 +96,17 @@ def predict_forward_seconds(work: Workload, gpu: Gpu) -> Seconds:
     return Seconds(
         attention=attention / (gpu.attention_forward * gpu.peak_flops),
         matmul=(forward.total - attention) / (gpu.matmul * gpu.peak_flops),
-        elementwise=traffic / (gpu.stream * gpu.bandwidth),
+        elementwise=traffic / (gpu.stream * gpu.bandwidth) + _dequantize_seconds(work, gpu),
     )
+
+
+def _dequantize_seconds(work: Workload, gpu: Gpu) -> float:
+    """Seconds to read the 8-bit weights of all blocks and write them in the computing type."""
+    if work.quantize == "none":
+        return 0.0
+    values = work.shape.num_layers * block_linear_bytes(work.shape, 1)
+    traffic = values * (1 + work.element_bytes)
+    return traffic / (gpu.stream * gpu.bandwidth)
 
 
 def forward_flops(work: Workload) -> float:

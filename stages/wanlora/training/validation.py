@@ -18,6 +18,7 @@ from wanlora.core.fingerprint import fingerprint
 from wanlora.core.intervals import describe_change, describe_sample
 from wanlora.core.kinds import Kind
 from wanlora.core.rng import Stream, normal
+from wanlora.cost.memory import Quantize
 from wanlora.errors import NonFiniteError
 from wanlora.progress import waiting
 from wanlora.store.views import View, ViewClip
@@ -78,6 +79,7 @@ def panel_facts(
     kinds: Sequence[Kind],
     dtype: torch.dtype,
     device: torch.device,
+    quantize: Quantize = "none",
 ) -> dict[str, str]:
     """Facts for `Panel.key`.
 
@@ -87,12 +89,14 @@ def panel_facts(
         kinds: Kinds of rows that the transformer reads.
         dtype: The transformer's type.
         device: Device that computes the losses; rounding differs between kinds of devices.
+        quantize: Format of the weights in the transformer's blocks.
     """
     return {
         "base": base,
         **{kind: view.fingerprint(kind) for kind in kinds},
         "dtype": str(dtype).removeprefix("torch."),
         "device": device.type,
+        **({"quantize": quantize} if quantize != "none" else {}),
     }
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.cost.flops import Recompute
-from wanlora.cost.memory import Workload, step_bytes
+from wanlora.cost.memory import Quantize, Workload, step_bytes
 from wanlora.wan.variants import Variant
 
 Modes = tuple[Recompute, ...]
@@ -69,6 +69,7 @@ def workload(
     compiled: bool,
     element_bytes: int,
     num_uploaded: int = 5,
+    quantize: Quantize = "none",
     num_streamed: int = 0,
 ) -> Workload:
     """Describe a run's micro-batch of a bucket to `cost.memory` and `cost.seconds`."""
@@ -81,6 +82,7 @@ def workload(
         compiled=compiled,
         element_bytes=element_bytes,
         num_uploaded=num_uploaded,
+        quantize=quantize,
         num_streamed=num_streamed,
     )
 

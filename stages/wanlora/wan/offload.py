@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from wanlora.core import units
 from wanlora.core.buckets import Bucket, num_tokens
-from wanlora.cost.memory import weight_bytes
+from wanlora.cost.memory import Quantize, weight_bytes
 from wanlora.wan.host_memory import HostBytes, require_host_memory
 from wanlora.wan.variants import Variant
 from wanlora.wan.weights import weight_files
@@ -33,7 +33,12 @@ USED_SHARE = 0.95
 
 
 def part_bytes(
-    folder: Path, variant: Variant, *, device: torch.device, dtype: torch.dtype
+    folder: Path,
+    variant: Variant,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantize: Quantize = "none",
 ) -> dict[str, float]:
     """Bytes of the weights of each part, in the types that `load_pipeline` loads them in.
 
@@ -42,9 +47,10 @@ def part_bytes(
         variant: Its variant.
         device: Device that computes.
         dtype: Type of the transformers.
+        quantize: Format of the weights in their blocks.
     """
     text_bytes = 4 if device.type == "cpu" else 2
-    transformer = weight_bytes(variant.shape, dtype.itemsize)
+    transformer = weight_bytes(variant.shape, dtype.itemsize, quantize)
     with_image = ("image_encoder",) if variant.shape.image_dim else ()
     return {
         **{part.subfolder: transformer for part in variant.transformers},
@@ -84,6 +90,7 @@ def select_offload(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    quantize: Quantize = "none",
 ) -> Offload:
     """Turn an offload setting into the parts that wait in main memory.
 
@@ -94,13 +101,14 @@ def select_offload(
         size: Size of the videos.
         device: Device that computes.
         dtype: Type of the transformers.
+        quantize: Format of the weights in their blocks.
 
     Raises:
         DeviceError: The main memory cannot hold the parts.
     """
     if device.type == "cpu" or setting == "none":
         return "none"
-    parts = part_bytes(folder, variant, device=device, dtype=dtype)
+    parts = part_bytes(folder, variant, device=device, dtype=dtype, quantize=quantize)
     offload: Offload = "none"
     if setting != "auto":
         offload = setting

@@ -23,6 +23,7 @@ from PIL import Image
 
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.core.text import shorten
+from wanlora.cost.memory import Quantize, weight_bytes
 from wanlora.errors import ModelError
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_text_encoder, load_vae
 from wanlora.wan.host_memory import HostBytes, loading_bytes, require_host_memory
@@ -68,6 +69,7 @@ def load_pipeline(
     dtype: torch.dtype,
     device: torch.device,
     offload: Offload = "none",
+    quantize: Quantize = "none",
     num_streamed: int = 0,
 ) -> Pipeline:
     """Load every part of a pipeline with all its weights checked; `prepare` finishes it.
@@ -81,6 +83,7 @@ def load_pipeline(
         dtype: Type of the transformers.
         device: Device that computes.
         offload: Other than `none`: the parts stay in main memory until `prepare`.
+        quantize: Format of the weights in the transformers' blocks.
         num_streamed: Blocks of each transformer that are streamed; see `wan.streaming`.
 
     Raises:
@@ -95,12 +98,12 @@ def load_pipeline(
     if variant.shape.image_dim:
         types["image_encoder"] = torch.float32
     if offload == "none":  # otherwise `select_offload` has checked it
-        _require_memory(folder, types, device)
+        _require_memory(folder, types, device, quantize)
     parts: dict[str, Any] = {}
     for part in variant.transformers:
         parts[part.subfolder] = load_transformer(
-            folder, dtype=dtype, device=torch.device("cpu") if num_streamed else home,
-            subfolder=part.subfolder,
+            folder, dtype=dtype, device=device if num_streamed else home,
+            subfolder=part.subfolder, quantize=quantize, num_streamed=num_streamed,
         )  # fmt: skip
         stream_blocks(parts[part.subfolder], num_streamed, device=device)
     vae: AutoencoderKLWan = load_vae(folder, dtype=torch.float32, device=home, tf32=True)
@@ -127,17 +130,24 @@ def load_pipeline(
     return pipeline
 
 
-def _require_memory(folder: Path, types: Mapping[str, torch.dtype], device: torch.device) -> None:
+def _require_memory(
+    folder: Path, types: Mapping[str, torch.dtype], device: torch.device, quantize: Quantize
+) -> None:
     """Refuse a model that this machine's memory cannot hold.
 
     Args:
         folder: A complete model folder.
         types: Type of each part in memory, by sub-folder.
         device: Device that the parts are loaded to.
+        quantize: Format of the weights in the transformers' blocks.
     """
-    needed = HostBytes()
+    needed, variant = HostBytes(), variant_of(folder)
+    transformers = {part.subfolder for part in variant.transformers}
     for part, dtype in types.items():
-        needed += loading_bytes(folder / part, dtype=dtype, device=device)
+        if quantize != "none" and device.type == "cpu" and part in transformers:
+            needed += HostBytes(kept=int(weight_bytes(variant.shape, dtype.itemsize, quantize)))
+        else:
+            needed += loading_bytes(folder / part, dtype=dtype, device=device)
     require_host_memory(needed, "loading the model")
 
 

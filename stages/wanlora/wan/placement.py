@@ -16,7 +16,7 @@ import torch
 from wanlora.core import units
 from wanlora.core.buckets import Bucket
 from wanlora.cost.flops import TransformerShape
-from wanlora.cost.memory import NUM_SLOTS, block_linear_bytes, weight_bytes
+from wanlora.cost.memory import NUM_SLOTS, Quantize, block_linear_bytes, weight_bytes
 from wanlora.errors import ConfigError
 from wanlora.wan.offload import (
     USED_SHARE,
@@ -55,6 +55,7 @@ def select_placement(
     *,
     device: torch.device,
     dtype: torch.dtype,
+    quantize: Quantize = "none",
 ) -> Placement:
     """Turn two settings into a placement that fits into the free memory of the device.
 
@@ -66,6 +67,7 @@ def select_placement(
         size: Size of the videos.
         device: Device that computes.
         dtype: Type of the transformers.
+        quantize: Format of the weights in their blocks.
 
     Raises:
         ConfigError: The settings contradict each other, or the model has fewer blocks.
@@ -76,25 +78,30 @@ def select_placement(
             "--offload sequential and --stream-blocks both copy layers to the GPU: leave out one; "
             "--stream-blocks is faster"
         )
-    select = partial(select_offload, offload, folder, variant, size, device=device, dtype=dtype)
+    select = partial(
+        select_offload, offload, folder, variant, size,
+        device=device, dtype=dtype, quantize=quantize,
+    )  # fmt: skip
     if stream_blocks == 0 or (stream_blocks == "auto" and device.type != "cuda"):
         return Placement(select(), 0)
     shape, free = variant.shape, free_bytes(device)
     working = working_bytes(variant, size, dtype)
-    parts = part_bytes(folder, variant, device=device, dtype=dtype)
+    parts = part_bytes(folder, variant, device=device, dtype=dtype, quantize=quantize)
     if stream_blocks == "auto":
         chosen = select()
         if chosen != "model" or max(parts.values()) + working <= free:
             return Placement(chosen, 0)
         beside = max(parts["text_encoder"], parts["vae"] + working)
-        num_streamed = streamed_to_fit(shape, dtype, free - beside, len(variant.transformers))
+        num_streamed = streamed_to_fit(
+            shape, dtype, free - beside, len(variant.transformers), quantize=quantize
+        )
     else:
         num_streamed, chosen = stream_blocks, "none" if offload == "auto" else offload
         if offload == "auto" and device.type == "cuda":
-            resident = _resident_bytes(shape, dtype, num_streamed)
+            resident = _resident_bytes(shape, dtype, num_streamed, quantize)
             parts |= {part.subfolder: resident for part in variant.transformers}
             chosen = fitting(parts, working, free)
-    require_streaming(shape, num_streamed, dtype, len(variant.transformers))
+    require_streaming(shape, num_streamed, dtype, len(variant.transformers), quantize=quantize)
     return Placement(chosen, num_streamed)
 
 
@@ -106,7 +113,12 @@ def free_bytes(device: torch.device) -> float:
 
 
 def streamed_to_fit(
-    shape: TransformerShape, dtype: torch.dtype, free: float, num_transformers: int = 1
+    shape: TransformerShape,
+    dtype: torch.dtype,
+    free: float,
+    num_transformers: int = 1,
+    *,
+    quantize: Quantize = "none",
 ) -> int:
     """Smallest number of streamed blocks with which transformers fit; all blocks if none fits.
 
@@ -115,12 +127,13 @@ def streamed_to_fit(
         dtype: Type of their weights.
         free: Bytes of the device for their weights.
         num_transformers: Number of transformers that are on the device together.
+        quantize: Format of the weights in their blocks.
     """
     for num_streamed in range(shape.num_layers + 1):
-        needed = num_transformers * _resident_bytes(shape, dtype, num_streamed)
+        needed = num_transformers * _resident_bytes(shape, dtype, num_streamed, quantize)
         if needed <= free:
             break
-    weights = num_transformers * weight_bytes(shape, dtype.itemsize)
+    weights = num_transformers * weight_bytes(shape, dtype.itemsize, quantize)
     logger.info(
         "weights of %s need %s of GPU memory, and %s are free for them",
         units.count(num_transformers, "transformer"), units.size(weights), units.size(max(0, free)),
@@ -128,7 +141,9 @@ def streamed_to_fit(
     return num_streamed
 
 
-def _resident_bytes(shape: TransformerShape, dtype: torch.dtype, num_streamed: int) -> float:
+def _resident_bytes(
+    shape: TransformerShape, dtype: torch.dtype, num_streamed: int, quantize: Quantize
+) -> float:
     in_host_memory = max(0, num_streamed - NUM_SLOTS)
-    block = block_linear_bytes(shape, dtype.itemsize)
-    return weight_bytes(shape, dtype.itemsize) - in_host_memory * block
+    block = block_linear_bytes(shape, dtype.itemsize, quantize)
+    return weight_bytes(shape, dtype.itemsize, quantize) - in_host_memory * block

@@ -4,7 +4,6 @@ Owns: loading the transformer. Must not import a pipeline, the VAE or the text e
 needs only one sub-folder of the model.
 """
 
-import hashlib
 from collections import defaultdict
 from pathlib import Path
 
@@ -13,12 +12,20 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from wanlora.core.out_of_memory import is_out_of_memory
+from wanlora.cost.memory import Quantize
 from wanlora.errors import ModelError
+from wanlora.wan.quantized_loading import load_quantized
 from wanlora.wan.weights import check_loading, hide_bars_without_terminal, read_json, weight_files
 
 
 def load_transformer(
-    folder: Path, *, dtype: torch.dtype, device: torch.device, subfolder: str = "transformer"
+    folder: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    subfolder: str = "transformer",
+    quantize: Quantize = "none",
+    num_streamed: int = 0,
 ) -> WanTransformer3DModel:
     """Load a transformer, frozen and in eval mode.
 
@@ -30,12 +37,16 @@ def load_transformer(
         dtype: Type of the base; bfloat16 on a GPU.
         device: Device to compute on.
         subfolder: Its sub-folder with the weights, see `variants.TransformerPart`.
+        quantize: Format of the blocks' linear weights.
+        num_streamed: Blocks that stay in host memory; `streaming.stream_blocks` comes next.
 
     Raises:
         ModelError: The folder is missing or its weights do not fit their configuration.
     """
     part = folder / subfolder
     hide_bars_without_terminal()
+    if quantize != "none" or num_streamed:
+        return load_quantized(part, quantize, dtype=dtype, device=device, num_streamed=num_streamed)
     # Straight to a GPU: the 14B would take 28 GB of the host's memory, for each process of a node.
     straight = {"device_map": {"": device}} if device.type == "cuda" else {}
     try:
@@ -69,26 +80,3 @@ def check_names(part: Path) -> None:
             found.update(opened.keys())
     missing = sorted(model.state_dict().keys() - found)
     check_loading(defaultdict(list, missing_keys=missing), part)
-
-
-SAMPLED_VALUES = 1024
-"""Minimum number of values per tensor in a fingerprint; models differ in nearly all values."""
-
-
-def base_fingerprint(transformer: torch.nn.Module) -> str:
-    """Hex sha256 of evenly spaced values of every tensor: which base model this is.
-
-    Takes milliseconds, and needs no file. Values are rounded to bf16 first, so that it is the same
-    for a model that was loaded in fp32 and in bf16.
-
-    Args:
-        transformer: From `load_transformer`, before an adapter is added.
-    """
-    digest = hashlib.sha256()
-    samples = []
-    for name, tensor in sorted(transformer.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().flatten()
-        samples.append(flat[:: max(1, len(flat) // SAMPLED_VALUES)].to(torch.bfloat16))
-    digest.update(torch.cat(samples).view(torch.int16).cpu().numpy().tobytes())
-    return digest.hexdigest()

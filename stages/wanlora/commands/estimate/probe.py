@@ -67,7 +67,9 @@ def probe(
     subfolder = case.variant.part(case.expert).subfolder
     folder = resolve(model, (subfolder,))
     with waiting(f"loading the transformer in {folder / subfolder}"):
-        transformer = load_transformer(folder, dtype=dtype, device=device, subfolder=subfolder)
+        transformer = load_transformer(
+            folder, dtype=dtype, device=device, subfolder=subfolder, quantize=case.work.quantize
+        )
     parameters = add_adapter(transformer, shape, seed=0)
     choice = kernel_for(
         kernel,

@@ -58,7 +58,7 @@ def open_case(config: EstimateConfig) -> Case:
     works = {
         bucket: workload(
             variant, bucket, batch_size=size.micro_batch, rank=rank, adapted=adapted,
-            compiled=compiled, element_bytes=card.element_bytes,
+            compiled=compiled, element_bytes=card.element_bytes, quantize=config.quantize,
         )
         for bucket, size in sizes.items()
     }  # fmt: skip

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 
+from wanlora.adapters.base_format import format_of_base
 from wanlora.adapters.routing import GivenAdapter, read_given, route
 from wanlora.config import EvaluateConfig
 from wanlora.core import units
@@ -41,6 +42,7 @@ def check(config: EvaluateConfig) -> View:
     require_folder(config.output_dir, flag="--output-dir")
     require_own_page(config.output_dir / REPORT_NAME, "evaluate", flag="--output-dir")
     given = given_adapters(config)
+    format_of_base(config.quantize, [item.header for item in given], log=False)
     view = read_view(config.cache, config.view)
     size = video_size(
         held_out_clips(view, config.split),

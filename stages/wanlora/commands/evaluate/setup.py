@@ -10,11 +10,13 @@ from typing import Any, Literal
 
 import torch
 
+from wanlora.adapters.base_format import format_of_base
 from wanlora.adapters.trained_on import log_unknown_kind
 from wanlora.commands.evaluate import preflight
 from wanlora.config import EvaluateConfig
 from wanlora.core.buckets import Bucket
 from wanlora.core.location import Location
+from wanlora.cost.memory import Quantize
 from wanlora.store.captions import captions
 from wanlora.store.reader import StoreReader
 from wanlora.store.views import View, ViewClip, frame_rate
@@ -67,6 +69,7 @@ class Setup:
         weights: Hex sha256 of each part of the model that is used.
         device: Device to compute on.
         dtype: Type of the transformers.
+        quantize: Format of the weights in their blocks, of the base and of every adapter.
         stream_blocks: The `--stream-blocks` value.
         num_videos: Videos of each activity by each model; 0 = only losses.
         bucket: Size of the videos.
@@ -87,6 +90,7 @@ class Setup:
     weights: dict[str, str]
     device: torch.device
     dtype: torch.dtype
+    quantize: Quantize
     stream_blocks: int | Literal["auto"]
     num_videos: int
     bucket: Bucket
@@ -127,6 +131,7 @@ class Setup:
             **{kind: self.view.fingerprint(kind) for kind in self.variant.kinds},
             "dtype": str(self.dtype).removeprefix("torch."),
             "device": self.device.type,
+            **({"quantize": self.quantize} if self.quantize != "none" else {}),
         }
 
 
@@ -180,6 +185,7 @@ def open_setup(config: EvaluateConfig, view: View) -> tuple[Setup, list[Expert |
         weights={part: weights_sha256(folder / part) for part in parts},
         device=device,
         dtype=base_dtype(config.dtype, device),
+        quantize=format_of_base(config.quantize, [item.header for item in given]),
         stream_blocks=config.stream_blocks,
         num_videos=config.videos_per_activity,
         bucket=bucket,

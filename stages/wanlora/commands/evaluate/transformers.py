@@ -67,7 +67,7 @@ class Transformers:
         device, dtype = self._setup.device, self._setup.dtype
         if device.type != "cuda":
             return False
-        each = weight_bytes(self._setup.variant.shape, dtype.itemsize)
+        each = weight_bytes(self._setup.variant.shape, dtype.itemsize, self._setup.quantize)
         working = working_bytes(self._setup.variant, self._setup.bucket, dtype)
         if num_missing * each + working <= USED_SHARE * torch.cuda.mem_get_info(device)[0]:
             return False
@@ -80,11 +80,11 @@ class Transformers:
     def _get(self, part: TransformerPart, device: torch.device) -> Any:
         if part.expert not in self._loaded:
             folder = self._setup.folder
-            home = torch.device("cpu") if self._num_streamed else device
             with waiting(f"loading the transformer in {folder / part.subfolder}"):
                 transformer = load_transformer(
-                    folder, dtype=self._setup.dtype, device=home, subfolder=part.subfolder
-                )
+                    folder, dtype=self._setup.dtype, device=device, subfolder=part.subfolder,
+                    quantize=self._setup.quantize, num_streamed=self._num_streamed,
+                )  # fmt: skip
                 stream_blocks(transformer, self._num_streamed, device=device)
             for item in self._compared:  # of every expert: they have one shape
                 check_adapter_fits(item.scaled.adapter, transformer)
@@ -100,9 +100,12 @@ def num_streamed(setup: Setup) -> int:
         DeviceError: The host memory is too small.
     """
     shape, dtype, number = setup.variant.shape, setup.dtype, setup.stream_blocks
+    quantize = setup.quantize
     if number == "auto":
         free = free_bytes(setup.device) - working_bytes(setup.variant, setup.bucket, dtype)
-        fits = weight_bytes(shape, dtype.itemsize) <= free  # a pair takes turns
-        number = 0 if fits else streamed_to_fit(shape, dtype, free, 1 + setup.is_pair)
-    require_streaming(shape, number, dtype, 1 + setup.is_pair)
+        fits = weight_bytes(shape, dtype.itemsize, quantize) <= free  # a pair takes turns
+        number = (
+            0 if fits else streamed_to_fit(shape, dtype, free, 1 + setup.is_pair, quantize=quantize)
+        )
+    require_streaming(shape, number, dtype, 1 + setup.is_pair, quantize=quantize)
     return number

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from wanlora.adapters.base_format import format_of_base
 from wanlora.adapters.routing import GivenAdapter, read_given, route
 from wanlora.commands.sample import prompts, videos
 from wanlora.commands.sample.first_frames import ImageFile, read_file
@@ -45,6 +46,7 @@ def check(config: SampleConfig) -> list[Video]:
         return []
     to_make = plan(config)
     given = given_adapters(config)
+    format_of_base(config.quantize, [item.header for item in given], log=False)
     model = model_of(config.model, given)
     if folder := resolve_pipeline_here(model):
         variant = variant_of(folder)

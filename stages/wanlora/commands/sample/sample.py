@@ -159,6 +159,7 @@ def _load(setup: Setup) -> Any:
             device=setup.device,
             offload=setup.placement.offload,
             num_streamed=setup.placement.num_streamed,
+            quantize=setup.quantize,
         )
     attach_by_expert(wan.transformers_of(pipeline), setup.adapters)
     wan.prepare(

@@ -14,6 +14,7 @@ import torch
 
 from wanlora import __version__
 from wanlora.adapters.attach import ScaledAdapter, scaled
+from wanlora.adapters.base_format import format_of_base
 from wanlora.adapters.routing import describe, route
 from wanlora.adapters.trained_on import log_unknown_kind
 from wanlora.commands.sample import preflight
@@ -22,6 +23,7 @@ from wanlora.config import SampleConfig
 from wanlora.core.buckets import Bucket
 from wanlora.core.location import Location
 from wanlora.core.text import shorten
+from wanlora.cost.memory import Quantize
 from wanlora.errors import ConfigError, DeviceError
 from wanlora.store.views import frame_rate, read_view
 from wanlora.wan import pipeline as wan
@@ -45,6 +47,7 @@ class Setup:
         adapters: Adapters with their scales; empty = the base model.
         device: Device to compute on.
         dtype: Type of the transformer.
+        quantize: Format of the weights in its blocks.
         settings: Size, steps and guidance.
         fps: Frames per second of the videos.
         shift: The scheduler's shift of sigma.
@@ -59,6 +62,7 @@ class Setup:
     adapters: tuple[ScaledAdapter, ...]
     device: torch.device
     dtype: torch.dtype
+    quantize: Quantize
     settings: wan.VideoSettings
     fps: float
     shift: float
@@ -82,6 +86,7 @@ class Setup:
             "fps": self.fps,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
+            **({"quantize": self.quantize} if self.quantize != "none" else {}),
             "versions": {"wanlora": __version__, **wan.versions()},
         }
 
@@ -125,6 +130,7 @@ def open_setup(config: SampleConfig, videos: Sequence[Video]) -> tuple[Setup, li
         guidance_scale_low=config.guidance_scale_low, negative_prompt=config.negative_prompt,
     )  # fmt: skip
     folder, dtype = resolve_pipeline(model), base_dtype(config.dtype, device)
+    quantize = format_of_base(config.quantize, [item.header for item in given])
     fps = config.fps or preflight.trained_on(recorded, "fps")
     setup = Setup(
         model=model,
@@ -133,11 +139,19 @@ def open_setup(config: SampleConfig, videos: Sequence[Video]) -> tuple[Setup, li
         adapters=adapters,
         device=device,
         dtype=dtype,
+        quantize=quantize,
         settings=settings,
         fps=fps or _fps_of_clips(config.cache, config.view) or variant.defaults.fps,
         shift=variant.shift_of(size) if config.shift is None else config.shift,
         placement=select_placement(
-            config.offload, config.stream_blocks, folder, variant, size, device=device, dtype=dtype
+            config.offload,
+            config.stream_blocks,
+            folder,
+            variant,
+            size,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
         ),
         vae_tiling=config.vae_tiling,
         compare=config.compare,

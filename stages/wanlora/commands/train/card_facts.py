@@ -52,6 +52,7 @@ def card_facts(
         "seed": data.source.seed,
         "trainable_parameters": sum(p.numel() for p in model.masters.parameters.values()),
         "precision": str(model.dtype).removeprefix("torch."),
+        "quantize": model.quantize if model.quantize != "none" else None,
         "num_clips": len(clips),
         "activities": dict(sorted(Counter(clip.activity for clip in clips).items())),
         "buckets": {str(size): count for size, count in sorted(buckets.items())},

@@ -12,6 +12,7 @@ from typing import Any
 from wanlora import __version__
 from wanlora.commands.train.data import Data
 from wanlora.core.buckets import usual
+from wanlora.cost.memory import Quantize
 from wanlora.runs.git import git_commit
 from wanlora.store.views import View, frame_rate
 from wanlora.training.masters import Masters
@@ -22,7 +23,7 @@ PLACES = ("cache", "output_dir", "model", "manifest", "init_adapter", "local_cop
 
 
 def identity_of(
-    view: View, *, variant: Variant, base: str, expert: Expert | None
+    view: View, *, variant: Variant, base: str, expert: Expert | None, quantize: Quantize = "none"
 ) -> dict[str, Any]:
     """Data and base model of a run: a checkpoint is continued only with the same ones.
 
@@ -31,6 +32,7 @@ def identity_of(
         variant: The transformer's variant.
         base: Fingerprint of its weights.
         expert: The transformer of the variant that is trained; None if it has one.
+        quantize: Format of the weights in its blocks.
     """
     return {
         "base": base,
@@ -38,6 +40,7 @@ def identity_of(
         **{kind: view.fingerprint(kind) for kind in variant.kinds},
         "variant": variant.name,
         **({"expert": expert} if expert else {}),
+        **({"quantize": quantize} if quantize != "none" else {}),
     }
 
 

@@ -49,7 +49,8 @@ def model_card(facts: Mapping[str, Any]) -> str:
             - is_i2v, reads_image: True for an image-to-video model, and for one whose transformer
               reads embeddings of the image;
             - expert, sigmas: the transformer that it is for, of a model with two, and its range;
-            - step, end_step, epochs, seed, trainable_parameters, precision;
+            - step, end_step, epochs, seed, trainable_parameters, precision; quantize: format of
+              the weights in the base's blocks, if it was not their own;
             - num_clips, activities (names to numbers of clips), buckets (names to numbers),
               view, view_sha256;
             - settings: names and values to list;
@@ -198,6 +199,7 @@ def _training(facts: Mapping[str, Any]) -> dict[str, Any]:
         "variant": facts.get("variant"),
         "expert": facts.get("expert"),
         "precision": facts.get("precision"),
+        "frozen weights": facts.get("quantize"),
         "seed": facts.get("seed"),
         "training loss (smoothed)": facts.get("loss"),
         **facts.get("settings", {}),

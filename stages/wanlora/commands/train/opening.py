@@ -80,8 +80,9 @@ def open_session(config: TrainConfig, selection: Selection) -> Session:
     kernel = ranks.from_main(lambda: _select_kernel(config, base.variant, data, ranks, checkpoint))
     model = load_model(config, base, ranks, kernel=kernel, from_checkpoint=checkpoint is not None)
     identity = identity_of(
-        data.view, variant=model.variant, base=model.base, expert=model.part.expert
-    )
+        data.view, variant=model.variant, base=model.base, expert=model.part.expert,
+        quantize=model.quantize,
+    )  # fmt: skip
     progress = _load_checkpoint(config, checkpoint, identity, model)
     _require_same_run(config, data, ranks, identity, end_step, model)
     step_plan = plan_step(config, model, data, ranks)
@@ -307,8 +308,9 @@ def _plan_validation(
     config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks, checkpoint: Path | None
 ) -> ValidationPlan:
     facts = panel_facts(
-        data.view, model.base, kinds=model.variant.kinds, dtype=model.dtype, device=model.device
-    )
+        data.view, model.base, kinds=model.variant.kinds, dtype=model.dtype, device=model.device,
+        quantize=model.quantize,
+    )  # fmt: skip
     return ValidationPlan(
         every=config.validation.every,
         patience=config.validation.patience,

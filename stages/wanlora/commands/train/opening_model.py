@@ -24,8 +24,9 @@ from wanlora.training.masters import Masters, MovingAverage
 from wanlora.training.optimizers import make_optimizer, missing_bytes, rate_of
 from wanlora.training.workload import is_compiled, largest, workload
 from wanlora.wan import device as devices
+from wanlora.wan.base_fingerprint import base_fingerprint
 from wanlora.wan.streaming import require_streaming, stream_blocks
-from wanlora.wan.transformer import base_fingerprint, load_transformer
+from wanlora.wan.transformer import load_transformer
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +55,11 @@ def load_model(
     dtype = devices.base_dtype(config.dtype, device)
     weights = base.folder / base.part.subfolder
     num_streamed = number_of_streamed(config, base, ranks)
-    home = torch.device("cpu") if num_streamed else device  # never the whole model on the GPU
     with waiting(f"loading the transformer in {weights}", shown=ranks.is_main):
         transformer = load_transformer(
-            base.folder, dtype=dtype, device=home, subfolder=base.part.subfolder
-        )
+            base.folder, dtype=dtype, device=device, subfolder=base.part.subfolder,
+            quantize=config.quantize, num_streamed=num_streamed,
+        )  # fmt: skip
     fingerprint = base_fingerprint(transformer)
     lora, settings = config.lora, config.optimizer
     shape = LoraShape(lora.rank, lora.alpha or lora.rank, lora.targets, lora.rslora, lora.dora)
@@ -69,13 +70,16 @@ def load_model(
     if config.init_adapter and not from_checkpoint:
         load_other_adapter(config.init_adapter, shape, transformer, masters, base)
     if ranks.is_main:
-        start_log.log_adapter(shape, transformer, masters, dtype=dtype, device=device)
+        start_log.log_adapter(
+            shape, transformer, masters, dtype=dtype, device=device, quantize=config.quantize
+        )
     return TrainedModel(
         variant=base.variant,
         part=base.part,
         transformer=transformer,
         num_streamed=num_streamed,
         base=fingerprint,
+        quantize=config.quantize,
         shape=shape,
         masters=masters,
         average=MovingAverage(masters, config.ema_decay) if config.ema_decay else None,
@@ -108,7 +112,10 @@ def number_of_streamed(config: TrainConfig, base: Base, ranks: Ranks) -> int:
     shape, device = base.variant.shape, ranks.device
     num_streamed = 0 if config.stream_blocks == "auto" else config.stream_blocks
     num_here = min(ranks.count, torch.cuda.device_count()) if device.type == "cuda" else 1
-    require_streaming(shape, num_streamed, devices.base_dtype(config.dtype, device), num_here)
+    require_streaming(
+        shape, num_streamed, devices.base_dtype(config.dtype, device), num_here,
+        quantize=config.quantize,
+    )  # fmt: skip
     return num_streamed
 
 
@@ -132,6 +139,7 @@ def plan_step(config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks
             compiled=compiled,
             element_bytes=model.dtype.itemsize,
             num_uploaded=config.prefetch_batches + 1,
+            quantize=model.quantize,
             num_streamed=model.num_streamed,
         )
         for bucket, size in data.sizes.items()

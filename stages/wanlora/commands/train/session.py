@@ -14,7 +14,7 @@ from wanlora.adapters.file import LoraShape
 from wanlora.commands.train.data import Data
 from wanlora.commands.train.prompts import PreviewPrompt
 from wanlora.core.buckets import Bucket
-from wanlora.cost.memory import Workload
+from wanlora.cost.memory import Quantize, Workload
 from wanlora.runs.checkpoints import Progress
 from wanlora.training.distributed import Ranks
 from wanlora.training.kernel_probe import KernelChoice
@@ -30,7 +30,8 @@ class TrainedModel:
     Attributes:
         part: The transformer of the variant that is trained.
         num_streamed: Blocks whose frozen weights are in host memory.
-        base: Fingerprint of the transformer's weights without the adapter.
+        base: Fingerprint of the transformer's weights without the adapter, before quantization.
+        quantize: Format of the weights in its blocks.
         average: Moving average of the masters; None without one.
         max_grad_norm: Limit of the global gradient norm; 0 = no limit.
         kernel: Attention kernel of all passes, with its measurements.
@@ -41,6 +42,7 @@ class TrainedModel:
     transformer: Any
     num_streamed: int
     base: str
+    quantize: Quantize
     shape: LoraShape
     masters: Masters
     average: MovingAverage | None

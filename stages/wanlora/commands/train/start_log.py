@@ -18,7 +18,7 @@ from wanlora.core import units
 from wanlora.core.buckets import Bucket
 from wanlora.core.intervals import describe_few_groups
 from wanlora.core.shares import balanced_shares, describe_shares, shares
-from wanlora.cost.memory import Workload
+from wanlora.cost.memory import Quantize, Workload
 from wanlora.cost.seconds import model_flops
 from wanlora.runs import run_folder
 from wanlora.training.batches import BatchSource
@@ -161,6 +161,7 @@ def log_adapter(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    quantize: Quantize,
 ) -> None:
     """Log what is trained and what is in memory.
 
@@ -170,6 +171,7 @@ def log_adapter(
         masters: The adapter's parameters.
         dtype: Type of the transformer.
         device: Its device.
+        quantize: Format of the weights in its blocks.
     """
     targets = shape.targets
     trainable = masters.flat_gradient.numel()
@@ -179,7 +181,10 @@ def log_adapter(
         "%s; on %s, without VAE and text encoder",
         "DoRA" if shape.dora else "LoRA", shape.rank,
         targets if isinstance(targets, str) else units.names(targets), units.number(trainable),
-        units.number(frozen), str(dtype).removeprefix("torch."), device,
+        units.number(frozen),
+        str(dtype).removeprefix("torch.")
+        + (f", those of the blocks in {quantize}" if quantize != "none" else ""),
+        device,
     )  # fmt: skip
 
 
