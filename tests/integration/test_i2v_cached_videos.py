@@ -130,7 +130,7 @@ def test_the_report_shows_the_first_frame_that_base_and_adapter_start_from(
         assert len({record["first_frame"] for record in records}) == 1
         assert records[0]["first_frame_of"] == row["first_frame_of"]
     page = (folder / "report.html").read_text()
-    assert page.count('alt="first frame of the videos"') == 3
+    assert page.count("<figcaption>first frame</figcaption>") == 3
 
 
 def test_a_size_that_no_clip_has_is_refused_and_fewer_frames_are_not(project, tmp_path):
