@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 # One torch thread per process is fastest on shared cores; tests run one process a core.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: bench bench-store check check-real clean demo docs fmt gpu-proof micro setup site \
+.PHONY: bench bench-store check check-real clean demo docs fmt gpu-proof micro micro-i2v setup site \
 	test test-gpu test-lowest test-newest test-slow
 
 # What the package itself needs: enough for the demo. On Linux without a GPU, PyTorch for CPUs is
@@ -87,6 +87,11 @@ check-real: setup
 DEVICE ?= cpu
 micro: $(VENV)/.package
 	$(BIN)/python -m tools.micro.pretrain --work-dir outputs/micro --device $(DEVICE)
+
+# Not in the package: an image-to-video model, from the embedded text-to-video model.
+micro-i2v: $(VENV)/.package
+	$(BIN)/python -m tools.micro.image_to_video --work-dir outputs/micro-i2v \
+		--output outputs/micro-i2v/model --device $(DEVICE)
 
 # On a GPU the real sizes; elsewhere a tiny model, which measures nothing.
 bench: setup

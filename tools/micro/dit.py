@@ -28,6 +28,7 @@ from wanlora.core.rng import Stream, generator
 from wanlora.micro import world
 from wanlora.training import flow
 from wanlora.wan.encoders import TextEncoder, encode_prompts
+from wanlora.wan.image_condition import model_input
 
 logger = logging.getLogger(__name__)
 
@@ -67,11 +68,19 @@ STAGES = (
 
 
 class Clips(NamedTuple):
-    """Cached clips: normalised latents and their captions' embeddings."""
+    """Cached clips: normalised latents and their captions' embeddings.
+
+    Attributes:
+        latents: Of the clips.
+        prompt_embeds: Of the clips' captions.
+        empty: Of the empty prompt.
+        condition: Latents of the first frames followed by zero frames; None for text to video.
+    """
 
     latents: Float[Tensor, "n c f h w"]
     prompt_embeds: Float[Tensor, "n l d"]
     empty: Float[Tensor, "l d"]
+    condition: Float[Tensor, "n c f h w"] | None = None
 
 
 def raw_latents(
@@ -128,11 +137,12 @@ def shorten_text(transformer: WanTransformer3DModel) -> None:
 
 def loss_at(
     transformer: WanTransformer3DModel, latents: Tensor, prompt_embeds: Tensor, noise: Tensor,
-    sigmas: Float[Tensor, " b"],
+    sigmas: Float[Tensor, " b"], condition: Tensor | None = None,
 ) -> Float[Tensor, " b"]:  # fmt: skip
     """Loss per clip, as stage two computes it."""
+    noisy = flow.mix(latents, noise, sigmas)
     prediction = transformer(
-        flow.mix(latents, noise, sigmas),
+        noisy if condition is None else model_input(noisy, condition),
         timestep=flow.timesteps(sigmas),
         encoder_hidden_states=prompt_embeds,
         return_dict=False,
@@ -198,8 +208,9 @@ def step_loss(
     sigmas = torch.tensor([flow.shift_sigma(float(u), ROW.defaults.shift) for u in strata])
     latents = clips.latents[chosen]
     noise = torch.from_numpy(draws.standard_normal(latents.shape, dtype="float32"))
-    parts = (part.to(transformer.device) for part in (latents, embeds, noise, sigmas))
-    return loss_at(transformer, *parts).mean()
+    condition = () if clips.condition is None else (clips.condition[chosen],)
+    parts = (latents, embeds, noise, sigmas, *condition)
+    return loss_at(transformer, *(part.to(transformer.device) for part in parts)).mean()
 
 
 def _optimizers(

@@ -5,7 +5,6 @@ change the results, so only a user can choose them.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from wanlora.cost.gpus import GPUS, Gpu
 from wanlora.cost.memory import (
     NUM_SLOTS,
     Workload,
+    all_modes,
     block_linear_bytes,
     step_bytes,
     streamed_blocks,
@@ -68,23 +68,20 @@ def fastest_plan(
     rates = gpu or ASSUMED_GPU
     plans = [
         _plan(work, choice, budget_bytes, rates, num_streamed)
-        for choice in ([modes] if modes else _all_modes(work.shape.num_layers))
+        for choice in ([modes] if modes else all_modes(work.shape.num_layers))
     ]
     fitting = [plan for plan in plans if plan.total_bytes <= budget_bytes]
     if fitting:
-        best = min(fitting, key=lambda plan: (plan.seconds, plan.num_streamed))
+        best = min(fitting, key=_cost)
         resident = [plan for plan in fitting if not plan.num_streamed]
-        simplest = min(resident, key=lambda plan: plan.seconds, default=best)
+        simplest = min(resident, key=_cost, default=best)
         return simplest if (1 - MIN_GAIN) * simplest.seconds <= best.seconds else best
     return min(plans, key=lambda plan: plan.total_bytes)
 
 
-def _all_modes(layers: int) -> Iterator[tuple[Recompute, ...]]:
-    """Modes from the fastest to those with the least memory: the last blocks keep more."""
-    ways: tuple[tuple[Recompute, Recompute], ...] = (("selective", "none"), ("full", "selective"))
-    for first, last in ways:
-        for num_last in range(layers, -1, -1):
-            yield (first,) * (layers - num_last) + (last,) * num_last
+def _cost(plan: Plan) -> tuple[float, int, int]:
+    """Order of plans that fit; copies are hidden or not, but never free."""
+    return plan.seconds, plan.modes.count("offload"), plan.num_streamed
 
 
 def _plan(

@@ -240,7 +240,7 @@ def _advice(
 
     advice = []
     if activations != "auto":
-        cheaper: tuple[Recompute, ...] = ("none", "selective", "full")
+        cheaper: tuple[Recompute, ...] = ("none", "selective", "full", "offload")
         advice += [
             f"--activations {mode} ({units.size(size(mode, work))})"
             for mode in cheaper[cheaper.index(activations) + 1 :]
