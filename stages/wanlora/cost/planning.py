@@ -27,11 +27,11 @@ ASSUMED_GPU = GPUS["RTX 4090"]
 
 
 MIN_GAIN = 0.05
-"""Share of a step's predicted time that streaming must save: the prediction is no better."""
+"""Share of a step's predicted time that streaming must save; predictions err by about as much."""
 
 
 class Plan(NamedTuple):
-    """How the blocks of a step run.
+    """Recompute modes and streamed blocks of a step, with their cost.
 
     Attributes:
         modes: Recompute mode of each block.

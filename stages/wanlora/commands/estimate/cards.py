@@ -1,4 +1,4 @@
-"""What fits cards of 16 to 80 GB: the fastest plan for each model and size of clips.
+"""Plans for cards of 16 to 80 GB: the fastest one for each model and size of clips.
 
 Owns: the cards, models and sizes of this table. Bytes are counted, seconds predicted.
 """

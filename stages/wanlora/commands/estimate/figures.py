@@ -55,7 +55,7 @@ def estimate_result(
         previews: Forward passes of previews.
         num_checkpoints: Checkpoints that the run keeps.
         accumulation: Micro-batches of a step over all processes, for the advice on short runs.
-        cards: What fits other cards, if that was requested.
+        cards: Plans for other cards, if they were requested.
     """
     card, work, gpu = case.card, case.work, case.card.gpu
     seconds, flops = case.seconds(modes), case.mean(model_flops)

@@ -113,7 +113,7 @@ class EstimateResult:
         too_short: Warning about a run too short to learn from; None for others.
         assumed: Assumptions behind the seconds.
         probe: Result of the probe.
-        cards: With `--cards`, what fits cards of 16 to 80 GB.
+        cards: Plans for cards of 16 to 80 GB, with `--cards`.
     """
 
     variant: str
