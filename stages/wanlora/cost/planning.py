@@ -27,7 +27,7 @@ ASSUMED_GPU = GPUS["RTX 4090"]
 
 
 MIN_GAIN = 0.05
-"""Share of a step's predicted time that streaming must save; predictions err by about as much."""
+"""Share of a step's predicted time that streaming must save; the rates are assumptions."""
 
 
 class Plan(NamedTuple):
