@@ -6,6 +6,8 @@ rate of copies from pinned host memory. Then steps of a long and of a short clip
     resident    all blocks on the device
     streamed    all blocks in host memory, copied ahead into two slots
     swapped     all blocks in host memory, one slot: copy, wait, compute, as trainers usually do
+    offload     streamed, with the inputs of blocks in host memory too
+    int8        resident, with 8-bit weights; streamed int8: both
 
 The long clip should hide the copies of `streamed`; the short one cannot. `counted` has what
 `wanlora.cost` predicts for all 40 blocks. On a CPU a tiny model, whose figures mean nothing.
@@ -15,6 +17,7 @@ import argparse
 import statistics
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 import figures
 import models
@@ -35,6 +38,22 @@ SLOTS = {"resident": 0, "streamed": NUM_SLOTS, "swapped": 1}
 FULL = "full"
 
 
+class Way(NamedTuple):
+    """A variant of the steps."""
+
+    slots: int
+    mode: str = FULL
+    quantize: str = "none"
+
+
+WAYS = {
+    **{name: Way(slots) for name, slots in SLOTS.items()},
+    "offload": Way(NUM_SLOTS, "offload"),
+    "int8": Way(0, quantize="int8"),
+    "streamed int8": Way(NUM_SLOTS, quantize="int8"),
+}
+
+
 def copy_gb_s(device: torch.device, *, tiny: bool) -> float:
     """GB/s of copying the weights of a block from pinned host memory; on a CPU within it."""
     shape = models.TINY if tiny else models.shape_of(VARIANT)
@@ -46,38 +65,42 @@ def copy_gb_s(device: torch.device, *, tiny: bool) -> float:
     return source.numel() / statistics.median(rates.timed(copy, device, rates.REPEATS)) / 1e9
 
 
-def make(case: step.Case, way: str) -> step.Step:
+def make(case: step.Case, way: Way) -> step.Step:
     """Build a variant."""
-    model = case.transformer()
-    if slots := SLOTS[way]:
-        stream_blocks(model, case.shape.num_layers, device=case.device, slots=slots)
-    set_activations(model, (FULL,) * case.shape.num_layers, compiled=case.fused)
-    return step.masters_step(case, model, case.kernel, FULL)
+    model = models.transformer(
+        case.shape, targets=case.targets, rank=rates.RANK, device=case.device, dtype=case.dtype,
+        quantize=way.quantize,
+    )  # fmt: skip
+    if way.slots:
+        stream_blocks(model, case.shape.num_layers, device=case.device, slots=way.slots)
+    set_activations(model, (way.mode,) * case.shape.num_layers, compiled=case.fused)
+    return step.masters_step(case, model, case.kernel, way.mode)
 
 
 def steps_of(geometry: str, device: torch.device, clock: figures.Clock, *, tiny: bool) -> dict:
-    """Seconds and memory of each variant; loss and gradients against those of `resident`."""
+    """Seconds and memory of each variant; loss and gradients against those of resident blocks."""
     case = step.make_case(
-        geometry, "attention", device, tiny=tiny, variant=VARIANT, num_layers=NUM_BLOCKS
-    )
+        geometry, "attention", device, tiny=tiny, variant=VARIANT,
+        num_layers=3 if tiny else NUM_BLOCKS,
+    )  # fmt: skip
     case, kernel = step.choose_kernel(case)
     rows: list[dict] = []
-    expected: dict = {}
-    for way in SLOTS:
+    expected: dict[str, dict] = {}
+    for name, way in WAYS.items():
         if clock.left_s < 0:
-            rows.append({"variant": way, "error": "not measured: no time was left"})
+            rows.append({"variant": name, "error": "not measured: no time was left"})
             continue
         row = step.measure(
-            way, case, warmup=2, steps=1 if tiny else 5, clock=clock,
+            name, case, warmup=2, steps=1 if tiny else 5, clock=clock,
             make=partial(make, case, way),
         )  # fmt: skip
         gradients = row.pop("gradients", None)
         if gradients:
-            expected = expected or {"loss": row["loss"], "gradients": gradients}
-            row["same_loss"] = row["loss"] == expected["loss"]
-            row["gradient_cosine"] = step.cosine(gradients, expected["gradients"])
+            same = expected.setdefault(way.quantize, row | {"gradients": gradients})
+            row["same_loss"] = row["loss"] == same["loss"]
+            row["gradient_cosine"] = step.cosine(gradients, same["gradients"])
         rows.append(row)
-    return {"blocks": NUM_BLOCKS, "kernel": kernel, "rows": rows}
+    return {"blocks": case.shape.num_layers, "kernel": kernel, "rows": rows}
 
 
 def counted(gpu: Gpu, bytes_per_s: float, *, quantize: str) -> list[dict]:

@@ -134,12 +134,12 @@ def test_the_14b_model_fits_no_card_of_24_gb_and_estimate_says_what_to_do():
 def test_a_streamed_run_is_the_resident_one_and_resumes_with_another_number(
     small_14b, cache, tmp_path
 ):
-    """Bit for bit: the losses and the adapter, over a resume that streams other blocks."""
+    """Bit for bit with 8-bit weights: losses and adapter, over a resume with another number."""
 
     def trains(run_dir, *options):
         succeeds(
             "train", "--cache", cache, "--model", small_14b, "--device", "cpu", "--eager", "on",
-            "--output-dir", run_dir, *SMALL[2:], "--set", "caption_dropout=0.5", *options,
+            "--output-dir", run_dir, *SMALL[2:], "--quantize", "int8", *options,
         )  # fmt: skip
 
     resident, streamed = tmp_path / "resident", tmp_path / "streamed"

@@ -192,7 +192,7 @@ def test_prompts_of_a_cache_start_from_the_first_frame_of_their_clips(
     result = json.loads(done.stdout)
     view = read_view(held_out_cache, "default")
     held_out = {clip.activity: clip for clip in view.clips if clip.split == "val"}
-    assert result["images"] == {f"of clip {c.clip_id}": c.key for c in held_out.values()}
+    assert result["images"] == {f"of val clip {c.clip_id}": c.key for c in held_out.values()}
     (video,) = (video for video in result["videos"] if "/sit/" in video)
     clip = held_out["sit"]
     assert record_of(video)["image"] == {

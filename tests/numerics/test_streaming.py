@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 
+from tests.numerics.test_memory import Operators
 from tests.support import real_size
 from tests.support.cli import ENVIRONMENT
 from tests.support.compiled_blocks import clip, furthest
@@ -18,11 +19,20 @@ from tests.support.streamed_blocks import CPU, LAYERS, SHAPE, WAYS, gradients, s
 from wanlora.adapters.file import LoraShape
 from wanlora.adapters.lora import add_adapter
 from wanlora.cost.gpus import GPUS
-from wanlora.cost.memory import Workload, block_linear_bytes
+from wanlora.cost.memory import (
+    Workload,
+    block_bytes,
+    block_linear_bytes,
+    host_bytes,
+    resident_bytes,
+    step_bytes,
+)
 from wanlora.cost.streaming import predict_streaming
-from wanlora.wan import streaming
+from wanlora.wan import blocks, streaming
+from wanlora.wan.base_fingerprint import base_fingerprint
 from wanlora.wan.blocks import set_activations
 from wanlora.wan.streaming import stream_blocks
+from wanlora.wan.transformer import load_transformer
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -88,9 +98,27 @@ def test_two_forward_passes_before_their_backward_passes_fetch_what_they_need():
     assert furthest(both(streamed(LAYERS)), both(tiny())) == 0
 
 
-def test_bf16_blocks_stream_too():
-    expected = gradients(tiny(dtype=torch.bfloat16))
-    assert furthest(gradients(streamed(LAYERS, dtype=torch.bfloat16)), expected) == 0
+@pytest.mark.parametrize("way", ["none", "selective", "offload"])
+@pytest.mark.parametrize("quantize", ["none", "int8", "fp8"])
+def test_bf16_and_8_bit_blocks_stream_too(quantize, way):
+    settings = {"dtype": torch.bfloat16, "quantize": quantize}
+    expected = gradients(tiny(**settings))
+    model = streamed(LAYERS, **settings)
+    set_activations(model, WAYS[way], compiled=False)
+    for _ in range(2):
+        assert furthest(gradients(model), expected) == 0
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_loaded_blocks_are_those_of_the_loaded_model(micro_folder, quantize):
+    """Read one tensor at a time; the slots hold the first blocks once they are used."""
+    settings = {"dtype": torch.float32, "device": CPU, "quantize": quantize}
+    expected = load_transformer(micro_folder, **settings)
+    found = load_transformer(micro_folder, **settings, num_streamed=2)
+    assert base_fingerprint(found) == base_fingerprint(expected)
+    assert all(torch.equal(found.state_dict()[name], tensor)
+               for name, tensor in expected.state_dict().items())  # fmt: skip
+    assert not any(parameter.requires_grad or parameter.is_meta for parameter in found.parameters())
 
 
 def test_an_adapter_with_magnitudes_is_added_before_and_computes_the_same():
@@ -108,6 +136,66 @@ def test_an_adapter_with_magnitudes_is_added_before_and_computes_the_same():
     expected, model = gradients(with_dora()), with_dora()
     stream_blocks(model, LAYERS, device=CPU)
     assert furthest(gradients(model), expected) == 0
+
+
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+@pytest.mark.parametrize("num_streamed", [0, 1, LAYERS])
+def test_weights_take_the_memory_that_was_counted_on_the_device_and_the_host(
+    num_streamed, quantize
+):
+    model = tiny(dtype=torch.bfloat16, quantize=quantize)
+    stream_blocks(model, num_streamed, device=CPU)
+    work = Workload(
+        SHAPE, 1, 1, 4, frozenset(), compiled=False, quantize=quantize, num_streamed=num_streamed
+    )
+    storages = {
+        parameter.untyped_storage()._cdata: parameter.untyped_storage().nbytes()
+        for name, parameter in model.named_parameters()
+        if ".lora_" not in name
+    }
+    assert sum(storages.values()) == pytest.approx(resident_bytes(work), rel=1e-9)
+    rings = {block._wanlora_entry._ring for block in model.blocks if num_streamed == LAYERS}
+    sources = [source for ring in rings for source in ring._sources]
+    host = sum(weight.nbytes for source in sources for weight in source.weights)
+    assert host == (num_streamed == LAYERS) * host_bytes(work)
+
+
+def test_inputs_in_host_memory_take_the_memory_that_was_counted(monkeypatch):
+    """Against full: the difference of the peaks of a step is the difference of the counts."""
+    made = []
+
+    class Watched(blocks.SavedInputs):
+        def __init__(self, device):
+            super().__init__(device)
+            made.append(self)
+
+    class Device(Operators):
+        """Storages alive except host buffers, which a GPU has in another memory."""
+
+        def _note(self, storage):
+            buffers = {buffer._bytes.untyped_storage()._cdata for buffer in made[-1]._free}
+            self.host = getattr(self, "host", buffers) | buffers
+            if storage._cdata not in self.host:
+                super()._note(storage)
+
+    monkeypatch.setattr(blocks, "SavedInputs", Watched)
+    size = (9, 256, 256)
+    work = Workload(SHAPE, 3 * 16 * 16, 1, 4, frozenset(), compiled=False, element_bytes=4)
+    peaks, counts = [], []
+    for mode in ("full", "offload"):
+        model = tiny()
+        set_activations(model, (mode,) * LAYERS, compiled=False)
+        values = real_size.inputs(model, *size)
+        real_size.loss(model, values).backward()  # makes the buffers
+        with Device() as device:
+            real_size.loss(model, values).backward()
+        peaks.append(device.peak)
+        counts.append(step_bytes(work, (mode,) * LAYERS).total)
+    assert len(made[-1]._free) == LAYERS
+    # The peak moves to an earlier block, when gradients of the adapter are there.
+    gradients_bytes = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert peaks[0] - peaks[1] == pytest.approx(counts[0] - counts[1], abs=gradients_bytes)
+    assert counts[0] - counts[1] == 3 * block_bytes(work, "full") > 5 * gradients_bytes
 
 
 def test_an_adapter_can_be_added_to_streamed_blocks_and_stays_on_the_device():
@@ -150,4 +238,4 @@ def test_streamed_blocks_run_the_compiled_graphs_of_resident_ones(micro_home):
 
 @pytest.mark.slow
 def test_so_do_those_of_the_default_compiler(micro_home):
-    check_compiled(compiled("inductor", *WAYS))
+    check_compiled(compiled("inductor", *WAYS, "none+int8", "full+fp8"))

@@ -10,10 +10,13 @@ from hypothesis.extra import numpy as arrays
 
 from tests.support.stores import FINGERPRINT, PROVENANCE, segments_of
 from wanlora.store.row_reader import RowReader
+from wanlora.store.schema import KINDS
 from wanlora.store.writer import SegmentWriter
 
-LATENT_SHAPE = (2, 3, 2, 2)
-TEXT_DIM = 4
+SHAPES = {
+    "latents": (2, 3, 2, 2), "text": (512, 4), "cond_latents": (2, 3, 2, 2), "clip_vision": (5, 3),
+}  # fmt: skip
+"""Shape of a row by kind; prompts have 1 to 512 tokens."""
 
 
 def finite(dtype: str) -> st.SearchStrategy:
@@ -23,12 +26,12 @@ def finite(dtype: str) -> st.SearchStrategy:
 
 @st.composite
 def stores(draw: st.DrawFn) -> tuple:
-    kind = draw(st.sampled_from(["latents", "text"]))
+    kind = draw(st.sampled_from(sorted(KINDS)))
     dtype = draw(st.sampled_from(["float16", "float32"]))
     rows = {}
     for key in range(draw(st.integers(1, 5))):
         length = draw(st.integers(1, 512) | st.sampled_from([1, 63, 64, 65, 512]))
-        shape = LATENT_SHAPE if kind == "latents" else (length, TEXT_DIM)
+        shape = (length, *SHAPES[kind][1:]) if kind == "text" else SHAPES[kind]
         rows[f"{key:064x}"] = draw(arrays.arrays(dtype, shape, elements=finite(dtype)))
     order = draw(st.lists(st.sampled_from(sorted(rows)), max_size=8)) + sorted(rows)
     return kind, dtype, rows, order, draw(st.integers(1, 4)), draw(st.integers(1, 3))
@@ -44,7 +47,7 @@ def test_rows_come_back_bit_for_bit_in_any_order_with_duplicates(drawn: tuple) -
                 Path(folder),
                 kind=kind,
                 provenance=PROVENANCE[kind],
-                shape=LATENT_SHAPE if kind == "latents" else (512, TEXT_DIM),
+                shape=SHAPES[kind],
                 dtype=dtype,
                 rows=per_segment,
                 max_bytes=2**20,

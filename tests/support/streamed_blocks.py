@@ -1,7 +1,7 @@
 """Compare streamed blocks with resident ones, compiled, in a process without a type checker.
 
 Prints a JSON object for the compiler backend and the ways of keeping activations that are named on
-the command line.
+the command line, with +int8 or +fp8 for 8-bit weights.
 """
 
 import json
@@ -22,7 +22,8 @@ WAYS = {
     "none": ("none",) * LAYERS,
     "selective": ("selective",) * LAYERS,
     "full": ("full",) * LAYERS,
-    "mixed": ("full", "full", "selective", "none", "none"),
+    "offload": ("offload",) * LAYERS,
+    "mixed": ("offload", "full", "selective", "none", "none"),
 }
 SHAPE = TransformerShape(
     num_layers=LAYERS, num_attention_heads=2, attention_head_dim=16, ffn_dim=64, text_dim=32
@@ -30,9 +31,11 @@ SHAPE = TransformerShape(
 CPU = torch.device("cpu")
 
 
-def tiny(targets="attention+ffn", dtype=torch.float32):
+def tiny(targets="attention+ffn", dtype=torch.float32, quantize="none"):
     torch.manual_seed(0)
-    return real_size.transformer(SHAPE, rank=4, targets=targets, device="cpu", dtype=dtype)
+    return real_size.transformer(
+        SHAPE, rank=4, targets=targets, device="cpu", dtype=dtype, quantize=quantize
+    )
 
 
 def streamed(num_streamed, **settings):
@@ -54,12 +57,16 @@ def gradients(model):
 
 def measure(way: str) -> dict:
     """Differences of streamed from resident blocks, and the graphs of both, in turn."""
-    targets = r".*(attn1.to_q|ffn.net.2)"  # few, so that compiling is fast
-    resident = tiny(targets)
+    way, _, quantize = way.partition("+")
+    settings = {
+        "targets": r".*(attn1.to_q|ffn.net.2)",  # few, so that compiling is fast
+        "quantize": quantize or "none",
+    }
+    resident = tiny(**settings)
     set_activations(resident, WAYS[way], compiled=True)
     expected = gradients(resident)
     graphs, differences = [counters["stats"]["unique_graphs"]], []
-    model = streamed(3, targets=targets)
+    model = streamed(3, **settings)
     set_activations(model, WAYS[way], compiled=True)
     for _ in range(2):
         differences.append(furthest(gradients(model), expected))

@@ -22,7 +22,7 @@ SHAPE = TransformerShape(
 SMALL = replace(SHAPE, num_layers=3, attention_head_dim=16, ffn_dim=128)
 """Of a CPU, whose copies are done when they are needed."""
 SIZES = {"short clips": (1, 32, 32), "long clips": (17, 64, 96)}
-MODES = ("none", "selective", "full")
+MODES = ("none", "selective", "full", "offload")
 
 
 def model(device):

@@ -135,7 +135,7 @@ def test_every_flag_of_a_long_help_page_has_a_heading():
     [
         ("wanlora tr", {"train"}),
         ("wanlora train --ra", {"--rank"}),
-        ("wanlora train --activations ", {"auto", "none", "selective", "full"}),
+        ("wanlora train --activations ", {"auto", "none", "selective", "full", "offload"}),
         ("wanlora train --cache ", set()),  # the shell completes paths
     ],
 )

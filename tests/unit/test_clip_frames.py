@@ -4,6 +4,7 @@ import json
 import os
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -141,3 +142,26 @@ def test_a_hash_is_remembered_until_the_file_changes(tmp_path):
 def test_a_damaged_memory_of_hashes_is_made_again():
     for document in (None, b"", b"[1]", b'{"a": 3}', b"\xff"):
         assert source.parse_hashes(document) == {}
+
+
+@pytest.mark.parametrize("name", ["h264.mp4", "mpeg4.avi"])
+def test_the_first_frame_alone_is_that_of_the_clip(tmp_path, name):
+    codec, setup = videos.KINDS[name]
+    path = tmp_path / name
+    videos.write_video(path, codec=codec, **setup)
+    made = clip(path=path, source_sha256=None, start_s=0.4, num_frames=9, height=32, width=48)
+    every = clip_frames.load_clip(made)
+    first = clip_frames.load_unchanged(made, {}, num_frames=1)
+    assert first.shape == (1, 3, 32, 48)
+    assert torch.equal(first, every[:1])
+    assert not torch.equal(first, every[4:5])
+
+
+def test_the_first_frame_alone_is_that_of_an_npz_clip(tmp_path):
+    path = tmp_path / "clip.npz"
+    videos.write_npz(path)
+    every = np.load(path)["frames"]
+    sizes = dict(zip(("num_frames", "height", "width"), every.shape[:3], strict=True))
+    made = clip(path=path, kind="npz", source_sha256=None, **sizes)
+    first = clip_frames.load_unchanged(made, {}, num_frames=1)
+    assert torch.equal(first, torch.from_numpy(every[:1]).permute(0, 3, 1, 2))

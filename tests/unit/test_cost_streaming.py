@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,6 +18,7 @@ from wanlora.cost.memory import (
     streamed_blocks,
     weight_bytes,
 )
+from wanlora.cost.seconds import predict_seconds
 from wanlora.cost.streaming import exposed_seconds, predict_streaming
 
 
@@ -94,3 +96,37 @@ def test_14b_streams_for_free_at_full_size_and_not_for_short_clips():
     assert 0.5 * short.copy_s < short.exposed_s < short.copy_s
     eight_bit = replace(work, num_tokens=1560, quantize="int8")
     assert predict_streaming(eight_bit, modes, GPUS["H100"]).exposed_s < 0.6 * short.exposed_s
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "performance.md"
+CLIPS = {"1×480×832": 1560, "17×480×832": 7800, "49×480×832": 20_280, "81×480×832": 32_760}
+LONGER = {"81×720×1280": 75_600}
+
+
+def test_the_tables_in_the_docs_are_the_counts():
+    page = DOCS.read_text(encoding="utf-8")
+    work = work_of("attention+ffn", "t2v-14b")
+    full, offload = ("full",) * 40, ("offload",) * 40
+    for name, num_tokens in (CLIPS | LONGER).items():
+        here = replace(work, num_tokens=num_tokens)
+        streamed = replace(here, num_streamed=40)
+        if num_tokens > 1560:
+            eight_bit = replace(streamed, quantize="int8")
+            peaks = ((streamed, full), (streamed, offload), (eight_bit, offload))
+            cells = [f"{step_bytes(*peak).total / 1e9:.1f}" for peak in peaks]
+            assert f"| {name} | {' | '.join(cells)} |" in page
+        if name in LONGER:
+            continue
+        cells = [f"{step_bytes(each, full).total / 1e9:.1f}" for each in (here, streamed)]
+        for card in ("RTX 4090", "H100"):
+            gpu = GPUS[card]
+            waits = [
+                predict_streaming(streamed, full, gpu, slots=slots).exposed_s for slots in (2, 1)
+            ]
+            seconds = predict_seconds(streamed, full, gpu).total
+            shown = f"{seconds:.0f}" if seconds > 20 else f"{seconds:.1f}"
+            cells += [
+                f"{seconds:.2f}" if seconds < 1 else shown,
+                "; ".join(f"{wait:.1f}".removesuffix(".0") for wait in waits),
+            ]
+        assert f"| {name} | {' | '.join(cells)} |" in page

@@ -113,7 +113,9 @@ class CacheLatentsConfig(Settings):
     decode_workers: int = setting(4, "Threads that decode clips for the encoder.", ge=1, le=64)
     decode_bytes: int = setting(2**30, "Maximum bytes of clips waiting for the encoder.", ge=1)
     decode_check: bool = setting(
-        True, "Decode the latents of the first clip; stop if its PSNR is below the variant's limit."
+        True,
+        "Decode the latents of the first clip, and stop if its PSNR is below the variant's limit. "
+        "For image-to-video models, compare the first condition with the latents of its clip.",
     )
     store: StoreSettings = StoreSettings()
 

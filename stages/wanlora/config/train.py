@@ -60,8 +60,9 @@ Activations = Annotated[
     flops.Activations,
     described(
         "Activations that each block recomputes in the backward pass to save memory. none: nothing "
-        "(fastest); selective: everything except attention; full: everything (least memory); auto: "
-        "none for as many blocks as fit into memory, selective for the others.",
+        "(fastest); selective: everything except attention; full: everything; offload: like full, "
+        "with the inputs of blocks in host memory (least memory); auto: none for as many blocks as "
+        "fit into memory, selective for the others.",
         flag="Model and machine",
     ),
 ]

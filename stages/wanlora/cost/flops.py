@@ -14,9 +14,9 @@ from typing import Literal
 
 from wanlora.core.buckets import PATCH
 
-Recompute = Literal["none", "selective", "full"]
+Recompute = Literal["none", "selective", "full", "offload"]
 """Part of a block that is recomputed in the backward pass: nothing; everything except attention,
-whose output is kept; everything."""
+whose output is kept; everything; everything, with the block's input in host memory meanwhile."""
 
 Activations = Literal["auto", Recompute]
 """Setting of the blocks; auto recomputes as little as memory allows."""

@@ -24,10 +24,10 @@ NUM_SLOTS = 2
 # Values of width W that a block keeps for each token when nothing is recomputed, its own input
 # among them: 20 eagerly (the fp32 inputs of three norms count twice), 14 compiled, because
 # the partitioner recomputes cheap values. Selective: its input and two attention outputs. Full: its
-# input. The GELU's input of width F and the rank-r values of each adapted linear come on top of
-# "none".
-_WIDTHS = {"none": (20, 14), "selective": (3, 3), "full": (1, 1)}
-_IMAGE_WIDTHS = {"none": (2, 1), "selective": (1, 1), "full": (0, 0)}
+# input. Offload: nothing; its input is in host memory. The GELU's input of width F and the rank-r
+# values of each adapted linear come on top of "none".
+_WIDTHS = {"none": (20, 14), "selective": (3, 3), "full": (1, 1), "offload": (0, 0)}
+_IMAGE_WIDTHS = {"none": (2, 1), "selective": (1, 1), "full": (0, 0), "offload": (0, 0)}
 """Those of attention to the embeddings of an image: its output, and eagerly the sum of both."""
 _OF_KEYS = {f"attn2.{name}" for name in ("to_k", "to_v", "add_k_proj", "add_v_proj")}
 """Modules whose input is the prompt or the image, not the clip."""
@@ -104,7 +104,7 @@ def block_bytes(work: Workload, mode: Recompute) -> float:
     values = float(_WIDTHS[mode][work.compiled] * width)
     values += reads_image * _IMAGE_WIDTHS[mode][work.compiled] * width
     statistics = 0.0
-    if mode != "full":  # logsumexp of all attentions
+    if mode in ("none", "selective"):  # logsumexp of all attentions
         statistics += (2 + reads_image) * shape.num_attention_heads
     if mode == "none":
         adapted = {re.sub(r"^blocks\.\d+\.", "", name) for name in work.adapted}
@@ -125,12 +125,15 @@ def step_bytes(work: Workload, modes: Sequence[Recompute]) -> StepBytes:
     """
     transient = _TRANSIENT_WIDTHS * work.all_tokens * work.shape.width * work.element_bytes
     everything = sum(block_bytes(work, mode) for mode in modes)
+    offloaded = min(NUM_SLOTS, list(modes).count("offload")) * block_bytes(work, "full")
+    everything += offloaded  # inputs that are on the device
     moments: list[tuple[float, float]] = [(everything, transient)]  # the backward pass begins
     recomputed = [index for index, mode in enumerate(modes) if mode != "none"]
     if recomputed:
         # The last recomputing block is running: the blocks after it are done and free, and all its
         # activations exist for a moment.
         before = sum(block_bytes(work, mode) for mode in modes[: recomputed[-1] + 1])
+        before += offloaded
         moments.append((before, transient + block_bytes(work, "none")))
     kept, working = max(moments, key=sum)
     if work.quantize != "none":
@@ -158,21 +161,24 @@ def plan(work: Workload, budget_bytes: float) -> tuple[Recompute, ...]:
     """Choose the fastest recompute modes that fit: selective; the last blocks keep what fits.
 
     The last blocks, because their memory is free again before the others recompute. If not even
-    selective fits, the first blocks are full; if nothing fits, all blocks are full.
+    selective fits, the first blocks are full; if not even full fits, they are offloaded; if nothing
+    fits, all blocks are.
 
     Args:
         work: The largest micro-batch.
         budget_bytes: Memory for a step, including weights.
     """
     layers = work.shape.num_layers
-    ways: tuple[tuple[Recompute, Recompute], ...] = (("selective", "none"), ("full", "selective"))
-    full: Recompute = "full"
+    ways: tuple[tuple[Recompute, Recompute], ...] = (
+        ("selective", "none"), ("full", "selective"), ("offload", "full"),
+    )  # fmt: skip
+    offload: Recompute = "offload"
     for first, last in ways:
         for num_last in range(layers, -1, -1):
             modes: tuple[Recompute, ...] = (first,) * (layers - num_last) + (last,) * num_last
             if step_bytes(work, modes).total <= budget_bytes:
                 return modes
-    return (full,) * layers
+    return (offload,) * layers
 
 
 def resident_bytes(work: Workload) -> float:

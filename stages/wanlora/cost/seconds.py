@@ -17,8 +17,8 @@ from wanlora.cost.memory import Workload, block_linear_bytes
 # block: counted on the real block at 32,760 tokens with Inductor's scheduler (compiled) and a
 # dispatch mode (eager). FFN adapters add their own.
 _PASSES: dict[bool, dict[Recompute, float]] = {
-    True: {"none": 117.0, "selective": 139.0, "full": 152.0},
-    False: {"none": 368.0, "selective": 516.0, "full": 516.0},
+    True: {"none": 117.0, "selective": 139.0, "full": 152.0, "offload": 152.0},
+    False: {"none": 368.0, "selective": 516.0, "full": 516.0, "offload": 516.0},
 }
 _FFN_PASSES = 32.0
 
@@ -65,8 +65,9 @@ def predict_seconds(work: Workload, modes: Sequence[Recompute], gpu: Gpu) -> Sec
     rate; parts do not overlap.
     """
     step = _flops(work, modes)
-    # Full blocks compute attention forward a second time, at the forward rate.
-    forward = _attention(step.forward) * (1 + list(modes).count("full") / len(modes))
+    # Full and offloaded blocks compute attention forward a second time, at the forward rate.
+    again = sum(mode in ("full", "offload") for mode in modes)
+    forward = _attention(step.forward) * (1 + again / len(modes))
     backward = _attention(step.backward)
     linear = step.total - forward - backward
     ffn = _FFN_PASSES * any("ffn.net" in name for name in work.adapted)

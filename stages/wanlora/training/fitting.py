@@ -201,7 +201,7 @@ def _advice(activations: Activations, work: Workload, bucket: Bucket, limit: flo
 
     advice = []
     if activations != "auto":
-        cheaper: tuple[Recompute, ...] = ("none", "selective", "full")
+        cheaper: tuple[Recompute, ...] = ("none", "selective", "full", "offload")
         advice += [
             f"--activations {mode} ({units.size(size(mode, work))})"
             for mode in cheaper[cheaper.index(activations) + 1 :]

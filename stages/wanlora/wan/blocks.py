@@ -21,6 +21,7 @@ from torch.utils.checkpoint import (
 
 from wanlora.core.location import cache_home
 from wanlora.cost.flops import Recompute
+from wanlora.wan.saved_inputs import SavedInputs
 from wanlora.wan.streaming import run_with_weights, surround
 
 RECOMPILE_LIMIT = 1024
@@ -70,6 +71,7 @@ RUNNERS: dict[Recompute, Callable[..., Any]] = {
     "selective": _recompute_but_attention,
     "full": _recompute_all,
 }
+"""Functions that run a block in each mode, except offload: full, with the input in host memory."""
 
 
 def set_activations(
@@ -97,6 +99,7 @@ def set_activations(
         # only there can the partitioner decide what to keep.
         for mode in ("selective", "full"):
             runners[mode] = torch.compile(RUNNERS[mode], fullgraph=True, dynamic=False)
+    runners["offload"] = partial(SavedInputs(transformer.device).run, runners["full"])
     run_of = {
         block: run_with_weights(block, runners[mode], compiled=compiled and mode != "none")
         for block, mode in zip(transformer.blocks, modes, strict=True)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Float32, UInt8
 from PIL import Image
-from transformers.utils import is_torchvision_available, logging
+from transformers.utils import is_torchvision_available
 
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.errors import ModelError
@@ -126,14 +126,11 @@ def processor_settings(folder: Path) -> dict[str, Any]:
 def _load_processor(folder: Path) -> Any:
     from transformers import CLIPImageProcessor  # noqa: PLC0415  (a second)
 
-    part, verbosity = folder / "image_processor", logging.get_verbosity()
-    logging.set_verbosity_error()  # it warns of a missing torchvision, which the provenance names
+    part = folder / "image_processor"
     try:
         return CLIPImageProcessor.from_pretrained(part, local_files_only=True)
     except (OSError, ValueError) as error:
         raise ModelError(f"cannot load the preprocessing in {part}: {error}") from error
-    finally:
-        logging.set_verbosity(verbosity)
 
 
 @torch.no_grad()

@@ -102,8 +102,8 @@ def load_pipeline(
     parts: dict[str, Any] = {}
     for part in variant.transformers:
         parts[part.subfolder] = load_transformer(
-            folder, dtype=dtype, device=torch.device("cpu") if num_streamed else home,
-            subfolder=part.subfolder, quantize=quantize,
+            folder, dtype=dtype, device=device if num_streamed else home,
+            subfolder=part.subfolder, quantize=quantize, num_streamed=num_streamed,
         )  # fmt: skip
         stream_blocks(parts[part.subfolder], num_streamed, device=device)
     vae: AutoencoderKLWan = load_vae(folder, dtype=torch.float32, device=home, tf32=True)

@@ -22,7 +22,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
-from weakref import finalize
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +29,12 @@ from torch import Tensor, nn
 from wanlora.core import units
 from wanlora.cost.flops import TransformerShape
 from wanlora.cost.memory import NUM_SLOTS, Quantize, block_linear_bytes, streamed_blocks
-from wanlora.errors import ConfigError, DeviceError
+from wanlora.errors import ConfigError
 from wanlora.wan.host_memory import HostBytes, require_host_memory
+from wanlora.wan.pinned import HostBuffer
 
 _ENTRY = "_wanlora_entry"
 """Attribute of a streamed block: its `_Entry`."""
-_PAGE_BYTES = 4096
 _ALIGNMENT = 256
 """Offsets of weights in a host buffer are multiples of this."""
 
@@ -205,7 +204,8 @@ class _Ring:
         for linear, weight in zip(linears, slot, strict=True):
             # `data` has its own version counter, so autograd does not count copies as changes.
             linear.weight = nn.Parameter(weight.data, requires_grad=False)
-        self._parameters.append([linear.weight.data for linear in linears])
+        parameters: list[Tensor] = [linear.weight for linear in linears]
+        self._parameters.append(parameters)
 
     def enter(self, order: int) -> None:
         """Have the weights of a block in its slot for what is queued on the device from now on."""
@@ -245,19 +245,16 @@ class _HostWeights:
     """
 
     def __init__(self, originals: Sequence[Tensor], device: torch.device) -> None:
-        ends = [0]
+        starts = [0]
         for weight in originals:
-            ends.append(ends[-1] + -(-weight.nbytes // _ALIGNMENT) * _ALIGNMENT)
-        buffer = _page_aligned(ends[-1])
+            starts.append(starts[-1] + -(-weight.nbytes // _ALIGNMENT) * _ALIGNMENT)
+        self._buffer = HostBuffer(starts[-1], device)
         self.weights = [
-            buffer[start : start + weight.nbytes].view(weight.dtype).view(weight.shape)
-            for start, weight in zip(ends, originals, strict=False)
+            self._buffer.view_as(weight, start)
+            for start, weight in zip(starts, originals, strict=False)
         ]
         for own, weight in zip(self.weights, originals, strict=True):
             own.copy_(weight)
-        if device.type == "cuda":
-            _pin(buffer)
-            finalize(self, _unpin, buffer)
 
 
 class _GpuCopies:
@@ -322,31 +319,3 @@ def _frozen_linears(block: nn.Module) -> Iterator[nn.Linear]:
     for name, module in block.named_modules():
         if isinstance(module, nn.Linear) and ".lora_" not in name:
             yield module
-
-
-def _page_aligned(num_bytes: int) -> Tensor:
-    """Host buffer that shares no page of memory with another one."""
-    whole = -(-num_bytes // _PAGE_BYTES) * _PAGE_BYTES
-    buffer = torch.empty(whole + _PAGE_BYTES, dtype=torch.uint8)
-    start = -buffer.data_ptr() % _PAGE_BYTES
-    return buffer[start : start + whole]
-
-
-def _pin(buffer: Tensor) -> None:
-    """Pin host memory. torch's own pinned memory is rounded up to a power of two bytes.
-
-    Raises:
-        DeviceError: The driver refuses.
-    """
-    cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    error = int(cudart.cudaHostRegister(buffer.data_ptr(), buffer.nbytes, 0))
-    if error:
-        raise DeviceError(
-            f"cannot pin {units.size(buffer.nbytes)} of host memory for streamed blocks (CUDA "
-            f"error {error}): stream fewer blocks (--stream-blocks N), or free host memory"
-        )
-
-
-def _unpin(buffer: Tensor) -> None:
-    cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-    cudart.cudaHostUnregister(buffer.data_ptr())

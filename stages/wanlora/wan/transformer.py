@@ -25,6 +25,7 @@ def load_transformer(
     device: torch.device,
     subfolder: str = "transformer",
     quantize: Quantize = "none",
+    num_streamed: int = 0,
 ) -> WanTransformer3DModel:
     """Load a transformer, frozen and in eval mode.
 
@@ -37,14 +38,15 @@ def load_transformer(
         device: Device to compute on.
         subfolder: Its sub-folder with the weights, see `variants.TransformerPart`.
         quantize: Format of the blocks' linear weights.
+        num_streamed: Blocks that stay in host memory; `streaming.stream_blocks` comes next.
 
     Raises:
         ModelError: The folder is missing or its weights do not fit their configuration.
     """
     part = folder / subfolder
     hide_bars_without_terminal()
-    if quantize != "none":
-        return load_quantized(part, quantize, dtype=dtype, device=device)
+    if quantize != "none" or num_streamed:
+        return load_quantized(part, quantize, dtype=dtype, device=device, num_streamed=num_streamed)
     # Straight to a GPU: the 14B would take 28 GB of the host's memory, for each process of a node.
     straight = {"device_map": {"": device}} if device.type == "cuda" else {}
     try:

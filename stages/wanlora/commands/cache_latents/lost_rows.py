@@ -20,7 +20,6 @@ from wanlora.commands.cache_latents.worker import encode_share
 from wanlora.core.kinds import Kind
 from wanlora.core.location import Location
 from wanlora.errors import StoreError
-from wanlora.store import index
 from wanlora.store.views import View
 
 log = logging.getLogger(__name__)
@@ -68,10 +67,8 @@ def encode_rows(
     encoded = encode_missing(cache, plan, hashes, partial(encode_share, settings))
     lacking = {keyed.key: keyed for clips in plan.missing_clips.values() for keyed in clips}
     failures = failures_of(list(lacking.values()), encoded.failures)
-    num_rows = sum(map(len, plan.missing_keys.values()))
-    left = sum(len(index.missing_keys(cache, kind, plan.encoders.fingerprint(kind), keys))
-               for kind, keys in plan.missing_keys.items())  # fmt: skip
-    return num_rows - left, failures
+    num_rows = encoded.prompts.rows + sum(each.rows for each in encoded.clips.values())
+    return num_rows, failures
 
 
 def _only(

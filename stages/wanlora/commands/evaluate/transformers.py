@@ -80,11 +80,10 @@ class Transformers:
     def _get(self, part: TransformerPart, device: torch.device) -> Any:
         if part.expert not in self._loaded:
             folder = self._setup.folder
-            home = torch.device("cpu") if self._num_streamed else device
             with waiting(f"loading the transformer in {folder / part.subfolder}"):
                 transformer = load_transformer(
-                    folder, dtype=self._setup.dtype, device=home, subfolder=part.subfolder,
-                    quantize=self._setup.quantize,
+                    folder, dtype=self._setup.dtype, device=device, subfolder=part.subfolder,
+                    quantize=self._setup.quantize, num_streamed=self._num_streamed,
                 )  # fmt: skip
                 stream_blocks(transformer, self._num_streamed, device=device)
             for item in self._compared:  # of every expert: they have one shape

@@ -64,7 +64,7 @@ class ClipFrame:
     @property
     def name(self) -> str:
         """Name for people."""
-        return f"of clip {self.clip.clip_id}"
+        return f"of {self.clip.split} clip {self.clip.clip_id}"
 
     @property
     def key(self) -> str:

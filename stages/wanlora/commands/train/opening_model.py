@@ -55,11 +55,10 @@ def load_model(
     dtype = devices.base_dtype(config.dtype, device)
     weights = base.folder / base.part.subfolder
     num_streamed = number_of_streamed(config, base, ranks)
-    home = torch.device("cpu") if num_streamed else device  # never the whole model on the GPU
     with waiting(f"loading the transformer in {weights}", shown=ranks.is_main):
         transformer = load_transformer(
-            base.folder, dtype=dtype, device=home, subfolder=base.part.subfolder,
-            quantize=config.quantize,
+            base.folder, dtype=dtype, device=device, subfolder=base.part.subfolder,
+            quantize=config.quantize, num_streamed=num_streamed,
         )  # fmt: skip
     fingerprint = base_fingerprint(transformer)
     lora, settings = config.lora, config.optimizer
