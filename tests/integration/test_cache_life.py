@@ -45,7 +45,7 @@ def contents(cache: Path, name: str = "default") -> dict[str, bytes]:
 
 def latents_in(cache: Path) -> set[str]:
     """Keys of all rows of latents, whether a view names them or not."""
-    return set(committed(cache, "latents", read_view(cache, "default").latents))
+    return set(committed(cache, "latents", read_view(cache, "default").fingerprint("latents")))
 
 
 def shards(folder: Path) -> list[Path]:

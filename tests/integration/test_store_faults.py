@@ -227,7 +227,7 @@ def locked_folder() -> Iterator[Path]:
 def test_a_read_only_store_reads_and_refuses_to_be_written_by_name():
     with locked_folder() as cache:
         reader = open_store(cache)
-        assert len(reader.latents(next(iter(reader._latents.rows)))) == 16
+        assert len(reader.latents(next(iter(reader._rows["latents"].rows)))) == 16
         with pytest.raises(StoreError, match=rf"cannot write {cache}.*Permission denied"):
             write_rows(cache, "latents", ["new"])
 

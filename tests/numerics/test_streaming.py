@@ -238,4 +238,4 @@ def test_streamed_blocks_run_the_compiled_graphs_of_resident_ones(micro_home):
 
 @pytest.mark.slow
 def test_so_do_those_of_the_default_compiler(micro_home):
-    check_compiled(compiled("inductor", *WAYS, "none+int8", "full+fp8"))
+    check_compiled(compiled("inductor", "mixed", "offload", "none+int8"))

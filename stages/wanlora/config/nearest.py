@@ -15,6 +15,7 @@ OTHER_TRAINERS = {
     "adam_beta2": "optimizer.beta2",
     "adam_epsilon": "optimizer.eps",
     "adam_weight_decay": "optimizer.weight_decay",
+    "blocks_to_swap": "stream_blocks",
     "cfg": "guidance_scale",
     "cfg_scale": "guidance_scale",
     "checkpointing_steps": "save_steps",
