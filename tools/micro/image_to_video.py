@@ -33,6 +33,7 @@ MEASURED_PER_CONCEPT = 24
 STAGES = (
     dit.Stage(40, 400, 12, 8e-3, 2.5e-3, 0.3, 0.98),
     dit.Stage(80, 320, 32, 1e-2, 3e-3, 0.25, 0.98),
+    dit.Stage(80, 240, 32, 1.2e-2, 5e-3, 0.25, 0.98),
 )
 """From the weights of the embedded text-to-video model."""
 
