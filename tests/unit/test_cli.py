@@ -84,7 +84,7 @@ FLAGS = {
         "--activations --alpha --batch-by --batch-size --cache --cards --clips --device --eager "
         "--expert --frames --gradient-accumulation-steps --height --memory-gb --model "
         "--num-epochs --num-processes --preview-every --preview-prompt --probe --quantize --rank "
-        "--targets --variant --view --width"
+        "--stream-blocks --targets --variant --view --width"
     ),
     "train": (
         "--activations --alpha --batch-by --batch-size --cache --deterministic --device --eager "
