@@ -3,6 +3,7 @@
 Owns: when each is loaded and released.
 """
 
+import gc
 from collections.abc import Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ class Transformers:
         """
         for expert in self._loaded.keys() - {part.expert}:
             del self._loaded[expert]
+            gc.collect()  # streamed blocks refer to themselves
             if self._setup.device.type == "cuda":
                 torch.cuda.empty_cache()
         return self._get(part, self._setup.device)
