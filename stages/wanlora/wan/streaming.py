@@ -271,6 +271,8 @@ class _GpuCopies:
         with torch.cuda.stream(self._stream):
             for target, weight in zip(targets, source.weights, strict=True):
                 target.copy_(weight, non_blocking=True)
+                # The slot may be freed before this copy ends: a pass fills slots for the next one.
+                target.record_stream(self._stream)
             self._done[slot] = self._stream.record_event()
 
     def finish(self, slot: int) -> None:
