@@ -109,6 +109,31 @@ def test_a_t2v_cache_gains_only_the_rows_of_first_frames(cache, npz_manifest, mo
     assert (again.view_sha256, contents(cache)) == (result.view_sha256, after)
 
 
+def test_a_view_of_another_model_is_replaced_with_a_warning_that_names_a_free_view(
+    cache, npz_manifest, model_without_clip, micro_home, caplog
+):
+    def warnings(model: Path | str, **changes) -> list[str]:
+        caplog.clear()
+        cache_latents.run(config(cache, npz_manifest, model, **changes))
+        return [line.getMessage() for line in caplog.records if line.levelname == "WARNING"]
+
+    t2v = read_view(cache, "default")
+    assert warnings("micro") == []
+    for dry_run in (True, False):
+        (warning,) = warnings(model_without_clip, dry_run=dry_run)
+        assert all(
+            part in warning
+            for part in ("'default'", "micro (latents, text)", str(model_without_clip),
+                         "cond_latents", "--view i2v")
+        )  # fmt: skip
+        assert (read_view(cache, "default") == t2v) == dry_run
+    assert warnings(model_without_clip) == []
+    assert warnings("micro", view="t2v") == []
+    assert read_view(cache, "t2v").sha256 == t2v.sha256
+    (warning,) = warnings("micro")
+    assert "--view micro" in warning  # t2v exists
+
+
 def test_without_clip_only_conditions_are_added_and_only_first_frames_decoded(
     cache, npz_manifest, model_without_clip, monkeypatch
 ):

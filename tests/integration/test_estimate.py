@@ -263,6 +263,15 @@ def test_what_cannot_be_estimated_is_refused(tmp_path):
     assert "--memory-gb 48" in other
     assert "use 77 or 81" in cli.refuses("estimate", "--frames", 80, exit_code=2)
     assert "--variant" in cli.refuses("estimate", "--model", "micro", exit_code=2)
+    for wrong in ("stream_blocks=foo", "stream_blocks=-1"):
+        message = cli.refuses("estimate", "--device", "h100", "--set", wrong, exit_code=2)
+        assert "auto" in message
+        assert "literal" not in message
+    fewer = cli.refuses(
+        "estimate", "--device", "h100", "--variant", "t2v-14b", "--set", "stream_blocks=99",
+        exit_code=2,
+    )  # fmt: skip
+    assert "--stream-blocks 40" in fewer
     nothing = cli.refuses("estimate", "--probe", "--device", "cpu", exit_code=2)
     assert "--probe runs a model" in nothing
     cli.refuses("estimate", "--cache", tmp_path / "none")

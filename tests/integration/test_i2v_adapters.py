@@ -179,6 +179,14 @@ def test_both_experts_of_a_merged_image_model_have_their_own_updates(pair, tmp_p
     index = json.loads((merged / "model_index.json").read_text())
     assert (index["_class_name"], index["boundary_ratio"]) == ("WanImageToVideoPipeline", 0.9)
 
+    both = [f"--adapter={run}" for run in runs.values()]
+    steps = [
+        cli.invoke("export", *both, "--format", form, "--output", tmp_path / name).stdout
+        for form, name in (("comfyui", "a.safetensors"), ("merged", "again"))
+    ]
+    assert all(f"wan2.2_i2v_{expert}_noise_14B" in steps[0] for expert in runs)
+    assert f'WanImageToVideoPipeline.from_pretrained("{tmp_path / "again"}")' in steps[1]
+
 
 # --- the other kind of model ---
 

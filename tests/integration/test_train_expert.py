@@ -127,6 +127,7 @@ def test_a_cache_made_with_the_pair_trains_it_by_default_and_encodes_nothing_aga
         "cpu", "--set", "store.dtype=float32", "--set", "text_dtype=float32", "--view", "pair",
     )  # fmt: skip
     assert "0 encoded" in done.stdout
+    assert "--view pair --expert high" in done.stdout  # the next command
     view = read_view(cache, "pair")
     assert (view.model, view.variant) == (str(pair), "micro-a14b")
     message = cli.refuses(

@@ -56,9 +56,12 @@ def losses(run_dir):
 def test_a_run_reads_and_records_its_conditions_and_resumes_bit_for_bit(encoded, folder, tmp_path):
     train = ("train", "--cache", encoded, "--model", folder / "model", "--learning-rate", 1e-3,
              "--set", "condition_dropout=0.5", *SMALL)  # fmt: skip
-    cli.run(*train, "--output-dir", tmp_path / "whole", "--max-steps", 4)
+    whole = cli.run(*train, "--output-dir", tmp_path / "whole", "--max-steps", 4)
+    assert f"sample --adapter {tmp_path / 'whole'} --image " in whole.stdout
     cli.run(*train, "--output-dir", tmp_path / "parts", "--max-steps", 2)
-    done = cli.run("train", "--resume", "--output-dir", tmp_path / "parts", "--max-steps", 4)
+    shutil.copy(encoded / "views" / "default.jsonl", encoded / "views" / "same.jsonl")
+    done = cli.run("train", "--resume", "--output-dir", tmp_path / "parts", "--max-steps", 4,
+                   "--view", "same")  # fmt: skip
     assert "continuing from" in done.stderr
     assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
     files = [tmp_path / run / NAME for run in ("whole", "parts")]

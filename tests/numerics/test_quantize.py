@@ -6,6 +6,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
+from functorch.compile import (
+    aot_function,
+    make_boxed_func,
+    min_cut_rematerialization_partition,
+    nop,
+)
+from torch.nn.functional import gelu
 
 from tests.numerics.test_memory import Operators
 from tests.support.models import random_tensors
@@ -15,7 +22,13 @@ from wanlora.cost.memory import weight_bytes
 from wanlora.errors import ModelError
 from wanlora.wan.base_fingerprint import base_fingerprint
 from wanlora.wan.blocks import set_activations
-from wanlora.wan.quantize import QuantizedLinear, dequantized, quantize_blocks, quantized
+from wanlora.wan.quantize import (
+    QuantizedLinear,
+    _Product,
+    dequantized,
+    quantize_blocks,
+    quantized,
+)
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import VARIANTS
 
@@ -83,6 +96,29 @@ def test_autograd_keeps_only_8_bits_of_a_weight(kind):
     own = {parameter.data_ptr() for parameter in layer.parameters()}
     assert {tensor.data_ptr() for tensor in kept} <= own
     assert {tensor.dtype for tensor in kept} == {torch.int8, torch.float32}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_neither_does_a_compiled_graph_keep_more(kind):
+    """torch's partitioner decides what a graph keeps; two layers, the first with an adapter."""
+    values, scale = quantized(linear(torch.bfloat16, 64, 64).weight, kind)
+    kept = []
+
+    def note(graph, _inputs):
+        results = graph.graph.find_nodes(op="output")[0].args[0]
+        kept.extend(node.meta["val"] for node in results if node is not None)
+        return make_boxed_func(graph.forward)
+
+    def run(x, a, values, scale):
+        hidden = gelu(_Product.apply(x, values, scale, None, kind) + x @ a)
+        return _Product.apply(hidden, values, scale, None, kind)
+
+    graph = aot_function(run, note, nop, min_cut_rematerialization_partition)
+    x = torch.randn(3, 64, dtype=torch.bfloat16, requires_grad=True)
+    graph(x, torch.randn(64, 64, dtype=torch.bfloat16, requires_grad=True), values, scale)
+    weights = [tensor.element_size() for tensor in kept if tensor.numel() == values.numel()]
+    assert sorted(set(weights)) == [1, 2]
+    assert weights.count(2) == 1, "more than the adapter"
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ adapter of one loads into the others without an error. Wan2.1's I2V-14B has more
 
 import logging
 from dataclasses import replace
+from typing import Literal
 
 from wanlora.adapters.header import AdapterHeader
 from wanlora.core import units
@@ -17,6 +18,9 @@ from wanlora.errors import AdapterError
 from wanlora.wan.variants import VARIANTS, Variant
 
 _IMAGE_MODULES = (".add_k_proj", ".add_v_proj", "condition_embedder.image_embedder.")
+
+Kind = Literal["T2V", "I2V"]
+"""Kind of model: text to video, or image to video."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +67,7 @@ def image_modules(header: AdapterHeader) -> list[str]:
     return sorted(name for name in modules if any(part in name for part in _IMAGE_MODULES))
 
 
-def kind_of(header: AdapterHeader) -> str | None:
+def kind_of(header: AdapterHeader) -> Kind | None:
     """Kind of model that an adapter is for: T2V or I2V; None if the file does not show it."""
     if trained := _recorded(header):
         return "I2V" if trained.is_i2v else "T2V"

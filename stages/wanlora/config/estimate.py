@@ -34,9 +34,9 @@ from wanlora.wan.variants import Expert
 
 VariantName = Literal[
     "t2v-1.3b", "t2v-14b", "t2v-a14b", "i2v-14b", "i2v-a14b",
-    "micro", "micro-a14b", "micro-i2v", "micro-i2v-clip", "micro-i2v-a14b",
+    "micro",
 ]  # fmt: skip
-"""Names of all rows of the table of variants."""
+"""Variants of released models, and of the embedded one; not those that only tests have."""
 
 
 class EstimateConfig(Settings):

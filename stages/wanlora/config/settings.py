@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, cast, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -210,15 +209,15 @@ QuantizeAsTrained = Annotated[
 ]
 
 
-def _not_negative(value: Any) -> Any:
-    if value != "auto" and value < 0:
+def _auto_or_number(value: Any) -> Any:
+    if value != "auto" and not str(value).isdecimal():
         raise ValueError("must be auto, or a number of blocks of at least 0")
     return value
 
 
 StreamBlocks = Annotated[
     Literal["auto"] | int,
-    AfterValidator(_not_negative),
+    BeforeValidator(_auto_or_number),
     described(
         "Number of transformer blocks whose frozen weights stay in host memory and are copied to "
         "the GPU shortly before they are used; 0: none. Results are the same. auto: as few as the "

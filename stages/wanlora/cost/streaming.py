@@ -12,10 +12,28 @@ from wanlora.cost.flops import Recompute
 from wanlora.cost.gpus import Gpu
 from wanlora.cost.memory import NUM_SLOTS, Workload, block_linear_bytes, streamed_blocks
 from wanlora.cost.seconds import predict_forward_seconds, predict_seconds
+from wanlora.errors import ConfigError
 
 PCIE_BYTES_PER_S = 20e9
 """Rate of copies from pinned host memory that is assumed: PCIe 4.0 with 16 lanes has 31.5e9 bytes/s
 in its specification; not measured."""
+
+
+def require_blocks(num_layers: int, num_streamed: int) -> None:
+    """Check that a transformer has as many blocks as are streamed.
+
+    Args:
+        num_layers: Blocks of the transformer.
+        num_streamed: Number of streamed blocks.
+
+    Raises:
+        ConfigError: It has fewer.
+    """
+    if num_streamed > num_layers:
+        raise ConfigError(
+            f"--stream-blocks {num_streamed}: the transformer has {num_layers} blocks; use "
+            f"--stream-blocks {num_layers} to stream all of them"
+        )
 
 
 @dataclass(frozen=True, slots=True)

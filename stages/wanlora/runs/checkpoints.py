@@ -208,9 +208,10 @@ def _check_identity(folder: Path, trained_on: Mapping[str, Any], wanted: Mapping
         raise CheckpointError(
             f"checkpoint {folder} was trained on something else:\n  "
             + "\n  ".join(differing)
-            + "\nTo continue it, restore the manifest and run wanlora cache-latents again (other "
-            "clips can have a view of their own: --view NAME). To train on what the view holds "
-            f"now, start a new --output-dir from its adapter with --init-adapter {folder}"
+            + "\nTo continue it, restore the manifest and make its view again, with the same model "
+            f"({trained_on.get('variant')}) and a name of its own: run wanlora cache-latents "
+            "--model MODEL --view NAME, and resume with --view NAME. To train on what the view "
+            f"holds now, start a new --output-dir from its adapter with --init-adapter {folder}"
         )
 
 

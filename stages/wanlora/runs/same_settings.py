@@ -14,7 +14,7 @@ MAY_CHANGE = frozenset(
         "max_steps", "num_epochs", "save_steps", "save_minutes", "keep_checkpoints", "resume",
         "device", "activations", "eager", "attention", "prefetch_batches", "output_dir", "cache",
         "allow_untrained_base", "local_copy", "save_every_epoch", "trackers", "previews",
-        "validation", "deterministic", "process_timeout_s", "model", "stream_blocks",
+        "validation", "deterministic", "process_timeout_s", "model", "stream_blocks", "view",
     }
 )  # fmt: skip
 """Settings that may change when a run continues: they do not change the trained weights, except by
@@ -29,7 +29,7 @@ def differing_settings(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -
 
 def same_settings(recorded: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Return whether a run has the wanted values of all settings that determine its result."""
-    free = MAY_CHANGE - {"max_steps", "num_epochs", "model"}
+    free = MAY_CHANGE - {"max_steps", "num_epochs", "model", "view"}
     both = [
         {key: value for key, value in without_none(each).items() if key not in free}
         for each in (recorded, wanted)

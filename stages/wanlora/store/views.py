@@ -190,6 +190,15 @@ def read_view(cache: Location, name: str) -> View:
     return replace(view, name=name, sha256=_identity(data))
 
 
+def read_header(cache: Location, name: str) -> View | None:
+    """Read the header of a view as a view without clips; None if there is none that can be read."""
+    data = storage.at(cache).get(_key(name))
+    try:
+        return replace(_parse(json.loads((data or b"").partition(b"\n")[0]), ()), name=name)
+    except schema.DAMAGE:
+        return None
+
+
 def kinds_in(header: Mapping[str, Any]) -> Sequence[Kind]:
     """Kinds of rows that the header of a view names.
 

@@ -94,6 +94,9 @@ def try_modes(
     """
     for modes in choices:
         set_activations(transformer, modes, compiled=compiled)
+        gc.collect()  # a failed pass leaves its activations in reference cycles
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
         try:
             with (
                 waiting(f"trying it with activations {describe(modes)}"),
@@ -104,9 +107,6 @@ def try_modes(
             if not is_out_of_memory(error):
                 raise
             reason = reason_of(error)
-        gc.collect()  # a failed pass leaves its activations in reference cycles
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
         logger.warning("out of memory with activations %s (%s)", describe(modes), reason)
     raise torch.OutOfMemoryError(reason)
 

@@ -4,6 +4,7 @@ Owns: pinned buffers. torch's own are rounded up to a power of two bytes, which 
 the memory for weights of these sizes.
 """
 
+import mmap
 from typing import Any
 from weakref import finalize
 
@@ -14,7 +15,7 @@ from wanlora.core import units
 from wanlora.errors import DeviceError
 from wanlora.wan.host_memory import HostBytes, require_host_memory
 
-_PAGE_BYTES = 4096
+_PAGE_BYTES = mmap.PAGESIZE
 _ADVICE = "a smaller --stream-blocks, or other --activations than offload"
 
 
@@ -39,7 +40,8 @@ class HostBuffer:
         self.num_bytes = num_bytes
         if device.type == "cuda":
             _pin(self._bytes)
-            finalize(self, _unpin, self._bytes)
+            # Not at exit: the driver does it, and a call after a CUDA error would fail.
+            finalize(self, _unpin, self._bytes, device).atexit = False
 
     def view_as(self, tensor: Tensor, start: int = 0) -> Tensor:
         """Part of the buffer with the type and shape of a tensor.
@@ -62,6 +64,7 @@ def _pin(buffer: Tensor) -> None:
         )
 
 
-def _unpin(buffer: Tensor) -> None:
+def _unpin(buffer: Tensor, device: torch.device) -> None:
+    torch.cuda.synchronize(device)  # a copy may still run
     cudart: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
     cudart.cudaHostUnregister(buffer.data_ptr())

@@ -5,7 +5,7 @@ training. Legend: t frames, h w height and width.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from accelerate import cpu_offload_with_hook
 from diffusers import AutoencoderKLWan, WanImageToVideoPipeline, WanPipeline
 from jaxtyping import UInt8
 from PIL import Image
+from torch import nn
 
 from wanlora.core.out_of_memory import is_out_of_memory
 from wanlora.core.text import shorten
@@ -176,29 +177,38 @@ def prepare(
     if vae_tiling:
         pipeline.vae.enable_tiling()
     if offload == "model" and has_streamed_blocks(pipeline.transformer):
-        _take_turns_beside_transformers(pipeline, device)
+        names = ("text_encoder", "image_encoder", "vae")
+        others = [part for name in names if (part := getattr(pipeline, name, None))]
+        take_turns_beside(transformers_of(pipeline).values(), others, device)
     elif offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif offload == "sequential":
         pipeline.enable_sequential_cpu_offload(device=device)
 
 
-def _take_turns_beside_transformers(pipeline: Pipeline, device: torch.device) -> None:
-    """Keep the encoders and the VAE in main memory except while they run.
+def take_turns_beside(
+    transformers: Iterable[nn.Module], parts: Iterable[nn.Module], device: torch.device
+) -> None:
+    """Keep one of the other parts at a time on a device, and none while a transformer runs.
 
-    The transformers stay: streamed blocks must not be moved, as diffusers' own offloading does.
+    Streamed transformers must not be moved, as diffusers' own offloading does.
+
+    Args:
+        transformers: Transformers, which stay on the device.
+        parts: Encoders and VAE, in main memory now.
+        device: Device that computes.
     """
     hooks: list[Any] = []
-    for name in ("text_encoder", "image_encoder", "vae"):
-        if part := getattr(pipeline, name, None):
-            _, hook = cpu_offload_with_hook(part, device)
-            hooks.append(hook)
+    for part in parts:
+        _, hook = cpu_offload_with_hook(part, device, hooks[-1] if hooks else None)
+        hooks.append(hook)
+    hooks[0].hook.prev_module_hook = hooks[-1]  # the VAE, after the video before
 
     def free_memory(*_: object) -> None:
         for hook in hooks:
             hook.offload()
 
-    for transformer in transformers_of(pipeline).values():
+    for transformer in transformers:
         transformer.register_forward_pre_hook(free_memory)
 
 

@@ -75,7 +75,10 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         values, scale = ctx.saved_tensors
-        return gradients[0] @ dequantized(values, scale, ctx.kind), None, None, None, None
+        # Transposed before and after. The same operators as in the forward pass would be one node
+        # of a compiled graph, which torch's partitioner keeps in 16 bits from forward to backward.
+        weight = dequantized(values.t(), scale.t(), ctx.kind).t()
+        return gradients[0] @ weight, None, None, None, None
 
 
 def quantized(
@@ -109,9 +112,9 @@ def quantized(
 
 
 def dequantized(
-    values: Int8[Tensor, "out in"], scale: Float[Tensor, "out 1"], kind: Quantize
+    values: Int8[Tensor, "out in"], scale: Float[Tensor, "#out #in"], kind: Quantize
 ) -> Float[Tensor, "out in"]:
-    """Convert a weight back: s * Q, rounded once."""
+    """Convert a weight back, or its transpose: s * Q, rounded once."""
     if kind == "fp8":
         values = values.view(torch.float8_e4m3fn)
     return values.to(scale.dtype).mul_(scale)

@@ -54,7 +54,7 @@ class SavedInputs:
         if (tensor.data_ptr(), tensor.nbytes) != (address, num_bytes):
             return tensor
         assert tensor.is_contiguous(), "a block's input has gaps"
-        saved = _Saved(self, tensor.detach(), self._last)
+        saved = _Saved(self, self.buffer(tensor.nbytes), tensor.detach(), self._last)
         self._last = weakref.ref(saved)
         self._kept.append(saved)
         while len(self._kept) > NUM_KEPT:
@@ -98,11 +98,15 @@ class _Saved:
     """One input: on the device, in host memory, or both."""
 
     def __init__(
-        self, owner: SavedInputs, tensor: Tensor, before: "Callable[[], _Saved | None]"
+        self,
+        owner: SavedInputs,
+        buffer: HostBuffer,
+        tensor: Tensor,
+        before: "Callable[[], _Saved | None]",
     ) -> None:
-        self._owner, self._before = owner, before
-        self._buffer = owner.buffer(tensor.nbytes)
-        self._host = self._buffer.view_as(tensor)
+        self._owner, self._before, self._buffer = owner, before, buffer
+        self._event: torch.cuda.Event | None = None
+        self._host = buffer.view_as(tensor)
         self._tensor: Tensor | None = tensor
         self._event = owner.copy(self._host, tensor)
 
@@ -129,6 +133,7 @@ class _Saved:
         return tensor
 
     def __del__(self) -> None:
+        self.drop()  # after a failed pass a copy may still write to the tensor
         self._owner.give_back(self._buffer)
 
 

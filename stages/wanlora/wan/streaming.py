@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from wanlora.core import units
 from wanlora.cost.flops import TransformerShape
 from wanlora.cost.memory import NUM_SLOTS, Quantize, block_linear_bytes, streamed_blocks
-from wanlora.errors import ConfigError
+from wanlora.cost.streaming import require_blocks
 from wanlora.wan.host_memory import HostBytes, require_host_memory
 from wanlora.wan.pinned import HostBuffer
 
@@ -104,11 +104,7 @@ def require_streaming(
         ConfigError: The transformer has fewer blocks.
         DeviceError: The host memory is too small.
     """
-    if num_streamed > shape.num_layers:
-        raise ConfigError(
-            f"--stream-blocks {num_streamed}: the transformer has {shape.num_layers} blocks; use "
-            f"--stream-blocks {shape.num_layers} to stream all of them"
-        )
+    require_blocks(shape.num_layers, num_streamed)
     if num_streamed:
         each = num_streamed * block_linear_bytes(shape, dtype.itemsize, quantize)
         require_host_memory(
@@ -271,6 +267,8 @@ class _GpuCopies:
         with torch.cuda.stream(self._stream):
             for target, weight in zip(targets, source.weights, strict=True):
                 target.copy_(weight, non_blocking=True)
+                # The slot may be freed before this copy ends: a pass fills slots for the next one.
+                target.record_stream(self._stream)
             self._done[slot] = self._stream.record_event()
 
     def finish(self, slot: int) -> None:

@@ -18,7 +18,12 @@ from wanlora.commands.cache_latents.clip_keys import Failure, failures_of
 from wanlora.commands.cache_latents.find_encoders import log_other_generations
 from wanlora.commands.cache_latents.launch import encode_missing, launched
 from wanlora.commands.cache_latents.plan import Plan
-from wanlora.commands.cache_latents.publish import make_view, publish, unchanged_clips
+from wanlora.commands.cache_latents.publish import (
+    make_view,
+    publish,
+    unchanged_clips,
+    warn_of_replaced_view,
+)
 from wanlora.commands.cache_latents.sources import (
     find_moved_sources,
     no_usable_clip,
@@ -80,6 +85,8 @@ def run(
         require_usable_clips(clips, plan, manifests, roots)
         require_videos(plan.failures, rank)
         log_other_generations(cache, encoders)
+        if shown:
+            warn_of_replaced_view(cache, view_of(plan, ()))
         if config.dry_run:
             plan = _find_missing(cache, plan, clips, roots)
             return result_of(plan, Outcome(plan.clips, plan.failures, num_bytes=plan.num_bytes))

@@ -1,6 +1,7 @@
 """The view that a run publishes, once every row of it is committed.
 
-Owns: making a view from keyed clips, and the clips that stay in it although they fail now.
+Owns: making a view from keyed clips, the clips that stay in it although they fail now, and the
+warning before a view of another model is replaced.
 """
 
 import logging
@@ -22,6 +23,7 @@ from wanlora.store.views import (
     View,
     ViewClip,
     ViewPrompt,
+    read_header,
     read_view,
     view_names,
     write_view,
@@ -80,6 +82,26 @@ def make_view(
 def _portable(model: str, folder: Path) -> str:
     """Name of the model that is valid from any working directory."""
     return str(folder) if model != MICRO and Path(model).expanduser().is_dir() else model
+
+
+def warn_of_replaced_view(cache: Location, view: View) -> None:
+    """Warn if the view of this name has another model or other encodings, and name a free name.
+
+    Args:
+        cache: Cache folder or URL.
+        view: The view that will be written.
+    """
+    found = read_header(cache, view.name)
+    if found is None or (found.model, found.encodings) == (view.model, view.encodings):
+        return
+    short, taken = "i2v" if "cond_latents" in view.kinds else "t2v", view_names(cache)
+    names = (short, view.variant, *(f"{view.variant}-{number}" for number in range(2, 99)))
+    log.warning(
+        "view %r of %s (%s) will be replaced by one of %s (%s), and runs that train on it can then "
+        "not be resumed. To keep both views, which share their rows, add --view %s to the command",
+        view.name, found.model, ", ".join(found.kinds), view.model, ", ".join(view.kinds),
+        next(name for name in names if name not in taken),
+    )  # fmt: skip
 
 
 def unchanged_clips(

@@ -20,6 +20,7 @@ from wanlora.core.units import JSON, count, duration, first, percent, size
 from wanlora.data.clip import TRAIN
 from wanlora.data.edits import unused_captions
 from wanlora.store.views import ViewClip
+from wanlora.wan.variants import Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +229,7 @@ def summarize(
         unused_captions=unused,
         captions_command=captions_command,
         draws=_draws(outcome.clips),
-        next_command="" if dry_run else _next_command(cache, view),
+        next_command="" if dry_run else _next_command(cache, view, plan.encoders.variant),
     )
 
 
@@ -256,8 +257,9 @@ def listed(items: Sequence[str], noun: str, what: str) -> list[str]:
     return [f"{count(len(items), noun)} {what}:", *first(items, JSON)]
 
 
-def _next_command(cache: Location, view: str) -> str:
+def _next_command(cache: Location, view: str, variant: Variant) -> str:
     flags = [] if view == "default" else ["--view", view]
+    flags += ["--expert", "high"] if variant.boundary is not None else []
     words = ["wanlora", "train", "--cache", str(cache), *flags]
     return shlex.join([*words, "--output-dir", "outputs/run"])
 

@@ -14,6 +14,7 @@ from wanlora.commands.estimate.setup import open_case
 from wanlora.commands.estimate.table import EstimateResult
 from wanlora.config import EstimateConfig
 from wanlora.cost.planning import fastest_plan
+from wanlora.cost.streaming import require_blocks
 from wanlora.training.workload import Modes, Trial
 
 
@@ -79,6 +80,8 @@ def _probe(config: EstimateConfig, case: Case) -> Trial:
 def _planned(case: Case, config: EstimateConfig) -> tuple[Case, Modes]:
     """Activation modes and streamed blocks: the settings, or the fastest ones that fit."""
     layers = case.work.shape.num_layers
+    if config.stream_blocks != "auto":
+        require_blocks(layers, config.stream_blocks)
     chosen = fastest_plan(
         case.work, case.card.limit_bytes, case.card.gpu,
         modes=None if config.activations == "auto" else (config.activations,) * layers,

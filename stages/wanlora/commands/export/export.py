@@ -17,7 +17,7 @@ from wanlora.adapters.formats import DTYPES, PEFT_FILE, encode, tolerance
 from wanlora.adapters.header import PROVENANCE_PREFIX, read_header
 from wanlora.adapters.merge import check_base, check_merged, write_merged
 from wanlora.adapters.reread import READERS, check_export
-from wanlora.adapters.trained_on import log_unknown_kind
+from wanlora.adapters.trained_on import Kind, kind_of, log_unknown_kind
 from wanlora.adapters.updates import Update
 from wanlora.commands.export.export_result import ExportPair, ExportResult
 from wanlora.commands.export.preflight import MERGED_RECORD, Source, base_of, check_transformers
@@ -51,7 +51,7 @@ class _Loaded:
     provenance: Mapping[str, str]
 
     def result(self, to_format: str, *, dtype: str | None, num_bytes: int, error: float,
-               model: str | None = None) -> ExportResult:  # fmt: skip
+               model: str | None = None, kind: Kind | None = None) -> ExportResult:  # fmt: skip
         """Describe its export; see `ExportResult`."""
         return ExportResult(
             output=str(self.source.output),
@@ -65,6 +65,7 @@ class _Loaded:
             bytes=num_bytes,
             max_relative_error=error,
             read_by=READERS[to_format],
+            kind=kind or kind_of(self.source.header),
         )
 
 
@@ -179,8 +180,11 @@ def merge(sources: Sequence[Source], *, model: str, dtype: str | None) -> list[E
                 continue
             num_bytes = sum(file.stat().st_size for file in (folder / part).iterdir())
             results.append(
-                merged.result("merged", dtype=dtype, num_bytes=num_bytes, error=error, model=model)
-            )
+                merged.result(
+                    "merged", dtype=dtype, num_bytes=num_bytes, error=error, model=model,
+                    kind="I2V" if variant.is_i2v else "T2V",
+                )
+            )  # fmt: skip
         write_json(folder / MERGED_RECORD, _record(model, list(adapters.values())))
         publish_folder(folder, output)
     _warn_of_rounding(max(result.max_relative_error for result in results))

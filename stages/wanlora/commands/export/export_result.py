@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from wanlora.adapters.trained_on import Kind
 from wanlora.core import units
 from wanlora.wan.variants import Expert
 
@@ -27,6 +28,7 @@ class ExportResult:
         bytes: Size of the new weights on disk.
         max_relative_error: Maximum relative error of a module's update after it is read back.
         read_by: The library that read it back.
+        kind: Kind of the model, T2V or I2V; None if the adapter does not show it.
     """
 
     output: str
@@ -40,6 +42,7 @@ class ExportResult:
     bytes: int
     max_relative_error: float
     read_by: str
+    kind: Kind | None
 
     @property
     def exit_code(self) -> int:
@@ -94,16 +97,18 @@ def next_steps(exports: list[ExportResult]) -> list[str]:
 
 
 def _merged_steps(exports: list[ExportResult]) -> list[str]:
+    pipeline = "WanImageToVideoPipeline" if exports[0].kind == "I2V" else "WanPipeline"
     merged = {export.expert for export in exports}
     kept = [expert for expert in ("high", "low") if expert not in merged]
     unchanged = [f"the {expert}-noise expert is the base's, without an adapter" for expert in kept]
-    return [*unchanged, f'next: WanPipeline.from_pretrained("{exports[0].output}")']
+    return [*unchanged, f'next: {pipeline}.from_pretrained("{exports[0].output}")']
 
 
 def _comfyui_step(file: Path, export: ExportResult) -> str:
+    kind = export.kind.lower() if export.kind else "*"
     return (
         f"in ComfyUI, load {file.name} with the LoraLoaderModelOnly behind the loader of the "
-        f"{export.expert}-noise model (wan2.2_t2v_{export.expert}_noise_14B...)"
+        f"{export.expert}-noise model (wan2.2_{kind}_{export.expert}_noise_14B...)"
     )
 
 

@@ -25,6 +25,7 @@ class TrainResult:
         validation: Last row of validation.jsonl for the adapter on held-out clips.
         best: Row of validation.jsonl for the adapter in `best/`; its `weights` are `adapter` or
             `ema`.
+        starts_from_image: True for an image-to-video model.
     """
 
     output_dir: str
@@ -42,6 +43,7 @@ class TrainResult:
     best_step: int | None
     validation: dict[str, Any] | None
     best: dict[str, Any] | None
+    starts_from_image: bool = False
 
     @property
     def exit_code(self) -> int:
@@ -69,10 +71,11 @@ class TrainResult:
                 f"{self.best['mean']:.4f}, {change:+.2f} % against the base ({found}): "
                 f"{self.output_dir}/best"
             )
+        image = "--image photo.jpg " if self.starts_from_image else ""
         return [
             *lines,
             f"adapter: {self.adapter}",
-            f'next: wanlora sample --adapter {self.output_dir} --prompt "..."',
+            f'next: wanlora sample --adapter {self.output_dir} {image}--prompt "..."',
             "for ComfyUI, which does not read this file: wanlora export --adapter "
             f"{self.output_dir} --format comfyui --output "
             f"{Path(self.output_dir).resolve().name}.safetensors",
@@ -109,4 +112,5 @@ def result_of(
         best_step=run.progress.best_step,
         validation=reporter.last_validation,
         best=reporter.best_validation(),
+        starts_from_image=session.model.variant.is_i2v,
     )
