@@ -75,7 +75,7 @@ def test_a_collected_generation_takes_its_snapshot_with_it(tmp_path):
     view = build_store(tmp_path, num_clips=4)
     StoreReader.of_view(tmp_path, view).keep_index()
     snapshots = {kind: tmp_path / schema.snapshot_key(kind, FINGERPRINT[kind])
-                 for kind in schema.KINDS}  # fmt: skip
+                 for kind in view.kinds}  # fmt: skip
     assert all(path.is_file() for path in snapshots.values())
     name = tmp_path / "views" / "default.jsonl"
     header, *_ = name.read_text().splitlines()

@@ -61,7 +61,7 @@ def test_commands_keep_log_lines_and_bars_apart(tmp_path, micro_home, npz_manife
     assert cached.code == 0
     assert _only(cached, "next: wanlora train")
     assert "6/6" in _only(cached, "latents:")
-    assert _only(cached, "latents of 6 clips")
+    assert "latents of 6 clips" in _only(cached, "to encode: ")
 
     trained = _in_terminal(
         80, "train", "--cache", cache, "--output-dir", run, "--max-steps", 4,

@@ -68,8 +68,8 @@ def test_a_source_replaced_after_it_was_hashed_is_changed(request, kind):
 def test_a_source_replaced_while_it_is_decoded_is_changed(video, monkeypatch):
     known, load = known_of(video), clip_frames._load
 
-    def slow(made: Clip) -> object:
-        pixels = load(made)
+    def slow(made: Clip, num_frames: int) -> object:
+        pixels = load(made, num_frames)
         replaced(made.path, VIDEOS / "still" / "s0.mp4")
         return pixels
 
