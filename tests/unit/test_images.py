@@ -87,6 +87,15 @@ def test_broken_images_are_refused(tmp_path, keep):
     assert raised.value.code == "unreadable"
 
 
+def test_a_text_file_is_refused_with_the_formats_that_can_be_read(tmp_path):
+    path = tmp_path / "text.jpg"
+    path.write_text("hello")
+    with pytest.raises(MediaError, match="PNG") as raised:
+        image.read(path)
+    assert raised.value.code == "unreadable"
+    assert str(path) in str(raised.value)
+
+
 @pytest.mark.parametrize("size", [(9_000, 10_000), (40_000, 40_000)])
 def test_an_image_that_would_fill_the_memory_is_refused_by_its_header(tmp_path, size):
     height, width = size

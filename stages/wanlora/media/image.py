@@ -10,7 +10,7 @@ from typing import IO
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from wanlora.core.aspect import MAX_PICTURE_PX, size_problem
 from wanlora.errors import MediaError
@@ -71,6 +71,10 @@ def _opened(path: Path, file: IO[bytes]) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise MediaError(
             "bad_size", f"{path}: {error} Expected at most {MAX_PICTURE_PX:,} px"
+        ) from None
+    except UnidentifiedImageError:
+        raise MediaError(
+            "unreadable", f"{path} is not an image that Pillow can read; expected JPEG, PNG or WebP"
         ) from None
     if problem := size_problem(picture.height, picture.width):
         raise MediaError("bad_size", f"{path}: {problem}")
