@@ -164,9 +164,9 @@ def test_files_that_do_not_fit_are_refused_with_the_name(micro_folder, tmp_path)
 class RealOperators(Operators):
     """Counts no storages of the meta device, which take no memory."""
 
-    def _note(self, storage) -> None:
+    def note(self, storage) -> None:
         if storage.device.type != "meta":
-            super()._note(storage)
+            super().note(storage)
 
 
 def test_loading_holds_the_result_and_at_most_one_shard_more(tmp_path):

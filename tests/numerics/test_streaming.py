@@ -172,11 +172,11 @@ def test_inputs_in_host_memory_take_the_memory_that_was_counted(monkeypatch):
     class Device(Operators):
         """Storages alive except host buffers, which a GPU has in another memory."""
 
-        def _note(self, storage):
+        def note(self, storage):
             buffers = {buffer._bytes.untyped_storage()._cdata for buffer in made[-1]._free}
             self.host = getattr(self, "host", buffers) | buffers
             if storage._cdata not in self.host:
-                super()._note(storage)
+                super().note(storage)
 
     monkeypatch.setattr(blocks, "SavedInputs", Watched)
     size = (9, 256, 256)
