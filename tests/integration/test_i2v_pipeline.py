@@ -113,7 +113,7 @@ def test_the_run_and_its_adapter_are_of_the_image_model(typed):
 
 
 def test_the_video_is_made_from_the_image(typed):
-    """What the frames must be is compared with plain diffusers in test_sample_i2v.py."""
+    """test_sample_i2v.py compares the frames with those of plain diffusers."""
     (video,) = (typed.folder / "outputs" / "samples").glob("*.mp4")
     with av.open(str(video)) as container:
         stream = container.streams.video[0]

@@ -1,4 +1,4 @@
-"""How micro becomes an image-to-video model."""
+"""Conversion of the micro model to an image-to-video model."""
 
 import numpy as np
 import torch

@@ -31,7 +31,7 @@ def i2v_folder(path: Path, *, clip: bool, experts: bool = False) -> Path:
         clip: True for an image encoder, as Wan2.1 has: variant micro-i2v-clip.
         experts: True for two transformers, as Wan2.2 has: variant micro-i2v-a14b.
     """
-    assert not (clip and experts), "there is no such model"
+    assert not (clip and experts), "no Wan model has both CLIP and two experts"
     micro = model_folder.resolve(model_folder.MICRO, model_folder.PIPELINE)
     shutil.copytree(micro, path, ignore=shutil.ignore_patterns("README.md"))
     row = VARIANTS["micro-i2v-clip" if clip else "micro-i2v-a14b" if experts else "micro-i2v"]

@@ -1,4 +1,4 @@
-"""Adapters of text-to-video and image-to-video models are told apart, or said not to be."""
+"""Detection of adapters for text-to-video and for image-to-video models."""
 
 import logging
 from itertools import product

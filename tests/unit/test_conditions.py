@@ -1,4 +1,4 @@
-"""What an image-to-video transformer is given besides latents and prompts, and what is refused."""
+"""Conditions of an image-to-video transformer: rows, dropout, and refusals."""
 
 from dataclasses import replace
 

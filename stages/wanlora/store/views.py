@@ -191,7 +191,7 @@ def read_view(cache: Location, name: str) -> View:
 
 
 def read_header(cache: Location, name: str) -> View | None:
-    """Read the header of a view as a view without clips; None if there is none that can be read."""
+    """Read only the header of a view, as a view without clips; None if it cannot be read."""
     data = storage.at(cache).get(_key(name))
     try:
         return replace(_parse(json.loads((data or b"").partition(b"\n")[0]), ()), name=name)
