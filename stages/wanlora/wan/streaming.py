@@ -113,7 +113,7 @@ def require_streaming(
             "a smaller --stream-blocks", "fewer processes per machine",
         )  # fmt: skip
         logger.info(
-            "streaming %d of %d blocks: %s of pinned host memory for each transformer",
+            "streaming %d of %d blocks: %s of host memory for each transformer",
             num_streamed, shape.num_layers, units.size(each),
         )  # fmt: skip
 
