@@ -59,7 +59,9 @@ class QuantizedLinear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002  (torch's name)
         """Compute x W^T + b."""
-        result: Tensor = _Product.apply(input, self.weight, self.scale, self.bias, self.kind)  # type: ignore[no-untyped-call]
+        arguments = (input, self.weight, self.scale, self.bias, self.kind)
+        # Typed from torch 2.15 on.
+        result: Tensor = _Product.apply(*arguments)  # type: ignore[no-untyped-call, unused-ignore]
         return result
 
 
