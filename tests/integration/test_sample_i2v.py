@@ -22,7 +22,7 @@ from wanlora.store.reader import StoreReader
 from wanlora.store.views import read_view
 from wanlora.wan import pipeline as wan
 from wanlora.wan.encoders import decode_latents, load_vae
-from wanlora.wan.offload import part_bytes
+from wanlora.wan.placement import part_bytes
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import variant_of
 

@@ -29,7 +29,7 @@ from wanlora.errors import ModelError
 from wanlora.wan.encoders import MAX_SEQUENCE_LENGTH, load_text_encoder, load_vae
 from wanlora.wan.host_memory import HostBytes, loading_bytes, require_host_memory
 from wanlora.wan.image_encoders import load_image_encoder
-from wanlora.wan.offload import Offload
+from wanlora.wan.placement import Offload
 from wanlora.wan.streaming import has_streamed_blocks, stream_blocks
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import Expert, variant_of
@@ -98,7 +98,7 @@ def load_pipeline(
     types |= {part.subfolder: dtype for part in variant.transformers}
     if variant.shape.image_dim:
         types["image_encoder"] = torch.float32
-    if offload == "none":  # otherwise `select_offload` has checked it
+    if offload == "none":  # otherwise `select_placement` has checked it
         _require_memory(folder, types, device, quantize)
     parts: dict[str, Any] = {}
     for part in variant.transformers:

@@ -15,8 +15,7 @@ from wanlora.commands.evaluate.subjects import Subject
 from wanlora.cost.memory import weight_bytes
 from wanlora.progress import waiting
 from wanlora.wan.host_memory import HostBytes, require_host_memory
-from wanlora.wan.offload import USED_SHARE, working_bytes
-from wanlora.wan.placement import free_bytes, streamed_to_fit
+from wanlora.wan.placement import free_bytes, streamed_to_fit, working_bytes
 from wanlora.wan.streaming import require_streaming, stream_blocks
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import Expert, TransformerPart
@@ -71,7 +70,7 @@ class Transformers:
             return False
         each = weight_bytes(self._setup.variant.shape, dtype.itemsize, self._setup.quantize)
         working = working_bytes(self._setup.variant, self._setup.bucket, dtype)
-        if num_missing * each + working <= USED_SHARE * torch.cuda.mem_get_info(device)[0]:
+        if num_missing * each + working <= free_bytes(device):
             return False
         require_host_memory(
             HostBytes(int(2 * each)), "keeping both experts in main memory, to use one at a time",
