@@ -16,12 +16,12 @@ from wanlora.config.prepare import PrepareConfig
 from wanlora.config.sample import ACTIVITY, SampleConfig
 from wanlora.config.settings import DEFAULT_MODEL, Flag, Heading, Setting, Settings, settings_of
 from wanlora.config.show_config import ConfigConfig
-from wanlora.config.train import (
+from wanlora.config.train import TrainConfig
+from wanlora.config.train_sections import (
     FlowSettings,
     LoraSettings,
     OptimizerSettings,
     PreviewSettings,
-    TrainConfig,
     ValidationSettings,
 )
 from wanlora.config.verify import VerifyConfig

@@ -22,13 +22,11 @@ from wanlora.config.train import (
     BatchSize,
     ClipWeights,
     Eager,
-    LoraSettings,
     NumEpochs,
-    PreviewSettings,
     QuantizeBase,
-    ValidationSettings,
     refuse_compiled_dora,
 )
+from wanlora.config.train_sections import LoraSettings, PreviewSettings, ValidationSettings
 from wanlora.core.buckets import Bucket, problem_with
 from wanlora.wan.variants import Expert
 
