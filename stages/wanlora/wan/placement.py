@@ -1,7 +1,7 @@
 """Placement of a pipeline's parts while videos are made: which wait in host memory, which stream.
 
-Owns: the memory that making videos needs, and the choice from the memory that is free. Must not
-know: how parts are moved, how blocks are streamed.
+Owns: the memory that videos need, and the choice from the memory that is free.
+Must not know: how parts are moved, how blocks are streamed.
 """
 
 import logging
