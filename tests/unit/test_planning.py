@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.test_memory import work_of
-from wanlora.commands.estimate.cards import CARDS, MODELS, SIZES, fits_of_cards
+from wanlora.commands.estimate.cards import CARDS, MODELS, SIZES, fits_of_cards, table
 from wanlora.core.buckets import Bucket, num_tokens
 from wanlora.cost.gpus import GPUS
 from wanlora.cost.memory import plan, step_bytes
@@ -86,3 +86,6 @@ def test_the_table_covers_every_card_model_and_size():
         for fit in row:
             limit = budget_of_gpu(GPUS[fit.gpu].memory_bytes) / 1e9
             assert fit.fits == (fit.peak_gb <= limit)
+    lines = table(fits)
+    assert max(map(len, lines)) <= 100
+    assert all(sum(f"{fit.card_gb} GB, {fit.gpu}" in line for line in lines) == 8 for fit in fits)

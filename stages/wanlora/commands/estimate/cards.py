@@ -52,14 +52,12 @@ class CardFit:
     peak_gb: float
     seconds: float
 
-    def text(self) -> str:
-        """Format the plan for a cell of the table."""
-        if not self.fits:
-            return f"no ({units.size(1e9 * self.peak_gb)})"
+    def how(self) -> str:
+        """Format what the plan needs, as the values of the settings."""
         parts = [self.activations]
         parts += [self.quantize] if self.quantize != "none" else []
         parts += [f"{self.num_streamed} streamed"] if self.num_streamed else []
-        return f"{units.duration(self.seconds)}: {', '.join(parts)}"
+        return ", ".join(parts)
 
 
 def fits_of_cards(*, rank: int, adapted: str | Sequence[str]) -> list[CardFit]:
@@ -100,23 +98,39 @@ def _fit(
 
 
 def table(fits: Sequence[CardFit]) -> list[str]:
-    """Format the plans: one row per model and size, one column per card."""
-    head = ("model", "clip", *(f"{size} GB, {name}" for size, name in CARDS.items()))
-    return text_table(head, [*_rows(fits)])
+    """Format the plans for a terminal: a table per model with one row per clip and card."""
+    head = ("clip", "card", "time per step", "peak memory", "activations, quantize, stream-blocks")
+    lines: list[str] = []
+    for model, name in MODELS.items():
+        rows, above = [], ""
+        for fit in fits:
+            if fit.model != model:
+                continue
+            rows.append((
+                "" if fit.clip == above else fit.clip,
+                f"{fit.card_gb} GB, {fit.gpu}",
+                units.duration(fit.seconds) if fit.fits else "does not fit",
+                units.size(1e9 * fit.peak_gb),
+                fit.how() if fit.fits else "",
+            ))  # fmt: skip
+            above = fit.clip
+        lines += ["", name, *text_table(head, rows)[1:]]
+    return lines
 
 
 def markdown(fits: Sequence[CardFit]) -> str:
-    """Format the plans for docs/performance.md."""
+    """Format the plans for docs/performance.md: one row per model and clip, a column per card."""
     head = ["model", "clip", *(f"{size} GB, {name}" for size, name in CARDS.items())]
-    lines = [head, ["---"] * len(head), *_rows(fits)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def _rows(fits: Sequence[CardFit]) -> list[tuple[str, ...]]:
-    return [
-        (MODELS[model], str(clip), *(
-            fit.text() for fit in fits if (fit.model, fit.clip) == (model, str(clip))
-        ))
+    rows = [
+        [MODELS[model], str(clip), *(
+            f"{units.duration(fit.seconds)}: {fit.how()}"
+            if fit.fits
+            else f"no ({units.size(1e9 * fit.peak_gb)})"
+            for fit in fits
+            if (fit.model, fit.clip) == (model, str(clip))
+        )]
         for model in MODELS
         for clip in SIZES
     ]  # fmt: skip
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

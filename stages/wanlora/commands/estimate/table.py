@@ -202,7 +202,7 @@ class EstimateResult:
             return []
         return [
             "",
-            f"one clip per step on other cards, {self.lora}: predicted seconds and activations",
+            f"one clip per step on other cards, {self.lora}; predicted: the fastest that fits",
             *table(self.cards),
         ]
 
