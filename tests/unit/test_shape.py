@@ -70,7 +70,9 @@ def test_the_median_is_over_the_frames_of_all_clips():
 def test_a_class_below_the_bar_is_listed():
     figures = dict.fromkeys(measure.BARS, 1.0) | {"psnr_db": 30.0, "wrong_over_right": 9.0}
     figures["shape"] = {"circle": 0.95, "square": 0.85}
-    assert [line.split(":")[0] for line in measure.failures(figures)] == ["shape square"]
+    assert [line.split(":")[0] for line in measure.failures(figures, measure.BARS)] == [
+        "shape square"
+    ]
 
 
 def test_the_share_asked_for_and_shown_is_counted_by_word():

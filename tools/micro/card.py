@@ -3,6 +3,7 @@
 Owns: the text of `weights/README.md`. A test compares its hashes with the files it describes.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def text(folder: Path, figures: dict[str, Any]) -> str:
     """Write the card of the model in a folder."""
     return "\n".join(
         [
-            *_about(), *_results(figures), *_settings(), *_hashes(folder), ""
+            *_about(), *_results(figures), *_settings(), *hashes(folder, PARTS), ""
         ]
     )  # fmt: skip
 
@@ -75,13 +76,24 @@ def _results(figures: dict[str, Any]) -> list[str]:
         "nearest drawn one, over position, moment and size. The VAE's rows are for drawn clips",
         "that were only encoded and decoded: the maximum for the DiT.",
         "",
+        *measured_table(rows),
+        "",
+    ]
+
+
+def measured_table(rows: Sequence[tuple[str, float, float | None]]) -> list[str]:
+    """Lines of a table of figures.
+
+    Args:
+        rows: Name, value and minimum of each; None = it has no minimum.
+    """
+    return [
         "| | measured | minimum |",
         "|---|---|---|",
         *(
             f"| {name} | {value:.3g} | {'' if bar is None else format(bar, 'g')} |"
             for name, value, bar in rows
         ),
-        "",
     ]
 
 
@@ -109,11 +121,17 @@ def _settings() -> list[str]:
     ]
 
 
-def _hashes(folder: Path) -> list[str]:
+def hashes(folder: Path, parts: Sequence[str]) -> list[str]:
+    """Lines of the section with the hash of each part's weights.
+
+    Args:
+        folder: Folder of the model.
+        parts: Sub-folders.
+    """
     return [
         "## Weights",
         "",
         "| part | sha256 of its tensors' files |",
         "|---|---|",
-        *(f"| {part} | `{weights_sha256(folder / part)}` |" for part in PARTS),
+        *(f"| {part} | `{weights_sha256(folder / part)}` |" for part in parts),
     ]

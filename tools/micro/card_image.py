@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from tools.micro import measure_image
+from tools.micro.card import hashes, measured_table
 from tools.micro.dit import Stage
 from wanlora.micro import world
-from wanlora.wan.weights import weights_sha256
 
 _ABOUT = """\
 # micro-i2v: a miniature of Wan's image-to-video models
@@ -24,7 +24,7 @@ tokenizer are the files of micro.
 
 def text(folder: Path, figures: dict[str, Any], stages: Sequence[Stage]) -> str:
     """Write the card of the model in a folder."""
-    parts = (_data(), _results(figures), _settings(stages), _hash(folder))
+    parts = (_data(), _results(figures), _settings(stages), hashes(folder, ("transformer",)))
     return "\n".join([_ABOUT, *(line for part in parts for line in part), ""])
 
 
@@ -66,12 +66,7 @@ def _results(figures: dict[str, Any]) -> list[str]:
         "20 steps, guidance 3, by `tools.micro.measure_image`. The first pose of a person shows",
         "the activity, so only the direction of shapes shows that the prompt decides.",
         "",
-        "| | measured | minimum |",
-        "|---|---|---|",
-        *(
-            f"| {name} | {value:.3g} | {'' if bar is None else format(bar, 'g')} |"
-            for name, value, bar in rows
-        ),
+        *measured_table(rows),
         "",
     ]
 
@@ -89,14 +84,4 @@ def _settings(stages: Sequence[Stage]) -> list[str]:
         f"From micro's weights, with zeros for the new channels: {described}. The rest is as for",
         "micro.",
         "",
-    ]
-
-
-def _hash(folder: Path) -> list[str]:
-    return [
-        "## Weights",
-        "",
-        "| part | sha256 of its tensors' files |",
-        "|---|---|",
-        f"| transformer | `{weights_sha256(folder / 'transformer')}` |",
     ]

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKLWan
 from PIL import Image
 
-from tools.micro import card_image, dit, measure_image, models
+from tools.micro import card_image, dit, measure, measure_image, models
 from tools.micro.condition import encoded, widen
 from tools.micro.drawn_images import example
 from wanlora.files import partial_path, write_atomic, write_json
@@ -102,7 +102,7 @@ def judge(work_dir: Path, folder: Path) -> None:
     write_json(work_dir / "figures.json", figures)
     Image.fromarray(measure_image.contact_sheet(folder)).save(work_dir / "sheet.png")
     write_atomic(folder / "README.md", card_image.text(folder, figures, STAGES).encode())
-    for line in measure_image.failures(figures):
+    for line in measure.failures(figures, measure_image.BARS):
         logger.warning("below the bar: %s", line)
 
 

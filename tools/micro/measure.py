@@ -5,7 +5,7 @@ Dimensions: t frames, h and w pixels.
 """
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -172,10 +172,10 @@ def fresh_scenes(concept: str, count: int) -> list[world.Scene]:
     return [world.scene(concept, FIRST_SEED + index) for index in range(count)]
 
 
-def failures(figures: dict[str, Any]) -> list[str]:
-    """Bars that are not cleared, each as a line."""
+def failures(figures: Mapping[str, Any], bars: Mapping[str, float]) -> list[str]:
+    """Figures below their minimum, each as a line."""
     missed = []
-    for name, least in BARS.items():
+    for name, least in bars.items():
         value = figures[name]
         for label, one in value.items() if isinstance(value, dict) else [("", value)]:
             if one < least:

@@ -184,17 +184,6 @@ def psnr(found: Image, expected: Image) -> float:
     return float(10 * np.log10(255**2 / max(error, 1e-9)))
 
 
-def failures(figures: dict[str, Any]) -> list[str]:
-    """Bars that are not cleared, each as a line."""
-    missed = []
-    for name, least in BARS.items():
-        value = figures[name]
-        for label, one in value.items() if isinstance(value, dict) else [("", value)]:
-            if one < least:
-                missed.append(f"{name} {label}".strip() + f": {one}, expected {least} or more")
-    return missed
-
-
 def contact_sheet(folder: Path) -> UInt8[np.ndarray, "h w 3"]:
     """Given images, each followed by frames of the video made from it.
 
