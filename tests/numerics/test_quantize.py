@@ -19,7 +19,7 @@ from tests.support.models import random_tensors
 from wanlora.adapters.file import LoraShape
 from wanlora.adapters.lora import adapter_parameters, add_adapter
 from wanlora.cost.memory import weight_bytes
-from wanlora.errors import ModelError
+from wanlora.errors import DeviceError, ModelError
 from wanlora.wan.base_fingerprint import base_fingerprint
 from wanlora.wan.blocks import set_activations
 from wanlora.wan.quantize import (
@@ -28,6 +28,7 @@ from wanlora.wan.quantize import (
     dequantized,
     quantize_blocks,
     quantized,
+    require_compilable,
 )
 from wanlora.wan.transformer import load_transformer
 from wanlora.wan.variants import VARIANTS
@@ -230,3 +231,24 @@ def test_recomputed_blocks_give_the_same_bits(micro_folder, mode):
             parameter.grad = None
     assert found[0][0] == found[1][0]
     assert torch.equal(found[0][1], found[1][1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "refused"),
+    [
+        ("fp8", (8, 6), True),
+        ("fp8", (8, 9), False),
+        ("fp8", (9, 0), False),
+        ("int8", (8, 0), False),
+    ],
+)
+def test_fp8_is_refused_where_triton_has_no_type_for_it(monkeypatch, kind, capability, refused):
+    """Answers of the driver are stood in for; a GPU's compiler decides the rest."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+    if refused:
+        with pytest.raises(DeviceError, match="int8"):
+            require_compilable(kind, torch.device("cuda"))
+    else:
+        require_compilable(kind, torch.device("cuda"))
+    require_compilable(kind, CPU)

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from wanlora.cost.memory import Quantize
+from wanlora.errors import DeviceError
 from wanlora.wan.base_fingerprint import sampled_values
 
 _LARGEST = {"int8": 127.0, "fp8": 448.0}
@@ -81,6 +82,28 @@ class _Product(torch.autograd.Function):
         # of a compiled graph, which torch's partitioner keeps in 16 bits from forward to backward.
         weight = dequantized(values.t(), scale.t(), ctx.kind).t()
         return gradients[0] @ weight, None, None, None, None
+
+
+def require_compilable(kind: Quantize, device: torch.device) -> None:
+    """Check that blocks in a format can be compiled for a device.
+
+    Args:
+        kind: The format.
+        device: Device that computes.
+
+    Raises:
+        DeviceError: Triton has no e4m3 type for this GPU
+            (https://github.com/pytorch/pytorch/issues/167082).
+    """
+    if kind != "fp8" or device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    if (major, minor) < (8, 9):
+        raise DeviceError(
+            "--quantize fp8 in compiled blocks needs a GPU of compute capability 8.9 or newer, and "
+            f"{torch.cuda.get_device_name(device)} has {major}.{minor}: use --quantize int8, which "
+            "has the same size and smaller errors, or --eager"
+        )
 
 
 def quantized(

@@ -46,6 +46,7 @@ from wanlora.training.validation import panel_facts
 from wanlora.training.workload import is_compiled
 from wanlora.wan import attention
 from wanlora.wan import device as devices
+from wanlora.wan.quantize import require_compilable
 from wanlora.wan.variants import Variant
 
 logger = logging.getLogger(__name__)
@@ -106,10 +107,13 @@ def _start_processes(config: TrainConfig, device: torch.device) -> Ranks:
 
     Raises:
         ConfigError: They cannot share a step evenly.
-        DeviceError: The compiled blocks cannot be deterministic with this torch.
+        DeviceError: The compiled blocks cannot be deterministic with this torch, or cannot have
+            8-bit weights on this GPU.
     """
+    compiled = is_compiled(config.eager, device.type, dora=config.lora.dora)
+    if compiled:
+        require_compilable(config.quantize, device)
     if config.deterministic:
-        compiled = is_compiled(config.eager, device.type, dora=config.lora.dora)
         devices.use_deterministic_algorithms(compiled=compiled)
     ranks = Ranks(device, timeout_s=config.process_timeout_s)
     require_even_shares(config.batch_size, config.gradient_accumulation_steps, ranks.count)
