@@ -104,6 +104,14 @@ def test_no_trackers_write_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def offer_wandb(monkeypatch, folder, text):
+    """Let `import wandb` find this text, in this test only."""
+    (folder / "wandb.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # `delitem` would not remove it afterwards
+    del sys.modules["wandb"]
+
+
 @pytest.mark.parametrize(
     ("text", "facts"),
     [
@@ -116,9 +124,7 @@ def test_no_trackers_write_nothing(tmp_path):
 def test_a_wandb_that_does_not_work_is_refused_with_its_own_error(
     tmp_path, monkeypatch, text, facts
 ):
-    (tmp_path / "wandb.py").write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    offer_wandb(monkeypatch, tmp_path, text)
     with pytest.raises(ConfigError) as refused:
         check_trackers(["tensorboard", "wandb"])
     assert all(fact in str(refused.value) for fact in facts)
@@ -126,9 +132,7 @@ def test_a_wandb_that_does_not_work_is_refused_with_its_own_error(
 
 
 def test_a_wandb_that_does_not_start_is_refused_with_its_own_error(tmp_path, monkeypatch):
-    (tmp_path / "wandb.py").write_text("def init(**_): raise ValueError('no api key')")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(sys.modules, "wandb", raising=False)
+    offer_wandb(monkeypatch, tmp_path, "def init(**_): raise ValueError('no api key')")
     with pytest.raises(ConfigError, match="no api key"):
         Recorder(tmp_path / "run", ["wandb"], {}, first_step=0)
 
