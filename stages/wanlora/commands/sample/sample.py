@@ -24,6 +24,7 @@ from wanlora.commands.sample.videos import Video, missing, record_of
 from wanlora.config import SampleConfig
 from wanlora.core.out_of_memory import explained_out_of_memory
 from wanlora.core.units import count
+from wanlora.cost.memory import Quantize
 from wanlora.media import recorded
 from wanlora.media.side_by_side import side_by_side
 from wanlora.progress import waiting
@@ -95,7 +96,7 @@ def run(config: SampleConfig, videos: list[Video]) -> SampleResult:
     )  # fmt: skip
     to_make = missing(videos, setup.record) if config.skip_existing else videos
     if to_make:
-        with explained_out_of_memory(partial(_save_memory, setup.placement)):
+        with explained_out_of_memory(partial(_save_memory, setup.placement, setup.quantize)):
             images = first_frames(
                 to_make, height=settings.height, width=settings.width, folder=setup.folder,
                 variant=setup.variant, device=setup.device,
@@ -121,7 +122,7 @@ def _result(
     )
 
 
-def _save_memory(placement: Placement, reason: str) -> str:
+def _save_memory(placement: Placement, quantize: Quantize, reason: str) -> str:
     """Name the options of a command that ran out of memory."""
     options = [
         *(
@@ -130,6 +131,7 @@ def _save_memory(placement: Placement, reason: str) -> str:
             else []
         ),
         f"--stream-blocks N with N > {placement.num_streamed}",
+        *(["--quantize int8 (the videos change slightly)"] if quantize == "none" else []),
         "--set vae_tiling=true, if it happens after the last step", "fewer --num-frames",
         "a smaller --height and --width",
     ]  # fmt: skip
