@@ -160,7 +160,10 @@ def test_a_projection_is_left_out_and_other_weights_are_refused(tmp_path):
     save_encoder(tmp_path, projected)
     loaded = load_image_encoder(tmp_path, dtype=torch.float32, device=CPU).model
     own = dict(projected.vision_model.named_parameters())
-    assert all(torch.equal(own[name], value) for name, value in loaded.named_parameters())
+    assert all(
+        torch.equal(own[name.removeprefix("vision_model.")], value)  # as transformers 5.3 has it
+        for name, value in loaded.named_parameters()
+    )
     config.num_hidden_layers += 1
     config.save_pretrained(tmp_path / "image_encoder")
     with pytest.raises(ModelError, match=r"missing_keys.*layers\.3\."):
