@@ -1,6 +1,7 @@
 """Shapes and types in signatures are checked in every test: jaxtyping with beartype."""
 
 import functools
+import os
 import platform
 from importlib.metadata import version
 from typing import Any
@@ -10,6 +11,10 @@ from hypothesis import settings
 from jaxtyping import install_import_hook
 
 import tests.support.typecheck  # noqa: F401  (named by the hook below)
+
+# As the processes that tests start: with more threads, results differ in the last bits. torch
+# reads it when it is first imported, which is below.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 install_import_hook(
     [
