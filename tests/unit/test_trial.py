@@ -37,14 +37,19 @@ def model():
     return transformer
 
 
-def fit(model):
-    variant = replace(VARIANTS["micro"], shape=SHAPE)
-    work = workload(
-        variant, BUCKET, batch_size=1, rank=2, adapted=["blocks.0.attn1.to_q"], compiled=False,
+VARIANT = replace(VARIANTS["micro"], shape=SHAPE)
+
+
+def work_of():
+    return workload(
+        VARIANT, BUCKET, batch_size=1, rank=2, adapted=["blocks.0.attn1.to_q"], compiled=False,
         element_bytes=4,
     )  # fmt: skip
+
+
+def fit(model):
     return fitting.fit(
-        model, work, BUCKET, variant, activations="none", kernel="auto", device=CPU,
+        model, work_of(), BUCKET, VARIANT, activations="none", kernel="auto", device=CPU,
         dtype=torch.float32,
     )  # fmt: skip
 
@@ -75,6 +80,17 @@ def test_what_is_tried_is_logged_before_it_is_tried(model, caplog, monkeypatch):
     fit(model)
     assert any("5x16x16" in line and "batch_size 1" in line for line in lines)
     assert any("activations none" in line for line in lines)
+
+
+def test_the_limit_of_a_trial_is_that_of_its_plan(model, caplog, monkeypatch):
+    """On a CPU the memory that the trial takes would raise it."""
+    caplog.set_level(logging.INFO)
+    limits = iter([3e9, 5e9])
+    monkeypatch.setattr(fitting, "budget", lambda *_, **__: next(limits))
+    found = fit(model)
+    assert found.limit_bytes == 3e9
+    fitting.log_trial(found, work_of())
+    assert "of 3 GB" in caplog.messages[-1]
 
 
 SMALL = Trial(("none",) * 2, seconds=1.0, peak_bytes=None, attention=())

@@ -142,7 +142,7 @@ def fit(
         raise errors.kernel_error(f" (ran: {', '.join(trial.attention)})")
     if trial.non_finite:
         raise errors.gradient_error(trial)
-    return trial
+    return replace(trial, limit_bytes=limit)
 
 
 @contextmanager
@@ -278,14 +278,14 @@ def _smaller_weights(work: Workload, limit: float) -> list[str]:
     ]
 
 
-def log_trial(trial: Trial, work: Workload, device: torch.device) -> None:
+def log_trial(trial: Trial, work: Workload) -> None:
     """Log how the blocks run, with predicted and measured memory."""
     counted = step_bytes(work, trial.modes)
     seen = f", {units.size(trial.peak_bytes)} measured" if trial.peak_bytes else ""
     logger.info(
         "activations %s: %s counted%s, of %s; blocks %s; attention by %s; %s for the most "
         "expensive micro-batch",
-        describe(trial.modes), units.size(counted.total), seen, units.size(budget(device)),
+        describe(trial.modes), units.size(counted.total), seen, units.size(trial.limit_bytes),
         "compiled" if work.compiled else "eager",
         ", ".join(trial.attention) or "no known operator",
         units.duration(trial.seconds),

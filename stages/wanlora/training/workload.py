@@ -4,6 +4,7 @@ Owns: the `Workload` of a variant and a bucket, for `cost.memory` and `cost.seco
 of a GPU's memory that a step may take.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ class Trial:
         peak_bytes: Peak memory of tensors on a GPU; None on other devices.
         attention: Attention operators that ran.
         non_finite: Adapter tensors whose gradient has NaN or infinite values.
+        limit_bytes: Memory that a step could take when the modes were chosen.
     """
 
     modes: Modes
@@ -36,6 +38,7 @@ class Trial:
     peak_bytes: int | None
     attention: tuple[str, ...]
     non_finite: tuple[str, ...] = ()
+    limit_bytes: float = math.inf
 
 
 def describe(modes: Sequence[Recompute]) -> str:

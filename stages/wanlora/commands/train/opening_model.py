@@ -185,7 +185,7 @@ def plan_step(config: TrainConfig, model: TrainedModel, data: Data, ranks: Ranks
             + uploaded_bytes(work)
         ),
     )  # fmt: skip
-    fitting.log_trial(trial, work, model.device)
+    fitting.log_trial(trial, work)
     slots = {
         bucket: size.slots(rank=ranks.index, world=ranks.count)
         for bucket, size in data.sizes.items()
