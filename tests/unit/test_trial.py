@@ -2,6 +2,7 @@
 
 import logging
 import re
+import subprocess
 import sys
 from dataclasses import replace
 from types import ModuleType
@@ -198,3 +199,35 @@ def test_a_long_call_is_announced_and_reminded_of(monkeypatch, caplog):
     with progress.waiting("unseen", shown=False):
         pass
     assert "unseen" not in caplog.text
+
+
+TRIAL = """
+import gc
+from dataclasses import replace
+import torch
+from tests.support import real_size
+from wanlora.core.buckets import Bucket
+from wanlora.training import fitting
+from wanlora.training.workload import workload
+from wanlora.wan.host_memory import own_bytes
+from wanlora.wan.variants import VARIANTS
+
+row = VARIANTS["t2v-1.3b"]
+row, size = replace(row, shape=replace(row.shape, num_layers=2)), Bucket(5, 128, 224)
+model = real_size.transformer(row.shape, rank=32, device="cpu", dtype=torch.float32)
+adapted = [f"blocks.{n}.attn{a}.to_{part}" for n in (0, 1) for a in (1, 2) for part in "qkv"]
+work = workload(row, size, batch_size=1, rank=32, adapted=adapted, compiled=False, element_bytes=4)
+before = own_bytes()
+fitting.fit(
+    model, work, size, row, activations="none", kernel="auto", device=torch.device("cpu"),
+    dtype=torch.float32, passes=2,
+)
+gc.collect()
+print(own_bytes() - before)
+"""
+
+
+def test_activations_of_a_trial_on_a_cpu_go_back_to_the_system():
+    """Two blocks of the real size. In a process of its own, whose heap no other test has used."""
+    done = subprocess.run([sys.executable, "-c", TRIAL], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 80e6  # by default 260 MB stay

@@ -24,11 +24,14 @@ from wanlora.training.trial import random_batch, try_modes
 from wanlora.training.workload import GPU_RESERVE, Modes, Trial, budget_of_gpu, describe
 from wanlora.wan import attention
 from wanlora.wan.blocks import why_it_cannot_compile
-from wanlora.wan.host_memory import free_host_memory, own_bytes
+from wanlora.wan.host_memory import free_host_memory, own_bytes, return_freed_memory
 from wanlora.wan.variants import Variant
 
 CPU_SHARE = 0.5
 """Share of the free memory of a machine that a step may take."""
+
+_SMALL_BYTES = 100e6
+"""Weights of a model whose steps are faster, and small enough, if freed memory is not returned."""
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +126,8 @@ def fit(
         text_shape=(variant.shape.num_text_tokens, variant.shape.text_dim),
         has_condition=variant.is_i2v, image_shape=variant.image_shape,
     )  # fmt: skip
+    if device.type == "cpu" and step_bytes(work, plan(work, 0.0)).weights > _SMALL_BYTES:
+        return_freed_memory()
     limit = budget(device, whole_card=whole_card)
     errors = _TrialErrors(activations, work, bucket, kernel, device, dtype, limit)
     logger.info(

@@ -4,7 +4,9 @@ Owns: the difference between memory that a process keeps and pages of files that
 and read again. Must not know: devices and models.
 """
 
+import ctypes
 import logging
+import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,6 +22,11 @@ from wanlora.wan.weights import weight_files
 logger = logging.getLogger(__name__)
 
 CONTROL_GROUPS = Path("/sys/fs/cgroup")
+
+_M_MMAP_THRESHOLD = -3
+"""glibc's number of the option, from malloc.h."""
+_RETURNED_BYTES = 1 << 20
+"""Blocks from this size on are returned to the system as soon as they are freed."""
 
 _LOADED_TOGETHER = 4
 """Number of tensors that transformers converts at once: its GLOBAL_WORKERS."""
@@ -97,6 +104,20 @@ def require_host_memory(needed: HostBytes, what: str, *advice: str) -> None:
             "the files are read from the disk again and again%s", what, units.size(needed.mapped),
             units.size(free - needed.kept), f". Options: {options}" if options else "",
         )  # fmt: skip
+
+
+def return_freed_memory() -> None:
+    """Let glibc return tensors of 1 MB and more to the system when they are freed.
+
+    By default it raises that size up to 32 MB while a program runs (mallopt(3), M_MMAP_THRESHOLD).
+    Freed activations then stay in a heap full of gaps: a training step of T2V-1.3B at 17x240x416 on
+    a CPU took 21.2 GB instead of 11.6, of 11.9 counted, and 13 % less time. No effect if the
+    environment configures malloc, or with another C library.
+    """
+    library = ctypes.CDLL(None)
+    configured = "MALLOC_MMAP_THRESHOLD_" in os.environ or "GLIBC_TUNABLES" in os.environ
+    if hasattr(library, "mallopt") and not configured:
+        library.mallopt(_M_MMAP_THRESHOLD, _RETURNED_BYTES)
 
 
 def free_host_memory(root: Path = CONTROL_GROUPS, groups: Path = Path("/proc/self/cgroup")) -> int:
