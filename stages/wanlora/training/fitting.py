@@ -16,7 +16,7 @@ from wanlora.core import units
 from wanlora.core.buckets import Bucket
 from wanlora.cost.flops import Activations, Recompute
 from wanlora.cost.gpus import gpu_of
-from wanlora.cost.memory import Workload, longest_clip, plan, step_bytes
+from wanlora.cost.memory import Workload, longest_clip, plan, step_bytes, weight_bytes
 from wanlora.cost.planning import fastest_plan
 from wanlora.cost.streaming import PCIE_BYTES_PER_S
 from wanlora.errors import DeviceError, NonFiniteError
@@ -126,7 +126,8 @@ def fit(
         text_shape=(variant.shape.num_text_tokens, variant.shape.text_dim),
         has_condition=variant.is_i2v, image_shape=variant.image_shape,
     )  # fmt: skip
-    if device.type == "cpu" and step_bytes(work, plan(work, 0.0)).weights > _SMALL_BYTES:
+    is_large = weight_bytes(work.shape, work.element_bytes, work.quantize) > _SMALL_BYTES
+    if device.type == "cpu" and is_large:
         return_freed_memory()
     limit = budget(device, whole_card=whole_card)
     errors = _TrialErrors(activations, work, bucket, kernel, device, dtype, limit)
