@@ -74,4 +74,5 @@ def test_the_measurement_runs_in_its_tiny_form(tmp_path):
     imports = rows["(imports alone)"]["peak_anonymous"]
     assert rows["sample"]["peak_anonymous"] > imports / 2
     assert rows["cache-latents"]["predicted"] < 1e6
+    assert 1e6 < rows["train"]["predicted"] < 1e8
     assert "export --format merged" in done.stdout
