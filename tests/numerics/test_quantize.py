@@ -1,6 +1,8 @@
 """8-bit weights: their error, their gradient, what autograd keeps, and how they are loaded."""
 
 import math
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -120,6 +122,34 @@ def test_neither_does_a_compiled_graph_keep_more(kind):
     weights = [tensor.element_size() for tensor in kept if tensor.numel() == values.numel()]
     assert sorted(set(weights)) == [1, 2]
     assert weights.count(2) == 1, "more than the adapter"
+
+
+KEPT_BY_INDUCTOR = """
+import sys
+import torch
+from wanlora.wan.quantize import _Product, quantized
+
+values, scale = quantized(torch.randn(256, 256, dtype=torch.bfloat16), sys.argv[1])
+
+def run(x, a):
+    hidden = torch.nn.functional.gelu(_Product.apply(x, values, scale, None, sys.argv[1]) + x @ a)
+    return _Product.apply(hidden, values, scale, None, sys.argv[1])
+
+x, a = (torch.randn(n, 256, dtype=torch.bfloat16, requires_grad=True) for n in (3, 256))
+kept = []
+with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    torch.compile(run, fullgraph=True)(x, a)
+print(sorted(str(t.dtype) for t in kept if t.numel() == values.numel()))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_nor_does_the_default_compiler(kind):
+    """In a process without the checks of signatures, which the compiler cannot trace."""
+    command = [sys.executable, "-c", KEPT_BY_INDUCTOR, kind]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['torch.bfloat16', 'torch.int8']", "the adapter, and 8 bits"
 
 
 @pytest.mark.parametrize("kind", KINDS)
