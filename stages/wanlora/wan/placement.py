@@ -83,6 +83,8 @@ def select_placement(
             "--offload sequential and --stream-blocks both copy layers to the GPU: leave out one; "
             "--stream-blocks is faster"
         )
+    if device.type == "cpu" and stream_blocks in ("auto", 0):
+        return Placement("none", 0)
     shape, free = variant.shape, free_bytes(device)
     working = working_bytes(variant, size, dtype)
     parts = part_bytes(folder, variant, device=device, dtype=dtype, quantize=quantize)
@@ -113,7 +115,7 @@ def _select_offload(
     device: torch.device,
 ) -> Offload:
     """Turn `--offload` into the parts that wait; `auto` needs a GPU to choose from."""
-    if device.type == "cpu" or setting == "none":
+    if setting == "none":
         return "none"
     offload: Offload = "none"
     if setting != "auto":

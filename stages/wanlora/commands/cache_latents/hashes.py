@@ -79,7 +79,7 @@ def _beside(manifests: Sequence[Path]) -> dict[str, tuple[int, int, str]]:
     for folder in dict.fromkeys(path if path.is_dir() else path.parent for path in manifests):
         try:
             document = (folder / SOURCES).read_bytes()
-        except OSError:
+        except OSError:  # the sources are hashed again
             continue
         for name, entry in parse_hashes(document).items():
             found[str(source_path(name, folder))] = entry
